@@ -1,0 +1,92 @@
+"""Backbones: an image in, a list of feature maps out. One file is one paper.
+
+Every file has a table VARIANTS of constructors; their names are the names users type, so that a search for
+"fasternet_t0" finds the line that defines it. Beside it: WEIGHTS (what was published for a variant) and
+`convert(state)` (the authors' and timm's key names to ours).
+"""
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import Protocol
+
+from torch import Tensor, nn
+
+from ..errors import ModelError, UsageError, choose
+from ..find import find, names
+
+Option = bool | int | float | str
+
+
+class Backbone(Protocol):
+    channels: list[int]  # of each feature, shallow to deep
+    strides: list[int]  # of each feature; feature i is (N, channels[i], ~H / strides[i], ~W / strides[i])
+
+    def __call__(self, image: Tensor) -> list[Tensor]: ...
+
+    def classifier(self, classes: int) -> nn.Module:
+        """The paper's own classification head: the last feature (N, C, h, w) -> (N, classes)."""
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """Published ImageNet-1k weights of one variant: where they are, what they need, what they reach."""
+
+    source: str  # "hf-hub:owner/name" or the address of the authors' file
+    license: str
+    top1: float  # percent on ImageNet-1k val
+    measured_by: str  # who published that figure
+    size: int = 224  # pixels, square
+    crop: float = 0.875  # of the shorter side, before the center crop
+    interpolation: str = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_order: str = "RGB"
+
+
+def _files() -> list[str]:
+    return [file for file in names("backbones") if file != "timm"]
+
+
+def variants(pattern: str = "*") -> dict[str, Callable[..., Backbone]]:
+    """The constructors of our own variants by name, in the order of the files: variants("repvit_*")."""
+    tables = [find("backbones", file).VARIANTS for file in _files()]
+    return {name: make for table in tables for name, make in table.items() if fnmatch(name, pattern)}
+
+
+def family(name: str) -> str:
+    """The file that defines a variant: family("fasternet_t0") -> "fasternet"; `ModelError` if none does."""
+    if name.startswith("timm/"):
+        return "timm"
+    for file in _files():
+        if name in find("backbones", file).VARIANTS:
+            return file
+    raise ModelError(f"no backbone {name!r}: {choose(name, variants())} or timm/NAME")
+
+
+def pretrained(name: str) -> Pretrained | None:
+    """What was published for a variant; None where nothing was."""
+    return getattr(find("backbones", family(name)), "WEIGHTS", {}).get(name)
+
+
+def backbone(
+    name: str, drop_path: float = 0.0, output_stride: int = 32, options: Mapping[str, Option] | None = None
+) -> Backbone:
+    """Build one backbone with random weights.
+
+    `drop_path` is the largest drop probability of stochastic depth, in [0, 1); `output_stride` 32, 16 or 8 (dilated
+    instead of strided below 32); `options` are the family's own, such as {"mixing": "conv"} of FasterNet.
+    Raises `ModelError` for an unknown name, `UsageError` for an unknown option.
+    """
+    if output_stride not in (8, 16, 32):
+        raise UsageError(f"output_stride is {output_stride}; allowed: 8, 16, 32")
+    if not 0 <= drop_path < 1:
+        raise UsageError(f"drop_path is {drop_path}; allowed: 0 <= drop_path < 1")
+    if family(name) == "timm":
+        return find("backbones", "timm").make(name.removeprefix("timm/"), drop_path, output_stride, options or {})
+    make = variants()[name]
+    allowed = [key for key in inspect.signature(make).parameters if key in find("backbones", family(name)).OPTIONS]
+    for key in options or {}:
+        if key not in allowed:
+            raise UsageError(f"{name} has no option {key!r}: {choose(key, allowed) if allowed else 'it has none'}")
+    return make(drop_path=drop_path, output_stride=output_stride, **(options or {}))

@@ -1,0 +1,205 @@
+"""MobileOne -- An Improved One millisecond Mobile Backbone.
+
+Vasu et al., CVPR 2023, arXiv:2206.04040. Code: github.com/apple/ml-mobileone.
+
+The claim: FLOPs and parameters do not predict latency on a phone; branches and synchronization points cost it. So deploy
+a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is, and train each of them as a sum of branches.
+
+    image (3, H, W)
+      stem      1 convolution 3x3 / 2   (C0, H/2, W/2)    ->  feature 0
+      stage 1   2 blocks, the first / 2 (C1, H/4, W/4)    ->  feature 1
+      stage 2   8 blocks, the first / 2 (C2, H/8, W/8)    ->  feature 2
+      stage 3  10 blocks, the first / 2 (C3, H/16, W/16)  ->  feature 3
+      stage 4   1 block,  the first / 2 (C4, H/32, W/32)  ->  feature 4
+
+    block:    depthwise 3x3, then pointwise 1x1; each of the two is
+    trained:  relu(se(sum of k x bn(conv(x)) + bn(conv1x1(x)) + bn(x)))   conv1x1 only beside 3x3, bn(x) only where
+    deployed: relu(se(conv(x)))                                           channels and size stay; se only in s4
+
+Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option `branches`.
+
+Differs from the authors' code: nothing in the values. A 1x1 branch with a stride slices its input and convolves at
+stride 1, since torch's strided one corrupts memory on CPU (oneDNN, channels_last, backward). `output_stride` is ours: a
+depthwise convolution that no longer strides takes the dilation reached so far, those after it twice that. There is no
+residual to drop, so drop path must be 0.
+"""
+
+import re
+from functools import partial
+
+from torch import Tensor, nn
+
+from ..errors import UsageError
+from ..layers import ConvBN, SqueezeExcite, check_batch
+from ..reparam import Kernel, as_conv, fold_bn, identity, merge
+from . import Pretrained
+
+OPTIONS = ("branches",)
+DEPTHS = (2, 8, 10, 1)  # of stages 1 to 4; the paper's table shows the third in two halves
+
+
+class Branches(nn.Module):
+    """A sum of linear branches, which is one convolution: (N, inputs, h, w) -> (N, outputs, h / stride, w / stride)."""
+
+    def __init__(
+        self, inputs: int, outputs: int, size: int, stride: int, dilation: int, groups: int, count: int, skip: bool
+    ):
+        super().__init__()
+        self.stride = stride
+        self.convs = nn.ModuleList(
+            ConvBN(inputs, outputs, size, stride, groups, dilation=dilation) for _ in range(count)
+        )
+        self.scale = ConvBN(inputs, outputs, 1, groups=groups) if size > 1 else None
+        self.skip = nn.BatchNorm2d(outputs) if skip else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        total = self.convs[0](x)
+        for conv in self.convs[1:]:
+            total = total + conv(x)
+        if self.scale is not None:  # the same centers as the strided 3x3: see the file's head
+            total = total + self.scale(x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x)
+        return total if self.skip is None else total + self.skip(x)
+
+    def kernel(self) -> Kernel:
+        kernels = [conv.kernel() for conv in self.convs]
+        if self.scale is not None:
+            kernels.append(self.scale.kernel())
+        if self.skip is not None:
+            conv = self.convs[0][0]
+            unit = identity(conv.out_channels, conv.groups, conv.kernel_size[0], conv.weight.device)
+            kernels.append(fold_bn(unit, self.skip))
+        return merge(*kernels)
+
+    def fuse(self) -> nn.Conv2d:
+        return as_conv(self.kernel(), like=self.convs[0][0])
+
+
+class Convolution(nn.Module):
+    """relu(se(sum of branches)): half a block, or the stem."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+        count: int = 1,
+        skip: bool = False,
+        se: bool = False,
+    ):
+        super().__init__()
+        self.branches = Branches(inputs, outputs, size, stride, dilation, groups, count, skip)
+        self.se = SqueezeExcite(outputs, outputs // 16) if se else nn.Identity()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.se(self.branches(x)))
+
+
+class MobileOne(nn.Module):
+    """image (N, 3, H, W) -> five features; see the file's head.
+
+    `channels` of the stem and the four stages; `branches`: k, at least 1; `se`: how many of the last blocks of each
+    stage have squeeze-and-excite, in both of their convolutions.
+    """
+
+    def __init__(
+        self,
+        channels: tuple[int, ...],
+        se: tuple[int, ...] = (0, 0, 0, 0),
+        drop_path: float = 0.0,
+        output_stride: int = 32,
+        branches: int = 1,
+    ):
+        super().__init__()
+        if branches < 1:
+            raise UsageError(f"MobileOne's branches is {branches}; allowed: at least 1")
+        if drop_path:
+            raise UsageError(f"drop_path is {drop_path}, but MobileOne has no residual to drop; allowed: 0")
+        self.channels = list(channels)
+        self.strides = [2]
+        stages = [nn.Sequential(Convolution(3, channels[0], 3, stride=2))]
+        before, total, dilation = channels[0], 2, 1
+        for outputs, depth, with_se in zip(channels[1:], DEPTHS, se, strict=True):
+            stride = 2 if total < output_stride else 1
+            rate = dilation * 2 // stride
+            stage = []
+            for i in range(depth):
+                first, gate = i == 0, i >= depth - with_se
+                stage += [
+                    Convolution(
+                        before, before, 3, stride if first else 1, dilation if first else rate,
+                        groups=before, count=branches, skip=not first, se=gate,
+                    ),
+                    Convolution(before, outputs, 1, count=branches, skip=before == outputs, se=gate),
+                ]  # fmt: skip
+                before = outputs
+            stages.append(nn.Sequential(*stage))
+            total, dilation = total * stride, rate
+            self.strides.append(total)
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        check_batch(self, image, self.strides[-1])
+        features, x = [], image
+        for stage in self.stages:
+            x = stage(x)
+            features.append(x)
+        return features
+
+    def classifier(self, classes: int) -> nn.Module:
+        """(N, C4, h, w) -> (N, classes)"""
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes))
+
+
+VARIANTS = {  # parameters with a classifier of 1000 classes, multi-branch -> deploy
+    "mobileone_s0": partial(MobileOne, (48, 48, 128, 256, 1024), branches=4),  # 5,293,272 -> 2,078,504
+    "mobileone_s1": partial(MobileOne, (64, 96, 192, 512, 1280)),  # 4,825,192 -> 4,764,840
+    "mobileone_s2": partial(MobileOne, (64, 96, 256, 640, 2048)),  # 7,884,648 -> 7,808,168
+    "mobileone_s3": partial(MobileOne, (64, 128, 320, 768, 2048)),  # 10,170,600 -> 10,078,312
+    "mobileone_s4": partial(MobileOne, (64, 192, 448, 896, 2048), se=(0, 0, 5, 1)),  # 14,951,248 -> 14,838,352
+}
+
+
+def _published(name: str, top1: float, crop: float) -> Pretrained:
+    license = "Apple MobileOne license (github.com/apple/ml-mobileone)"
+    return Pretrained(f"hf-hub:timm/{name}.apple_in1k", license, top1, "timm", crop=crop)
+
+
+WEIGHTS = {  # the authors' weights, multi-branch, as timm hosts them
+    "mobileone_s0": _published("mobileone_s0", 71.398, 0.875),
+    "mobileone_s1": _published("mobileone_s1", 75.760, 0.9),
+    "mobileone_s2": _published("mobileone_s2", 77.504, 0.9),
+    "mobileone_s3": _published("mobileone_s3", 78.002, 0.9),
+    "mobileone_s4": _published("mobileone_s4", 79.446, 0.9),
+}
+
+_RENAMES = (  # authors' | timm's -> ours; the first match of each line, in this order
+    (r"^(stage0|stem)\.", "backbone.stages.0.0."),
+    (r"^stage(\d)\.(\d+)\.", r"backbone.stages.\1.\2."),
+    (r"\.(rbr_conv|conv_kxk)\.(\d+)\.conv\.", r".branches.convs.\2.0."),
+    (r"\.(rbr_conv|conv_kxk)\.(\d+)\.bn\.", r".branches.convs.\2.1."),
+    (r"\.(rbr_scale|conv_scale)\.conv\.", ".branches.scale.0."),
+    (r"\.(rbr_scale|conv_scale)\.bn\.", ".branches.scale.1."),
+    (r"\.(rbr_skip|identity)\.", ".branches.skip."),
+    (r"\.reparam_conv\.", ".branches."),
+    (r"\.attn\.fc1\.", ".se.reduce."),
+    (r"\.attn\.fc2\.", ".se.expand."),
+    (r"^(linear|head\.fc)\.", "head.classifier.2."),
+)
+
+
+def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The authors' names or timm's, of either form, to ours."""
+
+    def rename(key: str) -> str:
+        name = re.sub(  # timm counts its stages from the first after the stem; features_only writes stages_0
+            r"^stages[._](\d+)\.", lambda match: f"backbone.stages.{int(match[1]) + 1}.", key
+        )
+        for pattern, ours in _RENAMES:
+            name = re.sub(pattern, ours, name)
+        return name
+
+    return {rename(key): value for key, value in state.items()}

@@ -1,0 +1,86 @@
+"""The command line: one file is one verb. The only place that prints, parses arguments or decides exit codes.
+
+A verb's file has `EXAMPLE` (a command to copy), `arguments(parser)` and `run(given) -> dict`, which prints its tables
+to standard output and returns everything they show; `--json` prints that as the last line. Progress and messages go to
+standard error. Importing this module loads neither torch nor a verb, so that `fleetnet --help` answers at once.
+"""
+import json
+import sys
+from collections.abc import Sequence
+
+from ..errors import FleetnetError, UsageError, choose
+
+VERBS = {  # in the order of use
+    "demo": "train, collapse, export, verify and measure a network on generated images (about two minutes)",
+    "train": "train a network on your images, or continue with --resume",
+    "eval": "accuracy of a checkpoint or an exported file on your images",
+    "predict": "names and scores for image files",
+    "reparam": "collapse to the deploy form and prove that nothing changed",
+    "export": "write the file for a runtime, verified before it is handed over",
+    "bench": "latency of forms, files and models, measured in turn",
+    "models": "the networks, their size and published accuracy",
+}
+
+
+def _help() -> str:
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+    return (
+        "usage: fleetnet VERB [options]     (fleetnet VERB --help shows the options, their defaults and an example)\n\n"
+        f"{verbs}\n\n"
+        "Every verb takes --json (the last line of output is one JSON document) and --debug (show tracebacks).\n"
+        "Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 model or weights, 5 export or parity, 130 interrupted."
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        return _dispatch(words)
+    except FleetnetError as error:
+        if debug:
+            raise
+        print(f"fleetnet: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("fleetnet: interrupted; a training run continues with: fleetnet train --resume RUN", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        if debug:
+            raise
+        print(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_help())
+        return 0 if words else UsageError.exit_code
+    if words[0] in ("-V", "--version"):
+        from .. import __version__
+
+        print(__version__)
+        return 0
+    verb, *rest = words
+    if verb not in VERBS:
+        raise UsageError(f"no verb {verb!r}: {choose(verb, VERBS)}")
+    from ..find import find
+    from ._arguments import parse
+
+    module = find("cli", verb)
+    as_json = "--json" in rest
+    given = parse(verb, VERBS[verb], module, [word for word in rest if word != "--json"])
+    if given is None:  # --help
+        return 0
+    document = module.run(given)
+    if as_json:
+        print(json.dumps(document))
+    return 0

@@ -1,0 +1,68 @@
+"""`fleetnet reparam`: collapse a checkpoint to its deploy form, prove it equal, show what became smaller."""
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExportError, UsageError
+from ._show import say, table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLE = "fleetnet reparam --model runs/classification/mobileone_s0-photos"
+TOLERANCE = 1e-4  # relative, in float32: the rounding of up to 100 layers; a wrong sign gives about 1
+
+
+def arguments(parser: "ArgumentParser") -> None:
+    parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
+    parser.add_argument("--size", type=str | None, help="size to deploy at, 224 or 192x256 (default: of the checkpoint)")
+    parser.add_argument("--out", type=str, help="file to write (default: deploy.safetensors beside the checkpoint)")
+
+
+def run(given: dict[str, Any]) -> dict[str, Any]:
+    if not given.get("model"):
+        raise UsageError(f"--model is missing; example: {EXAMPLE}")
+
+    import torch
+
+    from .. import checkpoint
+    from ..config import parse_size
+    from ..flops import count
+    from ..reparam import difference, reparameterize
+    from ..weights import locate
+
+    path = locate(Path(given["model"]))
+    loaded = checkpoint.load(path)
+    model = loaded.model.eval()
+    height, width = parse_size(given["size"]) if given.get("size") else loaded.preprocess.size
+    images = torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(0))
+    deploy = reparameterize(model, images)
+    with torch.no_grad():
+        largest, relative = difference([model(images)], [deploy(images)])
+    if not relative <= TOLERANCE:
+        raise ExportError(f"the deploy form differs by {relative:.3g} relative; allowed: {TOLERANCE:.0e}; nothing is written")
+    before, after = ({**_size(m), "macs": count(m, (height, width)).macs} for m in (model, deploy))
+    rows = [[name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}"] for name in before]
+    table(f"{path} at {height}x{width}", ["", "multi-branch", "deploy form"], rows)
+    print(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {TOLERANCE:.0e}), on 4 random images")
+    out = Path(given.get("out") or path.with_name("deploy.safetensors"))
+    checkpoint.save(
+        out, deploy, classes=loaded.classes, preprocess=dataclasses.replace(loaded.preprocess, size=(height, width)),
+        settings=loaded.meta.get("settings"), metrics=loaded.metrics, source=loaded.meta.get("source"), form="deploy",
+    )  # fmt: skip
+    say(f"written: {out}")
+    return {
+        "model": str(path), "written": str(out), "largest_difference": largest, "relative_difference": relative,
+        "tolerance": TOLERANCE, "before": before, "after": after,
+    }  # fmt: skip
+
+
+def _size(model: Any) -> dict[str, int]:
+    from torch import nn
+
+    kinds = {"convolutions": nn.Conv2d, "linear_layers": nn.Linear, "batch_norms": (nn.BatchNorm1d, nn.BatchNorm2d)}
+    modules = list(model.modules())
+    return {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        **{name: sum(isinstance(m, kind) for m in modules) for name, kind in kinds.items()},  # type: ignore[arg-type]
+    }

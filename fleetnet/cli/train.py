@@ -1,0 +1,167 @@
+"""`fleetnet train`: data, model and run folder from the arguments, then `fit`."""
+import csv
+import dataclasses
+import json
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config import TrainConfig, read_recipe
+from ..errors import DataError, UsageError, choose
+from ._arguments import add_settings, check_types, flag
+from ._show import TrainingProgress, duration, say, table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
+AFTER_RESUME = ("epochs", "device", "threads", "workers", "cache", "eval_every")  # what --resume lets one change
+
+
+def arguments(parser: "ArgumentParser") -> None:
+    add_settings(parser, TrainConfig, required=("model", "data"))
+    parser.add_argument("--recipe", type=str, help="a YAML file of these settings; flags win over it")
+    parser.add_argument("--run", type=str, help="run folder (default: runs/TASK/MODEL-DATA)")
+    parser.add_argument("--resume", type=str, help="continue the run in this folder exactly where it stopped")
+
+
+def run(given: dict[str, Any]) -> dict[str, Any]:
+    given = {key: value for key, value in given.items() if key != "json"}
+    resume, recipe, folder = (given.pop(key, None) for key in ("resume", "recipe", "run"))
+    if resume is not None:
+        config, path = _resumed(Path(resume), given, recipe, folder)
+    else:
+        settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
+        config = TrainConfig(**{**settings, **given})
+        for key in ("model", "data"):
+            if not getattr(config, key):
+                raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
+        path = Path(folder) if folder else None
+
+    import torch
+
+    from .. import checkpoint, data, weights
+    from ..train import fit
+
+    train, val = data.load(config.data, "train", config.format), data.load(config.data, "val", config.format)
+    for split, samples in (("train", train), ("val", val)):
+        say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")
+        for line in samples.skipped[:10]:
+            say(f"  skipped {line}")
+    torch.manual_seed(config.seed)
+    model = weights.create_model(
+        config.model, len(train.classes), None if resume else config.weights,
+        drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
+    )  # fmt: skip
+    if path is None:
+        path = _free(Path("runs") / model.task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}")
+    _prepare(path, config, resume is not None)
+    say(f"run folder: {path}")
+
+    # What the run began with: of a fresh start the model knows it, of a resumed one the last checkpoint.
+    source = checkpoint.read_facts(path / "last.safetensors")["source"] if resume else None
+    progress = TrainingProgress()
+    try:
+        best = fit(
+            model, train, val, config, path, resume=resume is not None, source=source, progress=progress,
+            on_epoch=_say_epoch,
+        )  # fmt: skip
+    finally:
+        progress.close()
+    _write_figures(path, best, train.classes)
+    log = _log(path)
+    rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in best.items() if not isinstance(v, list)]
+    table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
+    skipped = sorted({name for line in log for name in line["skipped"]})
+    if skipped:
+        say(f"skipped {len(skipped)} unreadable images: " + "; ".join(skipped[:10]))
+    say(f"next: fleetnet reparam --model {path}   or: fleetnet export --model {path} --to onnx")
+    return {"run": str(path), "best": best, "epochs": len(log), "skipped": skipped}
+
+
+def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str | None) -> tuple[TrainConfig, Path]:
+    """The settings of an earlier run, with those that may change; prints the schedule where it is new."""
+    if not (run / "config.yaml").is_file():
+        near = [str(p.parent) for p in run.parent.glob("*/config.yaml")] if run.parent.is_dir() else []
+        raise UsageError(f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else ""))
+    if not (run / "state").exists():
+        raise UsageError(f"{run} has no state/: it stopped before its first epoch ended, so start it again")
+    if recipe or folder:
+        raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
+    for key in given:
+        if key not in AFTER_RESUME:
+            raise UsageError(f"--resume continues exactly, so {flag(key)} cannot change; allowed: {', '.join(AFTER_RESUME)}")
+    before = TrainConfig(**read_recipe(run / "config.yaml"))
+    config = dataclasses.replace(before, **given)
+    if config.epochs != before.epochs:
+        say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
+    return config, run
+
+
+def _free(path: Path) -> Path:
+    """The path, or the first of path-2, path-3, ... that does not exist."""
+    free, n = path, 1
+    while free.exists():
+        n += 1
+        free = path.with_name(f"{path.name}-{n}")
+    return free
+
+
+def _prepare(run: Path, config: TrainConfig, resume: bool) -> None:
+    """config.yaml and environment.json of the run folder."""
+    import yaml
+
+    from ..checkpoint import write_text
+
+    if not resume and (run / "config.yaml").exists():
+        raise UsageError(f"{run} holds a run already: continue it with --resume {run}, or give another --run")
+    run.mkdir(parents=True, exist_ok=True)
+    values = {**config.to_dict(), "size": list(config.size)}
+    write_text(run / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    names = ("fleetnet", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
+    environment = {
+        "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,
+        "versions": {name: metadata.version(name) for name in names},
+    }  # fmt: skip
+    write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+
+
+def _say_epoch(line: dict[str, Any]) -> None:
+    scores = [
+        f"{form} " + " ".join(f"{k} {v:.2f}" for k, v in line[form].items() if isinstance(v, float))
+        for form in ("raw", "ema")
+        if form in line
+    ]
+    lost = f"  skipped {len(line['skipped'])} unreadable" if line["skipped"] else ""
+    say(f"epoch {line['epoch'] + 1}: loss {line['train']['loss']:.4f}  {'  '.join(scores)}  {duration(line['seconds'])}{lost}")
+
+
+def _log(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+def _write_figures(run: Path, best: dict[str, Any], classes: list[str]) -> None:
+    """results.csv, plots/ and report.html from the log."""
+    from .. import report
+
+    log = _log(run)
+    flat = [
+        {"epoch": e["epoch"], **{f"{part}_{k}": v for part in ("train", "raw", "ema") for k, v in e.get(part, {}).items()}}
+        for e in log
+    ]
+    if not flat:
+        raise DataError(f"{run}/log.jsonl is empty")
+    with (run / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in flat for k in row)))
+        writer.writeheader()
+        writer.writerows(flat)
+    (run / "plots").mkdir(exist_ok=True)
+    report.curves(log, run / "plots" / "curves.png")
+    figures = [run / "plots" / "curves.png"]
+    if "confusion" in best:
+        report.confusion(best["confusion"], classes, run / "plots" / "confusion.png")
+        figures.append(run / "plots" / "confusion.png")
+    summary = {k: v for k, v in best.items() if not isinstance(v, list)}
+    report.page(run.name, summary, flat, figures, run / "report.html")

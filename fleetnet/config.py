@@ -1,0 +1,122 @@
+"""Settings of a training run: defaults < recipe (YAML) < command line. An unknown key is an error with the nearest name.
+
+One frozen dataclass is the whole list: its field names are the recipe's keys and, with dashes, the flags of
+`fleetnet train`; the `help` beside each field is what `fleetnet train --help` shows.
+"""
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .errors import UsageError, choose
+
+
+def _field(default: Any, help: str) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+def parse_size(value: Any) -> tuple[int, int]:
+    """(height, width) in pixels from 224, "224", "192x256", [192, 256] or (192, 256)."""
+    parts = re.split("[x,]", value) if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
+    try:
+        height, width = int(parts[0]), int(parts[-1])
+    except (ValueError, IndexError):
+        height = width = 0
+    if len(parts) > 2 or height < 1 or width < 1:
+        raise UsageError(f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256")
+    return height, width
+
+
+def _options() -> Any:
+    return dataclasses.field(default_factory=dict, metadata={"help": "the family's own, as --options.mixing conv"})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """What `fit` needs to know; every value is checked on construction."""
+
+    model: str = _field("", "name of a model, as listed by `fleetnet models`")
+    data: str = _field("", "folder or list file of images, or `shapes` (generated)")
+    format: str | None = _field(None, "format of the data, where finding it out fails")
+    weights: str | None = _field(None, "starting weights: a file, hf-hub:OWNER/NAME, or `default` (published)")
+    epochs: int = _field(30, "passes over the training images")
+    size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
+    batch_size: int = _field(32, "images a step on each device")
+    accumulate: int = _field(1, "steps whose gradients are summed before an update")
+    optimizer: Literal["sgd", "adamw"] = _field("adamw", "sgd is with Nesterov momentum")
+    lr: float = _field(1e-3, "peak learning rate, for the batch size as given")
+    momentum: float = _field(0.9, "of sgd; the first beta of adamw")
+    weight_decay: float = _field(0.05, "not applied to norms and biases")
+    warmup_epochs: float = _field(2.0, "epochs of linear warm-up before the cosine to zero")
+    label_smoothing: float = _field(0.1, "share of the target given to all classes alike")
+    clip: float | None = _field(None, "largest norm of the gradient")
+    ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
+    drop_path: float = _field(0.0, "largest probability of stochastic depth")
+    output_stride: int = _field(32, "8 and 16 dilate instead of striding")
+    options: dict[str, bool | int | float | str] = _options()
+    scale: float = _field(0.35, "smallest area of a random crop, as a share of the image")
+    flip: float = _field(0.5, "probability of a horizontal flip")
+    color_jitter: float = _field(0.2, "range of brightness, contrast and saturation")
+    auto_augment: Literal["none", "randaugment", "trivial", "autoaugment"] = _field("none", "torchvision's policies")
+    erasing: float = _field(0.0, "probability of erasing a rectangle")
+    mixup: float = _field(0.0, "alpha of mixup; 0 for none")
+    cutmix: float = _field(0.0, "alpha of cutmix; 0 for none")
+    crop: float = _field(1.0, "share of the shorter side kept in evaluation")
+    precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "of autocast; fp16 needs a GPU")
+    channels_last: bool = _field(True, "memory format")
+    device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
+    threads: int = _field(0, "CPU threads; 0 leaves them as they are")
+    workers: int = _field(0, "processes that read images")
+    cache: bool = _field(False, "keep decoded images in memory")
+    eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
+    seed: int = _field(0, "of weights, order and augmentation")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", parse_size(self.size))
+        rules: list[tuple[str, bool, str]] = [
+            *((key, getattr(self, key) >= 1, "at least 1") for key in ("epochs", "batch_size", "accumulate")),
+            ("eval_every", self.eval_every >= 1, "at least 1"),
+            ("lr", self.lr > 0, "positive"),
+            *((key, getattr(self, key) >= 0, "at least 0") for key in ("weight_decay", "warmup_epochs", "mixup")),
+            *((key, getattr(self, key) >= 0, "at least 0") for key in ("cutmix", "color_jitter", "workers", "threads")),
+            *((key, 0 <= getattr(self, key) < 1, "from 0 to below 1") for key in ("label_smoothing", "momentum")),
+            *((key, 0 <= getattr(self, key) <= 1, "from 0 to 1") for key in ("flip", "erasing")),
+            *((key, 0 < getattr(self, key) <= 1, "above 0, at most 1") for key in ("scale", "crop")),
+            ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
+            ("clip", self.clip is None or self.clip > 0, "positive, or null"),
+        ]
+        for key, holds, allowed in rules:
+            if not holds:
+                raise UsageError(f"{key} is {getattr(self, key)}; allowed: {allowed}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+KEYS = {field.name for field in dataclasses.fields(TrainConfig)}
+
+
+def read_recipe(path: str | Path) -> dict[str, Any]:
+    """The settings that a recipe file gives; keys may have dashes or underscores.
+
+    Raises `UsageError` for a missing file, YAML that is not a mapping, and an unknown key (with the nearest name).
+    """
+    import yaml
+
+    path = Path(path)
+    if not path.is_file():
+        near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise UsageError(f"no recipe {str(path)!r}: " + (choose(path.stem, near) if near else "the folder has none"))
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not YAML: {error}") from error
+    if not isinstance(values, Mapping):
+        raise UsageError(f"{path}: a recipe is a mapping of keys to values, but this is {type(values).__name__}")
+    recipe = {str(key).replace("-", "_"): value for key, value in values.items()}
+    for key in recipe:
+        if key not in KEYS:
+            raise UsageError(f"{path}: unknown key {key!r}: {choose(key, KEYS)}")
+    return recipe

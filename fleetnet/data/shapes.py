@@ -1,0 +1,169 @@
+"""Generated pictures of shapes on cluttered backgrounds: data to try things on, without a download.
+
+"shapes" is 2000 pictures for training and 500 for "val", "shapes:COUNT" is COUNT and a quarter of it. A picture is a
+`Scene` first (which shapes stand where, as polygons in pixels) and is rendered from it, so that boxes and masks can be
+read off. Scenes depend on nothing but their number and split, and are the same on every machine; the rendered
+pixels may differ a little between versions of Pillow.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from random import Random
+
+from PIL import Image, ImageDraw
+
+from ..errors import UsageError
+from . import SPLITS, Sample, Split
+
+EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name is "./shapes")'
+CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
+COUNT, SIZE = 2000, 96
+SMALLEST = 8  # pictures: fewer would leave val without a second one
+_OVERSAMPLE = 2  # drawn larger, then averaged: smooth edges
+
+Point = tuple[float, float]
+Color = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One shape: class index, color, and its outline as (x, y) in pixels; a ring's goes around it and then its hole."""
+
+    label: int
+    color: Color
+    outline: list[Point]
+
+    def box(self) -> tuple[float, float, float, float]:
+        """The smallest box around it: xyxy in pixels."""
+        xs, ys = zip(*self.outline, strict=True)
+        return min(xs), min(ys), max(xs), max(ys)
+
+    def mask(self, size: int) -> Image.Image:
+        """Where it is, as a picture of mode L with 255 inside: (size, size)."""
+        image = Image.new("L", (size * _OVERSAMPLE, size * _OVERSAMPLE))
+        _fill(ImageDraw.Draw(image), self.outline, 255)
+        return image.reduce(_OVERSAMPLE).point(lambda share: 255 * (share > 127))
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What a picture shows, from back to front: corner colors, lines, small shapes of any class, objects, noise."""
+
+    size: int
+    corners: list[Color]  # of the background: top left, top right, bottom left, bottom right
+    lines: list[tuple[Point, Point, Color]]
+    clutter: list[Shape]
+    objects: list[Shape]
+    noise: bytes  # (size // 2)^2 values of gray, laid over everything
+
+
+def detect(root: str) -> bool:
+    return root == "shapes" or root.startswith("shapes:")
+
+
+def load(root: str, split: str) -> Split:
+    """The samples of a split; `UsageError` for a count that is none. "all" is the pictures of "train"."""
+    count = parse(root)
+    first = "train" if split == "all" else split
+    number = count if first == "train" else count // 4
+    samples = [Sample(partial(draw, i, first), i % len(CLASSES)) for i in range(number)]
+    return Split(samples, list(CLASSES))
+
+
+def parse(root: str) -> int:
+    """The number of pictures for training: parse("shapes:600") -> 600."""
+    _, colon, count = root.partition(":")
+    if not colon and detect(root):
+        return COUNT
+    if not detect(root) or not (count.isascii() and count.isdigit()) or int(count) < SMALLEST:
+        raise UsageError(f"data is {root!r}; allowed: shapes, or shapes:COUNT with a COUNT of at least {SMALLEST}")
+    return int(count)
+
+
+def draw(index: int, split: str = "train", size: int = SIZE) -> Image.Image:
+    """Picture `index` of a split: RGB, (size, size), the shape of class index % 6 being the object."""
+    return render(scene(index, split, size))
+
+
+def scene(index: int, split: str = "train", size: int = SIZE) -> Scene:
+    """What picture `index` of a split shows: one object on its background."""
+    random = Random(index * len(SPLITS) + SPLITS.index(split))  # its random() is the same in every version
+    corners = [_color(random) for _ in range(4)]
+    average = [sum(channel) / 4 for channel in zip(*corners, strict=True)]
+    lines = [(_point(random, size), _point(random, size), _color(random)) for _ in range(int(random.random() * 4))]
+    clutter = []
+    for _ in range(int(random.random() * 6)):
+        radius = size * _between(random, 0.03, 0.07)
+        clutter.append(_shape(random, int(random.random() * 6), _point(random, size), radius, _color(random)))
+    radius = size * _between(random, 0.2, 0.4)
+    center = _between(random, radius, size - radius), _between(random, radius, size - radius)
+    color = _color(random)
+    while sum(abs(a - b) for a, b in zip(color, average, strict=True)) < 150:  # or nobody could see it
+        color = _color(random)
+    thing = _shape(random, index % len(CLASSES), center, radius, color)
+    return Scene(size, corners, lines, clutter, [thing], random.randbytes((size // 2) ** 2))
+
+
+def render(scene: Scene) -> Image.Image:
+    """The picture of a scene: RGB, (size, size)."""
+    image = Image.new("RGB", (2, 2))
+    image.putdata(scene.corners)
+    image = image.resize((scene.size * _OVERSAMPLE, scene.size * _OVERSAMPLE), Image.Resampling.BILINEAR)
+    pen = ImageDraw.Draw(image)
+    for start, end, color in scene.lines:
+        pen.line(_larger([start, end]), fill=color, width=max(1, scene.size // 24))
+    for shape in [*scene.clutter, *scene.objects]:
+        _fill(pen, shape.outline, shape.color)
+    image = image.reduce(_OVERSAMPLE)
+    grain = Image.frombytes("L", (scene.size // 2, scene.size // 2), scene.noise).resize(image.size)
+    return Image.blend(image, grain.convert("RGB"), 0.12)
+
+
+def _fill(pen: ImageDraw.ImageDraw, outline: Sequence[Point], color: Color | int) -> None:
+    larger = _larger(outline)
+    pen.polygon(larger, fill=color)
+    pen.line(larger, fill=color, width=_OVERSAMPLE)  # without it, some rings show where their outline steps in
+
+
+def _larger(points: Sequence[Point]) -> list[Point]:
+    return [(x * _OVERSAMPLE, y * _OVERSAMPLE) for x, y in points]
+
+
+def _shape(random: Random, label: int, center: Point, radius: float, color: Color) -> Shape:
+    turn = random.random() * 2 * math.pi
+    cos, sin, (x, y) = radius * math.cos(turn), radius * math.sin(turn), center
+    return Shape(label, color, [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[CLASSES[label]]])
+
+
+def _around(*radii: float, corners: int) -> list[Point]:
+    """Points around (0, 0), at distances that take turns; the first comes again as the last."""
+    turns = [2 * math.pi * i / corners for i in range(corners + 1)]
+    return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(turns)]
+
+
+_OUTLINES: dict[str, list[Point]] = {  # of a shape with radius 1
+    "circle": _around(0.85, corners=32),
+    "cross": [
+        (c * x - s * y, s * x + c * y)
+        for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
+        for x, y in ((0.3, -0.3), (0.95, -0.3), (0.95, 0.3))
+    ],
+    "ring": _around(1.0, corners=32) + _around(0.55, corners=32)[::-1],  # one line: around, a step in, and back
+    "square": _around(1.0, corners=4),
+    "star": _around(1.0, 0.42, corners=10),
+    "triangle": _around(1.0, corners=3),
+}
+
+
+def _between(random: Random, low: float, high: float) -> float:
+    return low + (high - low) * random.random()
+
+
+def _point(random: Random, size: int) -> Point:
+    return size * random.random(), size * random.random()
+
+
+def _color(random: Random) -> Color:
+    return int(random.random() * 256), int(random.random() * 256), int(random.random() * 256)

@@ -1,0 +1,168 @@
+"""From a file to predictions, and from a model to a file: `load` and `export`.
+
+A `Predictor` is the same for a checkpoint, run by torch, and for an exported file, run by its runtime.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from . import checkpoint
+from .errors import ModelError
+from .find import find, names
+from .images import read
+from .runtimes import Delivered, Preprocessed, deliver
+from .tasks import Model
+from .transforms import Preprocess
+from .weights import locate
+
+Picture = str | Path | Image.Image
+BATCH = 16  # images at a time, of a checkpoint
+
+
+class Predictor(nn.Module):
+    """A checkpoint, a run folder (its best.safetensors), or a file that `export` wrote, ready to use.
+
+    `predict` names what is in pictures, `raw` computes outputs from a batch. It is a module (of torch tensors, in eval
+    mode whatever one asks for), so that what evaluates a model evaluates a file. `runtime` is "torch" for a checkpoint;
+    `facts` are those of the file. `device` is for checkpoints, `threads` for the runtimes of exported files, which get
+    one image at a time. Raises `ModelError` for a file that is missing, damaged, of another program or unknown task.
+    """
+
+    facts: dict[str, Any]
+    classes: list[str]
+    preprocess: Preprocess
+
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int = 1):
+        super().__init__()
+        path = Path(path)
+        runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
+        self.runtime = "torch" if path.is_dir() else runtimes.get(path.suffix, "torch")
+        if self.runtime == "torch":
+            self._run, self.facts = _torch_runner(path, torch.device(device))
+            self._batch = BATCH
+        else:
+            module = find("runtimes", self.runtime)
+            self._run = module.load(path, threads)
+            self.facts = module.metadata(path) if hasattr(module, "metadata") else _sidecar(path)
+            self._batch = 1
+        checkpoint.check_facts(self.facts, path)
+        self.task: str = self.facts["task"]
+        self.classes = self.facts["classes"]
+        self.preprocess = Preprocess.from_dict(self.facts["preprocess"])
+        if self.facts.get("embedded_preprocess"):  # the file takes pixels, 0 to 255
+            pixels = (1 / 255,) * 3
+            self.preprocess = dataclasses.replace(self.preprocess, mean=(0.0,) * 3, std=pixels, channel_order="RGB")
+
+    def raw(self, batch: np.ndarray) -> list[np.ndarray]:
+        """Preprocessed images (N, 3, H, W), float32 -> the network's outputs, such as logits (N, classes)."""
+        parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
+        return [np.concatenate(output) for output in zip(*parts, strict=True)]
+
+    def forward(self, batch: Tensor) -> Tensor:
+        """The first output as a tensor: logits (N, classes) of preprocessed images (N, 3, H, W)."""
+        logits = torch.from_numpy(self.raw(batch.cpu().numpy())[0])
+        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
+            raise ModelError(f"outputs have shape {tuple(logits.shape)}, but there are {len(self.classes)} class names")
+        return logits
+
+    def predict(self, pictures: Sequence[Picture], top: int = 5) -> list[list[tuple[str, float]]]:
+        """For each picture (a file, or in memory) the `top` classes as (name, probability), most probable first.
+
+        Raises `DataError` for a file that cannot be read, naming it.
+        """
+        found: list[list[tuple[str, float]]] = []
+        for i in range(0, len(pictures), BATCH):
+            batch = torch.stack([self.preprocess(_picture(picture)) for picture in pictures[i : i + BATCH]])
+            decoded = find("tasks", self.task).decode(self(batch), top)
+            found += [[(self.classes[index], score) for index, score in image] for image in decoded]
+        return found
+
+
+def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1) -> Predictor:
+    """A checkpoint, a run folder, or an exported file, ready to predict; see `Predictor`."""
+    return Predictor(path, device, threads)
+
+
+def _picture(picture: Picture) -> Image.Image:
+    return picture.convert("RGB") if isinstance(picture, Image.Image) else read(picture)
+
+
+def _sidecar(path: Path) -> dict[str, Any]:
+    """The facts beside a file whose format cannot hold them."""
+    try:
+        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} needs {path.with_suffix('.json').name} beside it, as export wrote it") from error
+
+
+def _torch_runner(path: Path, device: torch.device) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any]]:
+    loaded = checkpoint.load(path, device)
+    dtype = next(loaded.model.parameters()).dtype
+
+    @torch.inference_mode()
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        outputs = loaded.model(torch.from_numpy(np.ascontiguousarray(batch)).to(device, dtype))
+        return [output.float().cpu().numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+
+    return run, loaded.meta
+
+
+def export(
+    model: Model | str | Path,
+    runtime: str,
+    path: str | Path,
+    *,
+    size: tuple[int, int] | None = None,
+    classes: Sequence[str] | None = None,
+    preprocess: Preprocess | None = None,
+    opset: int | None = None,
+    dynamic: bool = False,
+    embed_preprocess: bool = False,
+    pictures: Sequence[Picture] = (),
+) -> Delivered:
+    """Collapse a model, write it for a runtime, prove the file equal to the model, and only then put it at `path`.
+
+    `model` is a checkpoint, a run folder, or a model in eval mode; with a model give the names of its `classes` and the
+    `preprocess` it was trained with, unless its weights brought one. `size` (height, width) is that of the
+    preprocessing unless given; `dynamic` leaves the number of images open; `embed_preprocess` puts channel order, mean
+    and std into the graph, which then takes RGB pixels, 0 to 255. It is compared on random images and on `pictures`.
+    Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime or opset, and `ExportError` if
+    the file cannot be written or does not compute what the model computes.
+    """
+    if isinstance(model, Model):
+        if preprocess is None:
+            known = getattr(model, "preprocess", None)
+            preprocess = Preprocess.from_dict(known) if known else Preprocess((224, 224))
+        facts = checkpoint.facts(model, classes or [str(i) for i in range(model.classes)], preprocess)
+    else:
+        file = locate(Path(model))
+        loaded = checkpoint.load(file)
+        model, preprocess = loaded.model, preprocess or loaded.preprocess
+        hashed = hashlib.sha256(file.read_bytes()).hexdigest()
+        facts = {**loaded.meta, "classes": list(classes or loaded.classes)}
+        facts |= {"checkpoint": file.name, "checkpoint_sha256": hashed}
+    if len(facts["classes"]) != model.classes:
+        raise ModelError(f"{len(facts['classes'])} class names for a model of {model.classes} classes")
+    preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
+    facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
+    facts |= {"embedded_preprocess": embed_preprocess}
+
+    generator = torch.Generator().manual_seed(0)
+    inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
+    given, network = preprocess, cast(nn.Module, model)
+    if embed_preprocess:
+        network = Preprocessed(model, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
+        given = dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
+        inputs = [torch.rand(1, 3, *preprocess.size, generator=generator) * 255 for _ in range(4)]
+    like = next(model.parameters())
+    examples = [image.to(like) for image in [*inputs, *(given(_picture(picture))[None] for picture in pictures)]]
+    return deliver(network, examples[0], path, runtime, facts, opset=opset, dynamic=dynamic, examples=examples)

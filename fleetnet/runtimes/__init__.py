@@ -1,0 +1,216 @@
+"""Runtimes: the deploy form as a file that a device runs, handed over only with proof. One file is one runtime.
+
+A runtime is a module:
+
+    suffix          of the file, such as ".onnx"
+    tolerance       largest difference allowed, relative to the standard deviation of the model's own outputs
+    package         the distribution that runs the file: its version goes into the sidecar
+    default_opset   the operator set used unless one is asked for; None where the format has none
+    export(model, example, path, *, opset, dynamic, metadata, outputs)
+    load(path, threads) -> callable(ndarray (N, 3, H, W)) -> list[ndarray]
+
+`load` is the piece to protect: verifying compares two such calls, a benchmark repeats one, a prediction is one and a
+decode; none of them knows which runtime it is. `deliver` puts the pieces together.
+"""
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, UsageError
+from ..find import find
+from ..reparam import difference, reparameterize
+from ._preprocess import Preprocessed as Preprocessed
+
+Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
+Reference = Callable[[Tensor], Tensor | Sequence[Tensor]]
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far two ways to compute the same outputs are apart, over all examples."""
+
+    max_abs: float
+    relative: float  # max_abs of the worst output / standard deviation of that output of the reference
+    tolerance: float  # largest `relative` that passes
+    top1_agreement: float | None  # share of images with the same largest logit; None unless (N, classes)
+    images: int
+
+    @property
+    def passed(self) -> bool:
+        return self.relative <= self.tolerance  # false for NaN
+
+    def to_dict(self) -> dict[str, float | int | bool | None]:
+        """For JSON, which has no NaN or infinity: those become None."""
+        finite = {k: v if v is None or math.isfinite(v) else None for k, v in asdict(self).items()}
+        return {**finite, "passed": self.passed}
+
+    def __str__(self) -> str:
+        agree = "" if self.top1_agreement is None else f", same top-1 for {self.top1_agreement:.1%}"
+        return (
+            f"largest difference {self.max_abs:.3g}, relative {self.relative:.3g} "
+            f"(allowed {self.tolerance:.3g}) on {self.images} images{agree}"
+        )
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A file that was proven equal to its model, and what lies beside it."""
+
+    path: Path
+    sidecar: Path  # JSON: the facts, inputs and outputs, parity, hash
+    golden: Path  # npz: "image" and the expected outputs by name
+    parity: Parity
+    seconds: float  # of collapsing and exporting
+
+
+def _tensors(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+@torch.no_grad()
+def verify(reference: Reference, runner: Runner, examples: Sequence[Tensor] | Tensor, tolerance: float) -> Parity:
+    """Compare `runner` with `reference` on batches of images, each (N, 3, H, W); a stack (k, N, 3, H, W) is k batches.
+
+    Differences are relative to the spread of an output over all the examples: one image's few logits may lie close
+    together by chance. Raises `ExportError` if the number or shapes of outputs differ, or the reference is not finite.
+    """
+    expected: list[list[Tensor]] = []
+    given: list[list[Tensor]] = []
+    for image in examples:
+        expected.append([output.cpu() for output in _tensors(reference(image))])
+        given.append([torch.from_numpy(np.array(output, order="C")) for output in runner(image.cpu().numpy())])
+        shapes = [[tuple(output.shape) for output in side[-1]] for side in (expected, given)]
+        if shapes[0] != shapes[1]:
+            raise ExportError(f"the model's outputs have shapes {shapes[0]}, the exported file's {shapes[1]}")
+    references = [torch.cat(outputs) for outputs in zip(*expected, strict=True)]  # per output, all images
+    others = [torch.cat(outputs) for outputs in zip(*given, strict=True)]
+    if not all(output.isfinite().all() for output in references):
+        raise ExportError("the model itself computes NaN or infinity on the examples: nothing can equal that")
+    max_abs, relative = difference(references, others)
+    top1 = None
+    if len(references) == 1 and references[0].ndim == 2:
+        top1 = (references[0].argmax(1) == others[0].argmax(1)).double().mean().item()
+    return Parity(max_abs, relative, tolerance, top1, len(references[0]))
+
+
+def _examples(example: Tensor, dynamic: bool) -> list[Tensor]:
+    """The example and three random batches of the same range; of other batch sizes too if the file allows them."""
+    generator = torch.Generator().manual_seed(0)
+    mean, std = example.double().mean().item(), example.double().std().item() or 1.0
+    batches = [example]
+    for extra in range(3):
+        count = len(example) + (extra if dynamic else 0)
+        noise = torch.randn(count, *example.shape[1:], generator=generator) * std + mean
+        if not example.is_floating_point():
+            noise = noise.clamp(0, 255)
+        batches.append(noise.to(example))
+    return batches
+
+
+def _describe(name: str, value: Tensor, dynamic: bool) -> dict[str, object]:
+    shape = ["batch" if dynamic else value.shape[0], *value.shape[1:]]
+    layout = {"layout": "NCHW"} if value.ndim == 4 else {}
+    return {"name": name, "shape": shape, "dtype": str(value.dtype).removeprefix("torch."), **layout}
+
+
+def _advice(parity: Parity, model: nn.Module, deployed: nn.Module, examples: Sequence[Tensor], runtime: str) -> str:
+    """Which of the two steps changed the outputs: collapsing, or conversion."""
+
+    def in_torch(image: np.ndarray) -> list[np.ndarray]:
+        outputs = deployed(torch.from_numpy(image).to(examples[0].device))
+        return [output.cpu().numpy() for output in _tensors(outputs)]
+
+    collapsed = verify(model, in_torch, examples, parity.tolerance)
+    if not collapsed.passed:
+        return (
+            f"The deploy form differs already in torch (relative {collapsed.relative:.3g}): a `fuse()` of this "
+            "network is wrong, or its batch norms hold extreme statistics"
+        )
+    return (
+        f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to {runtime} "
+        "changed it: try another opset, or a fixed batch size"
+    )
+
+
+def deliver(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    runtime: str,
+    facts: Mapping[str, object],
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    examples: Sequence[Tensor] | None = None,
+    deploy: bool = True,
+    outputs: Sequence[str] = ("logits",),
+) -> Delivered:
+    """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
+
+    `model` is the multi-branch model in eval mode; it stays as it is, and it is what the file is compared with, so that
+    one comparison covers collapsing and conversion. `example` is one batch of the deployed size, (N, 3, H, W);
+    `examples` are the batches compared (unless given: the example and random ones). `dynamic` leaves N open. `facts`
+    (the checkpoint's metadata; JSON) goes into the sidecar `<stem>.json` and, where the format can, into the file;
+    `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with its outputs. To embed the
+    preprocessing, give `Preprocessed(model, ...)` and an example of pixels.
+
+    Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError` for a model in
+    training mode, `UsageError` for an unknown runtime, suffix or opset, `ExportError` if export or comparison fails.
+    """
+    path = Path(path)
+    to = find("runtimes", runtime)
+    if path.suffix != to.suffix:
+        raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
+    examples = _examples(example, dynamic) if examples is None else examples
+    sidecar, golden = path.with_suffix(".json"), path.with_suffix(".golden.npz")
+    if path.stem == "model":
+        golden = path.with_name("golden.npz")
+
+    start = time.perf_counter()
+    deployed = reparameterize(model, example) if deploy else model
+    facts = {**facts, **({"form": "deploy"} if deploy else {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # A folder, since some formats are two files; beside the target, so that renaming cannot cross file systems.
+    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
+        file = Path(folder) / path.name
+        to.export(deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=outputs)
+        seconds = time.perf_counter() - start
+        parity = verify(model, to.load(file), examples, to.tolerance)
+        if not parity.passed:
+            advice = _advice(parity, model, deployed, examples, runtime)
+            raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
+        with torch.no_grad():
+            values = dict(zip(outputs, _tensors(model(example)), strict=True))
+        arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
+        np.savez(Path(folder) / golden.name, allow_pickle=False, **arrays)
+        document = {
+            **facts,
+            "file": path.name,
+            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "golden": golden.name,
+            "runtime": runtime,
+            "runtime_version": version(to.package),
+            "opset": to.default_opset if opset is None else opset,
+            "inputs": [_describe("image", example, dynamic)],
+            "outputs": [_describe(name, value, dynamic) for name, value in values.items()],
+            "parity": parity.to_dict(),
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
+        (Path(folder) / sidecar.name).write_text(text, encoding="utf-8")
+        for finished in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):  # the file itself last
+            os.replace(finished, path.with_name(finished.name))
+    return Delivered(path, sidecar, golden, parity, seconds)

@@ -1,0 +1,163 @@
+"""ONNX, written by torch's dynamo exporter and run by onnxruntime on the CPU.
+
+One file with the weights inside, input "image", facts as JSON in the metadata under "fleetnet".
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, ModelError, UsageError
+
+suffix = ".onnx"
+package = "onnxruntime"
+default_opset = 20  # torch's default; the first with Gelu as one operator
+# What rounding does in float32: 1.1e-6 to 3.5e-6 over all families with random batch norms at 224 pixels, for
+# collapsing and onnxruntime's own fusing together. Trained weights spread wider, so 30 times that; one wrong sign is above 1e-2.
+tolerance = 1e-4
+
+# Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18; above 23 it has no
+# translations of its own.
+OPSETS = range(18, 24)
+LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
+KEY = "fleetnet"  # of the metadata
+DTYPES = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
+}  # fmt: skip
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise ExportError(f"ONNX needs the package {name}, which is not installed: pip install {name}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's warnings about its own internals and its log messages."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+) -> None:
+    """Write `model` as it is, in eval mode, to one ONNX file; nothing is verified here (see `runtimes.deliver`).
+
+    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. `outputs` names the outputs
+    in their order. Raises `UsageError` for an opset that torch cannot write, `ExportError` if a package is missing, the
+    weights exceed the 2 GB of one file, or torch cannot translate the model.
+    """
+    chosen = default_opset if opset is None else opset
+    if chosen not in OPSETS:
+        raise UsageError(f"opset is {chosen}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
+    onnx, _ = _package("onnx"), _package("onnxscript")
+    size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
+    if size > LARGEST:
+        raise ExportError(
+            f"{path}: the weights are {size / 1e9:.2f} GB, and one ONNX file holds at most 2 GB: "
+            "choose a smaller network"
+        )
+    if dynamic and len(example) == 1:
+        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
+    try:
+        with _quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                model,
+                (example,),
+                input_names=["image"],
+                output_names=list(outputs),
+                opset_version=chosen,
+                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+                dynamo=True,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever its passes raise; their cause says what went wrong
+        reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
+        raise ExportError(f"{path}: torch cannot write this model as ONNX: {reason}") from error
+    proto: Any = program.model_proto  # type: ignore[union-attr]
+    written = {entry.domain: entry.version for entry in proto.opset_import}
+    if written.get("") != chosen:
+        raise ExportError(f"{path}: opset {chosen} was asked for, but this model could only be written as {written}")
+    for node in proto.graph.node:  # stack traces of the exporting machine, with its paths
+        del node.metadata_props[:]
+    proto.metadata_props.add(key=KEY, value=json.dumps(metadata or {}, ensure_ascii=False))
+    onnx.save(proto, path)
+
+
+def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Raises `ExportError` if
+    onnxruntime is missing, `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for a
+    batch of another shape or kind.
+    """
+    onnxruntime = _package("onnxruntime")
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.log_severity_level = 3  # errors, which are also raised
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no other public base
+        raise ModelError(f"{path}: onnxruntime cannot load this file: {str(error).strip().splitlines()[0]}") from error
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type not in DTYPES:
+        listed = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
+        raise ModelError(f"{path}: expected one input of images, found {listed or 'none'}")
+    name, shape, dtype = inputs[0].name, inputs[0].shape, DTYPES[inputs[0].type]
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        fits = len(image.shape) == len(shape) and all(
+            want == got for want, got in zip(shape, image.shape, strict=True) if isinstance(want, int)
+        )
+        if not fits:
+            raise ModelError(f"{path}: takes images of shape {tuple(shape)}, got {image.shape}")
+        if not np.can_cast(image.dtype, dtype, "same_kind"):  # normalized values would be cut to whole pixels
+            raise ModelError(f"{path}: takes {np.dtype(dtype)}, got {image.dtype}")
+        return session.run(None, {name: np.ascontiguousarray(image, dtype)})
+
+    return run
+
+
+def metadata(path: Path | str) -> dict[str, object]:
+    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no ONNX file."""
+    onnx = _package("onnx")
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+        found = [json.loads(entry.value) for entry in proto.metadata_props if entry.key == KEY]
+    except Exception as error:  # protobuf's DecodeError; JSON that is none
+        raise ModelError(f"{path}: not a readable ONNX file: {error}") from error
+    if not proto.graph.node:  # to protobuf, an empty file is an empty message
+        raise ModelError(f"{path}: not an ONNX file, or one without a network")
+    return found[0] if found else {}

@@ -1,0 +1,358 @@
+"""Training: `fit` runs the epochs, `train_one_epoch` the steps, `evaluate` the metric; functions on accelerate.
+
+Unusual here: the learning rate is a pure function of the step, and order and augmentation are seeded by the epoch, so
+that a run resumed after any epoch continues exactly as if it had never stopped. Trainer state is one file, replaced
+atomically once an epoch: killing the process loses at most the epoch in progress. No task is named in this file.
+"""
+import json
+import math
+import random
+import resource
+import time
+from collections.abc import Callable, Iterator, Sized
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+from torch.utils.data import DataLoader, Sampler
+
+from . import checkpoint
+from .config import TrainConfig
+from .data import Split
+from .errors import DataError, FleetnetError, UsageError
+from .find import find
+from .tasks import Model
+from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is, handed to the `progress` function of `fit` after every step."""
+
+    epoch: int  # from 0
+    epochs: int
+    step: int  # of this epoch, from 1
+    steps: int
+    loss: float
+    lr: float
+    images_per_second: float
+    memory: float  # MB, peak of the process or the GPU
+    seconds_left: float
+
+
+class Shuffled(Sampler[int]):
+    """All indices in an order that depends on the seed and `epoch` alone."""
+
+    def __init__(self, data: Sized, seed: int):
+        self.data, self.seed, self.epoch = data, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(torch.randperm(len(self.data), generator=generator).tolist())
+
+
+def learning_rate(step: float, steps: int, warmup: float, peak: float) -> float:
+    """Linear from peak / warmup to `peak` over `warmup` steps, then half a cosine to zero at `steps`."""
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters, those of norms and biases (vectors) without weight decay."""
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+
+
+def _seed(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+@torch.no_grad()
+def _average(decay: float, averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+    """Move each average toward the current value; early steps count more, so that the start is soon forgotten."""
+    weight = 1 - min(decay, (1 + int(count)) / (10 + int(count)))
+    for average, value in zip(averages, current, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value.to(average), weight)
+        else:
+            average.copy_(value)
+
+
+def _accelerator(config: TrainConfig) -> Any:
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    if config.precision == "fp16" and not torch.cuda.is_available():
+        raise UsageError("precision is fp16, which needs a GPU with CUDA; allowed here: fp32, bf16")
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise UsageError("device is cuda, but torch sees no GPU; allowed here: cpu, auto")
+    AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have another precision
+    return Accelerator(
+        cpu=config.device == "cpu" or not torch.cuda.is_available(),
+        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
+        gradient_accumulation_steps=config.accumulate,
+    )
+
+
+def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) -> DataLoader[Any]:
+    """Batches in the sampler's order, without a smaller last one; in the data's own order, whole, if there is none."""
+    return DataLoader(
+        data,
+        batch_size=config.batch_size,
+        sampler=sampler,
+        drop_last=sampler is not None and len(data) >= config.batch_size,
+        num_workers=config.workers,
+        persistent_workers=config.workers > 0,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available() and config.device != "cpu",
+    )
+
+
+@torch.no_grad()
+def evaluate(
+    model: Callable[[Tensor], Tensor], task: str, batches: Any, classes: int, gather: Any = None
+) -> dict[str, Any]:
+    """The task's metric of a model over all batches, with the mean loss; names of skipped images under "skipped".
+
+    `model` is a module, whose mode is restored, or any function of images (N, 3, H, W), such as an exported file.
+    `gather` collects (outputs, targets) from all processes; None for one process.
+    """
+    tasks = find("tasks", task)
+    metric, skipped, losses, count = tasks.metric(classes), [], 0.0, 0
+    module_of = model if isinstance(model, nn.Module) else nn.Module()
+    training = module_of.training
+    module_of.eval()
+    try:
+        for batch in batches:
+            skipped += batch.skipped
+            if len(batch.images) == 0:
+                continue
+            outputs, targets = model(batch.images), batch.targets
+            if gather is not None:
+                outputs, targets = gather((outputs, targets))
+            n = len(outputs)
+            losses += n * float(sum(tasks.loss(outputs, targets).values()))
+            count += n
+            metric.add(outputs, targets)
+    finally:
+        module_of.train(training)
+    if not count:
+        raise DataError(f"no image could be read for evaluation; the first: {skipped[0] if skipped else 'none given'}")
+    return {**metric.result(), "loss": losses / count, "skipped": skipped}
+
+
+def train_one_epoch(
+    model: nn.Module,
+    batches: Any,
+    optimizer: Any,
+    accelerator: Any,
+    loss_of: Callable[[nn.Module, Batch], dict[str, Tensor]],
+    rate: Callable[[int], float],
+    after_update: Callable[[], None],
+    report: Callable[[int, float, float, int], None],
+    clip: float | None = None,
+) -> dict[str, Any]:
+    """One pass over the batches: means of the losses, images seen, names of skipped images.
+
+    `rate(step)` is the learning rate; `after_update` runs after each optimizer step; `report(step, loss, lr, images)`
+    after each batch. Raises `FleetnetError` at the first loss that is not finite, before it reaches the weights.
+    """
+    model.train()
+    totals: dict[str, float] = {}
+    images, skipped, lr = 0, [], 0.0
+    for step, batch in enumerate(batches):
+        skipped += batch.skipped
+        if len(batch.images) == 0:
+            continue
+        lr = rate(step)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        with accelerator.accumulate(model):
+            with accelerator.autocast():
+                losses = loss_of(model, batch)
+            total = torch.stack(list(losses.values())).sum()
+            value = total.item()
+            if not math.isfinite(value):
+                raise FleetnetError(
+                    f"the loss is {value} at step {step + 1} of this epoch, at learning rate {lr:.3g}; the state of the "
+                    "epoch before is kept. Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
+                )
+            accelerator.backward(total)
+            if accelerator.sync_gradients and clip is not None:
+                accelerator.clip_grad_norm_(model.parameters(), clip)
+            optimizer.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            after_update()
+        n = len(batch.images)
+        images += n
+        for name, item in losses.items():
+            totals[name] = totals.get(name, 0.0) + n * item.item()
+        report(step + 1, value, lr, n)
+    if not images:
+        raise DataError(f"no image could be read for training; the first: {skipped[0] if skipped else 'none given'}")
+    losses_mean = {name: total / images for name, total in totals.items()}
+    return {"loss": sum(losses_mean.values()), **losses_mean, "lr": lr, "images": images, "skipped": skipped}
+
+
+def _memory() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def fit(
+    model: Model,
+    train: Split,
+    val: Split,
+    config: TrainConfig,
+    run: Path,
+    *,
+    preprocess: Preprocess | None = None,
+    resume: bool = False,
+    source: dict[str, Any] | None = None,
+    progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, Any]:
+    """Train `model` in place and return the metrics of the best epoch; files go to the folder `run`.
+
+    `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
+    best.safetensors (whichever of the two was best by the task's first metric) and state/ (for `resume`).
+    `source` describes the starting weights and is kept in the checkpoints. `progress` is called after every step and
+    `on_epoch` with each line of the log. Raises `FleetnetError` when the loss is not finite; the state is kept.
+    """
+    run = Path(run)
+    run.mkdir(parents=True, exist_ok=True)
+    if train.classes != val.classes:
+        raise DataError(f"train has the classes {train.classes}, val has {val.classes}; they must be the same")
+    if model.classes != len(train.classes):
+        raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    preprocess = preprocess or Preprocess(size=(config.size[0], config.size[1]), crop=config.crop)
+    accelerator = _accelerator(config)
+    task = find("tasks", model.task)
+
+    augment = train_transform(
+        preprocess, scale=(config.scale, 1.0), flip=config.flip, color_jitter=config.color_jitter,
+        auto_augment=config.auto_augment, erasing=config.erasing,
+    )  # fmt: skip
+    train_data = ImageDataset(train, augment, cache=preprocess.size if config.cache else None)
+    val_data = ImageDataset(val, preprocess)
+    sampler = Shuffled(train_data, config.seed)
+    if config.channels_last:
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer: torch.optim.Optimizer
+    groups = parameter_groups(model, config.weight_decay)
+    if config.optimizer == "sgd":
+        optimizer = torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
+    else:
+        optimizer = torch.optim.AdamW(groups, config.lr, betas=(config.momentum, 0.999))
+    wrapped, optimizer, batches, val_batches = accelerator.prepare(
+        model, optimizer, loader(train_data, config, sampler), loader(val_data, config, None)
+    )
+    average: AveragedModel | None = None
+    if config.ema is not None:
+        average = AveragedModel(model, multi_avg_fn=partial(_average, config.ema), use_buffers=True)
+    updates = math.ceil(len(batches) / config.accumulate)
+
+    start, best, log_path = 0, None, run / "log.jsonl"
+    if resume:
+        state = checkpoint.load_state(run / "state")
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if average is not None:
+            average.load_state_dict(state["average"])
+        start, best = state["epoch"] + 1, state["best"]
+        done = [line for line in log_path.read_text().splitlines() if json.loads(line)["epoch"] < start]
+        checkpoint.write_text(log_path, "".join(line + "\n" for line in done))
+    else:
+        log_path.unlink(missing_ok=True)
+
+    def loss_of(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        images, targets = batch.images, batch.targets
+        if config.mixup or config.cutmix:
+            images, targets = mix(images, targets, model.classes, config.mixup, config.cutmix)
+        if config.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return task.loss(net(images), targets, label_smoothing=config.label_smoothing)
+
+    began, seen = time.monotonic(), 0
+
+    def report(epoch: int, step: int, loss: float, lr: float, n: int) -> None:
+        nonlocal seen
+        seen += n * accelerator.num_processes
+        if progress is not None:
+            elapsed = time.monotonic() - began
+            part = (epoch - start + step / len(batches)) / max(config.epochs - start, 1)
+            left = elapsed * (1 - part) / max(part, 1e-9)
+            rate = seen / max(elapsed, 1e-9)
+            progress(Progress(epoch, config.epochs, step, len(batches), loss, lr, rate, _memory(), left))
+
+    def save(name: str, net: nn.Module, metrics: dict[str, Any], form: str) -> None:
+        checkpoint.save(
+            run / name, net, classes=train.classes, preprocess=preprocess, settings=config.to_dict(),
+            metrics={**metrics, "weights": form}, form="multi-branch", source=source,
+        )  # fmt: skip
+
+    for epoch in range(start, config.epochs):
+        _seed(config.seed * 1_000_003 + epoch)
+        sampler.epoch = epoch
+        epoch_began = time.monotonic()
+        trained = train_one_epoch(
+            wrapped, batches, optimizer, accelerator, loss_of,
+            rate=lambda step, e=epoch: learning_rate(  # type: ignore[misc]
+                e * updates + step // config.accumulate, config.epochs * updates,
+                config.warmup_epochs * updates, config.lr,
+            ),
+            after_update=lambda: None if average is None else average.update_parameters(model),
+            report=partial(report, epoch), clip=config.clip,
+        )  # fmt: skip
+        line: dict[str, Any] = {"epoch": epoch, "train": {k: v for k, v in trained.items() if k != "skipped"}}
+        skipped = trained["skipped"]
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
+            forms += [] if average is None else [("ema", average.module)]
+            for form, net in forms:
+                result = evaluate(net, model.task, val_batches, model.classes, accelerator.gather_for_metrics)
+                skipped = skipped + result.pop("skipped")
+                line[form] = {k: v for k, v in result.items() if k != "confusion"}
+                key = next(iter(result))  # the task's first metric decides
+                if best is None or result[key] > best[key]:
+                    best = {**result, "epoch": epoch, "weights": form}
+                    if accelerator.is_main_process:
+                        save("best.safetensors", accelerator.unwrap_model(net), line[form], form)
+        line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
+        if accelerator.is_main_process:
+            save("last.safetensors", model, line.get("raw", {}), "raw")
+            if average is not None:
+                save("ema.safetensors", average.module, line.get("ema", {}), "ema")
+            with log_path.open("a") as log:
+                log.write(json.dumps(line) + "\n")
+            checkpoint.save_state(
+                run / "state",
+                {
+                    "epoch": epoch, "best": best, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                    "average": None if average is None else average.state_dict(),
+                },
+            )  # fmt: skip
+        if on_epoch is not None:
+            on_epoch(line)
+    accelerator.end_training()
+    if best is None:
+        raise UsageError(f"{run} has already been trained for {start} epochs; give a larger --epochs to continue")
+    return best

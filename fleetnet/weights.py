@@ -1,0 +1,535 @@
+"""Weights: a file, an address or a state dict into a model, strictly and with a report.
+
+    read      safetensors, or a pickle of tensors and plain values (nothing else is unpickled); disk, hub or URL
+    unwrap    {"model": ...}, {"state_dict_ema": ...}, "module.", "_orig_mod.", ...  ->  names and tensors
+    convert   the authors' names and timm's  ->  ours; each backbone's file knows its own
+    place     every tensor has a place and every place a tensor, or a `ModelError` says what these weights look like
+
+One thing may differ: a classifier of another number of classes, or none, starts anew, and the report says so.
+"""
+
+import argparse
+import hashlib
+import inspect
+import json
+import os
+import pickle
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from torch import Tensor, nn
+
+from .backbones import Option, Pretrained, family, pretrained, variants
+from .errors import ModelError, choose
+from .find import find, names
+from .reparam import reparameterize
+from .tasks import Model, build, split_name
+
+State = dict[str, Tensor]
+Shapes = dict[str, tuple[int, ...]]
+
+FORMS = ("multi-branch", "deploy")
+MARK = 1009  # a number of classes that no other dimension of a network has: it shows which tensors depend on it
+PICKLES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
+RAW = ("model", "state_dict", "model_state_dict")  # under which names training scripts keep the weights ...
+AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")  # ... and their moving average
+PREFIXES = ("module.", "model.")  # DataParallel and AveragedModel; Lightning
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `load_weights` did, by the names of tensors.
+
+    `missing`, `unexpected` and `wrong_shape` are empty, or belong to a classifier that starts anew.
+    """
+
+    source: str
+    form: str  # of the weights and of the model: "multi-branch" | "deploy"
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    wrong_shape: tuple[str, ...] = ()
+    reinitialized: tuple[str, ...] = ()
+    license: str | None = None  # of the weights, where it is known
+    note: str = ""  # why the classifier starts anew; that a block was converted between its published versions
+
+    def summary(self) -> str:
+        """One line: "x.pth: 204 tensors loaded (multi-branch form); head: re-initialized, 1000 -> 10 classes"."""
+        parts = [f"{self.source}: {len(self.loaded)} tensors loaded ({self.form} form)", self.note]
+        return "; ".join(part for part in [*parts, f"license: {self.license}" if self.license else ""] if part)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a source holds, by the names it uses; `facts` are those of our own checkpoints, else empty."""
+
+    state: State
+    source: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    published: Pretrained | None = None
+
+    @property
+    def license(self) -> str | None:
+        return (self.facts.get("source") or {}).get("license") if self.published is None else self.published.license
+
+    @property
+    def preprocess(self) -> dict[str, Any] | None:
+        """What `transforms.Preprocess.from_dict` takes; None where it is not known."""
+        if self.published is None:
+            return self.facts.get("preprocess")
+        same = {key: getattr(self.published, key) for key in ("crop", "interpolation", "channel_order")}
+        mean, std = list(self.published.mean), list(self.published.std)
+        return {"size": [self.published.size] * 2, "mean": mean, "std": std, **same, "antialias": True}
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width that a deploy form of ParC is for."""
+        height, width = (self.preprocess or {"size": (256, 256)})["size"]
+        return height, width
+
+
+# ---- read ------------------------------------------------------------------------------------------------------------
+
+
+def read(source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False) -> Weights:
+    """The tensors of a source, without wrappers; nothing is executed that a file contains.
+
+    `source` is a state dict, a file (.safetensors, or a pickle: .pt, .pth, .pth.tar, .bin, .ckpt), a run folder,
+    "hf-hub:owner/name" (or "...@revision"), an http address, or "default": the published weights of the model `name`.
+    `ema` takes the moving average that a training checkpoint holds beside the weights. Raises `ModelError`.
+    """
+    if isinstance(source, Mapping):
+        state, branch = unwrap(source, ema, "the state dict")
+        return Weights(state, "state dict" + branch)
+    address, backbone_name = str(source), split_name(name)[1]
+    published = pretrained(backbone_name)
+    if address == "default":
+        if published is None:
+            having = ", ".join(variant for variant in variants() if pretrained(variant) is not None)
+            raise ModelError(f"no weights were published for {backbone_name!r}; there are for: {having}")
+        address = published.source
+    elif published is not None and address != published.source:
+        published = None
+    if address.startswith("hf-hub:"):
+        path = _from_hub(address.removeprefix("hf-hub:"))
+    elif address.startswith(("http://", "https://")):
+        path = _download(address)
+    else:
+        path = locate(source if isinstance(source, Path) else Path(address))
+    if path.suffix == ".safetensors":
+        tensors, facts = read_safetensors(path)
+        state, branch = unwrap(tensors, ema, address)
+        return Weights(state, address + branch, facts, published)
+    state, branch = unwrap(read_pickle(path), ema, address)
+    return Weights(state, address + branch, {}, published)
+
+
+def locate(path: Path) -> Path:
+    """A weights file that exists: the path itself, or best.safetensors of a run folder."""
+    if path.is_dir():
+        if not (path / "best.safetensors").is_file():
+            raise ModelError(f"{path} is a folder without best.safetensors; give a run folder or a file")
+        return path / "best.safetensors"
+    if not path.is_file():
+        near = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
+        raise ModelError(f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no files"))
+    return path
+
+
+def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str, Any]]:
+    """Tensors by name, unless unwanted, and the facts of a checkpoint of ours; `ModelError` for a damaged file."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            facts = json.loads((file.metadata() or {}).get("fleetnet", "{}"))
+            return {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}, dict(facts)
+    except (SafetensorError, ValueError, TypeError) as error:
+        size = path.stat().st_size
+        raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or not safetensors: {error}") from error
+
+
+def read_pickle(path: Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain values; `ModelError` if it is damaged or would run code."""
+    if path.suffix not in PICKLES:
+        raise ModelError(f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}; this is {path.suffix!r}")
+    with path.open("rb") as file:
+        start = file.read(2)
+    if start not in (b"PK", b"\x80\x02"):  # what torch.save writes: a zip archive, or before 1.6 a pickle
+        raise ModelError(f"{path} ({path.stat().st_size} bytes) is not a file of torch.save: it begins with {start!r}")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that training scripts keep
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        if needs := re.search(r"GLOBAL (\S+)|Trying to (?:instantiate|call) (\S+)", str(error)):
+            raise ModelError(
+                f"{path} was refused: it is a pickle that would run {needs[1] or needs[2]}, and only tensors and plain "
+                "values are unpickled. If you trust it, write its state dict anew with torch.save, where it was made"
+            ) from error
+        raise ModelError(
+            f"{path} is a pickle that cannot be read: {str(error).partition('error:')[2].split()}"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+        size = path.stat().st_size
+        raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or holds no state dict: {error}") from error
+
+
+def _from_hub(repo: str) -> Path:
+    """The weights file of a repository "owner/name" or "owner/name@revision", from the cache where it is there."""
+    try:
+        from huggingface_hub import errors, hf_hub_download
+    except ImportError as error:
+        raise ModelError(f"hf-hub:{repo} needs huggingface_hub: pip install huggingface_hub") from error
+    repo_id, _, revision = repo.partition("@")
+    reason: Exception | None = None
+    for file in ("model.safetensors", "pytorch_model.bin"):
+        try:
+            return Path(hf_hub_download(repo_id, file, revision=revision or None))
+        except errors.LocalEntryNotFoundError as error:  # offline; a kind of EntryNotFoundError
+            raise ModelError(f"hf-hub:{repo} is not in the cache, and the hub cannot be reached: {error}") from error
+        except errors.EntryNotFoundError as error:
+            reason = error
+        except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
+            raise ModelError(f"hf-hub:{repo} cannot be fetched: {str(error).splitlines()[0]}") from error
+    raise ModelError(f"hf-hub:{repo} has neither model.safetensors nor pytorch_model.bin") from reason
+
+
+def _download(url: str) -> Path:
+    """A file at an address, kept in torch's cache folder."""
+    from urllib.error import URLError
+    from urllib.parse import unquote, urlsplit
+    from urllib.request import urlopen
+
+    name = unquote(urlsplit(url).path.rpartition("/")[2]) or "weights"
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with urlopen(url, timeout=30) as response, replacing(path) as file:
+            expected, received = int(response.headers.get("Content-Length") or 0), 0
+            while block := response.read(1 << 20):
+                file.write(block)
+                received += len(block)
+            if received < expected:
+                raise ModelError(f"{url} ended after {received} of {expected} bytes")
+    except (URLError, OSError) as error:
+        raise ModelError(f"{url} cannot be fetched: {error}") from error
+    return path
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the place of `path` at the end, whole; on an error `path` stays as it was."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+# ---- unwrap ----------------------------------------------------------------------------------------------------------
+
+
+def unwrap(content: Any, ema: bool, where: str) -> tuple[State, str]:
+    """The state dict in what a training script saved, and the entry it was in, such as "[model_ema]".
+
+    Prefers the moving average if `ema`, else the weights themselves; `ModelError` if `ema` is asked for and not there.
+    """
+    branch = ""
+    while isinstance(content, Mapping):
+        found = [key for key in ((*AVERAGED, *RAW) if ema else (*RAW, *AVERAGED)) if _holds_state(content.get(key))]
+        if not found:
+            break
+        content, branch, ema = content[found[0]], f"{branch}[{found[0]}]", ema and found[0] not in AVERAGED
+    if ema:
+        raise ModelError(f"{where} holds no moving average; allowed: ema=False, or a file with {', '.join(AVERAGED)}")
+    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        holds = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
+        raise ModelError(f"{where} holds no state dict; it holds {holds}")
+    state = {str(k).replace("_orig_mod.", ""): v for k, v in content.items() if isinstance(v, Tensor)}
+    state.pop("n_averaged", None)  # torch's AveragedModel
+    while state and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), "")):
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+    return state, branch
+
+
+def _holds_state(value: Any) -> bool:
+    return isinstance(value, Mapping) and any(isinstance(v, Tensor | Mapping) for v in value.values())
+
+
+# ---- convert ---------------------------------------------------------------------------------------------------------
+
+
+def convert(name: str, state: State, expected: Mapping[str, Any]) -> State:
+    """A state dict in any names that the backbone's file knows -> our names; names it does not know stay.
+
+    Where a block was published in two versions (RepViT), the state becomes the one that `expected` has: equal in eval
+    mode, though not in training.
+    """
+    module, renamed = find("backbones", family(split_name(name)[1])), _renamed(name, state)
+    states = [_attempt(getattr(module, to), renamed) for to in ("to_current", "to_v1") if hasattr(module, to)]
+    return max([renamed, *states], key=lambda converted: len(converted.keys() & expected.keys()))  # the first of equals
+
+
+def _renamed(name: str, state: State) -> State:
+    return _attempt(find("backbones", family(split_name(name)[1])).convert, state)
+
+
+def _attempt(change: Callable[[State], State], state: State) -> State:
+    try:
+        return change(state)
+    except (KeyError, IndexError):  # another network's names that resemble this one's: `place` will report them
+        return state
+
+
+def form_of(model: nn.Module) -> str:
+    """ "multi-branch" while any module can still be fused, else "deploy"."""
+    fusable = any(hasattr(m, "fuse") or hasattr(m, "fuse_at") for m in model.modules())
+    return "multi-branch" if fusable else "deploy"
+
+
+def shapes_of(name: str, form: str, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Shapes:
+    """Names and shapes of a model's tensors in a form, without memory for them; for MARK classes, ParC at 256x256."""
+    with torch.device("meta"):
+        model: nn.Module = build(name, MARK, 0.0, output_stride, options)
+        if form == "deploy":
+            model = reparameterize(model.eval(), torch.zeros(1, 3, 256, 256))
+    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def _counted(keys: Iterable[str]) -> set[str]:
+    """Without the batch counters of batch norms, which not every writer keeps."""
+    return {key for key in keys if not key.endswith("num_batches_tracked")}
+
+
+def _common(state: State, expected: Shapes, same: Callable[[str], object]) -> float:
+    """How much a state and a model have in common, 0 to 1: names for which `same` holds, of all names in either."""
+    ours, theirs = _counted(expected), _counted(state)
+    if not any(key.startswith("head.") for key in theirs):  # features only: says nothing about the head
+        ours = {key for key in ours if not key.startswith("head.")}
+    return sum(1 for key in ours & theirs if same(key)) / max(len(ours | theirs), 1)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The model that a state was made with, as far as the names and shapes of its tensors tell."""
+
+    form: str
+    options: dict[str, Option]
+    classes: int | None  # None where the state has no classifier
+
+
+def plan(name: str, state: State, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Plan:
+    """Form, options and number of classes of a state for the model `name`; `options` are those that are settled."""
+
+    def score(form: str, options: Mapping[str, Option]) -> float:
+        expected = shapes_of(name, form, output_stride, options)
+        return _common(convert(name, state, expected), expected, lambda key: True)
+
+    chosen = dict(options or {})
+    form, best = FORMS[0], score(FORMS[0], chosen)
+    if best < 1 and (other := score(FORMS[1], chosen)) > best:
+        form, best = FORMS[1], other
+    for option, values in _alternatives(name, chosen).items():
+        for value in values:
+            if best < 1 and (other := score(form, {**chosen, option: value})) > best:
+                best, chosen = other, {**chosen, option: value}
+    expected = shapes_of(name, form, output_stride, chosen)
+    state = convert(name, state, expected)
+    counts = [len(state[key]) for key in expected if expected[key][:1] == (MARK,) and key in state and state[key].ndim]
+    return Plan(form, chosen, counts[0] if counts else None)
+
+
+def _alternatives(name: str, settled: Mapping[str, Option]) -> dict[str, list[Option]]:
+    """Other values to try of the options that are not settled: of switches the other, of counts the small ones."""
+    backbone_name = split_name(name)[1]
+    if family(backbone_name) == "timm":
+        return {}
+    arguments = inspect.signature(variants()[backbone_name]).parameters
+    tried: dict[str, list[Option]] = {}
+    for key in find("backbones", family(backbone_name)).OPTIONS:
+        default = arguments[key].default
+        if key not in settled and isinstance(default, int):  # bool is an int
+            tried[key] = [not default] if isinstance(default, bool) else [n for n in range(1, 9) if n != default]
+    return tried
+
+
+# ---- place -----------------------------------------------------------------------------------------------------------
+
+
+def create_model(
+    name: str,
+    classes: int | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
+    *,
+    drop_path: float = 0.0,
+    output_stride: int = 32,
+    options: Mapping[str, Option] | None = None,
+) -> Model:
+    """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
+
+    `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or 1000, unless
+    given. `weights` are what `read` takes, in any names and either form: the model gets the form and the options
+    (heads, branches) that they were made with, unless `options` say otherwise. `model.report` then tells what was
+    loaded, and `model.preprocess` what the weights expect of an image, where that is known.
+    Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
+    """
+    if weights is None:
+        return build(name, 1000 if classes is None else classes, drop_path, output_stride, options)
+    found = read(weights, name)
+    if found.facts.get("model") == name:
+        options = {**found.facts["options"], **(options or {})}
+    made = plan(name, found.state, output_stride, options)
+    classes = (made.classes or 1000) if classes is None else classes
+    model = build(name, classes, drop_path, output_stride, made.options)
+    if made.form == "deploy":
+        model = cast(Model, reparameterize(model.eval(), torch.zeros(1, 3, *found.size))).train()
+    model.report, model.preprocess = place(model, found), found.preprocess
+    return model
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` takes and that fit a pattern such as "repvit_*"; beside them, timm/NAME."""
+    return list(variants(pattern))
+
+
+def load_weights(model: Model, source: str | Path | Mapping[str, Tensor], *, ema: bool = False) -> Report:
+    """Load weights into `model` in place, all of them or none, and report; see `read` for `source` and `ema`.
+
+    Names may be ours, the authors' or timm's; the model keeps its dtype and device. A classifier of another number of
+    classes starts anew. Anything else that is missing, left over or of another shape is a `ModelError`, and so are
+    weights of the other form: collapse after loading, since what is collapsed cannot be unfolded.
+    """
+    return place(model, read(source, model.name, ema))
+
+
+@torch.no_grad()
+def place(model: Model, weights: Weights) -> Report:
+    """What `load_weights` does, for weights that have been read."""
+    ours = model.state_dict()
+    state = convert(model.name, weights.state, ours)
+    missing = sorted(_counted(ours) - state.keys())
+    unexpected = sorted(_counted(state) - ours.keys())
+    wrong = sorted(key for key in ours.keys() & state.keys() if ours[key].shape != state[key].shape)
+    fresh, note = _fresh_head(model, ours, state, missing, wrong)
+    excused = {key for key in unexpected if fresh and key.startswith("head.")} | fresh.keys()
+    if {*missing, *unexpected, *wrong} - excused:
+        raise ModelError(_misfit(model, weights, state, missing, unexpected, wrong))
+    values = {key: value for key, value in {**state, **fresh}.items() if key in ours}
+    for key, value in values.items():
+        ours[key].copy_(value)
+    if _counted(state) != _counted(_renamed(model.name, weights.state)):
+        note = "; ".join(
+            filter(None, (note, "blocks converted to the other published version, equal in eval mode only"))
+        )
+    return Report(
+        weights.source,
+        form_of(model),
+        tuple(key for key in ours if key in values and key not in fresh),
+        tuple(missing),
+        tuple(unexpected),
+        tuple(wrong),
+        tuple(fresh),
+        weights.license,
+        note,
+    )
+
+
+def _fresh_head(model: Model, ours: State, state: State, missing: list[str], wrong: list[str]) -> tuple[State, str]:
+    """Initial values of the head's tensors that the weights do not fit, and a note of why; or nothing."""
+    resized = [
+        key for key in wrong
+        if key.startswith("head.") and ours[key].shape == (model.classes, *state[key].shape[1:])
+    ]  # fmt: skip
+    if resized:
+        keys = [*resized, *(key for key in missing if key.startswith("head."))]
+        note = f"head: re-initialized, {len(state[resized[0]])} -> {model.classes} classes"
+    elif not any(key.startswith("head.") for key in state):
+        keys = [key for key in ours if key.startswith("head.")]
+        note = "head: re-initialized, the weights have none"
+    else:
+        return {}, ""
+    head: nn.Module = find("tasks", model.task).head(model.backbone, model.classes)
+    if form_of(model) == "deploy":
+        head = reparameterize(head.eval())
+    values = head.state_dict()
+    return {key: values[key.removeprefix("head.")] for key in keys}, note
+
+
+def _misfit(
+    model: Model, weights: Weights, state: State, missing: list[str], unexpected: list[str], wrong: list[str]
+) -> str:
+    """An error message: the numbers, the first few names, and what the weights look like."""
+    ours = model.state_dict()
+    fit = len(_counted(ours)) - len(missing) - len(_counted(wrong))
+    parts = [
+        f"{weights.source} does not fit {model.name} ({form_of(model)} form, {model.classes} classes): "
+        f"{fit} of {len(_counted(ours))} tensors fit ({fit / max(len(_counted(ours)), 1):.0%})"
+    ]
+    sizes = [f"{key} {tuple(state[key].shape)} instead of {tuple(ours[key].shape)}" for key in wrong]
+    for label, found in (("missing", missing), ("unexpected", unexpected), ("of wrong shape", sizes)):
+        if found:
+            parts.append(f"{len(found)} {label}: {', '.join(found[:3])}{', ...' if len(found) > 3 else ''}")
+    return "; ".join(parts) + ". " + _diagnosis(model, weights)
+
+
+def _diagnosis(model: Model, weights: Weights) -> str:
+    if weights.facts.get("model", model.name) != model.name:
+        return f"This is a checkpoint of {weights.facts['model']}"
+    name, form, share = _looks_like(weights.state)
+    if share < 0.3:
+        return "These look like weights of none of our models"
+    if name == model.name and form == "deploy" and form_of(model) == "multi-branch":
+        return (
+            "These weights are in deploy form, and what is collapsed cannot be unfolded into branches: take the "
+            "multi-branch weights, or create_model(name, weights=...), which builds the deploy form"
+        )
+    if name == model.name and form == "multi-branch" and form_of(model) == "deploy":
+        return "These weights are in multi-branch form: load them into a new model, then call reparameterize"
+    if name == model.name:
+        made, has = plan(name, weights.state).options, model.options
+        if made != has:
+            default = "the default options"
+            return f"These are {name} weights made with {made or default}; this model has {has or default}"
+        size = " or for another size" if form == "deploy" else ""
+        return f"These are {name} weights of the same form, but not whole, or changed{size}"
+    return f"These look like {name} weights ({form} form, {share:.0%} of the tensors fit)"
+
+
+def _looks_like(state: State) -> tuple[str, str, float]:
+    """The variant whose tensors a state has most in common with, the form, and the share that fits."""
+
+    def pattern(keys: Iterable[str]) -> set[str]:
+        return {re.sub(r"\d+", "#", key) for key in _counted(keys)}
+
+    candidates = []  # of each family its first variant, in both forms: compare names without their numbers
+    for file in names("backbones"):
+        table = getattr(find("backbones", file), "VARIANTS", {})
+        for name, form in ((name, form) for name in list(table)[:1] for form in FORMS):
+            expected = shapes_of(name, form)
+            ours, theirs = pattern(expected), pattern(convert(name, state, expected))
+            candidates.append((len(ours & theirs) / max(len(ours | theirs), 1), form, list(table)))
+    _, form, table = max(candidates, key=lambda candidate: candidate[0])
+    best, share = "", -1.0
+    for name in table:
+        expected = shapes_of(name, form)
+        converted = convert(name, state, expected)
+        same = {key for key in expected if key in converted and _equal(converted[key].shape, expected[key])}
+        if (now := _common(converted, expected, same.__contains__)) > share:
+            best, share = name, now
+    return best, form, share
+
+
+def _equal(shape: Sequence[int], expected: Sequence[int]) -> bool:
+    """Whether shapes are equal, whatever the number of classes."""
+    return len(shape) == len(expected) and all(b in (a, MARK) for a, b in zip(shape, expected, strict=True))

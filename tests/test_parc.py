@@ -1,0 +1,182 @@
+"""The ParC operator: what it computes, at which sizes, frozen and not; and the plug-in for other people's networks."""
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fleetnet.errors import ModelError
+from fleetnet.parc import HEIGHT, WIDTH, CircularConv, FrozenParC, ParC, ParCBN, replace
+from fleetnet.reparam import difference, reparameterize
+
+FORMS = {
+    "crossed": {"crossed": True},
+    "crossed, no position": {"crossed": True, "position": False},
+    "single": {},
+    "single, no position": {"position": False},
+    "single, dense": {"dense": True},
+}
+SIZES = [(6, 6), (4, 9), (11, 3), (1, 1), (5, 1)]  # of the feature; the kernels are 6 long
+
+
+def _randomize(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter and statistic at random, gammas of both signs."""
+    draw = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        parameter.data.normal_(0, 1, generator=draw)
+    for norm in module.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.normal_(0, 1, generator=draw)
+            norm.running_var.uniform_(0.5, 2, generator=draw)
+    return module.eval()
+
+
+def _circulant(kernel: Tensor) -> Tensor:
+    """(C, n) -> (C, n, n): y = matrix @ x is the circular correlation y[i] = sum over t of k[t] * x[(i + t) mod n]."""
+    return torch.stack([kernel.roll(i, dims=1) for i in range(kernel.shape[1])], dim=1)
+
+
+def _along(x: Tensor, kernel: Tensor, dim: int) -> Tensor:
+    """x (N, C, H, W) times the circulant matrices of kernel (C, 1, n, 1) or (C, 1, 1, n)."""
+    matrix = _circulant(kernel.flatten(1))
+    return torch.einsum("cij,ncjw->nciw" if dim == HEIGHT else "cij,nchj->nchi", matrix, x)
+
+
+def test_single_stage_is_a_circulant_matmul():
+    parc = _randomize(ParC(4, (5, 7)).double())
+    x = torch.randn(2, 4, 5, 7, dtype=torch.float64)
+    first, second = parc.first[0], parc.second[0]
+    expected = torch.cat(
+        [
+            _along(x[:, :2] + first.position, first.weight, HEIGHT) + first.bias.view(-1, 1, 1),
+            _along(x[:, 2:] + second.position, second.weight, WIDTH) + second.bias.view(-1, 1, 1),
+        ],
+        dim=1,
+    )
+    assert difference([expected], [parc(x)])[1] < 1e-12
+
+
+def test_crossed_form_adds_position_before_the_norm_and_crosses():
+    parc = _randomize(ParC(4, 5, crossed=True).double())
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    halves = []
+    for part, stages, dims in ((x[:, :2], parc.first, (HEIGHT, WIDTH)), (x[:, 2:], parc.second, (WIDTH, HEIGHT))):
+        y = _along(stages[0].norm(part + stages[0].position), stages[0].weight, dims[0])
+        halves.append(_along(y + stages[1].position, stages[1].weight, dims[1]))
+    assert difference([torch.cat(halves, 1)], [parc(x)])[1] < 1e-12
+
+
+def test_dense_mixes_channels_of_a_half_only():
+    parc = ParC(8, 5, dense=True, position=False)
+    x = torch.randn(1, 8, 5, 5, requires_grad=True)
+    parc(x)[0, 0, 0, 0].backward()
+    reached = x.grad[0].abs().sum((1, 2)) > 0
+    assert reached.tolist() == [True] * 4 + [False] * 4
+
+
+def test_kernels_and_positions_are_resized_with_aligned_corners():
+    conv = CircularConv(1, 3, WIDTH, groups=1, bias=False, norm=False, position=1.0)
+    conv.weight.data = torch.tensor([0.0, 1.0, 4.0]).view(1, 1, 1, 3)
+    conv.position.data.zero_()
+    impulse = torch.zeros(1, 1, 2, 5)
+    impulse[..., 0] = 1
+    taps = torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0])  # three points stretched to five
+    assert torch.allclose(conv(impulse)[0, 0, 0], taps[[0, 4, 3, 2, 1]])
+    conv.position.data = torch.tensor([0.0, 2.0, 4.0]).view(1, 1, 1, 3)
+    shift = F.conv2d(conv.wrap(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 5)), taps.view(1, 1, 1, 5))
+    assert torch.allclose(conv(torch.zeros(1, 1, 2, 5))[0, 0, 0], shift.flatten())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+def test_every_parameter_learns_at_any_size(form, size):
+    parc = ParC(8, 6, **FORMS[form])
+    y = parc(torch.randn(2, 8, *size))
+    assert y.shape == (2, 8, *size)
+    (y * torch.randn_like(y)).sum().backward()
+    missing = [name for name, p in parc.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not missing
+    if min(size) > 1 and form != "single, no position":  # a single pixel under a training batch norm may give zeros
+        assert all(p.grad.any() for p in parc.parameters())
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("norm", [False, True], ids=["bare", "before a batch norm"])
+def test_frozen_computes_the_same(form, size, norm):
+    parc = ParC(8, 6, **FORMS[form])
+    module = _randomize(ParCBN(parc, 8) if norm else parc)
+    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
+        module.to(dtype)
+        x = torch.randn(3, 8, *size, dtype=dtype)
+        frozen = reparameterize(module, x)
+        assert isinstance(frozen, FrozenParC)
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
+        _, relative = difference([module(x)], [frozen(x)])
+        assert relative < bound
+        assert frozen(x).dtype == dtype
+
+
+def test_a_constant_map_only_where_positions_vary_it():
+    with_map = reparameterize(ParC(8, 6).eval(), torch.randn(1, 8, 4, 5))
+    without = reparameterize(ParC(8, 6, position=False).eval(), torch.randn(1, 8, 4, 5))
+    assert with_map.constant.shape == (1, 8, 4, 5)
+    assert with_map.first[1].bias is None
+    assert without.constant is None
+    assert without.first[1].bias.shape == (4,)
+
+
+def test_frozen_keeps_trainability_and_refuses_another_size():
+    parc = ParC(8, 6).requires_grad_(False).eval()
+    frozen = parc.fuse_at((4, 5))
+    assert not any(p.requires_grad for p in frozen.parameters())
+    with pytest.raises(ModelError, match=r"collapsed for features of \(4, 5\), but has \(5, 4\)"):
+        frozen(torch.randn(1, 8, 5, 4))
+
+
+def test_frozen_can_be_traced_and_exported():
+    frozen = _randomize(ParC(8, 6, crossed=True)).fuse_at((4, 7))
+    x = torch.randn(2, 8, 4, 7)
+    with warnings.catch_warnings():  # of the tracer itself; a warning that the trace may be wrong stays an error
+        warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
+        traced = torch.jit.trace(frozen, x)
+        assert difference([frozen(x)], [traced(x)])[1] < 1e-6
+    exported = torch.export.export(frozen, (x,)).module()
+    assert difference([frozen(x)], [exported(x)])[1] < 1e-6
+
+
+def test_odd_channels_are_refused():
+    with pytest.raises(ModelError, match="7 must be even"):
+        ParC(7, 6)
+
+
+def _host() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1),
+        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)),
+        nn.Conv2d(8, 8, 3, 2, 1, groups=8),  # strided: stays
+        nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.BatchNorm2d(8)),
+    )
+
+
+def test_replace_swaps_the_chosen_depthwise_convolutions():
+    model, example = _host(), torch.randn(2, 3, 32, 16)
+    before = model[1][1].running_mean.clone()
+    assert replace(model, example, "3.*") == ["3.0"]
+    assert isinstance(model[3][0], ParC)
+    assert model[3][0].first[0].weight.shape == (4, 1, 8, 1)
+    assert model[3][0].second[0].weight.shape == (4, 1, 1, 4)
+    assert isinstance(model[1][0], nn.Conv2d)
+    assert torch.equal(model[1][1].running_mean, before)
+    assert model(example).shape == (2, 8, 8, 4)
+    model.eval()
+    other = torch.randn(2, 3, 48, 48)
+    assert difference([model(other)], [reparameterize(model, other)(other)])[1] < 1e-5
+    assert replace(_host(), example) == ["1.0", "3.0"]
+
+
+def test_replace_says_what_could_be_swapped():
+    with pytest.raises(ModelError, match=r"named '2': .*Allowed: 1.0, 3.0"):
+        replace(_host(), torch.randn(1, 3, 32, 32), "2")

@@ -1,0 +1,353 @@
+"""Exported files compute what the multi-branch model computes, or are not handed over."""
+
+import hashlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fleetnet import runtimes
+from fleetnet.errors import ExportError, ModelError, UsageError
+from fleetnet.find import find, names
+from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.reparam import as_conv, merge, reparameterize
+from fleetnet.runtimes import Preprocessed, deliver, onnx, verify
+
+ROOT = Path(__file__).parents[1]
+FACTS = {"model": "small", "classes": ["café", "bus"], "form": "multi-branch", "preprocess": {"size": [16, 24]}}
+
+
+class Branches(nn.Module):
+    """A 3x3 and a 1x1 branch, each with its batch norm."""
+
+    def __init__(self, inputs: int, outputs: int):
+        super().__init__()
+        self.large, self.small = ConvBN(inputs, outputs, 3), ConvBN(inputs, outputs, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.large(x) + self.small(x)
+
+    def fuse(self) -> nn.Conv2d:
+        return as_conv(merge(self.large.kernel(), self.small.kernel()), like=self.large[0])
+
+
+class Small(nn.Module):
+    """Image (N, 3, H, W) -> logits (N, 5)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(Branches(3, 8), nn.GELU(), SqueezeExcite(8, 4), nn.Hardswish())
+        self.classifier = nn.Linear(8, 5)
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.classifier(self.body(image).mean((2, 3)))
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.head = ConvBN(3, 4, 3), nn.Conv2d(4, 2, 1)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.stem(image)
+        return x.mean((2, 3)), self.head(x)
+
+
+def randomized(model: nn.Module) -> nn.Module:
+    """In eval mode, with batch norms that do something; gammas of both signs."""
+    torch.manual_seed(0)
+    for m in model.modules():
+        if isinstance(m, nn.BatchNorm2d):
+            nn.init.normal_(m.running_mean)
+            nn.init.uniform_(m.running_var, 0.5, 2)
+            nn.init.uniform_(m.weight, -1.5, 1.5)
+            nn.init.normal_(m.bias)
+    return model.eval()
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return randomized(Small())
+
+
+@pytest.fixture
+def image() -> Tensor:
+    return torch.randn(1, 3, 16, 24, generator=torch.Generator().manual_seed(1))
+
+
+def listing(folder: Path) -> list[str]:
+    return sorted(f.name for f in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", names("runtimes"))
+def test_every_runtime_keeps_the_contract(name):
+    module = find("runtimes", name)
+    assert module.suffix.startswith(".")
+    assert 0 < module.tolerance <= 1e-3
+    assert module.package
+    assert module.default_opset is None or module.default_opset > 0
+    assert callable(module.export)
+    assert callable(module.load)
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("name", names("runtimes"))
+def test_deliver(name, dynamic, model, image, tmp_path, capfd):
+    suffix = find("runtimes", name).suffix
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    done = deliver(model, image, tmp_path / "new" / f"model{suffix}", name, FACTS, dynamic=dynamic)
+    assert capfd.readouterr() == ("", "")
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert listing(done.path.parent) == sorted(["golden.npz", "model.json", f"model{suffix}"])
+    assert done.parity.passed
+    assert 0 < done.parity.relative < 1e-5
+    assert done.parity.top1_agreement == 1
+    assert done.parity.images == (1 + 1 + 2 + 3 if dynamic else 4)
+
+    sidecar = json.loads(done.sidecar.read_text(encoding="utf-8"))
+    batch = "batch" if dynamic else 1
+    assert sidecar["classes"] == FACTS["classes"]
+    assert sidecar["form"] == "deploy"
+    assert sidecar["runtime"] == name
+    assert sidecar["sha256"] == hashlib.sha256(done.path.read_bytes()).hexdigest()
+    assert sidecar["inputs"] == [{"name": "image", "shape": [batch, 3, 16, 24], "dtype": "float32", "layout": "NCHW"}]
+    assert sidecar["outputs"] == [{"name": "logits", "shape": [batch, 5], "dtype": "float32"}]
+    assert sidecar["parity"] == done.parity.to_dict()
+
+    golden = np.load(done.golden)
+    (logits,) = find("runtimes", name).load(done.path)(golden["image"])
+    np.testing.assert_allclose(logits, golden["logits"], atol=1e-5)
+    assert np.array_equal(golden["logits"], model(image).detach().numpy())
+
+
+def test_the_file_is_collapsed_and_says_what_it_is(model, image, tmp_path):
+    import onnx as package
+
+    path = deliver(model, image, tmp_path / "net.onnx", "onnx", FACTS, opset=18).path
+    assert listing(tmp_path) == ["net.golden.npz", "net.json", "net.onnx"]
+    proto = package.load(path)
+    package.checker.check_model(proto)
+    assert sum(node.op_type == "Conv" for node in proto.graph.node) == 3  # the branches are one, and two in the gate
+    assert not any(node.op_type == "BatchNormalization" for node in proto.graph.node)
+    assert [entry.version for entry in proto.opset_import if not entry.domain] == [18]
+    assert [value.name for value in proto.graph.output] == ["logits"]
+    assert onnx.metadata(path) == {**FACTS, "form": "deploy"}
+    assert json.loads((tmp_path / "net.json").read_text(encoding="utf-8"))["opset"] == 18
+    for place in (ROOT, Path(torch.__file__).parent, tmp_path):
+        assert str(place).encode() not in path.read_bytes()  # no paths of this machine
+
+
+def test_without_deploy_the_branches_stay(model, image, tmp_path):
+    done = deliver(model, image, tmp_path / "net.onnx", "onnx", FACTS, deploy=False)
+    assert json.loads(done.sidecar.read_text(encoding="utf-8"))["form"] == "multi-branch"
+    import onnx as package
+
+    assert sum(node.op_type == "Conv" for node in package.load(done.path).graph.node) == 4
+
+
+def test_a_dynamic_file_takes_any_batch_and_a_static_one_says_what_it_takes(model, image, tmp_path):
+    outputs = {}
+    for name, dynamic in (("dynamic", True), ("static", False)):
+        onnx.export(reparameterize(model), image, tmp_path / f"{name}.onnx", dynamic=dynamic)
+        outputs[name] = onnx.load(tmp_path / f"{name}.onnx")
+    five = np.random.default_rng(0).normal(size=(5, 3, 16, 24))  # float64, cast
+    np.testing.assert_allclose(
+        outputs["dynamic"](five)[0],
+        np.concatenate([outputs["static"](five[i : i + 1])[0] for i in range(5)]),
+        atol=1e-6,
+    )
+    with pytest.raises(ModelError, match=r"takes images of shape \(1, 3, 16, 24\), got \(5, 3, 16, 24\)"):
+        outputs["static"](five)
+    with pytest.raises(ModelError, match=r"shape \('batch', 3, 16, 24\), got \(3, 16, 24\)"):
+        outputs["dynamic"](five[0])
+
+
+def test_several_outputs_have_names(image, tmp_path):
+    model = randomized(TwoOutputs())
+    done = deliver(model, image, tmp_path / "model.onnx", "onnx", {}, outputs=("pooled", "map"))
+    described = json.loads(done.sidecar.read_text())["outputs"]
+    assert [(o["name"], o["shape"], o.get("layout")) for o in described] == [
+        ("pooled", [1, 4], None),
+        ("map", [1, 2, 16, 24], "NCHW"),
+    ]
+    assert sorted(np.load(done.golden)) == ["image", "map", "pooled"]
+    assert done.parity.top1_agreement is None
+
+
+@pytest.mark.parametrize("order", ["RGB", "BGR"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
+def test_preprocessing_in_the_graph(order, dtype, model, tmp_path):
+    mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
+    pixels = torch.randint(0, 256, (1, 3, 16, 24), dtype=dtype, generator=torch.Generator().manual_seed(2))
+    by_hand = pixels.flip(1) if order == "BGR" else pixels
+    by_hand = (by_hand / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    done = deliver(Preprocessed(model, mean, std, order), pixels, tmp_path / "model.onnx", "onnx", {})
+    run = onnx.load(done.path)
+    np.testing.assert_allclose(run(pixels.numpy())[0], model(by_hand).detach(), atol=1e-5)
+    assert json.loads(done.sidecar.read_text())["inputs"][0]["dtype"] == str(dtype).removeprefix("torch.")
+    if dtype == torch.uint8:
+        with pytest.raises(ModelError, match="takes uint8, got float32"):
+            run(by_hand.numpy())
+
+
+def test_preprocessing_refuses_an_unknown_order(model):
+    with pytest.raises(UsageError, match="channel_order is 'GBR'; allowed: 'RGB', 'BGR'"):
+        Preprocessed(model, (0, 0, 0), (1, 1, 1), "GBR")
+
+
+# What must not be handed over
+
+
+def wrong_fuse(model: nn.Module, example: Tensor) -> nn.Module:
+    """The deploy form with one sign in the algebra flipped."""
+    fused = reparameterize(model, example)
+    fused.body[0].bias.data.neg_()
+    return fused
+
+
+@pytest.mark.parametrize("old", [None, b"an older good file"])
+def test_a_wrong_deploy_form_is_not_handed_over(old, model, image, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    if old:
+        path.write_bytes(old)
+    monkeypatch.setattr(runtimes, "reparameterize", wrong_fuse)
+    with pytest.raises(ExportError, match=r"not written.*relative .* \(allowed 0.0001\).*differs already in torch"):
+        deliver(model, image, path, "onnx", FACTS)
+    assert listing(tmp_path) == (["model.onnx"] if old else [])
+    assert not old or path.read_bytes() == old
+
+
+def test_a_wrong_conversion_is_not_handed_over(model, image, tmp_path, monkeypatch):
+    export = onnx.export
+
+    def wrong(model: nn.Module, *args: object, **options: object) -> None:
+        model.classifier.bias.data[0] += 1e-3
+        export(model, *args, **options)
+        model.classifier.bias.data[0] -= 1e-3
+
+    monkeypatch.setattr(onnx, "export", wrong)
+    with pytest.raises(ExportError, match=r"is right in torch .* conversion to onnx"):
+        deliver(model, image, tmp_path / "model.onnx", "onnx", FACTS)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("fault", ["raises", "not onnx"])
+def test_a_broken_exporter_leaves_nothing(fault, model, image, tmp_path, monkeypatch):
+    def broken(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
+        path.write_bytes(b"half a file")
+        if fault == "raises":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(onnx, "export", broken)
+    with pytest.raises(KeyboardInterrupt if fault == "raises" else ModelError):
+        deliver(model, image, tmp_path / "model.onnx", "onnx", FACTS)
+    assert listing(tmp_path) == []
+
+
+def test_a_model_that_computes_nan_is_not_handed_over(model, image, tmp_path):
+    model.classifier.bias.data[0] = float("nan")
+    with pytest.raises(ExportError, match="NaN or infinity"):
+        deliver(model, image, tmp_path / "model.onnx", "onnx", FACTS)
+
+
+def test_training_mode_is_refused(model, image, tmp_path):
+    with pytest.raises(ModelError, match="training mode"):
+        deliver(model.train(), image, tmp_path / "model.onnx", "onnx", FACTS)
+
+
+@pytest.mark.parametrize(
+    ("path", "runtime", "opset", "message"),
+    [
+        ("a.onnx", "onx", None, "did you mean 'onnx'"),
+        ("a.mnn", "onnx", None, r"ends in \.onnx, not in \.mnn"),
+        ("a.onnx", "onnx", 17, "opset is 17; allowed: 18 to 23"),
+        ("a.onnx", "onnx", 24, "opset is 24; allowed: 18 to 23"),
+    ],
+)
+def test_usage_errors(path, runtime, opset, message, model, image, tmp_path):
+    with pytest.raises(UsageError, match=message):
+        deliver(model, image, tmp_path / path, runtime, FACTS, opset=opset)
+    assert listing(tmp_path) == []
+
+
+@pytest.mark.parametrize("opset", [onnx.OPSETS[0], onnx.OPSETS[-1]])
+def test_both_ends_of_the_opsets_work(opset, model, image, tmp_path):
+    assert deliver(model, image, tmp_path / "model.onnx", "onnx", FACTS, opset=opset).parity.passed
+
+
+def test_weights_beyond_one_file_are_refused(model, image, tmp_path, monkeypatch):
+    monkeypatch.setattr(onnx, "LARGEST", 100)
+    with pytest.raises(ExportError, match="one ONNX file holds at most 2 GB"):
+        onnx.export(model, image, tmp_path / "model.onnx")
+
+
+def test_a_model_that_torch_cannot_export_gives_its_reason(image, tmp_path):
+    class Branching(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x if x.sum() > 0 else -x
+
+    with pytest.raises(ExportError, match=r"model\.onnx: torch cannot write this model as ONNX: .*data-dependent"):
+        onnx.export(Branching().eval(), image, tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("name", ["onnx", "onnxscript"])
+def test_exporting_without_a_package_names_the_command(name, model, image, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(ExportError, match=f"pip install {name}"):
+        onnx.export(model, image, tmp_path / "model.onnx")
+
+
+def test_loading_without_onnxruntime_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(ExportError, match="pip install onnxruntime"):
+        onnx.load(tmp_path / "model.onnx")
+
+
+@pytest.mark.parametrize("read", [onnx.load, onnx.metadata])
+@pytest.mark.parametrize("content", [None, b"", b"this is no ONNX file", b"\x08\x0a" * 40])
+def test_damaged_files_are_named(content, read, tmp_path):
+    path = tmp_path / "damaged.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"damaged\.onnx: "):
+        read(path)
+
+
+# The comparison
+
+
+def runner(change: float) -> object:
+    return lambda image: [image.reshape(len(image), -1) + change]
+
+
+@pytest.mark.parametrize(("change", "passed"), [(0.0, True), (0.5e-4, True), (2e-4, False), (float("nan"), False)])
+def test_verify_is_relative_to_the_spread(change, passed):
+    images = torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 100
+    parity = verify(lambda x: x.flatten(1), runner(change * 100), images, tolerance=1e-4)
+    assert parity.passed is passed
+    assert parity.images == 6
+    assert parity.to_dict()["passed"] is passed
+    json.dumps(parity.to_dict(), allow_nan=False)
+    if passed:
+        assert parity.relative == pytest.approx(change, rel=0.05)
+        assert parity.max_abs == pytest.approx(100 * change, rel=0.05)
+
+
+def test_verify_counts_agreement():
+    def swapped(image: np.ndarray) -> list[np.ndarray]:
+        return [image[:, ::-1] if image[0, 0] < 0 else image]
+
+    parity = verify(
+        lambda x: x, swapped, torch.tensor([[[1.0, 2.0]], [[-1.0, 2.0]], [[3.0, 1.0]], [[-2.0, 1.0]]]), 1e-4
+    )
+    assert parity.top1_agreement == 0.5
+
+
+@pytest.mark.parametrize("outputs", [lambda x: [x[:, :2]], lambda x: [x, x], lambda x: []])
+def test_verify_refuses_other_shapes(outputs):
+    with pytest.raises(ExportError, match=r"outputs have shapes \[\(1, 4\)\], the exported file's"):
+        verify(lambda x: x, outputs, [torch.randn(1, 4)], 1e-4)

@@ -1,0 +1,215 @@
+"""Preprocessing against torchvision and OpenCV's rule, random crops, mixing, and reading in batches."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.transforms import v2
+
+from fleetnet.data import Sample, Split, load, shapes
+from fleetnet.errors import ModelError, UsageError
+from fleetnet.transforms import AUTO_AUGMENT, Batch, ImageDataset, Preprocess, collate, mix, train_transform
+
+
+def noise(width, height, seed=0):
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX, reducing_gap=None)
+
+
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("crop", [1.0, 0.9, 0.875])
+@pytest.mark.parametrize(("width", "height"), [(200, 300), (301, 200), (64, 64), (97, 41)])
+def test_eval_is_torchvisions(width, height, crop, interpolation):
+    image, size = noise(width, height), 96
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    theirs = v2.Compose(
+        [
+            v2.Resize(int(size / crop), v2.InterpolationMode(interpolation)),
+            v2.CenterCrop(size),
+            v2.ToImage(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(mean, std),
+        ]
+    )(image)
+    ours = Preprocess((size, size), crop, interpolation, mean, std)(image)
+    assert ours.shape == (3, size, size)
+    assert ours.dtype == torch.float32
+    assert (ours - theirs).abs().max() < 2.01 / 255 / min(std)  # Pillow rounds twice to 8 bits
+    assert (ours - theirs).abs().mean() < 0.01
+
+
+@pytest.mark.parametrize(("size", "image"), [((64, 128), (200, 200)), ((128, 64), (300, 100)), ((60, 90), (90, 60))])
+def test_eval_of_other_shapes_covers_and_crops_the_center(size, image):
+    width, height = image
+    y, x = np.mgrid[0:height, 0:width]
+    gradient = np.stack([x * 255 / width, y * 255 / height, 0 * x], -1).astype(np.uint8)
+    result = Preprocess(size, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(gradient))
+    assert result.shape == (3, *size)
+    scale = max(size[0] / height, size[1] / width)
+    shown = size[1] / scale / width, size[0] / scale / height  # share of the picture's width and height
+    for channel, share, ends in ((0, shown[0], result[0, :, [0, -1]]), (1, shown[1], result[1, [0, -1]].T)):
+        expected = torch.tensor([0.5 - share / 2, 0.5 + share / 2])
+        assert (ends.mean(0) - expected).abs().max() < 0.03, channel
+
+
+def test_plain_resize_is_opencvs_rule():
+    image = noise(40, 24)
+    pixels = np.asarray(image, float)
+    # to half: centers fall between pixels, each result is the mean of a 2x2 square
+    half = np.asarray(Preprocess((12, 20), antialias=False).fit(image), float)
+    assert np.abs(half - pixels.reshape(12, 2, 20, 2, 3).mean((1, 3))).max() <= 0.5
+    # to a third: centers fall on pixels, the rest is not looked at
+    third = np.asarray(Preprocess((8, 13), antialias=False).fit(image.crop((0, 0, 39, 24))), float)
+    assert np.abs(third - pixels[1::3, 1:39:3]).max() <= 0.5
+    smooth = np.asarray(Preprocess((8, 13)).fit(image.crop((0, 0, 39, 24))), float)
+    assert smooth.std() < 0.7 * third.std()
+
+
+def test_values_and_channel_order():
+    image = Image.new("RGB", (5, 5), (255, 51, 0))
+    rgb = Preprocess((2, 3), mean=(0.5, 0, 0), std=(0.5, 1, 2))(image)
+    bgr = Preprocess((2, 3), mean=(0.5, 0, 0), std=(0.5, 1, 2), channel_order="BGR")(image)
+    assert rgb[:, 0, 0].tolist() == pytest.approx([1, 0.2, 0])
+    assert bgr[:, 0, 0].tolist() == pytest.approx([-1, 0.2, 0.5])
+    assert rgb.is_contiguous()
+    assert bgr.is_contiguous()
+
+
+@pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1), (2, 3)])
+@pytest.mark.parametrize("antialias", [True, False])
+def test_odd_pictures(size, antialias):
+    image, preprocess = Image.new("RGB", size, "white"), Preprocess((32, 48), 0.875, antialias=antialias)
+    for transform in (preprocess, train_transform(preprocess)):
+        result = transform(image)
+        assert result.shape == (3, 32, 48)
+        assert result.std((1, 2)).max() < 1e-5  # white stays white
+
+
+def test_preprocess_survives_json():
+    preprocess = Preprocess((96, 64), 0.9, "bicubic", (0, 0, 0), (1, 1, 1), "BGR", False)
+    values = json.loads(json.dumps(preprocess.to_dict()))
+    assert Preprocess.from_dict(values) == preprocess
+    with pytest.raises(ModelError, match="unknown key 'sizes': did you mean 'size'"):
+        Preprocess.from_dict({**values, "sizes": 3})
+    with pytest.raises(ModelError, match="no crop"):
+        Preprocess.from_dict({key: value for key, value in values.items() if key != "crop"})
+    for key, value in (("size", [96]), ("size", 96), ("crop", "x"), ("std", [1, 0, 1])):
+        with pytest.raises(ModelError):
+            Preprocess.from_dict({**values, key: value})
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"size": (0, 9)}, {"crop": 0}, {"crop": 1.5}, {"interpolation": "nearest"}, {"channel_order": "GBR"}]
+)
+def test_preprocess_is_checked(wrong):
+    (name,) = wrong
+    with pytest.raises(UsageError, match=f"{name} is .* allowed"):
+        Preprocess(**{"size": (9, 9), **wrong})
+
+
+# --- training
+
+
+@pytest.mark.parametrize("auto_augment", [None, *AUTO_AUGMENT])
+def test_train_transform(auto_augment):
+    transform = train_transform(Preprocess((48, 64)), auto_augment=auto_augment, color_jitter=0.2, erasing=0.5)
+    image = shapes.draw(3)
+    torch.manual_seed(0)
+    first, second = transform(image), transform(image)
+    assert first.shape == (3, 48, 64)
+    assert first.dtype == torch.float32
+    assert not torch.equal(first, second)
+    torch.manual_seed(0)
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(image), first)  # worker processes, and repeated runs
+
+
+def test_train_transform_without_chance_is_a_resize():
+    image, preprocess = noise(96, 96), Preprocess((48, 48))
+    plain = train_transform(preprocess, scale=(1.0, 1.0), flip=0.0)(image)
+    assert plain.shape == preprocess(image).shape
+    flipped = train_transform(preprocess, scale=(1.0, 1.0), flip=1.0)
+    top = Image.new("RGB", (48, 48))
+    top.paste("white", (0, 0, 24, 48))
+    assert flipped(top)[0, 0, -1] > flipped(top)[0, 0, 0]
+
+
+def test_unknown_auto_augment():
+    with pytest.raises(UsageError, match="did you mean 'randaugment'"):
+        train_transform(Preprocess((8, 8)), auto_augment="randaug")
+
+
+@pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
+def test_mix(mixup, cutmix):
+    torch.manual_seed(1)
+    images, labels = torch.rand(6, 3, 8, 8), torch.arange(6) % 3
+    mixed, targets = mix(images, {"label": labels}, 3, mixup, cutmix)
+    if not mixup and not cutmix:
+        assert mixed is images
+        assert targets["label"] is labels
+        return
+    assert mixed.shape == images.shape
+    assert not torch.equal(mixed, images)
+    assert targets["label"].shape == (6, 3)
+    assert torch.allclose(targets["label"].sum(1), torch.ones(6))
+    assert 0 < targets["label"].max() < 1 or cutmix
+
+
+# --- reading
+
+
+def write(root, count=5, broken=()):
+    for i in range(count):
+        path = root / f"{i}.png"
+        path.write_bytes(b"broken") if i in broken else noise(60, 40, i).save(path)
+    return Split([Sample(root / f"{i}.png", i % 2) for i in range(count)], ["a", "b"])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_files_that_cannot_be_read_are_named(tmp_path, workers):
+    data = ImageDataset(write(tmp_path, 5, broken=(1, 2, 3)), Preprocess((8, 8)))
+    batches = list(DataLoader(data, 2, num_workers=workers, collate_fn=collate))
+    assert [len(batch.images) for batch in batches] == [1, 0, 1]
+    assert [batch.targets["label"].tolist() for batch in batches if len(batch.images)] == [[0], [0]]
+    assert [len(batch.skipped) for batch in batches] == [1, 2, 0]
+    assert "1.png" in batches[0].skipped[0]
+    assert "not an image" in batches[0].skipped[0]
+
+
+def test_collate():
+    items = [(torch.zeros(3, 2, 2), {"label": torch.tensor(i)}) for i in range(3)]
+    batch = collate(items)
+    assert isinstance(batch, Batch)
+    assert batch.images.shape == (3, 3, 2, 2)
+    assert batch.targets["label"].tolist() == [0, 1, 2]
+    assert batch.skipped == []
+
+
+def test_cache(tmp_path):
+    split, preprocess = write(tmp_path, 4, broken=(2,)), Preprocess((10, 10))
+    data = ImageDataset(split, preprocess, cache=preprocess.size)
+    assert [image.size for image in data.kept if not isinstance(image, str)] == [(20, 13)] * 3
+    before = [data[i] for i in (0, 1, 3)]
+    for path in tmp_path.iterdir():
+        path.unlink()
+    assert all(torch.equal(a[0], data[i][0]) for a, i in zip(before, (0, 1, 3), strict=True))
+    assert "2.png" in data[2]
+    # within a rounding step of the eye: twice resized is nearly once resized
+    whole = ImageDataset(write(tmp_path, 4), preprocess)
+    assert (whole[0][0] - before[0][0]).abs().mean() < 0.2
+
+
+def test_cache_is_bounded(tmp_path):
+    split, preprocess = write(tmp_path, 4), Preprocess((10, 10))
+    data = ImageDataset(split, preprocess, cache=preprocess.size, limit=2 * 4 * 20 * 13)
+    assert len(data.kept) == 2
+    everything = ImageDataset(split, preprocess, cache=preprocess.size)
+    assert all(torch.equal(data[i][0], everything[i][0]) for i in range(4))  # kept or read again: the same
+
+
+def test_cache_does_not_enlarge():
+    data = ImageDataset(load("shapes:8", "train"), Preprocess((96, 96)), cache=(96, 96))
+    assert data.kept[0].size == (96, 96)

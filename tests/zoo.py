@@ -1,0 +1,63 @@
+"""Networks for tests: every variant, with weights and batch norms as if trained, and quick to build.
+
+Fresh batch norms are blind to mistakes (mean 0, variance 1, gamma 1), and RepViT's zero gammas hide whole branches.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from fleetnet.backbones import Option, variants
+from fleetnet.tasks import Model, build
+
+Module = TypeVar("Module", bound=nn.Module)
+VARIANTS = list(variants())
+ROUNDS_DOWN = [name for name in VARIANTS if name.startswith(("fasternet", "convnext", "parc_convnext"))]
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the standard deviation
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
+
+
+def on_meta(name: str, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Model:
+    """A classifier without values, in eval mode: for counts and shapes."""
+    with torch.device("meta"):
+        return build(name, output_stride=output_stride, options=options).eval()
+
+
+def random_model(name: str, seed: int = 0, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Model:
+    """A classifier with every value drawn at random, in eval mode."""
+    return randomize(on_meta(name, output_stride, options).to_empty(device="cpu"), seed)
+
+
+@torch.no_grad()
+def randomize(model: Module, seed: int) -> Module:
+    """Draw every parameter and buffer: batch norms with gammas of both signs, weights that keep the scale of features."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(like: Tensor, std: float) -> None:
+        like.normal_(0, std, generator=generator)
+
+    for module in model.modules():
+        norm = isinstance(module, NORMS)
+        for parameter in module.parameters(recurse=False):
+            if norm and parameter is module.weight:
+                parameter.uniform_(0.5, 1.5, generator=generator)
+                parameter[torch.rand(parameter.shape, generator=generator) < 0.5] *= -1
+            elif parameter.ndim > 1:
+                normal(parameter, 1 / math.sqrt(math.prod(parameter.shape[1:])))
+            else:  # biases and layer scales
+                normal(parameter, 0.2)
+        for name, buffer in module.named_buffers(recurse=False):
+            if name == "running_var":
+                buffer.uniform_(0.5, 2, generator=generator)
+            elif buffer.is_floating_point():
+                normal(buffer, 0.2)
+            else:
+                buffer.zero_()
+    return model
+
+
+def image(height: int, width: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(batch, 3, height, width, generator=torch.Generator().manual_seed(1)).to(dtype)
