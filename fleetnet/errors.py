@@ -4,7 +4,7 @@ The class decides the exit code of the command line (see `cli/`); code that uses
 or the builtin that each class also is.
 """
 from collections.abc import Iterable
-from difflib import get_close_matches
+from difflib import SequenceMatcher
 
 
 class FleetnetError(Exception):
@@ -36,13 +36,15 @@ class ExportError(FleetnetError, RuntimeError):
 
 
 def choose(given: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the nearest allowed name, or all of them where few.
+    """The end of an error message: the nearest allowed names, and all of them where they are few.
 
     >>> choose("fasternet_to", ["fasternet_t0", "repvit_m0_9"])
     "did you mean 'fasternet_t0'? Allowed: fasternet_t0, repvit_m0_9"
     """
     names = list(allowed)
-    near = get_close_matches(given, names, n=1, cutoff=0.5)
+    likeness = {name: SequenceMatcher(None, given, name).ratio() for name in names}
+    best = max(likeness.values(), default=0.0)
+    near = [name for name in names if likeness[name] == best >= 0.5][:3]
     shown = names if len(names) <= 40 else near or names[:40]
     listed = ", ".join(shown) + ("" if len(shown) == len(names) else f" ... ({len(names)} in all)")
-    return (f"did you mean {near[0]!r}? " if near else "") + f"Allowed: {listed}"
+    return (f"did you mean {' or '.join(map(repr, near))}? " if near else "") + f"Allowed: {listed}"

@@ -36,6 +36,8 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values
     8: Image.Transpose.ROTATE_90,
 }
 _OPENING = threading.Lock()  # warnings.catch_warnings is not safe with threads
+if hasattr(os, "register_at_fork"):  # a process must not begin with a lock that a thread it does not have would release
+    os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release)
 
 
 def read(path: str | Path) -> Image.Image:

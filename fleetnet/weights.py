@@ -174,7 +174,7 @@ def read_pickle(path: Path) -> Any:
         raise ModelError(
             f"{path} is a pickle that cannot be read: {str(error).partition('error:')[2].split()}"
         ) from error
-    except (RuntimeError, EOFError, KeyError, ValueError) as error:
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         size = path.stat().st_size
         raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or holds no state dict: {error}") from error
 
@@ -189,14 +189,16 @@ def _from_hub(repo: str) -> Path:
     reason: Exception | None = None
     for file in ("model.safetensors", "pytorch_model.bin"):
         try:
-            return Path(hf_hub_download(repo_id, file, revision=revision or None))
-        except errors.LocalEntryNotFoundError as error:  # offline; a kind of EntryNotFoundError
-            raise ModelError(f"hf-hub:{repo} is not in the cache, and the hub cannot be reached: {error}") from error
-        except errors.EntryNotFoundError as error:
-            reason = error
+            return Path(hf_hub_download(repo_id, file, revision=revision or None, local_files_only=reason is not None))
+        except errors.LocalEntryNotFoundError as error:  # offline, or not in the cache
+            reason = reason or error
+        except errors.EntryNotFoundError:  # the repository has no such file
+            continue
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-            raise ModelError(f"hf-hub:{repo} cannot be fetched: {str(error).splitlines()[0]}") from error
-    raise ModelError(f"hf-hub:{repo} has neither model.safetensors nor pytorch_model.bin") from reason
+            raise ModelError(f"hf-hub:{repo} cannot be fetched: {' '.join(str(error).split())[:300]}") from error
+    if reason is not None:
+        raise ModelError(f"hf-hub:{repo} is not in the cache, and the hub cannot be reached") from reason
+    raise ModelError(f"hf-hub:{repo} has neither model.safetensors nor pytorch_model.bin")
 
 
 def _download(url: str) -> Path:
@@ -429,9 +431,7 @@ def place(model: Model, weights: Weights) -> Report:
     for key, value in values.items():
         ours[key].copy_(value)
     if _counted(state) != _counted(_renamed(model.name, weights.state)):
-        note = "; ".join(
-            filter(None, (note, "blocks converted to the other published version, equal in eval mode only"))
-        )
+        note = "; ".join(filter(None, (note, "blocks converted between published versions, equal in eval mode only")))
     return Report(
         weights.source,
         form_of(model),

@@ -100,14 +100,14 @@ def test_modes(tmp_path, mode):
 
 
 def test_gray_of_more_than_8_bits(tmp_path):
-    gray = np.array([[0, 128, 257, 32896, 65535]], np.uint16)
-    expected = [0, 0, 1, 128, 255]
+    gray = np.array([[0, 128, 257, 32896, 65280, 65535]], np.uint16)
+    expected = [0, 0, 1, 128, 254, 255]
     Image.fromarray(gray).save(tmp_path / "x.png")
     Image.fromarray(gray.astype(np.int32)).save(tmp_path / "i.tiff")
     Image.fromarray((gray / 65535).astype(np.float32)).save(tmp_path / "f.tiff")
     for name in ("x.png", "i.tiff", "f.tiff"):
         pixels = np.asarray(read(tmp_path / name))
-        assert pixels.shape == (1, 5, 3)
+        assert pixels.shape == (1, 6, 3)
         assert np.abs(pixels[0] - np.array(expected)[:, None]).max() <= (1 if name == "f.tiff" else 0), name
 
 

@@ -31,7 +31,7 @@ def features(channels: int, dtype: torch.dtype) -> Tensor:
 def branches(geometry: tuple[int, ...], count: int) -> Branches:
     inputs, outputs, size, stride, dilation, groups = geometry
     skip = inputs == outputs and stride == 1
-    return randomize(Branches(inputs, outputs, size, stride, dilation, groups, count, skip), seed=count).eval()
+    return randomize(Branches(inputs, outputs, size, stride, dilation, groups, count, skip), seed=count)
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
@@ -48,7 +48,7 @@ def test_a_sum_of_branches_is_one_convolution(geometry, count, dtype):
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_batch_norm_before_a_convolution(groups):
     bn, conv = nn.BatchNorm2d(6), nn.Conv2d(6, 12, (1, 3), groups=groups)
-    model = randomize(nn.Sequential(bn, conv), seed=3).double().eval()
+    model = randomize(nn.Sequential(bn, conv), seed=3).double()
     fused = as_conv(fold_bn_before(bn, kernel(conv), groups), like=conv)
     x = features(6, torch.float64)
     assert difference([model(x)], [fused(x)])[1] < 1e-12
@@ -126,7 +126,7 @@ class Detector(nn.Module):
 
 
 def test_a_wrapped_model_collapses_and_an_unknown_batch_norm_stays():
-    model = randomize(Detector(), seed=4).eval()
+    model = randomize(Detector(), seed=4)
     fused = reparameterize(model)
     x = image(64, 64)
     with torch.no_grad():
@@ -138,7 +138,7 @@ def test_a_wrapped_model_collapses_and_an_unknown_batch_norm_stays():
 
 def test_one_module_under_two_names_of_one_parent():
     model = nn.Module()
-    model.a = model.b = randomize(ConvBN(3, 4), seed=5).eval()
+    model.a = model.b = randomize(ConvBN(3, 4), seed=5)
     fused = reparameterize(model.eval())
     assert type(fused.a) is nn.Conv2d
     assert fused.a is fused.b

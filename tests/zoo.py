@@ -33,30 +33,30 @@ def random_model(name: str, seed: int = 0, output_stride: int = 32, options: Map
 
 @torch.no_grad()
 def randomize(model: Module, seed: int) -> Module:
-    """Draw every parameter and buffer: batch norms with gammas of both signs, weights that keep the scale of features."""
+    """Draw every parameter and buffer; returns the model in eval mode.
+
+    Gammas have both signs; no statistic, shift or scale is 0 or 1. Weights are small enough for rounding errors to stay
+    small from layer to layer: at the scale that keeps the variance, a deep network without residuals multiplies them by
+    a thousand, as no trained network does.
+    """
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(like: Tensor, std: float) -> None:
-        like.normal_(0, std, generator=generator)
-
     for module in model.modules():
-        norm = isinstance(module, NORMS)
         for parameter in module.parameters(recurse=False):
-            if norm and parameter is module.weight:
+            if isinstance(module, NORMS) and parameter is module.weight:
                 parameter.uniform_(0.5, 1.5, generator=generator)
                 parameter[torch.rand(parameter.shape, generator=generator) < 0.5] *= -1
             elif parameter.ndim > 1:
-                normal(parameter, 1 / math.sqrt(math.prod(parameter.shape[1:])))
+                parameter.normal_(0, 0.3 / math.sqrt(math.prod(parameter.shape[1:])), generator=generator)
             else:  # biases and layer scales
-                normal(parameter, 0.2)
+                parameter.normal_(0.1, 0.2, generator=generator)
         for name, buffer in module.named_buffers(recurse=False):
             if name == "running_var":
                 buffer.uniform_(0.5, 2, generator=generator)
             elif buffer.is_floating_point():
-                normal(buffer, 0.2)
+                buffer.normal_(0, 0.3, generator=generator)
             else:
                 buffer.zero_()
-    return model
+    return model.eval()
 
 
 def image(height: int, width: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:

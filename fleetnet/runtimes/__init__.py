@@ -13,6 +13,7 @@ A runtime is a module:
 decode; none of them knows which runtime it is. `deliver` puts the pieces together.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -106,14 +107,13 @@ def verify(reference: Reference, runner: Runner, examples: Sequence[Tensor] | Te
     return Parity(max_abs, relative, tolerance, top1, len(references[0]))
 
 
-def _examples(example: Tensor, dynamic: bool) -> list[Tensor]:
-    """The example and three random batches of the same range; of other batch sizes too if the file allows them."""
+def _examples(example: Tensor) -> list[Tensor]:
+    """The example and three random batches of the same shape and range."""
     generator = torch.Generator().manual_seed(0)
     mean, std = example.double().mean().item(), example.double().std().item() or 1.0
     batches = [example]
-    for extra in range(3):
-        count = len(example) + (extra if dynamic else 0)
-        noise = torch.randn(count, *example.shape[1:], generator=generator) * std + mean
+    for _ in range(3):
+        noise = torch.randn(example.shape, generator=generator) * std + mean
         if not example.is_floating_point():
             noise = noise.clamp(0, 255)
         batches.append(noise.to(example))
@@ -126,22 +126,33 @@ def _describe(name: str, value: Tensor, dynamic: bool) -> dict[str, object]:
     return {"name": name, "shape": shape, "dtype": str(value.dtype).removeprefix("torch."), **layout}
 
 
+def _in_torch(model: nn.Module, device: torch.device) -> Runner:
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        return [output.cpu().numpy() for output in _tensors(model(torch.from_numpy(image).to(device)))]
+
+    return run
+
+
 def _advice(parity: Parity, model: nn.Module, deployed: nn.Module, examples: Sequence[Tensor], runtime: str) -> str:
-    """Which of the two steps changed the outputs: collapsing, or conversion."""
-
-    def in_torch(image: np.ndarray) -> list[np.ndarray]:
-        outputs = deployed(torch.from_numpy(image).to(examples[0].device))
-        return [output.cpu().numpy() for output in _tensors(outputs)]
-
-    collapsed = verify(model, in_torch, examples, parity.tolerance)
-    if not collapsed.passed:
+    """Which step changed the outputs: a wrong collapse, rounding that the network amplifies, or the conversion."""
+    example = examples[0]
+    collapsed = verify(model, _in_torch(deployed, example.device), examples, parity.tolerance)
+    if collapsed.passed:
         return (
-            f"The deploy form differs already in torch (relative {collapsed.relative:.3g}): a `fuse()` of this "
-            "network is wrong, or its batch norms hold extreme statistics"
+            f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to {runtime} "
+            "changed it: try another opset, or a fixed batch size"
+        )
+    exact = copy.deepcopy(model).double()
+    doubles = [image.double() if image.is_floating_point() else image for image in examples]
+    again = verify(exact, _in_torch(reparameterize(exact, doubles[0]), example.device), doubles, 1e-8)
+    if again.passed:
+        return (
+            f"Collapsing is right in float64 (relative {again.relative:.3g}), not in the model's precision (relative "
+            f"{collapsed.relative:.3g}): its weights amplify rounding, as those of a network that diverged do"
         )
     return (
-        f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to {runtime} "
-        "changed it: try another opset, or a fixed batch size"
+        f"The deploy form differs already in torch, in float64 too (relative {again.relative:.3g}): a `fuse()` of this "
+        "network is wrong"
     )
 
 
@@ -174,7 +185,9 @@ def deliver(
     to = find("runtimes", runtime)
     if path.suffix != to.suffix:
         raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
-    examples = _examples(example, dynamic) if examples is None else examples
+    examples = _examples(example) if examples is None else list(examples)
+    if dynamic:
+        examples.append(torch.cat([example, example, *examples[1:2]]))  # a batch of another size than was traced
     sidecar, golden = path.with_suffix(".json"), path.with_suffix(".golden.npz")
     if path.stem == "model":
         golden = path.with_name("golden.npz")

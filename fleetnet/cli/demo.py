@@ -1,0 +1,126 @@
+"""`fleetnet demo`: the whole way on generated images, from training to a proven and measured ONNX file."""
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExportError
+from ._show import TrainingProgress, duration, say, table
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+EXAMPLE = "fleetnet demo"
+IMAGES, SIZE, EPOCHS = 1600, 64, 9
+
+
+def arguments(parser: "ArgumentParser") -> None:
+    parser.add_argument("--run", type=str, help="folder, replaced if it exists (default: runs/demo)")
+    parser.add_argument("--epochs", type=int, help=f"passes over the {IMAGES} images (default: {EPOCHS})")
+    parser.add_argument("--threads", type=int, help="CPU threads for training (default: 2)")
+
+
+def run(given: dict[str, Any]) -> dict[str, Any]:
+    import torch
+
+    from .. import bench, checkpoint, data
+    from ..config import TrainConfig
+    from ..flops import count
+    from ..predict import export, load
+    from ..reparam import difference, reparameterize
+    from ..runtimes import onnx
+    from ..tasks import build
+    from ..train import evaluate, fit, loader
+
+    began = time.monotonic()
+    folder = Path(given.get("run") or "runs/demo")
+    if (folder / "log.jsonl").exists():  # only what an earlier demo left
+        shutil.rmtree(folder)
+    config = TrainConfig(
+        model="repvit_m0_6", data=f"shapes:{IMAGES}", size=(SIZE, SIZE), epochs=given.get("epochs", EPOCHS),
+        batch_size=32, lr=2e-3, warmup_epochs=1, threads=given.get("threads", 2), cache=True,
+    )  # fmt: skip
+    train, val = data.load(config.data, "train"), data.load(config.data, "val")
+    say(f"1/4 training {config.model} on {len(train.samples)} generated images of {', '.join(train.classes)}")
+    torch.manual_seed(config.seed)
+    model = build(config.model, len(train.classes))
+    progress = TrainingProgress()
+    log: list[dict[str, Any]] = []
+
+    def on_epoch(line: dict[str, Any]) -> None:
+        log.append(line)
+        say(f"  epoch {line['epoch'] + 1}/{config.epochs}: loss {line['train']['loss']:.3f}, top-1 {line['ema']['top1']:.1f} %")
+
+    try:
+        fit(model, train, val, config, folder, progress=progress, on_epoch=on_epoch)
+    finally:
+        progress.close()
+    trained = time.monotonic() - began
+
+    say("2/4 collapsing to the deploy form, comparing")
+    best = checkpoint.load(folder)
+    image = torch.randn(1, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    deploy = reparameterize(best.model, image)
+    with torch.no_grad():
+        _, folded = difference([best.model(image)], [deploy(image)])
+
+    say("3/4 exporting to ONNX, verifying in onnxruntime")
+    delivered = export(folder, "onnx", folder / "export" / "onnx" / "model.onnx")
+    file = load(delivered.path)
+    batches = loader(_dataset(val, best.preprocess), config, None)
+    forms = {
+        "multi-branch, torch": best.model,
+        "deploy form, torch": deploy,
+        "deploy form, onnxruntime": lambda images: torch.from_numpy(file.raw(images.numpy())[0]),
+    }
+    results = {name: evaluate(call, model.task, batches, model.classes) for name, call in forms.items()}
+    if len({result["correct"] for result in results.values()}) > 1:
+        raise ExportError(f"the forms disagree: {({k: v['correct'] for k, v in results.items()})} images right")
+
+    say("4/4 measuring in turn, one thread")
+    torch.set_num_threads(1)
+    runner, array = onnx.load(delivered.path, 1), image.numpy()
+    with torch.inference_mode():
+        calls = [lambda: best.model(image), lambda: deploy(image), lambda: runner(array)]
+        rows = bench.measure(dict(zip(forms, calls, strict=True)), runs=60)
+    milliseconds = {row.name: row.median for row in rows}
+
+    pictures = _figures(folder, log, val, file, results["deploy form, onnxruntime"]["confusion"])
+    sizes = [count(net, (SIZE, SIZE)) for net in (best.model, deploy)]
+    sizes.append(sizes[1])
+    lines = [
+        [name, f"{results[name]['top1']:.1f}", f"{size.parameters:,}", f"{size.macs / 1e6:.1f}", f"{milliseconds[name]:.2f}"]
+        for name, size in zip(forms, sizes, strict=True)
+    ]
+    columns = ["form", "top-1 % (held back)", "parameters", "MMACs", "ms an image"]
+    table(f"{config.model} at {SIZE}x{SIZE}, 1 thread", columns, lines)
+    print(f"largest difference, relative: deploy form {folded:.1e}, ONNX {delivered.parity.relative:.1e}")
+    print(f"figures: {', '.join(map(str, pictures))}; file: {delivered.path}")
+    print(f"took {duration(time.monotonic() - began)}, of which training {duration(trained)}")
+    print("next, with your own images in class folders:  fleetnet train --model repvit_m0_9 --data PHOTOS --cache true")
+    return {
+        "run": str(folder), "top1": {name: result["top1"] for name, result in results.items()},
+        "parameters": {"multi-branch": sizes[0].parameters, "deploy": sizes[1].parameters},
+        "macs": {"multi-branch": sizes[0].macs, "deploy": sizes[1].macs}, "milliseconds": milliseconds,
+        "relative_difference": {"deploy": folded, "onnx": delivered.parity.relative}, "seconds": time.monotonic() - began,
+    }  # fmt: skip
+
+
+def _dataset(split: Any, preprocess: Any) -> Any:
+    from ..transforms import ImageDataset
+
+    return ImageDataset(split, preprocess)
+
+
+def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]) -> list[Path]:
+    from .. import report
+
+    plots = folder / "plots"
+    plots.mkdir(exist_ok=True)
+    report.curves(log, plots / "curves.png")
+    report.confusion(confusion, val.classes, plots / "confusion.png")
+    pictures = [sample.image() for sample in val.samples[:18]]
+    names = [found[0][0] for found in file.predict(pictures, top=1)]
+    truths = [val.classes[sample.label] for sample in val.samples[:18]]
+    report.predictions(pictures, truths, names, plots / "predictions.png")
+    return [plots / name for name in ("curves.png", "predictions.png", "confusion.png")]

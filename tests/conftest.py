@@ -1,0 +1,36 @@
+"""One thread in every test: pytest-xdist runs several at once, and oversubscribed threads make all of them slow."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Class folders with 24 + 12 small generated images of three classes."""
+    from fleetnet.data import shapes
+
+    root = tmp_path_factory.mktemp("photos")
+    for split, count in (("train", 24), ("val", 12)):
+        samples = [s for s in shapes.load("shapes:200", split).samples if s.label is not None and s.label < 3]
+        classes = shapes.load("shapes:200", split).classes
+        for i, sample in enumerate(samples[:count]):
+            folder = root / split / classes[sample.label]
+            folder.mkdir(parents=True, exist_ok=True)
+            sample.image().resize((40, 40)).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(scope="session")
+def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run of two epochs of fasternet_t0 at 32 pixels on `photos`."""
+    from fleetnet.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    words = "train --model fasternet_t0 --size 32 --batch-size 8 --epochs 2 --optimizer sgd --lr 0.05 --cache true"
+    assert main([*words.split(), "--data", str(photos), "--run", str(folder)]) == 0
+    return folder

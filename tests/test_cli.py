@@ -1,0 +1,207 @@
+"""The command line as a user meets it: the way from images to a verified file, and what errors say."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fleetnet import cli
+from fleetnet.cli import main
+from fleetnet.find import names
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_verbs_are_files():
+    assert list(cli.VERBS) and sorted(cli.VERBS) == names("cli")
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_help_shows_defaults_and_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
+    assert main([verb, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert f"example:\n  fleetnet {verb}" in out
+    assert "default" in out
+
+
+def test_help_loads_no_torch():
+    code = "import sys; from fleetnet.cli import main; main(['--help']); sys.exit('torch' in sys.modules or 'numpy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+def test_run_folder_is_complete(run: Path):
+    expected = "config.yaml environment.json log.jsonl results.csv report.html best.safetensors last.safetensors ema.safetensors"
+    for name in (*expected.split(), "state", "plots/curves.png", "plots/confusion.png"):
+        assert (run / name).exists(), name
+
+
+def test_one_top1_all_the_way(run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    """train -> eval -> reparam -> export -> eval of the file: the same images right, to the image."""
+    best = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert main(["eval", "--model", str(run), "--data", str(photos), "--json"]) == 0
+    checkpoint = last_json(capsys)
+    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors"), "--json"]) == 0
+    folded = last_json(capsys)
+    assert folded["relative_difference"] < 1e-5
+    assert folded["after"]["batch_norms"] == 0 < folded["before"]["batch_norms"]
+    assert main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path), "--data", str(photos), "--json"]) == 0
+    exported = last_json(capsys)["exported"][0]
+    assert exported["passed"]
+    assert exported["images"] == 4 + 12
+    results = [checkpoint]
+    for model in (tmp_path / "deploy.safetensors", exported["path"]):
+        assert main(["eval", "--model", str(model), "--data", str(photos), "--json"]) == 0
+        results.append(last_json(capsys))
+    assert len({str(r["confusion"]) for r in results}) == 1
+    logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert checkpoint["correct"] == max(line[form]["correct"] for line in logged for form in ("raw", "ema"))
+    assert best["epoch"] == 1
+
+
+def test_embedded_preprocessing_gives_the_same(run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    words = ["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path), "--embed-preprocess"]
+    assert main(words) == 0
+    confusions = []
+    for model in (run, tmp_path / "onnx" / "model.onnx"):
+        capsys.readouterr()
+        assert main(["eval", "--model", str(model), "--data", str(photos), "--json"]) == 0
+        confusions.append(last_json(capsys)["confusion"])
+    assert confusions[0] == confusions[1]
+
+
+def test_predict_names_what_it_skips(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    good = next(photos.glob("val/*/*.png"))
+    shutil.copy(good, tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes(good.read_bytes()[:60])
+    assert main(["predict", "--model", str(run), str(tmp_path), "--out", str(tmp_path / "out"), "--json"]) == 0
+    found = last_json(capsys)
+    assert [Path(r["file"]).name for r in found["results"]] == ["good.png"]
+    assert "broken.png" in found["skipped"][0]
+    assert sum(p["score"] for p in found["results"][0]["predictions"]) == pytest.approx(1, abs=1e-5)
+    assert (tmp_path / "out" / "predictions.csv").read_text().count("\n") == 4
+    assert (tmp_path / "out" / "predictions.png").exists()
+
+
+def test_bench_measures_all_forms(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    assert main(["bench", "--model", str(run), "--runs", "6", "--warmup", "1", "--csv", str(tmp_path / "t.csv"), "--json"]) == 0
+    rows = last_json(capsys)["rows"]
+    assert [row["name"].split(maxsplit=1)[1] for row in rows] == ["multi-branch (torch)", "deploy (torch)", "deploy (onnx)"]
+    assert all(row["runs"] == 6 and row["median_ms"] > 0 for row in rows)
+    assert len((tmp_path / "t.csv").read_text().splitlines()) == 4
+
+
+def test_models(capsys: pytest.CaptureFixture[str]):
+    assert main(["models", "mobileone_s0", "--json"]) == 0
+    [model] = last_json(capsys)["models"]
+    assert (model["parameters"], model["deploy_parameters"]) == (5_293_272, 2_078_504)
+    assert model["license"]
+
+
+RECIPES = {"typo": "epoch: 3\n", "value": "epochs: many\n", "list": "- 1\n", "broken": "a: [\n"}
+
+
+@pytest.fixture
+def place(tmp_path: Path, photos: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of good and bad things, the working folder of the error tests."""
+    for name, text in RECIPES.items():
+        (tmp_path / f"{name}.yaml").write_text(text)
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(run, tmp_path / "run")
+    shutil.copytree(photos, tmp_path / "hollow")
+    (tmp_path / "hollow" / "train" / "zebra").mkdir()
+    (tmp_path / "half.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:5000])
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+TRAIN = "train --model fasternet_t0 --data photos --size 32 --epochs 1"
+ERRORS = [  # words, exit code, parts of the message
+    ("", 2, []),
+    ("trian", 2, ["'trian'", "did you mean 'train'"]),
+    ("train --modle fasternet_t0", 2, ["--modle", "did you mean '--model'"]),
+    ("train --data photos", 2, ["--model is missing", "example"]),
+    (f"{TRAIN} --epochs many", 2, ["epochs", "many"]),
+    (f"{TRAIN} --epochs 0", 2, ["epochs is 0", "at least 1"]),
+    (f"{TRAIN} --size 32x", 2, ["size is '32x'", "HEIGHTxWIDTH"]),
+    (f"{TRAIN} --recipe typo.yaml", 2, ["typo.yaml", "'epoch'", "did you mean 'epochs'"]),
+    (f"{TRAIN} --recipe value.yaml", 2, ["value.yaml", "epochs", "many"]),
+    (f"{TRAIN} --recipe list.yaml", 2, ["list.yaml", "mapping"]),
+    (f"{TRAIN} --recipe broken.yaml", 2, ["broken.yaml", "YAML"]),
+    (f"{TRAIN} --recipe typ.yaml", 2, ["typ.yaml", "did you mean 'typo'"]),
+    (f"{TRAIN} --options.mixin conv", 2, ["'mixin'", "did you mean 'mixing'"]),
+    (f"{TRAIN} --format foldr", 2, ["'foldr'", "did you mean 'folder'"]),
+    (f"{TRAIN} --precision fp16", 2, ["fp16", "GPU"]),
+    ("train --resume nowhere", 2, ["nowhere", "config.yaml"]),
+    ("train --resume run --lr 1", 2, ["--lr", "epochs"]),
+    (f"{TRAIN} --run run", 2, ["--resume"]),
+    ("train --model fasternet_t0 --data photo", 3, ["photo", "photos"]),
+    ("train --model fasternet_t0 --data hollow", 3, ["zebra"]),
+    ("train --model fasternet_to --data photos", 4, ["'fasternet_to'", "did you mean 'fasternet_t0'"]),
+    ("train --model sdd/fasternet_t0 --data photos", 4, ["'sdd'"]),
+    ("train --model mobileone_s1 --data photos --size 32 --weights run/best.safetensors", 4, ["fasternet"]),
+    ("eval --model half.safetensors --data photos", 4, ["half.safetensors"]),
+    ("eval --model nothing.onnx --data photos", 4, ["nothing.onnx"]),
+    ("eval --model foreign.onnx --data photos", 4, ["foreign.onnx", "fleetnet"]),
+    ("eval --model pose.onnx --data photos", 4, ["pose.onnx", "'pose'"]),
+    ("eval --model run --data hollow", 3, ["zebra"]),
+    ("eval --model run --data shapes", 3, ["circle"]),
+    ("export --model run --to onix", 2, ["'onix'", "did you mean 'onnx'"]),
+    ("export --model run --to onnx --opset 3", 2, ["opset", "3"]),
+    ("predict --model run nothing/*.jpg", 3, ["nothing/*.jpg"]),
+    ("models resnet*", 4, ["resnet*"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("words", "code", "parts"), ERRORS, ids=[words or "nothing" for words, _, _ in ERRORS])
+def test_errors(words: str, code: int, parts: list[str], place: Path, capsys: pytest.CaptureFixture[str]):
+    if ".onnx" in words:
+        plant_onnx(place)
+    assert main(words.split()) == code
+    message = capsys.readouterr().err
+    for part in parts:
+        assert part in message
+    assert "Traceback" not in message
+
+
+def plant_onnx(place: Path) -> None:
+    """An ONNX file of another program, and one that says it is of a task that there is not."""
+    from fleetnet import checkpoint
+    from fleetnet.runtimes import onnx
+
+    net, example = torch.nn.Conv2d(3, 3, 1).eval(), torch.zeros(1, 3, 32, 32)
+    onnx.export(net, example, place / "foreign.onnx")
+    facts = {**checkpoint.read_facts(place / "run"), "task": "pose"}
+    onnx.export(net, example, place / "pose.onnx", metadata=facts)
+
+
+def test_training_skips_and_names_broken_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = tmp_path / "photos"
+    shutil.copytree(photos, root)
+    victim = next(root.glob("train/*/*.png"))
+    victim.write_bytes(b"\0" * 100)
+    words = f"train --model fasternet_t0 --size 32 --batch-size 8 --epochs 1 --data {root} --run {tmp_path / 'r'} --json"
+    assert main(words.split()) == 0
+    skipped = last_json(capsys)["skipped"]
+    assert len(skipped) == 1
+    assert victim.name in skipped[0]
+
+
+def test_debug_shows_where(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(ValueError, match="trian"):
+        main(["trian", "--debug"])
+
+
+def test_golden_pair_tests_the_file(run: Path, tmp_path: Path):
+    assert main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path)]) == 0
+    from fleetnet.runtimes import onnx
+
+    golden = np.load(tmp_path / "onnx" / "golden.npz")
+    [logits] = onnx.load(tmp_path / "onnx" / "model.onnx")(golden["image"])
+    assert np.abs(logits - golden["logits"]).max() < 1e-4 * golden["logits"].std()

@@ -1,0 +1,58 @@
+"""The parts depend on each other in one direction only, and the library stays small."""
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "fleetnet"
+MAY_IMPORT = {  # a module or folder of the package -> what it may import of the package
+    "errors": "",
+    "find": "errors",
+    "config": "errors",
+    "reparam": "errors",
+    "bench": "errors",
+    "images": "errors",
+    "flops": "errors",
+    "report": "errors",
+    "layers": "reparam errors",
+    "parc": "reparam layers errors",
+    "backbones": "backbones layers parc reparam find errors",
+    "data": "data images find errors",
+    "transforms": "data images errors",
+    "tasks": "backbones layers find errors",
+    "weights": "tasks backbones reparam find errors",
+    "checkpoint": "tasks transforms weights reparam find errors __init__",
+    "runtimes": "runtimes reparam find errors",
+    "predict": "checkpoint weights images runtimes tasks transforms find errors",
+    "train": "tasks data transforms checkpoint config find errors",
+    "cli": "cli backbones bench checkpoint config data errors find flops images predict reparam report runtimes tasks train "
+    "transforms weights __init__",
+    "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
+    "__main__": "cli",
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def part(file: Path) -> str:
+    return file.relative_to(ROOT).with_suffix("").parts[0]
+
+
+def imported(file: Path) -> set[str]:
+    """The parts of the package that a file imports, at any depth of its code."""
+    parts = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            outside = node.level == len(file.relative_to(ROOT).parts)
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            names = ["__init__" if name == "__version__" else name for name in names]
+            parts |= {name.split(".")[0] for name in names} if outside else {part(file)}
+    return parts
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))
+def test_imports_go_one_way(file):
+    assert imported(file) <= set(MAY_IMPORT[part(file)].split())
+
+
+def test_library_is_small():
+    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 6000

@@ -1,0 +1,231 @@
+"""The training loop: exact continuation, averages, schedules, and what stops it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import fleetnet
+from fleetnet import checkpoint, data, train
+from fleetnet.cli import main
+from fleetnet.config import TrainConfig, parse_size, read_recipe
+from fleetnet.data import Split
+from fleetnet.errors import DataError, FleetnetError, UsageError
+from fleetnet.tasks import build
+
+
+def splits(photos: Path) -> tuple[Split, Split]:
+    return data.load(str(photos), "train"), data.load(str(photos), "val")
+
+
+def settings(**changes: object) -> TrainConfig:
+    base = {"model": "fasternet_t0", "size": 32, "batch_size": 8, "epochs": 2, "optimizer": "sgd", "lr": 0.05}
+    return TrainConfig(**{**base, "warmup_epochs": 0.5, "device": "cpu", **changes})
+
+
+def fit(photos: Path, run: Path, **changes: object) -> dict:
+    torch.manual_seed(0)
+    model = build("fasternet_t0", 3)
+    resume = bool(changes.pop("resume", False))
+    return train.fit(model, *splits(photos), settings(**changes), run, resume=resume)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    rates = [train.learning_rate(step, 100, 10, 1.0) for step in range(101)]
+    assert rates[:10] == sorted(rates[:10])
+    assert rates[10] == max(rates) == 1.0
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0, abs=1e-12)
+    assert 0 < train.learning_rate(0, 100, 10, 1.0) < 0.1
+
+
+def test_norms_and_biases_do_not_decay():
+    model = build("repvit_m0_6", 3)
+    decayed, free = train.parameter_groups(model, 0.1)
+    assert {p.ndim for p in free["params"]} == {1}
+    assert all(p.ndim > 1 for p in decayed["params"])
+    assert free["weight_decay"] == 0
+    assert sum(len(group["params"]) for group in (decayed, free)) == len(list(model.parameters()))
+
+
+def test_first_steps_count_more_in_the_average():
+    averages, current = [torch.zeros(2), torch.tensor(3)], [torch.ones(2), torch.tensor(7)]
+    train._average(0.99, averages, current, 0)
+    assert averages[0].tolist() == pytest.approx([0.9, 0.9])
+    assert averages[1].item() == 7  # counters are copied
+    train._average(0.99, averages, [torch.zeros(2), torch.tensor(8)], 10_000)
+    assert averages[0].tolist() == pytest.approx([0.9 * 0.99] * 2)
+
+
+def test_averaged_weights_lag_behind_and_have_buffers(photos: Path, tmp_path: Path):
+    fit(photos, tmp_path, ema=0.9)
+    raw, ema = (checkpoint.load(tmp_path / f"{name}.safetensors").model.state_dict() for name in ("last", "ema"))
+    for key in ("backbone.stages.0.0.1.running_mean", "head.classifier.4.weight"):
+        if key in raw:
+            assert not torch.equal(raw[key], ema[key])
+    assert any("running_mean" in key and not torch.equal(raw[key], ema[key]) for key in raw)
+
+
+def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path):
+    straight = fit(photos, tmp_path / "a", epochs=3)
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_after(photos, tmp_path / "b", epochs=3, line=0)
+    resumed = fit(photos, tmp_path / "b", epochs=3, resume=True)
+    assert resumed == straight
+    logs = [[{**json.loads(x), "seconds": 0} for x in (tmp_path / r / "log.jsonl").read_text().splitlines()] for r in "ab"]
+    assert logs[0] == logs[1]
+    for name in ("last", "ema", "best"):
+        states = [checkpoint.load(tmp_path / r / f"{name}.safetensors").model.state_dict() for r in "ab"]
+        assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+def interrupt_after(photos: Path, run: Path, epochs: int, line: int) -> None:
+    def stop(logged: dict) -> None:
+        if logged["epoch"] == line:
+            raise KeyboardInterrupt
+
+    torch.manual_seed(0)
+    train.fit(build("fasternet_t0", 3), *splits(photos), settings(epochs=epochs), run, on_epoch=stop)
+
+
+def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: Path):
+    run = tmp_path / "run"
+    words = f"-m fleetnet train --model fasternet_t0 --size 32 --batch-size 8 --epochs 400 --data {photos} --run {run}"
+    process = subprocess.Popen([sys.executable, *words.split()], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 240
+    while len(log_of(run)) < 3:
+        assert process.poll() is None, "the run ended by itself"
+        assert time.monotonic() < deadline, "no epoch ended"
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    before = len(log_of(run))
+    for name in ("best", "last", "ema"):
+        checkpoint.load(run / f"{name}.safetensors")  # whole
+    kept = checkpoint.load_state(run / "state")["epoch"] + 1
+    assert kept >= before - 1
+    assert main(["train", "--resume", str(run), "--epochs", str(kept + 2)]) == 0
+    assert [line["epoch"] for line in log_of(run)] == list(range(kept + 2))
+
+
+def log_of(run: Path) -> list[dict]:
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def test_loss_that_is_not_finite_stops_and_keeps_the_state(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fit(photos, tmp_path, epochs=1)
+    good = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
+    from fleetnet.tasks import classification
+
+    monkeypatch.setattr(classification, "loss", lambda o, t, label_smoothing=0.0: {"cross_entropy": o.sum() * float("nan")})
+    with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* learning rate .*lower lr"):
+        fit(photos, tmp_path, epochs=3, resume=True)
+    assert checkpoint.load_state(tmp_path / "state")["epoch"] == 0
+    after = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
+    assert all(torch.equal(good[key], after[key]) for key in good)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"precision": "bf16"},
+        {"accumulate": 2},
+        {"optimizer": "adamw", "lr": 1e-3},
+        {"clip": 0.1},
+        {"ema": None},
+        {"mixup": 0.2, "cutmix": 1.0},
+        {"workers": 1, "cache": True},
+        {"channels_last": False, "eval_every": 2},
+        {"auto_augment": "trivial", "erasing": 0.5},
+    ],
+    ids=lambda changes: "-".join(changes),
+)
+def test_settings_train(changes: dict, photos: Path, tmp_path: Path):
+    best = fit(photos, tmp_path, **changes)
+    assert 0 <= best["top1"] <= 100
+    logged = log_of(tmp_path)
+    assert logged[-1]["train"]["loss"] < 3
+    assert ("ema" in logged[-1]) == (changes.get("ema", 0.99) is not None)
+
+
+def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
+    """Two half batches of a network without batch norm make the update of one whole batch."""
+
+    class Linear(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.name, self.classes, self.task = "linear", 3, "classification"
+            self.drop_path, self.output_stride, self.options = 0.0, 32, {}
+            self.net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 3))
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.net(x)
+
+    states = []
+    for run, accumulate in (("a", 1), ("b", 2)):
+        torch.manual_seed(0)
+        model = Linear()
+        config = settings(batch_size=8 // accumulate, accumulate=accumulate, epochs=1, scale=1.0, flip=0.0, color_jitter=0.0)
+        data_splits = [Split([s for s in split.samples][:24], split.classes) for split in splits(photos)]
+        import fleetnet.transforms as transforms
+
+        with pytest.MonkeyPatch.context() as patch:  # no random crop: the order of random numbers differs
+            patch.setattr(train, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size))
+            train.fit(model, *data_splits, config, tmp_path / run)
+        states.append(model.state_dict())
+    for key in states[0]:
+        assert torch.allclose(states[0][key], states[1][key], rtol=1e-4, atol=1e-6)
+
+
+def test_other_classes_are_refused(photos: Path, tmp_path: Path):
+    train_split, val = splits(photos)
+    with pytest.raises(DataError, match="4 classes, the data 3"):
+        train.fit(build("fasternet_t0", 4), train_split, val, settings(), tmp_path)
+    other = Split(val.samples, ["a", "b", "c"])
+    with pytest.raises(DataError, match="must be the same"):
+        train.fit(build("fasternet_t0", 3), train_split, other, settings(), tmp_path)
+
+
+def test_finished_run_says_so(photos: Path, tmp_path: Path):
+    best = fit(photos, tmp_path, epochs=1)
+    assert fit(photos, tmp_path, epochs=1, resume=True) == best
+
+
+def test_evaluate_takes_any_function(photos: Path):
+    val = splits(photos)[1]
+    loader = train.loader(train.ImageDataset(val, train.Preprocess((32, 32))), settings(), None)
+    perfect = iter([s.label for s in val.samples])
+
+    def call(images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(3)[[next(perfect) for _ in images]] * 50
+
+    result = fleetnet.evaluate(call, "classification", loader, 3)
+    assert (result["top1"], result["correct"], result["images"]) == (100.0, 12, 12)
+    assert [sum(row) for row in result["confusion"]] == [result["confusion"][i][i] for i in range(3)]
+
+
+@pytest.mark.parametrize(("value", "size"), [(96, (96, 96)), ("96", (96, 96)), ("64x96", (64, 96)), ([64, 96], (64, 96))])
+def test_parse_size(value: object, size: tuple[int, int]):
+    assert parse_size(value) == size
+
+
+@pytest.mark.parametrize("value", ["", "x", "1x2x3", 0, [1, -2], []])
+def test_parse_size_refuses(value: object):
+    with pytest.raises(UsageError, match="allowed: one number"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+def test_recipes_are_valid(recipe: Path):
+    TrainConfig(**{"model": "fasternet_t0", "data": "shapes", **read_recipe(recipe)})
+    assert recipe.read_text().startswith("#")
+    assert "fleetnet train --recipe" in recipe.read_text()
