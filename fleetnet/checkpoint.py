@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__
 from .errors import ModelError
@@ -40,7 +40,7 @@ class Checkpoint:
 
 
 def facts(
-    model: Model,
+    model: nn.Module,
     classes: Sequence[str],
     preprocess: Preprocess,
     *,
@@ -54,6 +54,8 @@ def facts(
     `settings` are those of the training, `metrics` its results, `source` the starting weights and their license: those
     that `create_model` loaded unless given. `form` is found from the model unless given.
     """
+    if not isinstance(model, Model):
+        raise ModelError(f"model is a {type(model).__name__}; only models of create_model can describe themselves")
     if len(classes) != model.classes:
         raise ModelError(f"{len(classes)} class names for a model of {model.classes} classes")
     report = getattr(model, "report", None)
@@ -79,7 +81,7 @@ def facts(
 
 def save(
     path: str | Path,
-    model: Model,
+    model: nn.Module,
     *,
     classes: Sequence[str],
     preprocess: Preprocess,

@@ -1,4 +1,7 @@
 """Layers that at least two backbones share."""
+
+from typing import cast
+
 from torch import Tensor, nn
 
 from .errors import ModelError
@@ -23,11 +26,19 @@ class ConvBN(nn.Sequential):
             nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, bias=False), nn.BatchNorm2d(outputs)
         )
 
+    @property
+    def conv(self) -> nn.Conv2d:
+        return cast(nn.Conv2d, self[0])
+
+    @property
+    def norm(self) -> nn.BatchNorm2d:
+        return cast(nn.BatchNorm2d, self[1])
+
     def kernel(self) -> Kernel:
-        return fold_bn(kernel(self[0]), self[1])
+        return fold_bn(kernel(self.conv), self.norm)
 
     def fuse(self) -> nn.Conv2d:
-        return as_conv(self.kernel(), like=self[0])
+        return as_conv(self.kernel(), like=self.conv)
 
 
 class SqueezeExcite(nn.Module):
@@ -51,7 +62,7 @@ def check_batch(backbone: nn.Module, image: Tensor, stride: int) -> None:
 
     Batch norm has no variance of one value: torch would raise a bare ValueError. `ModelError` says what to do.
     """
-    if image.shape[0] > 1 or max(image.shape[-2:]) > stride or not backbone.training:
+    if not backbone.training or image.shape[0] > 1 or max(image.shape[-2:]) > stride:  # export: no guard on the batch
         return
     for name, module in backbone.named_modules():
         if isinstance(module, nn.BatchNorm2d) and module.training:

@@ -12,8 +12,10 @@ A module that can be collapsed has a method beside its `forward`: `fuse() -> nn.
 where the result depends on the feature size (ParC). All arithmetic is in float64; the result is cast back at the end.
 A module without either method is left as it is: a batch norm that nobody knows how to fold stays.
 """
+
 import copy
 from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -33,13 +35,15 @@ def kernel(conv: nn.Conv2d) -> Kernel:
 
 def scale_shift(bn: nn.Module) -> tuple[Tensor, Tensor]:
     """The s and t of bn(x) = s * x + t per channel, with the statistics bn uses in eval mode; float64, each (C,)."""
-    if getattr(bn, "running_var", None) is None:
+    norm = cast(AnyNorm, bn)
+    mean, variance = getattr(norm, "running_mean", None), getattr(norm, "running_var", None)
+    if mean is None or variance is None:
         raise ModelError(f"{bn} keeps no running statistics, so it is not linear in eval mode and cannot be folded")
-    scale = (bn.running_var.detach().double() + bn.eps).rsqrt()
-    if bn.weight is not None:
-        scale = scale * bn.weight.detach().double()
-    shift = -bn.running_mean.detach().double() * scale
-    return scale, shift if bn.bias is None else shift + bn.bias.detach().double()
+    scale = (variance.detach().double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.detach().double()
+    shift = -mean.detach().double() * scale
+    return scale, shift if norm.bias is None else shift + norm.bias.detach().double()
 
 
 def fold_bn(kernel: Kernel, bn: nn.Module) -> Kernel:
@@ -101,10 +105,9 @@ def as_conv(kernel: Kernel, like: nn.Conv2d, padding: tuple[int, int] | None = N
     expected = (like.out_channels, like.in_channels // like.groups, *like.kernel_size)
     if tuple(weight.shape) != expected:
         raise ModelError(f"kernel is {tuple(weight.shape)}, but `like` has {expected}")
-    conv = nn.Conv2d(
-        like.in_channels, like.out_channels, like.kernel_size, like.stride,
-        like.padding if padding is None else padding, like.dilation, like.groups, device="meta",
-    )  # fmt: skip
+    geometry: dict[str, Any] = {"stride": like.stride, "dilation": like.dilation, "groups": like.groups}
+    geometry["padding"] = like.padding if padding is None else padding
+    conv = nn.Conv2d(like.in_channels, like.out_channels, cast(Any, like.kernel_size), **geometry, device="meta")
     conv.weight, conv.bias = _parameter(weight, like.weight), _parameter(bias, like.weight)
     return conv.eval()
 
@@ -178,9 +181,9 @@ def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module
         if module in done:
             return done[module]
         if _can(module, "fuse"):
-            fused = module.fuse()
+            fused = cast(Any, module).fuse()
         elif module in sizes:
-            fused = module.fuse_at(sizes[module])
+            fused = cast(Any, module).fuse_at(sizes[module])
         else:
             fused = module
         done[module] = fused

@@ -18,6 +18,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -31,7 +32,8 @@ from .reparam import reparameterize
 from .tasks import Model, build, split_name
 
 State = dict[str, Tensor]
-Shapes = dict[str, tuple[int, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
+Options = tuple[tuple[str, Option], ...]
 
 FORMS = ("multi-branch", "deploy")
 MARK = 1009  # a number of classes that no other dimension of a network has: it shows which tensors depend on it
@@ -300,10 +302,11 @@ def form_of(model: nn.Module) -> str:
     return "multi-branch" if fusable else "deploy"
 
 
-def shapes_of(name: str, form: str, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Shapes:
+@cache
+def shapes_of(name: str, form: str, output_stride: int = 32, options: Options = ()) -> Shapes:
     """Names and shapes of a model's tensors in a form, without memory for them; for MARK classes, ParC at 256x256."""
     with torch.device("meta"):
-        model: nn.Module = build(name, MARK, 0.0, output_stride, options)
+        model: nn.Module = build(name, MARK, 0.0, output_stride, dict(options))
         if form == "deploy":
             model = reparameterize(model.eval(), torch.zeros(1, 3, 256, 256))
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
@@ -335,7 +338,7 @@ def plan(name: str, state: State, output_stride: int = 32, options: Mapping[str,
     """Form, options and number of classes of a state for the model `name`; `options` are those that are settled."""
 
     def score(form: str, options: Mapping[str, Option]) -> float:
-        expected = shapes_of(name, form, output_stride, options)
+        expected = shapes_of(name, form, output_stride, tuple(options.items()))
         return _common(convert(name, state, expected), expected, lambda key: True)
 
     chosen = dict(options or {})
@@ -346,7 +349,7 @@ def plan(name: str, state: State, output_stride: int = 32, options: Mapping[str,
         for value in values:
             if best < 1 and (other := score(form, {**chosen, option: value})) > best:
                 best, chosen = other, {**chosen, option: value}
-    expected = shapes_of(name, form, output_stride, chosen)
+    expected = shapes_of(name, form, output_stride, tuple(chosen.items()))
     state = convert(name, state, expected)
     counts = [len(state[key]) for key in expected if expected[key][:1] == (MARK,) and key in state and state[key].ndim]
     return Plan(form, chosen, counts[0] if counts else None)

@@ -28,8 +28,8 @@ from fleetnet.weights import FORMS, form_of
 SMALL = "fasternet_t0"
 PREPROCESS = Preprocess((64, 96), crop=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3), channel_order="BGR")
 KEYS = {
-    "format", "version", "model", "task", "form", "classes", "size", "preprocess", "drop_path", "output_stride", "options",
-    "settings", "metrics", "source",
+    "format", "version", "model", "task", "form", "classes", "size", "preprocess", "drop_path", "output_stride",
+    "options", "settings", "metrics", "source",
 }  # fmt: skip
 
 
@@ -59,7 +59,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("name, options, output_stride, dtype", NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(("name", "options", "output_stride", "dtype"), NETWORKS.values(), ids=NETWORKS)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_needs_nothing_else(
     tmp_path: Path, name: str, options: dict[str, Any], output_stride: int, dtype: torch.dtype, form: str
@@ -84,8 +84,8 @@ def test_a_checkpoint_needs_nothing_else(
 def test_the_file_describes_itself(tmp_path: Path) -> None:
     model = build(SMALL, 3, drop_path=0.1)
     path = write(
-        tmp_path / "runs" / "best.safetensors", model, classes=["café", "bus", "犬"], settings={"lr": 0.1, "recipe": None},
-        metrics={"top1": 93.5}, source={"weights": "x.pth", "license": "CC0"},
+        tmp_path / "runs" / "best.safetensors", model, classes=["café", "bus", "犬"], metrics={"top1": 93.5},
+        settings={"lr": 0.1, "recipe": None}, source={"weights": "x.pth", "license": "CC0"},
     )  # fmt: skip
     about = checkpoint.read_facts(path.parent)  # a run folder means its best.safetensors
     assert about.keys() == KEYS
@@ -149,18 +149,18 @@ def test_a_file_that_is_cut_short(tmp_path: Path, share: float) -> None:
 
 
 UNUSABLE = {
-    "of a newer version": ({"format": 2, "version": "9.1"}, r"written by fleetnet 9\.1 \(format 2\); this is 0\.1.*upgrade"),
+    "of a newer version": ({"format": 2, "version": "9.1"}, r"by fleetnet 9\.1 \(format 2\); this is 0\.1.*upgrade"),
     "without a part": ({"preprocess": None}, "its description lacks preprocess"),
     "of another task": ({"task": "origami"}, "is of the task 'origami', which is none of: classification"),
     "of an unknown model": ({"model": "fasternet_t9"}, "no backbone 'fasternet_t9': did you mean"),
-    "of another model": ({"model": "fasternet_t1"}, r"says it is fasternet_t1 in multi-branch form, but \d+ tensors are missing"),
+    "of another model": ({"model": "fasternet_t1"}, r"says it is fasternet_t1 in multi-branch form, but \d+ tensors"),
     "of another form": ({"form": "deploy"}, "says it is fasternet_t0 in deploy form"),
     "of other classes": ({"classes": ["a"]}, r"tensors are missing.*head\.classifier"),
     "of another preprocessing": ({"preprocess": {"size": [1, 1], "resize": 5}}, "unknown key 'resize'"),
 }
 
 
-@pytest.mark.parametrize("changes, says", UNUSABLE.values(), ids=UNUSABLE)
+@pytest.mark.parametrize(("changes", "says"), UNUSABLE.values(), ids=UNUSABLE)
 def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
     path = edit(write(tmp_path / "a.safetensors", build(SMALL, 2)), **changes)
     with pytest.raises(ModelError, match=says):
@@ -177,7 +177,7 @@ def test_files_of_others(tmp_path: Path) -> None:
     torch.save({}, tmp_path / "c.pth")
     with pytest.raises(ModelError, match=r"a checkpoint ends in \.safetensors; .*load_weights"):
         checkpoint.load(tmp_path / "c.pth")
-    with pytest.raises(ModelError, match="no file .*did you mean 'a.safetensors'"):
+    with pytest.raises(ModelError, match=r"no file .*did you mean 'a\.safetensors'"):
         checkpoint.load(tmp_path / "aa.safetensors")
 
 
@@ -186,6 +186,8 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
         write(tmp_path / "a.safetensors", build(SMALL, 2), classes=["a"])
     with pytest.raises(ModelError, match=r"ends in \.safetensors, not '\.pth'"):
         write(tmp_path / "a.pth", build(SMALL, 2))
+    with pytest.raises(ModelError, match="model is a Linear; only models of create_model"):
+        checkpoint.save(tmp_path / "a.safetensors", nn.Linear(1, 1), classes=["a"], preprocess=PREPROCESS)
     with pytest.raises(TypeError):
         write(tmp_path / "a.safetensors", build(SMALL, 2), settings={"lr": object()})
     assert not list(tmp_path.iterdir())
@@ -259,7 +261,7 @@ def test_trainer_state_comes_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "value, says",
+    ("value", "says"),
     [
         (np.float64(1.5), r"state\['a'\]\[1\] is numpy\.float64"),
         (nn.ReLU(), r"state\['a'\]\[1\] is torch\.nn\.modules\.activation\.ReLU"),
@@ -275,12 +277,12 @@ def test_state_that_could_not_be_read_is_not_written(tmp_path: Path, value: Any,
 
 
 def test_trainer_state_that_is_not_there_or_damaged(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="no trainer state in .*nothing to resume"):
+    with pytest.raises(ModelError, match=r"no trainer state in .*nothing to resume"):
         checkpoint.load_state(tmp_path)
     checkpoint.save_state(tmp_path, {"a": torch.arange(1000)})
     file = tmp_path / "trainer.pt"
     file.write_bytes(file.read_bytes()[:-200])
-    with pytest.raises(ModelError, match="damaged or cut short|damaged, cut short"):
+    with pytest.raises(ModelError, match="is damaged, cut short"):
         checkpoint.load_state(tmp_path)
 
 

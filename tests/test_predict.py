@@ -12,7 +12,7 @@ from zoo import randomize
 
 import fleetnet
 from fleetnet import checkpoint
-from fleetnet.errors import DataError, ExportError, ModelError, UsageError
+from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.predict import Predictor, export, load
 from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
@@ -79,10 +79,9 @@ def test_raw_outputs_and_evaluation(run: Path, file: str) -> None:
     (logits,) = predictor.raw(batch.numpy())
     assert (logits.shape, logits.dtype) == ((3, 3), np.float32)
     assert torch.equal(predictor.eval()(batch), torch.from_numpy(logits))
-    with pytest.raises(ModelError, match="shape"):
-        if predictor.runtime == "torch":
-            raise ModelError("a network in torch takes any shape")
-        predictor.raw(np.zeros((1, 3, 32, 32), np.float32))
+    if predictor.runtime != "torch":
+        with pytest.raises(ModelError, match=r"takes images of shape .*64, 48"):
+            predictor.raw(np.zeros((1, 3, 32, 32), np.float32))
 
 
 def test_the_sidecar_tells_the_facts(run: Path) -> None:
@@ -103,7 +102,7 @@ def test_a_model_in_memory_is_exported_too(tmp_path: Path) -> None:
         export(model.eval(), "onnx", tmp_path / "a.onnx", classes=["a"])
     with pytest.raises(UsageError, match="no 'onxx' in runtimes: did you mean 'onnx'"):
         export(model, "onxx", tmp_path / "a.onnx")
-    with pytest.raises(ExportError, match=r"ends in \.onnx"):
+    with pytest.raises(UsageError, match=r"ends in \.onnx"):
         export(model, "onnx", tmp_path / "a.mnn")
     assert not list(tmp_path.iterdir())
     fleetnet.export(model, "onnx", tmp_path / "a.onnx", size=(40, 32), classes=["a", "b"])
@@ -136,7 +135,7 @@ def test_onnx_files_of_others(run: Path, tmp_path: Path) -> None:
 
 
 def test_paths_that_are_no_model(tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match="is a folder without best.safetensors"):
+    with pytest.raises(ModelError, match=r"is a folder without best\.safetensors"):
         load(tmp_path)
     (tmp_path / "a.pth").write_bytes(b"PK")
     with pytest.raises(ModelError, match=r"a checkpoint ends in \.safetensors"):

@@ -6,6 +6,7 @@ import os
 import pickle
 import threading
 from collections.abc import Iterator
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from fleetnet.weights import FORMS, create_model, form_of, list_models, load_wei
 
 State = dict[str, Tensor]
 SMALL = "fasternet_t0"
+TOLERANCE = 1e-4  # relative, in float32, with gammas of both signs; a tensor in the wrong place gives about 1
 W, E = torch.zeros(2), torch.ones(2)  # the weights, and their moving average
 
 
@@ -59,7 +61,7 @@ WRAPPERS = {
 }
 
 
-@pytest.mark.parametrize("content, branch", WRAPPERS.values(), ids=WRAPPERS)
+@pytest.mark.parametrize(("content", "branch"), WRAPPERS.values(), ids=WRAPPERS)
 def test_wrappers_are_removed(content: dict[str, Any], branch: str) -> None:
     state, found = unwrap(content, ema=False, where="x")
     assert (list(state), found) == (["a.b"], branch)
@@ -83,7 +85,7 @@ def test_a_moving_average_alone_is_taken() -> None:
     assert unwrap({"model_ema": {"a.b": E}}, ema=False, where="x")[1] == "[model_ema]"
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, [W], None, 5, {"model": {"x": {"y": 1}}}], ids=str)
+@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, [W], None, {"model": {"x": {"y": 1}}}], ids=str)
 def test_what_holds_no_state_is_an_error(content: Any) -> None:
     with pytest.raises(ModelError, match=r"x holds no state dict; it holds"):
         unwrap(content, ema=False, where="x")
@@ -132,7 +134,7 @@ def test_code_in_a_pickle_is_refused_and_named(tmp_path: Path) -> None:
         read(file, SMALL)
     assert not (tmp_path / "mark").exists()
     (tmp_path / "bare.pkl.pth").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
-    with pytest.raises(ModelError, match="is not a file of torch.save"):
+    with pytest.raises(ModelError, match=r"is not a file of torch\.save"):
         read(tmp_path / "bare.pkl.pth", SMALL)
     assert not (tmp_path / "mark").exists()
 
@@ -163,7 +165,7 @@ def test_paths_that_are_wrong(tmp_path: Path) -> None:
     write(tmp_path / "fasternet_t0.pth", {"w": W})
     with pytest.raises(ModelError, match=r"no file '.*fasternet_to\.pth': did you mean 'fasternet_t0\.pth'"):
         read(tmp_path / "fasternet_to.pth", SMALL)
-    with pytest.raises(ModelError, match="is a folder without best.safetensors"):
+    with pytest.raises(ModelError, match=r"is a folder without best\.safetensors"):
         read(tmp_path, SMALL)
     (tmp_path / "a.onnx").write_bytes(b"PK")
     with pytest.raises(ModelError, match=r"weights are read from .*; this is '\.onnx'"):
@@ -217,9 +219,8 @@ class Server:
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     hub = pytest.importorskip("huggingface_hub")
     server = Server()
-    monkeypatch.setattr(hub.constants, "ENDPOINT", server.url)
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_DISABLE_XET", True)
+    download = partial(hub.hf_hub_download, endpoint=server.url, cache_dir=tmp_path / "hub")
+    monkeypatch.setattr(hub, "hf_hub_download", download)
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "torch"))
     yield server
     server.close()
@@ -305,11 +306,13 @@ def test_a_model_takes_the_form_of_its_weights(name: str, form: str) -> None:
     assert not model.report.reinitialized
     with torch.no_grad():
         _, relative = difference([original(example)], [model.eval()(example)])
-    assert relative < 1e-5 if form == "deploy" else relative == 0
+    assert relative < TOLERANCE if form == "deploy" else relative == 0
 
 
-@pytest.mark.parametrize("name", [v for v in VARIANTS if v.startswith(("fasternet_t0", "mobileone_s0", "repvit_m0_9"))])
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [("fasternet_t0", FORMS[0]), *((name, form) for name in ("mobileone_s1", "repvit_m0_9") for form in FORMS)],
+)
 def test_timm_names_go_in(name: str, form: str) -> None:
     timm = pytest.importorskip("timm")
     from timm.utils.model import reparameterize_model
@@ -317,21 +320,18 @@ def test_timm_names_go_in(name: str, form: str) -> None:
 
     theirs = randomize(timm.create_model(name, num_classes=7), seed=3).eval()
     theirs = reparameterize_model(theirs) if form == "deploy" else theirs
-    if form == "deploy" and name == SMALL:
-        pytest.skip("timm folds no batch norms of FasterNet")
     model = create_model(name, weights={"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}})
     assert (model.classes, model.report.form) == (7, form)
     with torch.no_grad():
         _, relative = difference([theirs(image(64, 64))], [outputs(model)])
-    assert relative < 1e-5
+    assert relative < TOLERANCE
 
 
 @pytest.mark.parametrize(
-    "name, options",
+    ("name", "options"),
     [
         ("repvit_m0_6", {"distillation": False}),
         ("repvit_m0_6", {"distillation": True}),
-        ("mobileone_s0", {"branches": 2}),
         ("mobileone_s1", {"branches": 3}),
         ("fasternet_t0", {"output_norm": True}),
     ],
@@ -340,14 +340,14 @@ def test_timm_names_go_in(name: str, form: str) -> None:
 def test_options_are_inferred_unless_given(name: str, options: dict[str, Any]) -> None:
     state = state_of(name, **options)
     model = create_model(name, weights=state)
-    assert {**dict.fromkeys(options, None), **model.options}.items() >= options.items() or options == {"distillation": True}
+    assert model.options == ({} if options == {"distillation": True} else options)  # that one is the default
     assert model.state_dict().keys() == state.keys()
     assert create_model(name, weights=state, options=options).options == options
 
 
 def test_options_that_were_said_are_kept() -> None:
     two_heads = state_of("repvit_m0_6")
-    with pytest.raises(ModelError, match=r"unexpected: head\.classifier\.heads\.1.*made with the default options; this"):
+    with pytest.raises(ModelError, match=r"unexpected: head\.classifier\.heads\.1.*made with the default options;"):
         create_model("repvit_m0_6", weights=two_heads, options={"distillation": False})
     model = create_model("repvit_m0_6", 4, two_heads, options={"distillation": False})  # the head starts anew anyhow
     assert all(key.startswith("head.classifier.heads.1") for key in model.report.unexpected)
@@ -360,18 +360,19 @@ def test_options_of_a_features_only_state_stay_the_defaults() -> None:
     assert plan("repvit_m0_6", state).options == {}
 
 
-@pytest.mark.parametrize("made, wanted", [("repvit_m1", "repvit_m0_9"), ("repvit_m0_9", "repvit_m1")])
+@pytest.mark.parametrize(("made", "wanted"), [("repvit_m1", "repvit_m0_9"), ("repvit_m0_9", "repvit_m1")])
 def test_both_versions_of_repvit_go_into_both(made: str, wanted: str) -> None:
     original = random_model(made)
     model = create_model(wanted, weights=original.state_dict())
     assert "equal in eval mode only" in model.report.summary()
     _, relative = difference([outputs(original)], [outputs(model)])
-    assert relative < 1e-5
+    assert relative < TOLERANCE
     assert "eval mode" not in create_model(made, weights=original.state_dict()).report.summary()
 
 
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("name", ["fasternet_t0", "repvit_m0_6", "mobileone_s1", "parcnet_xs"])
+@pytest.mark.parametrize(
+    ("name", "form"), [("fasternet_t0", FORMS[0]), ("repvit_m0_6", FORMS[0]), ("repvit_m0_6", FORMS[1])]
+)
 def test_classes_are_those_of_the_weights_unless_given(name: str, form: str) -> None:
     original = build(name, 7).eval()
     state = (reparameterize(original, image(256, 256)) if form == "deploy" else original).state_dict()
@@ -401,7 +402,7 @@ def test_features_only_weights_go_in_with_a_new_classifier() -> None:
     model = create_model(SMALL, 5, state)
     assert "head: re-initialized, the weights have none" in model.report.summary()
     assert all(key.startswith("head.") for key in model.report.reinitialized)
-    assert torch.equal(model.state_dict()["backbone.stages.3.merge.0.weight"], state["backbone.stages.3.merge.0.weight"])
+    assert all(torch.equal(value, model.state_dict()[key]) for key, value in state.items())
 
 
 # ---- weights that do not fit -----------------------------------------------------------------------------------------
@@ -412,16 +413,23 @@ def other_form(name: str) -> Model:
 
 
 MISFITS = {  # what the model is, the weights, what the message must say
-    "another family": ("repvit_m0_9", lambda: state_of("mobileone_s1"), r"0 of 605 tensors fit \(0%\).*look like mobileone_s1"),
-    "another family, deploy": ("repvit_m0_9", lambda: other_form("mobileone_s1").state_dict(), r"mobileone_s1 weights \(deploy"),
-    "another variant": ("repvit_m0_9", lambda: state_of("repvit_m1_0"), r"of wrong shape: .* instead of .*look like repvit_m1_0"),
+    "another family": (
+        "repvit_m0_9", lambda: state_of("mobileone_s1"),
+        r"0 of 605 tensors fit \(0%\); 605 missing: .*; \d+ unexpected: .*These look like mobileone_s1 weights \(multi",
+    ),
+    "another family, deploy": (
+        "repvit_m0_9", lambda: other_form("mobileone_s1").state_dict(), r"mobileone_s1 weights \(deploy form, 100%",
+    ),
+    "another variant": (
+        "repvit_m0_9", lambda: state_of("repvit_m1_0"), r"of wrong shape: .* instead of .*look like repvit_m1_0",
+    ),
     "no network of ours": ("fasternet_t0", lambda: {"conv1.weight": W, "fc.bias": W}, "weights of none of our models"),
     "deploy form": ("repvit_m0_6", lambda: other_form("repvit_m0_6").state_dict(), "cannot be unfolded into branches"),
     "one missing": (
         "fasternet_t0", lambda: {k: v for k, v in state_of(SMALL).items() if k != "backbone.stages.0.merge.0.weight"},
-        r"1 missing: backbone\.stages\.0\.merge\.0\.weight\. These are fasternet_t0 weights of the same form, but not whole",
+        r"1 missing: backbone\.stages\.0\.merge\.0\.weight\. These are fasternet_t0 weights of the same form, but not",
     ),
-    "one too many": ("fasternet_t0", lambda: {**state_of(SMALL), "extra": W}, r"117 of 117 .*1 unexpected: extra"),
+    "one too many": ("fasternet_t0", lambda: {**state_of(SMALL), "extra": W}, r"114 of 114 .*1 unexpected: extra"),
     "one of another shape": (
         "fasternet_t0", lambda: {**state_of(SMALL), "backbone.stages.0.merge.1.bias": W},
         r"1 of wrong shape: backbone\.stages\.0\.merge\.1\.bias \(2,\) instead of \(40,\)",
@@ -431,12 +439,13 @@ MISFITS = {  # what the model is, the weights, what the message must say
         r"missing: head\.classifier\.heads\.1.*made with \{'distillation': False\}; this model has the default options",
     ),
     "another width of the classifier's input": (
-        "fasternet_t0", lambda: {**state_of(SMALL), "head.classifier.4.weight": torch.zeros(1000, 5)}, "of wrong shape: head",
+        "fasternet_t0", lambda: {**state_of(SMALL), "head.classifier.4.weight": torch.zeros(1000, 5)},
+        "1 of wrong shape: head",
     ),
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name, weights, says", MISFITS.values(), ids=MISFITS)
+@pytest.mark.parametrize(("name", "weights", "says"), MISFITS.values(), ids=MISFITS)
 def test_weights_that_do_not_fit_change_nothing_and_say_why(name: str, weights: Any, says: str) -> None:
     model = random_model(name, seed=5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
@@ -453,7 +462,7 @@ def test_branches_do_not_go_into_the_deploy_form() -> None:
 
 def test_the_deploy_form_of_parc_is_for_one_size() -> None:
     state = other_form("parcnet_xs").state_dict()
-    with pytest.raises(ModelError, match=r"parcnet_xs weights of the same form, but not whole, or changed or for another"):
+    with pytest.raises(ModelError, match=r"parcnet_xs weights of the same form, but .* or for another size"):
         load_weights(reparameterize(random_model("parcnet_xs"), image(96, 96)), state)
 
 
@@ -496,7 +505,7 @@ def test_random_weights_and_names() -> None:
     model = create_model("fasternet_t0", 3, options={"mixing": "dwconv"})
     assert (model.classes, model.training, model.options) == (3, True, {"mixing": "dwconv"})
     assert on_meta("fasternet_t0").classes == create_model("fasternet_t0").classes == 1000
-    with pytest.raises(ModelError, match="did you mean 'fasternet_t0'"):
-        create_model("fasternet_to")
+    with pytest.raises(ModelError, match="no backbone 'mobileone_s00': did you mean 'mobileone_s0'"):
+        create_model("mobileone_s00")
     assert list_models() == VARIANTS
     assert list_models("mobileone_*") == [f"mobileone_s{i}" for i in range(5)]

@@ -26,7 +26,9 @@ def on_meta(name: str, output_stride: int = 32, options: Mapping[str, Option] | 
         return build(name, output_stride=output_stride, options=options).eval()
 
 
-def random_model(name: str, seed: int = 0, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Model:
+def random_model(
+    name: str, seed: int = 0, output_stride: int = 32, options: Mapping[str, Option] | None = None
+) -> Model:
     """A classifier with every value drawn at random, in eval mode."""
     return randomize(on_meta(name, output_stride, options).to_empty(device="cpu"), seed)
 

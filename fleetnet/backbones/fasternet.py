@@ -140,8 +140,8 @@ class FasterNet(nn.Module):
     def forward(self, image: Tensor) -> list[Tensor]:
         if min(image.shape[-2:]) < self.strides[-1]:
             raise ModelError(
-                f"FasterNet at output stride {self.strides[-1]} needs an image of at least {self.strides[-1]} pixels in "
-                f"both directions, got {image.shape[-2]}x{image.shape[-1]} (height x width)"
+                f"FasterNet at output stride {self.strides[-1]} needs an image of at least {self.strides[-1]} pixels "
+                f"in both directions, got {image.shape[-2]}x{image.shape[-1]} (height x width)"
             )
         check_batch(self, image, self.strides[-1])
         features, x = [], image

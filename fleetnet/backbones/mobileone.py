@@ -2,8 +2,8 @@
 
 Vasu et al., CVPR 2023, arXiv:2206.04040. Code: github.com/apple/ml-mobileone.
 
-The claim: FLOPs and parameters do not predict latency on a phone; branches and synchronization points cost it. So deploy
-a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is, and train each of them as a sum of branches.
+The claim: FLOPs and parameters do not predict latency on a phone; branches and synchronization points cost it. So
+deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is, and train each as a sum of branches.
 
     image (3, H, W)
       stem      1 convolution 3x3 / 2   (C0, H/2, W/2)    ->  feature 0
@@ -19,14 +19,15 @@ a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is, and tr
 Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option `branches`.
 
 Differs from the authors' code: nothing in the values. The initial scale of the batch norms beside a skip is below one,
-so that the untrained network is nearly a residual one: 43 plain layers in a row learn slowly from little data. A 1x1 branch with a stride slices its input and convolves at
-stride 1, since torch's strided one corrupts memory on CPU (oneDNN, channels_last, backward). `output_stride` is ours: a
-depthwise convolution that no longer strides takes the dilation reached so far, those after it twice that. There is no
-residual to drop, so drop path must be 0.
+so that the untrained network is nearly a residual one: 43 plain layers in a row learn slowly from little data. A 1x1
+branch with a stride slices its input and convolves at stride 1, since torch's strided one corrupts memory on CPU
+(oneDNN, channels_last, backward). `output_stride` is ours: a depthwise convolution that no longer strides takes the
+dilation reached so far, those after it twice that. There is no residual to drop, so drop path must be 0.
 """
 
 import re
 from functools import partial
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -48,36 +49,37 @@ class Branches(nn.Module):
     ):
         super().__init__()
         self.stride = stride
-        self.convs = nn.ModuleList(
-            ConvBN(inputs, outputs, size, stride, groups, dilation=dilation) for _ in range(count)
-        )
+        convs = [ConvBN(inputs, outputs, size, stride, groups, dilation=dilation) for _ in range(count)]
+        self.convs = nn.ModuleList(convs)
         self.scale = ConvBN(inputs, outputs, 1, groups=groups) if size > 1 else None
         self.skip = nn.BatchNorm2d(outputs) if skip else None
         if skip:  # the branches together begin with SHARE of the skip's variance: see the file's head
-            branches = [*self.convs, *([] if self.scale is None else [self.scale])]
+            branches = convs if self.scale is None else [*convs, self.scale]
             for branch in branches:
-                nn.init.constant_(branch[1].weight, (SHARE / len(branches)) ** 0.5)
+                nn.init.constant_(branch.norm.weight, (SHARE / len(branches)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:
-        total = self.convs[0](x)
-        for conv in self.convs[1:]:
+        first, *others = self.convs
+        total = first(x)
+        for conv in others:
             total = total + conv(x)
         if self.scale is not None:  # the same centers as the strided 3x3: see the file's head
             total = total + self.scale(x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x)
         return total if self.skip is None else total + self.skip(x)
 
     def kernel(self) -> Kernel:
-        kernels = [conv.kernel() for conv in self.convs]
+        convs = cast(list[ConvBN], list(self.convs))
+        kernels = [conv.kernel() for conv in convs]
         if self.scale is not None:
             kernels.append(self.scale.kernel())
         if self.skip is not None:
-            conv = self.convs[0][0]
+            conv = convs[0].conv
             unit = identity(conv.out_channels, conv.groups, conv.kernel_size[0], conv.weight.device)
             kernels.append(fold_bn(unit, self.skip))
         return merge(*kernels)
 
     def fuse(self) -> nn.Conv2d:
-        return as_conv(self.kernel(), like=self.convs[0][0])
+        return as_conv(self.kernel(), like=cast(ConvBN, self.convs[0]).conv)
 
 
 class Convolution(nn.Module):

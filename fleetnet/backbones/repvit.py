@@ -23,13 +23,14 @@ detectors and timm. Sizes round up; any size works.
 
 Differs from the authors' code: the two heads give their mean in training too, with `both` for a distillation loss on
 each; theirs return a pair in training. Only what knows how to fuse is fused; theirs removes every batch norm left.
-Their residual's drop is 0 everywhere: `drop_path` acts on the MLP. `output_stride` is ours: a depthwise convolution that
-no longer strides takes the dilation reached so far, those after it twice that.
+Their residual's drop is 0 everywhere: `drop_path` acts on the MLP. `output_stride` is ours: a depthwise convolution
+that no longer strides takes the dilation reached so far, those after it twice that.
 """
 
 import re
 from collections import Counter
 from functools import partial
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -53,6 +54,8 @@ class RepVGGDW(nn.Module):
     def __init__(self, channels: int, dilation: int, version: int):
         super().__init__()
         self.conv3 = ConvBN(channels, channels, 3, groups=channels, dilation=dilation)
+        self.conv1: ConvBN | nn.Conv2d
+        self.norm: nn.BatchNorm2d | nn.Identity
         if version == 1:
             self.conv1, self.norm = ConvBN(channels, channels, 1, groups=channels), nn.Identity()
         else:
@@ -62,7 +65,7 @@ class RepVGGDW(nn.Module):
         return self.norm(self.conv3(x) + self.conv1(x) + x)
 
     def fuse(self) -> nn.Conv2d:
-        conv = self.conv3[0]
+        conv = self.conv3.conv
         pointwise = self.conv1.kernel() if isinstance(self.conv1, ConvBN) else kernel(self.conv1)
         unit = identity(conv.out_channels, conv.groups, 3, conv.weight.device)
         total = merge(self.conv3.kernel(), pointwise, unit)
@@ -70,9 +73,9 @@ class RepVGGDW(nn.Module):
 
 
 def mlp(channels: int) -> nn.Sequential:
-    layers = nn.Sequential(ConvBN(channels, 2 * channels), nn.GELU(), ConvBN(2 * channels, channels))
-    nn.init.zeros_(layers[2][1].weight)
-    return layers
+    last = ConvBN(2 * channels, channels)
+    nn.init.zeros_(last.norm.weight)
+    return nn.Sequential(ConvBN(channels, 2 * channels), nn.GELU(), last)
 
 
 class Block(nn.Module):
@@ -104,25 +107,31 @@ class Downsample(nn.Module):
         return x + self.drop_path(self.channel_mixer(x))
 
 
+class Head(nn.Sequential):
+    """Batch norm (`.0`), then a linear layer (`.1`): (N, C) -> (N, classes)."""
+
+    def __init__(self, channels: int, classes: int):
+        linear = nn.Linear(channels, classes)
+        nn.init.trunc_normal_(linear.weight, std=0.02)
+        nn.init.zeros_(linear.bias)
+        super().__init__(nn.BatchNorm1d(channels), linear)
+
+
 class Classifier(nn.Module):
-    """Mean over the pixels, then the mean of one or two heads, each linear(bn(x)): (N, C, h, w) -> (N, classes).
+    """Mean over the pixels, then the mean of one or two heads: (N, C, h, w) -> (N, classes).
 
     The second head learns from a teacher; `both` gives the logits of each.
     """
 
     def __init__(self, channels: int, classes: int, heads: int):
         super().__init__()
-        self.heads = nn.ModuleList(
-            nn.Sequential(nn.BatchNorm1d(channels), nn.Linear(channels, classes)) for _ in range(heads)
-        )
-        for head in self.heads:
-            nn.init.trunc_normal_(head[1].weight, std=0.02)
-            nn.init.zeros_(head[1].bias)
+        self.heads = nn.ModuleList(Head(channels, classes) for _ in range(heads))
 
     def both(self, x: Tensor) -> list[Tensor]:
         """The logits of each head: (N, C, h, w) -> one or two of (N, classes)."""
         x = x.mean((2, 3))
-        if x.shape[0] == 1 and self.heads[0][0].training:
+        norms_train = any(m.training for m in self.heads.modules() if isinstance(m, nn.BatchNorm1d))
+        if norms_train and x.shape[0] == 1:
             raise ModelError(
                 "RepViT's head has a BatchNorm1d (heads.0.0), which cannot train on a batch of one: use a batch of at "
                 "least 2, or freeze the batch norms with .eval()"
@@ -134,10 +143,10 @@ class Classifier(nn.Module):
         return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
     def fuse(self) -> nn.Module:
-        kernels = [linear_kernel(head[1], head[0]) for head in self.heads]
+        heads = [cast(tuple[nn.BatchNorm1d, nn.Linear], tuple(cast(Head, head))) for head in self.heads]
+        kernels = [linear_kernel(linear, norm) for norm, linear in heads]
         weight, bias = (torch.stack(parts).mean(0) for parts in zip(*kernels, strict=True))
-        linear = as_linear(weight, bias, like=self.heads[0][1])
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), linear)
+        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), as_linear(weight, bias, like=heads[0][1]))
 
 
 class RepViT(nn.Module):
@@ -185,7 +194,7 @@ class RepViT(nn.Module):
         check_batch(self, image, self.strides[-1])
         features, x = [], self.stem(image)
         for stage in self.stages:
-            *blocks, pre_block = stage
+            *blocks, pre_block = cast(nn.Sequential, stage)
             for block in blocks:
                 x = block(x)
             before, x = x, pre_block(x)

@@ -11,6 +11,7 @@ trainability kept.
 
 import copy
 from collections.abc import Callable, Mapping
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -28,8 +29,9 @@ class Timm(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        self.channels: list[int] = model.feature_info.channels()
-        self.strides: list[int] = model.feature_info.reduction()
+        info = cast(Any, model).feature_info
+        self.channels: list[int] = info.channels()
+        self.strides: list[int] = info.reduction()
         self.channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -56,8 +58,8 @@ class Timm(nn.Module):
 def make(name: str, drop_path: float, output_stride: int, options: Mapping[str, Option]) -> Timm:
     """A timm model by its own name, with random weights.
 
-    Raises `ModelError` if timm is not installed, has no such model, or if the model cannot give feature maps, stochastic
-    depth or the output stride asked for; `UsageError` for any option.
+    Raises `ModelError` if timm is not installed, has no such model, or if the model cannot give feature maps, drop path
+    or the output stride asked for; `UsageError` for any option.
     """
     try:
         import timm
@@ -67,7 +69,7 @@ def make(name: str, drop_path: float, output_stride: int, options: Mapping[str, 
         raise UsageError(f"timm/{name} has no option {next(iter(options))!r}: timm models take none")
     if not timm.is_model(name):
         raise ModelError(f"timm has no model {name!r}: {choose(name, timm.list_models())}")
-    settings: dict[str, float] = {"drop_path_rate": drop_path} if drop_path else {}
+    settings: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if output_stride != 32:
         settings["output_stride"] = output_stride
     try:  # a setting that a model does not know is a TypeError or an assertion, deep inside timm
