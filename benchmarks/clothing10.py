@@ -65,9 +65,18 @@ def main() -> None:
                        "channels_last": who == "ours"}
                 )  # fmt: skip
                 torch.manual_seed(config.seed)
-                model = fleetnet.create_model(name, len(train.classes)) if who == "ours" else Peer(name, len(train.classes))
+                model = (
+                    fleetnet.create_model(name, len(train.classes)) if who == "ours" else Peer(name, len(train.classes))
+                )
                 began = time.monotonic()
-                best = fleetnet.fit(model, train, val, config, run, on_epoch=lambda line, run=run: print(run.name, json.dumps(line), flush=True))
+                best = fleetnet.fit(
+                    model,
+                    train,
+                    val,
+                    config,
+                    run,
+                    on_epoch=lambda line, run=run: print(run.name, json.dumps(line), flush=True),
+                )
                 line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
                 result = {
                     "best_top1": best["top1"], "correct": best["correct"], "images": best["images"],

@@ -1,4 +1,5 @@
 """`python -m fleetnet` is the command `fleetnet`."""
+
 import sys
 
 from .cli import main

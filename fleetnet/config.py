@@ -1,8 +1,9 @@
-"""Settings of a training run: defaults < recipe (YAML) < command line. An unknown key is an error with the nearest name.
+"""Settings of a training run: defaults < recipe (YAML) < command line. Unknown keys are errors with the nearest name.
 
 One frozen dataclass is the whole list: its field names are the recipe's keys and, with dashes, the flags of
 `fleetnet train`; the `help` beside each field is what `fleetnet train --help` shows.
 """
+
 import dataclasses
 import re
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class TrainConfig:
     ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
     drop_path: float = _field(0.0, "largest probability of stochastic depth")
     output_stride: int = _field(32, "8 and 16 dilate instead of striding")
-    options: dict[str, bool | int | float | str] = _options()
+    options: dict[str, bool | int | float | str] = _options()  # noqa: RUF009  (it returns a field)
     scale: float = _field(0.35, "smallest area of a random crop, as a share of the image")
     flip: float = _field(0.5, "probability of a horizontal flip")
     color_jitter: float = _field(0.2, "range of brightness, contrast and saturation")

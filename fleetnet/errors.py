@@ -3,6 +3,7 @@
 The class decides the exit code of the command line (see `cli/`); code that uses the library catches `FleetnetError`
 or the builtin that each class also is.
 """
+
 from collections.abc import Iterable
 from difflib import SequenceMatcher
 

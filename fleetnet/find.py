@@ -4,6 +4,7 @@
 per entry; adding an entry is adding a file. A file is imported only when asked for, so that a missing runtime breaks
 nothing but itself. Files that begin with an underscore are parts of others, not entries.
 """
+
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType

@@ -4,6 +4,7 @@ Unusual here: the learning rate is a pure function of the step, and order and au
 that a run resumed after any epoch continues exactly as if it had never stopped. Trainer state is one file, replaced
 atomically once an epoch: killing the process loses at most the epoch in progress. No task is named in this file.
 """
+
 import json
 import math
 import random
@@ -188,8 +189,8 @@ def train_one_epoch(
             value = total.item()
             if not math.isfinite(value):
                 raise FleetnetError(
-                    f"the loss is {value} at step {step + 1} of this epoch, at learning rate {lr:.3g}; the state of the "
-                    "epoch before is kept. Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
+                    f"the loss is {value} at step {step + 1} of this epoch, at learning rate {lr:.3g}; the state of "
+                    "the epoch before is kept. Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
                 )
             accelerator.backward(total)
             if accelerator.sync_gradients and clip is not None:
@@ -255,7 +256,7 @@ def fit(
     val_data = ImageDataset(val, preprocess)
     sampler = Shuffled(train_data, config.seed)
     if config.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = model.to(memory_format=torch.channels_last)
     optimizer: torch.optim.Optimizer
     groups = parameter_groups(model, config.weight_decay)
     if config.optimizer == "sgd":

@@ -173,10 +173,9 @@ def read_pickle(path: Path) -> Any:
                 f"{path} was refused: it is a pickle that would run {needs[1] or needs[2]}, and only tensors and plain "
                 "values are unpickled. If you trust it, write its state dict anew with torch.save, where it was made"
             ) from error
-        raise ModelError(
-            f"{path} is a pickle that cannot be read: {str(error).partition('error:')[2].split()}"
-        ) from error
-    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        reason = " ".join(str(error).partition("error:")[2].split()).partition(" Check the")[0]
+        raise ModelError(f"{path} is a pickle that cannot be read: {reason}") from error
+    except Exception as error:  # a damaged file may raise anything
         size = path.stat().st_size
         raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or holds no state dict: {error}") from error
 

@@ -1,4 +1,5 @@
 """The parts depend on each other in one direction only, and the library stays small."""
+
 import ast
 from pathlib import Path
 
@@ -25,8 +26,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "runtimes": "runtimes reparam find errors",
     "predict": "checkpoint weights images runtimes tasks transforms find errors",
     "train": "tasks data transforms checkpoint config find errors",
-    "cli": "cli backbones bench checkpoint config data errors find flops images predict reparam report runtimes tasks train "
-    "transforms weights __init__",
+    "cli": "cli backbones bench checkpoint config data errors find flops images predict reparam report runtimes tasks "
+    "train transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",
 }

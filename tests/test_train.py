@@ -79,7 +79,9 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path):
         interrupt_after(photos, tmp_path / "b", epochs=3, line=0)
     resumed = fit(photos, tmp_path / "b", epochs=3, resume=True)
     assert resumed == straight
-    logs = [[{**json.loads(x), "seconds": 0} for x in (tmp_path / r / "log.jsonl").read_text().splitlines()] for r in "ab"]
+    logs = [
+        [{**json.loads(x), "seconds": 0} for x in (tmp_path / r / "log.jsonl").read_text().splitlines()] for r in "ab"
+    ]
     assert logs[0] == logs[1]
     for name in ("last", "ema", "best"):
         states = [checkpoint.load(tmp_path / r / f"{name}.safetensors").model.state_dict() for r in "ab"]
@@ -121,12 +123,16 @@ def log_of(run: Path) -> list[dict]:
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def test_loss_that_is_not_finite_stops_and_keeps_the_state(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_loss_that_is_not_finite_stops_and_keeps_the_state(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     fit(photos, tmp_path, epochs=1)
     good = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
     from fleetnet.tasks import classification
 
-    monkeypatch.setattr(classification, "loss", lambda o, t, label_smoothing=0.0: {"cross_entropy": o.sum() * float("nan")})
+    monkeypatch.setattr(
+        classification, "loss", lambda o, t, label_smoothing=0.0: {"cross_entropy": o.sum() * float("nan")}
+    )
     with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* learning rate .*lower lr"):
         fit(photos, tmp_path, epochs=3, resume=True)
     assert checkpoint.load_state(tmp_path / "state")["epoch"] == 0
@@ -174,8 +180,10 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
     for run, accumulate in (("a", 1), ("b", 2)):
         torch.manual_seed(0)
         model = Linear()
-        config = settings(batch_size=8 // accumulate, accumulate=accumulate, epochs=1, scale=1.0, flip=0.0, color_jitter=0.0)
-        data_splits = [Split([s for s in split.samples][:24], split.classes) for split in splits(photos)]
+        config = settings(
+            batch_size=8 // accumulate, accumulate=accumulate, epochs=1, scale=1.0, flip=0.0, color_jitter=0.0
+        )
+        data_splits = [Split(split.samples[:24], split.classes) for split in splits(photos)]
         import fleetnet.transforms as transforms
 
         with pytest.MonkeyPatch.context() as patch:  # no random crop: the order of random numbers differs
@@ -213,7 +221,9 @@ def test_evaluate_takes_any_function(photos: Path):
     assert [sum(row) for row in result["confusion"]] == [result["confusion"][i][i] for i in range(3)]
 
 
-@pytest.mark.parametrize(("value", "size"), [(96, (96, 96)), ("96", (96, 96)), ("64x96", (64, 96)), ([64, 96], (64, 96))])
+@pytest.mark.parametrize(
+    ("value", "size"), [(96, (96, 96)), ("96", (96, 96)), ("64x96", (64, 96)), ([64, 96], (64, 96))]
+)
 def test_parse_size(value: object, size: tuple[int, int]):
     assert parse_size(value) == size
 

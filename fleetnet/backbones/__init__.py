@@ -4,6 +4,7 @@ Every file has a table VARIANTS of constructors; their names are the names users
 "fasternet_t0" finds the line that defines it. Beside it: WEIGHTS (what was published for a variant) and
 `convert(state)` (the authors' and timm's key names to ours).
 """
+
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -18,9 +18,9 @@ deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is,
 
 Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option `branches`.
 
-Differs from the authors' code: nothing in the values. The initial scale of the batch norms beside a skip is below one,
-so that the untrained network is nearly a residual one: 43 plain layers in a row learn slowly from little data. A 1x1
-branch with a stride slices its input and convolves at stride 1, since torch's strided one corrupts memory on CPU
+Differs from the authors' code: nothing in the values. Initial weights are normal with variance 2 / fan-out, and the
+scale of the batch norms beside a skip begins below one, so that the untrained network is nearly a residual one: 43 plain
+layers in a row learn slowly from little data. A 1x1 branch with a stride slices its input and convolves at stride 1, since torch's strided one corrupts memory on CPU
 (oneDNN, channels_last, backward). `output_stride` is ours: a depthwise convolution that no longer strides takes the
 dilation reached so far, those after it twice that. There is no residual to drop, so drop path must be 0.
 """
@@ -53,9 +53,11 @@ class Branches(nn.Module):
         self.convs = nn.ModuleList(convs)
         self.scale = ConvBN(inputs, outputs, 1, groups=groups) if size > 1 else None
         self.skip = nn.BatchNorm2d(outputs) if skip else None
-        if skip:  # the branches together begin with SHARE of the skip's variance: see the file's head
-            branches = convs if self.scale is None else [*convs, self.scale]
-            for branch in branches:
+        branches = convs if self.scale is None else [*convs, self.scale]
+        for branch in branches:  # initial values: see the file's head
+            fan_out = branch.conv.weight[0, 0].numel() * outputs // groups
+            nn.init.normal_(branch.conv.weight, std=(2 / fan_out) ** 0.5)
+            if skip:  # the branches together begin with SHARE of the skip's variance
                 nn.init.constant_(branch.norm.weight, (SHARE / len(branches)) ** 0.5)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ A verb's file has `EXAMPLE` (a command to copy), `arguments(parser)` and `run(gi
 to standard output and returns everything they show; `--json` prints that as the last line. Progress and messages go to
 standard error. Importing this module loads neither torch nor a verb, so that `fleetnet --help` answers at once.
 """
+
 import json
 import sys
 from collections.abc import Sequence

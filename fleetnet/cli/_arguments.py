@@ -1,4 +1,5 @@
 """Parsing the arguments of a verb with jsonargparse: kebab-case flags, types checked, the nearest flag named."""
+
 import contextlib
 import dataclasses
 import io
@@ -10,6 +11,7 @@ from typing import Any, get_type_hints
 from jsonargparse import ArgumentParser
 
 from ..errors import UsageError, choose
+
 
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")

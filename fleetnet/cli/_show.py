@@ -1,4 +1,5 @@
 """What the terminal shows: tables on standard output, progress and messages on standard error."""
+
 import sys
 import time
 from collections.abc import Sequence
@@ -47,7 +48,9 @@ class TrainingProgress:
             from rich.progress import BarColumn, TextColumn
             from rich.progress import Progress as Bar
 
-            self.bar = Bar(BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True)
+            self.bar = Bar(
+                BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
+            )
             self.task = self.bar.add_task("", total=1.0)
             self.bar.start()
 

@@ -1,4 +1,5 @@
-"""`fleetnet bench`: latency of the form before, the form after and the exported file of each model, measured in turn."""
+"""`fleetnet bench`: latency of both forms and the exported file of each model, measured in turn."""
+
 import csv
 import tempfile
 from collections.abc import Callable
@@ -47,13 +48,20 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         card = bench.card(threads)
         say(f"measuring {len(calls)} in turn")
         rows = bench.measure(calls, given.get("runs", 100), given.get("warmup", 10))
-    print("conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1")
+    print(
+        "conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1"
+    )
     faster = bench.ratios(rows, rows[0].name)
     results = [{**row.to_dict(), "times_as_fast": faster[row.name]} for row in rows]
     numbers = ("median_ms", "p90_ms", "mean_ms", "min_ms")
     columns = ["", *(name.replace("_", " ") for name in numbers), "images/s", f"x as fast as {rows[0].name}"]
     lines = [
-        [r["name"], *(f"{r[n]:.2f}" for n in numbers), f"{1000 / float(r['median_ms']):.0f}", f"{r['times_as_fast']:.2f}"]
+        [
+            r["name"],
+            *(f"{r[n]:.2f}" for n in numbers),
+            f"{1000 / float(r['median_ms']):.0f}",
+            f"{r['times_as_fast']:.2f}",
+        ]
         for r in results
     ]
     table(f"Latency of one image, {rows[0].to_dict()['runs']} interleaved runs", columns, lines)

@@ -1,6 +1,8 @@
 """`fleetnet demo`: the whole way on generated images, from training to a proven and measured ONNX file."""
+
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,7 +51,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     def on_epoch(line: dict[str, Any]) -> None:
         log.append(line)
-        say(f"  epoch {line['epoch'] + 1}/{config.epochs}: loss {line['train']['loss']:.3f}, top-1 {line['ema']['top1']:.1f} %")
+        say(
+            f"  {line['epoch'] + 1}/{config.epochs}: loss {line['train']['loss']:.3f}, top-1 {line['raw']['top1']:.1f} %"
+        )
 
     try:
         fit(model, train, val, config, folder, progress=progress, on_epoch=on_epoch)
@@ -68,14 +72,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     delivered = export(folder, "onnx", folder / "export" / "onnx" / "model.onnx")
     file = load(delivered.path)
     batches = loader(_dataset(val, best.preprocess), config, None)
-    forms = {
+    forms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
         "multi-branch, torch": best.model,
         "deploy form, torch": deploy,
         "deploy form, onnxruntime": lambda images: torch.from_numpy(file.raw(images.numpy())[0]),
     }
     results = {name: evaluate(call, model.task, batches, model.classes) for name, call in forms.items()}
     if len({result["correct"] for result in results.values()}) > 1:
-        raise ExportError(f"the forms disagree: {({k: v['correct'] for k, v in results.items()})} images right")
+        raise ExportError(f"the forms disagree: { ({k: v['correct'] for k, v in results.items()}) } images right")
 
     say("4/4 measuring in turn, one thread")
     torch.set_num_threads(1)
@@ -89,7 +93,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     sizes = [count(net, (SIZE, SIZE)) for net in (best.model, deploy)]
     sizes.append(sizes[1])
     lines = [
-        [name, f"{results[name]['top1']:.1f}", f"{size.parameters:,}", f"{size.macs / 1e6:.1f}", f"{milliseconds[name]:.2f}"]
+        [
+            name,
+            f"{results[name]['top1']:.1f}",
+            f"{size.parameters:,}",
+            f"{size.macs / 1e6:.1f}",
+            f"{milliseconds[name]:.2f}",
+        ]
         for name, size in zip(forms, sizes, strict=True)
     ]
     columns = ["form", "top-1 % (held back)", "parameters", "MMACs", "ms an image"]
@@ -102,7 +112,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         "run": str(folder), "top1": {name: result["top1"] for name, result in results.items()},
         "parameters": {"multi-branch": sizes[0].parameters, "deploy": sizes[1].parameters},
         "macs": {"multi-branch": sizes[0].macs, "deploy": sizes[1].macs}, "milliseconds": milliseconds,
-        "relative_difference": {"deploy": folded, "onnx": delivered.parity.relative}, "seconds": time.monotonic() - began,
+        "relative_difference": {"deploy": folded, "onnx": delivered.parity.relative},
+        "seconds": time.monotonic() - began,
     }  # fmt: skip
 
 

@@ -1,4 +1,5 @@
 """`fleetnet eval`: the task's metric of a checkpoint or an exported file, by the same preprocessing and code."""
+
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, UsageError
@@ -55,7 +56,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     rows = [[name, f"{value:.2f}" if isinstance(value, float) else value] for name, value in result.items()]
     table(f"{given['model']} on {given['data']}", ["metric", "value"], rows)
     if confusion is not None:
-        per_class = {name: (row[i], sum(row)) for i, (name, row) in enumerate(zip(split.classes, confusion, strict=True))}
+        per_class = {
+            name: (row[i], sum(row)) for i, (name, row) in enumerate(zip(split.classes, confusion, strict=True))
+        }
         rows = [[name, f"{100 * right / max(n, 1):.1f}", f"{right}/{n}"] for name, (right, n) in per_class.items()]
         table("By class", ["class", "recall %", "images"], rows)
     for line in [*split.skipped, *skipped][:10]:

@@ -1,4 +1,5 @@
 """`fleetnet models`: every variant with its size in both forms and what was published for it."""
+
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, choose
@@ -29,7 +30,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     names = list(variants(pattern))
     if not names:
         raise ModelError(f"no model fits {pattern!r}: {choose(pattern.strip('*?'), variants())}; or timm/NAME")
-    models = []
+    models: list[dict[str, Any]] = []
     for name in names:
         with torch.device("meta"):
             model = build(name).eval()

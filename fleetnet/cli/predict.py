@@ -1,4 +1,5 @@
 """`fleetnet predict`: images in, names and scores out, by a checkpoint or an exported file alike."""
+
 import csv
 import glob
 import io
@@ -37,7 +38,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(given["model"], threads=given.get("threads", 2))
     paths, skipped = _images(given["source"])
-    results = []
+    results: list[dict[str, Any]] = []
     for path in paths:
         try:
             named = predictor.predict([images.read(path)], top=given.get("top", 3))[0]
@@ -69,7 +70,9 @@ def _images(sources: list[str]) -> tuple[list[Path], list[str]]:
         if here.is_dir():
             found, lost = find_images(here)
         else:
-            found = [here] if here.exists() or here.is_symlink() else sorted(map(Path, glob.glob(source, recursive=True)))
+            found = (
+                [here] if here.exists() or here.is_symlink() else sorted(map(Path, glob.glob(source, recursive=True)))
+            )
             lost = []
         if not found:
             raise DataError(f"{source!r} is no image, no folder with images, and fits no file")

@@ -1,4 +1,5 @@
 """`fleetnet reparam`: collapse a checkpoint to its deploy form, prove it equal, show what became smaller."""
+
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,9 @@ TOLERANCE = 1e-4  # relative, in float32: the rounding of up to 100 layers; a wr
 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
-    parser.add_argument("--size", type=str | None, help="size to deploy at, 224 or 192x256 (default: of the checkpoint)")
+    parser.add_argument(
+        "--size", type=str | None, help="size to deploy at, 224 or 192x256 (default: of the checkpoint)"
+    )
     parser.add_argument("--out", type=str, help="file to write (default: deploy.safetensors beside the checkpoint)")
 
 
@@ -40,7 +43,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     with torch.no_grad():
         largest, relative = difference([model(images)], [deploy(images)])
     if not relative <= TOLERANCE:
-        raise ExportError(f"the deploy form differs by {relative:.3g} relative; allowed: {TOLERANCE:.0e}; nothing is written")
+        raise ExportError(
+            f"the deploy form differs by {relative:.3g} relative; allowed: {TOLERANCE:.0e}; nothing is written"
+        )
     before, after = ({**_size(m), "macs": count(m, (height, width)).macs} for m in (model, deploy))
     rows = [[name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}"] for name in before]
     table(f"{path} at {height}x{width}", ["", "multi-branch", "deploy form"], rows)

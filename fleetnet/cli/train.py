@@ -1,4 +1,5 @@
 """`fleetnet train`: data, model and run folder from the arguments, then `fit`."""
+
 import csv
 import dataclasses
 import json
@@ -30,6 +31,7 @@ def arguments(parser: "ArgumentParser") -> None:
 def run(given: dict[str, Any]) -> dict[str, Any]:
     given = {key: value for key, value in given.items() if key != "json"}
     resume, recipe, folder = (given.pop(key, None) for key in ("resume", "recipe", "run"))
+    path: Path | None
     if resume is not None:
         config, path = _resumed(Path(resume), given, recipe, folder)
     else:
@@ -85,14 +87,18 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
     """The settings of an earlier run, with those that may change; prints the schedule where it is new."""
     if not (run / "config.yaml").is_file():
         near = [str(p.parent) for p in run.parent.glob("*/config.yaml")] if run.parent.is_dir() else []
-        raise UsageError(f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else ""))
+        raise UsageError(
+            f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else "")
+        )
     if not (run / "state").exists():
         raise UsageError(f"{run} has no state/: it stopped before its first epoch ended, so start it again")
     if recipe or folder:
         raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
     for key in given:
         if key not in AFTER_RESUME:
-            raise UsageError(f"--resume continues exactly, so {flag(key)} cannot change; allowed: {', '.join(AFTER_RESUME)}")
+            raise UsageError(
+                f"--resume continues exactly, so {flag(key)} cannot change; allowed: {', '.join(AFTER_RESUME)}"
+            )
     before = TrainConfig(**read_recipe(run / "config.yaml"))
     config = dataclasses.replace(before, **given)
     if config.epochs != before.epochs:
@@ -135,7 +141,8 @@ def _say_epoch(line: dict[str, Any]) -> None:
         if form in line
     ]
     lost = f"  skipped {len(line['skipped'])} unreadable" if line["skipped"] else ""
-    say(f"epoch {line['epoch'] + 1}: loss {line['train']['loss']:.4f}  {'  '.join(scores)}  {duration(line['seconds'])}{lost}")
+    loss, seconds = line["train"]["loss"], duration(line["seconds"])
+    say(f"epoch {line['epoch'] + 1}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
 
 
 def _log(run: Path) -> list[dict[str, Any]]:
@@ -148,7 +155,10 @@ def _write_figures(run: Path, best: dict[str, Any], classes: list[str]) -> None:
 
     log = _log(run)
     flat = [
-        {"epoch": e["epoch"], **{f"{part}_{k}": v for part in ("train", "raw", "ema") for k, v in e.get(part, {}).items()}}
+        {
+            "epoch": e["epoch"],
+            **{f"{part}_{k}": v for part in ("train", "raw", "ema") for k, v in e.get(part, {}).items()},
+        }
         for e in log
     ]
     if not flat:

@@ -3,13 +3,14 @@
 A task is a module with four functions and no state:
 
     head(backbone, classes) -> nn.Module              features list[(N, C_i, h_i, w_i)] -> raw outputs
-    loss(outputs, targets) -> dict[str, Tensor]       named scalars; their sum is minimized
-    decode(outputs, sizes) -> predictions             raw outputs -> what a user wants to know; outside the exported graph
-    metric(classes) -> object                         add(outputs, targets); result() -> dict, the first entry decides "best"
+    loss(outputs, targets) -> dict[str, Tensor]       named scalars, to minimize in sum
+    decode(outputs, sizes) -> predictions             raw outputs -> what a user wants; outside the graph
+    metric(classes) -> object                         add(outputs, targets); result() -> dict; its first entry decides
 
 `create_model` puts a backbone and a head together; the name says both: "fasternet_t0" is a classifier,
 "ssd/fasternet_t0" a detector.
 """
+
 from collections.abc import Mapping
 
 from torch import Tensor, nn

@@ -1,4 +1,5 @@
 """Classification: one label an image. The head is the paper's own, from the last feature."""
+
 from collections.abc import Mapping
 from typing import Any
 
