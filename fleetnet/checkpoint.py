@@ -58,9 +58,8 @@ def facts(
         raise ModelError(f"model is a {type(model).__name__}; only models of create_model can describe themselves")
     if len(classes) != model.classes:
         raise ModelError(f"{len(classes)} class names for a model of {model.classes} classes")
-    report = getattr(model, "report", None)
-    if source is None and report is not None:
-        source = {"weights": report.source, "license": report.license}
+    if source is None and model.report is not None:
+        source = {"weights": model.report.source, "license": model.report.license}
     return {
         "format": FORMAT,
         "version": __version__,

@@ -140,8 +140,7 @@ def export(
     """
     if isinstance(model, Model):
         if preprocess is None:
-            known = getattr(model, "preprocess", None)
-            preprocess = Preprocess.from_dict(known) if known else Preprocess((224, 224))
+            preprocess = Preprocess.from_dict(model.preprocess) if model.preprocess else Preprocess((224, 224))
         facts = checkpoint.facts(model, classes or [str(i) for i in range(model.classes)], preprocess)
     else:
         file = locate(Path(model))

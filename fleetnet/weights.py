@@ -84,9 +84,8 @@ class Weights:
         """What `transforms.Preprocess.from_dict` takes; None where it is not known."""
         if self.published is None:
             return self.facts.get("preprocess")
-        same = {key: getattr(self.published, key) for key in ("crop", "interpolation", "channel_order")}
-        mean, std = list(self.published.mean), list(self.published.std)
-        return {"size": [self.published.size] * 2, "mean": mean, "std": std, **same, "antialias": True}
+        same = ("crop", "interpolation", "mean", "std", "channel_order", "antialias")
+        return {"size": [self.published.size] * 2, **{key: getattr(self.published, key) for key in same}}
 
     @property
     def size(self) -> tuple[int, int]:

@@ -170,7 +170,7 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
         def __init__(self) -> None:
             super().__init__()
             self.name, self.classes, self.task = "linear", 3, "classification"
-            self.drop_path, self.output_stride, self.options = 0.0, 32, {}
+            self.drop_path, self.output_stride, self.options, self.report = 0.0, 32, {}, None
             self.net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -43,6 +43,7 @@ class Pretrained:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: str = "RGB"
+    antialias: bool = True  # of the resizing; False is how OpenCV resizes
 
 
 def _files() -> list[str]:

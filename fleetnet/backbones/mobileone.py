@@ -19,10 +19,11 @@ deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is,
 Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option `branches`.
 
 Differs from the authors' code: nothing in the values. Initial weights are normal with variance 2 / fan-out, and the
-scale of the batch norms beside a skip begins below one, so that the untrained network is nearly a residual one: 43 plain
-layers in a row learn slowly from little data. A 1x1 branch with a stride slices its input and convolves at stride 1, since torch's strided one corrupts memory on CPU
-(oneDNN, channels_last, backward). `output_stride` is ours: a depthwise convolution that no longer strides takes the
-dilation reached so far, those after it twice that. There is no residual to drop, so drop path must be 0.
+scale of the batch norms beside a skip begins below one, so that the untrained network is nearly a residual one: 43
+plain layers in a row learn slowly from little data. A 1x1 branch with a stride slices its input and convolves at stride
+1, since torch's strided one corrupts memory on CPU (oneDNN, channels_last, backward). `output_stride` is ours: a
+depthwise convolution that no longer strides takes the dilation reached so far, those after it twice that. There is no
+residual to drop, so drop path must be 0.
 """
 
 import re

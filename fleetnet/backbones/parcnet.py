@@ -230,6 +230,7 @@ WEIGHTS = {
         mean=(0.0, 0.0, 0.0),
         std=(1.0, 1.0, 1.0),
         channel_order="BGR",
+        antialias=False,
     ),
 }
 

@@ -51,9 +51,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     def on_epoch(line: dict[str, Any]) -> None:
         log.append(line)
-        say(
-            f"  {line['epoch'] + 1}/{config.epochs}: loss {line['train']['loss']:.3f}, top-1 {line['raw']['top1']:.1f} %"
-        )
+        say(f"  {line['epoch'] + 1}/{config.epochs} loss {line['train']['loss']:.3f} top-1 {line['raw']['top1']:.1f} %")
 
     try:
         fit(model, train, val, config, folder, progress=progress, on_epoch=on_epoch)

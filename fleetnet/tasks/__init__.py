@@ -12,6 +12,7 @@ A task is a module with four functions and no state:
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,7 +24,8 @@ from ..find import find, names
 class Model(nn.Module):
     """A backbone and a task's head: image (N, 3, H, W) -> the head's raw outputs.
 
-    `name`, `classes`, `drop_path`, `output_stride` and `options` are all that is needed to build it again.
+    `name`, `classes`, `drop_path`, `output_stride` and `options` are all that is needed to build it again. Where
+    weights were loaded, `report` says what and from where, and `preprocess` what they expect of an image, if known.
     """
 
     def __init__(
@@ -33,6 +35,8 @@ class Model(nn.Module):
         self.name, self.classes = name, classes
         self.drop_path, self.output_stride, self.options = drop_path, output_stride, dict(options or {})
         self.task, backbone_name = split_name(name)
+        self.report: Any = None
+        self.preprocess: dict[str, Any] | None = None
         self.backbone: Backbone = backbone(backbone_name, drop_path, output_stride, options)
         self.head: nn.Module = find("tasks", self.task).head(self.backbone, classes)
 
