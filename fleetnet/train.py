@@ -124,19 +124,16 @@ def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) ->
 
 
 @torch.no_grad()
-def evaluate(
-    model: Callable[[Tensor], Tensor], task: str, batches: Any, classes: int, gather: Any = None
-) -> dict[str, Any]:
+def evaluate(model: nn.Module, task: str, batches: Any, classes: int, gather: Any = None) -> dict[str, Any]:
     """The task's metric of a model over all batches, with the mean loss; names of skipped images under "skipped".
 
-    `model` is a module, whose mode is restored, or any function of images (N, 3, H, W), such as an exported file.
-    `gather` collects (outputs, targets) from all processes; None for one process.
+    `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. `gather`
+    collects (outputs, targets) from all processes; None for one process.
     """
     tasks = find("tasks", task)
     metric, skipped, losses, count = tasks.metric(classes), [], 0.0, 0
-    module_of = model if isinstance(model, nn.Module) else nn.Module()
-    training = module_of.training
-    module_of.eval()
+    training = model.training
+    model.eval()
     try:
         for batch in batches:
             skipped += batch.skipped
@@ -150,7 +147,7 @@ def evaluate(
             count += n
             metric.add(outputs, targets)
     finally:
-        module_of.train(training)
+        model.train(training)
     if not count:
         raise DataError(f"no image could be read for evaluation; the first: {skipped[0] if skipped else 'none given'}")
     return {**metric.result(), "loss": losses / count, "skipped": skipped}

@@ -208,15 +208,19 @@ def test_finished_run_says_so(photos: Path, tmp_path: Path):
     assert fit(photos, tmp_path, epochs=1, resume=True) == best
 
 
-def test_evaluate_takes_any_function(photos: Path):
+def test_evaluate_counts(photos: Path):
     val = splits(photos)[1]
     loader = train.loader(train.ImageDataset(val, train.Preprocess((32, 32))), settings(), None)
     perfect = iter([s.label for s in val.samples])
 
-    def call(images: torch.Tensor) -> torch.Tensor:
-        return torch.eye(3)[[next(perfect) for _ in images]] * 50
+    class Oracle(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            assert not self.training
+            return torch.eye(3)[[next(perfect) for _ in images]] * 50
 
-    result = fleetnet.evaluate(call, "classification", loader, 3)
+    oracle = Oracle().train()
+    result = fleetnet.evaluate(oracle, "classification", loader, 3)
+    assert oracle.training
     assert (result["top1"], result["correct"], result["images"]) == (100.0, 12, 12)
     assert [sum(row) for row in result["confusion"]] == [result["confusion"][i][i] for i in range(3)]
 

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,14 +69,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     delivered = export(folder, "onnx", folder / "export" / "onnx" / "model.onnx")
     file = load(delivered.path)
     batches = loader(_dataset(val, best.preprocess), config, None)
-    forms: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
-        "multi-branch, torch": best.model,
-        "deploy form, torch": deploy,
-        "deploy form, onnxruntime": lambda images: torch.from_numpy(file.raw(images.numpy())[0]),
-    }
-    results = {name: evaluate(call, model.task, batches, model.classes) for name, call in forms.items()}
+    forms = {"multi-branch, torch": best.model, "deploy form, torch": deploy, "deploy form, onnxruntime": file}
+    results = {name: evaluate(net, model.task, batches, model.classes) for name, net in forms.items()}
     if len({result["correct"] for result in results.values()}) > 1:
-        raise ExportError(f"the forms disagree: { ({k: v['correct'] for k, v in results.items()}) } images right")
+        raise ExportError(f"the forms disagree: {[result['correct'] for result in results.values()]} images right")
 
     say("4/4 measuring in turn, one thread")
     torch.set_num_threads(1)

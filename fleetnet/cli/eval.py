@@ -46,11 +46,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         ImageDataset(split, predictor.preprocess), given.get("batch_size", 32),
         num_workers=given.get("workers", 0), collate_fn=collate,
     )  # fmt: skip
-
-    def outputs(images: torch.Tensor) -> torch.Tensor:
-        return torch.from_numpy(predictor.raw(images.numpy())[0])
-
-    result = evaluate(outputs, predictor.task, batches, len(split.classes))
+    result = evaluate(predictor, predictor.task, batches, len(split.classes))
     skipped = result.pop("skipped")
     confusion = result.pop("confusion", None)
     rows = [[name, f"{value:.2f}" if isinstance(value, float) else value] for name, value in result.items()]

@@ -46,6 +46,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import checkpoint, data, weights
     from ..train import fit
+    from ..transforms import Preprocess
 
     train, val = data.load(config.data, "train", config.format), data.load(config.data, "val", config.format)
     for split, samples in (("train", train), ("val", val)):
@@ -62,12 +63,17 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     _prepare(path, config, resume is not None)
     say(f"run folder: {path}")
 
-    # What the run began with: of a fresh start the model knows it, of a resumed one the last checkpoint.
-    source = checkpoint.read_facts(path / "last.safetensors")["source"] if resume else None
+    # What the run began with and what its starting weights expect: a resumed run's last checkpoint knows it.
+    source, expected = None, model.preprocess
+    if resume is not None:
+        facts = checkpoint.read_facts(path / "last.safetensors")
+        source, expected = facts["source"], facts["preprocess"]
+    preprocess = Preprocess.from_dict(expected) if expected else Preprocess(config.size)
+    preprocess = dataclasses.replace(preprocess, size=config.size, crop=config.crop)
     progress = TrainingProgress()
     try:
         best = fit(
-            model, train, val, config, path, resume=resume is not None, source=source, progress=progress,
+            model, train, val, config, path, preprocess=preprocess, resume=resume is not None, source=source, progress=progress,
             on_epoch=_say_epoch,
         )  # fmt: skip
     finally:
