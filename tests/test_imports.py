@@ -56,4 +56,4 @@ def test_imports_go_one_way(file):
 
 
 def test_library_is_small():
-    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 6000
+    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 7000

@@ -73,8 +73,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     progress = TrainingProgress()
     try:
         best = fit(
-            model, train, val, config, path, preprocess=preprocess, resume=resume is not None, source=source, progress=progress,
-            on_epoch=_say_epoch,
+            model, train, val, config, path, preprocess=preprocess, resume=resume is not None, source=source,
+            progress=progress, on_epoch=_say_epoch,
         )  # fmt: skip
     finally:
         progress.close()

@@ -1,0 +1,67 @@
+"""Every command and every line of Python that the README and docs/ show is run, with small data in place of photos/."""
+
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fleetnet.cli import VERBS, main
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SMALL = ["--size", "32", "--epochs", "1", "--batch-size", "8"]  # flags given again win
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words after `fleetnet` of each command in code blocks, without the explanation that two blanks set off."""
+    lines = [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("fleetnet ")]
+    return [shlex.split(re.sub(r"(?<=\S) {2,}(?!-).*", "", line))[1:] for line in lines]
+
+
+@pytest.fixture
+def here(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    shutil.copytree(photos, tmp_path / "photos")
+    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
+    shutil.copy(next(photos.glob("val/*/*.png")), tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_readme_commands_run_in_order(here: Path):
+    found = commands(PAGES[0])
+    assert {words[0] for words in found} >= {"train", "eval", "reparam", "export", "predict", "bench"}
+    for words in found:
+        extra = SMALL if words[0] == "train" else ["--runs", "5"] if words[0] == "bench" else []
+        assert main([*words, *extra]) == 0, words
+
+
+def test_readme_python_runs(here: Path, monkeypatch: pytest.MonkeyPatch):
+    [block] = blocks(PAGES[0], "python")
+    scope: dict = {}
+    exec(block, scope)
+    assert (here / "model.onnx").exists()
+    assert len(scope["names"][0]) == 5
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_docs_commands_run(page: Path, here: Path, run: Path):
+    for words in commands(page):
+        shutil.copytree(run, here / "RUN", dirs_exist_ok=True)
+        words = [word.replace("RUN", str(here / "RUN")) for word in words]
+        extra = SMALL if words[0] == "train" else ["--runs", "5"] if words[0] == "bench" else []
+        assert main([*words, *extra]) == 0, words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_pages_name_real_verbs_flags_and_files(page: Path):
+    text = page.read_text()
+    for verb in re.findall(r"`fleetnet ([a-z]+)", text):
+        assert verb in VERBS, verb
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (page.parent / link).exists(), link
