@@ -32,7 +32,8 @@ class Peer(Model):
 
         nn.Module.__init__(self)
         self.name, self.classes, self.task = f"timm/{name}", classes, "classification"
-        self.drop_path, self.output_stride, self.options, self.report = 0.0, 32, {}, None
+        self.drop_path, self.output_stride, self.options = 0.0, 32, {}
+        self.report = self.preprocess = None
         self.net = timm.create_model(name, num_classes=classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, choose
 
@@ -20,12 +20,10 @@ def _field(default: Any, help: str) -> Any:
 
 def parse_size(value: Any) -> tuple[int, int]:
     """(height, width) in pixels from 224, "224", "192x256", [192, 256] or (192, 256)."""
-    parts = re.split("[x,]", value) if isinstance(value, str) else [value] if isinstance(value, int) else list(value)
-    try:
-        height, width = int(parts[0]), int(parts[-1])
-    except (ValueError, IndexError):
-        height = width = 0
-    if len(parts) > 2 or height < 1 or width < 1:
+    parts = re.split("[x,]", value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
+    whole = [int(part) for part in parts if type(part) is int or (isinstance(part, str) and part.isdecimal())]
+    height, width = (whole[0], whole[-1]) if whole else (0, 0)
+    if len(whole) != len(parts) or len(parts) > 2 or min(height, width) < 1:
         raise UsageError(f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256")
     return height, width
 
@@ -50,7 +48,7 @@ class TrainConfig:
     lr: float = _field(1e-3, "peak learning rate, for the batch size as given")
     momentum: float = _field(0.9, "of sgd; the first beta of adamw")
     weight_decay: float = _field(0.05, "not applied to norms and biases")
-    warmup_epochs: float = _field(2.0, "epochs of linear warm-up before the cosine to zero")
+    warmup_epochs: float = _field(2.0, "epochs of linear warm-up, at most half of all, before the cosine to zero")
     label_smoothing: float = _field(0.1, "share of the target given to all classes alike")
     clip: float | None = _field(None, "largest norm of the gradient")
     ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
@@ -75,6 +73,12 @@ class TrainConfig:
     seed: int = _field(0, "of weights, order and augmentation")
 
     def __post_init__(self) -> None:
+        for key, hint in get_type_hints(TrainConfig).items():
+            value, allowed_values = getattr(self, key), get_args(hint)
+            if get_origin(hint) is Literal and value not in allowed_values:
+                raise UsageError(f"{key} is {value!r}: {choose(str(value), allowed_values)}")
+            if value is None and type(None) not in allowed_values:
+                raise UsageError(f"{key} is null; allowed: a value such as {KEYS_AND_DEFAULTS[key]!r}")
         object.__setattr__(self, "size", parse_size(self.size))
         rules: list[tuple[str, bool, str]] = [
             *((key, getattr(self, key) >= 1, "at least 1") for key in ("epochs", "batch_size", "accumulate")),
@@ -96,7 +100,8 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
-KEYS = {field.name for field in dataclasses.fields(TrainConfig)}
+KEYS_AND_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
+KEYS = set(KEYS_AND_DEFAULTS)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

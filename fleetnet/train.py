@@ -11,7 +11,7 @@ import random
 import resource
 import time
 from collections.abc import Callable, Iterator, Sized
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Shuffled(Sampler[int]):
 
 
 def learning_rate(step: float, steps: int, warmup: float, peak: float) -> float:
-    """Linear from peak / warmup to `peak` over `warmup` steps, then half a cosine to zero at `steps`."""
+    """Linear from peak / (warmup + 1) to `peak` over `warmup` steps, then half a cosine to zero at `steps`."""
     if step < warmup:
         return peak * (step + 1) / (warmup + 1)
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
@@ -97,16 +97,27 @@ def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    if config.precision == "fp16" and not torch.cuda.is_available():
+    gpu = torch.cuda.is_available() and config.device != "cpu"
+    if config.precision == "fp16" and not gpu:
         raise UsageError("precision is fp16, which needs a GPU with CUDA; allowed here: fp32, bf16")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise UsageError("device is cuda, but torch sees no GPU; allowed here: cpu, auto")
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have another precision
-    return Accelerator(
-        cpu=config.device == "cpu" or not torch.cuda.is_available(),
+    accelerator = Accelerator(
+        cpu=not gpu,
         mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
         gradient_accumulation_steps=config.accumulate,
     )
+    if accelerator.num_processes > 1:
+        raise UsageError(f"started in {accelerator.num_processes} processes; allowed: one, on one device")
+    return accelerator
+
+
+def _channels_last(model: nn.Module, device: torch.device) -> bool:
+    """Whether the memory format is safe: on CPU, a strided 1x1 convolution of an image corrupts memory in the backward
+    pass (oneDNN, torch 2.13 to 2.14). Our networks have none; timm's MobileOne does."""
+    strided = (m for m in model.modules() if isinstance(m, nn.Conv2d) and m.in_channels == 3 and m.stride != (1, 1))
+    return device.type != "cpu" or all(m.kernel_size != (1, 1) for m in strided)
 
 
 def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) -> DataLoader[Any]:
@@ -117,18 +128,16 @@ def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) ->
         sampler=sampler,
         drop_last=sampler is not None and len(data) >= config.batch_size,
         num_workers=config.workers,
-        persistent_workers=config.workers > 0,
         collate_fn=collate,
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
     )
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: str, batches: Any, classes: int, gather: Any = None) -> dict[str, Any]:
+def evaluate(model: nn.Module, task: str, batches: Any, classes: int) -> dict[str, Any]:
     """The task's metric of a model over all batches, with the mean loss; names of skipped images under "skipped".
 
-    `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. `gather`
-    collects (outputs, targets) from all processes; None for one process.
+    `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored.
     """
     tasks = find("tasks", task)
     metric, skipped, losses, count = tasks.metric(classes), [], 0.0, 0
@@ -140,8 +149,6 @@ def evaluate(model: nn.Module, task: str, batches: Any, classes: int, gather: An
             if len(batch.images) == 0:
                 continue
             outputs, targets = model(batch.images), batch.targets
-            if gather is not None:
-                outputs, targets = gather((outputs, targets))
             n = len(outputs)
             losses += n * float(sum(tasks.loss(outputs, targets).values()))
             count += n
@@ -230,8 +237,10 @@ def fit(
 
     `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
     best.safetensors (whichever of the two was best by the task's first metric) and state/ (for `resume`).
-    `source` describes the starting weights and is kept in the checkpoints. `progress` is called after every step and
-    `on_epoch` with each line of the log. Raises `FleetnetError` when the loss is not finite; the state is kept.
+    The preprocessing is what the starting weights expect, or ImageNet's mean and std, at the configured size unless
+    given; afterwards `model.preprocess` holds it. `source` describes the starting weights and is kept in the
+    checkpoints. `progress` is called after every step and `on_epoch` with each line of the log. Raises `FleetnetError`
+    when the loss or a weight is not finite; the state of the epoch before is kept.
     """
     run = Path(run)
     run.mkdir(parents=True, exist_ok=True)
@@ -241,7 +250,9 @@ def fit(
         raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    preprocess = preprocess or Preprocess(size=(config.size[0], config.size[1]), crop=config.crop)
+    if preprocess is None:
+        preprocess = Preprocess.from_dict(model.preprocess) if model.preprocess else Preprocess(config.size)
+        preprocess = replace(preprocess, size=config.size, crop=config.crop)
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
 
@@ -252,7 +263,8 @@ def fit(
     train_data = ImageDataset(train, augment, cache=preprocess.size if config.cache else None)
     val_data = ImageDataset(val, preprocess)
     sampler = Shuffled(train_data, config.seed)
-    if config.channels_last:
+    channels_last = config.channels_last and _channels_last(model, accelerator.device)
+    if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer: torch.optim.Optimizer
     groups = parameter_groups(model, config.weight_decay)
@@ -275,9 +287,13 @@ def fit(
         optimizer.load_state_dict(state["optimizer"])
         if average is not None:
             average.load_state_dict(state["average"])
+        if state["scaler"] is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state["scaler"])
         start, best = state["epoch"] + 1, state["best"]
-        done = [line for line in log_path.read_text().splitlines() if json.loads(line)["epoch"] < start]
-        checkpoint.write_text(log_path, "".join(line + "\n" for line in done))
+        if config.epochs <= start:
+            raise UsageError(f"{run} has been trained for {start} epochs; give more than that to continue")
+        done = [line for line in read_log(run) if line["epoch"] < start]
+        checkpoint.write_text(log_path, "".join(json.dumps(line) + "\n" for line in done))
     else:
         log_path.unlink(missing_ok=True)
 
@@ -285,7 +301,7 @@ def fit(
         images, targets = batch.images, batch.targets
         if config.mixup or config.cutmix:
             images, targets = mix(images, targets, model.classes, config.mixup, config.cutmix)
-        if config.channels_last:
+        if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return task.loss(net(images), targets, label_smoothing=config.label_smoothing)
 
@@ -293,7 +309,7 @@ def fit(
 
     def report(epoch: int, step: int, loss: float, lr: float, n: int) -> None:
         nonlocal seen
-        seen += n * accelerator.num_processes
+        seen += n
         if progress is not None:
             elapsed = time.monotonic() - began
             part = (epoch - start + step / len(batches)) / max(config.epochs - start, 1)
@@ -304,7 +320,7 @@ def fit(
     def save(name: str, net: nn.Module, metrics: dict[str, Any], form: str) -> None:
         checkpoint.save(
             run / name, net, classes=train.classes, preprocess=preprocess, settings=config.to_dict(),
-            metrics={**metrics, "weights": form}, form="multi-branch", source=source,
+            metrics={**metrics, "weights": form}, source=source,
         )  # fmt: skip
 
     for epoch in range(start, config.epochs):
@@ -315,42 +331,52 @@ def fit(
             wrapped, batches, optimizer, accelerator, loss_of,
             rate=lambda step, e=epoch: learning_rate(  # type: ignore[misc]
                 e * updates + step // config.accumulate, config.epochs * updates,
-                config.warmup_epochs * updates, config.lr,
+                min(config.warmup_epochs, config.epochs / 2) * updates, config.lr,
             ),
             after_update=lambda: None if average is None else average.update_parameters(model),
             report=partial(report, epoch), clip=config.clip,
         )  # fmt: skip
         line: dict[str, Any] = {"epoch": epoch, "train": {k: v for k, v in trained.items() if k != "skipped"}}
         skipped = trained["skipped"]
+        if not all(parameter.isfinite().all() for parameter in model.parameters()):
+            raise FleetnetError(
+                f"a weight is not finite after epoch {epoch + 1}, though the losses were; the state of the epoch "
+                "before is kept. Try a lower lr or clip: 1.0"
+            )
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
             forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
             forms += [] if average is None else [("ema", average.module)]
             for form, net in forms:
-                result = evaluate(net, model.task, val_batches, model.classes, accelerator.gather_for_metrics)
+                result = evaluate(net, model.task, val_batches, model.classes)
                 skipped = skipped + result.pop("skipped")
                 line[form] = {k: v for k, v in result.items() if k != "confusion"}
                 key = next(iter(result))  # the task's first metric decides
                 if best is None or result[key] > best[key]:
                     best = {**result, "epoch": epoch, "weights": form}
-                    if accelerator.is_main_process:
-                        save("best.safetensors", accelerator.unwrap_model(net), line[form], form)
+                    save("best.safetensors", model if form == "raw" else net, line[form], form)
         line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
-        if accelerator.is_main_process:
-            save("last.safetensors", model, line.get("raw", {}), "raw")
-            if average is not None:
-                save("ema.safetensors", average.module, line.get("ema", {}), "ema")
-            with log_path.open("a") as log:
-                log.write(json.dumps(line) + "\n")
-            checkpoint.save_state(
-                run / "state",
-                {
-                    "epoch": epoch, "best": best, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                    "average": None if average is None else average.state_dict(),
-                },
-            )  # fmt: skip
+        save("last.safetensors", model, line.get("raw", {}), "raw")
+        if average is not None:
+            save("ema.safetensors", average.module, line.get("ema", {}), "ema")
+        with log_path.open("a") as log:
+            log.write(json.dumps(line) + "\n")
+        checkpoint.save_state(
+            run / "state",
+            {
+                "epoch": epoch, "best": best, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
+                "average": None if average is None else average.state_dict(),
+                "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+            },
+        )  # fmt: skip
         if on_epoch is not None:
             on_epoch(line)
-    accelerator.end_training()
-    if best is None:
-        raise UsageError(f"{run} has already been trained for {start} epochs; give a larger --epochs to continue")
-    return best
+    accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off model.forward
+    model.preprocess = preprocess.to_dict()
+    return best or {}
+
+
+def read_log(run: Path) -> list[dict[str, Any]]:
+    """The lines of log.jsonl in a run folder; a last line that a kill cut short is left out."""
+    path = run / "log.jsonl"
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]

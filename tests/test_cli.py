@@ -130,6 +130,8 @@ def place(tmp_path: Path, photos: Path, run: Path, monkeypatch: pytest.MonkeyPat
     shutil.copytree(run, tmp_path / "run")
     shutil.copytree(photos, tmp_path / "hollow")
     (tmp_path / "hollow" / "train" / "zebra").mkdir()
+    shutil.copytree(next((photos / "train").iterdir()), tmp_path / "lonely" / "only")
+    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors")]) == 0
     (tmp_path / "half.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:5000])
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -154,6 +156,14 @@ ERRORS = [  # words, exit code, parts of the message
     (f"{TRAIN} --precision fp16", 2, ["fp16", "GPU"]),
     ("train --resume nowhere", 2, ["nowhere", "config.yaml"]),
     ("train --resume run --lr 1", 2, ["--lr", "epochs"]),
+    ("train --resume run", 2, ["trained for 2 epochs"]),
+    ("demo --run run", 2, ["run holds a training run"]),
+    ("eval --model run --data photos --threads 0", 2, ["threads"]),
+    ("bench --model run --runs -1", 2, ["runs"]),
+    (f"{TRAIN} --device gpu", 2, ["gpu"]),
+    (f"{TRAIN} --weights deploy.safetensors", 4, ["deploy.safetensors is in deploy form", "multi-branch"]),
+    ("reparam --model deploy.safetensors", 4, ["in deploy form already"]),
+    ("train --model fasternet_t0 --data lonely --size 32", 4, ["at least 2 classes"]),
     (f"{TRAIN} --run run", 2, ["--resume"]),
     ("train --model fasternet_t0 --data photo", 3, ["photo", "photos"]),
     ("train --model fasternet_t0 --data hollow", 3, ["zebra"]),

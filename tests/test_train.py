@@ -73,11 +73,12 @@ def test_averaged_weights_lag_behind_and_have_buffers(photos: Path, tmp_path: Pa
     assert any("running_mean" in key and not torch.equal(raw[key], ema[key]) for key in raw)
 
 
-def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path):
-    straight = fit(photos, tmp_path / "a", epochs=3)
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resumed_run_equals_an_uninterrupted_one(workers: int, photos: Path, tmp_path: Path):
+    straight = fit(photos, tmp_path / "a", epochs=3, workers=workers)
     with pytest.raises(KeyboardInterrupt):
-        interrupt_after(photos, tmp_path / "b", epochs=3, line=0)
-    resumed = fit(photos, tmp_path / "b", epochs=3, resume=True)
+        interrupt_after(photos, tmp_path / "b", epochs=3, workers=workers)
+    resumed = fit(photos, tmp_path / "b", epochs=3, workers=workers, resume=True)
     assert resumed == straight
     logs = [
         [{**json.loads(x), "seconds": 0} for x in (tmp_path / r / "log.jsonl").read_text().splitlines()] for r in "ab"
@@ -88,13 +89,14 @@ def test_resumed_run_equals_an_uninterrupted_one(photos: Path, tmp_path: Path):
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
-def interrupt_after(photos: Path, run: Path, epochs: int, line: int) -> None:
+def interrupt_after(photos: Path, run: Path, **changes: object) -> None:
+    """Train one epoch of a longer run."""
+
     def stop(logged: dict) -> None:
-        if logged["epoch"] == line:
-            raise KeyboardInterrupt
+        raise KeyboardInterrupt
 
     torch.manual_seed(0)
-    train.fit(build("fasternet_t0", 3), *splits(photos), settings(epochs=epochs), run, on_epoch=stop)
+    train.fit(build("fasternet_t0", 3), *splits(photos), settings(**changes), run, on_epoch=stop)
 
 
 def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: Path):
@@ -170,7 +172,8 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
         def __init__(self) -> None:
             super().__init__()
             self.name, self.classes, self.task = "linear", 3, "classification"
-            self.drop_path, self.output_stride, self.options, self.report = 0.0, 32, {}, None
+            self.drop_path, self.output_stride, self.options = 0.0, 32, {}
+            self.report = self.preprocess = None
             self.net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -204,8 +207,57 @@ def test_other_classes_are_refused(photos: Path, tmp_path: Path):
 
 
 def test_finished_run_says_so(photos: Path, tmp_path: Path):
-    best = fit(photos, tmp_path, epochs=1)
-    assert fit(photos, tmp_path, epochs=1, resume=True) == best
+    fit(photos, tmp_path, epochs=1)
+    with pytest.raises(UsageError, match="has been trained for 1 epochs"):
+        fit(photos, tmp_path, epochs=1, resume=True)
+
+
+def test_a_log_line_cut_short_does_not_stop_a_resume(photos: Path, tmp_path: Path):
+    fit(photos, tmp_path, epochs=1)
+    with (tmp_path / "log.jsonl").open("a") as log:
+        log.write('{"epoch": 1, "tra')
+    fit(photos, tmp_path, epochs=2, resume=True)
+    assert [line["epoch"] for line in log_of(tmp_path)] == [0, 1]
+
+
+def test_weights_that_are_not_finite_are_not_saved(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    fit(photos, tmp_path, epochs=1)
+    monkeypatch.setattr(train, "learning_rate", lambda *_: float("nan"))  # the last update of the epoch breaks them
+    with pytest.raises(FleetnetError, match="not finite"):
+        fit(photos, tmp_path, epochs=2, resume=True)
+    state = checkpoint.load_state(tmp_path / "state")
+    assert state["epoch"] == 0
+    assert all(value.isfinite().all() for value in state["model"].values())
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("optimizer", "SGD", "did you mean 'sgd'"),
+        ("device", "gpu", "Allowed: auto"),
+        ("epochs", None, "epochs is null"),
+    ],
+)
+def test_settings_are_checked(key: str, value: object, message: str):
+    with pytest.raises(UsageError, match=message):
+        settings(**{key: value})
+
+
+def test_preprocessing_of_the_starting_weights_is_kept(photos: Path, tmp_path: Path):
+    model = build("fasternet_t0", 3)
+    model.preprocess = {**train.Preprocess((224, 224)).to_dict(), "channel_order": "BGR", "std": [1.0, 1.0, 1.0]}
+    train.fit(model, *splits(photos), settings(epochs=1), tmp_path)
+    kept = checkpoint.load(tmp_path / "last.safetensors").preprocess
+    assert (kept.size, kept.channel_order, kept.std) == ((32, 32), "BGR", (1.0, 1.0, 1.0))
+    assert model.preprocess == kept.to_dict()
+
+
+def test_a_strided_1x1_of_the_image_is_not_channels_last_on_cpu():
+    cpu, ours = torch.device("cpu"), build("mobileone_s0", 3)
+    assert train._channels_last(ours, cpu)
+    unsafe = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2))
+    assert not train._channels_last(unsafe, cpu)
+    assert train._channels_last(unsafe, torch.device("cuda"))
 
 
 def test_evaluate_counts(photos: Path):

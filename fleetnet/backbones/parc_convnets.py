@@ -26,7 +26,7 @@ output holds the strided one's values. ResNet and MobileNetV2 round odd sizes up
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -35,18 +35,13 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError
-from ..layers import ConvBN
+from ..layers import ConvBN, drop_rates
 from ..parc import CircularConv, ParC, ParCBN
 from ..reparam import as_linear, linear_kernel
 from . import Pretrained
 
 OPTIONS: tuple[str, ...] = ()
 WEIGHTS: dict[str, Pretrained] = {}  # none were released
-
-
-def _growing(drop_path: float, blocks: int) -> Iterator[float]:
-    """Drop probabilities from 0 to `drop_path`, growing linearly with depth."""
-    return (drop_path * i / max(blocks - 1, 1) for i in range(blocks))
 
 
 def _rates(strides: list[int], output_stride: int) -> list[tuple[int, int, int]]:
@@ -150,7 +145,7 @@ class ConvNeXt(Staged):
     ):
         super().__init__()
         self.channels, self.strides = list(channels), []
-        drop = _growing(drop_path, sum(depths))
+        drop = iter(drop_rates(drop_path, sum(depths)))
         self.stem, self.stages = nn.Identity(), nn.ModuleList()
         total = 1
         for i, (stride, before, dilation) in enumerate(_rates([4, 2, 2, 2], output_stride)):
@@ -217,7 +212,7 @@ class ResNet(Staged):
     def __init__(self, depths: tuple[int, ...], parc: tuple[int, ...], drop_path: float = 0.0, output_stride: int = 32):
         super().__init__()
         self.channels, self.strides = [256, 512, 1024, 2048], []
-        drop = _growing(drop_path, sum(depths))
+        drop = iter(drop_rates(drop_path, sum(depths)))
         self.stem = nn.Sequential(ConvBN(3, 64, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
         self.stages = nn.ModuleList()
         inputs, total = 64, 4
@@ -277,7 +272,7 @@ class MobileNetV2(Staged):
     def __init__(self, drop_path: float = 0.0, output_stride: int = 32):
         super().__init__()
         self.channels, self.strides = [rows[-1][1] for rows in ROWS], []
-        drop = _growing(drop_path, sum(row[2] for rows in ROWS for row in rows))
+        drop = iter(drop_rates(drop_path, sum(row[2] for rows in ROWS for row in rows)))
         self.stem = nn.Sequential(ConvBN(3, 32, 3, stride=2), nn.ReLU6())
         self.stages = nn.ModuleList()
         inputs, total = 32, 1

@@ -29,7 +29,7 @@ how the authors segment. (Of a stage that loses its stride, the inverted residua
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 from math import gcd
@@ -40,7 +40,7 @@ from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError
-from ..layers import ConvBN
+from ..layers import ConvBN, drop_rates
 from ..parc import ParC
 from ..reparam import as_conv, fold_bn, fold_bn_before, kernel
 from . import Pretrained
@@ -138,11 +138,6 @@ class ParCStage(nn.Module):
         return self.fusion(torch.cat([y, x], dim=1) if self.concat else y + x)
 
 
-def _growing(drop_path: float, blocks: int) -> Iterator[float]:
-    """Drop probabilities from 0 to `drop_path`, growing linearly with depth."""
-    return (drop_path * i / max(blocks - 1, 1) for i in range(blocks))
-
-
 class ParCNet(nn.Module):
     def __init__(
         self,
@@ -157,7 +152,7 @@ class ParCNet(nn.Module):
     ):
         super().__init__()
         self.channels, self.strides = list(channels), [2]
-        drop = _growing(drop_path, 2 + sum(depths))  # one for each block with a residual
+        drop = iter(drop_rates(drop_path, 2 + sum(depths)))  # one for each block with a residual
         self.stem = nn.Sequential(ConvBN(3, stem[0], stem[1], stride=2), nn.SiLU())
         self.stages = nn.ModuleList([nn.Sequential(InvertedResidual(stem[0], channels[0]))])
         rate = 1  # of dilation: the product of the strides that output_stride took away

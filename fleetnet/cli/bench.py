@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
 from ..errors import UsageError, choose
 from ..find import find, names
 from ._show import say, table
@@ -20,9 +22,9 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", nargs="+", type=str, help="run folders, checkpoints, exported files or model names")
     parser.add_argument("--to", type=str, help="runtimes to export to and measure, separated by commas (default: onnx)")
     parser.add_argument("--size", type=str | None, help="of models given by name (default: 224); others have their own")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: 1)")
-    parser.add_argument("--runs", type=int, help="counted runs of each (default: 100)")
-    parser.add_argument("--warmup", type=int, help="runs of each before, not counted (default: 10)")
+    parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 1)")
+    parser.add_argument("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
+    parser.add_argument("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
     parser.add_argument("--csv", type=str, help="file for the table")
 
 
@@ -92,9 +94,10 @@ def _calls(model: str, to: list[str], size: str | None, threads: int, folder: Pa
         predictor = load_file(path, threads=threads)
         image = torch.randn(1, 3, *predictor.preprocess.size).numpy()
         return {f"{model} ({predictor.runtime})": lambda: predictor.raw(image)}
+    form = "multi-branch"
     if path.exists():
         loaded = load(path)
-        net, example = loaded.model, torch.randn(1, 3, *loaded.preprocess.size)
+        net, example, form = loaded.model, torch.randn(1, 3, *loaded.preprocess.size), loaded.meta["form"]
     else:
         net, example = create_model(model).eval(), torch.randn(1, 3, *parse_size(size or 224))
     deploy = reparameterize(net, example)
@@ -106,7 +109,7 @@ def _calls(model: str, to: list[str], size: str | None, threads: int, folder: Pa
 
         return call
 
-    calls = {f"{model} multi-branch (torch)": eager(net), f"{model} deploy (torch)": eager(deploy)}
+    calls = {f"{model} {form} (torch)": eager(net), f"{model} deploy (torch)": eager(deploy)}
     for name in to:
         runtime = find("runtimes", name)
         file = deliver(net, example, folder / name / f"model{runtime.suffix}", name, {"model": model}).path

@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse.typing import NonNegativeInt, PositiveInt
+
 from ..errors import DataError, UsageError
 from ._show import say, table
 
@@ -16,9 +18,9 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--data", type=str, help="folder or list file of images, or `shapes`")
     parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
     parser.add_argument("--split", type=str, help="train, val or test (default: val)")
-    parser.add_argument("--batch-size", type=int, help="images at a time (default: 32)")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: 2)")
-    parser.add_argument("--workers", type=int, help="processes that read images (default: 0)")
+    parser.add_argument("--batch-size", type=PositiveInt, help="images at a time (default: 32)")
+    parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
+    parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:

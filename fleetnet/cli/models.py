@@ -44,6 +44,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
                 "deploy_parameters": sum(p.numel() for p in deploy.parameters()),
                 "deploy_macs": count(deploy, example).macs,
                 "top1": known.top1 if known else None,
+                "measured_by": known.measured_by if known else None,
                 "license": known.license if known else None,
                 "weights": known.source if known else None,
             }

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse.typing import PositiveInt
+
 from ..errors import DataError, UsageError
 from ._show import say, table
 
@@ -19,9 +21,9 @@ EXAMPLE = "fleetnet predict --model runs/classification/fasternet_t0-photos new/
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("source", nargs="*", type=str, help="image files, folders or patterns")
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
-    parser.add_argument("--top", type=int, help="names an image (default: 3)")
+    parser.add_argument("--top", type=PositiveInt, help="names an image (default: 3)")
     parser.add_argument("--out", type=str, help="folder for predictions.json, predictions.csv and predictions.png")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: 2)")
+    parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:

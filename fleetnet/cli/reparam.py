@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExportError, UsageError
+from ..errors import ExportError, ModelError, UsageError
 from ._show import say, table
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     path = locate(Path(given["model"]))
     loaded = checkpoint.load(path)
+    if loaded.meta["form"] == "deploy":
+        raise ModelError(f"{path} is in deploy form already; there is nothing to collapse")
     model = loaded.model.eval()
     height, width = parse_size(given["size"]) if given.get("size") else loaded.preprocess.size
     images = torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(0))

@@ -5,20 +5,20 @@ import dataclasses
 import json
 import platform
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import TrainConfig, read_recipe
-from ..errors import DataError, UsageError, choose
+from ..errors import DataError, ModelError, UsageError, choose
 from ._arguments import add_settings, check_types, flag
 from ._show import TrainingProgress, duration, say, table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+STATE = "state/trainer.pt"
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
-AFTER_RESUME = ("epochs", "device", "threads", "workers", "cache", "eval_every")  # what --resume lets one change
+AFTER_RESUME = ("epochs", "device", "threads", "eval_every")  # what --resume lets one change
 
 
 def arguments(parser: "ArgumentParser") -> None:
@@ -45,8 +45,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import checkpoint, data, weights
-    from ..train import fit
-    from ..transforms import Preprocess
+    from ..train import fit, read_log
 
     train, val = data.load(config.data, "train", config.format), data.load(config.data, "val", config.format)
     for split, samples in (("train", train), ("val", val)):
@@ -58,28 +57,37 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         config.model, len(train.classes), None if resume else config.weights,
         drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
     )  # fmt: skip
+    if model.report is not None:
+        say(model.report.summary())
+    if weights.form_of(model) == "deploy":
+        raise ModelError(
+            f"{config.weights} is in deploy form, which has no branches and batch norms to train; "
+            "start from the multi-branch weights"
+        )
+    config = dataclasses.replace(config, options=model.options)  # weights may have decided some
     if path is None:
         path = _free(Path("runs") / model.task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}")
     _prepare(path, config, resume is not None)
     say(f"run folder: {path}")
 
-    # What the run began with and what its starting weights expect: a resumed run's last checkpoint knows it.
-    source, expected = None, model.preprocess
-    if resume is not None:
+    source = None
+    if resume is not None:  # what the run began with, and what those weights expect, its last checkpoint knows
         facts = checkpoint.read_facts(path / "last.safetensors")
-        source, expected = facts["source"], facts["preprocess"]
-    preprocess = Preprocess.from_dict(expected) if expected else Preprocess(config.size)
-    preprocess = dataclasses.replace(preprocess, size=config.size, crop=config.crop)
+        source, model.preprocess = facts["source"], facts["preprocess"]
+        if facts["classes"] != train.classes:
+            raise DataError(
+                f"{path} was trained on {', '.join(facts['classes'])}; the data has {', '.join(train.classes)}"
+            )
     progress = TrainingProgress()
     try:
         best = fit(
-            model, train, val, config, path, preprocess=preprocess, resume=resume is not None, source=source,
-            progress=progress, on_epoch=_say_epoch,
+            model, train, val, config, path, resume=resume is not None, source=source, progress=progress,
+            on_epoch=_say_epoch,
         )  # fmt: skip
     finally:
         progress.close()
-    _write_figures(path, best, train.classes)
-    log = _log(path)
+        _write_figures(path, train.classes)  # also of a run that stopped early
+    log = read_log(path)
     rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in best.items() if not isinstance(v, list)]
     table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
     skipped = sorted({name for line in log for name in line["skipped"]})
@@ -96,8 +104,8 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
         raise UsageError(
             f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else "")
         )
-    if not (run / "state").exists():
-        raise UsageError(f"{run} has no state/: it stopped before its first epoch ended, so start it again")
+    if not (run / STATE).is_file():
+        raise UsageError(f"{run} has no {STATE}: it stopped before its first epoch ended, so start it again")
     if recipe or folder:
         raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
     for key in given:
@@ -107,6 +115,11 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
             )
     before = TrainConfig(**read_recipe(run / "config.yaml"))
     config = dataclasses.replace(before, **given)
+    done = len((run / "log.jsonl").read_text().splitlines())
+    if config.epochs <= done:
+        raise UsageError(
+            f"{run} has been trained for {done} epochs; --epochs is {config.epochs}, give more to continue"
+        )
     if config.epochs != before.epochs:
         say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
     return config, run
@@ -125,17 +138,20 @@ def _prepare(run: Path, config: TrainConfig, resume: bool) -> None:
     """config.yaml and environment.json of the run folder."""
     import yaml
 
+    from .. import bench
     from ..checkpoint import write_text
 
-    if not resume and (run / "config.yaml").exists():
+    if not resume and (run / STATE).is_file():
         raise UsageError(f"{run} holds a run already: continue it with --resume {run}, or give another --run")
     run.mkdir(parents=True, exist_ok=True)
     values = {**config.to_dict(), "size": list(config.size)}
     write_text(run / "config.yaml", yaml.safe_dump(values, sort_keys=False))
+    if resume:
+        return  # environment.json stays that of the start
     names = ("fleetnet", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
     environment = {
         "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,
-        "versions": {name: metadata.version(name) for name in names},
+        "versions": {name: bench.version(name) for name in names},
     }  # fmt: skip
     write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
 
@@ -151,15 +167,15 @@ def _say_epoch(line: dict[str, Any]) -> None:
     say(f"epoch {line['epoch'] + 1}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
 
 
-def _log(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-
-
-def _write_figures(run: Path, best: dict[str, Any], classes: list[str]) -> None:
-    """results.csv, plots/ and report.html from the log."""
+def _write_figures(run: Path, classes: list[str]) -> None:
+    """results.csv, plots/ and report.html from the log and the state; nothing before the first epoch's end."""
     from .. import report
+    from ..checkpoint import load_state
+    from ..train import read_log
 
-    log = _log(run)
+    if not (run / STATE).is_file():
+        return
+    log, best = read_log(run), load_state(run / "state")["best"] or {}
     flat = [
         {
             "epoch": e["epoch"],
@@ -167,8 +183,6 @@ def _write_figures(run: Path, best: dict[str, Any], classes: list[str]) -> None:
         }
         for e in log
     ]
-    if not flat:
-        raise DataError(f"{run}/log.jsonl is empty")
     with (run / "results.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in flat for k in row)))
         writer.writeheader()

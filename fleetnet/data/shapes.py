@@ -21,6 +21,8 @@ EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNT, SIZE = 2000, 96
 SMALLEST = 8  # pictures: fewer would leave val without a second one
+TILT = math.pi / 10  # the largest turn of a shape, either way
+DARK, BRIGHT = 128, 128  # of 256: below it the background, from it the object; lines and clutter have any color
 _OVERSAMPLE = 2  # drawn larger, then averaged: smooth edges
 
 Point = tuple[float, float]
@@ -90,19 +92,15 @@ def draw(index: int, split: str = "train", size: int = SIZE) -> Image.Image:
 def scene(index: int, split: str = "train", size: int = SIZE) -> Scene:
     """What picture `index` of a split shows: one object on its background."""
     random = Random(index * len(SPLITS) + SPLITS.index(split))  # its random() is the same in every version
-    corners = [_color(random) for _ in range(4)]
-    average = [sum(channel) / 4 for channel in zip(*corners, strict=True)]
+    corners = [_color(random, 0, DARK) for _ in range(4)]
     lines = [(_point(random, size), _point(random, size), _color(random)) for _ in range(int(random.random() * 4))]
     clutter = []
     for _ in range(int(random.random() * 6)):
-        radius = size * _between(random, 0.03, 0.07)
+        radius = size * _between(random, 0.03, 0.06)
         clutter.append(_shape(random, int(random.random() * 6), _point(random, size), radius, _color(random)))
-    radius = size * _between(random, 0.2, 0.4)
+    radius = size * _between(random, 0.25, 0.4)
     center = _between(random, radius, size - radius), _between(random, radius, size - radius)
-    color = _color(random)
-    while sum(abs(a - b) for a, b in zip(color, average, strict=True)) < 150:  # or nobody could see it
-        color = _color(random)
-    thing = _shape(random, index % len(CLASSES), center, radius, color)
+    thing = _shape(random, index % len(CLASSES), center, radius, _color(random, BRIGHT, 256))
     return Scene(size, corners, lines, clutter, [thing], random.randbytes((size // 2) ** 2))
 
 
@@ -118,7 +116,7 @@ def render(scene: Scene) -> Image.Image:
         _fill(pen, shape.outline, shape.color)
     image = image.reduce(_OVERSAMPLE)
     grain = Image.frombytes("L", (scene.size // 2, scene.size // 2), scene.noise).resize(image.size)
-    return Image.blend(image, grain.convert("RGB"), 0.12)
+    return Image.blend(image, grain.convert("RGB"), 0.08)
 
 
 def _fill(pen: ImageDraw.ImageDraw, outline: Sequence[Point], color: Color | int) -> None:
@@ -132,7 +130,7 @@ def _larger(points: Sequence[Point]) -> list[Point]:
 
 
 def _shape(random: Random, label: int, center: Point, radius: float, color: Color) -> Shape:
-    turn = random.random() * 2 * math.pi
+    turn = _between(random, -TILT, TILT)
     cos, sin, (x, y) = radius * math.cos(turn), radius * math.sin(turn), center
     return Shape(label, color, [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[CLASSES[label]]])
 
@@ -165,5 +163,6 @@ def _point(random: Random, size: int) -> Point:
     return size * random.random(), size * random.random()
 
 
-def _color(random: Random) -> Color:
-    return int(random.random() * 256), int(random.random() * 256), int(random.random() * 256)
+def _color(random: Random, low: int = 0, high: int = 256) -> Color:
+    red, green, blue = (low + int(random.random() * (high - low)) for _ in range(3))
+    return red, green, blue

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -215,7 +215,7 @@ def deliver(
             "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
             "golden": golden.name,
             "runtime": runtime,
-            "runtime_version": version(to.package),
+            "runtime_version": getattr(import_module(to.package), "__version__", None),
             "opset": to.default_opset if opset is None else opset,
             "inputs": [_describe("image", example, dynamic)],
             "outputs": [_describe(name, value, dynamic) for name, value in values.items()],

@@ -22,6 +22,8 @@ class LastFeature(nn.Module):
 
 
 def head(backbone: Backbone, classes: int) -> nn.Module:
+    if classes < 2:
+        raise ModelError(f"classification needs at least 2 classes to tell apart, got {classes}")
     return LastFeature(backbone.classifier(classes))
 
 
