@@ -43,7 +43,7 @@ def choose(given: str, allowed: Iterable[str]) -> str:
     "did you mean 'fasternet_t0'? Allowed: fasternet_t0, repvit_m0_9"
     """
     names = list(allowed)
-    likeness = {name: SequenceMatcher(None, given, name).ratio() for name in names}
+    likeness = {name: SequenceMatcher(None, given.lower(), name.lower()).ratio() for name in names}
     best = max(likeness.values(), default=0.0)
     near = [name for name in names if likeness[name] == best >= 0.5][:3]
     shown = names if len(names) <= 40 else near or names[:40]

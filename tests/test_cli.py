@@ -163,7 +163,7 @@ ERRORS = [  # words, exit code, parts of the message
     (f"{TRAIN} --device gpu", 2, ["gpu"]),
     (f"{TRAIN} --weights deploy.safetensors", 4, ["deploy.safetensors is in deploy form", "multi-branch"]),
     ("reparam --model deploy.safetensors", 4, ["in deploy form already"]),
-    ("train --model fasternet_t0 --data lonely --size 32", 4, ["at least 2 classes"]),
+    ("train --model fasternet_t0 --data lonely --size 32", 3, ["lonely", "two or more classes"]),
     (f"{TRAIN} --run run", 2, ["--resume"]),
     ("train --model fasternet_t0 --data photo", 3, ["photo", "photos"]),
     ("train --model fasternet_t0 --data hollow", 3, ["zebra"]),
