@@ -155,7 +155,7 @@ UNUSABLE = {
     "of an unknown model": ({"model": "fasternet_t9"}, "no backbone 'fasternet_t9': did you mean"),
     "of another model": ({"model": "fasternet_t1"}, r"says it is fasternet_t1 in multi-branch form, but \d+ tensors"),
     "of another form": ({"form": "deploy"}, "says it is fasternet_t0 in deploy form"),
-    "of other classes": ({"classes": ["a"]}, r"tensors are missing.*head\.classifier"),
+    "of other classes": ({"classes": ["a", "b", "c"]}, r"tensors are missing.*head\.classifier"),
     "of another preprocessing": ({"preprocess": {"size": [1, 1], "resize": 5}}, "unknown key 'resize'"),
 }
 

@@ -21,7 +21,7 @@ def blocks(page: Path, language: str) -> list[str]:
 def commands(page: Path) -> list[list[str]]:
     """The words after `fleetnet` of each command in code blocks, without the explanation that two blanks set off."""
     lines = [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("fleetnet ")]
-    return [shlex.split(re.sub(r"(?<=\S) {2,}(?!-).*", "", line))[1:] for line in lines]
+    return [shlex.split(re.sub(r"(?<=\S) {2,}(?![ -]).*", "", line))[1:] for line in lines]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Figures show what they are given; a page needs no other file."""
 
 import re
+import subprocess
 import sys
 
 import numpy as np
@@ -110,5 +111,10 @@ def test_page(tmp_path):
     assert "http" not in text
 
 
-def test_no_pyplot():
-    assert "matplotlib.pyplot" not in sys.modules
+def test_no_pyplot(tmp_path):
+    code = (
+        "import sys; from fleetnet import report; report.curves([{'epoch': 0, 'loss': 1.0}], sys.argv[1]); "
+        "sys.exit('matplotlib.pyplot' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")]).returncode == 0
+    assert (tmp_path / "curves.png").exists()
