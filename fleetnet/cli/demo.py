@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet demo"
-IMAGES, SIZE, EPOCHS = 1800, 64, 14
+IMAGES, SIZE, EPOCHS = 1800, 64, 10
 
 
 def arguments(parser: "ArgumentParser") -> None:
