@@ -141,14 +141,6 @@ def test_the_file_is_collapsed_and_says_what_it_is(model, image, tmp_path):
         assert str(place).encode() not in path.read_bytes()  # no paths of this machine
 
 
-def test_without_deploy_the_branches_stay(model, image, tmp_path):
-    done = deliver(model, image, tmp_path / "net.onnx", "onnx", FACTS, deploy=False)
-    assert json.loads(done.sidecar.read_text(encoding="utf-8"))["form"] == "multi-branch"
-    import onnx as package
-
-    assert sum(node.op_type == "Conv" for node in package.load(done.path).graph.node) == 4
-
-
 def test_a_dynamic_file_takes_any_batch_and_a_static_one_says_what_it_takes(model, image, tmp_path):
     outputs = {}
     for name, dynamic in (("dynamic", True), ("static", False)):

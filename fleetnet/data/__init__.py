@@ -76,16 +76,6 @@ def load(root: str, split: str, format: str | None = None) -> Split:
     return find("data", fits[0] if fits else "folder").load(root, split)
 
 
-def summary(split: Split) -> dict[str, Any]:
-    """Counts of one split as plain values: images, images of each class (of the same name together), skipped files."""
-    count = Counter(split.classes[sample.label] for sample in split.samples if sample.label is not None)
-    return {
-        "images": len(split.samples),
-        "classes": {name: count[name] for name in split.classes},
-        "skipped": list(split.skipped),
-    }
-
-
 def check_exists(root: str) -> None:
     """Raise `DataError` if nothing is at `root`, with the nearest name that is there."""
     path = Path(root)

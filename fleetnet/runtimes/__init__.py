@@ -166,7 +166,6 @@ def deliver(
     opset: int | None = None,
     dynamic: bool = False,
     examples: Sequence[Tensor] | None = None,
-    deploy: bool = True,
     outputs: Sequence[str] = ("logits",),
 ) -> Delivered:
     """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
@@ -193,8 +192,8 @@ def deliver(
         golden = path.with_name("golden.npz")
 
     start = time.perf_counter()
-    deployed = reparameterize(model, example) if deploy else model
-    facts = {**facts, **({"form": "deploy"} if deploy else {})}
+    deployed = reparameterize(model, example)
+    facts = {**facts, "form": "deploy"}
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder, since some formats are two files; beside the target, so that renaming cannot cross file systems.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
