@@ -48,9 +48,11 @@ def main() -> None:
     parser.add_argument("--who", choices=("ours", "timm", "both"), default="both")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's, for a quick look")
+    parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     recipe = read_recipe(RECIPE)
+    recipe["seed"] = args.seed
     if args.epochs:
         recipe["epochs"] = args.epochs
     train, val = (fleetnet.load_data(args.data, split) for split in ("train", "val"))
@@ -59,7 +61,7 @@ def main() -> None:
         for who in ("ours", "timm") if args.who == "both" else (args.who,):
             if who == "timm" and name == "parcnet_xs":
                 continue
-            run = args.out / f"{name}-{who}"
+            run = args.out / (f"{name}-{who}" + (f"-seed{args.seed}" if args.seed else ""))
             if not (run / "result.json").exists():
                 config = fleetnet.TrainConfig(
                     **{**recipe, "model": name, "data": args.data, "threads": args.threads,
