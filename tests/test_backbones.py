@@ -390,7 +390,6 @@ def test_strided_pointwise_branch_keeps_memory_intact_in_channels_last():
 
 @pytest.mark.parametrize("name", ["timm/mobilevit_xxs", "timm/swin_tiny_patch4_window7_224"])
 def test_any_timm_model_is_a_backbone(name):
-    pytest.importorskip("timm")
     model = build(name, classes=7).eval()
     size = 224 if "224" in name else 64
     with torch.no_grad():
@@ -402,7 +401,6 @@ def test_any_timm_model_is_a_backbone(name):
 
 @pytest.mark.parametrize("name", ["timm/mobileone_s1", "timm/repvit_m0_9", "timm/resnet18"])
 def test_a_timm_model_collapses_as_far_as_timm_can(name):
-    pytest.importorskip("timm")
     model = build(name, classes=7).eval().requires_grad_(True)
     deployed = reparameterize(model)
     x = image(64, 64)
@@ -422,13 +420,11 @@ def test_a_timm_model_collapses_as_far_as_timm_can(name):
     ],
 )
 def test_timm_models_that_cannot_be_are_model_errors(name, settings, message):
-    pytest.importorskip("timm")
     with pytest.raises(ModelError, match=message):
         backbone(name, **settings)
 
 
 def test_timm_takes_no_options():
-    pytest.importorskip("timm")
     with pytest.raises(UsageError, match="timm models take none"):
         backbone("timm/resnet18", options={"mixing": "conv"})
 

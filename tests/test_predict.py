@@ -29,7 +29,6 @@ def pictures(count: int) -> list[Image.Image]:
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run folder with a checkpoint, and its exported files, with and without the preprocessing inside."""
-    pytest.importorskip("onnxruntime")
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
     model = randomize(build("fasternet_t0", 3), seed=1).eval()
@@ -94,7 +93,6 @@ def test_the_sidecar_tells_the_facts(run: Path) -> None:
 
 
 def test_a_model_in_memory_is_exported_too(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
     model = randomize(build("fasternet_t0", 2), seed=1)
     with pytest.raises(ModelError, match=r"call model\.eval\(\)"):
         export(model.train(), "onnx", tmp_path / "a.onnx")
@@ -111,7 +109,8 @@ def test_a_model_in_memory_is_exported_too(tmp_path: Path) -> None:
 
 
 def test_onnx_files_of_others(run: Path, tmp_path: Path) -> None:
-    onnx = pytest.importorskip("onnx")
+    import onnx
+
     proto = onnx.load(run / "export" / "model.onnx")
 
     def with_facts(name: str, **changes: Any) -> Path:

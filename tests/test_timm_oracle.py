@@ -35,7 +35,8 @@ def load(model: Model, state: dict[str, Tensor], strict: bool = True) -> None:
 
 @pytest.mark.parametrize("name", IN_TIMM)
 def test_same_logits_as_timm(name):
-    timm = pytest.importorskip("timm")
+    import timm
+
     theirs = randomize(timm.create_model(name), seed=1)
     ours = on_meta(name)
     load(ours, theirs.state_dict())
@@ -50,7 +51,8 @@ def test_same_logits_as_timm(name):
     "name", [name for name in IN_TIMM if not name.startswith("fasternet")]
 )  # timm does not fuse it
 def test_same_logits_as_timm_in_deploy_form(name):
-    timm = pytest.importorskip("timm")
+    import timm
+
     theirs = timm.utils.reparameterize_model(randomize(timm.create_model(name), seed=2))
     ours = reparameterize(on_meta(name))
     load(ours, theirs.state_dict())
@@ -62,7 +64,8 @@ def test_same_logits_as_timm_in_deploy_form(name):
 @pytest.mark.parametrize("name", ["mobileone_s1", "repvit_m0_9", "repvit_m1", "fasternet_t0"])
 def test_same_features_as_timm(name):
     """From the state of a features_only model, which has no head and other names; RepViT's taps are timm's."""
-    timm = pytest.importorskip("timm")
+    import timm
+
     theirs = randomize(timm.create_model(name, features_only=True), seed=3)
     ours = on_meta(name, options={"taps": "before_pre_block"} if name.startswith("repvit") else None)
     load(ours, theirs.state_dict(), strict=False)
@@ -73,7 +76,8 @@ def test_same_features_as_timm(name):
 
 def test_same_gradients_as_timm_in_training():
     """Train mode too: the same batch statistics, the same loss surface."""
-    timm = pytest.importorskip("timm")
+    import timm
+
     theirs = randomize(timm.create_model("repvit_m0_9"), seed=4).double().train()
     ours = on_meta("repvit_m0_9")
     load(ours, {name: value.clone() for name, value in theirs.state_dict().items()})

@@ -217,7 +217,8 @@ class Server:
 
 @pytest.fixture
 def web(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    hub = pytest.importorskip("huggingface_hub")
+    import huggingface_hub as hub
+
     server = Server()
     download = partial(hub.hf_hub_download, endpoint=server.url, cache_dir=tmp_path / "hub")
     monkeypatch.setattr(hub, "hf_hub_download", download)
@@ -314,7 +315,7 @@ def test_a_model_takes_the_form_of_its_weights(name: str, form: str) -> None:
     [("fasternet_t0", FORMS[0]), *((name, form) for name in ("mobileone_s1", "repvit_m0_9") for form in FORMS)],
 )
 def test_timm_names_go_in(name: str, form: str) -> None:
-    timm = pytest.importorskip("timm")
+    import timm
     from timm.utils.model import reparameterize_model
     from zoo import randomize
 

@@ -31,9 +31,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..flops import count
     from ..predict import export, load
     from ..reparam import difference, reparameterize
-    from ..runtimes import onnx
     from ..tasks import build
     from ..train import evaluate, fit, loader
+    from ..transforms import ImageDataset
 
     began = time.monotonic()
     folder = Path(given.get("run") or "runs/demo")
@@ -75,7 +75,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     say("3/4 exporting to ONNX, verifying in onnxruntime")
     delivered = export(folder, "onnx", folder / "export" / "onnx" / "model.onnx")
     file = load(delivered.path)
-    batches = loader(_dataset(val, best.preprocess), config, None)
+    batches = loader(ImageDataset(val, best.preprocess), config, None)
     forms = {"multi-branch, torch": best.model, "deploy form, torch": deploy, "deploy form, onnxruntime": file}
     results = {name: evaluate(net, model.task, batches, model.classes) for name, net in forms.items()}
     if len({result["correct"] for result in results.values()}) > 1:
@@ -83,9 +83,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     say("4/4 measuring in turn, one thread")
     torch.set_num_threads(1)
-    runner, array = onnx.load(delivered.path, 1), image.numpy()
+    array = image.numpy()
     with torch.inference_mode():
-        calls = [lambda: best.model(image), lambda: deploy(image), lambda: runner(array)]
+        calls = [lambda: best.model(image), lambda: deploy(image), lambda: file.raw(array)]
         rows = bench.measure(dict(zip(forms, calls, strict=True)), runs=60, seconds=15)
     milliseconds = {row.name: row.median for row in rows}
 
@@ -115,12 +115,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         "relative_difference": {"deploy": folded, "onnx": delivered.parity.relative},
         "seconds": time.monotonic() - began,
     }  # fmt: skip
-
-
-def _dataset(split: Any, preprocess: Any) -> Any:
-    from ..transforms import ImageDataset
-
-    return ImageDataset(split, preprocess)
 
 
 def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]) -> list[Path]:
