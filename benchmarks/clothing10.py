@@ -34,6 +34,7 @@ class Peer(Model):
         self.name, self.classes, self.task = f"timm/{name}", classes, "classification"
         self.drop_path, self.output_stride, self.options = 0.0, 32, {}
         self.report = self.preprocess = None
+        self.head = nn.Identity()
         self.net = timm.create_model(name, num_classes=classes)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:

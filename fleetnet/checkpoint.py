@@ -48,11 +48,13 @@ def facts(
     metrics: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     form: str | None = None,
+    category_ids: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint and an exported file say of themselves; JSON.
 
     `settings` are those of the training, `metrics` its results, `source` the starting weights and their license: those
-    that `create_model` loaded unless given. `form` is found from the model unless given.
+    that `create_model` loaded unless given. `form` is found from the model unless given. `category_ids` are those of
+    the annotation file, in the order of `classes`.
     """
     if not isinstance(model, Model):
         raise ModelError(f"model is a {type(model).__name__}; only models of create_model can describe themselves")
@@ -67,6 +69,7 @@ def facts(
         "task": model.task,
         "form": form_of(model) if form is None else form,
         "classes": list(classes),
+        "category_ids": None if category_ids is None else list(category_ids),
         "size": list(preprocess.size),  # height, width
         "preprocess": preprocess.to_dict(),
         "drop_path": model.drop_path,
@@ -88,6 +91,7 @@ def save(
     metrics: Mapping[str, Any] | None = None,
     source: Mapping[str, Any] | None = None,
     form: str | None = None,
+    category_ids: Sequence[int] | None = None,
 ) -> None:
     """Write a checkpoint (.safetensors) with the `facts`; at any time the file at `path` is the old or the new one."""
     from safetensors.torch import save as serialize
@@ -95,7 +99,16 @@ def save(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise ModelError(f"a checkpoint ends in .safetensors, not {path.suffix!r}: {path}")
-    about = facts(model, classes, preprocess, settings=settings, metrics=metrics, source=source, form=form)
+    about = facts(
+        model,
+        classes,
+        preprocess,
+        settings=settings,
+        metrics=metrics,
+        source=source,
+        form=form,
+        category_ids=category_ids,
+    )
     state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:  # copies, since safetensors refuses tensors that share memory

@@ -53,11 +53,21 @@ class TrainConfig:
     clip: float | None = _field(None, "largest norm of the gradient")
     ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
     drop_path: float = _field(0.0, "largest probability of stochastic depth")
-    output_stride: int = _field(32, "8 and 16 dilate instead of striding")
+    output_stride: int | None = _field(None, "8 and 16 dilate instead of striding; null: the task's own")
     options: dict[str, bool | int | float | str] = _options()  # noqa: RUF009  (it returns a field)
-    scale: float = _field(0.35, "smallest area of a random crop, as a share of the image")
+    head_lr: float = _field(1.0, "learning rate of the head, as a multiple of lr")
+    norm: Literal["train", "frozen", "sync"] = _field(
+        "train", "batch norms of the backbone: frozen keeps them as they are, sync shares statistics among GPUs"
+    )
+    augment: Literal["default", "none", "classify", "ssd", "jitter", "segment", "mosaic"] = _field(
+        "default", "of the training images; default: the task's own"
+    )
+    mosaic: float = _field(1.0, "probability of joining four images, where the augmentation is mosaic")
+    plain_epochs: int = _field(0, "last epochs without mosaic")
+    multi_scale: float = _field(0.0, "each step at a size of its own, at most this share smaller or larger")
+    scale: float | None = _field(None, "smallest area of a random crop, as a share of the image; null: the usual one")
     flip: float = _field(0.5, "probability of a horizontal flip")
-    color_jitter: float = _field(0.2, "range of brightness, contrast and saturation")
+    color_jitter: float | None = _field(None, "range of brightness, contrast and saturation; null: the usual one")
     auto_augment: Literal["none", "randaugment", "trivial", "autoaugment"] = _field("none", "torchvision's policies")
     erasing: float = _field(0.0, "probability of erasing a rectangle")
     mixup: float = _field(0.0, "alpha of mixup; 0 for none")
@@ -85,10 +95,15 @@ class TrainConfig:
             ("eval_every", self.eval_every >= 1, "at least 1"),
             ("lr", self.lr > 0, "positive"),
             *((key, getattr(self, key) >= 0, "at least 0") for key in ("weight_decay", "warmup_epochs", "mixup")),
-            *((key, getattr(self, key) >= 0, "at least 0") for key in ("cutmix", "color_jitter", "workers", "threads")),
+            *((key, getattr(self, key) >= 0, "at least 0") for key in ("cutmix", "workers", "threads")),
+            ("color_jitter", self.color_jitter is None or self.color_jitter >= 0, "at least 0, or null"),
             *((key, 0 <= getattr(self, key) < 1, "from 0 to below 1") for key in ("label_smoothing", "momentum")),
-            *((key, 0 <= getattr(self, key) <= 1, "from 0 to 1") for key in ("flip", "erasing")),
-            *((key, 0 < getattr(self, key) <= 1, "above 0, at most 1") for key in ("scale", "crop")),
+            *((key, 0 <= getattr(self, key) <= 1, "from 0 to 1") for key in ("flip", "erasing", "mosaic")),
+            ("head_lr", self.head_lr > 0, "positive"),
+            ("multi_scale", 0 <= self.multi_scale < 1, "from 0 to below 1"),
+            ("plain_epochs", self.plain_epochs >= 0, "at least 0"),
+            ("scale", self.scale is None or 0 < self.scale <= 1, "above 0, at most 1, or null"),
+            ("crop", 0 < self.crop <= 1, "above 0, at most 1"),
             ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
             ("clip", self.clip is None or self.clip > 0, "positive, or null"),
         ]

@@ -48,10 +48,7 @@ def read(path: str | Path) -> Image.Image:
     reason, for whatever is no image, is damaged or truncated, has more than `MAX_PIXELS`, or cannot be opened.
     """
     try:
-        kind = os.stat(path).st_mode  # first: opening a FIFO would wait for a writer
-        if not stat.S_ISREG(kind):
-            raise DataError("it is a folder" if stat.S_ISDIR(kind) else "it is not a regular file")
-        with open(path, "rb") as file:
+        with _regular(path) as file:
             image = _open(file)
             image.load()
             orientation = _orientation(image)  # only now: PNG may have it after the pixels, TIFF applies it itself
@@ -59,6 +56,65 @@ def read(path: str | Path) -> Image.Image:
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None = None) -> np.ndarray:
+    """The label map in an image file: (height, width) uint8, as stored, so the indices of a picture with a palette.
+
+    `colors` gives the label of each color, for files in RGB. Raises `DataError`, naming the file and the reason, for
+    what `read` refuses, values above 255, JPEG, colors without `colors`, and a color that is not in them.
+    """
+    try:
+        with _regular(path) as file:
+            image = _open(file)
+            if image.format == "JPEG":
+                raise DataError("labels are in a JPEG, which changes them; save them as PNG")
+            image.load()
+            if image.mode in ("RGB", "RGBA"):
+                return _of_colors(np.asarray(image.convert("RGB")), colors)
+            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+                raise DataError(
+                    f"labels in mode {image.mode}; allowed: gray or palette of 8 bits, gray of 16 bits, RGB"
+                )
+            values = np.asarray(image)
+    except Exception as error:  # as in `read`
+        raise DataError(f"cannot read labels {str(path)!r}: {_reason(error, path)}") from error
+    if values.min() < 0 or values.max() > 255:
+        raise DataError(f"cannot read labels {str(path)!r}: values from {values.min()} to {values.max()}; at most 255")
+    return values.astype(np.uint8)
+
+
+def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | None) -> np.ndarray:
+    if not colors:
+        raise DataError("labels are colors, and there is no color map that says what they mean; allowed: indices")
+    codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
+    known = np.array(sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items()), np.uint32)
+    place = np.minimum(np.searchsorted(known[:, 0], codes), len(known) - 1)
+    strange = codes[known[place, 0] != codes]
+    if strange.size:
+        color = [int(strange[0]) >> shift & 255 for shift in (16, 8, 0)]
+        raise DataError(f"{strange.size} pixels are of colors that the color map does not have, as {color}")
+    return known[place, 1].astype(np.uint8)
+
+
+def measure(path: str | Path) -> tuple[int, int]:
+    """(width, height) of the picture that `read` gives, from the head of the file; raises as `read` does."""
+    try:
+        with _regular(path) as file:
+            image = _open(file)
+            width, height = image.size
+            # TIFF is turned when it is loaded, and Pillow gives its size as turned already
+            turned = image.format != "TIFF" and _orientation(image) >= 5
+    except Exception as error:
+        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
+    return (height, width) if turned else (width, height)
+
+
+def _regular(path: str | Path) -> BinaryIO:
+    kind = os.stat(path).st_mode  # first: opening a FIFO would wait for a writer
+    if not stat.S_ISREG(kind):
+        raise DataError("it is a folder" if stat.S_ISDIR(kind) else "it is not a regular file")
+    return open(path, "rb")
 
 
 def _open(file: BinaryIO) -> Image.Image:

@@ -6,8 +6,9 @@ A `Predictor` is the same for a checkpoint, run by torch, and for an exported fi
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -16,16 +17,24 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint
-from .errors import ModelError
+from .boxes import Place, Prediction
+from .errors import ModelError, UsageError
 from .find import find, names
 from .images import read
-from .runtimes import Delivered, Preprocessed, deliver
-from .tasks import Model
+from .runtimes import Delivered, Meaning, Preprocessed, deliver
+from .tasks import Model, named
 from .transforms import Preprocess
 from .weights import locate
 
 Picture = str | Path | Image.Image
 BATCH = 16  # images at a time, of a checkpoint
+EMBEDDED = {  # how outputs are to be read after `embed`, by the kind of annotation that the task learns from
+    "boxes": "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
+    "labels: index of the class",
+    "masks": "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
+    "labels: index of the class; masks: probabilities, to be resized to the box, inside above 0.5",
+    "semantic": "semantic: index of the class of each pixel of the input",
+}
 
 
 class Predictor(nn.Module):
@@ -47,11 +56,11 @@ class Predictor(nn.Module):
         runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
         self.runtime = "torch" if path.is_dir() else runtimes.get(path.suffix, "torch")
         if self.runtime == "torch":
-            self._run, self.facts = _torch_runner(path, torch.device(device))
+            self._run, self.facts, self._names = _torch_runner(path, torch.device(device))
             self._batch = BATCH
         else:
             module = find("runtimes", self.runtime)
-            self._run = module.load(path, threads)
+            self._run, self._names = module.load(path, threads), []
             self.facts = module.metadata(path) if hasattr(module, "metadata") else _sidecar(path)
             self._batch = 1
         checkpoint.check_facts(self.facts, path)
@@ -63,28 +72,41 @@ class Predictor(nn.Module):
             self.preprocess = dataclasses.replace(self.preprocess, mean=(0.0,) * 3, std=pixels, channel_order="RGB")
 
     def raw(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Preprocessed images (N, 3, H, W), float32 -> the network's outputs, such as logits (N, classes)."""
+        """Preprocessed images (N, 3, H, W), float32 -> the network's outputs in order, such as logits (N, classes)."""
         parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
         return [np.concatenate(output) for output in zip(*parts, strict=True)]
 
-    def forward(self, batch: Tensor) -> Tensor:
-        """The first output as a tensor: logits (N, classes) of preprocessed images (N, 3, H, W)."""
-        logits = torch.from_numpy(self.raw(batch.cpu().numpy())[0])
-        if logits.ndim != 2 or logits.shape[1] != len(self.classes):
-            raise ModelError(f"outputs have shape {tuple(logits.shape)}, but there are {len(self.classes)} class names")
-        return logits
+    def forward(self, batch: Tensor) -> dict[str, Tensor]:
+        """The outputs by name, of preprocessed images (N, 3, H, W)."""
+        outputs = self.raw(batch.cpu().numpy())
+        names = self._names or [output["name"] for output in self.facts.get("outputs", ())] or ["logits"]
+        if len(names) != len(outputs):
+            raise ModelError(f"the file has {len(outputs)} outputs, its description {len(names)}: {', '.join(names)}")
+        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
 
-    def predict(self, pictures: Sequence[Picture], top: int = 5) -> list[list[tuple[str, float]]]:
-        """For each picture (a file, or in memory) the `top` classes as (name, probability), most probable first.
+    def predictions(self, pictures: Sequence[Picture]) -> list[Prediction]:
+        """For each picture (a file, or in memory) what the task's `restore` gives, in the picture's pixels.
 
         Raises `DataError` for a file that cannot be read, naming it.
         """
-        found: list[list[tuple[str, float]]] = []
+        task, found = find("tasks", self.task), []
         for i in range(0, len(pictures), BATCH):
-            batch = torch.stack([self.preprocess(_picture(picture)) for picture in pictures[i : i + BATCH]])
-            decoded = find("tasks", self.task).decode(self(batch), top)
-            found += [[(self.classes[index], score) for index, score in image] for image in decoded]
+            images = [_picture(picture) for picture in pictures[i : i + BATCH]]
+            outputs = self(torch.stack([self.preprocess(image) for image in images]))
+            places = [self.preprocess.place(image.height, image.width) for image in images]
+            decoded = task.decode(outputs, self.preprocess.size)
+            found += [task.restore(p, place) for p, place in zip(decoded, places, strict=True)]
         return found
+
+    def predict(self, pictures: Sequence[Picture], top: int = 5, threshold: float | None = None) -> list[Any]:
+        """For each picture what is in it, by name; see the task's `present`.
+
+        Of a classifier the `top` classes as (name, probability), most probable first. Of a detector a dict for each
+        object of a score above `threshold` (0.3 unless given). Raises `DataError` for a file that cannot be read.
+        """
+        task = find("tasks", self.task)
+        settings = {} if threshold is None else {"threshold": threshold}
+        return [task.present(p, self.classes, top=top, **settings) for p in self.predictions(pictures)]
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1) -> Predictor:
@@ -104,16 +126,22 @@ def _sidecar(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} needs {path.with_suffix('.json').name} beside it, as export wrote it") from error
 
 
-def _torch_runner(path: Path, device: torch.device) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any]]:
+def _torch_runner(
+    path: Path, device: torch.device
+) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any], list[str]]:
+    """A function of a batch, the facts, and a list that has the names of the outputs after the first call."""
     loaded = checkpoint.load(path, device)
     dtype = next(loaded.model.parameters()).dtype
+    called: list[str] = []
 
     @torch.inference_mode()
     def run(batch: np.ndarray) -> list[np.ndarray]:
-        outputs = loaded.model(torch.from_numpy(np.ascontiguousarray(batch)).to(device, dtype))
-        return [output.float().cpu().numpy() for output in ([outputs] if isinstance(outputs, Tensor) else outputs)]
+        outputs = named(loaded.model(torch.from_numpy(np.ascontiguousarray(batch)).to(device, dtype)))
+        called[:] = list(outputs)
+        floats = {name: o.float() if o.is_floating_point() else o for name, o in outputs.items()}
+        return [output.cpu().numpy() for output in floats.values()]
 
-    return run, loaded.meta
+    return run, loaded.meta, called
 
 
 def export(
@@ -127,6 +155,7 @@ def export(
     opset: int | None = None,
     dynamic: bool = False,
     embed_preprocess: bool = False,
+    embed_decode: bool = False,
     pictures: Sequence[Picture] = (),
 ) -> Delivered:
     """Collapse a model, write it for a runtime, prove the file equal to the model, and only then put it at `path`.
@@ -134,13 +163,19 @@ def export(
     `model` is a checkpoint, a run folder, or a model in eval mode; with a model give the names of its `classes` and the
     `preprocess` it was trained with, unless its weights brought one. `size` (height, width) is that of the
     preprocessing unless given; `dynamic` leaves the number of images open; `embed_preprocess` puts channel order, mean
-    and std into the graph, which then takes RGB pixels, 0 to 255. It is compared on random images and on `pictures`.
-    Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime or opset, and `ExportError` if
-    the file cannot be written or does not compute what the model computes.
+    and std into the graph, which then takes RGB pixels, 0 to 255; `embed_decode` puts into it what makes boxes (with
+    NMS), masks or class maps of the outputs. Outputs, and what they mean, are compared on random images and on
+    `pictures`. Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime or opset and for a
+    decode that cannot be embedded, and `ExportError` if the file cannot be written or does not compute what the model
+    computes.
     """
     if isinstance(model, Model):
         if preprocess is None:
-            preprocess = Preprocess.from_dict(model.preprocess) if model.preprocess else Preprocess((224, 224))
+            preprocess = (
+                Preprocess.from_dict(model.preprocess)
+                if model.preprocess
+                else Preprocess((224, 224), mode=find("tasks", model.task).MODE)
+            )
         facts = checkpoint.facts(model, classes or [str(i) for i in range(model.classes)], preprocess)
     else:
         file = locate(Path(model))
@@ -153,15 +188,39 @@ def export(
         raise ModelError(f"{len(facts['classes'])} class names for a model of {model.classes} classes")
     preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
     facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
-    facts |= {"embedded_preprocess": embed_preprocess}
+    facts |= {"embedded_preprocess": embed_preprocess, "embedded_decode": embed_decode}
+    task, network = find("tasks", model.task), cast(nn.Module, model)
+    facts["decode"] = EMBEDDED.get(task.TARGET) if embed_decode else getattr(task, "DECODE", None)
+    if embed_decode and not hasattr(task, "embed"):
+        able = [name for name in names("tasks") if hasattr(find("tasks", name), "embed")]
+        raise UsageError(
+            f"{model.task} has no decode to embed: its outputs are the answer; it is for {', '.join(able)}"
+        )
+    if embed_decode and dynamic:
+        raise UsageError("an embedded decode takes one image at a time: leave dynamic or embed_decode out")
+    if embed_decode:
+        network = task.embed(model)
 
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
-    given, network = preprocess, cast(nn.Module, model)
+    given = preprocess
     if embed_preprocess:
-        network = Preprocessed(model, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
+        network = Preprocessed(network, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
         given = dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
         inputs = [torch.rand(1, 3, *preprocess.size, generator=generator) * 255 for _ in range(4)]
     like = next(model.parameters())
     examples = [image.to(like) for image in [*inputs, *(given(_picture(picture))[None] for picture in pictures)]]
-    return deliver(network, examples[0], path, runtime, facts, opset=opset, dynamic=dynamic, examples=examples)
+    meaning = _meaning(task, preprocess.size)
+    return deliver(
+        network, examples[0], path, runtime, facts, opset=opset, dynamic=dynamic, examples=examples, meaning=meaning
+    )
+
+
+def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning:
+    """What the outputs of a task's model mean, in pixels of the input, for the proof of an exported file."""
+
+    def decode(outputs: Mapping[str, Tensor]) -> list[Prediction]:
+        found = task.decode(outputs, size)
+        return found if task.TARGET == "boxes" else [task.restore(prediction, Place(*size)) for prediction in found]
+
+    return Meaning(decode, getattr(task, "SCORE", 0.0), getattr(task, "COUNT", None))

@@ -1,22 +1,29 @@
-"""Figures, and one HTML page that holds them: plain dicts, lists and images in, files out.
+"""Figures, drawn predictions, and one HTML page that holds them: plain dicts, lists and images in, files out.
 
 matplotlib is drawn through its `Figure` objects, without pyplot: no window, no global state.
 """
 
 import base64
+import colorsys
 import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
 from .errors import UsageError
 
-PANELS = {  # title of a panel -> the last parts of the names that belong there
-    "loss": ("loss", "cross_entropy"),
-    "percent": ("top1", "top5"),
+PANELS = {  # title of a panel -> the last parts of the names that belong there; "train" has losses besides
+    "loss": ("loss",),
+    "percent": ("top1", "top5", "AP", "AP50", "mask_AP", "mask_AP50", "mIoU"),
     "learning rate": ("lr",),
 }
+NO_LOSS = ("images",)  # numbers under "train" that are none
 RIGHT, WRONG = "#1a7f37", "#cf222e"
+COVER = 0.5  # share of a color in what it lies on
+LEGEND = 20  # names in a legend at most
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -37,19 +44,24 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
+def _panel(name: str) -> str | None:
+    """The title of the panel where a number of this dotted name is drawn, if it is."""
+    first, *_, last = ["", *name.split(".")] if "." not in name else name.split(".")
+    for title, ends in PANELS.items():
+        if last in ends:
+            return title
+    return "loss" if first == "train" and last not in NO_LOSS else None
+
+
 def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
-    """Losses, accuracies and the learning rate over the epochs, as PNG.
+    """Losses, accuracies (AP, mIoU) and the learning rate over the epochs, as PNG.
 
     `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 0, "raw": {"top1": 51.2}}.
     Epochs without a number (not evaluated) are skipped. Raises `UsageError` if there is nothing to draw.
     """
     lines = [_flat(line) for line in log]
     names = list(dict.fromkeys(name for line in lines for name in line))
-    panels = {
-        title: drawn
-        for title, ends in PANELS.items()
-        if (drawn := [name for name in names if name.split(".")[-1] in ends])
-    }
+    panels = {title: drawn for title in PANELS if (drawn := [name for name in names if _panel(name) == title])}
     if not panels:
         raise UsageError(f"no curve to draw: {len(lines)} epochs with {', '.join(names) or 'no numbers'}")
     figure = _figure(5 * len(panels), 3.6)
@@ -105,6 +117,163 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
                     color = "white" if shares[y][x] > 0.5 else "black"
                     axes.text(x, y, str(count), ha="center", va="center", color=color)
     figure.savefig(path)
+
+
+def precision_recall(points: Mapping[str, Sequence[Sequence[float]]], path: Path | str) -> None:
+    """Precision over recall of each class, [[recall, precision], ...] from 0 to 1, and their mean in black, as PNG.
+
+    Classes without points are left out. Raises `UsageError` if none has any.
+    """
+    known = {name: np.asarray(line) for name, line in points.items() if len(line)}
+    if not known:
+        raise UsageError(f"no precision to draw: none of {len(points)} classes has points")
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+    for name, color in zip(points, colors(len(points)), strict=True):
+        if name in known:
+            axes.plot(*known[name].T, label=name.replace("$", r"\$"), color=np.divide(color, 255), linewidth=1)
+    recalls = np.linspace(0, 1, 101)
+    mean = np.mean([np.interp(recalls, *line.T) for line in known.values()], axis=0)
+    axes.plot(recalls, mean, label="mean", color="black", linewidth=2)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    if len(known) <= LEGEND:
+        figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(path)
+
+
+def bars(values: Mapping[str, float | None], title: str, path: Path | str) -> None:
+    """A bar of 0 to 100 percent for each name, and the number beside it; "-" for None. As PNG."""
+    if not values:
+        raise UsageError("no bar to draw: there are no values")
+    figure = _figure(6, min(max(2.0, 0.25 * len(values) + 1), 60))
+    axes = figure.subplots()
+    names = [name.replace("$", r"\$") for name in values]
+    places = range(len(names))  # by place, not by name: bars of equal names would be drawn as one
+    axes.barh(places, [value or 0 for value in values.values()], color=np.divide(colors(len(names)), 255))
+    for y, value in enumerate(values.values()):
+        axes.text((value or 0) + 1, y, "-" if value is None else f"{value:.1f}", va="center", fontsize=8)
+    axes.set_yticks(places, names)
+    axes.set(title=title, xlim=(0, 110), ylim=(len(names) - 0.4, -0.6))
+    figure.savefig(path)
+
+
+def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> list[Path]:
+    """The figures that a task's metric has data for, into `folder`: confusion, precision over recall, classes apart."""
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    if result.get("confusion"):
+        confusion(result["confusion"], classes, written_to := folder / "confusion.png")
+        written.append(written_to)
+    by_class = {"AP": result.get("per_class"), "mask AP": result.get("mask_per_class")}
+    by_class["IoU"] = dict(zip(classes, result["iou"], strict=True)) if "iou" in result else None
+    for title, values in by_class.items():
+        if values:
+            bars(values, f"{title}, percent", written_to := folder / f"{title.lower().replace(' ', '_')}_by_class.png")
+            written.append(written_to)
+    for kind in ("", "mask_"):
+        if any(result.get(f"{kind}pr", {}).values()):
+            precision_recall(result[f"{kind}pr"], written_to := folder / f"{kind}precision_recall.png")
+            written.append(written_to)
+    return written
+
+
+def colors(count: int) -> list[tuple[int, int, int]]:
+    """RGB of each class, 0 to 255: hues a golden angle apart, so that the first few differ most."""
+    hues = ((i * 0.618034) % 1 for i in range(count))
+    shades = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.65)]  # saturation and value, another for each turn of the hues
+    found = (colorsys.hsv_to_rgb(hue, *shades[i // 8 % 3]) for i, hue in enumerate(hues))
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in found]
+
+
+def draw(
+    picture: Image.Image, prediction: Mapping[str, Any], classes: Sequence[str], threshold: float = 0.0
+) -> Image.Image:
+    """A copy of an RGB picture with what was found on it, in the color of its class.
+
+    Either boxes (n, 4) xyxy with labels (n,), scores (n,), and `masks` (n, height, width) if there are, those of scores
+    of at least `threshold` with their names; or `semantic` (height, width), with a legend. Tensors and arrays do.
+    """
+    if "semantic" in prediction:
+        return _overlay(picture, np.asarray(prediction["semantic"]), classes)
+    scores = np.asarray(prediction["scores"])
+    order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= threshold]  # the best on top
+    boxes, labels = np.asarray(prediction["boxes"]), np.asarray(prediction["labels"])
+    palette = colors(len(classes))
+    drawn = picture
+    if "masks" in prediction and order:
+        pixels = np.array(picture)
+        masks = np.asarray(prediction["masks"])
+        for i in order:
+            rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
+            if len(rows):
+                part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+                _cover(pixels[part], masks[i][part], palette[labels[i]])
+        drawn = Image.fromarray(pixels)
+    drawn = drawn.copy() if drawn is picture else drawn
+    pen, font = ImageDraw.Draw(drawn), _font(picture)
+    width = max(1, round(min(picture.size) / 200))
+    for i in order:
+        color = palette[labels[i]]
+        x0, y0, x1, y1 = boxes[i].tolist()
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=width)
+        _tag(pen, x0, y0, f"{classes[labels[i]]} {scores[i]:.2f}", color, font)
+    return drawn
+
+
+def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> Image.Image:
+    """Classes as colors over the picture, names of those there are in its corner; "background" stays as it is."""
+    pixels, palette = np.array(picture), colors(len(classes))
+    shown = [i for i in np.unique(labels).tolist() if i < len(classes) and classes[i] != "background"]
+    for i in shown:
+        _cover(pixels, labels == i, palette[i])
+    drawn = Image.fromarray(pixels)
+    pen, font, y = ImageDraw.Draw(drawn), _font(picture), 0.0
+    for i in shown:
+        y = _tag(pen, 0, y, classes[i], palette[i], font, below=True)
+    return drawn
+
+
+def _cover(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
+    pixels[mask] = ((1 - COVER) * pixels[mask] + COVER * np.array(color)).astype(np.uint8)
+
+
+def _font(picture: Image.Image) -> Any:
+    return ImageFont.load_default(max(12, round(min(picture.size) / 40)))
+
+
+def _tag(
+    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any, below: bool = False
+) -> float:
+    """Text on its color, standing on the line `y` (under it if there is no room, or if `below`); returns its bottom."""
+    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
+    width, height = right - left + 4, bottom - top + 4
+    x = min(x, max(0.0, pen.im.size[0] - width))
+    y = y if below or y < height else y - height
+    pen.rectangle((x, y, x + width, y + height), fill=color)
+    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
+    pen.text((x + 2 - left, y + 2 - top), text, fill="black" if bright else "white", font=font)
+    return y + height
+
+
+def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) -> None:
+    """Pictures side by side, each shrunk to fit into `side` pixels, as one image file. Raises `UsageError` if none."""
+    if not pictures:
+        raise UsageError("no picture to show")
+    columns = min(4, len(pictures))
+    whole = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
+    for i, picture in enumerate(pictures):
+        small = picture.copy()
+        small.thumbnail((side - 8, side - 8))
+        whole.paste(small, (i % columns * side + 4, i // columns * side + 4))
+    whole.save(path)
+
+
+def label_map(labels: Any, classes: Sequence[str]) -> Image.Image:
+    """A map of class indices (height, width) as a picture of one byte a pixel, with the colors as its palette."""
+    image = Image.fromarray(np.asarray(labels).astype(np.uint8))
+    image.putpalette([value for color in colors(len(classes)) for value in color])
+    return image
 
 
 def page(

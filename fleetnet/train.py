@@ -10,11 +10,11 @@ import math
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,8 +23,10 @@ from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
 
 from . import checkpoint
+from .augment import augmentation, multi_scale
+from .boxes import Prediction
 from .config import TrainConfig
-from .data import Split
+from .data import WORDS, Split
 from .errors import DataError, FleetnetError, UsageError
 from .find import find
 from .tasks import Model
@@ -67,13 +69,27 @@ def learning_rate(step: float, steps: int, warmup: float, peak: float) -> float:
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Trainable parameters, those of norms and biases (vectors) without weight decay."""
-    trainable = [p for p in model.parameters() if p.requires_grad]
+def parameter_groups(model: nn.Module, weight_decay: float, head_lr: float = 1.0) -> list[dict[str, Any]]:
+    """Trainable parameters, those of norms and biases (vectors) without weight decay.
+
+    `lr_multiple` of a group is 1, or `head_lr` for parameters of the head where that differs.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {(1.0, weight_decay): [], (1.0, 0.0): []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            key = (head_lr if name.startswith("head.") else 1.0, weight_decay if parameter.ndim > 1 else 0.0)
+            groups.setdefault(key, []).append(parameter)
     return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": parameters, "weight_decay": decay, "lr_multiple": multiple}
+        for (multiple, decay), parameters in groups.items()
     ]
+
+
+def freeze_norms(model: Model) -> None:
+    """Batch norms of the backbone as in eval mode, and not trained."""
+    for module in cast(nn.Module, model.backbone).modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval().requires_grad_(False)
 
 
 def _seed(seed: int) -> None:
@@ -134,13 +150,20 @@ def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) ->
 
 
 @torch.no_grad()
-def evaluate(model: nn.Module, task: str, batches: Any, classes: int) -> dict[str, Any]:
-    """The task's metric of a model over all batches, with the mean loss; names of skipped images under "skipped".
+def evaluate(
+    model: nn.Module,
+    task: str,
+    batches: Any,
+    classes: Sequence[str],
+    on_batch: Callable[[list[Prediction], Batch], None] | None = None,
+) -> dict[str, Any]:
+    """The task's metric of a model over all batches; names of skipped images under "skipped".
 
-    `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored.
+    `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. Predictions
+    are compared in the pixels of each picture, as it is in its file; `on_batch` receives them. `classes` are names.
     """
     tasks = find("tasks", task)
-    metric, skipped, losses, count = tasks.metric(classes), [], 0.0, 0
+    metric, skipped, count = tasks.metric(classes), [], 0
     training = model.training
     model.eval()
     try:
@@ -148,16 +171,17 @@ def evaluate(model: nn.Module, task: str, batches: Any, classes: int) -> dict[st
             skipped += batch.skipped
             if len(batch.images) == 0:
                 continue
-            outputs, targets = model(batch.images), batch.targets
-            n = len(outputs)
-            losses += n * float(sum(tasks.loss(outputs, targets).values()))
-            count += n
-            metric.add(outputs, targets)
+            decoded = tasks.decode(model(batch.images), tuple(batch.images.shape[-2:]))
+            predictions = [tasks.restore(p, place) for p, place in zip(decoded, batch.places, strict=True)]
+            count += len(predictions)
+            metric.add(predictions, batch.targets)
+            if on_batch is not None:
+                on_batch(predictions, batch)
     finally:
         model.train(training)
     if not count:
         raise DataError(f"no image could be read for evaluation; the first: {skipped[0] if skipped else 'none given'}")
-    return {**metric.result(), "loss": losses / count, "skipped": skipped}
+    return {**metric.result(), "skipped": skipped}
 
 
 def train_one_epoch(
@@ -170,13 +194,17 @@ def train_one_epoch(
     after_update: Callable[[], None],
     report: Callable[[int, float, float, int], None],
     clip: float | None = None,
+    frozen: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
     """One pass over the batches: means of the losses, images seen, names of skipped images.
 
-    `rate(step)` is the learning rate; `after_update` runs after each optimizer step; `report(step, loss, lr, images)`
-    after each batch. Raises `FleetnetError` at the first loss that is not finite, before it reaches the weights.
+    The model is put into training mode; then `frozen` may take parts out of it. `rate(step)` is the learning rate;
+    `after_update` runs after each optimizer step; `report(step, loss, lr, images)` after each batch.
+    Raises `FleetnetError` at the first loss that is not finite, before it reaches the weights.
     """
     model.train()
+    if frozen is not None:
+        frozen()
     totals: dict[str, float] = {}
     images, skipped, lr = 0, [], 0.0
     for step, batch in enumerate(batches):
@@ -185,7 +213,7 @@ def train_one_epoch(
             continue
         lr = rate(step)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_multiple"]
         with accelerator.accumulate(model):
             with accelerator.autocast():
                 losses = loss_of(model, batch)
@@ -252,22 +280,30 @@ def fit(
         torch.set_num_threads(config.threads)
     if preprocess is None:
         preprocess = Preprocess.from_dict(model.preprocess) if model.preprocess else Preprocess(config.size)
-        preprocess = replace(preprocess, size=config.size, crop=config.crop)
+        preprocess = replace(preprocess, size=config.size, crop=config.crop, mode=find("tasks", model.task).MODE)
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
+    settings = {key: getattr(config, key) for key in task.SETTINGS}
+    if (config.mixup or config.cutmix) and task.TARGET != "label":
+        raise UsageError(f"mixup and cutmix blend labels of images; {model.task} learns from {WORDS[task.TARGET]}")
 
-    augment = train_transform(
-        preprocess, scale=(config.scale, 1.0), flip=config.flip, color_jitter=config.color_jitter,
-        auto_augment=config.auto_augment, erasing=config.erasing,
-    )  # fmt: skip
-    train_data = ImageDataset(train, augment, cache=preprocess.size if config.cache else None)
-    val_data = ImageDataset(val, preprocess)
+    augment = _augmentation(config.augment, task, preprocess, config)
+    train_data = ImageDataset(train, augment, preprocess.size if config.cache else None, target=task.TARGET)
+    val_data = ImageDataset(val, preprocess, target=task.TARGET)
     sampler = Shuffled(train_data, config.seed)
+    if config.norm == "frozen":
+        freeze_norms(model)
+    elif config.norm == "sync":
+        if accelerator.device.type == "cpu":
+            raise UsageError("norm is sync, which needs GPUs; allowed here: train, frozen")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if hasattr(task, "prepare") and not resume:
+        task.prepare(model.head, _pictures(train_data, preprocess), preprocess.size)
     channels_last = config.channels_last and _channels_last(model, accelerator.device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     optimizer: torch.optim.Optimizer
-    groups = parameter_groups(model, config.weight_decay)
+    groups = parameter_groups(model, config.weight_decay, config.head_lr)
     if config.optimizer == "sgd":
         optimizer = torch.optim.SGD(groups, config.lr, momentum=config.momentum, nesterov=config.momentum > 0)
     else:
@@ -301,9 +337,12 @@ def fit(
         images, targets = batch.images, batch.targets
         if config.mixup or config.cutmix:
             images, targets = mix(images, targets, model.classes, config.mixup, config.cutmix)
+        if config.multi_scale:
+            ratio = random.uniform(1 - config.multi_scale, 1 + config.multi_scale)
+            images, targets = multi_scale(images, targets, ratio)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return task.loss(net(images), targets, label_smoothing=config.label_smoothing)
+        return task.loss(model.head, net(images), targets, **settings)
 
     began, seen = time.monotonic(), 0
 
@@ -320,12 +359,14 @@ def fit(
     def save(name: str, net: nn.Module, metrics: dict[str, Any], form: str) -> None:
         checkpoint.save(
             run / name, net, classes=train.classes, preprocess=preprocess, settings=config.to_dict(),
-            metrics={**metrics, "weights": form}, source=source,
+            metrics={**metrics, "weights": form}, source=source, category_ids=train.ids,
         )  # fmt: skip
 
     for epoch in range(start, config.epochs):
         _seed(config.seed * 1_000_003 + epoch)
         sampler.epoch = epoch
+        if config.epochs - epoch <= config.plain_epochs:
+            train_data.transform = _augmentation(config.augment, task, preprocess, replace(config, mosaic=0.0))
         epoch_began = time.monotonic()
         trained = train_one_epoch(
             wrapped, batches, optimizer, accelerator, loss_of,
@@ -335,6 +376,7 @@ def fit(
             ),
             after_update=lambda: None if average is None else average.update_parameters(model),
             report=partial(report, epoch), clip=config.clip,
+            frozen=partial(freeze_norms, model) if config.norm == "frozen" else None,
         )  # fmt: skip
         line: dict[str, Any] = {"epoch": epoch, "train": {k: v for k, v in trained.items() if k != "skipped"}}
         skipped = trained["skipped"]
@@ -347,11 +389,11 @@ def fit(
             forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
             forms += [] if average is None else [("ema", average.module)]
             for form, net in forms:
-                result = evaluate(net, model.task, val_batches, model.classes)
+                result = evaluate(net, model.task, val_batches, train.classes)
                 skipped = skipped + result.pop("skipped")
-                line[form] = {k: v for k, v in result.items() if k != "confusion"}
-                key = next(iter(result))  # the task's first metric decides
-                if best is None or result[key] > best[key]:
+                line[form] = {k: v for k, v in result.items() if v is None or isinstance(v, int | float)}
+                key = next(iter(result))  # the task's first metric decides; None: nothing to find in these images
+                if best is None or (result[key] or 0) > (best[key] or 0):
                     best = {**result, "epoch": epoch, "weights": form}
                     save("best.safetensors", model if form == "raw" else net, line[form], form)
         line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
@@ -373,6 +415,35 @@ def fit(
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off model.forward
     model.preprocess = preprocess.to_dict()
     return best or {}
+
+
+def _augmentation(name: str, task: Any, preprocess: Preprocess, config: TrainConfig) -> Any:
+    """The function of `ImageDataset` that a setting of `augment` names."""
+    name = task.AUGMENT if name == "default" else name
+    if (name == "classify") != (task.TARGET == "label") and name != "none":
+        raise UsageError(f"augment is {name!r}, which does not go with {WORDS[task.TARGET]}; allowed: {task.AUGMENT}")
+    if name == "classify":
+        return train_transform(
+            preprocess, scale=(0.35 if config.scale is None else config.scale, 1.0), flip=config.flip,
+            color_jitter=0.2 if config.color_jitter is None else config.color_jitter,
+            auto_augment=config.auto_augment, erasing=config.erasing,
+        )  # fmt: skip
+    if task.TARGET == "label":
+        return preprocess.__call__
+    return augmentation(name, preprocess, config.to_dict())
+
+
+def _pictures(data: ImageDataset, preprocess: Preprocess) -> list[tuple[tuple[int, int], Tensor]]:
+    """For each readable picture its (height, width) and its boxes in pixels of the input."""
+    pictures = []
+    for index in range(len(data)):
+        try:
+            image, targets = data.annotated(index)
+        except DataError:  # counted when it is met in training
+            continue
+        place = preprocess.place(image.height, image.width)
+        pictures.append(((image.height, image.width), place.into(targets["boxes"])))
+    return pictures
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:

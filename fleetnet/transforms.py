@@ -5,35 +5,43 @@ Pictures stay PIL while they are cropped and resized, and become tensors last: t
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol, cast
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
+from torchvision.ops import box_area
 from torchvision.transforms import v2
 
 from . import images
+from .boxes import Place
 from .data import Sample, Split
+from .data._masks import mask_of
 from .errors import DataError, ModelError, UsageError, choose
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 AUTO_AUGMENT = {
     "none": None, "randaugment": v2.RandAugment, "trivial": v2.TrivialAugmentWide, "autoaugment": v2.AutoAugment,
 }  # fmt: skip
+MODES = ("crop", "stretch", "letterbox")
+PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 Transform = Callable[[Image.Image], Tensor]
+Picture = tuple[Image.Image, dict[str, Tensor]]  # and its targets, in its own pixels
 
 
 @dataclass(frozen=True)
 class Preprocess:
     """How an image becomes a network's input; kept with the weights, because they are worth little without it.
 
-    The image is resized, keeping its shape, to just cover `size / crop`, and the `size` in its center is cut out. For a
-    square that is the usual "shorter side to size / crop, then center crop". Then channels in `channel_order`, values
-    from 0 to 1, minus `mean`, by `std` (both in `channel_order`).
+    By `mode`: "crop" resizes the image, keeping its shape, to just cover `size / crop`, and cuts the `size` in its
+    center out (for a square the usual "shorter side to size / crop, then center crop"); "stretch" resizes it to `size`
+    whatever its shape; "letterbox" resizes it, keeping its shape, to just fit into `size`, centered on gray. Then
+    channels in `channel_order`, values from 0 to 1, minus `mean`, by `std` (both in `channel_order`).
     """
 
     size: tuple[int, int]  # height, width
@@ -43,6 +51,7 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"
     antialias: bool = True  # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
+    mode: Literal["crop", "stretch", "letterbox"] = "crop"
 
     def __post_init__(self) -> None:
         for name in ("size", "mean", "std"):
@@ -54,6 +63,7 @@ class Preprocess:
             ("mean", len(self.mean) == 3, "three numbers"),
             ("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers"),
             ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
+            ("mode", self.mode in MODES, ", ".join(MODES)),
         ]
         for name, holds, allowed in rules:
             if not holds:
@@ -61,22 +71,45 @@ class Preprocess:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, height, width), float32, of an RGB picture of any size."""
-        return self.tensor(self.fit(image))
+        return self.tensor(self.picture(image))
 
-    def fit(self, image: Image.Image) -> Image.Image:
-        """Resize and center crop to `size`, in one step: of a long thin picture, only what is kept is enlarged."""
-        (h, w), (rows, columns) = self.size, (image.height, image.width)
+    def place(self, height: int, width: int) -> Place:
+        """Where a picture of this size lies in the input."""
+        (h, w) = self.size
+        if self.mode == "stretch":
+            return Place(height, width, h / height, w / width)
+        if self.mode == "letterbox":
+            scale = min(h / height, w / width)
+            rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+            return Place(height, width, rows / height, columns / width, (h - rows) // 2, (w - columns) // 2)
         cover_h, cover_w = int(h / self.crop), int(w / self.crop)  # whole pixels, rounded as timm and torchvision do
-        if cover_h * columns >= cover_w * rows:
-            cover_w = max(cover_w, cover_h * columns // rows)
+        if cover_h * width >= cover_w * height:
+            cover_w = max(cover_w, cover_h * width // height)
         else:
-            cover_h = max(cover_h, cover_w * rows // columns)
-        top, left = round((cover_h - h) / 2), round((cover_w - w) / 2)
-        y, x = rows / cover_h, columns / cover_w  # pixels of the picture in one of the result
-        box = (left * x, top * y, (left + w) * x, (top + h) * y)
+            cover_h = max(cover_h, cover_w * height // width)
+        top, left = -round((cover_h - h) / 2), -round((cover_w - w) / 2)
+        return Place(height, width, cover_h / height, cover_w / width, top, left)
+
+    def picture(self, image: Image.Image) -> Image.Image:
+        """The picture at `size`, in one step: of a long thin one that is cropped, only what is kept is enlarged."""
+        place = self.place(image.height, image.width)
+        if self.mode == "letterbox":
+            rows, columns = round(image.height * place.scale_y), round(image.width * place.scale_x)
+            canvas = Image.new("RGB", self.size[::-1], (PADDING,) * 3)
+            canvas.paste(self._resize(image, (rows, columns), None), (int(place.left), int(place.top)))
+            return canvas
+        (h, w), x, y = self.size, 1 / place.scale_x, 1 / place.scale_y  # pixels of the picture in one of the result
+        left, top = -place.left * x, -place.top * y
+        return self._resize(image, (h, w), (left, top, left + w * x, top + h * y))
+
+    def _resize(
+        self, image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None
+    ) -> Image.Image:
         if self.antialias:
-            return image.resize((w, h), INTERPOLATION[self.interpolation], box=box)
-        return _resize_plain(image, (h, w), box, self.interpolation)
+            if box is not None:  # rounding must not leave the picture
+                box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], image.width), min(box[3], image.height))
+            return image.resize(size[::-1], INTERPOLATION[self.interpolation], box=box)
+        return _resize_plain(image, size, box or (0, 0, image.width, image.height), self.interpolation)
 
     def tensor(self, image: Image.Image) -> Tensor:
         """Channel order and scale of values: RGB picture (height, width) -> (3, height, width) float32."""
@@ -96,7 +129,7 @@ class Preprocess:
         for key in values:
             if key not in keys:
                 raise ModelError(f"preprocess: unknown key {key!r}: {choose(key, keys)}")
-        absent = [key for key in keys if key not in values]
+        absent = [key for key in keys if key not in values and key != "mode"]  # older files have no mode: "crop"
         if absent:
             raise ModelError(f"preprocess: no {', '.join(absent)}; it has {', '.join(values) or 'nothing'}")
         try:
@@ -164,13 +197,38 @@ def mix(
 
 
 class Batch(NamedTuple):
+    """In training (no places) targets are in pixels of the input, in evaluation in those of the picture."""
+
     images: Tensor  # (N, 3, H, W); N is 0, and the shape (0,), if none of the files could be read
-    targets: dict[str, Tensor]  # "label": (N,)
+    targets: dict[str, Any]  # "label": (N,); "semantic": (N, H, W) or a list; of objects, lists of N tensors
     skipped: list[str]  # a line for each file that could not be read, with the reason
+    indices: list[int]  # of the samples in the split
+    places: list[Place]  # where each picture lies in the input; empty in training
 
 
-class ImageDataset(Dataset[tuple[Tensor, dict[str, Tensor]] | str]):
-    """Samples of a split as (image, targets), or the reason, as text, where the file could not be read.
+class Augment(Protocol):
+    """An augmentation of pictures with their annotation; see `augment`."""
+
+    pictures: int  # how many it takes for one input
+
+    def __call__(self, items: list[Picture]) -> tuple[Tensor, dict[str, Tensor]]: ...
+
+
+class Item(NamedTuple):
+    """One input of a batch."""
+
+    image: Tensor
+    targets: dict[str, Tensor]
+    sample: int  # its index in the split
+    place: Place | None
+
+
+class ImageDataset(Dataset[Item | str]):
+    """Samples of a split as network inputs, or the reason, as text, where the file could not be read.
+
+    `target` is the kind of annotation that comes with them (see `data`). `transform` is the `Preprocess` for
+    evaluation, where targets stay in the picture's pixels; or for training a function of a picture, or an `Augment`,
+    which moves targets with it.
 
     With `cache` (height, width of the network's input) all images are decoded at once and kept in memory, reduced to
     just cover 1.3 times that size: for training, where random crops resize them anyway; evaluation needs the whole
@@ -179,13 +237,19 @@ class ImageDataset(Dataset[tuple[Tensor, dict[str, Tensor]] | str]):
     """
 
     def __init__(
-        self, split: Split, transform: Transform, cache: tuple[int, int] | None = None, limit: int = 4 * 1024**3
+        self,
+        split: Split,
+        transform: Transform | Augment,
+        cache: tuple[int, int] | None = None,
+        limit: int = 4 * 1024**3,
+        target: str = "label",
     ):
-        self.split, self.transform, self.cache = split, transform, cache
+        self.split, self.transform, self.cache, self.target = split, transform, cache, target
         self.kept: list[Image.Image | str] = []  # of the first samples; text is the reason why there is no image
+        self.sizes: dict[int, tuple[int, int]] = {}  # height, width in the file, of what the cache reduced
         used = 0
-        for sample in split.samples if cache else ():
-            image = self._read(sample)
+        for index in range(len(split.samples)) if cache else ():
+            image = self._read(index)
             used += 0 if isinstance(image, str) else 4 * image.width * image.height  # Pillow pads RGB to 4 bytes
             if used > limit:
                 break
@@ -194,15 +258,57 @@ class ImageDataset(Dataset[tuple[Tensor, dict[str, Tensor]] | str]):
     def __len__(self) -> int:
         return len(self.split.samples)
 
-    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]] | str:
-        sample = self.split.samples[index]
-        image = self.kept[index] if index < len(self.kept) else self._read(sample)
-        if isinstance(image, str):
-            return image
-        label = {} if sample.label is None else {"label": torch.tensor(sample.label)}
-        return self.transform(image), label
+    def __getitem__(self, index: int) -> Item | str:
+        try:
+            image, targets = self.annotated(index)
+            if isinstance(self.transform, Preprocess):
+                place = self.transform.place(image.height, image.width)
+                return Item(self.transform(image), targets, index, place)
+            pictures = getattr(self.transform, "pictures", 0)
+            if not pictures:
+                return Item(cast(Transform, self.transform)(image), targets, index, None)
+            items = [(image, targets)]
+            for other in torch.randint(len(self), (pictures - 1,)).tolist():
+                with suppress(DataError):  # named when it is an item itself
+                    items.append(self.annotated(other))
+            return Item(*cast(Augment, self.transform)(items), index, None)
+        except DataError as error:
+            return str(error)
 
-    def _read(self, sample: Sample) -> Image.Image | str:
+    def annotated(self, index: int) -> Picture:
+        """The picture of a sample with its annotation in the picture's pixels; `DataError` if it cannot be read."""
+        image = self.kept[index] if index < len(self.kept) else self._read(index)
+        if isinstance(image, str):
+            raise DataError(image)
+        sample = self.split.samples[index]
+        if self.target == "label":
+            return image, {} if sample.label is None else {"label": torch.tensor(sample.label)}
+        size = self.sizes.get(index, (image.height, image.width))
+        targets = semantic_target(sample, size) if self.target == "semantic" else self._objects(sample, size)
+        return image, targets if size == (image.height, image.width) else _reduced(targets, size, image)
+
+    def _objects(self, sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:
+        """In evaluation all objects, with area and crowd; in training those that are no crowd."""
+        training = not isinstance(self.transform, Preprocess)
+        objects = [item for item in sample.objects or () if not (training and item.crowd)]
+        boxes = torch.tensor([item.box for item in objects], dtype=torch.float32).view(-1, 4)
+        targets = {"boxes": boxes, "labels": torch.tensor([item.label for item in objects], dtype=torch.int64)}
+        if self.target == "masks":
+            masks = [mask_of(item.segmentation, size) for item in objects if item.segmentation is not None]
+            targets["masks"] = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), bool))
+            if len(masks) < len(objects):
+                raise DataError(f"{sample.image}: {len(objects) - len(masks)} of {len(objects)} objects have no mask")
+        if not training:
+            whole = targets["masks"].sum((1, 2)) if "masks" in targets else box_area(boxes)
+            areas = [float(w) if o.area is None else o.area for o, w in zip(objects, whole, strict=True)]
+            targets |= {
+                "area": torch.tensor(areas, dtype=torch.float32),
+                "crowd": torch.tensor([item.crowd for item in objects], dtype=torch.bool),
+            }
+        return targets
+
+    def _read(self, index: int) -> Image.Image | str:
+        sample = self.split.samples[index]
         try:
             image = sample.image() if callable(sample.image) else images.read(sample.image)
         except DataError as error:
@@ -210,16 +316,47 @@ class ImageDataset(Dataset[tuple[Tensor, dict[str, Tensor]] | str]):
         if self.cache:
             ratio = 1.3 * max(self.cache[0] / image.height, self.cache[1] / image.width)
             if ratio < 1:
+                self.sizes[index] = (image.height, image.width)
                 smaller = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
                 image = image.resize(smaller, Image.Resampling.BILINEAR)
         return image
 
 
-def collate(items: Sequence[tuple[Tensor, dict[str, Tensor]] | str]) -> Batch:
+def semantic_target(sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:
+    """The label map of a sample, (height, width) int64."""
+    if sample.semantic is None:
+        raise DataError(f"{sample.image} has no label map")
+    labels = sample.semantic()
+    if labels.shape != size:
+        raise DataError(f"{sample.image} is {size[1]}x{size[0]}, its label map {labels.shape[1]}x{labels.shape[0]}")
+    return {"semantic": torch.from_numpy(labels.astype(np.int64))}
+
+
+def _reduced(targets: dict[str, Tensor], size: tuple[int, int], image: Image.Image) -> dict[str, Tensor]:
+    """Targets of a picture of `size` for its reduced copy."""
+    place, to = Place(*size, image.height / size[0], image.width / size[1]), (image.height, image.width)
+    moved = dict(targets)
+    if "boxes" in moved:
+        moved["boxes"] = place.into(moved["boxes"])
+    for key in ("masks", "semantic"):
+        if key in moved and moved[key].numel():
+            planes = moved[key] if key == "masks" else moved[key][None]
+            planes = v2.functional.resize(planes.to(torch.uint8), list(to), v2.InterpolationMode.NEAREST_EXACT)
+            moved[key] = planes.to(moved[key].dtype) if key == "masks" else planes[0].to(moved[key].dtype)
+        elif key in moved:
+            moved[key] = moved[key].new_zeros(0, *to)
+    return moved
+
+
+def collate(items: Sequence[Item | str]) -> Batch:
     """A batch of what `ImageDataset` gives; files that could not be read make it smaller and are named in `skipped`."""
     good = [item for item in items if not isinstance(item, str)]
     skipped = [item for item in items if isinstance(item, str)]
+    places = [item.place for item in good if item.place is not None]
     if not good:
-        return Batch(torch.empty(0), {}, skipped)
-    pictures, targets = default_collate(good)
-    return Batch(pictures, targets, skipped)
+        return Batch(torch.empty(0), {}, skipped, [], [])
+    targets: dict[str, Any] = {key: [item.targets[key] for item in good] for key in good[0].targets}
+    for key in targets:
+        if key == "label" or (key == "semantic" and not places):  # in evaluation, pictures have their own sizes
+            targets[key] = torch.stack(targets[key])
+    return Batch(torch.stack([item.image for item in good]), targets, skipped, [item.sample for item in good], places)

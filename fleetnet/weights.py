@@ -2,10 +2,11 @@
 
     read      safetensors, or a pickle of tensors and plain values (nothing else is unpickled); disk, hub or URL
     unwrap    {"model": ...}, {"state_dict_ema": ...}, "module.", "_orig_mod.", ...  ->  names and tensors
-    convert   the authors' names and timm's  ->  ours; each backbone's file knows its own
+    convert   the authors' names and timm's  ->  ours; the files of backbones and tasks know their own
     place     every tensor has a place and every place a tensor, or a `ModelError` says what these weights look like
 
-One thing may differ: a classifier of another number of classes, or none, starts anew, and the report says so.
+Only the head may differ. What depends on the number of classes starts anew where that is another; all of the head does
+where the weights have none or that of another task, such as a classifier's for a detector. The report says so.
 """
 
 import argparse
@@ -20,13 +21,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .backbones import Option, Pretrained, family, pretrained, variants
-from .errors import ModelError, choose
+from .errors import FleetnetError, ModelError, choose
 from .find import find, names
 from .reparam import reparameterize
 from .tasks import Model, build, split_name
@@ -36,7 +37,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 Options = tuple[tuple[str, Option], ...]
 
 FORMS = ("multi-branch", "deploy")
-MARK = 1009  # a number of classes that no other dimension of a network has: it shows which tensors depend on it
+CLASSES = 100  # of the models that are built for their shapes alone
 PICKLES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 RAW = ("model", "state_dict", "model_state_dict")  # under which names training scripts keep the weights ...
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")  # ... and their moving average
@@ -47,7 +48,7 @@ PREFIXES = ("module.", "model.")  # DataParallel and AveragedModel; Lightning
 class Report:
     """What `load_weights` did, by the names of tensors.
 
-    `missing`, `unexpected` and `wrong_shape` are empty, or belong to a classifier that starts anew.
+    `missing`, `unexpected` and `wrong_shape` are empty, or belong to a head that starts anew.
     """
 
     source: str
@@ -58,11 +59,12 @@ class Report:
     wrong_shape: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
     license: str | None = None  # of the weights, where it is known
-    note: str = ""  # why the classifier starts anew; that a block was converted between its published versions
+    note: str = ""  # why the head starts anew; that a block was converted between its published versions
 
     def summary(self) -> str:
-        """One line: "x.pth: 204 tensors loaded (multi-branch form); head: re-initialized, 1000 -> 10 classes"."""
-        parts = [f"{self.source}: {len(self.loaded)} tensors loaded ({self.form} form)", self.note]
+        """One line: "x.pth: 9 tensors loaded, 2 new (deploy form); head: re-initialized, 7 -> 5 classes"."""
+        fresh = f", {len(self.reinitialized)} new" if self.reinitialized else ""
+        parts = [f"{self.source}: {len(self.loaded)} tensors loaded{fresh} ({self.form} form)", self.note]
         return "; ".join(part for part in [*parts, f"license: {self.license}" if self.license else ""] if part)
 
 
@@ -273,7 +275,7 @@ def _holds_state(value: Any) -> bool:
 
 
 def convert(name: str, state: State, expected: Mapping[str, Any]) -> State:
-    """A state dict in any names that the backbone's file knows -> our names; names it does not know stay.
+    """A state dict in any names that the files of backbone and task know -> our names; names unknown to them stay.
 
     Where a block was published in two versions (RepViT), the state becomes the one that `expected` has: equal in eval
     mode, though not in training.
@@ -284,7 +286,11 @@ def convert(name: str, state: State, expected: Mapping[str, Any]) -> State:
 
 
 def _renamed(name: str, state: State) -> State:
-    return _attempt(find("backbones", family(split_name(name)[1])).convert, state)
+    task, backbone_name = split_name(name)
+    for module in (find("backbones", family(backbone_name)), find("tasks", task)):
+        if hasattr(module, "convert"):
+            state = _attempt(module.convert, state)
+    return state
 
 
 def _attempt(change: Callable[[State], State], state: State) -> State:
@@ -301,13 +307,48 @@ def form_of(model: nn.Module) -> str:
 
 
 @cache
-def shapes_of(name: str, form: str, output_stride: int = 32, options: Options = ()) -> Shapes:
-    """Names and shapes of a model's tensors in a form, without memory for them; for MARK classes, ParC at 256x256."""
+def shapes_of(
+    name: str, form: str, output_stride: int | None = None, options: Options = (), classes: int = CLASSES
+) -> Shapes:
+    """Names and shapes of a model's tensors in a form, without memory for them; of ParC at 256x256."""
     with torch.device("meta"):
-        model: nn.Module = build(name, MARK, 0.0, output_stride, dict(options))
+        model = build(name, classes, 0.0, output_stride, dict(options))
         if form == "deploy":
-            model = reparameterize(model.eval(), torch.zeros(1, 3, 256, 256))
+            model = _deploy(model, (256, 256))
     return {key: tuple(value.shape) for key, value in model.state_dict().items()}
+
+
+def _deploy(model: Model, size: tuple[int, int]) -> Model:
+    """A new model, in deploy form, in place. Its head does not see the example: with random weights it might fail."""
+    model.eval()
+    model.backbone = cast(Any, reparameterize(cast(nn.Module, model.backbone), torch.zeros(1, 3, *size)))
+    model.head = reparameterize(model.head)
+    return model
+
+
+class Growth(NamedTuple):
+    """How a tensor depends on the number of classes: its size in `dim` is per_class * classes + beside."""
+
+    dim: int
+    per_class: int
+    beside: int
+
+    def classes(self, shape: Sequence[int]) -> int:
+        """The number of classes that such a tensor of a shape is for; 0 where it is for none."""
+        count, rest = divmod((shape[self.dim] if self.dim < len(shape) else 0) - self.beside, self.per_class)
+        return count if rest == 0 and count > 0 else 0
+
+
+@cache
+def growing(name: str, form: str, output_stride: int | None = None, options: Options = ()) -> Mapping[str, Growth]:
+    """The tensors of a model that depend on the number of classes."""
+    shapes, larger = (shapes_of(name, form, output_stride, options, n) for n in (CLASSES, CLASSES + 1))
+    found = {}
+    for key, shape in shapes.items():
+        for dim, (size, other) in enumerate(zip(shape, larger[key], strict=True)):
+            if size != other:
+                found[key] = Growth(dim, other - size, size - CLASSES * (other - size))
+    return found
 
 
 def _counted(keys: Iterable[str]) -> set[str]:
@@ -315,12 +356,16 @@ def _counted(keys: Iterable[str]) -> set[str]:
     return {key for key in keys if not key.endswith("num_batches_tracked")}
 
 
-def _common(state: State, expected: Shapes, same: Callable[[str], object]) -> float:
-    """How much a state and a model have in common, 0 to 1: names for which `same` holds, of all names in either."""
+def _of_backbone(keys: Iterable[str]) -> set[str]:
+    return {key for key in _counted(keys) if key.startswith("backbone.")}
+
+
+def _common(state: State, expected: Shapes) -> float:
+    """How much a state and a model have in common, 0 to 1: names in both of all names in either."""
     ours, theirs = _counted(expected), _counted(state)
     if not any(key.startswith("head.") for key in theirs):  # features only: says nothing about the head
         ours = {key for key in ours if not key.startswith("head.")}
-    return sum(1 for key in ours & theirs if same(key)) / max(len(ours | theirs), 1)
+    return len(ours & theirs) / max(len(ours | theirs), 1)
 
 
 @dataclass(frozen=True)
@@ -332,12 +377,14 @@ class Plan:
     classes: int | None  # None where the state has no classifier
 
 
-def plan(name: str, state: State, output_stride: int = 32, options: Mapping[str, Option] | None = None) -> Plan:
+def plan(
+    name: str, state: State, output_stride: int | None = None, options: Mapping[str, Option] | None = None
+) -> Plan:
     """Form, options and number of classes of a state for the model `name`; `options` are those that are settled."""
 
     def score(form: str, options: Mapping[str, Option]) -> float:
         expected = shapes_of(name, form, output_stride, tuple(options.items()))
-        return _common(convert(name, state, expected), expected, lambda key: True)
+        return _common(convert(name, state, expected), expected)
 
     chosen = dict(options or {})
     form, best = FORMS[0], score(FORMS[0], chosen)
@@ -347,24 +394,66 @@ def plan(name: str, state: State, output_stride: int = 32, options: Mapping[str,
         for value in values:
             if best < 1 and (other := score(form, {**chosen, option: value})) > best:
                 best, chosen = other, {**chosen, option: value}
-    expected = shapes_of(name, form, output_stride, tuple(chosen.items()))
-    state = convert(name, state, expected)
-    counts = [len(state[key]) for key in expected if expected[key][:1] == (MARK,) and key in state and state[key].ndim]
+    settled = output_stride, tuple(chosen.items())
+    state = convert(name, state, shapes_of(name, form, *settled))
+    tensors = [(growth, state[key]) for key, growth in growing(name, form, *settled).items() if key in state]
+    counts = [count for growth, tensor in tensors if (count := growth.classes(tensor.shape))]
     return Plan(form, chosen, counts[0] if counts else None)
+
+
+def _defaults(name: str) -> dict[str, Option]:
+    """The options of a model with their defaults: first those of its backbone, then those of its head."""
+    task_name, backbone_name = split_name(name)
+    task = find("tasks", task_name)
+    made = [(task.head, task.OPTIONS)]
+    if family(backbone_name) != "timm":
+        made.insert(0, (variants()[backbone_name], find("backbones", family(backbone_name)).OPTIONS))
+    arguments = [(inspect.signature(make).parameters, options) for make, options in made]
+    return {key: known[key].default for known, options in arguments for key in options if key in known}
 
 
 def _alternatives(name: str, settled: Mapping[str, Option]) -> dict[str, list[Option]]:
     """Other values to try of the options that are not settled: of switches the other, of counts the small ones."""
-    backbone_name = split_name(name)[1]
-    if family(backbone_name) == "timm":
-        return {}
-    arguments = inspect.signature(variants()[backbone_name]).parameters
     tried: dict[str, list[Option]] = {}
-    for key in find("backbones", family(backbone_name)).OPTIONS:
-        default = arguments[key].default
-        if key not in settled and isinstance(default, int):  # bool is an int
+    for key, default in _defaults(name).items():
+        if key not in settled and isinstance(default, int) and default < 9:  # bool is an int
             tried[key] = [not default] if isinstance(default, bool) else [n for n in range(1, 9) if n != default]
     return tried
+
+
+def _on(task: str, name: str) -> str:
+    """The name of a model of another task on the backbone of `name`."""
+    return split_name(name)[1] if task == "classification" else f"{task}/{split_name(name)[1]}"
+
+
+def head_of(name: str, weights: Weights, options: Mapping[str, Option] | None = None) -> str | None:
+    """The task whose head the weights have, on the backbone of the model `name`; None where names do not tell."""
+    if "task" in weights.facts:
+        return weights.facts["task"] if weights.facts["task"] in names("tasks") else None
+    own = split_name(name)[0]
+    best, found = 0.0, None
+    for task in sorted(names("tasks"), key=lambda task: task != own):
+        for form in FORMS:
+            try:
+                expected = shapes_of(_on(task, name), form, None, tuple((options or {}).items()) if task == own else ())
+            except FleetnetError:  # this backbone cannot have that head
+                continue
+            converted = convert(_on(task, name), weights.state, expected)
+            ours, theirs = ({key for key in _counted(s) if key.startswith("head.")} for s in (expected, converted))
+            if not theirs and all(key.startswith("backbone.") for key in converted):
+                return None
+            if (share := len(ours & theirs) / max(len(ours | theirs), 1)) > best:
+                best, found = share, task
+        if best > 0.5:
+            break
+    return found
+
+
+def _implied(name: str, state: State) -> dict[str, Any]:
+    """The output stride and options that the authors' weights go with, as far as the model `name` has such options."""
+    task = find("tasks", split_name(name)[0])
+    implied = dict(task.implied(state)) if hasattr(task, "implied") else {}
+    return {**implied, "options": {k: v for k, v in implied.get("options", {}).items() if k in _defaults(name)}}
 
 
 # ---- place -----------------------------------------------------------------------------------------------------------
@@ -376,29 +465,53 @@ def create_model(
     weights: str | Path | Mapping[str, Tensor] | None = None,
     *,
     drop_path: float = 0.0,
-    output_stride: int = 32,
+    output_stride: int | None = None,
     options: Mapping[str, Option] | None = None,
 ) -> Model:
     """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
 
     `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or 1000, unless
-    given. `weights` are what `read` takes, in any names and either form: the model gets the form and the options
-    (heads, branches) that they were made with, unless `options` say otherwise. `model.report` then tells what was
-    loaded, and `model.preprocess` what the weights expect of an image, where that is known.
+    given. `weights` are what `read` takes, in any names and either form: the model gets the form, the output stride and
+    the options (heads, branches) that they were made with, unless these are given. Weights of another task give their
+    backbone. `model.report` then tells what was loaded, and `model.preprocess` what the weights expect of an image,
+    where that is known.
     Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
     """
     if weights is None:
         return build(name, 1000 if classes is None else classes, drop_path, output_stride, options)
     found = read(weights, name)
-    if found.facts.get("model") == name:
-        options = {**found.facts["options"], **(options or {})}
-    made = plan(name, found.state, output_stride, options)
+    state, settled, of_head = found.state, dict(options or {}), head_of(name, found, options)
+    if of_head in (None, split_name(name)[0]):
+        implied = _implied(name, state)
+        settled = {**implied["options"], **settled}
+        output_stride = implied.get("output_stride") if output_stride is None else output_stride
+        if found.facts.get("model") == name:
+            settled = {**found.facts["options"], **settled}
+            output_stride = found.facts["output_stride"] if output_stride is None else output_stride
+    else:
+        expected = shapes_of(name, FORMS[0], output_stride, tuple(settled.items()))
+        state, _ = _backbone_of(of_head, name, state, expected)
+        if _same_backbone(found, name):
+            known = _defaults(split_name(name)[1])
+            settled = {**{key: value for key, value in found.facts["options"].items() if key in known}, **settled}
+    made = plan(name, state, output_stride, settled)
     classes = (made.classes or 1000) if classes is None else classes
     model = build(name, classes, drop_path, output_stride, made.options)
     if made.form == "deploy":
-        model = cast(Model, reparameterize(model.eval(), torch.zeros(1, 3, *found.size))).train()
+        model = _deploy(model, found.size).train()
     model.report, model.preprocess = place(model, found), found.preprocess
     return model
+
+
+def _same_backbone(weights: Weights, name: str) -> bool:
+    return "model" in weights.facts and split_name(weights.facts["model"])[1] == split_name(name)[1]
+
+
+def _backbone_of(task: str, name: str, state: State, expected: Mapping[str, Any]) -> tuple[State, list[str]]:
+    """The tensors of a state of another task in our names without its head's, and the names of those."""
+    converted = convert(_on(task, name), state, expected)
+    of_head = sorted(key for key in _counted(converted) if key.startswith("head."))
+    return {key: value for key, value in converted.items() if not key.startswith("head.")}, of_head
 
 
 def list_models(pattern: str = "*") -> list[str]:
@@ -409,9 +522,10 @@ def list_models(pattern: str = "*") -> list[str]:
 def load_weights(model: Model, source: str | Path | Mapping[str, Tensor], *, ema: bool = False) -> Report:
     """Load weights into `model` in place, all of them or none, and report; see `read` for `source` and `ema`.
 
-    Names may be ours, the authors' or timm's; the model keeps its dtype and device. A classifier of another number of
-    classes starts anew. Anything else that is missing, left over or of another shape is a `ModelError`, and so are
-    weights of the other form: collapse after loading, since what is collapsed cannot be unfolded.
+    Names may be ours, the authors' or timm's; the model keeps its dtype and device. What depends on the number of
+    classes starts anew if that differs, and the whole head if the weights have none or another task's. Anything else
+    that is missing, left over or of another shape is a `ModelError`, and so are weights of the other form (collapse
+    after loading, since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
     """
     return place(model, read(source, model.name, ema))
 
@@ -420,7 +534,13 @@ def load_weights(model: Model, source: str | Path | Mapping[str, Tensor], *, ema
 def place(model: Model, weights: Weights) -> Report:
     """What `load_weights` does, for weights that have been read."""
     ours = model.state_dict()
-    state = convert(model.name, weights.state, ours)
+    of_head = head_of(model.name, weights, model.options)
+    unused: list[str] = []  # the head of another task
+    if of_head in (None, model.task):
+        state = convert(model.name, weights.state, ours)
+        _check_built_alike(model, weights)
+    else:
+        state, unused = _backbone_of(of_head, model.name, weights.state, ours)
     missing = sorted(_counted(ours) - state.keys())
     unexpected = sorted(_counted(state) - ours.keys())
     wrong = sorted(key for key in ours.keys() & state.keys() if ours[key].shape != state[key].shape)
@@ -428,17 +548,22 @@ def place(model: Model, weights: Weights) -> Report:
     excused = {key for key in unexpected if fresh and key.startswith("head.")} | fresh.keys()
     if {*missing, *unexpected, *wrong} - excused:
         raise ModelError(_misfit(model, weights, state, missing, unexpected, wrong))
+    if unused:
+        note = (
+            f"backbone: {len(_counted(state))} tensors of a {of_head} checkpoint used; "
+            f"its head ({len(unused)} tensors) not used; head: {len(_counted(fresh))} tensors initialized anew"
+        )
     values = {key: value for key, value in {**state, **fresh}.items() if key in ours}
     for key, value in values.items():
         ours[key].copy_(value)
-    if _counted(state) != _counted(_renamed(model.name, weights.state)):
+    if _of_backbone(state) != _of_backbone(_renamed(split_name(model.name)[1], weights.state)):
         note = "; ".join(filter(None, (note, "blocks converted between published versions, equal in eval mode only")))
     return Report(
         weights.source,
         form_of(model),
         tuple(key for key in ours if key in values and key not in fresh),
         tuple(missing),
-        tuple(unexpected),
+        (*unexpected, *unused),
         tuple(wrong),
         tuple(fresh),
         weights.license,
@@ -448,23 +573,50 @@ def place(model: Model, weights: Weights) -> Report:
 
 def _fresh_head(model: Model, ours: State, state: State, missing: list[str], wrong: list[str]) -> tuple[State, str]:
     """Initial values of the head's tensors that the weights do not fit, and a note of why; or nothing."""
-    resized = [
-        key for key in wrong
-        if key.startswith("head.") and ours[key].shape == (model.classes, *state[key].shape[1:])
-    ]  # fmt: skip
+    growths = growing(model.name, form_of(model), model.output_stride, tuple(model.options.items())) if wrong else {}
+
+    def of_other_classes(key: str) -> bool:
+        """Whether all that is wrong with a tensor is its number of classes."""
+        growth, shape = growths[key], list(state[key].shape)
+        return growth.classes(shape) > 0 and _resized(shape, growth, model.classes) == list(ours[key].shape)
+
+    resized = [key for key in wrong if key in growths and of_other_classes(key)]
     if resized:
         keys = [*resized, *(key for key in missing if key.startswith("head."))]
-        note = f"head: re-initialized, {len(state[resized[0]])} -> {model.classes} classes"
+        before = growths[resized[0]].classes(state[resized[0]].shape)
+        note = f"head: re-initialized, {before} -> {model.classes} classes"
     elif not any(key.startswith("head.") for key in state):
         keys = [key for key in ours if key.startswith("head.")]
         note = "head: re-initialized, the weights have none"
     else:
         return {}, ""
-    head: nn.Module = find("tasks", model.task).head(model.backbone, model.classes)
+    task = find("tasks", model.task)
+    options = {key: value for key, value in model.options.items() if key in task.OPTIONS}
+    head: nn.Module = task.head(model.backbone, model.classes, **options)
     if form_of(model) == "deploy":
         head = reparameterize(head.eval())
     values = head.state_dict()
     return {key: values[key.removeprefix("head.")] for key in keys}, note
+
+
+def _resized(shape: Sequence[int], growth: Growth, classes: int) -> list[int]:
+    """The shape that a tensor would have for another number of classes."""
+    return [*shape[: growth.dim], growth.per_class * classes + growth.beside, *shape[growth.dim + 1 :]]
+
+
+def _check_built_alike(model: Model, weights: Weights) -> None:
+    """Refuse the authors' weights for a model that has their tensors, but computes something else with them."""
+    implied, defaults = _implied(model.name, weights.state), _defaults(model.name)
+    differ = [
+        f"options={{{k!r}: {v!r}}}" for k, v in implied["options"].items() if model.options.get(k, defaults[k]) != v
+    ]
+    if (stride := implied.get("output_stride", model.output_stride)) != model.output_stride:
+        differ.insert(0, f"output_stride={stride}")
+    if differ:
+        raise ModelError(
+            f"{weights.source} is for a {model.name} built with {', '.join(differ)}; this model has "
+            f"output_stride={model.output_stride} and options={model.options}"
+        )
 
 
 def _misfit(
@@ -490,47 +642,45 @@ def _diagnosis(model: Model, weights: Weights) -> str:
     name, form, share = _looks_like(weights.state)
     if share < 0.3:
         return "These look like weights of none of our models"
-    if name == model.name and form == "deploy" and form_of(model) == "multi-branch":
+    if name != split_name(model.name)[1]:
+        return f"These look like {name} weights ({form} form, {share:.0%} of the backbone's tensors fit)"
+    if form == "deploy" and form_of(model) == "multi-branch":
         return (
             "These weights are in deploy form, and what is collapsed cannot be unfolded into branches: take the "
             "multi-branch weights, or create_model(name, weights=...), which builds the deploy form"
         )
-    if name == model.name and form == "multi-branch" and form_of(model) == "deploy":
+    if form == "multi-branch" and form_of(model) == "deploy":
         return "These weights are in multi-branch form: load them into a new model, then call reparameterize"
-    if name == model.name:
-        made, has = plan(name, weights.state).options, model.options
-        if made != has:
-            default = "the default options"
-            return f"These are {name} weights made with {made or default}; this model has {has or default}"
-        size = " or for another size" if form == "deploy" else ""
-        return f"These are {name} weights of the same form, but not whole, or changed{size}"
-    return f"These look like {name} weights ({form} form, {share:.0%} of the tensors fit)"
+    made, has = plan(model.name, weights.state).options, model.options
+    if made != has:
+        default = "the default options"
+        return f"These are {model.name} weights made with {made or default}; this model has {has or default}"
+    size = " or for another size" if form == "deploy" else ""
+    return f"These are {model.name} weights of the same form, but not whole, or changed{size}"
 
 
 def _looks_like(state: State) -> tuple[str, str, float]:
-    """The variant whose tensors a state has most in common with, the form, and the share that fits."""
+    """The variant whose backbone a state has most in common with, the form, and the share of tensors that fits."""
+
+    def alike(ours: set[str], theirs: set[str]) -> float:
+        return len(ours & theirs) / max(len(ours | theirs), 1)
 
     def pattern(keys: Iterable[str]) -> set[str]:
-        return {re.sub(r"\d+", "#", key) for key in _counted(keys)}
+        return {re.sub(r"\d+", "#", key) for key in _of_backbone(keys)}
 
     candidates = []  # of each family its first variant, in both forms: compare names without their numbers
     for file in names("backbones"):
         table = getattr(find("backbones", file), "VARIANTS", {})
         for name, form in ((name, form) for name in list(table)[:1] for form in FORMS):
             expected = shapes_of(name, form)
-            ours, theirs = pattern(expected), pattern(convert(name, state, expected))
-            candidates.append((len(ours & theirs) / max(len(ours | theirs), 1), form, list(table)))
+            candidates.append((alike(pattern(expected), pattern(convert(name, state, expected))), form, list(table)))
     _, form, table = max(candidates, key=lambda candidate: candidate[0])
     best, share = "", -1.0
     for name in table:
         expected = shapes_of(name, form)
         converted = convert(name, state, expected)
-        same = {key for key in expected if key in converted and _equal(converted[key].shape, expected[key])}
-        if (now := _common(converted, expected, same.__contains__)) > share:
+        ours, theirs = _of_backbone(expected), _of_backbone(converted)
+        same = sum(1 for key in ours & theirs if tuple(converted[key].shape) == expected[key])
+        if (now := same / max(len(ours | theirs), 1)) > share:
             best, share = name, now
     return best, form, share
-
-
-def _equal(shape: Sequence[int], expected: Sequence[int]) -> bool:
-    """Whether shapes are equal, whatever the number of classes."""
-    return len(shape) == len(expected) and all(b in (a, MARK) for a, b in zip(shape, expected, strict=True))

@@ -28,8 +28,8 @@ from fleetnet.weights import FORMS, form_of
 SMALL = "fasternet_t0"
 PREPROCESS = Preprocess((64, 96), crop=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3), channel_order="BGR")
 KEYS = {
-    "format", "version", "model", "task", "form", "classes", "size", "preprocess", "drop_path", "output_stride",
-    "options", "settings", "metrics", "source",
+    "format", "version", "model", "task", "form", "classes", "category_ids", "size", "preprocess", "drop_path",
+    "output_stride", "options", "settings", "metrics", "source",
 }  # fmt: skip
 
 

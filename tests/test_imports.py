@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1] / "fleetnet"
 MAY_IMPORT = {  # a module or folder of the package -> what it may import of the package
     "errors": "",
     "find": "errors",
+    "boxes": "errors",
     "config": "errors",
     "reparam": "errors",
     "bench": "errors",
@@ -18,14 +19,15 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "layers": "reparam errors",
     "parc": "reparam layers errors",
     "backbones": "backbones layers parc reparam find errors",
-    "data": "data images find errors",
-    "transforms": "data images errors",
-    "tasks": "backbones layers find errors",
+    "data": "data images boxes find errors",
+    "transforms": "data images boxes errors",
+    "augment": "transforms data images boxes errors",
+    "tasks": "tasks backbones layers boxes reparam find errors",
     "weights": "tasks backbones reparam find errors",
     "checkpoint": "tasks transforms weights reparam find errors __init__",
-    "runtimes": "runtimes reparam find errors",
-    "predict": "checkpoint weights images runtimes tasks transforms find errors",
-    "train": "tasks data transforms checkpoint config find errors",
+    "runtimes": "runtimes boxes reparam find errors",
+    "predict": "checkpoint weights images runtimes tasks transforms boxes find errors",
+    "train": "tasks data transforms augment boxes checkpoint config find errors",
     "cli": "cli backbones bench checkpoint config data errors find flops images predict reparam report runtimes tasks "
     "train transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
@@ -56,4 +58,4 @@ def test_imports_go_one_way(file):
 
 
 def test_library_is_small():
-    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 7000
+    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 11500

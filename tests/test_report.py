@@ -6,6 +6,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fleetnet import report
@@ -46,6 +47,20 @@ def test_curves(tmp_path, drawn):
     assert list(lines) == ["loss", "percent", "learning rate"]
     assert lines["loss"]["train.loss"] == [[1, 2.0], [2, 1.5], [3, 1.2]]
     assert lines["percent"] == {"raw.top1": [[2, 40.0], [3, 55.0]], "ema.top1": [[2, 41.0], [3, 52.0]]}
+
+
+def test_curves_of_detectors(tmp_path, drawn):
+    """Every loss of a task, whatever its name; figures by class and counts are not drawn."""
+    train = {"loss": 3.0, "boxes": 2.0, "objectness": 1.0, "lr": 0.1, "images": 16}
+    evaluated = {"AP": 10.0, "AP50": 30.0, "APs": None, "mask_AP": 8.0, "per_class": {"cat": 3.0}, "images": 4}
+    log = [{"epoch": 0, "train": train, "raw": evaluated, "seconds": 2}, {"epoch": 1, "raw": {"mIoU": 50.0}}]
+    report.curves(log, tmp_path / "curves.png")
+    lines = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
+    assert lines == {
+        "loss": ["train.loss", "train.boxes", "train.objectness"],
+        "percent": ["raw.AP", "raw.AP50", "raw.mask_AP", "raw.mIoU"],
+        "learning rate": ["train.lr"],
+    }
 
 
 @pytest.mark.parametrize("log", [[], [{"epoch": 0, "seconds": 1.5}]])
@@ -96,6 +111,114 @@ def test_confusion(classes, tmp_path, drawn):
 def test_confusion_must_be_square(matrix, tmp_path):
     with pytest.raises(UsageError, match="rows for 2 classes; allowed: square"):
         report.confusion(matrix, ["a", "b"], tmp_path / "confusion.png")
+
+
+def test_precision_recall(tmp_path, drawn):
+    recalls = np.linspace(0, 1, 101)
+    points = {"a$b$": np.stack([recalls, 1 - recalls], 1).tolist(), "none": [], "dog": [[0.0, 1.0], [1.0, 0.5]]}
+    report.precision_recall(points, tmp_path / "pr.png")
+    lines = {line.get_label(): line for line in drawn[0].axes[0].lines}
+    assert list(lines) == [r"a\$b\$", "dog", "mean"]
+    np.testing.assert_allclose(lines["mean"].get_ydata(), 1 - 0.75 * recalls, atol=1e-9)
+    assert lines["dog"].get_color() == pytest.approx(np.divide(report.colors(3)[2], 255))
+    with pytest.raises(UsageError, match="none of 1 classes has points"):
+        report.precision_recall({"none": []}, tmp_path / "pr.png")
+
+
+@pytest.mark.parametrize("count", [1, 90])
+def test_bars(count, tmp_path, drawn):
+    values = {"none": None, **{f"$class {i}$": float(i) for i in range(count)}}
+    report.bars(values, "AP", tmp_path / "bars.png")
+    axes = drawn[0].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [0, *range(count)]
+    assert [text.get_text() for text in axes.texts][:2] == ["-", "0.0"]
+    assert opened(tmp_path / "bars.png").height > 15 * count
+    with pytest.raises(UsageError, match="no values"):
+        report.bars({}, "AP", tmp_path / "bars.png")
+
+
+def test_figures_of_a_metric(tmp_path):
+    points = [[0.0, 1.0], [1.0, 0.5]]
+    result = {
+        "AP": 1.0,
+        "per_class": {"a": 1.0, "b": None},
+        "pr": {"a": points, "b": []},
+        "mask_pr": {"a": [], "b": []},
+    }
+    names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
+    assert names == ["ap_by_class.png", "precision_recall.png"]
+    result = {"iou": [None, 3.0], "confusion": [[1, 2], [3, 4]]}
+    names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
+    assert names == ["confusion.png", "iou_by_class.png"]
+    assert all((tmp_path / "x" / name).stat().st_size for name in names)
+
+
+@pytest.mark.parametrize("count", [3, 24])
+def test_colors_differ(count):
+    colors = np.array(report.colors(count), int)
+    away = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(count, dtype=int)
+    assert away.min() >= (200 if count == 3 else 40)
+    assert report.colors(80)[:count] == [tuple(color) for color in colors]
+
+
+GRAY = np.full((120, 200, 3), 128, np.uint8)
+
+
+def test_draw_boxes_and_masks():
+    masks = np.zeros((3, 120, 200), bool)
+    masks[0, 50:90, 20:60] = True
+    masks[2, 60:100, 100:180] = True
+    prediction = {
+        "boxes": np.array([[20, 50, 60.0, 90], [0, 0, 200, 120], [100, 60, 180, 100]]), "masks": masks,
+        "labels": np.array([0, 1, 1]), "scores": np.array([0.9, 0.2, 0.5]),
+    }  # fmt: skip
+    picture = Image.fromarray(GRAY)
+    drawn = np.asarray(report.draw(picture, prediction, ["a", "b"], threshold=0.3))
+    first, second = np.array(report.colors(2))
+    assert (np.asarray(picture) == GRAY).all()
+    assert (drawn[50:90, 20] == first).all()
+    assert (drawn[89, 20:60] == first).all()
+    assert (drawn[60:100, 179] == second).all()
+    assert np.abs(drawn[70, 40].astype(int) - (first + 128) // 2).max() <= 1  # the mask, half covering
+    assert np.abs(drawn[80, 150].astype(int) - (second + 128) // 2).max() <= 1
+    assert (drawn[110:, 190:] == 128).all()  # the whole picture's box is below the threshold
+    assert (drawn[50 - 8 : 50, 21] == first).all()  # the name stands on the box
+    plain = {key: value for key, value in prediction.items() if key != "masks"}
+    assert (np.asarray(report.draw(picture, plain, ["a", "b"], 0.3))[70, 40] == 128).all()
+    assert (np.asarray(report.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
+
+
+@pytest.mark.parametrize("box", [[0, 0, 3, 3], [196, 0, 200, 2], [190, 116, 200, 120], [5, 5, 5.2, 5.1]])
+def test_draw_at_the_edges(box):
+    """Names stay within the picture, and boxes of less than a pixel do not fail."""
+    prediction = {"boxes": torch.tensor([box]), "labels": torch.tensor([0]), "scores": torch.tensor([0.5])}
+    drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
+    assert np.count_nonzero((drawn == report.colors(1)[0]).all(-1)) > 300  # of the name's background
+
+
+def test_draw_label_map():
+    labels = np.zeros((120, 200), np.uint8)
+    labels[60:, :100], labels[60:, 100:] = 1, 255
+    drawn = np.asarray(report.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"]))
+    sky = np.array(report.colors(3)[1])
+    assert np.abs(drawn[60:, :100].astype(int) - (sky + 128) // 2).max() <= 1
+    assert (drawn[60:, 100:] == 128).all()
+    assert (drawn[0, :8] == sky).all()  # the legend
+    assert (drawn[30:60] == 128).all()
+    map_ = report.label_map(labels, ["background", "sky", "tree"])
+    assert (np.asarray(map_) == labels).all()
+    assert map_.convert("RGB").getpixel((3, 70)) == tuple(sky)
+
+
+def test_sheet(tmp_path):
+    report.sheet([Image.new("RGB", (800, 400), "red"), *[Image.new("RGB", (9, 9), "blue")] * 4], tmp_path / "s.png")
+    shown = opened(tmp_path / "s.png")
+    assert shown.size == (1280, 640)
+    assert [shown.getpixel(at) for at in ((300, 100), (300, 300), (8, 326))] == [
+        (255, 0, 0), (255, 255, 255), (0, 0, 255),
+    ]  # fmt: skip
+    with pytest.raises(UsageError, match="no picture"):
+        report.sheet([], tmp_path / "s.png")
 
 
 def test_page(tmp_path):

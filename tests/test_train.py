@@ -133,7 +133,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_state(
     from fleetnet.tasks import classification
 
     monkeypatch.setattr(
-        classification, "loss", lambda o, t, label_smoothing=0.0: {"cross_entropy": o.sum() * float("nan")}
+        classification, "loss", lambda h, o, t, label_smoothing=0.0: {"cross_entropy": o.sum() * float("nan")}
     )
     with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* learning rate .*lower lr"):
         fit(photos, tmp_path, epochs=3, resume=True)
@@ -174,6 +174,7 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
             self.name, self.classes, self.task = "linear", 3, "classification"
             self.drop_path, self.output_stride, self.options = 0.0, 32, {}
             self.report = self.preprocess = None
+            self.head = nn.Identity()
             self.net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 3))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -272,7 +273,7 @@ def test_evaluate_counts(photos: Path):
             return torch.eye(3)[[next(perfect) for _ in images]] * 50
 
     oracle = Oracle().train()
-    result = fleetnet.evaluate(oracle, "classification", loader, 3)
+    result = fleetnet.evaluate(oracle, "classification", loader, val.classes)
     assert oracle.training
     assert (result["top1"], result["correct"], result["images"]) == (100.0, 12, 12)
     assert [sum(row) for row in result["confusion"]] == [result["confusion"][i][i] for i in range(3)]

@@ -12,7 +12,7 @@ from torchvision.transforms import v2
 
 from fleetnet.data import Sample, Split, load, shapes
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.transforms import AUTO_AUGMENT, Batch, ImageDataset, Preprocess, collate, mix, train_transform
+from fleetnet.transforms import AUTO_AUGMENT, Batch, ImageDataset, Item, Preprocess, collate, mix, train_transform
 
 
 def noise(width, height, seed=0):
@@ -60,12 +60,12 @@ def test_plain_resize_is_opencvs_rule():
     image = noise(40, 24)
     pixels = np.asarray(image, float)
     # to half: centers fall between pixels, each result is the mean of a 2x2 square
-    half = np.asarray(Preprocess((12, 20), antialias=False).fit(image), float)
+    half = np.asarray(Preprocess((12, 20), antialias=False).picture(image), float)
     assert np.abs(half - pixels.reshape(12, 2, 20, 2, 3).mean((1, 3))).max() <= 0.5
     # to a third: centers fall on pixels, the rest is not looked at
-    third = np.asarray(Preprocess((8, 13), antialias=False).fit(image.crop((0, 0, 39, 24))), float)
+    third = np.asarray(Preprocess((8, 13), antialias=False).picture(image.crop((0, 0, 39, 24))), float)
     assert np.abs(third - pixels[1::3, 1:39:3]).max() <= 0.5
-    smooth = np.asarray(Preprocess((8, 13)).fit(image.crop((0, 0, 39, 24))), float)
+    smooth = np.asarray(Preprocess((8, 13)).picture(image.crop((0, 0, 39, 24))), float)
     assert smooth.std() < 0.7 * third.std()
 
 
@@ -180,7 +180,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path, workers):
 
 
 def test_collate():
-    items = [(torch.zeros(3, 2, 2), {"label": torch.tensor(i)}) for i in range(3)]
+    items = [Item(torch.zeros(3, 2, 2), {"label": torch.tensor(i)}, i, None) for i in range(3)]
     batch = collate(items)
     assert isinstance(batch, Batch)
     assert batch.images.shape == (3, 3, 2, 2)

@@ -77,7 +77,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     file = load(delivered.path)
     batches = loader(ImageDataset(val, best.preprocess), config, None)
     forms = {"multi-branch, torch": best.model, "deploy form, torch": deploy, "deploy form, onnxruntime": file}
-    results = {name: evaluate(net, model.task, batches, model.classes) for name, net in forms.items()}
+    results = {name: evaluate(net, model.task, batches, val.classes) for name, net in forms.items()}
     if len({result["correct"] for result in results.values()}) > 1:
         raise ExportError(f"the forms disagree: {[result['correct'] for result in results.values()]} images right")
 

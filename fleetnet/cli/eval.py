@@ -1,5 +1,7 @@
 """`fleetnet eval`: the task's metric of a checkpoint or an exported file, by the same preprocessing and code."""
 
+import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
@@ -11,14 +13,24 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet eval --model runs/classification/fasternet_t0-photos --data photos/"
+IMAGES = {"label": 32, "boxes": 16}  # at a time, by the kind of annotation; 4 of those that predict every pixel
+NOT_SHOWN = ("confusion", "per_class", "mask_per_class", "iou", "pr", "mask_pr")  # in the table of figures
 
 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
-    parser.add_argument("--data", type=str, help="folder or list file of images, or `shapes`")
+    parser.add_argument("--data", type=str, help="folder, list or annotation file of images, or `shapes`")
     parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
-    parser.add_argument("--split", type=str, help="train, val or test (default: val)")
-    parser.add_argument("--batch-size", type=PositiveInt, help="images at a time (default: 32)")
+    parser.add_argument("--split", type=str, help="train, val, test or all (default: val)")
+    parser.add_argument("--plots", type=str, help="folder for figures: precision over recall, classes, confusion")
+    parser.add_argument(
+        "--predictions", type=str,
+        help="detectors: file (.json) for all that was found, as COCO's results with the ids of the data; "
+        "masks go into a second file, NAME_masks.json",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=PositiveInt, help="images at a time (default: 32; boxes: 16; masks and label maps: 4)"
+    )
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
     parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
 
@@ -31,34 +43,81 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
     from torch.utils.data import DataLoader
 
-    from .. import data
+    from .. import data, report
+    from ..find import find
     from ..predict import load
+    from ..tasks._coco import results
     from ..train import evaluate
-    from ..transforms import ImageDataset, collate
+    from ..transforms import Batch, ImageDataset, collate
 
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(given["model"], threads=given.get("threads", 2))
-    split = data.load(given["data"], given.get("split", "val"), given.get("format"))
+    target = find("tasks", predictor.task).TARGET
+    if given.get("predictions") and target not in ("boxes", "masks"):
+        raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
+    split = data.load(given["data"], given.get("split", "val"), given.get("format"), target)
     if split.classes != predictor.classes:
         raise DataError(
             f"the data has the classes {', '.join(split.classes)}; "
             f"{given['model']} was trained on {', '.join(predictor.classes)}"
         )
     batches = DataLoader(
-        ImageDataset(split, predictor.preprocess), given.get("batch_size", 32),
+        ImageDataset(split, predictor.preprocess, target=target), given.get("batch_size", IMAGES.get(target, 4)),
         num_workers=given.get("workers", 0), collate_fn=collate,
     )  # fmt: skip
-    result = evaluate(predictor, predictor.task, batches, len(split.classes))
+    found: list[dict[str, Any]] = []
+
+    def keep(predictions: list[dict[str, torch.Tensor]], batch: Batch) -> None:
+        ids = [split.samples[i].id for i in batch.indices]
+        numbers = [i + 1 if id is None else id for i, id in zip(batch.indices, ids, strict=True)]
+        found.extend(results(predictions, numbers, split.ids or range(1, len(split.classes) + 1)))
+
+    result = evaluate(
+        predictor, predictor.task, batches, split.classes, on_batch=keep if given.get("predictions") else None
+    )
     skipped = result.pop("skipped")
-    confusion = result.pop("confusion", None)
-    rows = [[name, f"{value:.2f}" if isinstance(value, float) else value] for name, value in result.items()]
+    rows = [[name, _text(value)] for name, value in result.items() if name not in NOT_SHOWN]
     table(f"{given['model']} on {given['data']}", ["metric", "value"], rows)
-    if confusion is not None:
-        per_class = {
-            name: (row[i], sum(row)) for i, (name, row) in enumerate(zip(split.classes, confusion, strict=True))
-        }
-        rows = [[name, f"{100 * right / max(n, 1):.1f}", f"{right}/{n}"] for name, (right, n) in per_class.items()]
-        table("By class", ["class", "recall %", "images"], rows)
+    _by_class(result, split.classes)
     for line in [*split.skipped, *skipped][:10]:
         say(f"skipped {line}")
-    return {"model": given["model"], "data": given["data"], **result, "confusion": confusion, "skipped": skipped}
+    if given.get("plots"):
+        files = report.metrics(result, split.classes, Path(given["plots"]))
+        say(f"written: {', '.join(map(str, files))}")
+    if given.get("predictions"):
+        _write(Path(given["predictions"]), found, target == "masks")
+    return {"model": given["model"], "data": given["data"], **result, "skipped": skipped}
+
+
+def _text(value: Any) -> str:
+    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _by_class(result: dict[str, Any], classes: list[str]) -> None:
+    """The table of what the metric knows of each class."""
+    columns: dict[str, list[str]] = {}
+    if "confusion" in result:
+        counts = [(row[i], sum(row)) for i, row in enumerate(result["confusion"])]
+        columns["recall %"] = [f"{100 * right / max(n, 1):.1f}" for right, n in counts]
+        columns["images"] = [f"{right}/{n}" for right, n in counts]
+    for title, key in (("mask AP %", "mask_per_class"), ("AP %", "per_class")):
+        if key in result:
+            columns[title] = [_text(result[key][name]) for name in classes]
+    if "iou" in result:
+        columns["IoU %"] = [_text(value) for value in result["iou"]]
+    if columns:
+        table("By class", ["class", *columns], list(zip(classes, *columns.values(), strict=True)))
+
+
+def _write(path: Path, found: list[dict[str, Any]], masks: bool) -> None:
+    """COCO's results of boxes and, apart, of masks: pycocotools takes masks with a box to be as large as their box."""
+    from ..checkpoint import write_text
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    files = {path: "segmentation"}  # what each leaves out
+    if masks:
+        files[path.with_name(f"{path.stem}_masks{path.suffix}")] = "bbox"
+    for file, other in files.items():
+        items = [{key: value for key, value in item.items() if key != other} for item in found]
+        write_text(file, json.dumps(items) + "\n")
+    say(f"written: {', '.join(map(str, files))} ({len(found)} objects)")

@@ -23,7 +23,11 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--opset", type=int | None, help="ONNX operator set (default: the runtime's)")
     parser.add_argument("--dynamic", action="store_true", help="leave the number of images open")
     parser.add_argument("--embed-preprocess", action="store_true", help="take pixels 0 to 255, RGB; normalize inside")
+    parser.add_argument(
+        "--embed-decode", action="store_true", help="give boxes after NMS, masks or class maps instead of raw outputs"
+    )
     parser.add_argument("--data", type=str, help="verify on images of this data too, not on random ones alone")
+    parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
@@ -35,16 +39,19 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         if name not in names("runtimes"):
             raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'))}")
 
-    from .. import data
+    from .. import checkpoint, data
     from ..config import parse_size
     from ..find import find
     from ..predict import export
     from ..weights import locate
 
     path = locate(Path(given["model"]))
-    pictures = _spread(data.load(given["data"], "val").samples) if given.get("data") else []
+    pictures: list[Any] = []
+    if given.get("data"):
+        target = find("tasks", checkpoint.read_facts(path)["task"]).TARGET
+        pictures = _spread(data.load(given["data"], "val", given.get("format"), target).samples)
     out = Path(given.get("out") or path.parent / "export")
-    delivered = []
+    delivered, agreements = [], []
     for name in to:
         say(f"exporting {path} to {name}")
         done = export(
@@ -55,8 +62,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             opset=given.get("opset"),
             dynamic=bool(given.get("dynamic")),
             embed_preprocess=bool(given.get("embed_preprocess")),
+            embed_decode=bool(given.get("embed_decode")),
             pictures=pictures,
         )
+        agreements.append(done.parity.agreement)
         delivered.append(
             {"runtime": name, "path": str(done.path), "sidecar": str(done.sidecar), **done.parity.to_dict()}
         )
@@ -66,6 +75,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     ]
     columns = ["runtime", "file", "largest difference", "relative", "allowed", "images"]
     table("Exported and verified against the multi-branch model", columns, rows)
+    for d, agreement in zip(delivered, agreements, strict=True):
+        if agreement:
+            say(f"{d['runtime']}: {agreement}")
     return {"model": str(path), "exported": delivered}
 
 

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..config import TrainConfig, read_recipe
+from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
 from ..errors import DataError, ModelError, UsageError, choose
 from ._arguments import add_settings, check_types, flag
 from ._show import TrainingProgress, duration, say, table
@@ -36,7 +36,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         config, path = _resumed(Path(resume), given, recipe, folder)
     else:
         settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
-        config = TrainConfig(**{**settings, **given})
+        settings = {**settings, **given}
+        if "model" in settings and "size" not in settings:
+            settings["size"] = _usual_size(settings["model"])
+        config = TrainConfig(**settings)
         for key in ("model", "data"):
             if not getattr(config, key):
                 raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
@@ -45,9 +48,12 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import checkpoint, data, weights
+    from ..find import find
+    from ..tasks import split_name
     from ..train import fit, read_log
 
-    train, val = data.load(config.data, "train", config.format), data.load(config.data, "val", config.format)
+    task = find("tasks", split_name(config.model)[0])
+    train, val = (data.load(config.data, split, config.format, task.TARGET) for split in ("train", "val"))
     for split, samples in (("train", train), ("val", val)):
         say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")
         for line in samples.skipped[:10]:
@@ -95,6 +101,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         say(f"skipped {len(skipped)} unreadable images: " + "; ".join(skipped[:10]))
     say(f"next: fleetnet reparam --model {path}   or: fleetnet export --model {path} --to onnx")
     return {"run": str(path), "best": best, "epochs": len(log), "skipped": skipped}
+
+
+def _usual_size(model: str) -> Any:
+    """Pixels that the task is usually trained at."""
+    from ..find import find
+    from ..tasks import split_name
+
+    return getattr(find("tasks", split_name(model)[0]), "SIZE", KEYS_AND_DEFAULTS["size"])
 
 
 def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str | None) -> tuple[TrainConfig, Path]:

@@ -15,6 +15,7 @@ from ..images import EXTENSIONS, find_images, hidden
 from . import Sample, Split, check_exists, hold_out
 
 EXPECTS = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
+TARGETS = ("label",)
 _NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test"), "test": ("test",)}
 
 
@@ -30,7 +31,7 @@ def detect(root: str) -> bool:
     return len(folders) > 1 and any(_holds_image(folder) for folder in folders)
 
 
-def load(root: str, split: str) -> Split:
+def load(root: str, split: str, target: str = "label") -> Split:
     """The samples of a split: classes of the train folder, in every split.
 
     Raises `DataError` naming the folder that is missing, empty, or of a class that the train folder does not have.

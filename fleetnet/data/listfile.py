@@ -17,6 +17,7 @@ from ..errors import DataError
 from . import Sample, Split, check_exists, hold_out
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
+TARGETS = ("label",)
 _SPLIT = re.compile("(?<![a-z])(train|val|test)(?=list|[^a-z]|$)")  # in val_list and vallist, not in values
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 
@@ -29,7 +30,7 @@ def detect(root: str) -> bool:
     return path.is_file() and path.suffix == ".txt"
 
 
-def load(root: str, split: str) -> Split:
+def load(root: str, split: str, target: str = "label") -> Split:
     """The samples of a split, in the order of its list.
 
     Raises `DataError` naming file and line for a line without a label, a label out of range, a path that leaves the

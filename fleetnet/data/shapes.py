@@ -1,6 +1,7 @@
 """Generated pictures of shapes on cluttered backgrounds: data to try things on, without a download.
 
-"shapes" is 2000 pictures for training and 500 for "val", "shapes:COUNT" is COUNT and a quarter of it. A picture is a
+"shapes" is 2000 pictures for training and 500 for "val", "shapes:COUNT" is COUNT and a quarter of it. A picture shows
+one object, its label; for boxes and masks one to four, smaller, that do not touch. It is a
 `Scene` first (which shapes stand where, as polygons in pixels) and is rendered from it, so that boxes and masks can be
 read off. Scenes depend on nothing but their number and split, and are the same on every machine; the rendered
 pixels may differ a little between versions of Pillow.
@@ -8,16 +9,18 @@ pixels may differ a little between versions of Pillow.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UsageError
-from . import SPLITS, Sample, Split
+from . import SPLITS, Object, Sample, Split
 
 EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name is "./shapes")'
+TARGETS = ("label", "boxes", "masks", "semantic")
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNT, SIZE = 2000, 96
 SMALLEST = 8  # pictures: fewer would leave val without a second one
@@ -42,6 +45,10 @@ class Shape:
         xs, ys = zip(*self.outline, strict=True)
         return min(xs), min(ys), max(xs), max(ys)
 
+    def polygon(self) -> list[float]:
+        """The outline as COCO writes it: x, y, x, y, ..."""
+        return [value for point in self.outline for value in point]
+
     def mask(self, size: int) -> Image.Image:
         """Where it is, as a picture of mode L with 255 inside: (size, size)."""
         image = Image.new("L", (size * _OVERSAMPLE, size * _OVERSAMPLE))
@@ -65,13 +72,25 @@ def detect(root: str) -> bool:
     return root == "shapes" or root.startswith("shapes:")
 
 
-def load(root: str, split: str) -> Split:
-    """The samples of a split; `UsageError` for a count that is none. "all" is the pictures of "train"."""
+def load(root: str, split: str, target: str = "label") -> Split:
+    """The samples of a split; `UsageError` for a count that is none. "all" is the pictures of "train".
+
+    Label maps have "background" as their first class.
+    """
     count = parse(root)
     first = "train" if split == "all" else split
     number = count if first == "train" else count // 4
-    samples = [Sample(partial(draw, i, first), i % len(CLASSES)) for i in range(number)]
-    return Split(samples, list(CLASSES))
+    if target == "label":
+        return Split([Sample(partial(draw, i, first), i % len(CLASSES)) for i in range(number)], list(CLASSES))
+    if target == "semantic":
+        samples = [
+            Sample(partial(draw_several, i, first), semantic=partial(label_map, i, first)) for i in range(number)
+        ]
+        return Split(samples, ["background", *CLASSES])
+    masks = target == "masks"
+    found = [several(i, first).objects for i in range(number)]
+    objects = [tuple(Object(x.box(), x.label, [x.polygon()] if masks else None) for x in shapes) for shapes in found]
+    return Split([Sample(partial(draw_several, i, first), objects=objects[i]) for i in range(number)], list(CLASSES))
 
 
 def parse(root: str) -> int:
@@ -87,6 +106,37 @@ def parse(root: str) -> int:
 def draw(index: int, split: str = "train", size: int = SIZE) -> Image.Image:
     """Picture `index` of a split: RGB, (size, size), the shape of class index % 6 being the object."""
     return render(scene(index, split, size))
+
+
+def draw_several(index: int, split: str = "train", size: int = SIZE) -> Image.Image:
+    """Picture `index` of a split with one to four objects: RGB, (size, size)."""
+    return render(several(index, split, size))
+
+
+def label_map(index: int, split: str = "train", size: int = SIZE) -> np.ndarray:
+    """The label of each pixel of that picture: uint8 (size, size), 0 where no object is, else its class plus 1."""
+    labels = np.zeros((size, size), np.uint8)
+    for shape in several(index, split, size).objects:
+        labels[np.asarray(shape.mask(size)) > 0] = shape.label + 1
+    return labels
+
+
+def several(index: int, split: str = "train", size: int = SIZE) -> Scene:
+    """What picture `index` of a split shows where objects are asked for: one to four that do not touch."""
+    behind = scene(index, split, size)
+    random = Random((index * len(SPLITS) + SPLITS.index(split)) ^ 1 << 40)
+    placed: list[tuple[Point, float]] = []
+    objects: list[Shape] = []
+    for i in range(1 + int(random.random() * 4)):
+        for _ in range(20):  # places to try; where none is free, there are fewer
+            radius = size * _between(random, 0.1, 0.25)
+            center = _between(random, radius, size - radius), _between(random, radius, size - radius)
+            if all(math.dist(center, other) > radius + reach + 1 for other, reach in placed):
+                placed.append((center, radius))
+                label = (index + i * (1 + index // len(CLASSES))) % len(CLASSES)
+                objects.append(_shape(random, label, center, radius, _color(random, BRIGHT, 256)))
+                break
+    return replace(behind, objects=objects)
 
 
 def scene(index: int, split: str = "train", size: int = SIZE) -> Scene:

@@ -11,6 +11,10 @@ A runtime is a module:
 
 `load` is the piece to protect: verifying compares two such calls, a benchmark repeats one, a prediction is one and a
 decode; none of them knows which runtime it is. `deliver` puts the pieces together.
+
+A model's outputs are a tensor, a sequence of them, or a mapping by name, batch first. Detections padded to a fixed
+number (`boxes.select`: "boxes", "scores", "labels" and more) are compared as sets, and so is what other outputs mean,
+where the caller can say it; see `_agreement`.
 """
 
 import copy
@@ -21,45 +25,54 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ..boxes import unpad
 from ..errors import ExportError, UsageError
 from ..find import find
 from ..reparam import difference, reparameterize
+from ._agreement import Agreement as Agreement
+from ._agreement import Meaning as Meaning
+from ._agreement import compare
 from ._preprocess import Preprocessed as Preprocessed
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
-Reference = Callable[[Tensor], Tensor | Sequence[Tensor]]
+Outputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
+Reference = Callable[[Tensor], Outputs]
 
 
 @dataclass(frozen=True)
 class Parity:
     """How far two ways to compute the same outputs are apart, over all examples."""
 
-    max_abs: float
-    relative: float  # max_abs of the worst output / standard deviation of that output of the reference
+    max_abs: float  # of padded detections: the largest difference of scores
+    relative: float  # max_abs of the worst output / standard deviation of that output of the reference; or their drift
     tolerance: float  # largest `relative` that passes
     top1_agreement: float | None  # share of images with the same largest logit; None unless (N, classes)
     images: int
+    agreement: Agreement | None = None  # of boxes, masks and class maps
 
     @property
     def passed(self) -> bool:
-        return self.relative <= self.tolerance  # false for NaN
+        agreed = self.agreement is None or self.agreement.passed(self.tolerance)
+        return agreed and self.relative <= self.tolerance  # false for NaN
 
-    def to_dict(self) -> dict[str, float | int | bool | None]:
+    def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN or infinity: those become None."""
-        finite = {k: v if v is None or math.isfinite(v) else None for k, v in asdict(self).items()}
+        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
         return {**finite, "passed": self.passed}
 
     def __str__(self) -> str:
         agree = "" if self.top1_agreement is None else f", same top-1 for {self.top1_agreement:.1%}"
+        agree += "" if self.agreement is None else f"; {self.agreement}"
         return (
             f"largest difference {self.max_abs:.3g}, relative {self.relative:.3g} "
             f"(allowed {self.tolerance:.3g}) on {self.images} images{agree}"
@@ -77,34 +90,75 @@ class Delivered:
     seconds: float  # of collapsing and exporting
 
 
-def _tensors(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+def _named(outputs: Outputs, names: Sequence[str] = ()) -> dict[str, Tensor]:
+    """Outputs by name: their own in a mapping, else `names`, else their number."""
+    if isinstance(outputs, Mapping):
+        return dict(outputs)
+    tensors = [outputs] if isinstance(outputs, Tensor) else list(outputs)
+    return dict(zip(names or map(str, range(len(tensors))), tensors, strict=True))
+
+
+def _padded(outputs: Mapping[str, Tensor]) -> bool:
+    return {"boxes", "scores", "labels"} <= outputs.keys()
+
+
+def _agree(
+    expected: Sequence[Mapping[str, Tensor]], given: Sequence[Mapping[str, Tensor]], meaning: Meaning
+) -> Agreement | None:
+    ours, theirs = ([found for outputs in side for found in meaning.decode(outputs)] for side in (expected, given))
+    return compare(ours, theirs, meaning)
 
 
 @torch.no_grad()
-def verify(reference: Reference, runner: Runner, examples: Sequence[Tensor] | Tensor, tolerance: float) -> Parity:
+def verify(
+    reference: Reference,
+    runner: Runner,
+    examples: Sequence[Tensor] | Tensor,
+    tolerance: float,
+    meaning: Meaning | None = None,
+) -> Parity:
     """Compare `runner` with `reference` on batches of images, each (N, 3, H, W); a stack (k, N, 3, H, W) is k batches.
 
     Differences are relative to the spread of an output over all the examples: one image's few logits may lie close
-    together by chance. Raises `ExportError` if the number or shapes of outputs differ, or the reference is not finite.
+    together by chance. Integers must be the same (of class maps, nearly all). Padded detections are compared as sets,
+    and so are the boxes, masks and class maps that `meaning` finds in the outputs of both sides.
+
+    Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or `meaning` finds no
+    box in padded detections on any example, which leaves nothing to compare.
     """
-    expected: list[list[Tensor]] = []
-    given: list[list[Tensor]] = []
+    expected: list[dict[str, Tensor]] = []
+    given: list[dict[str, Tensor]] = []
     for image in examples:
-        expected.append([output.cpu() for output in _tensors(reference(image))])
-        given.append([torch.from_numpy(np.array(output, order="C")) for output in runner(image.cpu().numpy())])
-        shapes = [[tuple(output.shape) for output in side[-1]] for side in (expected, given)]
+        expected.append({name: output.cpu() for name, output in _named(reference(image)).items()})
+        found = [torch.from_numpy(np.array(output, order="C")) for output in runner(image.cpu().numpy())]
+        shapes = [[tuple(output.shape) for output in side] for side in (expected[-1].values(), found)]
         if shapes[0] != shapes[1]:
             raise ExportError(f"the model's outputs have shapes {shapes[0]}, the exported file's {shapes[1]}")
-    references = [torch.cat(outputs) for outputs in zip(*expected, strict=True)]  # per output, all images
-    others = [torch.cat(outputs) for outputs in zip(*given, strict=True)]
+        given.append(dict(zip(expected[-1], found, strict=True)))
+    references, others = ([torch.cat([o[name] for o in side]) for name in expected[0]] for side in (expected, given))
+    images = len(references[0])
     if not all(output.isfinite().all() for output in references):
         raise ExportError("the model itself computes NaN or infinity on the examples: nothing can equal that")
-    max_abs, relative = difference(references, others)
+    padded = _padded(expected[0])
+    if padded:
+        how = meaning or Meaning(lambda outputs: unpad(dict(outputs)))
+        agreed = _agree(expected, given, replace(how, count=expected[0]["scores"].shape[1])) or Agreement()
+        if meaning and not agreed.boxes:
+            raise ExportError(
+                "the model finds nothing on the examples, so nothing is proven: give pictures with objects"
+            )
+        return Parity(agreed.score or 0.0, agreed.drift, tolerance, None, images, agreed)
+    agreement = _agree(expected, given, meaning) if meaning else None
+    pairs = list(zip(references, others, strict=True))
+    floats = [pair for pair in pairs if pair[0].is_floating_point()]
+    max_abs, relative = difference([a for a, _ in floats], [b for _, b in floats])
+    equal = [(a == b).double().mean().item() for a, b in pairs if not a.is_floating_point()]
+    if equal:
+        agreement = replace(agreement or Agreement(), pixels=min(equal))
     top1 = None
     if len(references) == 1 and references[0].ndim == 2:
         top1 = (references[0].argmax(1) == others[0].argmax(1)).double().mean().item()
-    return Parity(max_abs, relative, tolerance, top1, len(references[0]))
+    return Parity(max_abs, relative, tolerance, top1, images, agreement)
 
 
 def _examples(example: Tensor) -> list[Tensor]:
@@ -128,15 +182,22 @@ def _describe(name: str, value: Tensor, dynamic: bool) -> dict[str, object]:
 
 def _in_torch(model: nn.Module, device: torch.device) -> Runner:
     def run(image: np.ndarray) -> list[np.ndarray]:
-        return [output.cpu().numpy() for output in _tensors(model(torch.from_numpy(image).to(device)))]
+        return [output.cpu().numpy() for output in _named(model(torch.from_numpy(image).to(device))).values()]
 
     return run
 
 
-def _advice(parity: Parity, model: nn.Module, deployed: nn.Module, examples: Sequence[Tensor], runtime: str) -> str:
+def _advice(
+    tolerance: float,
+    model: nn.Module,
+    deployed: nn.Module,
+    examples: Sequence[Tensor],
+    runtime: str,
+    meaning: Meaning | None,
+) -> str:
     """Which step changed the outputs: a wrong collapse, rounding that the network amplifies, or the conversion."""
     example = examples[0]
-    collapsed = verify(model, _in_torch(deployed, example.device), examples, parity.tolerance)
+    collapsed = verify(model, _in_torch(deployed, example.device), examples, tolerance, meaning)
     if collapsed.passed:
         return (
             f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to {runtime} "
@@ -144,7 +205,7 @@ def _advice(parity: Parity, model: nn.Module, deployed: nn.Module, examples: Seq
         )
     exact = copy.deepcopy(model).double()
     doubles = [image.double() if image.is_floating_point() else image for image in examples]
-    again = verify(exact, _in_torch(reparameterize(exact, doubles[0]), example.device), doubles, 1e-8)
+    again = verify(exact, _in_torch(reparameterize(exact, doubles[0]), example.device), doubles, 1e-8, meaning)
     if again.passed:
         return (
             f"Collapsing is right in float64 (relative {again.relative:.3g}), not in the model's precision (relative "
@@ -167,6 +228,7 @@ def deliver(
     dynamic: bool = False,
     examples: Sequence[Tensor] | None = None,
     outputs: Sequence[str] = ("logits",),
+    meaning: Meaning | None = None,
 ) -> Delivered:
     """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
 
@@ -175,10 +237,12 @@ def deliver(
     `examples` are the batches compared (unless given: the example and random ones). `dynamic` leaves N open. `facts`
     (the checkpoint's metadata; JSON) goes into the sidecar `<stem>.json` and, where the format can, into the file;
     `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with its outputs. To embed the
-    preprocessing, give `Preprocessed(model, ...)` and an example of pixels.
+    preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs` names the outputs of a model that
+    gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too.
 
     Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError` for a model in
-    training mode, `UsageError` for an unknown runtime, suffix or opset, `ExportError` if export or comparison fails.
+    training mode, `UsageError` for an unknown runtime, suffix or opset, and for `dynamic` where detections are chosen
+    in the graph, `ExportError` if export or comparison fails.
     """
     path = Path(path)
     to = find("runtimes", runtime)
@@ -193,19 +257,21 @@ def deliver(
 
     start = time.perf_counter()
     deployed = reparameterize(model, example)
-    facts = {**facts, "form": "deploy"}
+    with torch.no_grad():
+        values = _named(model(example), outputs)
+    if dynamic and _padded(values):
+        raise UsageError("a graph that chooses detections takes one image at a time: dynamic must be off")
+    facts = {**facts, "form": "deploy", "outputs": [_describe(name, value, dynamic) for name, value in values.items()]}
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder, since some formats are two files; beside the target, so that renaming cannot cross file systems.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         file = Path(folder) / path.name
-        to.export(deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=outputs)
+        to.export(deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=list(values))
         seconds = time.perf_counter() - start
-        parity = verify(model, to.load(file), examples, to.tolerance)
+        parity = verify(model, to.load(file), examples, to.tolerance, meaning)
         if not parity.passed:
-            advice = _advice(parity, model, deployed, examples, runtime)
+            advice = _advice(to.tolerance, model, deployed, examples, runtime, meaning)
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
-        with torch.no_grad():
-            values = dict(zip(outputs, _tensors(model(example)), strict=True))
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
         np.savez(Path(folder) / golden.name, allow_pickle=False, **arrays)
         document = {
@@ -217,7 +283,6 @@ def deliver(
             "runtime_version": getattr(import_module(to.package), "__version__", None),
             "opset": to.default_opset if opset is None else opset,
             "inputs": [_describe("image", example, dynamic)],
-            "outputs": [_describe(name, value, dynamic) for name, value in values.items()],
             "parity": parity.to_dict(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }

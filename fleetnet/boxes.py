@@ -1,0 +1,81 @@
+"""Boxes: one convention (xyxy, float, pixels) and what every detector does with them after its network.
+
+    Place      where a picture lies in a network's input: both ways between the two
+    select     all boxes with their class scores -> the best K of them, after NMS; also inside an exported graph
+    unpad      what `select` gave for a batch -> one prediction a picture, without the padding
+
+A prediction is a dict of tensors: boxes (n, 4), scores (n,) from 0 to 1, labels (n,) int64, most certain first, and
+for instance masks `masks` (n, h, w) bool. Intersection over union, areas and NMS are torchvision's (`torchvision.ops`).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torchvision.ops import clip_boxes_to_image, nms
+
+Prediction = dict[str, Tensor]
+
+
+class Place(NamedTuple):
+    """Where a picture of (height, width) pixels lies in the input: x of the picture is x * scale_x + left there."""
+
+    height: int
+    width: int
+    scale_y: float = 1.0
+    scale_x: float = 1.0
+    top: float = 0.0
+    left: float = 0.0
+
+    def into(self, boxes: Tensor) -> Tensor:
+        """Boxes (n, 4) of the picture -> of the input."""
+        scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
+        return boxes * scale + boxes.new_tensor([self.left, self.top] * 2)
+
+    def back(self, boxes: Tensor) -> Tensor:
+        """Boxes (n, 4) of the input -> of the picture, clipped to it."""
+        scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
+        boxes = (boxes - boxes.new_tensor([self.left, self.top] * 2)) / scale
+        return clip_boxes_to_image(boxes, (self.height, self.width))
+
+
+def restore(prediction: Prediction, place: Place) -> Prediction:
+    """A prediction in the pixels of the input -> in those of the picture; boxes that lie outside of it are dropped."""
+    boxes = place.back(prediction["boxes"])
+    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+    return {**{key: value[inside] for key, value in prediction.items()}, "boxes": boxes[inside]}
+
+
+def select(
+    boxes: Tensor, scores: Tensor, *, iou: float, threshold: float, count: int, candidates: int = 1000
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The best boxes of one picture after NMS within each class, padded to `count` with zeros (a score of 0).
+
+    boxes (A, 4), scores (A, classes) -> boxes (count, 4), scores (count,), labels (count,) int64, best first. A box may
+    be found as several classes. Only scores above `threshold`, and of them the best `candidates`, enter the NMS.
+    """
+    classes, flat = scores.shape[1], scores.flatten()
+    index = flat.topk(min(candidates, len(flat))).indices.sort().values  # NMS takes the first of equal scores
+    best, chosen, label = flat[index], boxes[index // classes], index % classes
+    # NMS within classes: each class is moved to a cell of a grid of its own. A grid keeps the coordinates small, and so
+    # their rounding: 80 classes in a row would cost float32 a hundredth of a pixel.
+    cell = chosen.max() - chosen.min() + 1 if len(chosen) else 1
+    side = math.isqrt(classes - 1) + 1
+    keep = nms(chosen + torch.stack([label % side, label // side] * 2, 1) * cell, best, iou)
+    # A graph needs the same shapes for any image: what is missing, and what the threshold refuses (it cannot have
+    # suppressed anything better), is taken from one more row, of zeros.
+    none = len(index)
+    keep = torch.cat([keep, keep.new_full((count,), none)])[torch.arange(count, device=keep.device)]
+    best = torch.cat([best, best.new_zeros(1)])
+    keep = torch.where(best[keep] > threshold, keep, none)
+    return (
+        torch.cat([chosen, chosen.new_zeros(1, 4)])[keep],
+        best[keep],
+        torch.cat([label, label.new_zeros(1)])[keep],
+    )
+
+
+def unpad(outputs: dict[str, Tensor]) -> list[Prediction]:
+    """Padded outputs of a batch (boxes (N, K, 4), scores (N, K), labels (N, K), ...) -> a prediction a picture."""
+    return [{key: value[i][score > 0] for key, value in outputs.items()} for i, score in enumerate(outputs["scores"])]

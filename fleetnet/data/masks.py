@@ -1,0 +1,135 @@
+"""Folders of images and of label maps: an image and the PNG of its labels have the same name.
+
+    root/images/train/*.jpg  root/labels/train/*.png  root/classes.txt      (or without folders for the splits)
+
+The folder of labels may be called labels, masks, semantic or annotations; its class names are one a line in
+`FOLDER_classes.txt`, classes.txt, or the only `*classes.txt`. Labels are indices, of gray or palette PNGs, with 255 for
+pixels of no known class; or colors, where colors.txt has a line `r g b name` for each (a class may have several; those
+named "ignore" or "void" are no class).
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError
+from ..images import find_images, measure, read_labels
+from . import IGNORE, Sample, Split, check_exists, hold_out, parse_classes, text_of
+
+EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, semantic, annotations) and ROOT/classes.txt"
+TARGETS = ("semantic",)
+_FOLDERS = ("labels", "masks", "semantic", "annotations")
+_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test"), "test": ("test",)}
+_COLORS = ("colors.txt", "class_colors.txt")
+_NO_CLASS = ("ignore", "void")
+
+Colors = dict[tuple[int, int, int], int]
+
+
+def detect(root: str) -> bool:
+    """True for a folder with images and a folder of labels that holds PNGs."""
+    return bool(_labels(Path(root)))
+
+
+def load(root: str, split: str, target: str = "semantic") -> Split:
+    """The samples of a split, by name; images without labels and labels without an image get a line in `skipped`."""
+    check_exists(root)
+    path = Path(root)
+    labels = _labels(path)
+    if not labels:
+        raise DataError(f"no images with labels in {root!r}; expected {EXPECTS}")
+    classes, colors = _classes(path, labels.name)
+    images, wanted = path / "images", split
+    present = [name for names in _NAMES.values() for name in names if (images / name).is_dir()]
+    if present:
+        part = next((name for name in _NAMES.get(split, present[:1]) if name in present), None)
+        if part is None or (split == "all" and len(set(present)) > 1):
+            raise DataError(f"no folder for {split!r} in {str(images)!r}; there is {', '.join(dict.fromkeys(present))}")
+        images, labels, wanted = images / part, labels / part, "all"
+    pictures, skipped = find_images(images)
+    files = {_key(file, labels): file for file in sorted(labels.rglob("*.png"))}
+    samples = []
+    for picture in pictures:
+        file = files.pop(_key(picture, images), None)
+        if file:
+            samples.append(Sample(picture, semantic=partial(read, file, picture, len(classes), colors)))
+        else:
+            skipped.append(f"{str(picture)!r}: no labels of that name in {str(labels)!r}")
+    skipped += [f"{str(file)!r}: no image of that name in {str(images)!r}" for file in files.values()]
+    return Split(hold_out(samples, wanted), classes, skipped)
+
+
+def read(path: Path, image: Path, classes: int, colors: Colors | None = None) -> np.ndarray:
+    """The label map of an image: (height, width) uint8, values below `classes`, or IGNORE.
+
+    Raises `DataError` naming both files where their sizes differ, and the file with a value that is no class.
+    """
+    labels = read_labels(path, colors)
+    height, width = labels.shape
+    if measure(image) != (width, height):
+        actual = "x".join(map(str, measure(image)))
+        raise DataError(f"labels {str(path)!r} are {width}x{height}, their image {str(image)!r} is {actual}")
+    wrong = labels[(labels >= classes) & (labels != IGNORE)]
+    if wrong.size:
+        found = f"{wrong.size} pixels have the value {wrong[0]}"
+        raise DataError(f"labels {str(path)!r}: {found}; allowed: 0 to {classes - 1}, {IGNORE}")
+    return labels
+
+
+def parse(text: str, source: str) -> tuple[list[str], Colors]:
+    """The class names, in order, and the label of each color, from the lines `r g b name` of a color map.
+
+    >>> parse("0 0 0 road\\n9 9 9 void\\n128 0 64 tree", "colors.txt")
+    (['road', 'tree'], {(0, 0, 0): 0, (9, 9, 9): 255, (128, 0, 64): 1})
+    """
+    classes: list[str] = []
+    colors: Colors = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        match = re.fullmatch(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)", line.strip())
+        if not match or max(map(int, match.groups()[:3])) > 255:
+            raise DataError(
+                f"{source}, line {number}: expected `r g b name` with r, g, b up to 255, found {line.strip()!r}"
+            )
+        color, name = (int(match[1]), int(match[2]), int(match[3])), match[4]
+        if color in colors:
+            raise DataError(f"{source}, line {number}: color {color} is there twice")
+        if name not in classes and name.lower() not in _NO_CLASS:
+            classes.append(name)
+        colors[color] = IGNORE if name.lower() in _NO_CLASS else classes.index(name)
+    if not classes:
+        raise DataError(f"{source} is empty: no classes")
+    return classes, colors
+
+
+def _classes(root: Path, folder: str) -> tuple[list[str], Colors | None]:
+    file = next((root / name for name in _COLORS if (root / name).is_file()), None)
+    colors = parse(text_of(file), str(file)) if file else None
+    named = [root / f"{folder}_classes.txt", root / "classes.txt"]
+    files = [name for name in named if name.is_file()][:1] or sorted(root.glob("*classes.txt"))
+    if len(files) > 1:
+        raise DataError(
+            f"several files of class names: {', '.join(map(str, files))}; name the right one {named[0].name}"
+        )
+    if not colors and not files:
+        raise DataError(
+            f"no class names in {str(root)!r}: put them into classes.txt, one a line, in the order of labels"
+        )
+    classes = colors[0] if colors else parse_classes(text_of(files[0]), str(files[0]))
+    if len(classes) > IGNORE:
+        raise DataError(f"{len(classes)} classes in {str(root)!r}; label maps have at most {IGNORE}")
+    return classes, colors[1] if colors else None
+
+
+def _labels(root: Path) -> Path | None:
+    """The folder of labels: the first of the usual names that holds a PNG."""
+    if not (root / "images").is_dir():
+        return None
+    return next((root / name for name in _FOLDERS if next((root / name).rglob("*.png"), None)), None)
+
+
+def _key(path: Path, folder: Path) -> str:
+    return str(path.relative_to(folder).with_suffix(""))

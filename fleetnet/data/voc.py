@@ -1,0 +1,180 @@
+"""PASCAL VOC: an XML file of boxes an image, and label maps as palette PNGs.
+
+    root/JPEGImages/NAME.jpg  root/Annotations/NAME.xml  root/SegmentationClass/NAME.png
+    root/ImageSets/Main/train.txt  root/ImageSets/Segmentation/train.txt      (names, one a line)
+
+Without lists of the splits, every tenth image is held out for "val". Class names are the lines of classes.txt or
+labels.txt, or the names in the XML files of the train split, sorted; for label maps "background" comes before them.
+Corners are taken as they are, without the shift by one pixel of VOC's own tools. Objects marked as difficult count as
+crowds: neither learned from nor counted. An XML file with a DOCTYPE is refused: entities may expand without end.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from xml.etree import ElementTree
+
+from ..errors import DataError, choose
+from ..images import EXTENSIONS, measure
+from . import Object, Sample, Split, check_exists, fit_box, hold_out, inside, masks, parse_classes, text_of
+
+EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
+TARGETS = ("boxes", "semantic")
+_LISTS = {"boxes": "Main", "semantic": "Segmentation"}
+_SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """What an XML file says."""
+
+    filename: str | None
+    size: tuple[int, int] | None  # (height, width)
+    objects: list[tuple[str, Box | None, bool]]  # class name, box xyxy or None where there is none, difficult
+
+
+def detect(root: str) -> bool:
+    """True for a folder JPEGImages beside one of XML files or of label maps."""
+    path = Path(root)
+    found = next((path / "Annotations").glob("*.xml"), None) or next((path / "SegmentationClass").glob("*.png"), None)
+    return found is not None and (path / "JPEGImages").is_dir()
+
+
+def load(root: str, split: str, target: str = "boxes") -> Split:
+    """The samples of a split, in the order of its list, or by name.
+
+    Raises `DataError` naming the file for XML that does not parse, images that do not exist or lie outside of the
+    folder, and class names that are not known.
+    """
+    check_exists(root)
+    path, skipped = Path(root), list[str]()
+    if not detect(root):
+        raise DataError(f"{root!r} has no {EXPECTS}")
+    names = _names(path, split, target)
+    annotations: dict[str, Annotation] = {}
+    classes = _classes(path, target, annotations)
+    if target == "semantic":
+        samples = []
+        for name in names:
+            labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name, None)
+            if not labels.is_file():
+                raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
+            samples.append(Sample(image, semantic=partial(masks.read, labels, image, len(classes)), id=name))
+        return Split(samples, classes)
+    samples = []
+    for name in names:
+        file = _xml(path, name)
+        annotation = annotations.get(name) or parse(text_of(file), str(file))
+        image = _image(path, name, annotation.filename)
+        width, height = measure(image)
+        if annotation.size not in (None, (height, width)):
+            skipped.append(f"{file}: says {annotation.size} (height, width); the image is {(height, width)}, and right")
+        objects = place(annotation, classes, (height, width), str(file), skipped)
+        samples.append(Sample(image, objects=objects, id=name))
+    return Split(samples, classes, skipped)
+
+
+def parse(text: str, source: str) -> Annotation:
+    """What the XML of one image says; `source` names it in errors."""
+    if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
+        raise DataError(f"{source}: has a DOCTYPE, which could expand without end; delete it")
+    try:
+        tree = ElementTree.fromstring(text.removeprefix("\ufeff"))
+    except (ElementTree.ParseError, ValueError) as error:
+        raise DataError(f"{source}: not XML, or cut off: {error}") from error
+    sides = [(tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
+    size = (int(sides[0]), int(sides[1])) if all(re.fullmatch("[0-9]{1,9}", side) for side in sides) else None
+    objects = []
+    for i, item in enumerate(tree.iterfind("object"), 1):
+        name = (item.findtext("name") or "").strip()
+        if not name:
+            raise DataError(f"{source}, object {i}: has no name")
+        words = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
+        box = None
+        if item.find("bndbox") is not None:
+            try:
+                x0, y0, x1, y1 = (float(word or "") for word in words)
+            except ValueError as error:
+                raise DataError(f"{source}, object {i} ({name}): box is {words}; expected four numbers") from error
+            box = x0, y0, x1, y1
+        objects.append((name, box, (item.findtext("difficult") or "").strip() == "1"))
+    return Annotation((tree.findtext("filename") or "").strip() or None, size, objects)
+
+
+def place(
+    annotation: Annotation, classes: Sequence[str], size: tuple[int, int], source: str, skipped: list[str]
+) -> tuple[Object, ...]:
+    """The objects of a picture of `size` (height, width); what is dropped or cut is told in lines of `skipped`."""
+    objects = []
+    for i, (name, box, difficult) in enumerate(annotation.objects, 1):
+        entry = f"{source}, object {i} ({name})"
+        if name not in classes:
+            raise DataError(f"{entry}: the class is not known; {choose(name, classes)}")
+        if box is None:
+            skipped.append(f"{entry}: dropped, it has no bndbox")
+            continue
+        fitted = fit_box(box, size, entry, skipped)
+        if fitted:
+            objects.append(Object(fitted, classes.index(name), crowd=difficult))
+    return tuple(objects)
+
+
+def _names(root: Path, split: str, target: str) -> list[str]:
+    """The names of a split's images, without extension."""
+    lists = root / "ImageSets" / _LISTS[target]
+    files = {name: lists / f"{name}.txt" for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
+    if not files:
+        annotated = (
+            (root / "Annotations").glob("*.xml") if target == "boxes" else (root / "SegmentationClass").glob("*")
+        )
+        return hold_out(sorted(file.stem for file in annotated if file.suffix in (".xml", ".png")), split)
+    if split == "val" and "val" not in files and "test" in files:
+        split = "test"
+    if split == "all" and len(files) == 1:
+        (split,) = files
+    if split not in files:
+        raise DataError(f"no list for {split!r} in {str(lists)!r}; there is {', '.join(files)}")
+    # a list of one class has lines `name 1`, `name -1` instead
+    names = [line.split()[0] for line in text_of(files[split]).split("\n") if line.strip()]
+    if not names:
+        raise DataError(f"{files[split]} is empty: no samples")
+    return names
+
+
+def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> list[str]:
+    """The class names; the XML files that had to be read for them are put into `annotations`."""
+    file = next((root / name for name in ("classes.txt", "labels.txt") if (root / name).is_file()), None)
+    if file:
+        classes = parse_classes(text_of(file), str(file))
+    else:
+        listed = (root / "ImageSets" / "Main" / "train.txt").is_file()
+        files = sorted((root / "Annotations").glob("*.xml"))
+        for name in _names(root, "train", "boxes") if listed else [file.stem for file in files]:
+            annotations[name] = parse(text_of(_xml(root, name)), str(_xml(root, name)))
+        classes = sorted({name for annotation in annotations.values() for name, _, _ in annotation.objects})
+    if not classes:
+        raise DataError(f"no class names in {str(root)!r}: put them into classes.txt, one a line")
+    if target == "semantic" and classes[0].strip("_") != "background":
+        classes = ["background", *classes]
+    return classes
+
+
+def _xml(root: Path, name: str) -> Path:
+    return inside(root / "Annotations" / f"{name}.xml", root, name)
+
+
+def _image(root: Path, name: str, filename: str | None) -> Path:
+    """The image of that name; where there is none, the one that the XML file names."""
+    folder = root / "JPEGImages"
+    for suffix in _SUFFIXES:
+        path = inside(folder / f"{name}{suffix}", root, name)
+        if path.is_file():
+            return path
+    path = inside(folder / (filename or f"{name}.jpg"), root, str(root / "Annotations" / f"{name}.xml"))
+    if not path.is_file():
+        raise DataError(f"{root / 'Annotations' / name}.xml: no such image: {str(path)!r}")
+    return path

@@ -1,0 +1,170 @@
+"""What detectors share after their boxes: COCO's figures, COCO's results layout, and predictions in words.
+
+Masks are COCO's RLE here, {"size": [height, width], "counts": str}, made as soon as they come in, since as pixels the
+masks of a split would not fit in memory. Figures are those of faster-coco-eval, equal to pycocotools'.
+
+The size of a found object, which decides between small, medium and large, is the area of its box for boxes and that of
+its mask for masks. pycocotools takes the box for both if the results have both, which is why whoever compares mask
+figures gives it results without "bbox" (as detectron2 does).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from ..boxes import Prediction
+from ..errors import ModelError
+
+FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's order
+
+
+def encode(masks: Tensor) -> list[dict[str, Any]]:
+    """Masks (n, height, width) bool -> RLE of each."""
+    from faster_coco_eval.core import mask
+
+    if not len(masks):
+        return []
+    columns = masks.detach().cpu().byte().transpose(1, 2).contiguous().numpy()  # (n, width, height): by columns
+    return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in mask.encode(columns.transpose(2, 1, 0))]
+
+
+def area(rle: Mapping[str, Any]) -> float:
+    """Pixels of a mask."""
+    from faster_coco_eval.core import mask
+
+    return float(mask.area(rle))
+
+
+def results(
+    predictions: Sequence[Prediction], image_ids: Sequence[int | str], category_ids: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Predictions in the pixels of their pictures -> COCO's results: a dict a box, with "bbox" as x, y, width, height.
+
+    `category_ids` are in the order of the classes. Predictions with masks have "segmentation" too, as RLE.
+    """
+    found: list[dict[str, Any]] = []
+    for prediction, image_id in zip(predictions, image_ids, strict=True):
+        items = [
+            {"image_id": image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
+            for bbox, label, score in zip(
+                _xywh(prediction["boxes"]), prediction["labels"].tolist(), prediction["scores"].tolist(), strict=True
+            )
+        ]
+        if "masks" in prediction:
+            for item, rle in zip(items, encode(prediction["masks"]), strict=True):
+                item["segmentation"] = rle
+        found += items
+    return found
+
+
+def present(
+    prediction: Prediction, classes: Sequence[str], top: int = 5, threshold: float = 0.3
+) -> list[dict[str, Any]]:
+    """What was found with a score of at least `threshold`, best first, however many (`top` is for classifiers).
+
+    Each is {"label": name, "score": 0 to 1, "box": [x0, y0, x1, y1]}, and with masks {"segmentation": RLE} too.
+    """
+    scores, order = prediction["scores"].sort(descending=True, stable=True)
+    kept = {key: value[order[scores >= threshold]] for key, value in prediction.items()}
+    found: list[dict[str, Any]] = [
+        {"label": classes[label], "score": score, "box": box}
+        for label, score, box in zip(
+            kept["labels"].tolist(), kept["scores"].tolist(), kept["boxes"].tolist(), strict=True
+        )
+    ]
+    if "masks" in kept:
+        for item, rle in zip(found, encode(kept["masks"]), strict=True):
+            item["segmentation"] = rle
+    return found
+
+
+class CocoMetric:
+    """COCO's twelve figures over all images added, of boxes and, with `masks`, of instance masks (arXiv:1405.0312).
+
+    `add` takes predictions and, for each picture and in its pixels, targets["boxes"] (n, 4) xyxy, ["labels"] (n,),
+    ["crowd"] (n,) bool, ["area"] (n,) square pixels, and with masks ["masks"] (n, height, width) bool.
+    """
+
+    def __init__(self, classes: Sequence[str], masks: bool = False):
+        self.classes, self.masks, self.images = list(classes), masks, 0
+        self.sizes: list[tuple[int, int]] = []  # (height, width) of each picture, where there are masks
+        self.truths: list[dict[str, Any]] = []
+        self.found: list[dict[str, Any]] = []
+
+    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Sequence[Tensor]]) -> None:
+        given = [targets[key] for key in ("boxes", "labels", "crowd", "area")]
+        masks = targets["masks"] if self.masks else [None] * len(predictions)
+        for prediction, boxes, labels, crowd, area, mask in zip(predictions, *given, masks, strict=True):
+            self.images += 1
+            self.found += results([self._checked(prediction)], [self.images], range(len(self.classes)))
+            truths: list[dict[str, Any]] = [
+                {"image_id": self.images, "category_id": label, "bbox": bbox, "iscrowd": int(many), "area": square}
+                for label, bbox, many, square in zip(
+                    labels.tolist(), _xywh(boxes), crowd.tolist(), area.double().tolist(), strict=True
+                )
+            ]
+            if mask is not None:
+                self.sizes.append((mask.shape[-2], mask.shape[-1]))
+                for truth, rle in zip(truths, encode(mask), strict=True):
+                    truth["segmentation"] = rle
+            self.truths += truths
+
+    def _checked(self, prediction: Prediction) -> Prediction:
+        missing = {"boxes", "scores", "labels", *(["masks"] if self.masks else [])} - prediction.keys()
+        if missing:
+            raise ModelError(f"a prediction has {', '.join(prediction)}, but no {', '.join(sorted(missing))}")
+        labels = prediction["labels"]
+        if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
+            raise ModelError(f"labels are {labels.unique().tolist()}, but there are {len(self.classes)} classes")
+        return prediction
+
+    def result(self) -> dict[str, Any]:
+        """The figures in percent; None where COCO has -1, since there is no object of that size or class.
+
+        Mask figures come first, as "mask_AP" and so on. "per_class" is AP by name, "pr" for each name the precision at
+        101 recalls from 0 to 1, both from 0 to 1, at an IoU of 0.5: [[recall, precision], ...].
+        """
+        of_masks = self._figures("segm") if self.masks else {}
+        return {
+            **{f"mask_{name}": value for name, value in of_masks.items()},
+            **self._figures("bbox"),
+            "images": self.images,
+        }
+
+    def _figures(self, kind: str) -> dict[str, Any]:
+        if not self.images:
+            nothing: dict[str, Any] = dict.fromkeys(FIGURES)
+            return {**nothing, "per_class": dict.fromkeys(self.classes), "pr": {name: [] for name in self.classes}}
+        from faster_coco_eval import COCO, COCOeval_faster
+
+        found = [{**item, "id": i, "iscrowd": 0} for i, item in enumerate(self.found, 1)]
+        for item in found:
+            *_, width, height = item["bbox"]
+            item["area"] = width * height if kind == "bbox" else area(item["segmentation"])
+        truths = [{**item, "id": i} for i, item in enumerate(self.truths, 1)]
+        sizes = self.sizes if kind == "segm" else [(0, 0)] * self.images
+        frame = {
+            "images": [{"id": i, "height": height, "width": width} for i, (height, width) in enumerate(sizes, 1)],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(self.classes)],
+        }
+        coco = COCOeval_faster(COCO({**frame, "annotations": truths}), COCO({**frame, "annotations": found}), kind)
+        coco.run()
+        figures: dict[str, Any] = dict(zip(FIGURES, map(_percent, coco.stats.tolist()), strict=True))
+        # (IoU, recall, class, area, detections): of objects of any size, with 100 detections
+        precision = coco.eval["precision"].reshape(coco.eval["counts"])[..., 0, -1]
+        recalls = coco.params.recThrs.tolist()
+        figures["per_class"] = {name: _percent(float(precision[:, :, i].mean())) for i, name in enumerate(self.classes)}
+        figures["pr"] = {
+            name: [list(point) for point in zip(recalls, precision[0, :, i].tolist(), strict=True) if point[1] >= 0]
+            for i, name in enumerate(self.classes)
+        }
+        return figures
+
+
+def _xywh(boxes: Tensor) -> list[list[float]]:
+    return [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes.detach().tolist()]
+
+
+def _percent(value: float) -> float | None:
+    return None if value < 0 else 100 * value

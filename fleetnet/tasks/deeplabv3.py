@@ -1,0 +1,258 @@
+"""DeepLabV3: a label for each pixel, by parallel dilated convolutions on the last feature (ASPP).
+
+Chen et al. 2017, arXiv:1706.05587. Of the form that ParC-Net trains: Zhang et al., ECCV 2022, arXiv:2203.03952; code:
+github.com/hkzhang91/ParC-Net.
+
+    feature (C, h, w), stride 16 or 8
+      1x1 | 3x3 at three rates | mean over all places, 1x1     each 256, norm, ReLU; concatenated: 1280
+      1x1, norm, ReLU                                          256
+      1x1                                                      one logit a class, resized to the input
+
+The rates are 6, 12, 18 at stride 16, and twice that at stride 8. `auxiliary` adds a small head on the feature before
+the last, used in training only.
+
+Differs from ParC-Net's code: by default the backbone is dilated where it loses its stride; build with output_stride=16
+and options={"dilate": False} for the network they published. Logits return to the picture bilinearly (theirs: nearest)
+with its aspect kept (theirs: squashed to a square). The auxiliary loss is added with weight 0.4 (theirs: the sum is
+halved as well). Of the two dropouts before the classifier the second drops channels, as theirs does.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import ceil, floor
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ..backbones import Backbone
+from ..boxes import Place, Prediction
+from ..errors import ModelError, UsageError
+from ..layers import ConvBN
+
+TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "semantic", "letterbox", "segment", 16
+OPTIONS: tuple[str, ...] = ("channels", "auxiliary")
+SETTINGS: tuple[str, ...] = ()
+RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of dilation, by output stride
+IGNORE = 255  # in label maps: a pixel that teaches and counts nothing
+AUXILIARY_WEIGHT = 0.4
+ROWS = 256  # of a picture whose logits are enlarged at a time: those of a whole photo can take a gigabyte
+
+
+def _conv(inputs: int, outputs: int, size: int = 1, dilation: int = 1) -> nn.Sequential:
+    return nn.Sequential(ConvBN(inputs, outputs, size, dilation=dilation), nn.ReLU())
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling: (N, inputs, h, w) -> (N, channels, h, w)."""
+
+    def __init__(self, inputs: int, channels: int, rates: tuple[int, ...]):
+        super().__init__()
+        self.branches = nn.ModuleList(
+            [_conv(inputs, channels), *(_conv(inputs, channels, 3, dilation=rate) for rate in rates)]
+        )
+        self.pooled = _conv(inputs, channels)
+        self.project = _conv((len(rates) + 2) * channels, channels)
+        self.dropout = nn.Dropout(0.1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
+        return self.dropout(self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1)))
+
+
+class DeepLabV3(nn.Module):
+    """Features -> {"logits": (N, classes, H, W)}, in training with an auxiliary head also "auxiliary" of that shape."""
+
+    def __init__(self, backbone: Backbone, classes: int, channels: int, auxiliary: bool):
+        super().__init__()
+        self.aspp = ASPP(backbone.channels[-1], channels, RATES[backbone.strides[-1]])
+        self.dropout = nn.Dropout2d(0.1)
+        self.classifier = nn.Conv2d(channels, classes, 1)
+        self.auxiliary: nn.Module | None = None
+        if auxiliary:
+            width = max(backbone.channels[-2] // 4, 128)
+            self.auxiliary = nn.Sequential(
+                _conv(backbone.channels[-2], width, 3), nn.Dropout2d(0.1), nn.Conv2d(width, classes, 1)
+            )
+
+    def forward(self, features: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+        if self.training and features[-1].shape[0] == 1:
+            self._refuse_one_image()
+        outputs = {"logits": self.classifier(self.dropout(self.aspp(features[-1])))}
+        if self.auxiliary is not None and self.training:
+            outputs["auxiliary"] = self.auxiliary(features[-2])
+        return {name: F.interpolate(maps, size, mode="bilinear") for name, maps in outputs.items()}
+
+    def _refuse_one_image(self) -> None:
+        """Batch norm cannot train on one value a channel, which is all that image pooling makes of one image."""
+        if any(module.training for module in self.aspp.pooled.modules() if isinstance(module, nn.BatchNorm2d)):
+            raise ModelError(
+                "the batch norm after the image pooling of DeepLabV3 sees one value a channel and image, so it cannot "
+                "train on one image: use a batch of at least 2, or freeze the batch norms"
+            )
+
+
+def head(backbone: Backbone, classes: int, channels: int = 256, auxiliary: bool = False) -> nn.Module:
+    """`classes` counts all label values, a background among them; `channels` is the width of each ASPP branch.
+
+    Raises `UsageError` for another output stride than 8 or 16.
+    """
+    if backbone.strides[-1] not in RATES:
+        raise UsageError(f"output_stride is {backbone.strides[-1]}; deeplabv3 allows 8, 16")
+    if not 2 <= classes <= IGNORE:
+        raise ModelError(f"classes is {classes}; deeplabv3 allows 2 to {IGNORE}: label {IGNORE} means none")
+    if channels < 1:
+        raise UsageError(f"channels is {channels}; allowed: 1 or more")
+    return DeepLabV3(backbone, classes, channels, auxiliary)
+
+
+def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cross-entropy, mean over the pixels of targets["semantic"] (N, H, W) int64 that are not IGNORE; 0 if all are."""
+    truth = targets["semantic"]
+    count = (truth != IGNORE).sum().clamp(min=1)
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits.float(), truth, ignore_index=IGNORE, reduction="sum") / count
+
+    losses = {"cross_entropy": cross_entropy(outputs["logits"])}
+    if "auxiliary" in outputs:
+        losses["auxiliary"] = AUXILIARY_WEIGHT * cross_entropy(outputs["auxiliary"])
+    return losses
+
+
+def decode(outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None) -> list[Prediction]:
+    """{"logits": (classes, H, W)} for each image of the input's size; from `embed`, {"semantic": (H, W)}."""
+    if "semantic" in outputs:
+        return [{"semantic": labels} for labels in outputs["semantic"]]
+    return [{"logits": logits} for logits in outputs["logits"].float()]
+
+
+class Embedded(nn.Module):
+    """image (N, 3, H, W) -> {"semantic": (N, H, W) int64}, the most probable class of each pixel."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        return {"semantic": self.model(image)["logits"].argmax(1)}
+
+
+def embed(model: nn.Module) -> nn.Module:
+    return Embedded(model).train(model.training)
+
+
+def _centers(count: int, scale: float, offset: float, size: int) -> Tensor:
+    """Where the centers of a picture's `count` rows (or columns) lie in an input of `size`, as fractional indices.
+
+    None lies beyond the outermost rows of the input whose own centers are of the picture, so that nothing is taken
+    from the padding.
+    """
+    centers = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset - 0.5
+    first, last = ceil(offset - 0.5), floor(count * scale + offset - 0.5)
+    if first > last:  # the whole picture lies between two centers
+        first = last = round(count * scale / 2 + offset - 0.5)
+    return centers.clamp(min(max(first, 0), size - 1), min(max(last, 0), size - 1))
+
+
+def _between(maps: Tensor, dim: int, at: Tensor) -> Tensor:
+    """Linear interpolation of maps at fractional indices (n,) of one dimension, which becomes n long."""
+    low = at.floor().long()
+    share = (at - low).to(maps.dtype).view(-1, *[1] * (-1 - dim))
+    high = (low + 1).clamp(max=maps.shape[dim] - 1)
+    return torch.lerp(maps.index_select(dim, low), maps.index_select(dim, high), share)
+
+
+def restore(prediction: Prediction, place: Place) -> Prediction:
+    """{"semantic": (height, width) uint8} in the pixels of the picture, without the padding around it in the input.
+
+    Logits are resized bilinearly and the largest is taken; class maps (of `embed`) are resized to the nearest pixel.
+    """
+    maps = prediction["semantic" if "semantic" in prediction else "logits"]
+    rows = _centers(place.height, place.scale_y, place.top, maps.shape[-2]).to(maps.device)
+    columns = _centers(place.width, place.scale_x, place.left, maps.shape[-1]).to(maps.device)
+    if "semantic" in prediction:
+        nearest = maps.index_select(0, (rows + 0.5).floor().long().clamp(max=maps.shape[0] - 1))
+        return {"semantic": nearest.index_select(1, (columns + 0.5).floor().long().clamp(max=maps.shape[1] - 1)).byte()}
+    parts = [_between(_between(maps, -2, some), -1, columns).argmax(0).byte() for some in rows.split(ROWS)]
+    return {"semantic": torch.cat(parts)}
+
+
+def present(
+    prediction: Prediction, classes: Sequence[str], top: int = IGNORE, threshold: float = 0.0
+) -> dict[str, float]:
+    """The `top` classes by their share of the picture's pixels, largest first; none below `threshold` or not there."""
+    labels = prediction["semantic"]
+    shares, indices = (labels.flatten().long().bincount(minlength=len(classes)) / labels.numel()).sort(
+        descending=True, stable=True
+    )
+    found = list(zip(indices.tolist(), shares.tolist(), strict=True))[:top]
+    return {classes[index]: share for index, share in found if share > 0 and share >= threshold}
+
+
+class Metric:
+    """Intersection over union and accuracies from one confusion matrix of all pixels added, by torchmetrics."""
+
+    def __init__(self, classes: int):
+        from torchmetrics.classification import MulticlassConfusionMatrix
+
+        self.classes, self.images = classes, 0
+        self.confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORE, validate_args=False)
+
+    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
+        """Count predictions against the label maps targets["semantic"], a list of (height, width)."""
+        for prediction, truth in zip(predictions, targets["semantic"], strict=True):
+            found = prediction["semantic"]
+            if found.shape != truth.shape:
+                raise ModelError(f"the prediction is {tuple(found.shape)}, but its label map {tuple(truth.shape)}")
+            self.confusion.update(found[None].long().cpu(), truth[None].long().cpu())
+            self.images += 1
+
+    def result(self) -> dict[str, Any]:
+        """Percentages, and the number of images. Pixels of label IGNORE do not count.
+
+        "mIoU" is the mean over classes that the truth or the predictions have, as in torchmetrics and mmsegmentation;
+        the IoU of others is None. "accuracy" is over pixels, "mean_accuracy" the mean over the classes of the truth.
+        """
+        confusion = self.confusion.compute().double()  # [truth, prediction]
+        right, truth, union = confusion.diag(), confusion.sum(1), confusion.sum(0) + confusion.sum(1) - confusion.diag()
+        iou, recall = 100 * right / union, 100 * right / truth  # nan where a class is not there
+        return {
+            "mIoU": iou.nanmean().nan_to_num(0).item(),
+            "accuracy": (100 * right.sum() / truth.sum()).nan_to_num(0).item(),
+            "mean_accuracy": recall.nanmean().nan_to_num(0).item(),
+            "iou": [None if value != value else value for value in iou.tolist()],
+            "images": self.images,
+        }
+
+
+def metric(classes: Sequence[str]) -> Metric:
+    return Metric(len(classes))
+
+
+_RENAME = [  # the authors' names to ours
+    (r"^seg_head\.aspp\.aspp_layer\.convs\.([0-3])\.block\.", r"head.aspp.branches.\1.0."),
+    (r"^seg_head\.aspp\.aspp_layer\.convs\.4\.aspp_pool\.conv_1x1\.block\.", "head.aspp.pooled.0."),
+    (r"^seg_head\.aspp\.aspp_layer\.project\.block\.", "head.aspp.project.0."),
+    (r"^seg_head\.classifier\.classifier\.block\.conv\.", "head.classifier."),
+    (r"^(head\.aspp\..*\.0\.)conv\.", r"\g<1>0."),
+    (r"^(head\.aspp\..*\.0\.)norm\.", r"\g<1>1."),
+]
+
+
+def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The names of the head in the authors' segmentation network to ours; all others stay."""
+    converted = {}
+    for name, value in state.items():
+        for pattern, ours in _RENAME:
+            name = re.sub(pattern, ours, name)
+        converted[name] = value
+    return converted
+
+
+def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The authors' segmentation network drops the last stride and dilates nothing."""
+    if any(name.startswith("seg_head.") for name in state):
+        return {"output_stride": 16, "options": {"dilate": False}}
+    return {}

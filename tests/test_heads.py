@@ -1,0 +1,89 @@
+"""Every head on every kind of backbone: it learns, collapses to the same, and exports to a file that finds the same.
+
+Sizes are a square and 3:2, neither a multiple of 32, since backbones round differently.
+"""
+
+from pathlib import Path
+
+import pytest
+import torch
+from zoo import image, randomize
+
+import fleetnet
+from fleetnet.data import shapes
+from fleetnet.find import find
+from fleetnet.reparam import difference, reparameterize
+from fleetnet.tasks import Model, build, named
+
+BACKBONES = (
+    "parcnet_xs", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "parc_mobilenetv2", "timm/mobilenetv3_small_100",
+)  # fmt: skip
+OPTIONS = {
+    "ssd": {},
+    "yolo": {"width": 0.25},
+    "maskrcnn": {"channels": 32, "hidden": 64, "samples": 32, "proposals": 60, "anchor": 16},
+    "deeplabv3": {"channels": 32, "auxiliary": True},
+}
+TABLE = [f"{head}/{backbone}" for head in OPTIONS for backbone in BACKBONES]
+SQUARE, WIDE = (72, 72), (72, 108)
+
+
+def made(name: str, classes: int = 3) -> Model:
+    torch.manual_seed(0)
+    return build(name, classes, options=OPTIONS[name.partition("/")[0]])
+
+
+def annotation(size: tuple[int, int], some: bool) -> dict:
+    """Targets of two images: the first with three objects, if `some`, the second with none."""
+    boxes = torch.tensor([[4.0, 6, 30, 44], [40, 20, 70, 60], [10, 10, 22, 26]])[: 3 if some else 0]
+    masks = torch.zeros(len(boxes), *size, dtype=torch.uint8)
+    semantic = torch.full((2, *size), 255)
+    for i, (x0, y0, x1, y1) in enumerate(boxes.int().tolist()):
+        masks[i, y0:y1, x0:x1] = 1
+        semantic[0, y0:y1, x0:x1] = i
+    labels = torch.tensor([0, 1, 2])[: len(boxes)]
+    return {
+        "boxes": [boxes, boxes[:0]], "labels": [labels, labels[:0]], "masks": [masks, masks[:0]], "semantic": semantic,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_a_step_of_training(name: str):
+    model, task = made(name).train(), find("tasks", name.partition("/")[0])
+    optimizer = torch.optim.SGD(model.parameters(), 1e-4)
+    for some, size in ((True, WIDE), (False, SQUARE)):
+        optimizer.zero_grad()
+        losses = task.loss(model.head, model(image(*size)), annotation(size, some))
+        assert all(value.isfinite() for value in losses.values()), losses
+        sum(losses.values()).backward()
+        without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        assert not without
+        optimizer.step()
+    assert all(p.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_collapses_to_the_same(name: str):
+    model = randomize(made(name), seed=0).double()
+    for size in (SQUARE, WIDE):
+        pictures = image(*size, dtype=torch.float64)
+        deploy = reparameterize(model, pictures)
+        with torch.no_grad():
+            ours, theirs = named(model(pictures)), named(deploy(pictures))
+        assert ours.keys() == theirs.keys()
+        assert difference(list(ours.values()), list(theirs.values()))[1] < 1e-7
+        norms = [key for key, m in deploy.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert all(key.startswith("backbone.") and "timm" in name for key in norms), norms
+
+
+@pytest.mark.parametrize("embedded", [False, True], ids=["raw", "decoded"])
+@pytest.mark.parametrize("name", TABLE)
+def test_exported_files_find_the_same(name: str, embedded: bool, tmp_path: Path):
+    """A square with raw outputs, 3:2 with the decode in the graph: `export` compares what is found, and raises."""
+    model, size = randomize(made(name), seed=1), WIDE if embedded else SQUARE
+    model.preprocess = None
+    pictures = [shapes.draw(i) for i in range(2)]
+    done = fleetnet.export(model, "onnx", tmp_path / "m.onnx", size=size, embed_decode=embedded, pictures=pictures)
+    assert done.parity.passed
+    found = fleetnet.load(done.path).predictions(pictures)
+    assert len(found) == 2
