@@ -23,6 +23,7 @@ PANELS = {  # title of a panel -> the last parts of the names that belong there;
 NO_LOSS = ("images",)  # numbers under "train" that are none
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COVER = 0.5  # share of a color in what it lies on
+CROWDED = 0.2  # share of a picture that names may hide
 LEGEND = 20  # names in a legend at most
 
 
@@ -191,8 +192,9 @@ def draw(
 ) -> Image.Image:
     """A copy of an RGB picture with what was found on it, in the color of its class.
 
-    Either boxes (n, 4) xyxy with labels (n,), scores (n,), and `masks` (n, height, width) if there are, those of scores
-    of at least `threshold` with their names; or `semantic` (height, width), with a legend. Tensors and arrays do.
+    Either boxes (n, 4) xyxy with labels (n,), scores (n,), and `masks` (n, height, width) if there are: those of scores
+    of at least `threshold` with their names, or with a legend where names would hide the picture. Or `semantic`
+    (height, width), with a legend. Tensors and arrays do.
     """
     if "semantic" in prediction:
         return _overlay(picture, np.asarray(prediction["semantic"]), classes)
@@ -213,11 +215,15 @@ def draw(
     drawn = drawn.copy() if drawn is picture else drawn
     pen, font = ImageDraw.Draw(drawn), _font(picture)
     width = max(1, round(min(picture.size) / 200))
+    names = {i: f"{classes[labels[i]]} {scores[i]:.2f}" for i in order}
+    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (picture.width * picture.height)
     for i in order:
-        color = palette[labels[i]]
         x0, y0, x1, y1 = boxes[i].tolist()
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=width)
-        _tag(pen, x0, y0, f"{classes[labels[i]]} {scores[i]:.2f}", color, font)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=palette[labels[i]], width=width)
+        if hidden <= CROWDED:
+            _tag(pen, x0, y0, names[i], palette[labels[i]], font)
+    if hidden > CROWDED:
+        _legend(pen, sorted(set(labels[order].tolist())), classes, font)
     return drawn
 
 
@@ -228,10 +234,14 @@ def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -
     for i in shown:
         _cover(pixels, labels == i, palette[i])
     drawn = Image.fromarray(pixels)
-    pen, font, y = ImageDraw.Draw(drawn), _font(picture), 0.0
-    for i in shown:
-        y = _tag(pen, 0, y, classes[i], palette[i], font, below=True)
+    _legend(ImageDraw.Draw(drawn), shown, classes, _font(picture))
     return drawn
+
+
+def _legend(pen: ImageDraw.ImageDraw, labels: Sequence[int], classes: Sequence[str], font: Any) -> None:
+    y, palette = 0.0, colors(len(classes))
+    for i in labels:
+        y = _tag(pen, 0, y, classes[i], palette[i], font, below=True)
 
 
 def _cover(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:

@@ -110,11 +110,12 @@ def test_the_graph_selects_the_same(count, classes, settings, tmp_path: Path):
     model = Select(**settings).eval()
     onnx.export(model, image(0), tmp_path / "select.onnx", outputs=("boxes", "scores", "labels"))
     run = onnx.load(tmp_path / "select.onnx")
-    tied, nothing = image(4), image(5)
-    tied[..., 4:] = (tied[..., 4:] * 5).round() / 5
+    tied, nothing = image(3), image(4)
+    if count * classes <= 1000:  # else which of the equal ones are candidates is anyone's choice
+        tied[..., 4:] = (tied[..., 4:] * 5).round() / 5
     nothing[..., 4:] = 0
     numbers = []
-    for case in (image(1), image(2), image(3), tied if tied[..., 4:].numel() <= 1000 else image(6), nothing):
+    for case in (image(1), image(2), tied, nothing):
         expected, given = model(case), run(case.numpy())
         for one, other in zip(expected, given, strict=True):
             assert torch.equal(one, torch.from_numpy(other))
@@ -135,9 +136,8 @@ def test_unpad_takes_the_padding_off():
 
 @pytest.mark.parametrize("place", [Place(100, 200), Place(375, 500, 0.5, 0.25, 12, 7), Place(50, 40, 3, 3.5, -20, -8)])
 def test_into_the_input_and_back(place):
-    inside = torch.rand(20, 4, generator=torch.Generator().manual_seed(0)).sort(1).values[:, [0, 1, 2, 3]]
-    boxes = inside * torch.tensor([place.width, place.height] * 2)
-    boxes = torch.cat([torch.minimum(boxes[:, :2], boxes[:, 2:]), torch.maximum(boxes[:, :2], boxes[:, 2:])], 1)
+    corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values  # (box, corner, x and y)
+    boxes = corners.flatten(1) * torch.tensor([place.width, place.height] * 2)
     there = place.into(boxes)
     x, y = boxes[3, 0].item(), boxes[3, 1].item()
     assert there[3, :2].tolist() == pytest.approx(

@@ -65,15 +65,14 @@ def test_a_step_of_training(name: str):
 @pytest.mark.parametrize("name", TABLE)
 def test_collapses_to_the_same(name: str):
     model = randomize(made(name), seed=0).double()
-    for size in (SQUARE, WIDE):
-        pictures = image(*size, dtype=torch.float64)
-        deploy = reparameterize(model, pictures)
-        with torch.no_grad():
-            ours, theirs = named(model(pictures)), named(deploy(pictures))
-        assert ours.keys() == theirs.keys()
-        assert difference(list(ours.values()), list(theirs.values()))[1] < 1e-7
-        norms = [key for key, m in deploy.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
-        assert all(key.startswith("backbone.") and "timm" in name for key in norms), norms
+    pictures = image(*WIDE, batch=1, dtype=torch.float64)
+    deploy = reparameterize(model, pictures)
+    with torch.no_grad():
+        ours, theirs = named(model(pictures)), named(deploy(pictures))
+    assert ours.keys() == theirs.keys()
+    assert difference(list(ours.values()), list(theirs.values()))[1] < 1e-7
+    norms = [key for key, m in deploy.named_modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(key.startswith("backbone.") and "timm" in name for key in norms), norms
 
 
 @pytest.mark.parametrize("embedded", [False, True], ids=["raw", "decoded"])

@@ -188,6 +188,17 @@ def test_draw_boxes_and_masks():
     assert (np.asarray(report.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
 
 
+@pytest.mark.parametrize(("count", "shown"), [(2, False), (60, True)])
+def test_many_boxes_get_a_legend(count, shown):
+    boxes = torch.tensor([[100.0, 60, 110, 70]]).repeat(count, 1)
+    prediction = {"boxes": boxes, "labels": torch.ones(count, dtype=torch.int64), "scores": torch.ones(count)}
+    drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
+    color = report.colors(2)[1]
+    assert (drawn[0, :8] == color).all() == shown
+    assert (drawn[50:60, 100] == color).all() != shown  # the name on the box
+    assert (drawn[60, 100:110] == color).all()
+
+
 @pytest.mark.parametrize("box", [[0, 0, 3, 3], [196, 0, 200, 2], [190, 116, 200, 120], [5, 5, 5.2, 5.1]])
 def test_draw_at_the_edges(box):
     """Names stay within the picture, and boxes of less than a pixel do not fail."""

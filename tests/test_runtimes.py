@@ -15,7 +15,8 @@ from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.reparam import as_conv, merge, reparameterize
-from fleetnet.runtimes import Preprocessed, deliver, onnx, verify
+from fleetnet.runtimes import Meaning, Preprocessed, deliver, onnx, verify
+from fleetnet.runtimes._agreement import compare
 
 ROOT = Path(__file__).parents[1]
 FACTS = {"model": "small", "classes": ["café", "bus"], "form": "multi-branch", "preprocess": {"size": [16, 24]}}
@@ -369,3 +370,157 @@ def test_verify_counts_agreement():
 def test_verify_refuses_other_shapes(outputs):
     with pytest.raises(ExportError, match=r"outputs have shapes \[\(1, 4\)\], the exported file's"):
         verify(lambda x: x, outputs, [torch.randn(1, 4)], 1e-4)
+
+
+# Outputs by name, and what they mean
+
+
+class Named(nn.Module):
+    """Image -> a float map and its class map by name, not in the order of the alphabet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = ConvBN(3, 4, 3)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        x = self.stem(image)
+        return {"values": x, "classes": x.argmax(1)}
+
+
+def test_outputs_by_name_keep_their_names(image, tmp_path):
+    import onnx as package
+
+    done = deliver(randomized(Named()), image, tmp_path / "model.onnx", "onnx", {})
+    assert [value.name for value in package.load(done.path).graph.output] == ["values", "classes"]
+    sidecar = json.loads(done.sidecar.read_text())
+    described = [(o["name"], o["shape"], o["dtype"]) for o in sidecar["outputs"]]
+    assert described == [("values", [1, 4, 16, 24], "float32"), ("classes", [1, 16, 24], "int64")]
+    assert onnx.metadata(done.path)["outputs"] == sidecar["outputs"]
+    assert sidecar["parity"]["agreement"]["pixels"] == done.parity.agreement.pixels >= 0.999
+    assert sorted(np.load(done.golden)) == ["classes", "image", "values"]
+
+
+@pytest.mark.parametrize(("wrong", "passed"), [(0, True), (1, True), (2, False)])
+def test_class_maps_agree_on_999_of_1000_pixels(wrong, passed):
+    truth = torch.arange(1000).view(1, 20, 50) % 7
+    other = truth.clone()
+    other.view(-1)[:wrong] += 1
+    parity = verify(lambda x: {"semantic": truth}, lambda x: [other.numpy()], [torch.zeros(1)], 1e-4)
+    assert parity.passed is passed
+    assert parity.agreement.pixels == pytest.approx(1 - wrong / 1000)
+    parity = verify(
+        lambda x: {"logits": nn.functional.one_hot(truth, 8).movedim(-1, 1).float()},
+        lambda x: [nn.functional.one_hot(other, 8).movedim(-1, 1).float().numpy()],
+        [torch.zeros(1)],
+        10.0,  # of logits: anything
+        Meaning(lambda outputs: [{"semantic": logits.argmax(0)} for logits in outputs["logits"]]),
+    )
+    assert parity.passed is passed
+
+
+SOME = {  # four boxes of two classes, two of them nearly equal in score
+    "boxes": torch.tensor([[10.0, 10, 60, 50], [100, 20, 160, 90], [12, 70, 40, 120], [90, 100, 100, 104]]),
+    "scores": torch.tensor([0.9, 0.5, 0.499999, 0.02]),
+    "labels": torch.tensor([0, 1, 1, 0]),
+}
+
+
+def changed(key: str | None = None, row: int = 0, by: object = 0.0, keep: object = slice(None)) -> dict[str, Tensor]:
+    """SOME with one value changed and only some of its rows."""
+    other = {name: value.clone() for name, value in SOME.items()}
+    if key:
+        other[key][row] += torch.tensor(by).to(other[key])
+    return {name: value[keep] for name, value in other.items()}
+
+
+@pytest.mark.parametrize(
+    ("other", "cut", "unpaired"),
+    [
+        (changed(), 0, 0),
+        (changed(keep=[0, 2, 1, 3]), 0, 0),  # near ties in the other order
+        (changed("boxes", by=[0.1, 0, 0, 0.1]), 0, 0),
+        (changed("boxes", by=[2.0, 0, 0, 0]), 0, 2),
+        (changed("boxes", 3, by=[0.009, 0, 0, 0.009]), 0, 0),
+        (changed("boxes", 3, by=[0.2, 0, 0, 0.2]), 2, 0),  # not the same, but each may be below the other's limit
+        (changed("scores", by=5e-4), 0, 0),
+        (changed("scores", by=-2e-3), 0, 2),
+        (changed("labels", by=1), 0, 2),
+        (changed("boxes", by=float("nan")), 0, 2),
+        (changed("scores", by=float("nan")), 0, 2),
+        (changed(keep=[0, 1, 2]), 1, 0),  # below the limit
+        (changed(keep=[1, 2, 3]), 0, 1),  # the best is missing
+        (changed(keep=[0, 0, 1, 2, 3]), 0, 1),  # found twice
+        (changed(keep=[]), 1, 3),
+    ],
+)
+def test_boxes_agree_as_sets(other, cut, unpaired):
+    for sides in ([SOME], [other]), ([other], [SOME]):
+        agreement = compare(*sides, Meaning(lambda _: [], score=0.0195))
+        assert (agreement.cut, agreement.unpaired) == (cut, unpaired)
+        assert agreement.passed(1e-2) is (unpaired == 0)
+
+
+def test_a_full_list_may_end_with_another_box():
+    other = changed("boxes", 2, by=[0.0, 0, 30, 0])
+    first = [{key: value[:3] for key, value in side.items()} for side in (SOME, other)]
+    full, open_ended = (compare(first[:1], first[1:], Meaning(lambda _: [], count=count)) for count in (3, 100))
+    assert (full.cut, full.unpaired) == (2, 0)
+    assert (open_ended.cut, open_ended.unpaired) == (0, 2)
+
+
+def test_one_box_in_a_hundred_may_be_chosen_otherwise():
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(200, 2, generator=generator) * 500
+    many = {"boxes": torch.cat([corner, corner + 30], 1), "scores": torch.rand(200, generator=generator) + 0.1}
+    many["labels"] = torch.arange(200)
+    for missing in (2, 3):
+        fewer = {key: value[missing:] for key, value in many.items()}
+        agreement = compare([many], [fewer], Meaning(lambda _: []))
+        assert (agreement.boxes, agreement.unpaired, agreement.passed(1e-4)) == (200, missing, missing == 2)
+
+
+def test_a_small_error_in_all_boxes_is_a_fault():
+    drifted = {**SOME, "scores": SOME["scores"] + 5e-4}
+    agreement = compare([SOME], [drifted], Meaning(lambda _: []))
+    assert (agreement.unpaired, agreement.passed(1e-4), agreement.passed(1e-3)) == (0, False, True)
+    assert [agreement.drift, agreement.score] == pytest.approx([5e-4, 5e-4], rel=1e-3)
+    moved = compare([SOME], [{**SOME, "boxes": SOME["boxes"] + 0.012}], Meaning(lambda _: []))
+    assert (moved.unpaired, moved.passed(1e-4)) == (0, False)
+    assert moved.drift == pytest.approx(0.012 / SOME["boxes"].std().item(), rel=1e-3)
+
+
+def test_masks_agree_as_sets():
+    masks = torch.zeros(4, 30, 30, dtype=torch.bool)
+    masks[:, 5:25, 5:25] = True  # 400 pixels
+    pixels = {}
+    for flipped in (0, 2, 4, 5):
+        other = masks.clone()
+        other[1, 5, 5 : 5 + flipped] = False
+        agreement = compare([{**SOME, "masks": masks}], [{**SOME, "masks": other}], Meaning(lambda _: []))
+        pixels[flipped] = agreement.unpaired, agreement.mask_iou
+    assert pixels == {0: (0, 1.0), 2: (0, 1.0), 4: (0, 0.99), 5: (2, 1.0)}
+
+
+def padded(prediction: dict[str, Tensor], count: int = 6) -> dict[str, Tensor]:
+    """A batch of one, with zeros up to `count`."""
+    return {
+        key: torch.cat([value, value.new_zeros(count - len(value), *value.shape[1:])])[None]
+        for key, value in prediction.items()
+    }
+
+
+def test_padded_detections_are_compared_as_sets():
+    def given(prediction: dict[str, Tensor]) -> object:
+        return lambda _: [value.numpy() for value in padded(prediction).values()]
+
+    example = [torch.zeros(1, 3, 8, 8)]
+    swapped = verify(lambda _: padded(SOME), given(changed(keep=[0, 2, 1, 3])), example, 1e-4)
+    assert swapped.passed
+    assert (swapped.agreement.boxes, swapped.images) == (4, 1)
+    missing = verify(lambda _: padded(SOME), given(changed(keep=[1, 2, 3])), example, 1e-4)
+    assert not missing.passed
+    assert "1 of 4 boxes without their like" in str(missing)
+    json.dumps(missing.to_dict(), allow_nan=False)
+    nothing = changed(keep=[])
+    with pytest.raises(ExportError, match=r"finds nothing on the examples.* give pictures with objects"):
+        verify(lambda _: padded(nothing), given(nothing), example, 1e-4, Meaning(runtimes.unpad))

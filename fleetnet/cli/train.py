@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 STATE = "state/trainer.pt"
+SHOWN = 3  # metrics a line, of COCO's twelve or twenty-four
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
 AFTER_RESUME = ("epochs", "device", "threads", "eval_every")  # what --resume lets one change
 
@@ -94,13 +95,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         progress.close()
         _write_figures(path, train.classes)  # also of a run that stopped early
     log = read_log(path)
-    rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in best.items() if not isinstance(v, list)]
+    rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in best.items() if not isinstance(v, list | dict)]
     table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
     skipped = sorted({name for line in log for name in line["skipped"]})
     if skipped:
         say(f"skipped {len(skipped)} unreadable images: " + "; ".join(skipped[:10]))
     say(f"next: fleetnet reparam --model {path}   or: fleetnet export --model {path} --to onnx")
-    return {"run": str(path), "best": best, "epochs": len(log), "skipped": skipped}
+    shown = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
+    return {"run": str(path), "best": shown, "epochs": len(log), "skipped": skipped}
 
 
 def _usual_size(model: str) -> Any:
@@ -172,7 +174,7 @@ def _prepare(run: Path, config: TrainConfig, resume: bool) -> None:
 
 def _say_epoch(line: dict[str, Any]) -> None:
     scores = [
-        f"{form} " + " ".join(f"{k} {v:.2f}" for k, v in line[form].items() if isinstance(v, float))
+        f"{form} " + " ".join([f"{k} {v:.2f}" for k, v in line[form].items() if isinstance(v, float)][:SHOWN])
         for form in ("raw", "ema")
         if form in line
     ]
@@ -203,9 +205,6 @@ def _write_figures(run: Path, classes: list[str]) -> None:
         writer.writerows(flat)
     (run / "plots").mkdir(exist_ok=True)
     report.curves(log, run / "plots" / "curves.png")
-    figures = [run / "plots" / "curves.png"]
-    if "confusion" in best:
-        report.confusion(best["confusion"], classes, run / "plots" / "confusion.png")
-        figures.append(run / "plots" / "confusion.png")
-    summary = {k: v for k, v in best.items() if not isinstance(v, list)}
+    figures = [run / "plots" / "curves.png", *report.metrics(best, classes, run / "plots")]
+    summary = {k: v for k, v in best.items() if not isinstance(v, list | dict)}
     report.page(run.name, summary, flat, figures, run / "report.html")

@@ -73,8 +73,8 @@ def _mask_iou(a: Tensor, b: Tensor) -> float:
 
 def _alike(a: Prediction, b: Prediction) -> Tensor:
     """(n, m): IoU of the boxes where label, place and score are the same, else 0."""
-    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(0)
-    near = torch.cdist(a["boxes"].double(), b["boxes"].double(), p=float("inf")) <= NEAR
+    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(0)  # of two empty boxes it is NaN
+    near = (a["boxes"][:, None] - b["boxes"]).abs().amax(2) <= NEAR
     iou = torch.where(near, iou.clamp(min=1), iou)
     same = (a["labels"][:, None] == b["labels"]) & ((a["scores"][:, None] - b["scores"]).abs() <= SCORE)
     return iou * (same & (iou >= IOU))

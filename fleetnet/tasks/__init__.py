@@ -4,6 +4,7 @@
     MODE              how a picture becomes the input: "crop", "stretch" or "letterbox" (see `transforms.Preprocess`)
     AUGMENT           the augmentation it trains with unless told otherwise (see `augment`)
     OUTPUT_STRIDE     of the backbone, unless told otherwise
+    SIZE              height and width that it is usually trained at, where that is not 224
     OPTIONS           arguments of `head` that a user may set, beside those of the backbone
     SETTINGS          settings of the training that `loss` takes
     head(backbone, classes, **options) -> nn.Module      forward(features, (height, width) of the image) -> outputs
@@ -15,7 +16,7 @@
 
 Outputs are a tensor or a dict of tensors by name, batch first; exported files have them under the same names. Optional:
 
-    embed(model) -> nn.Module                    the model with `decode` in its graph; `decode` takes its outputs as well
+    embed(model) -> nn.Module                    the model with `decode` in its graph; `decode` takes its outputs too
     prepare(head, pictures, size)                before training: what the head wants to know of the data
     convert(state) -> state                      the authors' names of the head's tensors to ours
     implied(state) -> dict                       arguments of `build` that the authors' state goes with

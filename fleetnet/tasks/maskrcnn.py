@@ -40,6 +40,7 @@ from ._coco import CocoMetric
 from ._coco import present as present
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "masks", "letterbox", "jitter", 32
+SIZE = (512, 512)
 OPTIONS: tuple[str, ...] = ("channels", "hidden", "anchor", "samples", "proposals")
 SETTINGS: tuple[str, ...] = ()
 
@@ -146,12 +147,9 @@ class MaskRCNN(nn.Module):
             found.append(boxes.reshape(*index.shape, 4))
             scores.append(best.sigmoid())
             levels.append(index.new_full(index.shape[1:], level))
-        boxes, probability, level_of = (
-            clip_boxes_to_image(torch.cat(found, 1), size),
-            torch.cat(scores, 1),
-            torch.cat(levels),
-        )
-        probability = _without_empty(boxes, probability, rpn.min_size)
+        level_of = torch.cat(levels)
+        boxes = clip_boxes_to_image(torch.cat(found, 1), size)
+        probability = _without_empty(boxes, torch.cat(scores, 1), rpn.min_size)
         chosen = [
             best_after_nms(b, p, level_of, len(counts), rpn.nms_thresh, rpn.post_nms_top_n())
             for b, p in zip(boxes, probability, strict=True)
@@ -167,9 +165,8 @@ class MaskRCNN(nn.Module):
         roi, sizes = self.roi_heads, [size] * len(proposals)
         logits, deltas = roi.box_predictor(roi.box_head(roi.box_roi_pool(maps, list(proposals), sizes)))
         decoded = roi.box_coder.decode_single(deltas, proposals.flatten(0, 1))
-        boxes = clip_boxes_to_image(decoded.reshape(len(proposals), -1, logits.shape[1], 4), size)[:, :, 1:].flatten(
-            1, 2
-        )
+        decoded = decoded.reshape(len(proposals), -1, logits.shape[1], 4)[:, :, 1:]  # without the background's
+        boxes = clip_boxes_to_image(decoded.flatten(1, 2), size)
         scores = logits.softmax(1)[:, 1:]
         classes = scores.shape[1]
         scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(1)  # (N, P * classes)
@@ -231,12 +228,11 @@ def head(
     `anchor` is the size in pixels of the smallest anchors, doubled at each of the five levels; `samples` RoIs an image
     are learned from; `proposals` an image are looked at (twice as many in training), before and after the NMS.
     """
-    for key, value in {"channels": channels, "hidden": hidden, "anchor": anchor, "samples": samples}.items():
+    given = {"channels": channels, "hidden": hidden, "anchor": anchor, "samples": samples, "proposals": proposals}
+    for key, value in given.items():
         if value < 1:
             raise ModelError(f"{key} is {value}; maskrcnn needs at least 1")
-    if proposals < 1:
-        raise ModelError(f"proposals is {proposals}; maskrcnn needs at least 1")
-    return MaskRCNN(backbone, classes, channels, hidden, anchor, samples, proposals)
+    return MaskRCNN(backbone, classes, **given)
 
 
 def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:

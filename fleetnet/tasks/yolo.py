@@ -39,6 +39,7 @@ from ._layout import ANY, STRIDES, Layout, Row, parse, read
 __all__ = ["decode", "embed", "from_file", "head", "loss", "metric", "prepare", "present", "restore", "stored"]
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "letterbox", "mosaic", 32
+SIZE = (640, 640)
 OPTIONS = ("depth", "width", "layout")
 SETTINGS: tuple[str, ...] = ()
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
