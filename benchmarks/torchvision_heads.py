@@ -148,12 +148,13 @@ def main() -> None:
     config = fleetnet.TrainConfig(**{**settings, **given, "model": f"torchvision/{task}"})
     if config.threads:
         torch.set_num_threads(config.threads)
+    ours: Any = find("tasks", task)
     if task != "deeplabv3":
-        find("tasks", task).loss = loss
+        ours.loss = loss
     if task == "maskrcnn":
-        find("tasks", task).restore = restore_masks
+        ours.restore = restore_masks
 
-    target = find("tasks", task).TARGET
+    target = ours.TARGET
     train, val = (data.load(config.data, split, config.format, target) for split in ("train", "val"))
     torch.manual_seed(config.seed)
     model = Peer(task, len(train.classes), config.output_stride, config.options)

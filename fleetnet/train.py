@@ -215,8 +215,7 @@ def train_one_epoch(
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_multiple"]
         with accelerator.accumulate(model):
-            with accelerator.autocast():
-                losses = loss_of(model, batch)
+            losses = loss_of(model, batch)  # only the model itself is under autocast: boxes need float32
             total = torch.stack(list(losses.values())).sum()
             value = total.item()
             if not math.isfinite(value):

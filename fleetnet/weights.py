@@ -470,15 +470,15 @@ def create_model(
 ) -> Model:
     """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
 
-    `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or 1000, unless
-    given. `weights` are what `read` takes, in any names and either form: the model gets the form, the output stride and
-    the options (heads, branches) that they were made with, unless these are given. Weights of another task give their
-    backbone. `model.report` then tells what was loaded, and `model.preprocess` what the weights expect of an image,
-    where that is known.
+    `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or as many as
+    usual (1000; of detectors 80, of segmenters 21), unless given. `weights` are what `read` takes, in any names and
+    either form: the model gets the form, the output stride and the options (heads, branches) that they were made with,
+    unless these are given. Weights of another task give their backbone. `model.report` then tells what was loaded, and
+    `model.preprocess` what the weights expect of an image, where that is known.
     Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
     """
     if weights is None:
-        return build(name, 1000 if classes is None else classes, drop_path, output_stride, options)
+        return build(name, classes, drop_path, output_stride, options)
     found = read(weights, name)
     state, settled, of_head = found.state, dict(options or {}), head_of(name, found, options)
     if of_head in (None, split_name(name)[0]):
@@ -495,7 +495,7 @@ def create_model(
             known = _defaults(split_name(name)[1])
             settled = {**{key: value for key, value in found.facts["options"].items() if key in known}, **settled}
     made = plan(name, state, output_stride, settled)
-    classes = (made.classes or 1000) if classes is None else classes
+    classes = made.classes if classes is None else classes
     model = build(name, classes, drop_path, output_stride, made.options)
     if made.form == "deploy":
         model = _deploy(model, found.size).train()

@@ -71,7 +71,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             f"{config.weights} is in deploy form, which has no branches and batch norms to train; "
             "start from the multi-branch weights"
         )
-    config = dataclasses.replace(config, options=model.options)  # weights may have decided some
+    config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)  # weights decide too
     if path is None:
         path = _free(Path("runs") / model.task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}")
     _prepare(path, config, resume is not None)

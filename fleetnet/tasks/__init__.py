@@ -4,7 +4,7 @@
     MODE              how a picture becomes the input: "crop", "stretch" or "letterbox" (see `transforms.Preprocess`)
     AUGMENT           the augmentation it trains with unless told otherwise (see `augment`)
     OUTPUT_STRIDE     of the backbone, unless told otherwise
-    SIZE              height and width that it is usually trained at, where that is not 224
+    SIZE, CLASSES     height and width that it is usually trained at and how many classes, if not 224 and 1000
     OPTIONS           arguments of `head` that a user may set, beside those of the backbone
     SETTINGS          settings of the training that `loss` takes
     head(backbone, classes, **options) -> nn.Module      forward(features, (height, width) of the image) -> outputs
@@ -91,14 +91,15 @@ def build(
 ) -> Model:
     """A model with random weights in training mode; see `backbones.backbone` for the arguments and errors.
 
-    `name` may also be a layout file (.yaml). There are 1000 classes, or those of the file, unless given;
+    `name` may also be a layout file (.yaml). There are as many classes as usual, or those of the file, unless given;
     `output_stride` is the task's own unless given. `options` may be of the head and of the backbone.
     """
     if name.endswith((".yaml", ".yml")):
         task = next(task for task in map(partial(find, "tasks"), names("tasks")) if hasattr(task, "from_file"))
         name, of_file, described = task.from_file(name)
         classes, options = of_file if classes is None else classes, {**described, **(options or {})}
-    classes = 1000 if classes is None else classes
+    if classes is None:
+        classes = getattr(find("tasks", split_name(name)[0]), "CLASSES", 1000)
     if classes < 1:
         raise ModelError(f"classes is {classes}; a model needs at least 1")
     return Model(name, classes, drop_path, output_stride, options)

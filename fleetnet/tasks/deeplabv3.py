@@ -33,6 +33,7 @@ from ..layers import ConvBN
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "semantic", "letterbox", "segment", 16
 SIZE = (512, 512)
+CLASSES = 21
 OPTIONS: tuple[str, ...] = ("channels", "auxiliary")
 SETTINGS: tuple[str, ...] = ()
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of dilation, by output stride

@@ -41,6 +41,7 @@ from ._coco import present as present
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "masks", "letterbox", "jitter", 32
 SIZE = (512, 512)
+CLASSES = 80
 OPTIONS: tuple[str, ...] = ("channels", "hidden", "anchor", "samples", "proposals")
 SETTINGS: tuple[str, ...] = ()
 

@@ -38,6 +38,7 @@ from ._coco import present as present
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "stretch", "ssd", 32
 SIZE = (320, 320)
+CLASSES = 80
 OPTIONS: tuple[str, ...] = ()
 SETTINGS: tuple[str, ...] = ()
 

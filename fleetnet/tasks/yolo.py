@@ -40,6 +40,7 @@ __all__ = ["decode", "embed", "from_file", "head", "loss", "metric", "prepare", 
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "letterbox", "mosaic", 32
 SIZE = (640, 640)
+CLASSES = 80
 OPTIONS = ("depth", "width", "layout")
 SETTINGS: tuple[str, ...] = ()
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
