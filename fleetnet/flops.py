@@ -49,8 +49,8 @@ class _Counter(TorchDispatchMode):
 def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
     """Count one forward pass in eval mode: of an input (N, 3, H, W), or of one image of `size` (H, W) in pixels.
 
-    Runs on shapes alone (device meta), so it takes no memory and no arithmetic; the model stays as it is, in whatever
-    mode and form. Raises `UsageError` for an impossible size, `ModelError` where the network itself does.
+    Runs on shapes alone (device meta), so it takes no memory and no arithmetic, except for Mask R-CNN, whose NMS needs
+    values; the model stays as it is, in whatever mode and form. Raises `UsageError` for an impossible size, `ModelError` where the network itself does.
     """
     shape = tuple(size.shape) if isinstance(size, Tensor) else (1, 3, *size)
     if len(shape) != 4 or min(shape) < 1:
@@ -65,6 +65,15 @@ def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
     dtype = next((t.dtype for t in tensors if t.is_floating_point()), torch.float32)
     counter = _Counter()
     # Under inference mode composite operators such as linear would arrive whole.
-    with torch.inference_mode(False), torch.no_grad(), counter:
-        shadow(torch.empty(shape, dtype=dtype, device="meta"))
+    with torch.inference_mode(False), torch.no_grad():
+        try:
+            with counter:
+                shadow(torch.empty(shape, dtype=dtype, device="meta"))
+        except (RuntimeError, NotImplementedError) as error:
+            if "meta" not in str(error).lower():
+                raise
+            counter, shadow = _Counter(), copy.deepcopy(model).eval()  # NMS needs values: how many boxes remain
+            like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
+            with counter:
+                shadow(torch.zeros(shape, dtype=dtype, device=like.device))
     return Counts(sum(p.numel() for p in model.parameters()), counter.macs, counter.activations)

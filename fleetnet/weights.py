@@ -481,6 +481,7 @@ def create_model(
         return build(name, classes, drop_path, output_stride, options)
     found = read(weights, name)
     state, settled, of_head = found.state, dict(options or {}), head_of(name, found, options)
+    implied: dict[str, Any] = {}
     if of_head in (None, split_name(name)[0]):
         implied = _implied(name, state)
         settled = {**implied["options"], **settled}
@@ -499,7 +500,7 @@ def create_model(
     model = build(name, classes, drop_path, output_stride, made.options)
     if made.form == "deploy":
         model = _deploy(model, found.size).train()
-    model.report, model.preprocess = place(model, found), found.preprocess
+    model.report, model.preprocess = place(model, found), found.preprocess or implied.get("preprocess")
     return model
 
 

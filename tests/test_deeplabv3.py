@@ -17,6 +17,7 @@ from fleetnet.boxes import Place
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build, deeplabv3
+from fleetnet.transforms import Preprocess
 
 GOLDEN = Path(__file__).parent / "golden" / "deeplabv3_parcnet_s_512x512.json"
 TIMM = "timm/mobilenetv3_small_100"
@@ -45,6 +46,7 @@ def authors_state() -> tuple[dict, dict[str, Tensor]]:
 def test_golden() -> None:
     golden, state = authors_state()
     implied = deeplabv3.implied(state)
+    assert Preprocess.from_dict(implied.pop("preprocess")).channel_order == "BGR"
     assert implied == {"output_stride": 16, "options": {"dilate": False}}
     model = build("deeplabv3/parcnet_s", 21, **implied).eval()
     assert sum(p.numel() for p in model.parameters()) == 5_816_397

@@ -482,8 +482,9 @@ def test_one_box_in_a_hundred_may_be_chosen_otherwise():
 def test_a_small_error_in_all_boxes_is_a_fault():
     drifted = {**SOME, "scores": SOME["scores"] + 5e-4}
     agreement = compare([SOME], [drifted], Meaning(lambda _: []))
-    assert (agreement.unpaired, agreement.passed(1e-4), agreement.passed(1e-3)) == (0, False, True)
-    assert [agreement.drift, agreement.score] == pytest.approx([5e-4, 5e-4], rel=1e-3)
+    assert (agreement.unpaired, agreement.passed(1e-4), agreement.passed(1e-2)) == (0, False, True)
+    spread = SOME["scores"].std(correction=0).item()
+    assert [agreement.drift, agreement.score] == pytest.approx([5e-4 / spread, 5e-4], rel=1e-3)
     moved = compare([SOME], [{**SOME, "boxes": SOME["boxes"] + 0.012}], Meaning(lambda _: []))
     assert (moved.unpaired, moved.passed(1e-4)) == (0, False)
     assert moved.drift == pytest.approx(0.012 / SOME["boxes"].std().item(), rel=1e-3)

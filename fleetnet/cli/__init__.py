@@ -14,8 +14,8 @@ from ..errors import FleetnetError, UsageError, choose
 VERBS = {  # in the order of use
     "demo": "train, collapse, export, verify and measure a network on generated images (about two minutes)",
     "train": "train a network on your images, or continue with --resume",
-    "eval": "accuracy of a checkpoint or an exported file on your images",
-    "predict": "names and scores for image files",
+    "eval": "accuracy, AP or IoU of a checkpoint or an exported file on your images",
+    "predict": "names, boxes, masks or label maps for image files",
     "reparam": "collapse to the deploy form and prove that nothing changed",
     "export": "write the file for a runtime, verified before it is handed over",
     "bench": "latency of forms, files and models, measured in turn",

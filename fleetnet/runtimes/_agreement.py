@@ -5,7 +5,8 @@ the largest number of boxes, the overlap at which NMS drops one. So detections a
 one of the other side are the same where label and place are: the same class, IoU of at least IOU, scores within SCORE,
 masks of IoU at least IOU. A box without its like is excused where the other side's limits explain it. Of the rest one
 in a hundred may have none, since NMS turns rounding into another choice where boxes overlap by just its limit. Rounding
-does this to few boxes, a fault to all: so the mean differences (`drift`) must also be within the runtime's tolerance.
+does this to few boxes, a fault to all: so the mean differences, relative to the spread (`drift`), must also be within
+the runtime's tolerance; scores of a network that hardly looks at its input lie close together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -44,7 +45,7 @@ class Agreement:
     iou: float | None = None  # smallest of the pairs
     score: float | None = None  # largest difference of the pairs
     mask_iou: float | None = None  # smallest of the pairs
-    drift: float = 0.0  # mean difference of scores, or of coordinates / their standard deviation: the larger
+    drift: float = 0.0  # of the pairs: mean difference / standard deviation, of scores or coordinates, the larger
     pixels: float | None = None  # share of equal values in class maps
 
     def passed(self, tolerance: float) -> bool:
@@ -136,7 +137,9 @@ def compare(reference: Sequence[Prediction], other: Sequence[Prediction], meanin
         return Agreement(boxes, cut, unpaired, pixels=pixels)
     values = torch.cat(ours)
     difference = (values - torch.cat(theirs)).abs()
-    spread = values[:, :4].std().clamp(min=1)  # pixels
-    drift = max((difference[:, :4].mean() / spread).item(), difference[:, 4].mean().item())
+    drift = max(
+        (difference[:, :4].mean() / values[:, :4].std().clamp(min=1)).item(),  # pixels
+        (difference[:, 4].mean() / values[:, 4].std(correction=0).clamp(min=SCORE)).item(),
+    )
     score, mask = difference[:, 4].max().item(), min(masks) if masks else None
     return Agreement(boxes, cut, unpaired, min(ious), score, mask, drift, pixels)

@@ -19,7 +19,7 @@ Outputs are a tensor or a dict of tensors by name, batch first; exported files h
     embed(model) -> nn.Module                    the model with `decode` in its graph; `decode` takes its outputs too
     prepare(head, pictures, size)                before training: what the head wants to know of the data
     convert(state) -> state                      the authors' names of the head's tensors to ours
-    implied(state) -> dict                       arguments of `build` that the authors' state goes with
+    implied(state) -> dict                       arguments of `build`, and `preprocess`, for the authors' state
     from_file(path) -> (name, classes, options)  a model that a layout file (.yaml) describes
     stored(options, backbone) -> options         options as a model keeps them: text in place of files; checked
 

@@ -253,8 +253,15 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
+# what the authors' networks expect of an image: OpenCV's order and resizing, and the whole picture squashed
+AUTHORS = {
+    "size": [512, 512], "crop": 1.0, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3,
+    "channel_order": "BGR", "antialias": False, "mode": "stretch",
+}  # fmt: skip
+
+
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The authors' segmentation network drops the last stride and dilates nothing."""
     if any(name.startswith("seg_head.") for name in state):
-        return {"output_stride": 16, "options": {"dilate": False}}
+        return {"output_stride": 16, "options": {"dilate": False}, "preprocess": AUTHORS}
     return {}

@@ -237,5 +237,17 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
+# what the authors' network expects of an image: OpenCV's order and resizing
+AUTHORS = {
+    "size": [320, 320], "crop": 1.0, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3,
+    "channel_order": "BGR", "antialias": False, "mode": "stretch",
+}  # fmt: skip
+
+
+def implied(state: dict[str, Tensor]) -> dict[str, Any]:
+    """The preprocessing that the authors' weights go with."""
+    return {"preprocess": AUTHORS} if any(name.startswith("ssd_heads.") for name in state) else {}
+
+
 def metric(classes: Sequence[str]) -> CocoMetric:
     return CocoMetric(classes)
