@@ -50,7 +50,8 @@ def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
     """Count one forward pass in eval mode: of an input (N, 3, H, W), or of one image of `size` (H, W) in pixels.
 
     Runs on shapes alone (device meta), so it takes no memory and no arithmetic, except for Mask R-CNN, whose NMS needs
-    values; the model stays as it is, in whatever mode and form. Raises `UsageError` for an impossible size, `ModelError` where the network itself does.
+    values; the model stays as it is, in whatever mode and form. Raises `UsageError` for an impossible size,
+    `ModelError` where the network itself does.
     """
     shape = tuple(size.shape) if isinstance(size, Tensor) else (1, 3, *size)
     if len(shape) != 4 or min(shape) < 1:

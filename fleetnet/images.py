@@ -104,10 +104,25 @@ def measure(path: str | Path) -> tuple[int, int]:
             image = _open(file)
             width, height = image.size
             # TIFF is turned when it is loaded, and Pillow gives its size as turned already
-            turned = image.format != "TIFF" and _orientation(image) >= 5
+            plain = image.format == "TIFF" or (image.format == "PNG" and not _png_metadata(file))
+            turned = not plain and _orientation(image) >= 5
     except Exception as error:
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
     return (height, width) if turned else (width, height)
+
+
+def _png_metadata(file: BinaryIO) -> bool:
+    """True if a PNG may hold an orientation; to find out, Pillow decodes all pixels, since it may come after them."""
+    place, start, found = file.tell(), 8, False
+    while not found:
+        file.seek(start)
+        head = file.read(32)  # of a chunk: the length of its content, its type, the start of the content
+        if len(head) < 8 or head[4:8] == b"IEND":
+            break
+        found = head[4:8] == b"eXIf" or head[8:].startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
+        start += int.from_bytes(head[:4], "big") + 12
+    file.seek(place)
+    return found
 
 
 def _regular(path: str | Path) -> BinaryIO:

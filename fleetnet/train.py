@@ -29,6 +29,7 @@ from .config import TrainConfig
 from .data import WORDS, Split
 from .errors import DataError, FleetnetError, UsageError
 from .find import find
+from .images import measure
 from .tasks import Model
 from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
 
@@ -155,12 +156,13 @@ def evaluate(
     task: str,
     batches: Any,
     classes: Sequence[str],
-    on_batch: Callable[[list[Prediction], Batch], None] | None = None,
+    on_prediction: Callable[[Prediction, int], None] | None = None,
 ) -> dict[str, Any]:
     """The task's metric of a model over all batches; names of skipped images under "skipped".
 
     `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. Predictions
-    are compared in the pixels of each picture, as it is in its file; `on_batch` receives them. `classes` are names.
+    are compared in the pixels of each picture, as it is in its file; `on_prediction` receives each with the index of
+    its sample. `classes` are names.
     """
     tasks = find("tasks", task)
     metric, skipped, count = tasks.metric(classes), [], 0
@@ -172,11 +174,12 @@ def evaluate(
             if len(batch.images) == 0:
                 continue
             decoded = tasks.decode(model(batch.images), tuple(batch.images.shape[-2:]))
-            predictions = [tasks.restore(p, place) for p, place in zip(decoded, batch.places, strict=True)]
-            count += len(predictions)
-            metric.add(predictions, batch.targets)
-            if on_batch is not None:
-                on_batch(predictions, batch)
+            for i, sample in enumerate(batch.indices):  # one at a time: the masks of one picture may be large
+                prediction = tasks.restore(decoded[i], batch.places[i])
+                metric.add([prediction], {key: value[i : i + 1] for key, value in batch.targets.items()})
+                if on_prediction is not None:
+                    on_prediction(prediction, sample)
+                count += 1
     finally:
         model.train(training)
     if not count:
@@ -209,8 +212,8 @@ def train_one_epoch(
     images, skipped, lr = 0, [], 0.0
     for step, batch in enumerate(batches):
         skipped += batch.skipped
-        if len(batch.images) == 0:
-            continue
+        if len(batch.images) == 0 or (len(batch.images) == 1 and batch.skipped):
+            continue  # one image is left of several: not enough for batch norms of one value a channel
         lr = rate(step)
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_multiple"]
@@ -283,8 +286,9 @@ def fit(
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
     settings = {key: getattr(config, key) for key in task.SETTINGS}
-    if (config.mixup or config.cutmix) and task.TARGET != "label":
-        raise UsageError(f"mixup and cutmix blend labels of images; {model.task} learns from {WORDS[task.TARGET]}")
+    _check_settings(config, model.task)
+    for split in (train, val):
+        _check_annotated(split, task.TARGET)
 
     augment = _augmentation(config.augment, task, preprocess, config)
     train_data = ImageDataset(train, augment, preprocess.size if config.cache else None, target=task.TARGET)
@@ -392,7 +396,7 @@ def fit(
                 skipped = skipped + result.pop("skipped")
                 line[form] = {k: v for k, v in result.items() if v is None or isinstance(v, int | float)}
                 key = next(iter(result))  # the task's first metric decides; None: nothing to find in these images
-                if best is None or (result[key] or 0) > (best[key] or 0):
+                if best is None or not best[key] or (result[key] or 0) > best[key]:  # of nothing found, the last
                     best = {**result, "epoch": epoch, "weights": form}
                     save("best.safetensors", model if form == "raw" else net, line[form], form)
         line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
@@ -416,6 +420,25 @@ def fit(
     return best or {}
 
 
+def _check_settings(config: TrainConfig, name: str) -> None:
+    """`UsageError` for a setting that the task has no use for."""
+    task, usual = find("tasks", name), TrainConfig()
+    unused = [key for key in ("mixup", "cutmix", "auto_augment") if task.TARGET != "label"]
+    unused += ["label_smoothing"] if "label_smoothing" not in task.SETTINGS else []
+    unused += ["crop"] if task.MODE != "crop" else []
+    for key in unused:
+        if getattr(config, key) not in (0, getattr(usual, key)):
+            raise UsageError(f"{key} is {getattr(config, key)}, but {name} has no use for it; leave it out")
+
+
+def _check_annotated(split: Split, target: str) -> None:
+    """`DataError` unless every sample has the annotation that a task learns from."""
+    key = {"boxes": "objects", "masks": "objects"}.get(target, target)
+    for sample in split.samples:
+        if getattr(sample, key) is None:
+            raise DataError(f"{sample.image} has no {WORDS[target]}: load the data with target={target!r}")
+
+
 def _augmentation(name: str, task: Any, preprocess: Preprocess, config: TrainConfig) -> Any:
     """The function of `ImageDataset` that a setting of `augment` names."""
     name = task.AUGMENT if name == "default" else name
@@ -436,12 +459,13 @@ def _pictures(data: ImageDataset, preprocess: Preprocess) -> list[tuple[tuple[in
     """For each readable picture its (height, width) and its boxes in pixels of the input."""
     pictures = []
     for index in range(len(data)):
+        sample = data.split.samples[index]
         try:
-            image, targets = data.annotated(index)
+            width, height = sample.image().size if callable(sample.image) else measure(sample.image)
         except DataError:  # counted when it is met in training
             continue
-        place = preprocess.place(image.height, image.width)
-        pictures.append(((image.height, image.width), place.into(targets["boxes"])))
+        boxes = torch.tensor([item.box for item in sample.objects or () if not item.crowd]).view(-1, 4)
+        pictures.append(((height, width), preprocess.place(height, width).into(boxes)))
     return pictures
 
 

@@ -289,8 +289,10 @@ class ImageDataset(Dataset[Item | str]):
 
     def _objects(self, sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:
         """In evaluation all objects, with area and crowd; in training those that are no crowd."""
+        if sample.objects is None:
+            raise DataError(f"{sample.image} is not annotated with objects: load the data with target={self.target!r}")
         training = not isinstance(self.transform, Preprocess)
-        objects = [item for item in sample.objects or () if not (training and item.crowd)]
+        objects = [item for item in sample.objects if not (training and item.crowd)]
         boxes = torch.tensor([item.box for item in objects], dtype=torch.float32).view(-1, 4)
         targets = {"boxes": boxes, "labels": torch.tensor([item.label for item in objects], dtype=torch.int64)}
         if self.target == "masks":

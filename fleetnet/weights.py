@@ -11,7 +11,6 @@ where the weights have none or that of another task, such as a classifier's for 
 
 import argparse
 import hashlib
-import inspect
 import json
 import os
 import pickle
@@ -30,7 +29,7 @@ from .backbones import Option, Pretrained, family, pretrained, variants
 from .errors import FleetnetError, ModelError, choose
 from .find import find, names
 from .reparam import reparameterize
-from .tasks import Model, build, split_name
+from .tasks import Model, build, defaults, described_by, split_name
 
 State = dict[str, Tensor]
 Shapes = Mapping[str, tuple[int, ...]]
@@ -401,21 +400,10 @@ def plan(
     return Plan(form, chosen, counts[0] if counts else None)
 
 
-def _defaults(name: str) -> dict[str, Option]:
-    """The options of a model with their defaults: first those of its backbone, then those of its head."""
-    task_name, backbone_name = split_name(name)
-    task = find("tasks", task_name)
-    made = [(task.head, task.OPTIONS)]
-    if family(backbone_name) != "timm":
-        made.insert(0, (variants()[backbone_name], find("backbones", family(backbone_name)).OPTIONS))
-    arguments = [(inspect.signature(make).parameters, options) for make, options in made]
-    return {key: known[key].default for known, options in arguments for key in options if key in known}
-
-
 def _alternatives(name: str, settled: Mapping[str, Option]) -> dict[str, list[Option]]:
     """Other values to try of the options that are not settled: of switches the other, of counts the small ones."""
     tried: dict[str, list[Option]] = {}
-    for key, default in _defaults(name).items():
+    for key, default in defaults(name).items():
         if key not in settled and isinstance(default, int) and default < 9:  # bool is an int
             tried[key] = [not default] if isinstance(default, bool) else [n for n in range(1, 9) if n != default]
     return tried
@@ -453,7 +441,7 @@ def _implied(name: str, state: State) -> dict[str, Any]:
     """The output stride and options that the authors' weights go with, as far as the model `name` has such options."""
     task = find("tasks", split_name(name)[0])
     implied = dict(task.implied(state)) if hasattr(task, "implied") else {}
-    return {**implied, "options": {k: v for k, v in implied.get("options", {}).items() if k in _defaults(name)}}
+    return {**implied, "options": {k: v for k, v in implied.get("options", {}).items() if k in defaults(name)}}
 
 
 # ---- place -----------------------------------------------------------------------------------------------------------
@@ -479,6 +467,8 @@ def create_model(
     """
     if weights is None:
         return build(name, classes, drop_path, output_stride, options)
+    name, of_file, described = described_by(name)
+    classes, options = of_file if classes is None else classes, {**described, **(options or {})}
     found = read(weights, name)
     state, settled, of_head = found.state, dict(options or {}), head_of(name, found, options)
     implied: dict[str, Any] = {}
@@ -493,7 +483,7 @@ def create_model(
         expected = shapes_of(name, FORMS[0], output_stride, tuple(settled.items()))
         state, _ = _backbone_of(of_head, name, state, expected)
         if _same_backbone(found, name):
-            known = _defaults(split_name(name)[1])
+            known = defaults(split_name(name)[1])
             settled = {**{key: value for key, value in found.facts["options"].items() if key in known}, **settled}
     made = plan(name, state, output_stride, settled)
     classes = made.classes if classes is None else classes
@@ -607,10 +597,8 @@ def _resized(shape: Sequence[int], growth: Growth, classes: int) -> list[int]:
 
 def _check_built_alike(model: Model, weights: Weights) -> None:
     """Refuse the authors' weights for a model that has their tensors, but computes something else with them."""
-    implied, defaults = _implied(model.name, weights.state), _defaults(model.name)
-    differ = [
-        f"options={{{k!r}: {v!r}}}" for k, v in implied["options"].items() if model.options.get(k, defaults[k]) != v
-    ]
+    implied, usual = _implied(model.name, weights.state), defaults(model.name)
+    differ = [f"options={{{k!r}: {v!r}}}" for k, v in implied["options"].items() if model.options.get(k, usual[k]) != v]
     if (stride := implied.get("output_stride", model.output_stride)) != model.output_stride:
         differ.insert(0, f"output_stride={stride}")
     if differ:

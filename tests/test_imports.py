@@ -27,7 +27,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "checkpoint": "tasks transforms weights reparam find errors __init__",
     "runtimes": "runtimes boxes reparam find errors",
     "predict": "checkpoint weights images runtimes tasks transforms boxes find errors",
-    "train": "tasks data transforms augment boxes checkpoint config find errors",
+    "train": "tasks data transforms augment boxes images checkpoint config find errors",
     "cli": "cli backbones bench checkpoint config data errors find flops images predict reparam report runtimes tasks "
     "train transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",

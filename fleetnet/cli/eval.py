@@ -48,7 +48,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..predict import load
     from ..tasks._coco import results
     from ..train import evaluate
-    from ..transforms import Batch, ImageDataset, collate
+    from ..transforms import ImageDataset, collate
 
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(given["model"], threads=given.get("threads", 2))
@@ -67,13 +67,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     found: list[dict[str, Any]] = []
 
-    def keep(predictions: list[dict[str, torch.Tensor]], batch: Batch) -> None:
-        ids = [split.samples[i].id for i in batch.indices]
-        numbers = [i + 1 if id is None else id for i, id in zip(batch.indices, ids, strict=True)]
-        found.extend(results(predictions, numbers, split.ids or range(1, len(split.classes) + 1)))
+    def keep(prediction: dict[str, torch.Tensor], sample: int) -> None:
+        id = split.samples[sample].id
+        number = sample + 1 if id is None else id
+        found.extend(results([prediction], [number], split.ids or range(1, len(split.classes) + 1)))
 
     result = evaluate(
-        predictor, predictor.task, batches, split.classes, on_batch=keep if given.get("predictions") else None
+        predictor, predictor.task, batches, split.classes, on_prediction=keep if given.get("predictions") else None
     )
     skipped = result.pop("skipped")
     rows = [[name, _text(value)] for name, value in result.items() if name not in NOT_SHOWN]

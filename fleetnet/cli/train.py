@@ -38,8 +38,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     else:
         settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
         settings = {**settings, **given}
-        if "model" in settings and "size" not in settings:
-            settings["size"] = _usual_size(settings["model"])
+        if "model" in settings:
+            settings |= _resolved(settings)
         config = TrainConfig(**settings)
         for key in ("model", "data"):
             if not getattr(config, key):
@@ -105,12 +105,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     return {"run": str(path), "best": shown, "epochs": len(log), "skipped": skipped}
 
 
-def _usual_size(model: str) -> Any:
-    """Pixels that the task is usually trained at."""
+def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
+    """The model of a layout file by name and options, and the size that its task is usually trained at."""
     from ..find import find
-    from ..tasks import split_name
+    from ..tasks import described_by, split_name
 
-    return getattr(find("tasks", split_name(model)[0]), "SIZE", KEYS_AND_DEFAULTS["size"])
+    name, _, options = described_by(settings["model"])
+    size = getattr(find("tasks", split_name(name)[0]), "SIZE", KEYS_AND_DEFAULTS["size"])
+    return {"model": name, "size": settings.get("size", size), "options": {**options, **settings.get("options", {})}}
 
 
 def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str | None) -> tuple[TrainConfig, Path]:

@@ -18,11 +18,17 @@ from PIL import Image
 
 from ..errors import DataError, UsageError, choose
 from ..find import find, names
+from ..images import measure
 
 TARGETS = ("label", "boxes", "masks", "semantic")  # kinds of annotation: of the image, objects, their masks, each pixel
 WORDS = {"label": "label of an image", "boxes": "boxes", "masks": "instance masks", "semantic": "label of each pixel"}
 IGNORE = 255  # in label maps: a pixel of no known class
 SPLITS = ("train", "val", "test", "all")  # "all" is for data without a split of its own: nothing is held out
+SPLIT_NAMES = {  # what folders and files of a split are called; the first that is there counts
+    "train": ("train",),
+    "val": ("val", "valid", "validation", "test"),
+    "test": ("test",),
+}
 _T = TypeVar("_T")
 
 
@@ -144,6 +150,16 @@ def check_images(paths: Sequence[Path], source: str) -> None:
     if missing:
         more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise DataError(f"{source}: no such image: {', '.join(missing[:5])}{more}")
+
+
+def measured(image: Path, skipped: list[str]) -> tuple[int, int] | None:
+    """(height, width) of an image; None, with a line in `skipped`, if it cannot be read."""
+    try:
+        width, height = measure(image)
+    except DataError as error:
+        skipped.append(f"{error}; left out")
+        return None
+    return height, width
 
 
 def text_of(path: Path) -> str:

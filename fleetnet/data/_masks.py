@@ -37,7 +37,7 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
     """
     height, width = size
     if isinstance(segmentation, dict):
-        if list(segmentation.get("size") or ()) != [height, width]:
+        if segmentation.get("size") not in ([height, width], (height, width)):
             raise DataError(f"RLE is of size {segmentation.get('size')}; the picture is {[height, width]}")
         runs = run_lengths(segmentation.get("counts"))
         if runs.sum() != height * width:
@@ -52,7 +52,7 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
             raise NoMask(f"a polygon has fewer than {POINTS} points, or no pairs of x, y")
         try:
             points = np.array(polygon, dtype=float).reshape(-1, 2)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             raise NoMask(f"a polygon has values that are not numbers: {polygon}") from error
         # the time and memory of drawing grow with the coordinates, so none may be far away; false for NaN
         if not ((points >= (-width, -height)) & (points <= (2 * width, 2 * height))).all():

@@ -16,14 +16,25 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import DataError, choose
-from . import Object, Sample, Split, check_exists, check_images, fit_box, hold_out, inside, text_of
+from . import (
+    SPLIT_NAMES,
+    Object,
+    Sample,
+    Split,
+    check_exists,
+    check_images,
+    fit_box,
+    hold_out,
+    inside,
+    measured,
+    text_of,
+)
 from ._masks import POINTS, NoMask, check_segmentation
 
 EXPECTS = (
     "ROOT/annotations/instances_train.json and instances_val.json, with ROOT/images/train or ROOT/images; or a .json"
 )
 TARGETS = ("boxes", "masks")
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test"), "test": ("test",)}
 _FILES = (
     *("annotations/instances_{0}.json", "annotations/instances_{0}2017.json", "annotations/instances_{0}2014.json"),
     *("annotations/{0}.json", "instances_{0}.json", "{0}.json", "{0}/_annotations.coco.json"),
@@ -36,30 +47,40 @@ def detect(root: str) -> bool:
     """True for a JSON file, and for a folder with the file of a split."""
     path = Path(root)
     if path.is_dir():
-        return any(_file_of(path, split) for split in _NAMES)
+        return any(_file_of(path, split) for split in SPLIT_NAMES)
     return path.is_file() and path.suffix == ".json"
 
 
 def load(root: str, split: str, target: str = "boxes") -> Split:
     """The samples of a split, in the order of the file; images without objects are among them.
 
-    With target "masks" each object has a mask, with "boxes" none has. Raises `DataError` naming file and entry for
+    Images that cannot be read, or are not of the size that the file says, are left out with a line in `skipped`. With target "masks" each object has a mask, with "boxes" none has. Raises `DataError` naming file and entry for
     whatever does not parse, images that do not exist and paths that leave the folder of the data.
     """
     check_exists(root)
     path, wanted = _choose(Path(root), split)
     place = path.parent if Path(root).is_file() else Path(root)
     place = place.parent if Path(root).is_file() and place.name == "annotations" else place
-    parsed = parse(text_of(path), str(path), target)
+    parsed, sizes = _parse(text_of(path), str(path), target)
     samples = hold_out(parsed.samples, wanted)
+    if not samples:
+        raise DataError(f"{path}: no samples for {split!r}: its only image is for 'train'")
     names = [str(sample.image) for sample in samples]
     for sample in samples:  # before any of them is looked for
         inside(place / str(sample.image), place, f"{path}, image {sample.id}")
     folder = _folder(place, path, names[0])
     paths = [inside(folder / name, place, str(path)) for name in names]
     check_images(paths, str(path))
-    samples = [replace(sample, image=image) for sample, image in zip(samples, paths, strict=True)]
-    return replace(parsed, samples=samples)
+    kept, skipped = [], list[str]()
+    for sample, image in zip(samples, paths, strict=True):
+        size, said = measured(image, skipped), sizes[sample.id]
+        if size == said:
+            kept.append(replace(sample, image=image))
+        elif size:
+            skipped.append(
+                f"{str(image)!r}: left out, it is {size[1]}x{size[0]}; {path}, image {sample.id} says {said[1]}x{said[0]}"
+            )
+    return replace(parsed, samples=kept, skipped=skipped + parsed.skipped)
 
 
 def parse(text: str, source: str, target: str = "boxes") -> Split:
@@ -68,6 +89,11 @@ def parse(text: str, source: str, target: str = "boxes") -> Split:
     Annotations without a size or of unknown images are dropped, with a line in `skipped`; so are those without a mask
     where `target` is "masks".
     """
+    return _parse(text, source, target)[0]
+
+
+def _parse(text: str, source: str, target: str) -> tuple[Split, dict[int | str | None, tuple[int, int]]]:
+    """What `parse` gives, and the (height, width) of each image by its id."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -92,13 +118,13 @@ def parse(text: str, source: str, target: str = "boxes") -> Split:
         if not isinstance(id, (int, str)) or id not in pictures:
             skipped.append(f"{entry}: dropped, there is no image with the id {id!r}")
             continue
-        if category not in ids:
+        if not _number(category) or category not in ids:
             raise DataError(f"{entry}: no category with the id {category!r}; there are {_few(ids)}")
         item = _object(row, ids[category], pictures[id][1], entry, skipped, target)
         if item:
             objects[id].append(item)
     samples = [Sample(Path(name), objects=tuple(objects[id]), id=id) for id, (name, _) in pictures.items()]
-    return Split(samples, classes, skipped, list(ids))
+    return Split(samples, classes, skipped, list(ids)), {id: size for id, (_, size) in pictures.items()}
 
 
 def _object(
@@ -154,7 +180,7 @@ def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[int | s
         height: Any = row.get("height")
         if not isinstance(id, (int, str)) or not isinstance(name, str) or not name:
             raise DataError(f"{source}: image {row} needs an id and a file_name")
-        if not all(isinstance(side, int) and side > 0 for side in (width, height)):
+        if not all(isinstance(side, int) and 0 < side < 1 << 31 for side in (width, height)):
             raise DataError(f"{source}, image {id}: width is {width!r} and height is {height!r}; expected pixels")
         if id in seen:
             raise DataError(f"{source}: two images have the id {id!r}")
@@ -163,7 +189,8 @@ def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[int | s
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    """True for what JSON gives for a number, unless it is too large for a float."""
+    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
 
 
 def _few(ids: dict[int, int]) -> str:
@@ -173,7 +200,7 @@ def _few(ids: dict[int, int]) -> str:
 def _choose(root: Path, split: str) -> tuple[Path, str]:
     """The file to read, and the part to take of it: "all" unless the file holds every split."""
     if root.is_dir():
-        files = {name: file for name in _NAMES if (file := _file_of(root, name))}
+        files = {name: file for name in SPLIT_NAMES if (file := _file_of(root, name))}
         if split == "all" and len(set(files.values())) == 1:
             return next(iter(files.values())), "all"
         if split not in files:
@@ -183,7 +210,7 @@ def _choose(root: Path, split: str) -> tuple[Path, str]:
     named = _SPLIT.search(root.stem)
     if not named or split == "all":
         return root, split
-    for name in _NAMES[split]:
+    for name in SPLIT_NAMES[split]:
         other = root.with_name(_SPLIT.sub(name, root.stem, count=1) + root.suffix)
         if other.is_file():
             return other, "all"
@@ -192,7 +219,7 @@ def _choose(root: Path, split: str) -> tuple[Path, str]:
 
 
 def _file_of(root: Path, split: str) -> Path | None:
-    files = (root / file.format(name) for name in _NAMES[split] for file in _FILES)
+    files = (root / file.format(name) for name in SPLIT_NAMES[split] for file in _FILES)
     return next((file for file in files if file.is_file()), None)
 
 

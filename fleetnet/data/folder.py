@@ -12,11 +12,10 @@ from pathlib import Path
 
 from ..errors import DataError, choose
 from ..images import EXTENSIONS, find_images, hidden
-from . import Sample, Split, check_exists, hold_out
+from . import SPLIT_NAMES, Sample, Split, check_exists, hold_out
 
 EXPECTS = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
 TARGETS = ("label",)
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test"), "test": ("test",)}
 
 
 def detect(root: str) -> bool:
@@ -24,7 +23,7 @@ def detect(root: str) -> bool:
     path = Path(root)
     if not path.is_dir():
         return False
-    splits = [name for names in _NAMES.values() for name in names if (path / name).is_dir()]
+    splits = [name for names in SPLIT_NAMES.values() for name in names if (path / name).is_dir()]
     if splits:
         return any(_folders(path / name) for name in splits)
     folders = _folders(path)
@@ -40,7 +39,7 @@ def load(root: str, split: str, target: str = "label") -> Split:
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"{root!r} is not a folder; expected {EXPECTS}")
-    present = [name for name in _NAMES["train"] + _NAMES["val"] if (path / name).is_dir()]
+    present = [name for name in SPLIT_NAMES["train"] + SPLIT_NAMES["val"] if (path / name).is_dir()]
     if split == "all" and len(present) > 1:
         raise DataError(f"{root!r} has the splits {', '.join(present)}: choose one")
     first = path / present[0] if present else path
@@ -52,7 +51,7 @@ def load(root: str, split: str, target: str = "label") -> Split:
     if own:
         folder = first
     else:
-        folder = next((path / name for name in _NAMES.get(split, present) if name in present), path)
+        folder = next((path / name for name in SPLIT_NAMES.get(split, present) if name in present), path)
         if folder == path:
             raise DataError(f"no folder for {split!r} in {root!r}; there is {', '.join(present)}")
     found, skipped = _scan(folder, classes, str(first))

@@ -16,12 +16,11 @@ import numpy as np
 
 from ..errors import DataError
 from ..images import find_images, measure, read_labels
-from . import IGNORE, Sample, Split, check_exists, hold_out, parse_classes, text_of
+from . import IGNORE, SPLIT_NAMES, Sample, Split, check_exists, hold_out, parse_classes, text_of
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, semantic, annotations) and ROOT/classes.txt"
 TARGETS = ("semantic",)
 _FOLDERS = ("labels", "masks", "semantic", "annotations")
-_NAMES = {"train": ("train",), "val": ("val", "valid", "validation", "test"), "test": ("test",)}
 _COLORS = ("colors.txt", "class_colors.txt")
 _NO_CLASS = ("ignore", "void")
 
@@ -42,9 +41,9 @@ def load(root: str, split: str, target: str = "semantic") -> Split:
         raise DataError(f"no images with labels in {root!r}; expected {EXPECTS}")
     classes, colors = _classes(path, labels.name)
     images, wanted = path / "images", split
-    present = [name for names in _NAMES.values() for name in names if (images / name).is_dir()]
+    present = [name for names in SPLIT_NAMES.values() for name in names if (images / name).is_dir()]
     if present:
-        part = next((name for name in _NAMES.get(split, present[:1]) if name in present), None)
+        part = next((name for name in SPLIT_NAMES.get(split, present[:1]) if name in present), None)
         if part is None or (split == "all" and len(set(present)) > 1):
             raise DataError(f"no folder for {split!r} in {str(images)!r}; there is {', '.join(dict.fromkeys(present))}")
         images, labels, wanted = images / part, labels / part, "all"

@@ -4,24 +4,33 @@
     root/ImageSets/Main/train.txt  root/ImageSets/Segmentation/train.txt      (names, one a line)
 
 Without lists of the splits, every tenth image is held out for "val". Class names are the lines of classes.txt or
-labels.txt, or the names in the XML files of the train split, sorted; for label maps "background" comes before them.
+labels.txt. Without these they are, for boxes, the names in the XML files of the train split, sorted; and for label maps
+VOC's 20, if the XML files have no others. For label maps "background" comes before them.
 Corners are taken as they are, without the shift by one pixel of VOC's own tools. Objects marked as difficult count as
 crowds: neither learned from nor counted. An XML file with a DOCTYPE is refused: entities may expand without end.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
+
 from ..errors import DataError, choose
-from ..images import EXTENSIONS, measure
-from . import Object, Sample, Split, check_exists, fit_box, hold_out, inside, masks, parse_classes, text_of
+from ..images import EXTENSIONS, read_labels
+from . import IGNORE, Object, Sample, Split, check_exists, fit_box, hold_out, inside, masks, measured
+from . import parse_classes, text_of
 
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
 TARGETS = ("boxes", "semantic")
+NAMES = (  # of VOC, whose label maps have them from 1 on
+    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
+)
 _LISTS = {"boxes": "Main", "semantic": "Segmentation"}
 _SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 
@@ -70,10 +79,12 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
         file = _xml(path, name)
         annotation = annotations.get(name) or parse(text_of(file), str(file))
         image = _image(path, name, annotation.filename)
-        width, height = measure(image)
-        if annotation.size not in (None, (height, width)):
-            skipped.append(f"{file}: says {annotation.size} (height, width); the image is {(height, width)}, and right")
-        objects = place(annotation, classes, (height, width), str(file), skipped)
+        size = measured(image, skipped)
+        if size is None:
+            continue
+        if annotation.size not in (None, size):
+            skipped.append(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
+        objects = place(annotation, classes, size, str(file), skipped)
         samples.append(Sample(image, objects=objects, id=name))
     return Split(samples, classes, skipped)
 
@@ -156,11 +167,33 @@ def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> lis
         for name in _names(root, "train", "boxes") if listed else [file.stem for file in files]:
             annotations[name] = parse(text_of(_xml(root, name)), str(_xml(root, name)))
         classes = sorted({name for annotation in annotations.values() for name, _, _ in annotation.objects})
+        if target == "semantic" and classes:
+            _check_labels(root, classes, annotations)
+            classes = list(NAMES)
     if not classes:
         raise DataError(f"no class names in {str(root)!r}: put them into classes.txt, one a line")
     if target == "semantic" and classes[0].strip("_") != "background":
         classes = ["background", *classes]
     return classes
+
+
+def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Annotation]) -> None:
+    """Raise `DataError` unless names in XML files are VOC's, and mean there what label maps (ten are read) hold."""
+    problem = f"the classes of label maps are not known: put them into {root / 'classes.txt'}, in order, one a line"
+    strange = [name for name in classes if name not in NAMES]
+    if strange:
+        raise DataError(f"{problem}; XML files name {strange[0]!r}, which is none of VOC's classes")
+    files = {root / "SegmentationClass" / f"{name}.png": annotations[name].objects for name in sorted(annotations)}
+    for file in islice(filter(Path.is_file, files), 10):
+        named = {NAMES.index(name) + 1 for name, _, _ in files[file]}
+        try:
+            values = set(np.unique(read_labels(file)).tolist()) - {0, IGNORE}
+        except DataError:  # told when it is read as a sample's
+            continue
+        if values and named and not values & named:
+            raise DataError(
+                f"{problem}; {str(file)!r} has {sorted(values)}, its XML file what is {sorted(named)} in VOC"
+            )
 
 
 def _xml(root: Path, name: str) -> Path:

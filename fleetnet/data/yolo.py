@@ -3,12 +3,14 @@
     root/data.yaml (names, train, val, optional path)  root/images/train/*.jpg  root/labels/train/*.txt
 
 `root` is the folder or its YAML file. The labels of an image are where its path has "labels" for the last "images"; an
-image without such a file shows no object. Entries of the YAML file are folders of images, or text files that list
-them, and stay inside of its folder.
+image without such a file shows no object, but one of a split has to have it. Entries of the YAML file are folders of
+images, or text files that list them, and stay inside of its folder.
 """
 
 import math
 import os
+import reprlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,21 @@ from typing import Any
 import yaml
 
 from ..errors import DataError
-from ..images import find_images, measure
-from . import Object, Sample, Split, check_exists, check_images, fit_box, inside, text_of
+from ..images import find_images
+from . import SPLIT_NAMES, Object, Sample, Split, check_exists, check_images, fit_box, inside, measured, text_of
 from ._masks import NoMask, check_segmentation
 
 EXPECTS = "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt"
 TARGETS = ("boxes", "masks")
-_KEYS = {"train": ("train",), "val": ("val", "valid", "test"), "test": ("test",)}
+_SHOWN = reprlib.Repr()  # of values in errors: aliases make some without end
+_SHOWN.maxlevel = 3
+
+
+class _Loader(yaml.SafeLoader):
+    """Without merging of keys (`<<`), where few aliases make mappings without end."""
+
+    def flatten_mapping(self, node: yaml.MappingNode) -> None:
+        """Keep `<<` as a key, which is then refused."""
 
 
 def detect(root: str) -> bool:
@@ -39,19 +49,27 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
         raise DataError(f"no data.yaml in {root!r}; expected {EXPECTS}")
     classes, entries, base = parse_yaml(text_of(path), str(path))
     folder = inside(path.parent / base, path.parent, f"{path}, path")
-    key = next((key for key in _KEYS.get(split, entries) if key in entries), None)
+    key = next((key for key in SPLIT_NAMES.get(split, entries) if key in entries), None)
     if key is None or (split == "all" and len(entries) > 1):
         raise DataError(f"{path} has no entry for {split!r}; there is {', '.join(entries)}")
     skipped: list[str] = []
     images = [image for entry in entries[key] for image in _images(folder, entry, f"{path}, {key}", skipped)]
+    files = [_labels(image, path.parent) for image in images]
+    missing = [file for file in files if not file.is_file()]
+    if missing:
+        few = f"{len(missing)} of {len(files)} images have no file of labels, as {str(missing[0])!r}"
+        if len(missing) == len(files):
+            raise DataError(f"{path}, {key}: {few}")
+        skipped.append(f"{path}, {key}: {few}; they count as images without objects")
     samples = []
-    for image in images:
-        file = _labels(image)
+    for image, file, id in zip(images, files, _ids(images, folder), strict=True):
         objects: tuple[Object, ...] = ()
         if file.is_file():
-            width, height = measure(image)
-            objects = parse(text_of(file), str(file), len(classes), (height, width), target, skipped)
-        samples.append(Sample(image, objects=objects, id=image.stem))
+            size = measured(image, skipped)
+            if size is None:
+                continue
+            objects = parse(text_of(file), str(file), len(classes), size, target, skipped)
+        samples.append(Sample(image, objects=objects, id=id))
     return Split(samples, classes, skipped)
 
 
@@ -96,20 +114,20 @@ def parse(
 def parse_yaml(text: str, source: str) -> tuple[list[str], dict[str, list[str]], str]:
     """Class names, the entries of each split, and the folder they are relative to, itself relative to the file's."""
     try:
-        given = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        given = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
         raise DataError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise DataError(f"{source}: expected names, train and val")
     classes = _named(given.get("names"), source)
     if given.get("nc", len(classes)) != len(classes):
-        raise DataError(f"{source}: nc is {given['nc']}, but there are {len(classes)} names")
+        raise DataError(f"{source}: nc is {_SHOWN.repr(given['nc'])}, but there are {len(classes)} names")
     entries: dict[str, list[str]] = {}
-    for key in ("train", "val", "valid", "test"):
+    for key in dict.fromkeys(name for names in SPLIT_NAMES.values() for name in names):
         value: Any = given.get(key)
         rows = value if isinstance(value, list) else [value]
         if value and not all(isinstance(row, str) for row in rows):
-            raise DataError(f"{source}: {key} is {value!r}; expected a path, or a list of them")
+            raise DataError(f"{source}: {key} is {_SHOWN.repr(value)}; expected a path, or a list of them")
         if value:
             entries[key] = rows
     base = given.get("path") or "."
@@ -119,10 +137,15 @@ def parse_yaml(text: str, source: str) -> tuple[list[str], dict[str, list[str]],
 
 
 def _named(names: Any, source: str) -> list[str]:
-    if isinstance(names, dict) and sorted(names, key=str) == sorted(range(len(names)), key=str):
+    if isinstance(names, dict) and set(names) == set(range(len(names))):
         names = [names[i] for i in range(len(names))]
     if not isinstance(names, list) or not names or not all(isinstance(name, (str, int)) for name in names):
-        raise DataError(f"{source}: names is {names!r}; expected a list of class names, or `0: name` and so on")
+        shown = _SHOWN.repr(names)
+        raise DataError(f"{source}: names is {shown}; expected a list of class names, or `0: name` and so on")
+    truth = next((name for name in names if isinstance(name, bool)), None)
+    if truth is not None:  # and what was written is lost
+        word = "yes, on or true" if truth else "no, off or false"
+        raise DataError(f"{source}: names has {word} without quotes, which YAML takes for {truth}; put it in quotes")
     return [str(name) for name in names]
 
 
@@ -146,6 +169,19 @@ def _images(base: Path, entry: str, source: str, skipped: list[str]) -> Sequence
     return images
 
 
-def _labels(image: Path) -> Path:
-    head, found, tail = str(image).rpartition(f"{os.sep}images{os.sep}")
-    return Path(f"{head}{os.sep}labels{os.sep}{tail}" if found else image).with_suffix(".txt")
+def _labels(image: Path, root: Path) -> Path:
+    """Where the labels of an image are; above the folder `root` of the data, names mean nothing."""
+    *folders, name = Path(os.path.relpath(image, root)).parts
+    if "images" in folders:
+        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
+    return root.joinpath(*folders, name).with_suffix(".txt")
+
+
+def _ids(images: Sequence[Path], root: Path) -> list[str | None]:
+    """The name of each image; with its folders below `root` where names repeat, and None where these do as well."""
+    paths = [os.path.splitext(os.path.relpath(image, root))[0] for image in images]
+    stems, whole = Counter(image.stem for image in images), Counter(paths)
+    return [
+        image.stem if stems[image.stem] == 1 else path if whole[path] == 1 else None
+        for image, path in zip(images, paths, strict=True)
+    ]

@@ -27,14 +27,15 @@ Outputs are a tensor or a dict of tensors by name, batch first; exported files h
 "ssd/fasternet_t0" a detector.
 """
 
+import inspect
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Option, backbone
-from ..errors import ModelError, choose
+from ..backbones import Backbone, Option, backbone, family, variants
+from ..errors import ModelError, UsageError, choose
 from ..find import find, names
 
 
@@ -56,6 +57,7 @@ class Model(nn.Module):
         super().__init__()
         self.name, self.classes, self.drop_path, self.options = name, classes, drop_path, dict(options or {})
         self.task, backbone_name = split_name(name)
+        check_options(name, self.options)
         self.report: Any = None
         self.preprocess: dict[str, Any] | None = None
         task = find("tasks", self.task)
@@ -94,15 +96,43 @@ def build(
     `name` may also be a layout file (.yaml). There are as many classes as usual, or those of the file, unless given;
     `output_stride` is the task's own unless given. `options` may be of the head and of the backbone.
     """
-    if name.endswith((".yaml", ".yml")):
-        task = next(task for task in map(partial(find, "tasks"), names("tasks")) if hasattr(task, "from_file"))
-        name, of_file, described = task.from_file(name)
-        classes, options = of_file if classes is None else classes, {**described, **(options or {})}
+    name, of_file, described = described_by(name)
+    classes, options = of_file if classes is None else classes, {**described, **(options or {})}
     if classes is None:
         classes = getattr(find("tasks", split_name(name)[0]), "CLASSES", 1000)
     if classes < 1:
         raise ModelError(f"classes is {classes}; a model needs at least 1")
     return Model(name, classes, drop_path, output_stride, options)
+
+
+def described_by(name: str) -> tuple[str, int | None, dict[str, Option]]:
+    """Name, number of classes and options of the model in a layout file (.yaml); of any other name itself."""
+    if not name.endswith((".yaml", ".yml")):
+        return name, None, {}
+    task = next(task for task in map(partial(find, "tasks"), names("tasks")) if hasattr(task, "from_file"))
+    return task.from_file(name)
+
+
+def defaults(name: str) -> dict[str, Option]:
+    """The options of a model with their defaults: first those of its backbone, then those of its head."""
+    task_name, backbone_name = split_name(name)
+    task = find("tasks", task_name)
+    made = [(task.head, task.OPTIONS)]
+    if family(backbone_name) != "timm":
+        made.insert(0, (variants()[backbone_name], find("backbones", family(backbone_name)).OPTIONS))
+    arguments = [(inspect.signature(make).parameters, options) for make, options in made]
+    return {key: known[key].default for known, options in arguments for key in options if key in known}
+
+
+def check_options(name: str, options: Mapping[str, Option]) -> None:
+    """`UsageError` for an option that the model does not have, or of another kind than its default."""
+    known = defaults(name)
+    for key, value in options.items():
+        if key not in known:
+            raise UsageError(f"{name} has no option {key!r}: {choose(key, known) if known else 'it has none'}")
+        kinds = (float, int) if isinstance(known[key], float) else (type(known[key]),)
+        if known[key] is not None and type(value) not in kinds:  # bool is an int, but no number
+            raise UsageError(f"option {key} of {name} is {value!r}; allowed: {kinds[0].__name__}, as {known[key]!r}")
 
 
 def named(outputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

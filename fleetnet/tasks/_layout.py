@@ -12,6 +12,7 @@ and so on. `from` is a map or a list of maps; -1 is the one before. The word `ba
 """
 
 import math
+import reprlib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -23,6 +24,8 @@ from ..errors import ModelError, choose
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 STRIDES = (2, 4, 8, 16, 32)  # of the maps 0 to 4
+_SHOWN = reprlib.Repr()  # of rows in errors: aliases make some without end
+_SHOWN.maxlevel = 3
 ANY = "backbone"  # in row 0: whatever backbone the model has
 FORMS = {  # the rows there are: arguments as the error shows them
     "Conv": "[channels, size, stride]",
@@ -190,7 +193,7 @@ def parse(text: str) -> Layout:
     found = _mapping(text)
     anchors = _anchors(found["anchors"])
     contents = [*found["backbone"], *found["head"]]
-    where = [f"row {n} (map {n + 4 if n else '0 to 4'}) {str(row)[:200]}" for n, row in enumerate(contents)]
+    where = [f"row {n} (map {n + 4 if n else '0 to 4'}) {_SHOWN.repr(row)[:200]}" for n, row in enumerate(contents)]
     name = _first(contents[0], where[0])
     rows = [_row(n + 4, contents[n], where[n], found) for n in range(1, len(contents))]
     for row in rows[:-1]:
