@@ -25,7 +25,8 @@ SETTINGS = {
     "epochs": 120, "size": 256, "batch_size": 4, "optimizer": "adamw", "lr": 1e-3, "weight_decay": 0.0, "clip": 5.0,
     "warmup_epochs": 3, "ema": 0.9, "augment": "none", "cache": True, "eval_every": 20,
 }  # fmt: skip
-OPTIONS = {"maskrcnn": {"channels": 128, "hidden": 512, "samples": 128, "anchor": 16}}
+EPOCHS = {"deeplabv3": 60, "maskrcnn": 80}
+OPTIONS = {"maskrcnn": {"channels": 128, "hidden": 512, "samples": 64, "proposals": 300, "anchor": 16}}
 
 
 def main() -> None:
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--epochs", type=int, default=SETTINGS["epochs"])
+    parser.add_argument("--epochs", type=int, help="instead of 120, or fewer")
     args = parser.parse_args()
     results = {}
     for name in args.names:
@@ -45,7 +46,8 @@ def main() -> None:
             shown = [s for s in whole.samples if s.objects is None or any(not o.crowd for o in s.objects)][:16]
             split = Split(shown, whole.classes, ids=whole.ids)
             config = fleetnet.TrainConfig(
-                **{**SETTINGS, "model": name, "data": args.data, "threads": args.threads, "epochs": args.epochs,
+                **{**SETTINGS, "model": name, "data": args.data, "threads": args.threads,
+                   "epochs": args.epochs or EPOCHS.get(head, SETTINGS["epochs"]),
                    "options": OPTIONS.get(head, {})}
             )  # fmt: skip
             torch.manual_seed(0)

@@ -2,6 +2,7 @@
 
     Place      where a picture lies in a network's input: both ways between the two
     select     all boxes with their class scores -> the best K of them, after NMS; also inside an exported graph
+    best_after_nms, take    the two steps of it: which boxes, and their values
     unpad      what `select` gave for a batch -> one prediction a picture, without the padding
 
 A prediction is a dict of tensors: boxes (n, 4), scores (n,) from 0 to 1, labels (n,) int64, most certain first, and
@@ -33,11 +34,11 @@ class Place(NamedTuple):
         scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
         return boxes * scale + boxes.new_tensor([self.left, self.top] * 2)
 
-    def back(self, boxes: Tensor) -> Tensor:
-        """Boxes (n, 4) of the input -> of the picture, clipped to it."""
+    def back(self, boxes: Tensor, clip: bool = True) -> Tensor:
+        """Boxes (n, 4) of the input -> of the picture, clipped to it unless told otherwise."""
         scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
         boxes = (boxes - boxes.new_tensor([self.left, self.top] * 2)) / scale
-        return clip_boxes_to_image(boxes, (self.height, self.width))
+        return clip_boxes_to_image(boxes, (self.height, self.width)) if clip else boxes
 
 
 def restore(prediction: Prediction, place: Place) -> Prediction:
@@ -45,6 +46,25 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     boxes = place.back(prediction["boxes"])
     inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
     return {**{key: value[inside] for key, value in prediction.items()}, "boxes": boxes[inside]}
+
+
+def best_after_nms(boxes: Tensor, scores: Tensor, groups: Tensor, many: int, iou: float, count: int) -> Tensor:
+    """Indices (count,) of the best boxes after NMS within each group, best first; n where there are no more.
+
+    boxes (n, 4), scores (n,), groups (n,) int64 below `many`. A graph needs the same shapes for any image: only what
+    the NMS itself gives has none.
+    """
+    # Each group is moved to a cell of a grid of its own. A grid keeps the coordinates small, and so their rounding: 80
+    # classes in a row would cost float32 a hundredth of a pixel.
+    cell = boxes.max() - boxes.min() + 1 if len(boxes) else 1
+    side = math.isqrt(many - 1) + 1
+    keep = nms(boxes + torch.stack([groups % side, groups // side] * 2, 1) * cell, scores, iou)
+    return torch.cat([keep, keep.new_full((count,), len(scores))])[torch.arange(count, device=keep.device)]
+
+
+def take(values: Tensor, index: Tensor) -> Tensor:
+    """Values (n, ...) at `index` (count,), zeros where that is n."""
+    return torch.cat([values, values.new_zeros(1, *values.shape[1:])])[index]
 
 
 def select(
@@ -58,22 +78,9 @@ def select(
     classes, flat = scores.shape[1], scores.flatten()
     index = flat.topk(min(candidates, len(flat))).indices.sort().values  # NMS takes the first of equal scores
     best, chosen, label = flat[index], boxes[index // classes], index % classes
-    # NMS within classes: each class is moved to a cell of a grid of its own. A grid keeps the coordinates small, and so
-    # their rounding: 80 classes in a row would cost float32 a hundredth of a pixel.
-    cell = chosen.max() - chosen.min() + 1 if len(chosen) else 1
-    side = math.isqrt(classes - 1) + 1
-    keep = nms(chosen + torch.stack([label % side, label // side] * 2, 1) * cell, best, iou)
-    # A graph needs the same shapes for any image: what is missing, and what the threshold refuses (it cannot have
-    # suppressed anything better), is taken from one more row, of zeros.
-    none = len(index)
-    keep = torch.cat([keep, keep.new_full((count,), none)])[torch.arange(count, device=keep.device)]
-    best = torch.cat([best, best.new_zeros(1)])
-    keep = torch.where(best[keep] > threshold, keep, none)
-    return (
-        torch.cat([chosen, chosen.new_zeros(1, 4)])[keep],
-        best[keep],
-        torch.cat([label, label.new_zeros(1)])[keep],
-    )
+    keep = best_after_nms(chosen, best, label, classes, iou, count)
+    keep = torch.where(take(best, keep) > threshold, keep, len(index))  # what is refused suppressed nothing better
+    return take(chosen, keep), take(best, keep), take(label, keep)
 
 
 def unpad(outputs: dict[str, Tensor]) -> list[Prediction]:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from fleetnet.boxes import Place, restore, select, unpad
+from fleetnet.boxes import Place, best_after_nms, restore, select, take, unpad
 from fleetnet.runtimes import onnx
 
 
@@ -84,6 +84,16 @@ def test_one_box_may_be_several_classes_and_nothing_may_be_found():
         assert not any(value.any() for value in nothing)
 
 
+def test_nms_is_within_groups_and_pads():
+    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 0, 0]])
+    scores, groups = torch.tensor([0.5, 0.9, 0.4, 0.7, -1]), torch.tensor([0, 0, 2, 0, 1])
+    index = best_after_nms(boxes, scores, groups, 3, 0.5, 6)
+    assert index.tolist() == [1, 3, 2, 4, 5, 5]
+    assert take(scores, index).tolist() == pytest.approx([0.9, 0.7, 0.4, -1, 0, 0])
+    assert take(boxes, index)[[1, 4]].tolist() == [[20, 0, 30, 10], [0, 0, 0, 0]]
+    assert take(scores >= 0, index).tolist() == [True] * 3 + [False] * 3
+
+
 class Select(nn.Module):
     """Boxes (1, A, 4) and their scores (1, A, classes) as one "image", since a file has one input."""
 
@@ -144,6 +154,9 @@ def test_into_the_input_and_back(place):
         [x * place.scale_x + place.left, y * place.scale_y + place.top], rel=1e-5, abs=1e-4
     )
     torch.testing.assert_close(place.back(there), boxes, atol=1e-3, rtol=0)
+    beyond = boxes + torch.tensor([-600.0, -600, 600, 600])
+    torch.testing.assert_close(place.back(place.into(beyond), clip=False), beyond, atol=1e-3, rtol=0)
+    assert place.back(place.into(beyond)).tolist() == [[0, 0, place.width, place.height]] * 20
 
 
 def test_restore_clips_and_drops_what_lies_outside():

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SHARED
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from fleetnet.data import coco, load, masks, shapes, voc, yolo
 from fleetnet.data._masks import mask_of, run_lengths
@@ -186,6 +186,7 @@ def test_masks_are_cocos(shape):
         ([[1, 1, 2, 2, 3, "x"]], "not numbers"), ({"size": [4, 6], "counts": [24]}, "empty"),
         ({"size": [6, 4], "counts": [0, 24]}, "is of size"), ({"size": [4, 6], "counts": [0, 25]}, "add up to 25"),
         ({"size": [4, 6], "counts": [0, -1, 25]}, "whole numbers"), ({"size": [4, 6]}, "whole numbers"),
+        ({"size": 5, "counts": [24]}, "is of size 5"), ([[1, 1, 2, 2, 3, 10**400]], "not numbers"),
         ({"size": [4, 6], "counts": "P"}, "end within"), ({"size": [4, 6], "counts": "0é"}, "hold 'é'"),
         ({"size": [4, 6], "counts": "o" * 99}, "hold 'o'"), ({"size": [4, 6], "counts": "00O"}, "whole numbers"),
     ],
@@ -238,6 +239,10 @@ def test_coco_boxes_that_round_stay():
         (document(images=[{"id": 1, "width": 1, "height": 1}]), "needs an id and a file_name"),
         (document({"bbox": [1, 2, 3]}), "annotation 0: bbox is"), (document({"bbox": None}), "annotation 0: bbox is"),
         (document({"bbox": [1, 2, 3, "4"]}), "annotation 0: bbox is"), (document({"category_id": None}), "id None"),
+        (document({"category_id": [1]}), r"annotation 0: no category with the id \[1\]"),
+        (document({"bbox": [1, 2, 3, 10**400]}), "annotation 0: bbox is"),
+        (document(width=10**400), "image 1: width is"),
+        (document({"segmentation": {"size": 5, "counts": [1]}}), "annotation 0: RLE is of size 5"),
     ],
 )  # fmt: skip
 def test_faulty_coco(text, message):
@@ -291,6 +296,33 @@ def test_coco_places(tmp_path):
     (tmp_path / "x_train.json").write_text(document({}))
     with pytest.raises(DataError, match="is the file of 'train'; there is none beside it for 'val'"):
         load(str(tmp_path / "x_train.json"), "val", None, "boxes")
+
+
+def test_coco_leaves_out_images_of_another_size(tmp_path):
+    images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(1, 5)]
+    packed = {"size": [30, 40], "counts": [100, 50, 1050]}
+    (tmp_path / "all.json").write_text(document({"segmentation": packed}, images=images))
+    for i, size in enumerate([(40, 30), (30, 40), (80, 60)], 1):
+        picture(tmp_path / "images" / f"{i}.png", size)
+    (tmp_path / "images" / "4.png").write_bytes(b"no image")
+    split = load(str(tmp_path / "all.json"), "all", None, "masks")
+    assert [(sample.id, len(sample.objects)) for sample in split.samples] == [(1, 1)]
+    assert [line.split("/")[-1] for line in split.skipped[:2]] == [
+        "all.json, image 2, says 40x30", "all.json, image 3, says 40x30",
+    ]  # fmt: skip
+    assert "2.png': left out, it is 30x40; " in split.skipped[0]
+    assert "4.png': not an image" in split.skipped[2]
+    picture(tmp_path / "images" / "1.png", (41, 30))
+    with pytest.raises(DataError, match=r"no samples; skipped: .*1.png': left out, it is 41x30"):
+        load(str(tmp_path / "all.json"), "all", None, "masks")
+
+
+def test_coco_of_one_image_has_no_val(tmp_path):
+    (tmp_path / "all.json").write_text(document({}))
+    picture(tmp_path / "1.png")
+    assert len(load(str(tmp_path / "all.json"), "train", None, "boxes").samples) == 1
+    with pytest.raises(DataError, match=r"all.json: no samples for 'val'"):
+        load(str(tmp_path / "all.json"), "val", None, "boxes")
 
 
 # --- VOC
@@ -352,6 +384,7 @@ def test_voc_refuses_entities(text):
 
 def test_voc_label_maps(tmp_path):
     make_voc(tmp_path, 2, n0="dog")
+    (tmp_path / "classes.txt").write_text("cat\ndog\n")
     indices = np.arange(1200, dtype=np.uint8).reshape(30, 40) % 3
     for i in range(2):
         image = Image.fromarray(indices)
@@ -362,6 +395,36 @@ def test_voc_label_maps(tmp_path):
     assert split.classes == ["background", "cat", "dog"]
     assert np.array_equal(pickle.loads(pickle.dumps(split.samples[0])).semantic(), indices)
     assert len(load(str(tmp_path), "val", None, "semantic").samples) == 1
+
+
+def test_voc_label_maps_take_no_order_from_xml(tmp_path):
+    make_voc(tmp_path, 2, n1="dog")
+    (tmp_path / "SegmentationClass").mkdir()
+    for i, index in enumerate((8, 12)):  # cat and dog in VOC
+        Image.new("L", (40, 30), index).save(tmp_path / "SegmentationClass" / f"{i:02}.png")
+    split = load(str(tmp_path), "train", None, "semantic")
+    assert (len(split.classes), split.classes[0], split.classes[8], split.classes[12]) == (
+        21,
+        "background",
+        "cat",
+        "dog",
+    )
+    assert set(split.samples[0].semantic().ravel().tolist()) == {8}
+    Image.new("L", (40, 30), 2).save(tmp_path / "SegmentationClass" / "01.png")  # an order of their own
+    with pytest.raises(DataError, match=r"classes.txt.*01.png' has \[2\], its XML file what is \[12\] in VOC"):
+        load(str(tmp_path), "train", None, "semantic")
+    make_voc(tmp_path, 2, n1="unicorn")
+    with pytest.raises(DataError, match=r"classes.txt.*'unicorn', which is none of VOC"):
+        load(str(tmp_path), "train", None, "semantic")
+
+
+def test_voc_leaves_out_what_cannot_be_read(tmp_path):
+    make_voc(tmp_path, 3)
+    (tmp_path / "JPEGImages" / "01.png").write_bytes(b"no image")
+    split = load(str(tmp_path), "all", None, "boxes")
+    assert [sample.id for sample in split.samples] == ["00", "02"]
+    assert len(split.skipped) == 1
+    assert "01.png': not an image" in split.skipped[0]
 
 
 # --- YOLO
@@ -381,7 +444,15 @@ def test_yolo_boxes_and_polygons(tmp_path):
     split = load(root, "train", None, "boxes")
     assert [item.label for item in split.samples[0].objects] == [1, 0]
     assert np.allclose(boxes(split)[0], [(15, 12, 25, 18), (4, 3, 20, 27)])
-    assert load(root, "val", None, "boxes").samples[0].objects == ()  # no file, so no object
+    with pytest.raises(
+        DataError, match=r"data.yaml, val: 1 of 1 images have no file of labels, as .*labels/val/1.txt'"
+    ):
+        load(root, "val", None, "boxes")
+    picture(tmp_path / "images" / "val" / "2.png")
+    (tmp_path / "labels" / "val" / "2.txt").write_text("0 0.5 0.5 0.25 0.2\n")
+    val = load(root, "val", None, "boxes")
+    assert [len(sample.objects) for sample in val.samples] == [0, 1]
+    assert [line.split(",")[1] for line in val.skipped] == [" val: 1 of 2 images have no file of labels"]
     split = load(root, "train", None, "masks")
     assert np.allclose(split.samples[0].objects[0].segmentation, [[4, 3, 20, 3, 20, 27]])
     assert "1.txt, line 1: dropped, it is a box without a polygon" in split.skipped[0]
@@ -418,11 +489,30 @@ def test_yolo_boxes_are_dropped_or_cut():
         ("names: [a]\ntrain: ../../etc", "outside of the data"), ("names: [a]\ntrain: /etc", "outside of the data"),
         ("names: [a]\npath: ..\ntrain: x", "outside of the data"), ("names: [a]\ntrain: nowhere", "no such file"),
         ("names: !!python/object:os.system [a]", "not YAML"),
+        ("names: [a]\ntrain: 2001-99-99", "data.yaml: not YAML: month must be"), ("[" * 1000, "data.yaml: not YAML"),
+        ("names: [yes, 'no']\ntrain: x", "data.yaml: names has yes, on or true without quotes"),
+        ("names: {0: 'yes', 1: no}\ntrain: x", "data.yaml: names has no, off or false without quotes"),
     ],
 )  # fmt: skip
 def test_faulty_yolo_yaml(tmp_path, yaml, message):
     with pytest.raises(DataError, match=message):
         load(make_yolo(tmp_path, "", yaml), "train", None, "boxes")
+
+
+@pytest.mark.parametrize("use", ["names: *a6", "names: [a]\ntrain: *a6", "names: [a]\nnc: *a6", "names: {0: *a6}"])
+def test_yolo_yaml_aliases_do_not_expand(use):
+    """Seven levels of nine: written out, 5 million words."""
+    bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
+    bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 7))
+    with pytest.raises(DataError, match=r"some.yaml: (names|train|nc) is ") as caught:
+        yolo.parse_yaml(bomb + use, "some.yaml")
+    assert len(str(caught.value)) < 3000
+
+
+def test_yolo_yaml_merges_do_not_expand():
+    rows = "".join(f"a{i}: &a{i} {{<<: [*a{i - 1}, *a{i - 1}]}}\n" for i in range(1, 12))
+    with pytest.raises(DataError, match=r"some.yaml: not YAML: .*merge"):
+        yolo.parse_yaml(f"a0: &a0 {{k: v}}\n{rows}", "some.yaml")
 
 
 def test_yolo_yaml_forms(tmp_path):
@@ -432,6 +522,52 @@ def test_yolo_yaml_forms(tmp_path):
         root = make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2", yaml)
         assert contents(load(root, "train", None, "boxes")) == contents(expected)
         assert contents(load(f"{root}/data.yaml", "all", None, "boxes")) == contents(expected)
+
+
+@pytest.mark.parametrize("key", ["val", "valid", "validation", "test"])
+def test_yolo_names_of_val(tmp_path, key):
+    root = make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2", f"names: [cat, dog]\n{key}: images/train\n")
+    assert [sample.id for sample in load(root, "val", None, "boxes").samples] == ["1"]
+
+
+@pytest.mark.parametrize("root", [".", "data.yaml", None])
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("images/train/1.png", "labels/train/1.txt"), ("train/images/1.png", "train/labels/1.txt"),
+        ("images/a/images/1.png", "images/a/labels/1.txt"), ("train/1.png", "train/1.txt"),
+    ],
+)  # fmt: skip
+def test_yolo_labels_are_found_from_anywhere(tmp_path, monkeypatch, image, labels, root):
+    """Neither a relative root nor a folder named images above the data changes what belongs together."""
+    data = tmp_path / "images" / "data"
+    picture(data / image)
+    (data / labels).parent.mkdir(parents=True, exist_ok=True)
+    (data / labels).write_text("1 0.5 0.5 0.25 0.2")
+    (data / "data.yaml").write_text(f"names: [cat, dog]\ntrain: {Path(image).parent}\n")
+    monkeypatch.chdir(data)
+    split = load(root or str(data), "train", None, "boxes")
+    assert [[item.label for item in sample.objects] for sample in split.samples] == [[1]]
+
+
+def test_yolo_ids_are_unique(tmp_path):
+    for name in ("a/1.png", "b/1.png", "b/2.png", "b/3.png", "b/3.jpg"):
+        picture(tmp_path / "images" / name)
+    (tmp_path / "labels" / "a").mkdir(parents=True)
+    (tmp_path / "labels" / "a" / "1.txt").write_text("0 0.5 0.5 0.25 0.2\n")
+    (tmp_path / "data.yaml").write_text("names: [cat]\ntrain: images\n")
+    split = load(str(tmp_path), "train", None, "boxes")
+    assert [sample.id for sample in split.samples] == ["images/a/1", "images/b/1", "2", None, None]
+
+
+def test_yolo_leaves_out_what_cannot_be_read(tmp_path):
+    root = make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2")
+    (tmp_path / "images" / "train" / "0.png").write_bytes(b"no image")
+    (tmp_path / "labels" / "train" / "0.txt").write_text("0 0.5 0.5 0.25 0.2")
+    split = load(root, "train", None, "boxes")
+    assert [sample.id for sample in split.samples] == ["1"]
+    assert len(split.skipped) == 1
+    assert "0.png': not an image" in split.skipped[0]
 
 
 # --- label maps
@@ -482,6 +618,29 @@ def test_pictures_are_measured_as_they_are_read(tmp_path, suffix, orientation):
     exif[0x0112] = orientation
     Image.new("RGB", (20, 10)).save(tmp_path / f"a.{suffix}", exif=exif)
     assert measure(tmp_path / f"a.{suffix}") == read(tmp_path / f"a.{suffix}").size
+
+
+def test_pngs_are_measured_without_their_pixels(tmp_path, monkeypatch):
+    """Only one that may hold an orientation after its pixels has to be decoded."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (20, 10)).save(tmp_path / "turned.png", exif=exif)
+    data = (tmp_path / "turned.png").read_bytes()
+    at = data.index(b"eXIf") - 4
+    end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+    plain = data[:at] + data[end:]
+    (tmp_path / "plain.png").write_bytes(plain)
+    (tmp_path / "late.png").write_bytes(plain[:-12] + data[at:end] + plain[-12:])
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}", zip=True)
+    Image.new("RGB", (20, 10)).save(tmp_path / "text.png", pnginfo=texts)
+    loads = []
+    load_pixels = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loads.append(self) or load_pixels(self))
+    for name, size, count in (("plain", (20, 10), 0), ("turned", (10, 20), 0), ("late", (10, 20), 1)):
+        assert (measure(tmp_path / f"{name}.png"), len(loads)) == (size, count)
+    for name in ("plain", "turned", "late", "text"):
+        assert measure(tmp_path / f"{name}.png") == read(tmp_path / f"{name}.png").size
 
 
 # --- shapes

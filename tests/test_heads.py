@@ -11,8 +11,10 @@ from zoo import image, randomize
 
 import fleetnet
 from fleetnet.data import shapes
+from fleetnet.errors import ExportError
 from fleetnet.find import find
 from fleetnet.reparam import difference, reparameterize
+from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build, named
 
 BACKBONES = (
@@ -75,14 +77,45 @@ def test_collapses_to_the_same(name: str):
     assert all(key.startswith("backbone.") and "timm" in name for key in norms), norms
 
 
+@torch.no_grad()
+def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
+    """With random weights, for export; where only classes of pixels are put out, they are about equally frequent."""
+    model = randomize(made(name), seed=1)
+    if name.startswith("deeplabv3") and embedded:
+        model.head.classifier.bias -= model(image(*size))["logits"].mean((0, 2, 3))
+    return model
+
+
 @pytest.mark.parametrize("embedded", [False, True], ids=["raw", "decoded"])
 @pytest.mark.parametrize("name", TABLE)
 def test_exported_files_find_the_same(name: str, embedded: bool, tmp_path: Path):
     """A square with raw outputs, 3:2 with the decode in the graph: `export` compares what is found, and raises."""
-    model, size = randomize(made(name), seed=1), WIDE if embedded else SQUARE
-    model.preprocess = None
-    pictures = [shapes.draw(i) for i in range(2)]
+    size = WIDE if embedded else SQUARE
+    model, pictures = ready(name, size, embedded), [shapes.draw(i) for i in range(2)]
     done = fleetnet.export(model, "onnx", tmp_path / "m.onnx", size=size, embed_decode=embedded, pictures=pictures)
-    assert done.parity.passed
-    found = fleetnet.load(done.path).predictions(pictures)
-    assert len(found) == 2
+    found, agreement = fleetnet.load(done.path).predictions(pictures), done.parity.agreement
+    if name.startswith("deeplabv3"):
+        assert agreement.pixels >= 0.999
+        assert not embedded or all(len(one["semantic"].unique()) > 1 for one in found)
+    else:
+        assert agreement.boxes > 20  # on four random images and the two pictures
+        assert agreement.paired >= 0.98 * agreement.boxes
+        assert agreement.score < 1e-4
+        assert all(len(one["boxes"]) for one in found)
+
+
+def test_a_file_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """The boxes in the written file are a hundredth too large."""
+    write, model = onnx.export, ready("yolo/fasternet_t0", SQUARE, embedded=True)
+
+    def wrong(network: torch.nn.Module, *args: object, **options: object) -> None:
+        anchors = network.get_buffer("model.head.rows.20.anchors")
+        right = anchors.clone()
+        anchors *= 1.01
+        write(network, *args, **options)
+        anchors.copy_(right)
+
+    monkeypatch.setattr(onnx, "export", wrong)
+    with pytest.raises(ExportError, match=r"not written.*boxes without their like.*is right in torch"):
+        fleetnet.export(model, "onnx", tmp_path / "m.onnx", size=SQUARE, embed_decode=True)
+    assert not list(tmp_path.iterdir())

@@ -166,12 +166,24 @@ def test_few_candidates_are_padded() -> None:
     assert found["masks"].shape == (0, *SIZE)
 
 
-def test_nms_is_within_groups_and_pads() -> None:
-    b = torch.tensor([[0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 0, 0]], dtype=torch.float)
-    scores, groups = torch.tensor([0.5, 0.9, 0.4, 0.7, -1]), torch.tensor([0, 0, 2, 0, 1])
-    found, index = maskrcnn.best_after_nms(b, scores, groups, 3, 0.5, 6)
-    assert found.tolist() == pytest.approx([0.9, 0.7, 0.4, -1, -1, -1])
-    assert index[:3].tolist() == [1, 3, 2]
+def test_boxes_are_computed_in_float32_under_autocast() -> None:
+    """In bfloat16 a corner at pixel 500 is up to two pixels off."""
+    network, image = trained(), torch.randn(1, 3, 96, 520)
+    seen = []
+    network.head.rpn.anchor_generator.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs[0]))
+    kept = {}
+    network.head.fpn.register_forward_hook(lambda _, inputs, maps: kept.update(maps))
+    with torch.no_grad():
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found = network(image)
+        maps = {name: value.float() for name, value in kept.items()}
+        assert all(value.dtype == torch.bfloat16 for value in kept.values())
+        reference = network.head.detect(maps, *network.head.propose(maps, (96, 520)), (96, 520))
+        anchors = network.head.rpn.anchor_generator(ImageList(image, [(96, 520)]), list(kept.values()))[0]
+    assert all(value.dtype == torch.float32 for value in (*seen, anchors))
+    assert all(torch.equal(value, seen[1]) for value in (*seen, anchors))
+    assert (reference["scores"] > 0).sum() > 10
+    assert all(torch.equal(value, reference[name]) for name, value in found.items())
 
 
 def test_paste_is_bilinear_with_centers_at_halves() -> None:

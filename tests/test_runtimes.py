@@ -455,9 +455,42 @@ def changed(key: str | None = None, row: int = 0, by: object = 0.0, keep: object
 )
 def test_boxes_agree_as_sets(other, cut, unpaired):
     for sides in ([SOME], [other]), ([other], [SOME]):
-        agreement = compare(*sides, Meaning(lambda _: [], score=0.0195))
+        agreement = compare(*sides, Meaning(lambda _: [], score=0.019995))
         assert (agreement.cut, agreement.unpaired) == (cut, unpaired)
+        assert agreement.paired == agreement.boxes - cut - unpaired
         assert agreement.passed(1e-2) is (unpaired == 0)
+
+
+@pytest.mark.parametrize("low", [0.0100001, 0.012])
+def test_unrelated_boxes_of_scores_at_the_limit_do_not_agree(low):
+    """Neither those between the limits of two full lists, nor those that rounding could have pushed over the limit."""
+    generator = torch.Generator().manual_seed(0)
+
+    def side() -> list[dict[str, Tensor]]:
+        found = []
+        for _ in range(4):
+            corner = torch.rand(100, 2, generator=generator) * 200
+            scores = low + (5e-4 if low > 0.011 else 5e-6) * torch.rand(100, generator=generator)
+            boxes = torch.cat([corner, corner + 20], 1)
+            found.append({"boxes": boxes, "scores": scores, "labels": torch.zeros(100, dtype=torch.long)})
+        return found
+
+    one, other = side(), side()
+    agreement = compare(one, other, Meaning(lambda _: [], score=0.01, count=100))
+    assert (agreement.boxes, agreement.paired) == (800, 0)
+    assert agreement.cut == (800 if low < 0.011 else agreement.cut)
+    assert not agreement.passed(1e-4)
+    assert compare(one, one, Meaning(lambda _: [], score=0.01, count=100)).passed(1e-4)
+
+
+def test_boxes_well_above_a_limit_are_not_excused():
+    """The boxes at the limit are a fifth, but rounding does not change a score by half of a thousandth."""
+    boxes = torch.arange(10.0)[:, None] * 30 + torch.tensor([0.0, 0, 20, 20])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0105, 0.0105])
+    some = {"boxes": boxes, "scores": scores, "labels": torch.zeros(10, dtype=torch.long)}
+    fewer = {key: value[:8] for key, value in some.items()}
+    assert compare([some], [fewer], Meaning(lambda _: [], score=0.01)).unpaired == 2
+    assert compare([some], [fewer], Meaning(lambda _: [], score=0.010495)).cut == 2
 
 
 def test_a_full_list_may_end_with_another_box():
@@ -522,6 +555,28 @@ def test_padded_detections_are_compared_as_sets():
     assert not missing.passed
     assert "1 of 4 boxes without their like" in str(missing)
     json.dumps(missing.to_dict(), allow_nan=False)
-    nothing = changed(keep=[])
-    with pytest.raises(ExportError, match=r"finds nothing on the examples.* give pictures with objects"):
-        verify(lambda _: padded(nothing), given(nothing), example, 1e-4, Meaning(runtimes.unpad))
+
+
+def test_a_detector_that_finds_nothing_is_not_proven():
+    nothing = padded(changed(keep=[]))
+    with pytest.raises(ExportError, match=r"finds nothing on the examples.* give pictures \(--data\) with objects"):
+        verify(
+            lambda _: nothing,
+            lambda _: [value.numpy() for value in nothing.values()],
+            [torch.zeros(1, 3, 8, 8)],
+            1e-4,
+            Meaning(runtimes.unpad),
+        )
+
+
+@pytest.mark.parametrize(("others", "proven"), [(0, False), (2, False), (3, True)])
+def test_a_class_map_of_one_class_is_not_proven(others, proven):
+    """One class on 999 of 1000 pixels: a file that always answers it would pass."""
+    maps = torch.full((2, 1, 20, 50), 3)  # of two examples
+    maps[1].view(-1)[:others] = 1
+    sides = {"reference": lambda x: {"semantic": x}, "runner": lambda x: [x]}
+    if proven:
+        assert verify(**sides, examples=maps, tolerance=1e-4).passed
+    else:
+        with pytest.raises(ExportError, match=r"same class all over the examples.* give pictures \(--data\)"):
+            verify(**sides, examples=maps, tolerance=1e-4)

@@ -246,12 +246,27 @@ def test_boxes_without_area_do_not_break_the_loss() -> None:
 
 def test_one_small_image_cannot_train() -> None:
     model = build("ssd/fasternet_t0", 3).train()
-    with pytest.raises(ModelError, match="one image of 64x96 leaves ssd one value a channel"):
+    with pytest.raises(ModelError, match=r"one image of 64x96 leaves ssd one value a channel.* larger images$"):
         model(image(64, 96, batch=1))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.eval()
     assert model(image(64, 96, batch=1))["logits"].isfinite().all()
+
+
+def test_anchors_stay_in_float32_under_autocast() -> None:
+    model, pixels = build("ssd/fasternet_t0", 3).eval(), image(96, 520, batch=1)
+    with torch.no_grad():
+        expected = model(pixels)["anchors"]
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            outputs = model(pixels)
+            (found,) = ssd.decode(outputs, (96, 520))
+    assert outputs["boxes"].dtype == torch.bfloat16
+    assert outputs["anchors"].dtype == torch.float32
+    assert torch.equal(outputs["anchors"], expected)
+    (by_hand,) = ssd.decode({name: value.float() for name, value in outputs.items()}, (96, 520))
+    assert len(found["boxes"])
+    assert all(torch.equal(value, by_hand[name]) for name, value in found.items())
 
 
 # ---- back to boxes ---------------------------------------------------------------------------------------------------

@@ -386,6 +386,20 @@ def test_embedded_decode_equals_decode(trained):
             torch.testing.assert_close(a[key], b[key])
 
 
+def test_boxes_are_computed_in_float32_under_autocast(trained):
+    x, raw = torch.randn(1, 3, 64, 520), []
+    hooks = [conv.register_forward_hook(lambda _, __, y: raw.append(y)) for conv in trained.head.detect.convs]
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        found = trained(x)["predictions"]
+    for hook in hooks:
+        hook.remove()
+    assert {y.dtype for y in raw} == {torch.bfloat16}
+    assert found.dtype == torch.float32
+    levels = [y.float().unflatten(1, (3, -1)).permute(0, 1, 3, 4, 2) for y in raw]
+    by_hand = torch.cat([trained.head.detect.predict(y, i) for i, y in enumerate(levels)], 1)
+    assert torch.equal(found, by_hand)
+
+
 def test_decode_suppresses_within_a_class_only():
     row = torch.tensor(
         [[20.0, 20, 20, 20, 0.9, 0.9, 0.0], [21, 20, 20, 20, 0.8, 0.9, 0.5], [60, 60, 10, 10, 0.0, 1, 1]]

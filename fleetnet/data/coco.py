@@ -54,8 +54,9 @@ def detect(root: str) -> bool:
 def load(root: str, split: str, target: str = "boxes") -> Split:
     """The samples of a split, in the order of the file; images without objects are among them.
 
-    Images that cannot be read, or are not of the size that the file says, are left out with a line in `skipped`. With target "masks" each object has a mask, with "boxes" none has. Raises `DataError` naming file and entry for
-    whatever does not parse, images that do not exist and paths that leave the folder of the data.
+    Images that cannot be read, or are not of the size that the file says, are left out with a line in `skipped`. With
+    target "masks" each object has a mask, with "boxes" none has. Raises `DataError` naming file and entry for whatever
+    does not parse, images that do not exist and paths that leave the folder of the data.
     """
     check_exists(root)
     path, wanted = _choose(Path(root), split)
@@ -77,9 +78,8 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
         if size == said:
             kept.append(replace(sample, image=image))
         elif size:
-            skipped.append(
-                f"{str(image)!r}: left out, it is {size[1]}x{size[0]}; {path}, image {sample.id} says {said[1]}x{said[0]}"
-            )
+            entry = f"{path}, image {sample.id}, says {said[1]}x{said[0]}"
+            skipped.append(f"{str(image)!r}: left out, it is {size[1]}x{size[0]}; {entry}")
     return replace(parsed, samples=kept, skipped=skipped + parsed.skipped)
 
 

@@ -22,8 +22,8 @@ import numpy as np
 
 from ..errors import DataError, choose
 from ..images import EXTENSIONS, read_labels
-from . import IGNORE, Object, Sample, Split, check_exists, fit_box, hold_out, inside, masks, measured
-from . import parse_classes, text_of
+from . import IGNORE, Object, Sample, Split, check_exists, fit_box, hold_out, inside, measured, parse_classes, text_of
+from .masks import read
 
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
 TARGETS = ("boxes", "semantic")
@@ -72,7 +72,7 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
             labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name, None)
             if not labels.is_file():
                 raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
-            samples.append(Sample(image, semantic=partial(masks.read, labels, image, len(classes)), id=name))
+            samples.append(Sample(image, semantic=partial(read, labels, image, len(classes)), id=name))
         return Split(samples, classes)
     samples = []
     for name in names:

@@ -179,7 +179,7 @@ def _labels(image: Path, root: Path) -> Path:
 
 def _ids(images: Sequence[Path], root: Path) -> list[str | None]:
     """The name of each image; with its folders below `root` where names repeat, and None where these do as well."""
-    paths = [os.path.splitext(os.path.relpath(image, root))[0] for image in images]
+    paths = [Path(os.path.relpath(image, root)).with_suffix("").as_posix() for image in images]
     stems, whole = Counter(image.stem for image in images), Counter(paths)
     return [
         image.stem if stems[image.stem] == 1 else path if whole[path] == 1 else None

@@ -39,9 +39,9 @@ from ..boxes import unpad
 from ..errors import ExportError, UsageError
 from ..find import find
 from ..reparam import difference, reparameterize
+from ._agreement import PIXELS, compare
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
-from ._agreement import compare
 from ._preprocess import Preprocessed as Preprocessed
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -109,6 +109,11 @@ def _agree(
     return compare(ours, theirs, meaning)
 
 
+def _one_value(classes: Tensor) -> bool:
+    """Whether a map of one class everywhere would pass for these class maps."""
+    return classes.unique(return_counts=True)[1].max().item() >= PIXELS * classes.numel()
+
+
 @torch.no_grad()
 def verify(
     reference: Reference,
@@ -123,8 +128,8 @@ def verify(
     together by chance. Integers must be the same (of class maps, nearly all). Padded detections are compared as sets,
     and so are the boxes, masks and class maps that `meaning` finds in the outputs of both sides.
 
-    Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or `meaning` finds no
-    box in padded detections on any example, which leaves nothing to compare.
+    Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or nothing would be
+    proven: `meaning` finds no box in padded detections on any example, or there is but a class map, of one class.
     """
     expected: list[dict[str, Tensor]] = []
     given: list[dict[str, Tensor]] = []
@@ -145,7 +150,7 @@ def verify(
         agreed = _agree(expected, given, replace(how, count=expected[0]["scores"].shape[1])) or Agreement()
         if meaning and not agreed.boxes:
             raise ExportError(
-                "the model finds nothing on the examples, so nothing is proven: give pictures with objects"
+                "the model finds nothing on the examples, so nothing is proven: give pictures (--data) with objects"
             )
         return Parity(agreed.score or 0.0, agreed.drift, tolerance, None, images, agreed)
     agreement = _agree(expected, given, meaning) if meaning else None
@@ -153,6 +158,11 @@ def verify(
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     max_abs, relative = difference([a for a, _ in floats], [b for _, b in floats])
     equal = [(a == b).double().mean().item() for a, b in pairs if not a.is_floating_point()]
+    if equal and not floats and any(_one_value(a) for a, _ in pairs):
+        raise ExportError(
+            "the model finds the same class all over the examples, so nothing is proven: give pictures (--data) of "
+            "several classes"
+        )
     if equal:
         agreement = replace(agreement or Agreement(), pixels=min(equal))
     top1 = None

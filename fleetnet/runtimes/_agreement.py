@@ -3,10 +3,11 @@
 Rounding may swap the order of detections whose scores are nearly equal, and push a box over a limit: the least score,
 the largest number of boxes, the overlap at which NMS drops one. So detections are not compared slot by slot. A box and
 one of the other side are the same where label and place are: the same class, IoU of at least IOU, scores within SCORE,
-masks of IoU at least IOU. A box without its like is excused where the other side's limits explain it. Of the rest one
-in a hundred may have none, since NMS turns rounding into another choice where boxes overlap by just its limit. Rounding
-does this to few boxes, a fault to all: so the mean differences, relative to the spread (`drift`), must also be within
-the runtime's tolerance; scores of a network that hardly looks at its input lie close together.
+masks of IoU at least IOU. A box without its like is excused where the other side's limits and rounding explain it, but
+half of the boxes must have theirs. Of the rest one in a hundred may have none, since NMS turns rounding into another
+choice where boxes overlap by just its limit. Rounding does this to few boxes, a fault to all: so the mean differences,
+relative to the spread (`drift`), must also be within the runtime's tolerance; scores of a network that hardly looks at
+its input lie close together.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ IOU = 0.99  # least overlap of boxes, and of masks, that are the same
 NEAR = 0.01  # pixels: boxes whose coordinates are as close are the same, however small they are
 FEW = 2  # pixels by which masks may differ, however small they are
 SCORE = 1e-3  # largest difference of scores
+ROUNDING = 1e-5  # by which a score may be above a limit that the other side's missed
+PAIRED = 0.5  # least share of boxes that have their like
 UNPAIRED = 0.01  # share of boxes that may lack their like for no known reason
 PIXELS = 0.999  # least share of pixels with the same class
 
@@ -41,6 +44,7 @@ class Agreement:
 
     boxes: int = 0  # that were compared: of the reference, and those that only the other side has
     cut: int = 0  # of them, without their like because of the other side's limits
+    paired: int = 0  # of them, with their like
     unpaired: int = 0  # of them, without their like for no known reason
     iou: float | None = None  # smallest of the pairs
     score: float | None = None  # largest difference of the pairs
@@ -49,8 +53,8 @@ class Agreement:
     pixels: float | None = None  # share of equal values in class maps
 
     def passed(self, tolerance: float) -> bool:
-        paired = self.unpaired <= UNPAIRED * self.boxes and self.drift <= tolerance
-        return paired and (self.pixels is None or self.pixels >= PIXELS)
+        paired = self.paired >= PAIRED * self.boxes and self.unpaired <= UNPAIRED * self.boxes
+        return paired and self.drift <= tolerance and (self.pixels is None or self.pixels >= PIXELS)
 
     def __str__(self) -> str:
         parts = []
@@ -102,7 +106,7 @@ def _cut(alone: Sequence[int], of: Prediction, other: Prediction, meaning: Meani
     limit = meaning.score
     if meaning.count is not None and len(other["scores"]) == meaning.count:
         limit = max(limit, other["scores"].min().item())
-    return sum(of["scores"][i].item() <= limit + SCORE for i in alone)
+    return sum(of["scores"][i].item() <= limit + ROUNDING for i in alone)
 
 
 def compare(reference: Sequence[Prediction], other: Sequence[Prediction], meaning: Meaning) -> Agreement | None:
@@ -134,7 +138,7 @@ def compare(reference: Sequence[Prediction], other: Sequence[Prediction], meanin
             index = torch.tensor([pair[which] for pair in pairs], dtype=torch.long)
             side.append(torch.cat([prediction["boxes"], prediction["scores"][:, None]], 1)[index].double())
     if not ious:
-        return Agreement(boxes, cut, unpaired, pixels=pixels)
+        return Agreement(boxes, cut, 0, unpaired, pixels=pixels)
     values = torch.cat(ours)
     difference = (values - torch.cat(theirs)).abs()
     drift = max(
@@ -142,4 +146,4 @@ def compare(reference: Sequence[Prediction], other: Sequence[Prediction], meanin
         (difference[:, 4].mean() / values[:, 4].std(correction=0).clamp(min=SCORE)).item(),
     )
     score, mask = difference[:, 4].max().item(), min(masks) if masks else None
-    return Agreement(boxes, cut, unpaired, min(ious), score, mask, drift, pixels)
+    return Agreement(boxes, cut, len(ious), unpaired, min(ious), score, mask, drift, pixels)

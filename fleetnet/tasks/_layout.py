@@ -82,8 +82,8 @@ def _anchors(value: Any) -> list[list[float]]:
     )
     if not good or not value or len({len(level) for level in value}) > 1:
         raise ModelError(
-            f"layout key anchors is {value!r}; allowed: a list for each level of Detect, of equal lengths: width, "
-            "height, width, height, ... in pixels"
+            f"layout key anchors is {_SHOWN.repr(value)}; allowed: a list for each level of Detect, of equal "
+            "lengths: width, height, width, height, ... in pixels"
         )
     return [[float(v) for v in level] for level in value]
 
@@ -105,11 +105,11 @@ def _mapping(text: str) -> dict[str, Any]:
         raise ModelError(f"layout key nc is {found['nc']!r}; allowed: a whole number from 1")
     for key in ("depth_multiple", "width_multiple"):
         if not _number(found[key], float) or found[key] <= 0:
-            raise ModelError(f"layout key {key} is {found[key]!r}; allowed: a number above 0")
+            raise ModelError(f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a number above 0")
     for key in ("backbone", "head"):
         if not isinstance(found[key], list) or not found[key]:
             raise ModelError(
-                f"layout key {key} is {found[key]!r}; allowed: a list of rows [from, number, module, args]"
+                f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a list of rows [from, number, module, args]"
             )
     return found
 
@@ -120,7 +120,9 @@ def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
     def whole(position: int, default: int | None = None) -> int:
         value = args[position] if position < len(args) else default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            row.fail(f"argument {position} is {value!r}; allowed: a whole number from 1, in {FORMS[row.module]}")
+            row.fail(
+                f"argument {position} is {_SHOWN.repr(value)}; allowed: a whole number from 1, in {FORMS[row.module]}"
+            )
         return value
 
     most = {"Conv": 3, "C3": 2, "SPPF": 2, "Concat": 1, "nn.Upsample": 3, "Detect": 2}[row.module]
@@ -158,16 +160,16 @@ def _row(index: int, content: Any, where: str, layout: dict[str, Any]) -> Row:
         row.fail("allowed: [from, number, module, arguments]")
     origin, number, module, args = content
     if not isinstance(module, str) or module not in FORMS:
-        row.fail(f"module {module!r} is unknown: {choose(str(module), FORMS)}; a backbone only in row 0")
+        row.fail(f"module {_SHOWN.repr(module)} is unknown: {choose(str(module), FORMS)}; a backbone only in row 0")
     sources = origin if isinstance(origin, list) else [origin]
     if not sources or not all(_number(value) and -index <= value < index for value in sources):
-        row.fail(f"from is {origin!r}; allowed: maps before it, 0 to {index - 1}, or -1 for the last")
+        row.fail(f"from is {_SHOWN.repr(origin)}; allowed: maps before it, 0 to {index - 1}, or -1 for the last")
     if module not in ("Concat", "Detect") and len(sources) > 1:
         row.fail(f"{module} takes one map; only Concat and Detect take several")
     if not _number(number) or number < 1 or (number > 1 and module not in ("Conv", "C3")):
-        row.fail(f"number is {number!r}; allowed: a whole number from 1; for all but Conv and C3 1")
+        row.fail(f"number is {_SHOWN.repr(number)}; allowed: a whole number from 1; for all but Conv and C3 1")
     if not isinstance(args, list):
-        row.fail(f"arguments are {args!r}; allowed: {FORMS[module]}")
+        row.fail(f"arguments are {_SHOWN.repr(args)}; allowed: {FORMS[module]}")
     row = Row(index, tuple(value % index for value in sources), number, module, [], where)
     return Row(index, row.sources, number, module, _arguments(row, args, layout), where)
 
@@ -179,7 +181,9 @@ def _first(content: Any, where: str) -> str:
         row.fail("allowed: [-1, 1, BACKBONE, [false]]")
     name, args = content[2:]
     if args not in ([], [False], [""], [None], ["None"]):
-        row.fail(f"arguments are {args!r}; allowed: [false] - weights are not part of a layout, load them by name")
+        row.fail(
+            f"arguments are {_SHOWN.repr(args)}; allowed: [false] - weights are not part of a layout, load them by name"
+        )
     try:
         if name != ANY:
             family(str(name))

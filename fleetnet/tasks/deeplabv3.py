@@ -30,6 +30,7 @@ from ..backbones import Backbone
 from ..boxes import Place, Prediction
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
+from ._decoded import Decoded, of_authors
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "semantic", "letterbox", "segment", 16
 SIZE = (512, 512)
@@ -91,7 +92,7 @@ class DeepLabV3(nn.Module):
         if any(module.training for module in self.aspp.pooled.modules() if isinstance(module, nn.BatchNorm2d)):
             raise ModelError(
                 "the batch norm after the image pooling of DeepLabV3 sees one value a channel and image, so it cannot "
-                "train on one image: use a batch of at least 2, or freeze the batch norms"
+                "train on one image: use a batch of at least 2"
             )
 
 
@@ -130,19 +131,13 @@ def decode(outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None) -
     return [{"logits": logits} for logits in outputs["logits"].float()]
 
 
-class Embedded(nn.Module):
-    """image (N, 3, H, W) -> {"semantic": (N, H, W) int64}, the most probable class of each pixel."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return {"semantic": self.model(image)["logits"].argmax(1)}
+def _classes(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+    return {"semantic": outputs["logits"].argmax(1)}
 
 
 def embed(model: nn.Module) -> nn.Module:
-    return Embedded(model).train(model.training)
+    """image (N, 3, H, W) -> {"semantic": (N, H, W) int64}, the most probable class of each pixel."""
+    return Decoded(model, _classes)
 
 
 def _centers(count: int, scale: float, offset: float, size: int) -> Tensor:
@@ -253,15 +248,8 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-# what the authors' networks expect of an image: OpenCV's order and resizing, and the whole picture squashed
-AUTHORS = {
-    "size": [512, 512], "crop": 1.0, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3,
-    "channel_order": "BGR", "antialias": False, "mode": "stretch",
-}  # fmt: skip
-
-
 def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
     """The authors' segmentation network drops the last stride and dilates nothing."""
     if any(name.startswith("seg_head.") for name in state):
-        return {"output_stride": 16, "options": {"dilate": False}, "preprocess": AUTHORS}
+        return {"output_stride": 16, "options": {"dilate": False}, "preprocess": of_authors(SIZE)}
     return {}

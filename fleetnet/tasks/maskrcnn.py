@@ -15,7 +15,6 @@ eval mode all shapes are fixed, so that the whole network can be exported: missi
 of 0, and at most the best 1000 pairs of a proposal and a class enter the last NMS.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -28,13 +27,13 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, nms, roi_align
+from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, roi_align
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from .. import boxes as boxes_
 from ..backbones import Backbone
-from ..boxes import Place, Prediction
+from ..boxes import Place, Prediction, best_after_nms, take
 from ..errors import ModelError
 from ._coco import CocoMetric
 from ._coco import present as present
@@ -71,7 +70,8 @@ class Anchors(AnchorGenerator):
         for (height, width), stride, size in zip(
             (m.shape[-2:] for m in feature_maps), self.strides, self.sizes, strict=True
         ):
-            like: dict[str, Any] = {"dtype": feature_maps[0].dtype, "device": feature_maps[0].device}
+            dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)  # bfloat16 has no pixel 257
+            like: dict[str, Any] = {"dtype": dtype, "device": feature_maps[0].device}
             rows, columns = torch.arange(height, **like) * stride, torch.arange(width, **like) * stride
             y, x = torch.meshgrid(rows, columns, indexing="ij")
             centers = torch.stack([x, y, x, y], 2).reshape(-1, 1, 4)
@@ -130,6 +130,11 @@ class MaskRCNN(nn.Module):
         maps = self.fpn({name: features[i] for name, i in zip(MAPS, self.used, strict=True)})
         if self.training:
             return {**maps, "size": torch.tensor([int(size[0]), int(size[1])])}
+        device = features[0].device.type
+        if torch.is_autocast_enabled(device):  # a branch, since an exported graph can hold no autocast
+            with torch.autocast(device, enabled=False):  # bfloat16 would move boxes by pixels
+                maps = {name: value.float() for name, value in maps.items()}
+                return self.detect(maps, *self.propose(maps, size), size)
         return self.detect(maps, *self.propose(maps, size), size)
 
     def propose(self, maps: dict[str, Tensor], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
@@ -151,13 +156,12 @@ class MaskRCNN(nn.Module):
         level_of = torch.cat(levels)
         boxes = clip_boxes_to_image(torch.cat(found, 1), size)
         probability = _without_empty(boxes, torch.cat(scores, 1), rpn.min_size)
-        chosen = [
-            best_after_nms(b, p, level_of, len(counts), rpn.nms_thresh, rpn.post_nms_top_n())
-            for b, p in zip(boxes, probability, strict=True)
-        ]
-        there = torch.stack([score for score, _ in chosen]) >= 0
-        boxes = torch.stack([b[index] for b, (_, index) in zip(boxes, chosen, strict=True)])
-        return boxes * there[..., None], there
+        chosen, there = [], []
+        for b, p in zip(boxes, probability, strict=True):
+            index = best_after_nms(b, p, level_of, len(counts), rpn.nms_thresh, rpn.post_nms_top_n())
+            there.append(take(p >= 0, index))
+            chosen.append(take(b, index) * there[-1][:, None])
+        return torch.stack(chosen), torch.stack(there)
 
     def detect(
         self, maps: dict[str, Tensor], proposals: Tensor, there: Tensor, size: tuple[int, int]
@@ -176,10 +180,11 @@ class MaskRCNN(nn.Module):
         for b, s in zip(boxes, scores, strict=True):
             s, index = s.topk(min(CANDIDATES, len(s)))
             b, label = b[index], index % classes
-            s, index = best_after_nms(b, s, label, classes, roi.nms_thresh, COUNT)
-            found["boxes"].append(b[index] * (s > 0)[:, None])
-            found["scores"].append(s.clamp(min=0))
-            found["labels"].append(label[index] * (s > 0))
+            keep = best_after_nms(b, s, label, classes, roi.nms_thresh, COUNT)
+            s = take(s, keep).clamp(min=0)
+            found["boxes"].append(take(b, keep) * (s > 0)[:, None])
+            found["scores"].append(s)
+            found["labels"].append(take(label, keep) * (s > 0))
         outputs = {key: torch.stack(value) for key, value in found.items()}
         masks = roi.mask_predictor(roi.mask_head(roi.mask_roi_pool(maps, list(outputs["boxes"]), sizes)))
         own = (outputs["labels"].flatten() + 1).view(-1, 1, 1, 1).expand(-1, 1, MASK, MASK)
@@ -198,21 +203,6 @@ def _pool(size: int) -> MultiScaleRoIAlign:
 def _without_empty(boxes: Tensor, scores: Tensor, smallest: float) -> Tensor:
     """The scores (...,), -1 where a side of the box (..., 4) is shorter than `smallest` pixels."""
     return scores.where((boxes[..., 2:] - boxes[..., :2] >= smallest).all(-1), -1.0)
-
-
-def best_after_nms(
-    boxes: Tensor, scores: Tensor, groups: Tensor, many: int, iou: float, count: int
-) -> tuple[Tensor, Tensor]:
-    """Scores and indices, (count,) each, of the best boxes after NMS within each group, best first; -1 for missing.
-
-    boxes (n, 4), scores (n,), negative for boxes that do not take part, groups (n,) int64 below `many`. Only
-    what the NMS itself gives has no fixed shape, so that all of it can be exported.
-    """
-    side = math.isqrt(many - 1) + 1  # each group is moved to a cell of its own in a square grid
-    cell = boxes.max() - boxes.min() + 1
-    keep = nms(boxes + torch.stack([groups % side, groups // side] * 2, 1) * cell, scores, iou)
-    keep = torch.cat([keep, keep.new_full((count,), len(scores))])[torch.arange(count, device=keep.device)]
-    return torch.cat([scores, scores.new_full((1,), -1)])[keep], keep.clamp(max=len(scores) - 1)
 
 
 def head(
@@ -286,9 +276,7 @@ def decode(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Predict
 
 def restore(prediction: Prediction, place: Place) -> Prediction:
     """The prediction in the pixels of the picture, with masks (n, height, width) bool for the mask_probabilities."""
-    offset, scale = (place.left, place.top) * 2, (place.scale_x, place.scale_y) * 2
-    unclipped = prediction["boxes"]
-    unclipped = (unclipped - unclipped.new_tensor(offset)) / unclipped.new_tensor(scale)
+    unclipped = place.back(prediction["boxes"], clip=False)
     restored = boxes_.restore({**prediction, "unclipped": unclipped}, place)
     probabilities, boxes = restored.pop("mask_probabilities"), restored.pop("unclipped")
     return {**restored, "masks": paste(probabilities, boxes, (place.height, place.width))}

@@ -13,8 +13,9 @@ those of ParC-Net, arXiv:2203.03952 (CVNets v0.1). Code: github.com/hkzhang91/Pa
 Every map is predicted from by a separable convolution, the last by a 1x1. Background is class 0 of the logits. Outputs:
 logits (N, A, 1 + classes), boxes (N, A, 4): regressions, and anchors (N, A, 4): center x, y, width, height in pixels.
 
-Differs from the authors' code: of two objects with the same best anchor, the one that overlaps it more has it. An image
-without objects teaches its three hardest negatives and counts as one positive; the authors divide by zero.
+Differs from the authors' code: what predicts begins with weights of 0.03, where theirs makes logits so large that the
+first epochs are spent on making them small. Of two objects with the same best anchor, the one that overlaps it more has
+it. An image without objects teaches its three hardest negatives and counts as one positive; the authors divide by zero.
 """
 
 import re
@@ -35,6 +36,7 @@ from ..errors import ModelError
 from ..layers import ConvBN
 from ._coco import CocoMetric
 from ._coco import present as present
+from ._decoded import Decoded, of_authors
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "stretch", "ssd", 32
 SIZE = (320, 320)
@@ -79,7 +81,8 @@ class SSD(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
+                if module.bias is not None:  # of those that predict
+                    nn.init.normal_(module.weight, std=0.03)
                     nn.init.zeros_(module.bias)
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -94,7 +97,7 @@ class SSD(nn.Module):
             y = predict(project(x)).unflatten(1, (2 + 2 * len(ratios), -1))  # (N, anchors, 4 + 1 + classes, h, w)
             found.append(y.permute(0, 3, 4, 1, 2).flatten(1, 3))
         raw = torch.cat(found, 1)  # (N, A, 4 + 1 + classes)
-        anchors = make_anchors([(x.shape[-2], x.shape[-1]) for x in maps], size).to(raw)
+        anchors = make_anchors([(x.shape[-2], x.shape[-1]) for x in maps], size).to(raw.device)  # float32
         return {"logits": raw[..., 4:], "boxes": raw[..., :4], "anchors": anchors.expand(len(raw), -1, -1)}
 
     def _refuse_one_image(self, size: tuple[int, int]) -> None:
@@ -102,7 +105,7 @@ class SSD(nn.Module):
         if any(module.training for module in self.modules() if isinstance(module, nn.BatchNorm2d)):
             raise ModelError(
                 f"one image of {size[0]}x{size[1]} leaves ssd one value a channel for its batch norms: train on a "
-                "batch of at least 2, on larger images, or with frozen batch norms"
+                "batch of at least 2, or on larger images"
             )
 
 
@@ -196,19 +199,9 @@ def decode(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Predict
     return unpad(dict(outputs) if "scores" in outputs else _select(outputs, size))
 
 
-class Detector(nn.Module):
-    """image (N, 3, H, W) -> boxes (N, 100, 4) in its pixels, scores (N, 100) and labels (N, 100), best first."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return _select(self.model(image), (image.shape[-2], image.shape[-1]))
-
-
 def embed(model: nn.Module) -> nn.Module:
-    return Detector(model).train(model.training)
+    """image (N, 3, H, W) -> boxes (N, 100, 4) in its pixels, scores (N, 100) and labels (N, 100), best first."""
+    return Decoded(model, _select)
 
 
 _STRIDES = ("os_64", "os_128", "os_256")
@@ -237,16 +230,9 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-# what the authors' network expects of an image: OpenCV's order and resizing
-AUTHORS = {
-    "size": [320, 320], "crop": 1.0, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3,
-    "channel_order": "BGR", "antialias": False, "mode": "stretch",
-}  # fmt: skip
-
-
 def implied(state: dict[str, Tensor]) -> dict[str, Any]:
     """The preprocessing that the authors' weights go with."""
-    return {"preprocess": AUTHORS} if any(name.startswith("ssd_heads.") for name in state) else {}
+    return {"preprocess": of_authors(SIZE)} if any(name.startswith("ssd_heads.") for name in state) else {}
 
 
 def metric(classes: Sequence[str]) -> CocoMetric:

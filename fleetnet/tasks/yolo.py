@@ -34,6 +34,7 @@ from ..boxes import Prediction, restore, select, unpad
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
 from ._coco import CocoMetric, present
+from ._decoded import Decoded
 from ._layout import ANY, STRIDES, Layout, Row, parse, read
 
 __all__ = ["decode", "embed", "from_file", "head", "loss", "metric", "prepare", "present", "restore", "stored"]
@@ -420,10 +421,10 @@ def prepare(head: Network, pictures: Sequence[tuple[tuple[int, int], Tensor]], s
 # Predictions ---------------------------------------------------------------------------------------------------------
 
 
-def _padded(predictions: Tensor) -> dict[str, Tensor]:
-    """(N, A, 5 + classes) -> boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
+def _padded(outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    """Predictions (N, A, 5 + classes) -> boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
     found = []
-    for row in predictions:
+    for row in outputs["predictions"]:
         boxes, scores = box_convert(row[:, :4], "cxcywh", "xyxy"), row[:, 4:5] * row[:, 5:]
         found.append(select(boxes, scores, iou=IOU, threshold=SCORE, count=COUNT))
     return dict(zip(("boxes", "scores", "labels"), (torch.stack(x) for x in zip(*found, strict=True)), strict=True))
@@ -431,27 +432,14 @@ def _padded(predictions: Tensor) -> dict[str, Tensor]:
 
 def decode(outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None = None) -> list[Prediction]:
     """Outputs, raw or those of `embed`, -> the best 100 boxes of each picture, in input pixels."""
-    if not isinstance(outputs, Tensor):
-        if "scores" in outputs:
-            return unpad(dict(outputs))
-        outputs = outputs["predictions"]
-    return unpad(_padded(outputs))
-
-
-class Embedded(nn.Module):
-    """image -> what `boxes.select` gives, padded."""
-
-    def __init__(self, model: nn.Module):
-        super().__init__()
-        self.model = model
-
-    def forward(self, image: Tensor) -> dict[str, Tensor]:
-        return _padded(self.model(image)["predictions"])
+    if isinstance(outputs, Tensor):
+        outputs = {"predictions": outputs}
+    return unpad(dict(outputs) if "scores" in outputs else _padded(outputs))
 
 
 def embed(model: nn.Module) -> nn.Module:
     """The model with its decode and NMS in the graph: image -> boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
-    return Embedded(model).train(model.training)
+    return Decoded(model, _padded)
 
 
 def metric(classes: Sequence[str]) -> CocoMetric:
