@@ -216,8 +216,13 @@ def export(
     )
 
 
-def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning:
-    """What the outputs of a task's model mean, in pixels of the input, for the proof of an exported file."""
+def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning | None:
+    """What the outputs of a task's model mean, in pixels of the input, for the proof of an exported file.
+
+    None where the outputs are the answer: logits.
+    """
+    if task.TARGET == "label":
+        return None
 
     def decode(outputs: Mapping[str, Tensor]) -> list[Prediction]:
         found = task.decode(outputs, size)

@@ -79,8 +79,12 @@ def test_collapses_to_the_same(name: str):
 
 @torch.no_grad()
 def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
-    """With random weights, for export; where only classes of pixels are put out, they are about equally frequent."""
-    model = randomize(made(name), seed=1)
+    """With random weights, for export, but with real anchors and, where only classes of pixels are put out, with
+    about as many pixels of each.
+    """
+    model = made(name)
+    anchors = {key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")}
+    randomize(model, seed=1).load_state_dict(anchors, strict=False)
     if name.startswith("deeplabv3") and embedded:
         model.head.classifier.bias -= model(image(*size))["logits"].mean((0, 2, 3))
     return model
