@@ -35,6 +35,10 @@ from ._decoded import Decoded, of_authors
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "semantic", "letterbox", "segment", 16
 SIZE = (512, 512)
 CLASSES = 21
+DECODE = (
+    "logits (N, classes, H, W) of the input's pixels: cut out what shows the picture, resize it bilinearly to the "
+    "picture, and take the class of the largest logit."
+)
 OPTIONS: tuple[str, ...] = ("channels", "auxiliary")
 SETTINGS: tuple[str, ...] = ()
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of dilation, by output stride
