@@ -77,6 +77,18 @@ def test_collapses_to_the_same(name: str):
     assert all(key.startswith("backbone.") and "timm" in name for key in norms), norms
 
 
+def spread(model: Model, layer: torch.nn.Module, picture: torch.Tensor, which: slice) -> None:
+    """Scale a layer so that its channels `which` vary over the picture as those of a trained network do."""
+    outputs: list[torch.Tensor] = []
+    hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    model(picture)
+    hook.remove()
+    found = torch.cat([o.transpose(0, 1).flatten(1) if o.ndim == 4 else o.T for o in outputs], 1)  # (channels, places)
+    mean, factor = found.mean(1)[which], 1 / found.std(1)[which]
+    layer.weight[which] *= factor.view(-1, *[1] * (layer.weight.ndim - 1))
+    layer.bias[which] = (layer.bias[which] - mean) * factor
+
+
 @torch.no_grad()
 def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
     """With random weights, for export, but with real anchors and, where only classes of pixels are put out, with
@@ -85,13 +97,13 @@ def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
     model = made(name)
     anchors = {key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")}
     randomize(model, seed=1).load_state_dict(anchors, strict=False)
-    if name.startswith("maskrcnn"):  # scores far apart: of nearly equal ones rounding decides which the NMS keeps
-        model.head.rpn.head.cls_logits.weight *= 30
-        model.head.roi_heads.box_predictor.cls_score.weight *= 30
-    if name.startswith("yolo"):
-        for module in model.head.detect.modules():
-            if isinstance(module, torch.nn.Conv2d):
-                module.weight *= 10
+    if name.startswith(("yolo", "maskrcnn")):  # of nearly equal scores rounding decides which the NMS keeps
+        head = model.head
+        layers = [*head.detect.convs] if name.startswith("yolo") else [
+            head.rpn.head.cls_logits, head.roi_heads.box_predictor.cls_score
+        ]  # fmt: skip
+        for layer in layers:  # of yolo the objectness: 5th of 8 numbers of an anchor
+            spread(model, layer, image(*size, batch=1), slice(4, None, 8) if name.startswith("yolo") else slice(None))
     if name.startswith("deeplabv3") and embedded:
         model.head.classifier.bias -= model(image(*size))["logits"].mean((0, 2, 3))
     return model
