@@ -71,9 +71,10 @@ def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
             with counter:
                 shadow(torch.empty(shape, dtype=dtype, device="meta"))
         except (RuntimeError, NotImplementedError) as error:
+            # NMS needs values, to tell how many boxes remain; torch names the device in the error it raises then
             if "meta" not in str(error).lower():
                 raise
-            counter, shadow = _Counter(), copy.deepcopy(model).eval()  # NMS needs values: how many boxes remain
+            counter, shadow = _Counter(), copy.deepcopy(model).eval()
             like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
             with counter:
                 shadow(torch.zeros(shape, dtype=dtype, device=like.device))

@@ -106,7 +106,7 @@ def measure(path: str | Path) -> tuple[int, int]:
             # TIFF is turned when it is loaded, and Pillow gives its size as turned already
             plain = image.format == "TIFF" or (image.format == "PNG" and not _png_metadata(file))
             turned = not plain and _orientation(image) >= 5
-    except Exception as error:
+    except Exception as error:  # as in `read`
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
     return (height, width) if turned else (width, height)
 

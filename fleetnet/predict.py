@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -27,12 +28,15 @@ from .transforms import Preprocess
 from .weights import locate
 
 Picture = str | Path | Image.Image
+Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
+BOXES = (
+    "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
+    "labels: index of the class"
+)
 EMBEDDED = {  # how outputs are to be read after `embed`, by the kind of annotation that the task learns from
-    "boxes": "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
-    "labels: index of the class",
-    "masks": "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
-    "labels: index of the class; masks: probabilities, to be resized to the box, inside above 0.5",
+    "boxes": BOXES,
+    "masks": f"{BOXES}; masks: probabilities, to be resized to the box, inside above 0.5",
     "semantic": "semantic: index of the class of each pixel of the input",
 }
 
@@ -56,12 +60,13 @@ class Predictor(nn.Module):
         runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
         self.runtime = "torch" if path.is_dir() else runtimes.get(path.suffix, "torch")
         if self.runtime == "torch":
-            self._run, self.facts, self._names = _torch_runner(path, torch.device(device))
+            self._run, self.facts = _torch_runner(path, torch.device(device))
             self._batch = BATCH
         else:
             module = find("runtimes", self.runtime)
-            self._run, self._names = module.load(path, threads), []
+            run = module.load(path, threads)
             self.facts = module.metadata(path) if hasattr(module, "metadata") else _sidecar(path)
+            self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
             self._batch = 1
         checkpoint.check_facts(self.facts, path)
         self.task: str = self.facts["task"]
@@ -73,16 +78,15 @@ class Predictor(nn.Module):
 
     def raw(self, batch: np.ndarray) -> list[np.ndarray]:
         """Preprocessed images (N, 3, H, W), float32 -> the network's outputs in order, such as logits (N, classes)."""
-        parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
-        return [np.concatenate(output) for output in zip(*parts, strict=True)]
+        return list(self._outputs(batch).values())
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
         """The outputs by name, of preprocessed images (N, 3, H, W)."""
-        outputs = self.raw(batch.cpu().numpy())
-        names = self._names or [output["name"] for output in self.facts.get("outputs", ())] or ["logits"]
-        if len(names) != len(outputs):
-            raise ModelError(f"the file has {len(outputs)} outputs, its description {len(names)}: {', '.join(names)}")
-        return {name: torch.from_numpy(output) for name, output in zip(names, outputs, strict=True)}
+        return {name: torch.from_numpy(output) for name, output in self._outputs(batch.cpu().numpy()).items()}
+
+    def _outputs(self, batch: np.ndarray) -> Arrays:
+        parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def predictions(self, pictures: Sequence[Picture]) -> list[Prediction]:
         """For each picture (a file, or in memory) what the task's `restore` gives, in the picture's pixels.
@@ -126,22 +130,25 @@ def _sidecar(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} needs {path.with_suffix('.json').name} beside it, as export wrote it") from error
 
 
-def _torch_runner(
-    path: Path, device: torch.device
-) -> tuple[Callable[[np.ndarray], list[np.ndarray]], dict[str, Any], list[str]]:
-    """A function of a batch, the facts, and a list that has the names of the outputs after the first call."""
+def _torch_runner(path: Path, device: torch.device) -> tuple[Callable[[np.ndarray], Arrays], dict[str, Any]]:
     loaded = checkpoint.load(path, device)
     dtype = next(loaded.model.parameters()).dtype
-    called: list[str] = []
 
     @torch.inference_mode()
-    def run(batch: np.ndarray) -> list[np.ndarray]:
+    def run(batch: np.ndarray) -> Arrays:
         outputs = named(loaded.model(torch.from_numpy(np.ascontiguousarray(batch)).to(device, dtype)))
-        called[:] = list(outputs)
         floats = {name: o.float() if o.is_floating_point() else o for name, o in outputs.items()}
-        return [output.cpu().numpy() for output in floats.values()]
+        return {name: output.cpu().numpy() for name, output in floats.items()}
 
-    return run, loaded.meta, called
+    return run, loaded.meta
+
+
+def _by_name(run: Callable[[np.ndarray], Sequence[np.ndarray]], names: Sequence[str], batch: np.ndarray) -> Arrays:
+    """What an exported file computes, by the names in its description; one without names has logits only."""
+    outputs, names = run(batch), names or ["logits"]
+    if len(names) != len(outputs):
+        raise ModelError(f"the file has {len(outputs)} outputs, its description {len(names)}: {', '.join(names)}")
+    return dict(zip(names, outputs, strict=True))
 
 
 def export(

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from . import Sample, Split, check_exists, hold_out
+from . import Sample, Split, check_exists, hold_out, text_of
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
 TARGETS = ("label",)
@@ -39,7 +39,7 @@ def load(root: str, split: str, target: str = "label") -> Split:
     check_exists(root)
     path, wanted = _list_of(Path(root), split)
     folder = path.parent
-    rows = parse(_text(path), str(path))
+    rows = parse(text_of(path), str(path))
     if not rows:
         raise DataError(f"{path} is empty: no samples")
     names = _label_list(folder)
@@ -139,29 +139,20 @@ def _beside(path: Path, split: str) -> Path:
     return path.with_name(_SPLIT.sub(split, path.stem, count=1) + path.suffix)
 
 
-def _text(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
-
-
 def _label_list(folder: Path) -> tuple[Path, list[str]] | None:
     files = [folder / "label_list.txt"]
     if not files[0].is_file():
         files = sorted(folder.glob("*label_list.txt"))
     if len(files) > 1:
         raise DataError(f"several label lists: {', '.join(map(str, files))}; name the right one label_list.txt")
-    return (files[0], parse_labels(_text(files[0]), str(files[0]))) if files else None
+    return (files[0], parse_labels(text_of(files[0]), str(files[0]))) if files else None
 
 
 def _numbered(path: Path, rows: Sequence[tuple[int, str, int]]) -> list[str]:
     """Class names where nobody gave any: the numbers up to the largest label of the train list, or of this one."""
     train = _beside(path, "train")
     if train != path and train.is_file():
-        path, rows = train, parse(_text(train), str(train)) or rows
+        path, rows = train, parse(text_of(train), str(train)) or rows
     number, _, largest = max(rows, key=lambda row: row[2])
     if largest > LARGEST:
         raise DataError(f"{path}, line {number}: label {largest} without a label_list.txt that says there are so many")

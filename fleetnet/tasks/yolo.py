@@ -22,7 +22,7 @@ weights per image; a fit of anchors is k-means by IoU (arXiv:1612.08242) without
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -208,9 +208,8 @@ class Network(nn.Module):
         self.rows = nn.ModuleDict()
         channels = {m: backbone.channels[i] for m, i in self.inputs.items()}
         strides = {m: STRIDES[m] for m in self.inputs}
-        resized = dict.fromkeys(
-            self.inputs, 0
-        )  # how often a map's size was computed from another's, not the backbone's
+        # how often a map's size was computed from another's, not the backbone's
+        resized = dict.fromkeys(self.inputs, 0)
         for row in layout.rows:
             for source in row.sources:
                 if source not in channels:
@@ -244,7 +243,7 @@ class Network(nn.Module):
 
     @property
     def detect(self) -> Detect:
-        return self.rows[str(self.plan[-1][0])]  # type: ignore[return-value]
+        return cast(Detect, self.rows[str(self.plan[-1][0])])
 
     def forward(self, features: list[Tensor], size: tuple[int, int] | None = None) -> dict[str, Tensor]:
         maps: dict[int, Any] = {m: features[i] for m, i in self.inputs.items()}
