@@ -159,6 +159,7 @@ def export(
     size: tuple[int, int] | None = None,
     classes: Sequence[str] | None = None,
     preprocess: Preprocess | None = None,
+    precision: str | None = None,
     opset: int | None = None,
     dynamic: bool = False,
     embed_preprocess: bool = False,
@@ -169,12 +170,12 @@ def export(
 
     `model` is a checkpoint, a run folder, or a model in eval mode; with a model give the names of its `classes` and the
     `preprocess` it was trained with, unless its weights brought one. `size` (height, width) is that of the
-    preprocessing unless given; `dynamic` leaves the number of images open; `embed_preprocess` puts channel order, mean
-    and std into the graph, which then takes RGB pixels, 0 to 255; `embed_decode` puts into it what makes boxes (with
-    NMS), masks or class maps of the outputs. Outputs, and what they mean, are compared on random images and on
-    `pictures`. Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime or opset and for a
-    decode that cannot be embedded, and `ExportError` if the file cannot be written or does not compute what the model
-    computes.
+    preprocessing unless given, `precision` the first of the runtime; `dynamic` leaves the number of images open;
+    `embed_preprocess` puts channel order, mean and std into the graph, which then takes RGB pixels, 0 to 255;
+    `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs. Outputs, and what they
+    mean, are compared on random images and on `pictures`. Raises `ModelError`, `DataError` for a picture, `UsageError`
+    for an unknown runtime, precision or opset and for a decode that cannot be embedded, and `ExportError` if the file
+    cannot be written or does not compute what the model computes.
     """
     if isinstance(model, Model):
         if preprocess is None:
@@ -219,8 +220,9 @@ def export(
     examples = [image.to(like) for image in [*inputs, *(given(_picture(picture))[None] for picture in pictures)]]
     meaning = _meaning(task, preprocess.size)
     return deliver(
-        network, examples[0], path, runtime, facts, opset=opset, dynamic=dynamic, examples=examples, meaning=meaning
-    )
+        network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=dynamic,
+        examples=examples, meaning=meaning,
+    )  # fmt: skip
 
 
 def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning | None:

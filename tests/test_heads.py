@@ -16,6 +16,7 @@ from fleetnet.find import find
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build, named
+from fleetnet.transforms import Preprocess
 
 BACKBONES = (
     "parcnet_xs", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "parc_mobilenetv2", "timm/mobilenetv3_small_100",
@@ -77,11 +78,25 @@ def test_collapses_to_the_same(name: str):
     assert all(key.startswith("backbone.") and "timm" in name for key in norms), norms
 
 
-def spread(model: Model, layer: torch.nn.Module, picture: torch.Tensor, which: slice) -> None:
-    """Scale a layer so that its channels `which` vary over the picture as those of a trained network do."""
+def calibrate(model: Model, pictures: torch.Tensor) -> None:
+    """Give batch norms the statistics of pictures, so that deep features differ from place to place.
+
+    With random ones they hardly do: boxes of neighbors are the same but for their place, their scores within 1e-6, and
+    rounding decides which of them the NMS keeps.
+    """
+    norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        norm.train()
+    model(pictures)
+    model.eval()
+
+
+def spread(model: Model, layer: torch.nn.Module, pictures: torch.Tensor, which: slice) -> None:
+    """Scale a layer so that its channels `which` vary over pictures as those of a trained network do."""
     outputs: list[torch.Tensor] = []
     hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
-    model(picture)
+    model(pictures)
     hook.remove()
     found = torch.cat([o.transpose(0, 1).flatten(1) if o.ndim == 4 else o.T for o in outputs], 1)  # (channels, places)
     mean, factor = found.mean(1)[which], 1 / found.std(1)[which]
@@ -98,12 +113,14 @@ def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
     anchors = {key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")}
     randomize(model, seed=1).load_state_dict(anchors, strict=False)
     if name.startswith(("yolo", "maskrcnn")):  # of nearly equal scores rounding decides which the NMS keeps
-        head = model.head
+        head, preprocess = model.head, Preprocess(size, mode=find("tasks", model.task).MODE)
+        seen = torch.cat([image(*size), torch.stack([preprocess(shapes.draw(i)) for i in range(2, 6)])])
+        calibrate(model, seen)
         layers = [*head.detect.convs] if name.startswith("yolo") else [
             head.rpn.head.cls_logits, head.roi_heads.box_predictor.cls_score
         ]  # fmt: skip
         for layer in layers:  # of yolo the objectness: 5th of 8 numbers of an anchor
-            spread(model, layer, image(*size, batch=1), slice(4, None, 8) if name.startswith("yolo") else slice(None))
+            spread(model, layer, seen, slice(4, None, 8) if name.startswith("yolo") else slice(None))
     if name.startswith("deeplabv3") and embedded:
         model.head.classifier.bias -= model(image(*size))["logits"].mean((0, 2, 3))
     return model

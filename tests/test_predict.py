@@ -98,7 +98,7 @@ def test_a_model_in_memory_is_exported_too(tmp_path: Path) -> None:
         export(model.train(), "onnx", tmp_path / "a.onnx")
     with pytest.raises(ModelError, match="1 class names for a model of 2 classes"):
         export(model.eval(), "onnx", tmp_path / "a.onnx", classes=["a"])
-    with pytest.raises(UsageError, match="no 'onxx' in runtimes: did you mean 'onnx'"):
+    with pytest.raises(UsageError, match="no runtime 'onxx': did you mean 'onnx'"):
         export(model, "onxx", tmp_path / "a.onnx")
     with pytest.raises(UsageError, match=r"ends in \.onnx"):
         export(model, "onnx", tmp_path / "a.mnn")

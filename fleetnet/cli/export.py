@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError, choose
+from ..errors import UsageError
 from ..find import names
 from ._show import say, table
 
@@ -15,7 +15,12 @@ EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to 
 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
-    parser.add_argument("--to", type=str, help=f"runtimes, separated by commas: {', '.join(names('runtimes'))}")
+    parser.add_argument(
+        "--to",
+        type=str,
+        help="runtimes, separated by commas, each NAME or NAME:PRECISION, such as mnn:fp16: "
+        + ", ".join(names("runtimes")),
+    )
     parser.add_argument("--out", type=str, help="folder (default: export/ beside the checkpoint)")
     parser.add_argument(
         "--size", type=str | None, help="size to deploy at, 224 or 192x256 (default: of the checkpoint)"
@@ -34,17 +39,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("model", "to"):
         if not given.get(key):
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
-    to = given["to"].split(",")
-    for name in to:
-        if name not in names("runtimes"):
-            raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'))}")
-
     from .. import checkpoint, data
     from ..config import parse_size
     from ..find import find
     from ..predict import export
+    from ..runtimes import choice, label
     from ..weights import locate
 
+    to = [choice(text) for text in given["to"].split(",")]
     path = locate(Path(given["model"]))
     pictures: list[Any] = []
     if given.get("data"):
@@ -52,32 +54,41 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         pictures = _spread(data.load(given["data"], "val", given.get("format"), target).samples)
     out = Path(given.get("out") or path.parent / "export")
     delivered, agreements = [], []
-    for name in to:
-        say(f"exporting {path} to {name}")
+    for name, precision in to:
+        title = label(name, precision)
+        say(f"exporting {path} to {title}")
         done = export(
             path,
             name,
-            out / name / f"model{find('runtimes', name).suffix}",
+            out / title / f"model{find('runtimes', name).suffix}",
             size=parse_size(given["size"]) if given.get("size") else None,
+            precision=precision,
             opset=given.get("opset"),
             dynamic=bool(given.get("dynamic")),
             embed_preprocess=bool(given.get("embed_preprocess")),
             embed_decode=bool(given.get("embed_decode")),
             pictures=pictures,
         )
-        agreements.append(done.parity.agreement)
+        parity = done.parity.to_dict() if done.parity else {"passed": None}
+        agreements.append(done.parity and done.parity.agreement)
         delivered.append(
-            {"runtime": name, "path": str(done.path), "sidecar": str(done.sidecar), **done.parity.to_dict()}
+            {"runtime": name, "precision": precision, "path": str(done.path), "sidecar": str(done.sidecar), **parity}
+            | {"unverified": done.unverified}
         )
     rows = [
-        [d["runtime"], d["path"], f"{d['max_abs']:.2e}", f"{d['relative']:.2e}", f"{d['tolerance']:.0e}", d["images"]]
+        [label(d["runtime"], d["precision"]), d["path"]]
+        + (["not run here"] + [""] * 3 if d["unverified"] else [
+            f"{d['max_abs']:.2e}", f"{d['relative']:.2e}", f"{d['tolerance']:.0e}", d["images"],
+        ])
         for d in delivered
-    ]
+    ]  # fmt: skip
     columns = ["runtime", "file", "largest difference", "relative", "allowed", "images"]
     table("Exported and verified against the multi-branch model", columns, rows)
     for d, agreement in zip(delivered, agreements, strict=True):
         if agreement:
             say(f"{d['runtime']}: {agreement}")
+        if d["unverified"]:
+            say(f"{d['runtime']}: NOT VERIFIED, only inspected: {d['unverified']}")
     return {"model": str(path), "exported": delivered}
 
 

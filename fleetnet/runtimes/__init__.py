@@ -2,12 +2,19 @@
 
 A runtime is a module:
 
-    suffix          of the file, such as ".onnx"
-    tolerance       largest difference allowed, relative to the standard deviation of the model's own outputs
+    suffix          of the file, such as ".onnx"; a file of two parts (".xml" and ".bin") is named by the first
     package         the distribution that runs the file: its version goes into the sidecar
     default_opset   the operator set used unless one is asked for; None where the format has none
-    export(model, example, path, *, opset, dynamic, metadata, outputs)
+    tolerances      precision -> largest difference allowed, relative to the standard deviation of the model's own
+                    outputs, with the reason in a comment; the first precision is the default
+    export(model, example, path, *, opset, dynamic, metadata, outputs, precision)
     load(path, threads) -> callable(ndarray (N, 3, H, W)) -> list[ndarray]
+    lacks() -> None, or what is missing here, with the command that would add it
+    inspect(path, model)    optional, only of a format that cannot be run on every machine: raises ExportError where the
+                    file is not what it should be
+    cannot_run() -> None, or the reason; only beside `inspect`
+
+The precision that a file was written in is written in the file or beside it: `load` gives what `verify` saw.
 
 `load` is the piece to protect: verifying compares two such calls, a benchmark repeats one, a prediction is one and a
 decode; none of them knows which runtime it is. `deliver` puts the pieces together.
@@ -18,16 +25,19 @@ where the caller can say it; see `_agreement`.
 """
 
 import copy
+import glob
 import hashlib
 import json
 import math
 import os
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from importlib import import_module
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as _version
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +46,8 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes import unpad
-from ..errors import ExportError, UsageError
-from ..find import find
+from ..errors import ExportError, UsageError, choose
+from ..find import find, names
 from ..reparam import difference, reparameterize
 from ._agreement import PIXELS, compare
 from ._agreement import Agreement as Agreement
@@ -86,8 +96,50 @@ class Delivered:
     path: Path
     sidecar: Path  # JSON: the facts, inputs and outputs, parity, hash
     golden: Path  # npz: "image" and the expected outputs by name
-    parity: Parity
+    parity: Parity | None  # None: this machine cannot run the file, see `unverified`
     seconds: float  # of collapsing and exporting
+    unverified: str | None = None  # why the file was only inspected
+
+
+def choice(text: str) -> tuple[str, str]:
+    """What "mnn" or "mnn:fp16" stands for: a runtime and its precision, the first unless given.
+
+    Raises `UsageError` for unknown ones, with the nearest.
+    """
+    name, _, precision = text.strip().partition(":")
+    if name not in names("runtimes"):
+        raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'))}")
+    allowed = list(find("runtimes", name).tolerances)
+    if precision and precision not in allowed:
+        raise UsageError(f"{name} has no precision {precision!r}: {choose(precision, allowed)}")
+    return name, precision or allowed[0]
+
+
+def label(name: str, precision: str) -> str:
+    """The folder and the title of a runtime's file: "mnn", or "mnn-fp16" for a precision that is not the default."""
+    return name if precision == next(iter(find("runtimes", name).tolerances)) else f"{name}-{precision}"
+
+
+def files(path: Path) -> list[Path]:
+    """All files that an exported file consists of: itself or what is in it, and parts of the same stem beside it."""
+    whole = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    own = {".json", ".npz", path.suffix}
+    return whole + sorted(f for f in path.parent.glob(f"{glob.escape(path.stem)}.*") if f.suffix not in own)
+
+
+def _hash(path: Path) -> str:
+    hashed = hashlib.sha256()
+    for file in files(path):
+        hashed.update(file.read_bytes())
+    return hashed.hexdigest()
+
+
+def version(package: str) -> str | None:
+    """Of an installed distribution; None where there is none."""
+    try:
+        return _version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def _named(outputs: Outputs, names: Sequence[str] = ()) -> dict[str, Tensor]:
@@ -234,6 +286,7 @@ def deliver(
     runtime: str,
     facts: Mapping[str, object],
     *,
+    precision: str | None = None,
     opset: int | None = None,
     dynamic: bool = False,
     examples: Sequence[Tensor] | None = None,
@@ -248,14 +301,17 @@ def deliver(
     (the checkpoint's metadata; JSON) goes into the sidecar `<stem>.json` and, where the format can, into the file;
     `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with its outputs. To embed the
     preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs` names the outputs of a model that
-    gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too.
+    gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too. A file that
+    this machine cannot run (Core ML on Linux) is inspected instead, and says so.
 
     Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError` for a model in
     training mode, `UsageError` for an unknown runtime, suffix or opset, and for `dynamic` where detections are chosen
     in the graph, `ExportError` if export or comparison fails.
     """
     path = Path(path)
+    runtime, precision = choice(f"{runtime}:{precision or ''}")
     to = find("runtimes", runtime)
+    tolerance = to.tolerances[precision]
     if path.suffix != to.suffix:
         raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
     examples = _examples(example) if examples is None else list(examples)
@@ -276,28 +332,40 @@ def deliver(
     # A folder, since some formats are two files; beside the target, so that renaming cannot cross file systems.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
         file = Path(folder) / path.name
-        to.export(deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=list(values))
+        to.export(
+            deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=list(values),
+            precision=precision,
+        )  # fmt: skip
         seconds = time.perf_counter() - start
-        parity = verify(model, to.load(file), examples, to.tolerance, meaning)
-        if not parity.passed:
-            advice = _advice(to.tolerance, model, deployed, examples, runtime, meaning)
+        parity, unverified = None, to.cannot_run() if hasattr(to, "inspect") else None
+        if unverified:
+            to.inspect(file, deployed)
+        else:
+            parity = verify(model, to.load(file), examples, tolerance, meaning)
+        if parity and not parity.passed:
+            advice = _advice(tolerance, model, deployed, examples, runtime, meaning)
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
         np.savez(Path(folder) / golden.name, allow_pickle=False, **arrays)
         document = {
             **facts,
             "file": path.name,
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+            "sha256": _hash(file),
             "golden": golden.name,
             "runtime": runtime,
-            "runtime_version": getattr(import_module(to.package), "__version__", None),
+            "runtime_version": version(to.package),
+            "precision": precision,
             "opset": to.default_opset if opset is None else opset,
             "inputs": [_describe("image", example, dynamic)],
-            "parity": parity.to_dict(),
+            "parity": parity.to_dict() if parity else None,
+            "unverified": unverified,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
         (Path(folder) / sidecar.name).write_text(text, encoding="utf-8")
         for finished in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):  # the file itself last
-            os.replace(finished, path.with_name(finished.name))
-    return Delivered(path, sidecar, golden, parity, seconds)
+            target = path.with_name(finished.name)
+            if target.is_dir():
+                shutil.rmtree(target)
+            os.replace(finished, target)
+    return Delivered(path, sidecar, golden, parity, seconds, unverified)

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -25,7 +26,7 @@ default_opset = 20  # torch's default; the first with Gelu as one operator
 # What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to 3.5e-6 over all
 # families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so that logits reach 1e6. A batch norm
 # folded with an epsilon of 1e-3 for 1e-5 is at 2e-3.
-tolerance = 1e-4
+tolerances = {"fp32": 1e-4}
 
 # Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18; above 23 it has no
 # translations of its own.
@@ -35,6 +36,13 @@ KEY = "fleetnet"  # of the metadata
 DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
 }  # fmt: skip
+
+
+def lacks() -> str | None:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        if find_spec(name) is None:
+            return f"{name} is not installed: pip install {name}"
+    return None
 
 
 def _package(name: str) -> ModuleType:
@@ -69,6 +77,7 @@ def export(
     dynamic: bool = False,
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
+    precision: str = "fp32",
 ) -> None:
     """Write `model` as it is, in eval mode, to one ONNX file; nothing is verified here (see `runtimes.deliver`).
 
