@@ -159,6 +159,47 @@ def bars(values: Mapping[str, float | None], title: str, path: Path | str) -> No
     figure.savefig(path)
 
 
+def pareto(
+    points: Sequence[Mapping[str, Any]], path: Path | str, accuracy: str = "accuracy, %"
+) -> list[Mapping[str, Any]]:
+    """Accuracy over latency as a PNG, with a line through the front; returns its points, the fastest first.
+
+    A point has "name", "group" (the color: a runtime, say), "milliseconds" and "accuracy". On the front are those that
+    nothing as fast is more accurate than. Raises `UsageError` if there is no point.
+    """
+    if not points:
+        raise UsageError("no point to draw: there are no accuracies")
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    front: list[Mapping[str, Any]] = []
+    for point in sorted(points, key=lambda point: (point["milliseconds"], -point["accuracy"])):
+        if not front or point["accuracy"] > front[-1]["accuracy"]:
+            front.append(point)
+    figure = _figure(9, 5.5)
+    axes = figure.subplots()
+    xs, ys = ([point[key] for point in front] for key in ("milliseconds", "accuracy"))
+    axes.plot(xs, ys, color="gray", linewidth=1, drawstyle="steps-post", zorder=0)
+    groups = list(dict.fromkeys(point["group"] for point in points))
+    for group, color in zip(groups, colors(len(groups)), strict=True):
+        of_group = [point for point in points if point["group"] == group]
+        xs, ys = ([point[key] for point in of_group] for key in ("milliseconds", "accuracy"))
+        axes.scatter(xs, ys, color=np.divide(color, 255), label=group.replace("$", r"\$"), s=24)
+    for point in points:
+        where = point["milliseconds"], point["accuracy"]
+        weight = "bold" if point in front else "normal"
+        text = point["name"].replace("$", r"\$")
+        axes.annotate(text, where, (4, 3), textcoords="offset points", fontsize=7, fontweight=weight)
+    axes.set(xlabel="latency of one image, ms", ylabel=accuracy, xscale="log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.margins(x=0.12)  # names stand to the right of their points
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize="small")
+    figure.savefig(path)
+    return front
+
+
 def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> list[Path]:
     """The figures that a task's metric has data for, into `folder`: confusion, precision over recall, classes apart."""
     folder.mkdir(parents=True, exist_ok=True)

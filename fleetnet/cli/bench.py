@@ -1,118 +1,221 @@
-"""`fleetnet bench`: latency of both forms and the exported file of each model, measured in turn."""
+"""`fleetnet bench`: latency of models in their forms, runtimes, precisions and numbers of threads, measured in turn."""
 
 import csv
 import tempfile
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ..errors import UsageError, choose
-from ..find import find, names
+from ..errors import UsageError
 from ._show import say, table
+from ._subjects import Subject, subjects, threads_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-EXAMPLE = "fleetnet bench --model mobileone_s0 repvit_m0_9 timm/mobilevit_s --size 224 --threads 1"
+    from ..bench import Row
+
+EXAMPLE = "fleetnet bench --model mobileone_s0 repvit_m0_9 timm/mobilevit_s --to onnx --size 224 --threads 1"
+SIZES = {"MACs": "macs", "parameters": "parameters", "activations": "activations", "bytes": "bytes"}
+FEWEST = 5  # networks, for a rank correlation to say anything
+NEEDS = {"data": "tune", "format": "tune", "max_drop": "tune", "binary": "device", "device": "binary"}
+FIGURES = (".png", ".svg", ".pdf")
+APART = ("device", "plot", "accuracy", "forms", "size")  # what --tune has no use for
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--model", nargs="+", type=str, help="run folders, checkpoints, exported files or model names")
-    parser.add_argument("--to", type=str, help="runtimes to export to and measure, separated by commas (default: onnx)")
-    parser.add_argument("--size", type=str | None, help="of models given by name (default: 224); others have their own")
-    parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 1)")
-    parser.add_argument("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
-    parser.add_argument("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
-    parser.add_argument("--csv", type=str, help="file for the table")
+    add = parser.add_argument
+    add("--model", nargs="+", type=str, help="run folders, checkpoints, exported files, names, or peers (timm/NAME)")
+    add("--to", type=str, help="runtimes to export to, as onnx,openvino:bf16 (default: onnx), or none")
+    add("--forms", type=str, help="forms to time in torch (default: multi-branch,deploy), or none")
+    add("--size", type=str | None, help="of models given by name (default: 224, of heads their usual); others have one")
+    add("--threads", type=str, help="CPU threads, one number or several as 1,2 (default: 1; --tune: 1 and all cores)")
+    add("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
+    add("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
+    add("--csv", type=str, help="file for the table")
+    add("--plot", type=str, help="file (.png) for accuracy over latency with the Pareto front")
+    help = "of the plot, as NAME=VALUE (default: a checkpoint's own metric, and what was published for a name)"
+    add("--accuracy", nargs="+", type=str, help=help)
+    help = "find the fastest runtime, precision and threads of this machine for one checkpoint, given before its files"
+    add("--tune", action="store_true", help=help)
+    add("--data", type=str, help="--tune: images with labels, or a folder of images without")
+    add("--format", type=str | None, help="--tune: format of the data, where finding it out fails")
+    help = "--tune: points of accuracy, or of agreement with the float model, that may be lost (default: 1.0)"
+    add("--max-drop", type=NonNegativeFloat, help=help)
+    add("--device", type=str, help="measure the files on adb:SERIAL or ssh:HOST, by the programs of --binary")
+    help = "--device: path here or there of benchncnn, onnxruntime_perf_test, benchmark.out or ModuleBasic.out"
+    add("--binary", nargs="+", type=str, help=help)
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
-    if not given.get("model"):
-        raise UsageError(f"--model is missing; example: {EXAMPLE}")
-    to = (given.get("to") or "onnx").split(",")
-    for name in to:
-        if name not in names("runtimes"):
-            raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'))}")
-    threads = given.get("threads", 1)
+    _check(given)
+    if given.get("tune"):
+        from ._tune import tune
 
-    import torch
+        return tune(given)
 
-    from .. import bench
+    from .. import bench, devices
 
-    torch.set_num_threads(threads)
-    calls: dict[str, Callable[[], object]] = {}
+    threads, runs = threads_of(given.get("threads") or "1"), given.get("runs", 100)
+    device = devices.device(given["device"]) if given.get("device") else None
+    for binary in given.get("binary") or ():
+        devices.tool(binary)
     with tempfile.TemporaryDirectory() as folder:
-        for i, model in enumerate(given["model"]):
-            say(f"preparing {model}")
-            calls |= _calls(model, to, given.get("size"), threads, Path(folder) / str(i))
-        card = bench.card(threads)
-        say(f"measuring {len(calls)} in turn")
-        rows = bench.measure(calls, given.get("runs", 100), given.get("warmup", 10))
-    print(
-        "conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1"
-    )
-    faster = bench.ratios(rows, rows[0].name)
-    results = [{**row.to_dict(), "times_as_fast": faster[row.name]} for row in rows]
-    numbers = ("median_ms", "p90_ms", "mean_ms", "min_ms")
-    columns = ["", *(name.replace("_", " ") for name in numbers), "images/s", f"x as fast as {rows[0].name}"]
-    lines = [
-        [
-            r["name"],
-            *(f"{r[n]:.2f}" for n in numbers),
-            f"{1000 / float(r['median_ms']):.0f}",
-            f"{r['times_as_fast']:.2f}",
-        ]
-        for r in results
-    ]
-    table(f"Latency of one image, {rows[0].to_dict()['runs']} interleaved runs", columns, lines)
-    doubts = bench.warnings(rows, card)
+        found, skipped = subjects({**given, "forms": "none"} if device else given, threads, Path(folder))
+        if given.get("plot") and not any(subject.accuracy for subject in found):
+            raise UsageError("--plot needs accuracies, and none is known: give --accuracy NAME=VALUE")
+        by_name = {subject.name(len(threads) > 1): subject for subject in found}
+        if device:
+            card, during = devices.conditions(device, max(threads)), None
+            conditions(card)
+            say(f"measuring {len(found)} in turn on {device}")
+            jobs = [
+                devices.Job(name, s.file, s.size, s.threads, s.precision, s.outputs)
+                for name, s in by_name.items()
+                if s.file
+            ]
+            rows = devices.measure(device, given["binary"], jobs, runs)
+        else:
+            rows, card, during = measure(by_name, runs, given.get("warmup", 10))
+    documents = show(rows, by_name, runs)
+    correlations = _correlate(rows, by_name)
+    if given.get("plot"):
+        _plot(rows, by_name, given["plot"])
+    doubts = bench.warnings(rows, card, during)
     for doubt in doubts:
         say(f"warning: {doubt}")
     if given.get("csv"):
         with Path(given["csv"]).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(results[0]))
+            writer = csv.DictWriter(file, fieldnames=list(documents[0]))
             writer.writeheader()
-            writer.writerows(results)
-    return {"conditions": card, "rows": results, "warnings": doubts}
+            writer.writerows(documents)
+    return {
+        "conditions": card, "during": during, "rows": documents, "correlations": correlations, "skipped": skipped,
+        "warnings": doubts,
+    }  # fmt: skip
 
 
-def _calls(model: str, to: list[str], size: str | None, threads: int, folder: Path) -> dict[str, Callable[[], object]]:
-    """What to time of one argument: a file in its runtime, or both forms in torch and each exported file."""
+def _check(given: Mapping[str, Any]) -> None:
+    """`UsageError` for a flag without those that it goes with, or files that could not be written at the end."""
+    if not given.get("model"):
+        raise UsageError(f"--model is missing; example: {EXAMPLE}")
+    for key in ("csv", "plot"):
+        if given.get(key) and not Path(given[key]).parent.is_dir():
+            raise UsageError(f"--{key} is {given[key]!r}, but there is no folder {str(Path(given[key]).parent)!r}")
+    if given.get("plot") and Path(given["plot"]).suffix not in FIGURES:
+        raise UsageError(f"--plot is {given['plot']!r}; allowed: files that end in {', '.join(FIGURES)}")
+    for key, other in NEEDS.items():
+        if given.get(key) is not None and not given.get(other):
+            raise UsageError(f"--{key.replace('_', '-')} goes with --{other}, which is missing")
+    if given.get("tune"):
+        for key in APART:
+            if given.get(key) is not None:
+                raise UsageError(f"--{key} does not go with --tune")
+        if not given.get("data"):
+            raise UsageError("--tune needs --data: images that tell whether a file still finds what the model does")
+
+
+def conditions(card: Mapping[str, object]) -> None:
+    print(
+        "conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1"
+    )
+
+
+def measure(
+    by_name: Mapping[str, Subject], runs: int, warmup: int
+) -> tuple[list["Row"], dict[str, object], dict[str, float | None]]:
+    """The rows, the conditions, which are shown before, and what `bench.watch` saw."""
     import torch
 
-    from ..checkpoint import load
-    from ..config import parse_size
-    from ..predict import load as load_file
-    from ..reparam import reparameterize
-    from ..runtimes import deliver
-    from ..weights import create_model
+    from .. import bench
+    from ..find import find
 
-    path = Path(model)
-    if path.is_file() and path.suffix != ".safetensors":
-        predictor = load_file(path, threads=threads)
-        image = torch.randn(1, 3, *predictor.preprocess.size).numpy()
-        return {f"{model} ({predictor.runtime})": lambda: predictor.raw(image)}
-    form = "multi-branch"
-    if path.exists():
-        loaded = load(path)
-        net, example, form = loaded.model, torch.randn(1, 3, *loaded.preprocess.size), loaded.meta["form"]
-    else:
-        net, example = create_model(model).eval(), torch.randn(1, 3, *parse_size(size or 224))
-    deploy = reparameterize(net, example)
+    names = {subject.runtime for subject in by_name.values()} - {"torch"}
+    packages = [find("runtimes", name).package for name in sorted(names)]
+    most = max(subject.threads for subject in by_name.values())
+    card = bench.card(most, ["fleetnet", "torch", *packages])
+    conditions(card)
 
-    def eager(module: torch.nn.Module) -> Callable[[], object]:
-        @torch.inference_mode()
-        def call() -> object:
-            return module(example)
+    def prepare(name: str) -> None:
+        if torch.get_num_threads() != by_name[name].threads:
+            torch.set_num_threads(by_name[name].threads)
 
-        return call
+    say(f"measuring {len(by_name)} in turn")
+    during = bench.watch()
+    rows = bench.measure(
+        {name: subject.call for name, subject in by_name.items()}, runs, warmup,
+        threads={name: subject.threads if subject.waits else 0 for name, subject in by_name.items()}, prepare=prepare,
+    )  # fmt: skip
+    return rows, card, during()
 
-    calls = {f"{model} {form} (torch)": eager(net), f"{model} deploy (torch)": eager(deploy)}
-    for name in to:
-        runtime = find("runtimes", name)
-        file = deliver(net, example, folder / name / f"model{runtime.suffix}", name, {"model": model}).path
-        runner, image = runtime.load(file, threads), example.numpy()
-        calls[f"{model} deploy ({name})"] = lambda runner=runner, image=image: runner(image)  # type: ignore[misc]
-    return calls
+
+def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> list[dict[str, Any]]:
+    """The table, and what it shows."""
+    from .. import bench
+
+    faster, uncertain = bench.ratios(rows, rows[0].name), bench.uncertainty(rows, rows[0].name)
+    documents: list[dict[str, Any]] = []
+    lines = []
+    for row in rows:
+        subject, ratio, by = by_name[row.name], faster[row.name], uncertain[row.name]
+        about = {"model": subject.model, "form": subject.form, "runtime": subject.title}
+        found: dict[str, Any] = {**row.to_dict(), "times_as_fast": ratio, "uncertainty": by, **about}
+        found |= {name: getattr(subject.counts, key, None) for name, key in SIZES.items()}
+        found["accuracy"] = subject.accuracy[1] if subject.accuracy else None
+        documents.append(found)
+        figures = [f"{found[key]:.2f}" for key in ("median_ms", "p90_ms", "mean_ms", "min_ms")]
+        waited = "-" if found["waited"] is None else f"{found['waited']:.0%}"
+        ratios = f"{ratio:.2f}" + (f" ± {ratio * by:.2f}" if by and row is not rows[0] else "")
+        working = f"{found['working_ms']:.2f}"
+        lines.append([row.name, *figures, f"{found['images_per_second']:.1f}", waited, working, ratios])
+    columns = ["", "median ms", "p90 ms", "mean ms", "min ms", "images/s", "waited", "working ms", "x as fast"]
+    table(f"Latency of one image, {runs} interleaved runs; x as fast as {rows[0].name}", columns, lines)
+    return documents
+
+
+def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[dict[str, Any]]:
+    """Rank correlations of latency with sizes, over the networks of each form, runtime and number of threads."""
+    from .. import bench
+
+    groups: dict[tuple[str, str, int], list[tuple[float, Any]]] = {}
+    for row in rows:
+        subject = by_name[row.name]
+        if subject.counts is not None:
+            key = (subject.form, subject.title, subject.threads)
+            groups.setdefault(key, []).append((row.to_dict()["working_ms"], subject.counts))  # type: ignore[arg-type]
+    found: list[dict[str, Any]] = []
+    lines = []
+    for (form, runtime, threads), networks in groups.items():
+        if len(networks) < FEWEST:
+            continue
+        times = [time for time, _ in networks]
+        pairs = {name: bench.spearman(times, [getattr(c, key) for _, c in networks]) for name, key in SIZES.items()}
+        told = {name: {"rho": pair[0], "p": pair[1]} if pair else None for name, pair in pairs.items()}
+        found.append({"form": form, "runtime": runtime, "threads": threads, "networks": len(networks), **told})
+        title = f"{form} ({runtime}, threads: {threads}), {len(networks)} networks"
+        lines.append([title, *(f"{pair[0]:.2f} (p {pair[1]:.3f})" if pair else "-" for pair in pairs.values())])
+    if lines:
+        table("Rank correlation (Spearman) of latency with", ["", *SIZES], lines)
+    return found
+
+
+def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> None:
+    from .. import report
+
+    points, measures = [], set()
+    several = len({subject.threads for subject in by_name.values()}) > 1
+    for row in rows:
+        subject = by_name[row.name]
+        if subject.accuracy and subject.form != "multi-branch":
+            group = f"{subject.title}, threads: {subject.threads}" if several else subject.title
+            time = row.to_dict()["working_ms"]
+            points.append(
+                {"name": subject.model, "group": group, "milliseconds": time, "accuracy": subject.accuracy[1]}
+            )
+            measures.add(subject.accuracy[0])
+    if len(measures) > 1:
+        say(f"warning: the plot mixes accuracies of different kinds: {', '.join(sorted(measures))}")
+    front = report.pareto(points, path, f"{', '.join(sorted(measures))}, %")
+    print(f"Pareto front, in {path}: " + ", ".join(f"{point['name']} ({point['group']})" for point in front))

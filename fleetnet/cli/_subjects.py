@@ -1,0 +1,240 @@
+"""What `fleetnet bench` times: the forms of models in torch and their files in runtimes, each ready to be called."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ExportError, ModelError, UsageError, choose
+from ._show import say
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from ..flops import Counts
+
+FORMS = ("multi-branch", "deploy")  # that torch runs
+Accuracy = tuple[str, float]  # of what, and percent
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A form of a model in torch, or its file in a runtime, with some number of threads."""
+
+    model: str
+    form: str  # "multi-branch" or "deploy"; "" of a file
+    runtime: str  # "torch", or one of runtimes/
+    title: str  # of the runtime with its precision
+    threads: int
+    size: tuple[int, int]  # height, width of the image
+    call: Callable[[], object]
+    accuracy: Accuracy | None = None
+    counts: "Counts | None" = None
+    file: Path | None = None
+    precision: str = ""
+    outputs: tuple[str, ...] = ()
+
+    @property
+    def waits(self) -> bool:
+        """Whether the time that this process does not compute is time that it waits for a core."""
+        from ..find import find
+
+        return self.runtime == "torch" or not hasattr(find("runtimes", self.runtime), "inspect")
+
+    def name(self, several: bool) -> str:
+        """For tables; with the number of threads where there are `several` such numbers."""
+        threads = f", {self.threads} thread{'s' if self.threads > 1 else ''}" if several else ""
+        how = f"{self.title}{threads}"
+        return " ".join(filter(None, (self.model, self.form, f"({how})"))) if self.model else how
+
+
+def threads_of(text: str | None) -> list[int]:
+    """Numbers of threads from "1,2"; none from None."""
+    parts = text.split(",") if text is not None else []
+    numbers = [int(part) for part in parts if part.strip().isdecimal()]
+    if len(numbers) != len(parts) or min(numbers, default=1) < 1 or len(set(numbers)) != len(numbers):
+        raise UsageError(f"threads is {text!r}; allowed: one number of at least 1, or several such as 1,2")
+    return numbers
+
+
+def accuracies(texts: Sequence[str], models: Sequence[str]) -> dict[str, Accuracy]:
+    """By model, from texts such as "repvit_m0_9=78.7"."""
+    found: dict[str, Accuracy] = {}
+    for text in texts:
+        name, equal, value = text.rpartition("=")
+        try:
+            found[name] = ("accuracy", float(value))
+        except ValueError:
+            equal = ""
+        if not equal:
+            raise UsageError(f"accuracy is {text!r}; allowed: NAME=VALUE, such as repvit_m0_9=78.7")
+        if name not in models:
+            raise UsageError(f"accuracy of {name!r}, which is not measured: {choose(name, models)}")
+    return found
+
+
+def eager(module: "nn.Module", example: "Tensor") -> Callable[[], Any]:
+    import torch
+
+    @torch.inference_mode()
+    def call() -> Any:
+        return module(example)
+
+    return call
+
+
+def calling(runner: Callable[["np.ndarray"], object], image: "np.ndarray") -> Callable[[], object]:
+    return lambda: runner(image)
+
+
+def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> tuple[list[Subject], list[str]]:
+    """All that the flags ask for, files exported into `folder`, and a line for each file that could not be had."""
+    from ..runtimes import choice
+
+    to, forms = (
+        [] if text == "none" else text.split(",")
+        for text in (given.get("to") or "onnx", given.get("forms") or ",".join(FORMS))
+    )
+    for form in forms:
+        if form not in FORMS:
+            raise UsageError(f"no form {form!r}: {choose(form, [*FORMS, 'none'])}")
+    runtimes = [choice(text) for text in to]
+    told = accuracies(given.get("accuracy") or (), given["model"])
+    found: list[Subject] = []
+    skipped: list[str] = []
+    for i, model in enumerate(dict.fromkeys(given["model"])):
+        say(f"preparing {model}")
+        path = Path(model)
+        if path.is_file() and path.suffix != ".safetensors":
+            found += of_file(path, threads, told.get(model))
+        else:
+            size, accuracy = given.get("size"), told.get(model)
+            found += _of_model(model, runtimes, forms, size, threads, accuracy, folder / str(i), skipped)
+    if not found:
+        raise ExportError(skipped[0]) if skipped else UsageError("nothing to measure: --forms and --to are none")
+    return found, skipped
+
+
+def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None) -> list[Subject]:
+    """An exported file with each number of threads."""
+    import torch
+
+    from ..find import find
+    from ..predict import load
+    from ..runtimes import label
+
+    predictor = load(path)
+    runtime, size = find("runtimes", predictor.runtime), predictor.preprocess.size
+    sidecar = path.with_suffix(".json")
+    facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else predictor.facts
+    precision = facts.get("precision") or next(iter(runtime.tolerances))
+    known = precision in runtime.tolerances
+    title = label(predictor.runtime, precision) if known else f"{predictor.runtime}-{precision}"
+    names = tuple(output["name"] for output in facts.get("outputs", ()))
+    image = torch.randn(1, 3, *size).numpy()
+    return [
+        Subject(
+            str(path), "", predictor.runtime, title, count, size, calling(runtime.load(path, count), image),
+            accuracy or decisive(facts.get("metrics")), file=path, precision=precision, outputs=names,
+        )
+        for count in threads
+    ]  # fmt: skip
+
+
+def _of_model(
+    model: str,
+    to: Sequence[tuple[str, str]],
+    forms: Sequence[str],
+    size: str | None,
+    threads: Sequence[int],
+    accuracy: Accuracy | None,
+    folder: Path,
+    skipped: list[str],
+) -> list[Subject]:
+    """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
+    from ..find import find
+    from ..flops import count
+    from ..runtimes import deliver, label
+    from ..tasks import named
+
+    net, deploy, example, form, known = _networks(model, size)
+    pixels, accuracy = (example.shape[-2], example.shape[-1]), accuracy or known
+    counts = count(deploy, example)
+    found: list[Subject] = []
+    if "multi-branch" in forms and form == "multi-branch":
+        many, call = count(net, example), eager(net, example)
+        found += [Subject(model, form, "torch", "torch", n, pixels, call, accuracy, many) for n in threads]
+    if "deploy" in forms:
+        call = eager(deploy, example)
+        found += [Subject(model, "deploy", "torch", "torch", n, pixels, call, accuracy, counts) for n in threads]
+    outputs = tuple(named(eager(deploy, example)())) if to else ()
+    for name, precision in to:
+        runtime, title = find("runtimes", name), label(name, precision)
+        file = folder / title / f"model{runtime.suffix}"
+        try:
+            # a peer of timm is compared with what timm's own collapsing made of it
+            source = deploy if model.startswith("timm/") else net
+            delivered = deliver(source, example, file, name, {"model": model}, precision=precision)
+            lost = delivered.unverified
+        except ExportError as error:
+            lost = str(error)
+        if lost:
+            skipped.append(f"{model} in {title}: {lost}")
+            say(f"skipped {skipped[-1]}")
+            continue
+        found += [
+            Subject(
+                model, "deploy", name, title, n, pixels, calling(runtime.load(file, n), example.numpy()), accuracy,
+                counts, file, precision, outputs,
+            )
+            for n in threads
+        ]  # fmt: skip
+    return found
+
+
+def _networks(model: str, size: str | None) -> tuple["nn.Module", "nn.Module", "Tensor", str, Accuracy | None]:
+    """A model as it is, its deploy form, an image, the form it is in, and its accuracy where that is known."""
+    import torch
+
+    from ..backbones import pretrained
+    from ..checkpoint import load
+    from ..config import parse_size
+    from ..find import find
+    from ..reparam import reparameterize
+    from ..tasks import split_name
+    from ..weights import create_model
+
+    if Path(model).exists():
+        loaded = load(model)
+        example = torch.randn(1, 3, *loaded.preprocess.size)
+        deploy = reparameterize(loaded.model, example)
+        return loaded.model, deploy, example, loaded.meta["form"], decisive(loaded.metrics)
+    if model.startswith("timm/"):
+        return *_peer(model.removeprefix("timm/")), torch.randn(1, 3, *parse_size(size or 224)), FORMS[0], None
+    net = create_model(model).eval()
+    usual = getattr(find("tasks", split_name(model)[0]), "SIZE", 224)
+    example = torch.randn(1, 3, *parse_size(size or usual))
+    published = pretrained(model) if net.task == "classification" else None
+    accuracy = ("ImageNet top-1", published.top1) if published else None
+    return net, reparameterize(net, example), example, FORMS[0], accuracy
+
+
+def _peer(name: str) -> tuple["nn.Module", "nn.Module"]:
+    """A whole classifier of timm, its own head included, and what timm's own `reparameterize_model` makes of it."""
+    try:
+        import timm
+        from timm.utils.model import reparameterize_model
+    except ImportError as error:
+        raise ModelError(f"timm/{name} needs timm: pip install timm") from error
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}: {choose(name, timm.list_models())}")
+    model = timm.create_model(name).eval()
+    return model, reparameterize_model(model).eval()
+
+
+def decisive(metrics: Mapping[str, Any] | None) -> Accuracy | None:
+    """The first metric of a task is the one that decides; None where there is none."""
+    name, value = next(iter((metrics or {}).items()), ("", None))
+    return None if value is None else (name, float(value))

@@ -1,0 +1,216 @@
+"""`fleetnet bench --tune`: the fastest runtime, precision and threads on this machine that still finds what it should.
+
+Every candidate is exported and proven as `fleetnet export` does, judged on the user's images, and timed in turn with
+all others. It is judged by accuracy where images have labels, else by how often it agrees with the model.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DataError, ExportError, ModelError, UsageError
+from ._show import say, table
+from ._subjects import Subject, eager, of_file, threads_of
+
+if TYPE_CHECKING:
+    from ..bench import Row
+    from ..predict import Predictor
+
+MAX_DROP = 1.0  # points
+PICTURES = 8  # of the data, for the proof of each export
+BATCH = 8  # images judged at a time
+Judge = Callable[["Predictor"], float]  # percent
+
+
+def tune(given: Mapping[str, Any]) -> dict[str, Any]:
+    from .. import bench
+    from ..predict import load
+    from .bench import measure
+
+    model, *files = given["model"]
+    threads = threads_of(given.get("threads")) or sorted({1, os.cpu_count() or 1})
+    limit = given.get("max_drop", MAX_DROP)
+    reference = load(model)
+    if reference.runtime != "torch":
+        raise UsageError(f"--tune begins with a run folder or a checkpoint, and {model} is an exported file")
+    say(f"judging {model}")
+    judge, expected, by, pictures = _judge(reference, given["data"], given.get("format"))
+    found, skipped = _in_torch(model, threads), []
+    scores = {"torch": expected}  # in percent, by the title of a subject
+    commands: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, precision in _choices(given.get("to")):
+            say(f"exporting to {name}:{precision} and judging it")
+            try:
+                file = _export(model, name, precision, Path(folder), pictures)
+            except ExportError as error:
+                skipped.append(f"{name}:{precision}: {error}")
+                say(f"skipped {skipped[-1]}")
+                continue
+            candidates = of_file(file, threads)
+            title = candidates[0].title
+            scores[title] = judge(load(file))
+            commands[title] = f"fleetnet export --model {model} --to {name}:{precision}"
+            found += [replace(subject, model="") for subject in candidates]
+        for path in files:
+            say(f"judging {path}")
+            scores[path] = judge(_alike(load(path), reference, path))
+            found += [replace(subject, model="", title=path) for subject in of_file(Path(path), threads)]
+        subjects = {subject.name(several=True): subject for subject in found}
+        rows, card, during = measure(subjects, given.get("runs", 100), given.get("warmup", 10))
+    drops = {name: scores["torch"] - scores[subject.title] for name, subject in subjects.items()}
+    best, level = fastest(rows, drops, limit)
+    faster = bench.ratios(rows, rows[0].name)
+    documents: list[dict[str, Any]] = [
+        {
+            **row.to_dict(), "what": subjects[row.name].title, "times_as_fast": faster[row.name],
+            "score": scores[subjects[row.name].title], "drop": drops[row.name], "allowed": drops[row.name] <= limit,
+        }
+        for row in rows
+    ]  # fmt: skip
+    documents.sort(key=lambda document: -document["times_as_fast"])
+    lines = [
+        [
+            d["name"], f"{d['median_ms']:.2f}", f"{d['p90_ms']:.2f}", f"{d['working_ms']:.2f}",
+            f"{d['times_as_fast']:.2f}", f"{d['score']:.2f}", f"{round(d['drop'], 2) + 0:.2f}",
+            "fastest" if d["name"] == best else "" if d["allowed"] else "loses too much",
+        ]
+        for d in documents
+    ]  # fmt: skip
+    columns = ["", "median ms", "p90 ms", "working ms", "x as fast", "%", "lost", ""]
+    table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines)
+    print(f"fastest that loses no more than {limit:g} points: {best}")
+    if level:
+        print(f"as fast, as far as this run can tell: {', '.join(level)}")
+    if command := commands.get(subjects[best].title):
+        print(f"to write its file:  {command}")
+    doubts = bench.warnings(rows, card, during)
+    for doubt in doubts:
+        say(f"warning: {doubt}")
+    return {
+        "model": model, "by": by, "max_drop": limit, "fastest": best, "as_fast": level, "conditions": card,
+        "during": during, "rows": documents, "skipped": skipped, "warnings": doubts,
+    }  # fmt: skip
+
+
+def fastest(rows: Sequence["Row"], drops: Mapping[str, float], limit: float) -> tuple[str, list[str]]:
+    """The fastest row of those that lose no more than `limit`, and those of them that may be as fast."""
+    from .. import bench
+
+    allowed = [row for row in rows if drops[row.name] <= limit]
+    speeds = bench.ratios(rows, rows[0].name)
+    best = max(allowed, key=lambda row: speeds[row.name]).name
+    behind, by = bench.ratios(allowed, best), bench.uncertainty(allowed, best)
+    level = [row.name for row in allowed if row.name != best and behind[row.name] * (1 + (by[row.name] or 0)) >= 1]
+    return best, level
+
+
+def _in_torch(model: str, threads: Sequence[int]) -> list[Subject]:
+    import torch
+
+    from ..checkpoint import load
+    from ..reparam import reparameterize
+
+    loaded = load(model)
+    size = loaded.preprocess.size
+    example = torch.randn(1, 3, *size)
+    call = eager(reparameterize(loaded.model, example), example)
+    return [Subject("", "deploy", "torch", "torch", count, size, call) for count in threads]
+
+
+def _choices(to: str | None) -> list[tuple[str, str]]:
+    """Runtimes and precisions to try: those asked for, or all that run here."""
+    from ..find import find, names
+    from ..runtimes import choice
+
+    if to is not None:
+        return [choice(text) for text in to.split(",")]
+    modules = {name: find("runtimes", name) for name in names("runtimes")}
+    # what is only inspected, since another machine runs it, cannot be timed
+    able = [name for name, m in modules.items() if not m.lacks() and not (hasattr(m, "inspect") and m.cannot_run())]
+    return [(name, precision) for name in able for precision in modules[name].tolerances]
+
+
+def _export(model: str, name: str, precision: str, folder: Path, pictures: Sequence[Any]) -> Path:
+    from ..find import find
+    from ..predict import export
+
+    path = folder / f"{name}-{precision}" / f"model{find('runtimes', name).suffix}"
+    delivered = export(model, name, path, precision=precision, pictures=pictures)
+    if delivered.unverified:
+        raise ExportError(f"{path.name} cannot be run here: {delivered.unverified}")
+    return path
+
+
+def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
+    """The file, if it is of the same task and classes as the model."""
+    if (file.task, file.classes) != (reference.task, reference.classes):
+        raise ModelError(
+            f"{path} is of the task {file.task} with {len(file.classes)} classes, the model of {reference.task} with "
+            f"{len(reference.classes)}: only files of the same model can be compared"
+        )
+    return file
+
+
+def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge, float, str, list[Any]]:
+    """What gives a file's score in percent, that of the model, what it is, and some pictures for proofs."""
+    from .. import data
+    from ..find import find, names
+    from ..images import find_images
+
+    target = find("tasks", reference.task).TARGET
+    formats = [module for module in (find("data", name) for name in names("data")) if target in module.TARGETS]
+    if format is None and Path(root).is_dir() and not any(module.detect(root) for module in formats):
+        pictures: list[Any] = find_images(root)[0]
+        if not pictures:
+            raise DataError(f"no images in {root!r}")
+        if target not in ("label", "semantic"):
+            raise DataError(f"{root!r} has no labels, and files of a detector are judged by labels: give some")
+        by = f"agreement with the model on {len(pictures)} images without labels"
+        return _agreement(reference, pictures), 100.0, by, pictures[:PICTURES]
+    split = data.load(root, "val", format, target)
+    if split.classes != reference.classes:
+        raise DataError(
+            f"the data has the classes {', '.join(split.classes)}; the model was trained on "
+            f"{', '.join(reference.classes)}"
+        )
+    metric, expected = _decisive(reference, split)
+    if expected is None:
+        raise DataError(f"{root!r} shows nothing to find, so {metric} cannot tell files apart")
+    samples = split.samples[:: -(-len(split.samples) // PICTURES)]
+    pictures = [sample.image() if callable(sample.image) else sample.image for sample in samples]
+    by = f"{metric} on {len(split.samples)} images"
+    return lambda predictor: _decisive(predictor, split)[1] or 0.0, expected, by, pictures
+
+
+def _decisive(predictor: "Predictor", split: Any) -> tuple[str, float | None]:
+    """The first metric of the task, by name."""
+    from torch.utils.data import DataLoader
+
+    from ..find import find
+    from ..train import evaluate
+    from ..transforms import ImageDataset, collate
+
+    images = ImageDataset(split, predictor.preprocess, target=find("tasks", predictor.task).TARGET)
+    result = evaluate(predictor, predictor.task, DataLoader(images, BATCH, collate_fn=collate), split.classes)
+    return next(iter(result.items()))
+
+
+def _agreement(reference: "Predictor", pictures: Sequence[Any]) -> Judge:
+    """The share of images, or of pixels, that a file gives the same class as the model."""
+    import torch
+
+    def classes(predictor: "Predictor") -> list[torch.Tensor]:
+        found = predictor.predictions(pictures)
+        return [p["semantic"] if "semantic" in p else p["logits"].argmax(0, keepdim=True) for p in found]
+
+    expected = classes(reference)
+
+    def judge(predictor: "Predictor") -> float:
+        pairs = zip(expected, classes(predictor), strict=True)
+        return 100 * torch.cat([(ours == theirs).flatten() for ours, theirs in pairs]).double().mean().item()
+
+    return judge
