@@ -19,10 +19,12 @@ from torch import Tensor, nn
 
 from . import checkpoint
 from .boxes import Place, Prediction
-from .errors import ModelError, UsageError
+from .errors import ExportError, ModelError, UsageError, choose
 from .find import find, names
 from .images import read
-from .runtimes import Delivered, Meaning, Preprocessed, deliver
+from .reparam import reparameterize
+from .runtimes import Delivered, Meaning, Parity, Preprocessed, deliver, explanation
+from .runtimes import verify as compare_outputs
 from .tasks import Model, named
 from .transforms import Preprocess
 from .weights import locate
@@ -165,6 +167,7 @@ def export(
     embed_preprocess: bool = False,
     embed_decode: bool = False,
     pictures: Sequence[Picture] = (),
+    explain: bool = False,
 ) -> Delivered:
     """Collapse a model, write it for a runtime, prove the file equal to the model, and only then put it at `path`.
 
@@ -173,7 +176,8 @@ def export(
     preprocessing unless given, `precision` the first of the runtime; `dynamic` leaves the number of images open;
     `embed_preprocess` puts channel order, mean and std into the graph, which then takes RGB pixels, 0 to 255;
     `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs. Outputs, and what they
-    mean, are compared on random images and on `pictures`. Raises `ModelError`, `DataError` for a picture, `UsageError`
+    mean, are compared on random images and on `pictures`; with `explain` the error of a file that differs names the
+    first layer that does. Raises `ModelError`, `DataError` for a picture, `UsageError`
     for an unknown runtime, precision or opset and for a decode that cannot be embedded, and `ExportError` if the file
     cannot be written or does not compute what the model computes.
     """
@@ -197,7 +201,7 @@ def export(
     preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
     facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
     facts |= {"embedded_preprocess": embed_preprocess, "embedded_decode": embed_decode}
-    task, network = find("tasks", model.task), cast(nn.Module, model)
+    task = find("tasks", model.task)
     facts["decode"] = EMBEDDED.get(task.TARGET) if embed_decode else getattr(task, "DECODE", None)
     if embed_decode and not hasattr(task, "embed"):
         able = [name for name in names("tasks") if hasattr(find("tasks", name), "embed")]
@@ -206,9 +210,19 @@ def export(
         )
     if embed_decode and dynamic:
         raise UsageError("an embedded decode takes one image at a time: leave dynamic or embed_decode out")
-    if embed_decode:
-        network = task.embed(model)
+    network, examples = _exported(model, preprocess, embed_preprocess, embed_decode, pictures)
+    meaning = _meaning(task, preprocess.size)
+    return deliver(
+        network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=dynamic,
+        examples=examples, meaning=meaning, explain=explain,
+    )  # fmt: skip
 
+
+def _exported(
+    model: Model, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, pictures: Sequence[Picture]
+) -> tuple[nn.Module, list[Tensor]]:
+    """What a file is to compute, and the images (1, 3, H, W) to compare it on: four random ones, and `pictures`."""
+    network = find("tasks", model.task).embed(model) if embed_decode else cast(nn.Module, model)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
     given = preprocess
@@ -217,12 +231,48 @@ def export(
         given = dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
         inputs = [torch.rand(1, 3, *preprocess.size, generator=generator) * 255 for _ in range(4)]
     like = next(model.parameters())
-    examples = [image.to(like) for image in [*inputs, *(given(_picture(picture))[None] for picture in pictures)]]
-    meaning = _meaning(task, preprocess.size)
-    return deliver(
-        network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=dynamic,
-        examples=examples, meaning=meaning,
-    )  # fmt: skip
+    return network, [image.to(like) for image in [*inputs, *(given(_picture(picture))[None] for picture in pictures)]]
+
+
+def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
+    """The runtime of an exported file, and what the description beside it says."""
+    path = Path(path)
+    runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
+    if path.suffix not in runtimes:
+        raise ModelError(f"{path} is no exported file: {choose(path.suffix, runtimes)}")
+    return runtimes[path.suffix], _sidecar(path)
+
+
+def verify(
+    checkpoint_file: str | Path, path: str | Path, *, pictures: Sequence[Picture] = (), explain: bool = False
+) -> Parity:
+    """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
+
+    With `explain` the error names the first layer that differs. Raises `ModelError` for files that do not belong
+    together or cannot be read, and `ExportError` if the file does not compute what the model computes.
+    """
+    path = Path(path)
+    name, facts = facts_of(path)
+    loaded = checkpoint.load(checkpoint_file)
+    if (facts.get("model"), facts.get("classes")) != (loaded.meta["model"], loaded.classes):
+        raise ModelError(
+            f"{path} is a {facts.get('model')} with {len(facts.get('classes', ()))} classes; {checkpoint_file} is a "
+            f"{loaded.meta['model']} with {len(loaded.classes)}"
+        )
+    preprocess = Preprocess.from_dict(facts["preprocess"])
+    network, examples = _exported(
+        loaded.model, preprocess, facts["embedded_preprocess"], facts["embedded_decode"], pictures
+    )
+    runtime = find("runtimes", name)
+    precision = facts.get("precision") or next(iter(runtime.tolerances))
+    if precision not in runtime.tolerances:
+        raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
+    tolerance, meaning = runtime.tolerances[precision], _meaning(find("tasks", loaded.model.task), preprocess.size)
+    parity = compare_outputs(network, runtime.load(path), examples, tolerance, meaning)
+    if not parity.passed:
+        why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance)}"
+        raise ExportError(f"{path} does not compute what the model computes: {parity}{why if explain else ''}")
+    return parity
 
 
 def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning | None:

@@ -18,8 +18,12 @@ VERBS = {  # in the order of use
     "predict": "names, boxes, masks or label maps for image files",
     "reparam": "collapse to the deploy form and prove that nothing changed",
     "export": "write the file for a runtime, verified before it is handed over",
-    "bench": "latency of forms, files and models, measured in turn",
+    "verify": "check an exported file against its checkpoint, and name the first layer that differs",
+    "quantize": "int8 for onnxruntime or OpenVINO, handed over only if accuracy stays",
+    "bench": "latency of models, forms, runtimes and threads in turn; --tune finds the fastest; phones and boards",
+    "flops": "parameters, MACs, FLOPs, activations and bytes, by module",
     "models": "the networks, their size and published accuracy",
+    "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }
 
 
@@ -30,7 +34,7 @@ def _help() -> str:
         "usage: fleetnet VERB [options]     (fleetnet VERB --help shows the options, their defaults and an example)\n\n"
         f"{verbs}\n\n"
         "Every verb takes --json (the last line of output is one JSON document) and --debug (show tracebacks).\n"
-        "Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 model or weights, 5 export or parity, 130 interrupted."
+        "Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted."
     )
 
 

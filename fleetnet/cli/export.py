@@ -1,9 +1,15 @@
-"""`fleetnet export`: the file for each runtime, in the deploy form, handed over only when proven equal."""
+"""`fleetnet export`: the file for each runtime, in the deploy form, handed over only when proven equal.
 
+With --check it hands over nothing: it tries what each runtime makes of a network, before the network is trained.
+"""
+
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import UsageError
+from jsonargparse.typing import PositiveInt
+
+from ..errors import ExportError, UsageError
 from ..find import names
 from ._show import say, table
 
@@ -11,10 +17,12 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
+OF_CHECK = ("classes", "output_stride", "options")
+OF_EXPORT = ("out", "data", "format", "explain", "dynamic", "embed_preprocess")
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
+    parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors); with --check also a name")
     parser.add_argument(
         "--to",
         type=str,
@@ -33,25 +41,55 @@ def arguments(parser: "ArgumentParser") -> None:
     )
     parser.add_argument("--data", type=str, help="verify on images of this data too, not on random ones alone")
     parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
+    parser.add_argument("--explain", action="store_true", help="name the first layer of a file that differs")
+    parser.add_argument(
+        "--isolated", action="store_true", help="make the environments that converters need, where they are missing"
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only try whether runtimes can hold the model; a name has random weights"
+    )  # fmt: skip
+    parser.add_argument("--classes", type=PositiveInt, help="with --check, of a model given by name")
+    parser.add_argument("--output-stride", type=int, help="with --check, of a model given by name: 8, 16 or 32")
+    parser.add_argument(
+        "--options", type=dict[str, bool | int | float | str],
+        help="with --check, of a model given by name: the family's own, as --options.mixing conv",
+    )  # fmt: skip
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("model", "to"):
         if not given.get(key):
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
-    from .. import checkpoint, data
+    for key in OF_EXPORT if given.get("check") else OF_CHECK:
+        if given.get(key):
+            other = "does not go with --check" if given.get("check") else "is for --check"
+            raise UsageError(f"--{key.replace('_', '-')} {other}")
+    from ..runtimes import choice
+
+    to = [choice(text) for text in given["to"].split(",")]
+    if given.get("isolated"):
+        _make_environments([name for name, _ in to])
+    return _check(given, to) if given.get("check") else _export(given, to)
+
+
+def _make_environments(to: list[str]) -> None:
+    from ..runtimes import _isolated
+
+    for name in to:
+        if name in _isolated.converters() and _isolated.lacks(name):
+            say(f"making the environment that converts for {name}, in {_isolated.folder(name)}")
+            _isolated.create(name)
+
+
+def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from ..config import parse_size
     from ..find import find
     from ..predict import export
-    from ..runtimes import choice, label
+    from ..runtimes import label
     from ..weights import locate
 
-    to = [choice(text) for text in given["to"].split(",")]
     path = locate(Path(given["model"]))
-    pictures: list[Any] = []
-    if given.get("data"):
-        target = find("tasks", checkpoint.read_facts(path)["task"]).TARGET
-        pictures = _spread(data.load(given["data"], "val", given.get("format"), target).samples)
+    pictures = pictures_of(given, path)
     out = Path(given.get("out") or path.parent / "export")
     delivered, agreements = [], []
     for name, precision in to:
@@ -68,6 +106,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             embed_preprocess=bool(given.get("embed_preprocess")),
             embed_decode=bool(given.get("embed_decode")),
             pictures=pictures,
+            explain=bool(given.get("explain")),
         )
         parity = done.parity.to_dict() if done.parity else {"passed": None}
         agreements.append(done.parity and done.parity.agreement)
@@ -92,6 +131,71 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     return {"model": str(path), "exported": delivered}
 
 
-def _spread(samples: list[Any]) -> list[Any]:
-    """Pictures of up to 16 samples, spread over the list."""
+def pictures_of(given: dict[str, Any], checkpoint: Path) -> list[Any]:
+    """Pictures of up to 16 samples of --data, spread over the list; none where it is not given."""
+    from .. import data
+    from ..checkpoint import read_facts
+    from ..find import find
+
+    if not given.get("data"):
+        return []
+    target = find("tasks", read_facts(checkpoint)["task"]).TARGET
+    samples = data.load(given["data"], "val", given.get("format"), target).samples
     return [sample.image() if callable(sample.image) else sample.image for sample in samples[:: -(-len(samples) // 16)]]
+
+
+def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
+    """Export to each runtime in a temporary folder, verify, and say what came of it."""
+    from ..find import find
+    from ..predict import export
+    from ..runtimes import label
+
+    model, size = _checked(given)
+    results: list[dict[str, Any]] = []
+    for name, precision in to:
+        title, runtime = label(name, precision), find("runtimes", name)
+        say(f"trying {given['model']} in {title}")
+        result, said = "ok", ""
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                missing = runtime.lacks()
+                if missing:
+                    result, said = "not installed", missing
+                else:
+                    done = export(
+                        model, name, Path(folder) / f"model{runtime.suffix}", size=size, precision=precision,
+                        opset=given.get("opset"), embed_decode=bool(given.get("embed_decode")),
+                    )  # fmt: skip
+                    said = f"converted, not run: {done.unverified}"
+                    if done.parity:
+                        said = f"relative {done.parity.relative:.2g} (allowed {done.parity.tolerance:.0e})"
+            except ExportError as error:  # an operator that it lacks, or a file that computes something else
+                result, said = "cannot", str(error).replace(f"{folder}/", "")
+        results.append({"runtime": name, "precision": precision, "result": result, "said": said})
+    rows = [[label(r["runtime"], r["precision"]), r["result"], r["said"]] for r in results]
+    table(f"{given['model']} at {size[0]}x{size[1]}, exported and verified", ["runtime", "", "what it says"], rows)
+    failed = [label(r["runtime"], r["precision"]) for r in results if r["result"] == "cannot"]
+    if failed:
+        raise ExportError(f"{', '.join(failed)} cannot hold {given['model']}; see the table")
+    if not any(r["result"] == "ok" for r in results):
+        raise ExportError(f"nothing could be tried: {results[0]['said']}")
+    return {"model": given["model"], "size": list(size), "checked": results}
+
+
+def _checked(given: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
+    """The model to try, in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it."""
+    from .. import checkpoint
+    from ..config import parse_size
+    from ..find import find
+    from ..realistic import realistic
+    from ..tasks import build
+
+    size, path = parse_size(given["size"]) if given.get("size") else None, Path(given["model"])
+    if path.suffix == ".safetensors" or (path.exists() and path.suffix not in (".yaml", ".yml")):
+        loaded = checkpoint.load(path)
+        return loaded.model, size or loaded.preprocess.size
+    model = build(
+        given["model"], given.get("classes"), output_stride=given.get("output_stride"), options=given.get("options")
+    )
+    usual: tuple[int, int] = getattr(find("tasks", model.task), "SIZE", (224, 224))
+    return realistic(model, size or usual), size or usual

@@ -52,6 +52,7 @@ from ..reparam import difference, reparameterize
 from ._agreement import PIXELS, compare
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
+from ._explain import explanation as explanation
 from ._preprocess import Preprocessed as Preprocessed
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -292,6 +293,7 @@ def deliver(
     examples: Sequence[Tensor] | None = None,
     outputs: Sequence[str] = ("logits",),
     meaning: Meaning | None = None,
+    explain: bool = False,
 ) -> Delivered:
     """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
 
@@ -301,7 +303,8 @@ def deliver(
     (the checkpoint's metadata; JSON) goes into the sidecar `<stem>.json` and, where the format can, into the file;
     `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with its outputs. To embed the
     preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs` names the outputs of a model that
-    gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too. A file that
+    gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too; with
+    `explain` the error of a file that differs names the first layer that does. A file that
     this machine cannot run (Core ML on Linux) is inspected instead, and says so.
 
     Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError` for a model in
@@ -344,6 +347,8 @@ def deliver(
             parity = verify(model, to.load(file), examples, tolerance, meaning)
         if parity and not parity.passed:
             advice = _advice(tolerance, model, deployed, examples, runtime, meaning)
+            if explain:
+                advice += f". {explanation(deployed, file, runtime, examples, tolerance)}"
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
         np.savez(Path(folder) / golden.name, allow_pickle=False, **arrays)

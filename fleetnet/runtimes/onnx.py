@@ -3,9 +3,11 @@
 One file with the weights inside, input "image", facts as JSON in the metadata under "fleetnet".
 """
 
+import ast
 import json
 import logging
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -68,6 +70,20 @@ def _quiet() -> Iterator[None]:
             logger.setLevel(level)
 
 
+def _name_by_module(graph: Any) -> None:
+    """Give nodes the names of their modules, "backbone.stages.0.conv/Conv", in place of what the exporter knows of
+    them: numbers, and stack traces of the exporting machine with its paths.
+    """
+    used: Counter[str] = Counter()
+    for node in graph.node:
+        known = {entry.key: entry.value for entry in node.metadata_props}
+        scopes = ast.literal_eval(known.get("pkg.torch.onnx.name_scopes", "[]"))  # modules, then the node's own name
+        name = "/".join([*[scope for scope in scopes[-2:-1] if scope], node.op_type])
+        used[name] += 1
+        node.name = name if used[name] == 1 else f"{name}_{used[name]}"
+        del node.metadata_props[:]
+
+
 def export(
     model: nn.Module,
     example: Tensor,
@@ -116,10 +132,26 @@ def export(
     written = {entry.domain: entry.version for entry in proto.opset_import}
     if written.get("") != chosen:
         raise ExportError(f"{path}: opset {chosen} was asked for, but this model could only be written as {written}")
-    for node in proto.graph.node:  # stack traces of the exporting machine, with its paths
-        del node.metadata_props[:]
+    _name_by_module(proto.graph)
     proto.metadata_props.add(key=KEY, value=json.dumps(metadata or {}, ensure_ascii=False))
     onnx.save(proto, path)
+
+
+def _session(path: Path | str, threads: int, content: bytes | None = None) -> Any:
+    """onnxruntime's session of a file; of `content`, which is the file with changes, just as it stands."""
+    onnxruntime = _package("onnxruntime")
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # else threads spin for 0.1 s after a call
+    options.log_severity_level = 3  # errors, which are also raised
+    if content is not None:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    try:
+        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions share no other public base
+        raise ModelError(f"{path}: onnxruntime cannot load this file: {str(error).strip().splitlines()[0]}") from error
 
 
 def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
@@ -129,16 +161,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     onnxruntime is missing, `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for a
     batch of another shape or kind.
     """
-    onnxruntime = _package("onnxruntime")
-    if not Path(path).is_file():
-        raise ModelError(f"{path}: no such file")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.log_severity_level = 3  # errors, which are also raised
-    try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions share no other public base
-        raise ModelError(f"{path}: onnxruntime cannot load this file: {str(error).strip().splitlines()[0]}") from error
+    session = _session(path, threads)
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES:
         listed = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
@@ -154,6 +177,35 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
         if not np.can_cast(image.dtype, dtype, "same_kind"):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes {np.dtype(dtype)}, got {image.dtype}")
         return session.run(None, {name: np.ascontiguousarray(image, dtype)})
+
+    return run
+
+
+def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function of one batch that gives what every node of the file puts out, by the node's name, in their order.
+
+    Nothing is merged or left out, as `load` does. A node with several outputs has them under "name", "name:1". Raises
+    what `load` raises.
+    """
+    onnx = _package("onnx")
+    metadata(path)  # refuses what is no ONNX file
+    proto = onnx.load(path)
+    names = {
+        output: f"{node.name or output}:{i}" if i else node.name or output
+        for node in proto.graph.node
+        for i, output in enumerate(node.output)
+        if output
+    }
+    known = {output.name for output in proto.graph.output}
+    proto.graph.output.extend(onnx.ValueInfoProto(name=output) for output in names if output not in known)
+    session = _session(path, threads, proto.SerializeToString())
+    (image,) = session.get_inputs()
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        values = session.run(list(names), {image.name: np.ascontiguousarray(batch, DTYPES[image.type])})
+        return {
+            name: value for name, value in zip(names.values(), values, strict=True) if isinstance(value, np.ndarray)
+        }
 
     return run
 

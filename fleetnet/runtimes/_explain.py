@@ -1,0 +1,235 @@
+"""Where an exported file stops computing what the model computes: the layer that differs, by module and layer.
+
+A runtime that can show what its layers put out has `trace(path, threads) -> callable(ndarray) -> dict[str, ndarray]`:
+the outputs of the file's layers by name, in the order of execution. They are compared with what every operator of the
+deploy form puts out in torch. Names mean nothing here, since converters make their own, merge layers and take others
+apart: layers and operators are paired by their values. What no layer shows, because it was merged with the next or is
+changed beyond recognition, is passed over.
+
+Rounding differs everywhere, a little, and what differs once differs in all that follows. So the layer to blame is the
+one whose output is off most compared with what goes into it.
+"""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from ..errors import ExportError
+from ..find import find
+from ..scopes import scopes
+
+# A layer and an operator are a pair, though not the same, where their mean difference is at most this share of the
+# spread, each value counting for at most 1: one changed weight changes one channel, by however much.
+ALIKE = 0.3
+# Share of the tolerance below which differences are all alike: one runtime computes GELU to within 1e-3, from inputs
+# that are exact.
+FLOOR = 0.1
+LEAST = 3.0  # times as far off as what goes into it, and the layer stands out; rounding makes it less
+SMALLEST = 1e-30  # of standard deviations
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """The layer that differs most, compared with what goes into it."""
+
+    module: str  # of the deploy form in torch: "backbone.stages.2.0.conv"
+    operator: str  # torch's: "convolution"
+    layer: str | None  # of the file; None where it shows none of it
+    relative: float  # largest difference of its output / standard deviation of torch's
+    inputs: float  # the same, of what goes into it
+
+    def __str__(self) -> str:
+        layer = f", in the file {self.layer!r}" if self.layer else ""
+        return (
+            f"the first layer that differs is {self.module or 'of the model itself'} ({self.operator}{layer}): "
+            f"relative {self.relative:.3g}, what goes into it {self.inputs:.1g}"
+        )
+
+
+@dataclass
+class _Step:
+    """One output of an operator, in the order of execution."""
+
+    module: str
+    operator: str
+    value: Tensor | None  # float, flat; None where there is nothing to compare
+    inputs: list[int]  # steps
+    weighted: bool  # takes a parameter or buffer
+    relative: float = float("inf")  # difference from the layer it is paired with
+    layer: int | None = None  # that layer
+    shown: bool = False  # by a layer, or as an output of the file
+    off: float = 0.0  # `relative`, or that of the inputs where it is not shown
+
+
+class _Recorder(TorchDispatchMode):
+    """Every operator that depends on the image."""
+
+    def __init__(self, model: nn.Module, running: list[str], image: Tensor):
+        super().__init__()
+        self.running = running
+        self.kept: list[Any] = [image]  # so that no two tensors have the same id
+        self.steps = [_Step("", "input", None, [], False)]
+        self.of = {id(image): 0}  # tensor -> the step that put it out
+        self.weights = {id(t) for t in [*model.parameters(), *model.buffers()]}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        given = [id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
+        self.kept.append(output)
+        inputs = sorted({self.of[i] for i in given if i in self.of})
+        weighted = any(i in self.weights for i in given)
+        if not inputs:  # made of weights alone, such as the kernel of a ParC
+            self.weights |= {id(t) for t in made} if weighted else set()
+            return output
+        module, operator = self.running[-1] if self.running else "", func._overloadpacket.__name__
+        for t in made:
+            # Copied, since the next operator may write into it.
+            value = t.detach().float().flatten().clone() if t.is_floating_point() and t.numel() > 1 else None
+            self.of[id(t)] = len(self.steps)
+            self.steps.append(_Step(module, operator, value, inputs, weighted))
+        return output
+
+
+def _record(model: nn.Module, image: Tensor) -> tuple[list[_Step], list[int]]:
+    """What runs, and the step of each output."""
+    with torch.inference_mode(False), torch.no_grad(), scopes(model) as running:
+        image = image.clone()
+        with _Recorder(model, running, image) as recorder:
+            outputs = model(image)
+        return recorder.steps, [recorder.of.get(id(t), 0) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+
+
+def _arranged(value: np.ndarray) -> list[Tensor]:
+    """A layer's output, flat: as it is and, in case that its channels come last, with channels first."""
+    arrays = [value]
+    if value.ndim >= 3:
+        arrays.append(np.moveaxis(value, -1, -3))
+    return [torch.from_numpy(np.array(array, np.float32, order="C")).flatten() for array in arrays]
+
+
+def _pair(steps: list[_Step], layers: Sequence[np.ndarray], tolerance: float) -> None:
+    """Pair each layer with all steps that it equals within the tolerance, else with the one that it is most like."""
+    sizes: defaultdict[int, list[_Step]] = defaultdict(list)
+    for step in steps:
+        if step.value is not None:
+            sizes[step.value.numel()].append(step)
+    groups = {}
+    for size, group in sizes.items():
+        values = torch.stack([cast(Tensor, step.value) for step in group])  # (steps, size)
+        groups[size] = group, values, values.std(1).clamp(min=SMALLEST)
+    for number, layer in enumerate(layers):
+        if layer.size not in groups:
+            continue
+        group, values, spread = groups[layer.size]
+        best, pairs = ALIKE, dict[int, float]()  # index in the group -> relative difference
+        for value in _arranged(layer):
+            apart = (values - value).abs().nan_to_num(float("inf")) / spread[:, None]
+            largest = apart.amax(1)
+            if largest.min() <= tolerance:
+                pairs = {int(i): largest[i].item() for i in (largest <= tolerance).nonzero()}
+                break
+            mean = apart.clamp(max=1).mean(1)
+            if mean.min() <= best:
+                best, nearest = mean.min().item(), int(mean.argmin())
+                pairs = {nearest: largest[nearest].item()}
+        for i, relative in pairs.items():
+            if relative < group[i].relative:
+                group[i].relative, group[i].layer, group[i].shown = relative, number, True
+
+
+def _above(steps: list[_Step], start: int) -> list[int]:
+    """A step and those before it up to what is shown, in the order of execution."""
+    found: set[int] = set()
+    todo = [start]
+    while todo:
+        step = todo.pop()
+        if step not in found:
+            found.add(step)
+            todo += [i for i in steps[step].inputs if i and not steps[i].shown]
+    return sorted(found)
+
+
+def _apart(expected: Sequence[Tensor], given: Sequence[np.ndarray]) -> list[float]:
+    """Of each output: the largest difference / the standard deviation of what is expected; 0 of integers."""
+    apart = []
+    for a, b in zip(expected, given, strict=True):
+        compared = a.is_floating_point() and a.numel() > 1
+        difference = (a.cpu().float() - torch.from_numpy(np.array(b))).abs().max() if compared else torch.zeros(())
+        apart.append((difference / a.float().std().clamp(min=SMALLEST)).nan_to_num(float("inf")).item())
+    return apart
+
+
+def explain(
+    model: nn.Module, path: Path, runtime: str, examples: Sequence[Tensor] | Tensor, tolerance: float
+) -> Divergence | None:
+    """The layer of the file that differs from `model`, the deploy form, though what goes into it agrees.
+
+    Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest apart; `tolerance` is
+    that of the file's precision. None where no layer stands out: then the outputs differ by the rounding of many
+    layers, or by what the runtime does when it runs the file as a whole. Raises `ExportError` if the runtime cannot
+    show its layers.
+    """
+    to = find("runtimes", runtime)
+    if not hasattr(to, "trace"):
+        raise ExportError(f"{runtime} cannot show what its layers put out, so the one that differs cannot be named")
+    run, worst, image = to.load(path), [-1.0], examples[0]
+    for example in examples:
+        with torch.no_grad():
+            expected = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
+        apart = _apart(expected, run(example.cpu().numpy()))
+        if max(apart) > max(worst):
+            worst, image = apart, example
+    steps, outputs = _record(model, image)
+    traced: Mapping[str, np.ndarray] = to.trace(path)(image.cpu().numpy())
+    layers = {name: np.asarray(value) for name, value in traced.items() if np.asarray(value).dtype.kind == "f"}
+    _pair(steps, list(layers.values()), tolerance)
+    for i, relative in zip(outputs, worst, strict=True):
+        if steps[i].value is not None:  # layer or output: where they differ, it is by how the file runs as a whole
+            steps[i].relative, steps[i].shown = min(steps[i].relative, relative), True
+    for step in steps[1:]:
+        step.off = step.relative if step.shown else max(steps[i].off for i in step.inputs)
+
+    def inputs(i: int) -> float:
+        return max(steps[j].off for j in steps[i].inputs)
+
+    stands_out = {i: step.off / max(inputs(i), FLOOR * tolerance) for i, step in enumerate(steps) if i and step.shown}
+    shown = max(stands_out, key=stands_out.__getitem__, default=0)
+    if stands_out.get(shown, 0.0) < LEAST:
+        return None
+    above = _above(steps, shown)
+    step = steps[next((i for i in above if steps[i].weighted), shown)]
+    layer = _name(list(layers), step, steps[shown].layer)
+    return Divergence(step.module, step.operator, layer, steps[shown].relative, inputs(above[0]))
+
+
+def _name(names: Sequence[str], step: _Step, layer: int | None) -> str | None:
+    """The file's layer of a step: one with the name of its module, if there is one, else the one that shows it."""
+    own = [i for i, name in enumerate(names) if step.module and name.partition("/")[0] == step.module]
+    if own and layer not in own:
+        layer = own[0]
+    return None if layer is None else names[layer]
+
+
+def explanation(
+    model: nn.Module, path: Path, runtime: str, examples: Sequence[Tensor] | Tensor, tolerance: float
+) -> str:
+    """What `explain` finds, in words; also where it can find nothing."""
+    try:
+        found = explain(model, path, runtime, examples, tolerance)
+    except ExportError as error:
+        return str(error)
+    return str(found) if found else (
+        f"no layer stands out when {runtime} shows what each puts out: what differs is the rounding of many layers, or "
+        "what it does when it runs the file as a whole, such as merging layers"
+    )  # fmt: skip

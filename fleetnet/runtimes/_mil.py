@@ -1,0 +1,258 @@
+"""Reads the program of a Core ML package (MIL, Apple's intermediate language), so that it can be checked anywhere.
+
+    read       the package -> its program
+    layers     the convolutions and linear layers of a program, in order
+    used       those of a model in torch, in order
+    evaluate   what the program says, computed by torch
+
+`evaluate` rounds what each operator puts out to the type that the program gives it, and computes in float32: what Core
+ML does, but for the order of sums. It knows the operators that this library's networks need, by their documentation in
+coremltools.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+WEIGHTED = {"conv": "convolution", "conv_transpose": "transposed convolution", "linear": "linear layer"}
+KINDS: dict[Any, str] = {torch.conv2d: "conv", torch.conv_transpose2d: "conv_transpose", F.linear: "linear"}
+DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool}
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What a layer holds, in float64 or as the file has it."""
+
+    name: str
+    kind: str  # of WEIGHTED
+    weight: np.ndarray
+    bias: np.ndarray | None  # None: zeros
+
+
+def read(path: Path) -> tuple[Any, Any]:
+    """The description of a package and its program; coremltools raises whatever it does for a damaged one."""
+    import coremltools as ct
+    from coremltools.converters.mil.frontend.milproto.load import load
+
+    model = ct.models.MLModel(str(path), skip_model_load=True)
+    spec = model.get_spec()
+    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
+    return spec.description, program.functions["main"]
+
+
+def layers(function: Any) -> list[Layer]:
+    """The layers with weights of a program, in order."""
+    found = []
+    for op in function.operations:
+        if op.op_type in WEIGHTED and op.weight.val is not None:
+            bias = None if op.bias is None or op.bias.val is None or not op.bias.val.any() else op.bias.val
+            found.append(Layer(op.name, op.op_type, op.weight.val, bias))
+    return found
+
+
+def _array(tensor: Tensor) -> np.ndarray:
+    return tensor.detach().double().cpu().numpy()
+
+
+class _Recorder(TorchFunctionMode):
+    """Collects the layers as they run."""
+
+    def __init__(self, model: nn.Module):
+        super().__init__()
+        self.names = {id(p): name for name, p in model.named_parameters()}
+        self.found: list[Layer] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func in KINDS:
+            weight, bias = args[1], args[2] if len(args) > 2 else (kwargs or {}).get("bias")
+            name = self.names.get(id(weight), f"{KINDS[func]} {len(self.found)}").removesuffix(".weight")
+            self.found.append(Layer(name, KINDS[func], _array(weight), None if bias is None else _array(bias)))
+        return output
+
+
+@torch.no_grad()
+def used(model: nn.Module, image: Tensor) -> list[Layer]:
+    """The layers that run for an image (N, 3, H, W), in order."""
+    with _Recorder(model) as mode:
+        model(image)
+    return mode.found
+
+
+class _Given(dict[str, Any]):
+    """What an operator is given, by name: tensors, or plain constants; as attributes None where nothing was given."""
+
+    def __getattr__(self, name: str) -> Any:
+        return self.get(name)
+
+    def numbers(self, name: str, default: Sequence[int] = ()) -> list[int]:
+        value = self.get(name)
+        return list(default) if value is None else torch.as_tensor(value).flatten().tolist()
+
+
+def _float(x: Any) -> Any:
+    """Sums of half precision are computed in float32, and rounded once."""
+    return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def _padded(g: _Given, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], fill: float) -> Tensor:
+    """x with its border: `pad` is before and after, for each dimension."""
+    x, pads = _float(g.x), g.numbers("pad", [0, 0, 0, 0])
+    if g.pad_type == "valid":
+        return x
+    if g.pad_type in ("same", "same_lower"):
+        pads = []
+        for length, s, step, d in zip(x.shape[2:], size, stride, dilation, strict=True):
+            missing = max((-(-length // step) - 1) * step + (s - 1) * d + 1 - length, 0)
+            less, more = missing // 2, missing - missing // 2
+            pads += [less, more] if g.pad_type == "same" else [more, less]
+    return F.pad(x, [*pads[2:], *pads[:2]], value=fill)
+
+
+def _conv(g: _Given) -> Tensor:
+    strides, dilations = g.numbers("strides", [1, 1]), g.numbers("dilations", [1, 1])
+    x = _padded(g, g.weight.shape[2:], strides, dilations, 0)
+    return F.conv2d(x, _float(g.weight), _float(g.bias), strides, 0, dilations, g.groups or 1)
+
+
+def _max_pool(g: _Given) -> Tensor:
+    size = g.numbers("kernel_sizes")
+    strides = g.numbers("strides", [1, 1])
+    return F.max_pool2d(_padded(g, size, strides, [1, 1], -torch.inf), size, strides, ceil_mode=bool(g.ceil_mode))
+
+
+def _slice(g: _Given) -> Tensor:
+    x, rank = g.x, g.x.ndim
+    begin, end, stride = g.numbers("begin"), g.numbers("end"), g.numbers("stride", [1] * rank)
+    masks = [g.numbers(f"{name}_mask", [0] * rank) for name in ("begin", "end", "squeeze")]
+    for dim, (first, last, step, from_start, to_end, single) in enumerate(zip(begin, end, stride, *masks, strict=True)):
+        length = x.shape[dim]
+        if single:
+            x = x.narrow(dim, first % length, 1)
+        else:
+            picked = range(length)[None if from_start else first : None if to_end else last : step]
+            x = x.index_select(dim, torch.tensor(list(picked), dtype=torch.int64))
+    return x.squeeze([dim for dim, single in enumerate(masks[2]) if single]) if any(masks[2]) else x
+
+
+def _reshape(g: _Given) -> Tensor:
+    wanted = g.numbers("shape")
+    return g.x.reshape([g.x.shape[i] if size == 0 else size for i, size in enumerate(wanted)])
+
+
+def _split(g: _Given) -> Sequence[Tensor]:
+    sizes = g.numbers("split_sizes")
+    return g.x.split(sizes, g.axis) if sizes else g.x.chunk(int(g.num_splits), g.axis)
+
+
+def _layer_norm(g: _Given) -> Tensor:
+    x, axes = _float(g.x), g.numbers("axes", range(g.x.ndim))
+    variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
+    shape = [size if dim in [axis % x.ndim for axis in axes] else 1 for dim, size in enumerate(x.shape)]
+    x = (x - mean) * (variance + (1e-5 if g.epsilon is None else g.epsilon)).rsqrt()
+    x = x if g.gamma is None else x * _float(g.gamma).reshape(shape)
+    return x if g.beta is None else x + _float(g.beta).reshape(shape)
+
+
+def _gelu(g: _Given) -> Tensor:
+    x, mode = _float(g.x), g.mode or "EXACT"
+    if mode == "SIGMOID_APPROXIMATION":
+        return x * (1.702 * x).sigmoid()
+    return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
+
+
+def _enlarge(g: _Given, mode: str) -> Tensor:
+    height, width = (float(1 if f is None else f) for f in (g.scale_factor_height, g.scale_factor_width))
+    size = (int(g.x.shape[-2] * height + 1e-3), int(g.x.shape[-1] * width + 1e-3))  # factors are rounded
+    if mode == "nearest":
+        return F.interpolate(_float(g.x), size, mode=mode)
+    return F.interpolate(_float(g.x), size, mode=mode, align_corners=g.align_corners is not False)
+
+
+def _matmul(g: _Given) -> Tensor:
+    x, y = _float(g.x), _float(g.y)
+    return (x.mT if g.transpose_x else x) @ (y.mT if g.transpose_y else y)
+
+
+def _expand_dims(g: _Given) -> Tensor:
+    x = g.x
+    for axis in sorted(axis % (x.ndim + len(g.numbers("axes"))) for axis in g.numbers("axes")):
+        x = x.unsqueeze(axis)
+    return x
+
+
+def _of_two(compute: Callable[[Any, Any], Tensor]) -> Callable[[_Given], Tensor]:
+    return lambda g: compute(torch.as_tensor(_float(g.x)), _float(g.y))
+
+
+OPERATORS: dict[str, Callable[[_Given], Any]] = {
+    "conv": _conv,
+    "linear": lambda g: F.linear(_float(g.x), _float(g.weight), _float(g.bias)),
+    "matmul": _matmul,
+    "max_pool": _max_pool,
+    "layer_norm": _layer_norm,
+    "reduce_mean": lambda g: _float(g.x).mean(g.numbers("axes"), keepdim=bool(g.keep_dims)),
+    "reduce_argmax": lambda g: g.x.argmax(g.axis, keepdim=bool(g.keep_dims)),
+    "add": _of_two(torch.add),
+    "sub": _of_two(torch.sub),
+    "mul": _of_two(torch.mul),
+    "real_div": _of_two(torch.div),
+    "pow": _of_two(torch.pow),
+    "relu": lambda g: g.x.relu(),
+    "silu": lambda g: F.silu(_float(g.x)),
+    "sigmoid": lambda g: _float(g.x).sigmoid(),
+    "softmax": lambda g: _float(g.x).softmax(-1 if g.axis is None else g.axis),
+    "gelu": _gelu,
+    "sigmoid_hard": lambda g: (_float(g.x) * float(g.alpha) + float(g.beta)).clamp(0, 1),
+    "thresholded_relu": lambda g: g.x.where(g.x >= float(g.alpha), 0),
+    "exp": lambda g: _float(g.x).exp(),
+    "cast": lambda g: g.x,  # to what the program says of the result
+    "concat": lambda g: torch.cat(g["values"], g.axis),
+    "split": _split,
+    "slice_by_index": _slice,
+    "reshape": _reshape,
+    "transpose": lambda g: g.x.permute(g.numbers("perm")),
+    "expand_dims": _expand_dims,
+    "squeeze": lambda g: g.x.squeeze(tuple(g.numbers("axes", range(g.x.ndim)))),
+    "tile": lambda g: g.x.repeat(g.numbers("reps")),
+    "upsample_nearest_neighbor": lambda g: _enlarge(g, "nearest"),
+    "upsample_bilinear": lambda g: _enlarge(g, "bilinear"),
+}
+
+
+def unknown(function: Any) -> list[str]:
+    """The operators of a program that `evaluate` does not know."""
+    return sorted({op.op_type for op in function.operations} - OPERATORS.keys() - {"const"})
+
+
+@torch.no_grad()
+def evaluate(function: Any, image: Tensor) -> dict[str, Tensor]:
+    """The outputs of a program, whose operators must be known, for an image (N, 3, H, W)."""
+    from coremltools.converters.mil.mil.types import builtin_to_string
+
+    values: dict[str, Any] = dict.fromkeys(function.inputs, image)
+
+    def value(variable: Any) -> Any:
+        if isinstance(variable, list | tuple):
+            return [value(one) for one in variable]
+        if variable is None or variable.name in values:
+            return None if variable is None else values[variable.name]
+        constant = variable.val
+        if isinstance(constant, np.ndarray):
+            return torch.from_numpy(constant.copy())
+        return constant.item() if isinstance(constant, np.generic) else constant
+
+    for op in function.operations:
+        if op.op_type == "const":
+            continue
+        made = OPERATORS[op.op_type](_Given({name: value(variable) for name, variable in op.inputs.items()}))
+        for variable, tensor in zip(op.outputs, made if isinstance(made, list | tuple) else [made], strict=True):
+            values[variable.name] = tensor.to(DTYPES[builtin_to_string(variable.dtype)])
+    return {variable.name: torch.as_tensor(value(variable)) for variable in function.outputs}

@@ -1,0 +1,88 @@
+"""A model as a program of torch.export, for converters that read it."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError
+
+
+class Named(nn.Module):
+    """The model with a mapping of outputs: its keys become the names in the file."""
+
+    def __init__(self, model: nn.Module, outputs: Sequence[str]):
+        super().__init__()
+        self.model, self.outputs = model, list(outputs)
+
+    def forward(self, image: Tensor) -> dict[str, Tensor]:
+        given = self.model(image)
+        if isinstance(given, Tensor):
+            given = [given]
+        values = given.values() if isinstance(given, Mapping) else given
+        return dict(zip(self.outputs, values, strict=True))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the warnings and messages of packages about themselves, each other and versions of torch."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+
+
+def capture(
+    model: nn.Module,
+    example: Tensor,
+    outputs: Sequence[str],
+    dynamic: bool = False,
+    instead: Mapping[Any, Callable[..., Any]] | None = None,
+    lacking: Mapping[str, str] | None = None,
+) -> torch.export.ExportedProgram:
+    """The program of keyword "image" (N, 3, H, W) -> mapping of `outputs`; it writes into no tensor.
+
+    `dynamic` leaves N open. `instead` maps operators to functions that compute the same of others, or return
+    `NotImplemented`. `lacking` maps names of torchvision's operators that the format cannot hold to the reason. Raises
+    `ExportError` for a model that has one of them, and if torch cannot capture the model.
+    """
+    if dynamic and len(example) == 1:
+        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
+    shapes = {"image": {0: torch.export.Dim("batch")}} if dynamic else None
+    network = Named(model, outputs).eval()
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(network, (), {"image": example}, dynamic_shapes=shapes, strict=False)
+            _refuse(program, lacking or {})
+            program = program.run_decompositions(dict(instead or {}))
+    except ExportError:
+        raise
+    except Exception as error:  # whatever the model's operators and torch's checks of them raise
+        raise ExportError(f"torch cannot capture this model: {reason(error)}") from error
+    for node in program.graph.nodes:  # stack traces of the exporting machine, with its paths
+        node.meta.pop("stack_trace", None)
+    return program
+
+
+def _refuse(program: torch.export.ExportedProgram, lacking: Mapping[str, str]) -> None:
+    """Raise `ExportError` for the first operator that the format cannot hold, in milliseconds instead of minutes."""
+    for node in program.graph.nodes:
+        library, _, name = str(getattr(node.target, "name", lambda: "")()).partition("::")
+        if node.op == "call_function" and library == "torchvision" and name in lacking:
+            raise ExportError(
+                f"the graph has torchvision's operator {name}, which this format cannot hold: {lacking[name]}. "
+                "A detector with raw outputs (without --embed-decode) has no such operator, a Mask R-CNN always"
+            )
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an exception says."""
+    return (str(error).strip() or repr(error)).splitlines()[0]

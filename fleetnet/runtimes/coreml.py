@@ -1,0 +1,256 @@
+"""Core ML, converted from torch by coremltools on any machine, run only on a Mac (and by apps on phones).
+
+A folder with the program and the weights, an "ML program" for iOS 16 and macOS 13 or later; input "image", facts as
+JSON in its metadata under "fleetnet". In "fp16" weights and arithmetic are 16 bits wide, as the neural engine computes;
+inputs and outputs stay float32, and integers are 32 bits wide. Where it cannot be run it is read: `inspect` compares
+what every layer holds with the model, and what the program says with what the model computes (see `_mil`).
+"""
+
+import contextlib
+import importlib
+import io
+import json
+import platform
+import shutil
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, ModelError, UsageError
+from . import _mil
+from ._preprocess import Preprocessed
+from ._program import capture, quiet, reason
+
+suffix = ".mlpackage"
+package = "coremltools"
+default_opset = None
+tolerances = {"fp16": 5e-2, "fp32": 1e-4}
+
+FACTS, OUTPUTS, PRECISION = "fleetnet", "fleetnet_outputs", "fleetnet_precision"  # of the metadata
+ROUNDING = {"fp16": 2**-10, "fp32": 1e-6}  # of weights: twice what casting does, for what was folded before
+LACKING = {
+    "nms": "Core ML's own pads what it finds, which nothing here could check",
+    "roi_align": "coremltools does not know it",
+}
+DTYPES = {torch.int64: np.int32, torch.int32: np.int32}  # of outputs that are not floats
+
+
+def lacks() -> str | None:
+    if find_spec("coremltools") is None:
+        return "coremltools is not installed: pip install 'fleetnet[coreml]'"
+    return None
+
+
+def cannot_run() -> str | None:
+    """None on a Mac, else the reason."""
+    return None if sys.platform == "darwin" else f"Core ML runs only on a Mac, and this is {platform.system()}"
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what coremltools logs about other packages and this system, and without its progress bars."""
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):
+        yield
+
+
+def _package() -> Any:
+    try:
+        with _quiet():
+            return importlib.import_module("coremltools")
+    except ImportError as error:
+        raise ExportError(f"Core ML needs coremltools: pip install 'fleetnet[coreml]' ({error})") from error
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+    precision: str = "fp16",
+) -> None:
+    """Write `model` as it is, in eval mode, to a package; nothing is verified here (see `runtimes.deliver`).
+
+    `example` (N, 3, H, W) fixes the size. `metadata` must be JSON. `outputs` names the outputs in their order. The
+    format has no operator sets, so that `opset` means nothing. Raises `UsageError` for `dynamic`, `ExportError` if
+    coremltools is missing or cannot convert the model.
+    """
+    if dynamic:
+        raise UsageError("a Core ML file takes a fixed number of images: leave dynamic out")
+    ct = _package()
+    program = capture(model, example, outputs, lacking=LACKING)
+    given = dict(zip(outputs, program.graph_signature.user_outputs, strict=True))
+    values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
+    kinds = {name: DTYPES.get(values[output].dtype, np.float32) for name, output in given.items()}
+    try:
+        with _quiet():
+            converted = ct.convert(
+                program,
+                outputs=[ct.TensorType(name=name, dtype=kind) for name, kind in kinds.items()],
+                minimum_deployment_target=ct.target.iOS16,
+                compute_precision={"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[precision],
+                skip_model_load=True,
+            )
+            notes = {FACTS: metadata or {}, OUTPUTS: list(outputs), PRECISION: precision}
+            for name, note in notes.items():
+                converted.user_defined_metadata[name] = json.dumps(note, ensure_ascii=False)
+            converted.save(str(path))
+    except Exception as error:  # coremltools raises whatever its passes raise
+        shutil.rmtree(path, ignore_errors=True)
+        with _quiet():  # it leaves a temporary folder to Python's cleaning up, which warns
+            traceback.clear_frames(error.__traceback__)
+        raise ExportError(f"{path}: coremltools cannot convert this model: {reason(error)}") from error
+    Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # no part of the package
+
+
+def _read(path: Path | str) -> tuple[Any, Any, dict[str, Any]]:
+    """The description of a package, its program, and the metadata that `export` wrote."""
+    _package()
+    if not Path(path).is_dir():
+        raise ModelError(f"{path}: no such package")
+    try:
+        with _quiet():
+            description, program = _mil.read(Path(path))
+        texts = description.metadata.userDefined
+        notes = {key: json.loads(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
+    except Exception as error:  # of protobuf, of coremltools, of JSON
+        raise ModelError(f"{path}: not a readable Core ML package: {reason(error)}") from error
+    return description, program, notes
+
+
+def _shape(path: Path | str, description: Any) -> tuple[int, ...]:
+    """Of the one input, which must be images."""
+    inputs = {i.name: tuple(i.type.multiArrayType.shape) for i in description.input}
+    if list(inputs) != ["image"] or len(inputs["image"]) != 4:
+        raise ModelError(f"{path}: expected one input 'image' of images, found {inputs or 'none'}")
+    return inputs["image"]
+
+
+def inspect(path: Path | str, model: nn.Module) -> str:
+    """Check what can be checked without a Mac; what that was, in words.
+
+    The package is read; its input and the names and shapes of its outputs are looked at; every convolution and linear
+    layer must hold the weights of that layer of `model` (the deploy form), within rounding; and what the program says,
+    computed by torch, must be what `model` computes, unless it has an operator that is not known here. Raises
+    `ExportError`, naming the layer, where something is not as it should be.
+    """
+    from . import verify
+
+    try:
+        description, program, notes = _read(path)
+        shape = _shape(path, description)
+    except ModelError as error:
+        raise ExportError(f"the written file cannot be read back: {error}") from error
+    names = [output.name for output in description.output]
+    order, precision = notes.get(OUTPUTS, names), notes.get(PRECISION, "fp32")
+    if sorted(names) != sorted(order):
+        raise ExportError(f"{path}: the outputs are {', '.join(names)}, not {', '.join(order)}")
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(shape, generator=generator) * 255
+    if not isinstance(model, Preprocessed):
+        image = torch.randn(shape, generator=generator)
+    layers = _compare(path, _mil.layers(program), _mil.used(model, image), ROUNDING[precision])
+    checked = f"{layers} layers hold the model's weights"
+    unknown = _mil.unknown(program)
+    if unknown:
+        return f"{checked}; not computed, for its operators {', '.join(unknown)}"
+
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        found = _mil.evaluate(program, torch.from_numpy(batch))
+        return [found[name].numpy() for name in order]
+
+    parity = verify(model, run, [image], tolerances[precision])
+    if not parity.passed:
+        raise ExportError(f"{path}: what the program says is not what the model computes: {parity}")
+    return f"{checked}; computed by torch from the program: {parity}"
+
+
+def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float) -> int:
+    """The number of layers, if they hold the same in the same order; `ExportError` naming the first that does not."""
+    for there, here in zip(given, expected, strict=False):
+        if there.kind != here.kind or there.weight.shape != here.weight.shape:
+            raise ExportError(
+                f"{path}: where the model has {here.name}, a {_mil.WEIGHTED[here.kind]} of {here.weight.shape}, the "
+                f"file has {there.name}, a {_mil.WEIGHTED[there.kind]} of {there.weight.shape}"
+            )
+        axis = 1 if here.kind == "conv_transpose" else 0
+        mine, its = (np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1) for w in (here.weight, there.weight))
+        its = its.astype(np.float64)
+        wrong = _wrong("weight", mine, its, rounding)
+        if wrong and _scaled(mine, its, rounding):
+            continue  # by a batch norm or a scale that follows, which is part of the layer in the file
+        if here.bias is not None or there.bias is not None:
+            mine, its = (np.zeros(len(mine)) if v is None else v.astype(np.float64) for v in (here.bias, there.bias))
+            wrong = wrong or _wrong("bias", mine, its, rounding)
+        if wrong:
+            raise ExportError(f"{path}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}")
+    if len(given) != len(expected):
+        raise ExportError(f"{path}: the file has {len(given)} layers with weights, the model has {len(expected)}")
+    return len(given)
+
+
+def _allowed(mine: np.ndarray, rounding: float) -> np.ndarray:
+    return rounding * (np.abs(mine) + 2**-14)  # float16 has steps of 2**-24 next to zero
+
+
+def _wrong(what: str, mine: np.ndarray, its: np.ndarray, rounding: float) -> str | None:
+    """How values differ, if they do."""
+    wrong = ~(np.abs(its - mine) <= _allowed(mine, rounding))
+    if not wrong.any():
+        return None
+    return f"{wrong.sum()} of {wrong.size} values of its {what} differ, by up to {np.abs(its - mine).max():.3g}"
+
+
+def _scaled(mine: np.ndarray, its: np.ndarray, rounding: float) -> bool:
+    """Whether most output channels (rows) were multiplied by a number each, as no damage does."""
+    largest = np.abs(mine).argmax(1)[:, None]
+    its_largest, my_largest = (np.take_along_axis(values, largest, 1) for values in (its, mine))
+    factor = np.divide(its_largest, my_largest, out=np.ones_like(my_largest), where=my_largest != 0)
+    same = np.abs(its - factor * mine) <= 2 * _allowed(factor * mine, rounding)
+    return bool(same.all() and (np.abs(factor - 1) > rounding).mean() > 0.5)
+
+
+def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W) that runs the file, only on a Mac, and returns its outputs in order.
+
+    macOS chooses processor and `threads`. Raises `ExportError` if coremltools is missing or this is no Mac,
+    `ModelError` if the package is missing, damaged or has other inputs, and, on the call, for a batch of another shape
+    or kind.
+    """
+    description, _, notes = _read(path)
+    shape = _shape(path, description)
+    cannot = cannot_run()
+    if cannot:
+        raise ExportError(f"{path}: {cannot}")
+    try:
+        with _quiet():
+            opened = _package().models.MLModel(str(path))
+    except Exception as error:  # of Core ML itself
+        raise ModelError(f"{path}: Core ML cannot load this package: {reason(error)}") from error
+    order = notes.get(OUTPUTS, [output.name for output in description.output])
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        if image.shape != shape:
+            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
+        if not np.can_cast(image.dtype, np.float32, "same_kind"):  # normalized values would be cut to whole pixels
+            raise ModelError(f"{path}: takes float32, got {image.dtype}")
+        found = opened.predict({"image": np.ascontiguousarray(image, np.float32)})
+        return [np.array(found[name]) for name in order]
+
+    return run
+
+
+def metadata(path: Path | str) -> dict[str, object]:
+    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no package."""
+    return _read(path)[2].get(FACTS, {})

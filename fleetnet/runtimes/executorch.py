@@ -1,0 +1,212 @@
+"""ExecuTorch for phones, lowered from torch.export and run by its own runtime on the CPU, in float32 by XNNPACK.
+
+One file with the weights inside; it takes the number of images that it was exported with. XNNPACK gets all of our
+classifiers as one piece, since splits, hard sigmoids and layer norms, which it does not know, are spelled with
+operators that it knows (fewer pieces, fewer copies: on one thread 4 % faster for fasternet_t0, 6 % for parcnet_s, 8 %
+for parc_convnext_xt at 64 pixels). Of the heads ExecuTorch's portable kernels run what XNNPACK lacks: the nearest
+upsampling of yolo, the spreading of the mean in deeplabv3 and its argmax. Neither has NMS or RoIAlign: what chooses
+boxes in the graph cannot live here, Mask R-CNN among it.
+"""
+
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ExportError, ModelError, UsageError
+from ._program import quiet, reason
+
+suffix = ".pte"
+package = "executorch"
+default_opset = None
+tolerances = {"fp32": 1e-4}
+
+MISSING = "executorch is not installed: pip install 'fleetnet[executorch]'"
+DEBUGGING = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")  # paths, slow to copy along
+
+
+def lacks() -> str | None:
+    return None if find_spec("executorch") else MISSING
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Also without messages about the CPU and its threads, which C++ sends through sys.stderr."""
+    with quiet(), redirect_stderr(io.StringIO()):
+        yield
+
+
+def _module(name: str) -> ModuleType:
+    try:
+        with _quiet():
+            return import_module(name)
+    except ImportError as error:
+        raise ExportError(f"{MISSING} ({error})") from error
+
+
+def _split(x: Tensor, size: int | Sequence[int], dim: int = 0) -> tuple[Tensor, ...]:
+    length = x.shape[dim]
+    if isinstance(size, int):
+        sizes = [min(size, length - start) for start in range(0, length, size)]
+    else:
+        sizes = list(size)
+    starts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return tuple(x.narrow(dim, start, size) for start, size in zip(starts, sizes, strict=True))
+
+
+def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    return _split(x, -(-x.shape[dim] // chunks), dim)
+
+
+def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
+    return (x + 3.0).clamp(0.0, 6.0) / 6.0  # as floats: of integers a copy to float remains in the graph
+
+
+def _layer_norm(
+    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+) -> Tensor:
+    """XNNPACK has means only over the last two of four dimensions."""
+    if len(shape) != 1 or weight is None or bias is None:
+        return F.layer_norm(x, shape, weight, bias, eps)
+    y = x.reshape(x.shape[0], -1, 1, x.shape[-1])
+    y = y - y.mean((2, 3), keepdim=True)
+    y = y * ((y * y).mean((2, 3), keepdim=True) + eps).rsqrt()
+    return (y * weight + bias).reshape(x.shape)
+
+
+class _Spelled(TorchFunctionMode):
+    """While it is open, operators that XNNPACK lacks are made of those that it has."""
+
+    OTHERS: Mapping[Any, Callable[..., Any]] = {
+        Tensor.split: _split, torch.split: _split, Tensor.chunk: _chunk, torch.chunk: _chunk,
+        F.hardsigmoid: _hardsigmoid, F.layer_norm: _layer_norm,
+    }  # fmt: skip
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.OTHERS.get(func, func)(*args, **(kwargs or {}))
+
+
+def _refuse(operators: Sequence[str], path: Path | str) -> None:
+    """Operators without a kernel, by name: the file would be written, and refused by the runtime."""
+    known = _module("executorch.runtime").Runtime.get().operator_registry.operator_names
+    bases = {name.partition(".")[0] for name in known}
+    unknown = sorted({name for name in operators if name not in known and name.partition(".")[0] not in bases})
+    if unknown:
+        raise ExportError(
+            f"{path}: ExecuTorch has no operator for {', '.join(unknown)} of this model. If they choose boxes in the "
+            "graph, export without the decode; Mask R-CNN always chooses boxes in its graph: export it to onnx"
+        )
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+    precision: str = "fp32",
+) -> None:
+    """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
+
+    `example` (N, 3, H, W) fixes size and number of images. The format has no place for metadata, names of outputs or
+    operator sets. Raises `UsageError` for an open number of images, `ExportError` if the package is missing, torch or
+    ExecuTorch cannot translate the model, or the runtime lacks an operator of it, naming that.
+    """
+    if dynamic:
+        raise UsageError("executorch takes the number of images that it was exported with: leave dynamic out")
+    if example.dtype != torch.float32:
+        raise UsageError(f"executorch takes images of float32, but the example is {example.dtype}: use model.float()")
+    exir = _module("executorch.exir")
+    partition = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    try:
+        with _quiet(), torch.no_grad(), _Spelled():
+            program = torch.export.export(model, (example,), strict=False)
+    except Exception as error:  # whatever the model's operators and torch's checks of them raise
+        raise ExportError(f"{path}: torch cannot capture this model: {reason(error)}") from error
+    called = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    _refuse(
+        [op._schema.name for op in called if op.namespace != "aten"], path
+    )  # torch's own are rewritten by what follows
+    for node in program.graph.nodes:
+        for key in DEBUGGING:
+            node.meta.pop(key, None)
+    try:
+        with _quiet(), torch.no_grad():
+            config = exir.EdgeCompileConfig(_check_ir_validity=False)
+            partitioner = partition.XnnpackPartitioner()
+            edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
+            done = edge.to_executorch()
+    except Exception as error:  # whatever its passes raise
+        raise ExportError(f"{path}: ExecuTorch cannot translate this model: {reason(error)}") from error
+    plan = done.executorch_program.execution_plan[0]
+    _refuse([f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators], path)
+    done.save(str(path))
+
+
+class _Pool:
+    """The one pool of threads of the process. Networks hold on to the pool that they were loaded with, also after it
+    gave way to one of another size, and crash with it: they must then be loaded anew.
+    """
+
+    threads: int | None = None
+    age = 0
+
+    @classmethod
+    def use(cls, threads: int) -> int:
+        """Make it one of `threads`; returns a number that changes with the pool."""
+        if cls.threads != threads:
+            with _quiet():
+                _module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
+            cls.threads, cls.age = threads, cls.age + 1
+        return cls.age
+
+
+def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W), of the N of the file, that runs it and returns its outputs in order.
+
+    ExecuTorch has one pool of threads for all files. A call makes it one of `threads`; if it was of another size, the
+    file is then read anew, which takes longer than a call: measure different numbers in different processes. Raises
+    `ExportError` if executorch is missing, `ModelError` if the file is missing, damaged or has other inputs, and, on
+    the call, for a batch of another shape.
+    """
+    runtime = _module("executorch.runtime").Runtime.get()
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    data = Path(path).read_bytes()
+
+    def read() -> Any:
+        try:
+            with _quiet():
+                return runtime.load_program(data).load_method("forward")
+        except Exception as error:  # RuntimeError with a code; KeyError without that method
+            raise ModelError(f"{path}: ExecuTorch cannot load this file: {reason(error)}") from error
+
+    age = _Pool.use(threads)
+    method = read()
+    if method.metadata.num_inputs() != 1 or len(method.metadata.input_tensor_meta(0).sizes()) != 4:
+        raise ModelError(f"{path}: expected one input of images, found {method.metadata}")
+    shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        nonlocal age, method
+        if image.shape != shape:
+            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
+        if _Pool.use(threads) != age:
+            age, method = _Pool.age, read()
+        batch = torch.from_numpy(np.ascontiguousarray(image, np.float32))
+        return [output.numpy() for output in method.execute([batch])]
+
+    return run

@@ -1,0 +1,216 @@
+"""LiteRT (TensorFlow Lite), converted from torch in an environment of its own and run by ai-edge-litert on the CPU.
+
+One file with the weights inside, input "image" (channels first, as everywhere here; inside they come last), facts as
+JSON in the metadata under "fleetnet". The converter, litert-torch, asks for a typing-extensions that is too old for
+others, so it lives apart (see `_isolated`); what runs the file does not need it. Integers are 32 bits wide in the file.
+Differs from the documented path: two operators are replaced by others of the same result, see `INSTEAD`.
+"""
+
+import importlib
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..errors import ExportError, ModelError
+from . import _isolated
+from ._program import capture, quiet
+
+suffix = ".tflite"
+package = "ai-edge-litert"
+default_opset = None
+tolerances = {"fp32": 1e-4}
+
+# All but the first are what it was measured with; pip would look for versions that fit each other for minutes.
+isolated = (
+    "litert-torch==0.10.0", "ai-edge-litert==2.3.0", "litert-converter==0.5.0", "jax==0.10.2", "transformers==5.23.0",
+    "pydantic==2.11.10", "typing-inspection==0.4.2", "anyio==4.14.2",
+)  # fmt: skip
+WORKER = Path(__file__).with_name("_litert_worker.py")
+LACKING = dict.fromkeys(("nms", "roi_align"), "litert-torch does not know it")
+FACTS, OUTPUTS = "fleetnet", "fleetnet_outputs"  # of the metadata
+
+
+def lacks() -> str | None:
+    if find_spec("ai_edge_litert") is None:
+        return "ai-edge-litert is not installed: pip install 'fleetnet[litert]'"
+    return _isolated.lacks("litert")
+
+
+def _package(name: str) -> Any:
+    try:
+        return importlib.import_module(f"ai_edge_litert.{name}")
+    except ImportError as error:
+        raise ExportError(f"LiteRT is needed and not installed: pip install 'fleetnet[litert]' ({error})") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what LiteRT writes to the process's standard error from C++, such as that it has a faster way to run."""
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _square(x: Tensor, exponent: float) -> Any:
+    """LiteRT has no power of tensors of five dimensions, such as yolo's boxes."""
+    return x * x if exponent == 2 else NotImplemented
+
+
+def _spread(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Any:
+    """litert-torch 0.10 forgets that channels come last where it repeats one pixel, as deeplabv3 does after pooling."""
+    if x.ndim != 4 or not x.is_floating_point():
+        return NotImplemented
+    return x + x.new_zeros([1 if wanted in (-1, had) else wanted for wanted, had in zip(size, x.shape, strict=True)])
+
+
+INSTEAD: dict[Any, Callable[..., Any]] = {
+    torch.ops.aten.pow.Tensor_Scalar: _square,
+    torch.ops.aten.expand.default: _spread,
+}
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+    precision: str = "fp32",
+) -> None:
+    """Write `model` as it is, in eval mode, to one .tflite file; nothing is verified here (see `runtimes.deliver`).
+
+    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. `outputs` names the outputs
+    in their order. The format has no operator sets, so that `opset` means nothing. Raises `ExportError` with the
+    command to give if the environment of the converter is not there, and if the model cannot be converted.
+    """
+    _isolated.check("litert")
+    program = capture(model, example, outputs, dynamic, INSTEAD, lacking=LACKING)
+    notes = {FACTS: json.dumps(metadata or {}, ensure_ascii=False), OUTPUTS: json.dumps(list(outputs))}
+    with tempfile.TemporaryDirectory() as work:
+        given, said = Path(work, "program.pt2"), Path(work, "notes.json")
+        with quiet():
+            torch.export.save(program, given)
+        said.write_text(json.dumps(notes), encoding="utf-8")
+        _isolated.run("litert", WORKER, str(given), str(said), str(Path(path).absolute()))
+
+
+def _open(path: Path | str, threads: int, **settings: Any) -> Any:
+    """An interpreter of the file, ready to run."""
+    interpreter = _package("interpreter")
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        with _silent():
+            opened = interpreter.Interpreter(str(path), num_threads=threads, **settings)
+            opened.allocate_tensors()
+    except (ValueError, RuntimeError) as error:
+        raise ModelError(f"{path}: LiteRT cannot load this file: {str(error).strip()}") from error
+    inputs = opened.get_input_details()
+    if len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
+        listed = ", ".join(f"{i['name']} {tuple(i['shape'])}" for i in inputs)
+        raise ModelError(f"{path}: expected one input of images, found {listed or 'none'}")
+    return opened
+
+
+def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
+    """What checks a batch and runs the network on it."""
+    (given,) = opened.get_input_details()
+    shape = tuple("batch" if size == -1 else int(size) for size in given["shape_signature"])
+
+    def feed(image: np.ndarray) -> None:
+        fits = image.ndim == 4 and all(want in ("batch", got) for want, got in zip(shape, image.shape, strict=True))
+        if not fits:
+            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
+        if not np.can_cast(image.dtype, given["dtype"], "same_kind"):  # normalized values would be cut to whole pixels
+            raise ModelError(f"{path}: takes {np.dtype(given['dtype'])}, got {image.dtype}")
+        if image.shape != tuple(opened.get_input_details()[0]["shape"]):
+            opened.resize_tensor_input(given["index"], image.shape)
+            with _silent():
+                opened.allocate_tensors()
+        opened.set_tensor(given["index"], np.ascontiguousarray(image, given["dtype"]))
+        opened.invoke()
+
+    return feed
+
+
+def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+
+    The batch is cast to the file's floating type. Raises `ExportError` if ai-edge-litert is missing, `ModelError` if
+    the file is missing, damaged or has other inputs, and, on the call, for a batch of another shape or kind.
+    """
+    opened = _open(path, threads)
+    feed = _feed(path, opened)
+    (signature,) = opened.get_signature_list() or [None]
+    if signature is None:
+        order = [output["index"] for output in opened.get_output_details()]  # a file of another program
+    else:
+        named = opened.get_signature_runner(signature).get_output_details()
+        order = [named[name]["index"] for name in _notes(path).get(OUTPUTS, named)]
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        feed(image)
+        return [opened.get_tensor(index) for index in order]  # copies
+
+    return run
+
+
+def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function of one batch that gives what every operator of the file puts out, in the order of execution.
+
+    Run by LiteRT's own kernels instead of the faster ones of XNNPACK, which keep nothing between operators. Raises what
+    `load` raises.
+    """
+    plain = _package("interpreter").OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    opened = _open(path, threads, experimental_op_resolver_type=plain, experimental_preserve_all_tensors=True)
+    feed = _feed(path, opened)
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        feed(image)
+        kept = {}
+        for number, operator in enumerate(opened._get_ops_details()):
+            for index in operator["outputs"]:
+                kept[f"{operator['op_name'].lower()}_{number}"] = opened.get_tensor(index)
+        return kept
+
+    return run
+
+
+def _notes(path: Path | str) -> dict[str, Any]:
+    """The metadata that `export` wrote, by name."""
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    schema, content = _package("schema_py_generated"), Path(path).read_bytes()
+    try:
+        if not schema.Model.ModelBufferHasIdentifier(content, 0):
+            raise ModelError(f"{path}: not a LiteRT file")
+        model = schema.Model.GetRootAs(content)
+        entries = [model.Metadata(i) for i in range(model.MetadataLength())]
+        texts = {e.Name().decode(): model.Buffers(e.Buffer()).DataAsNumpy() for e in entries}
+        return {key: json.loads(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:  # of flatbuffers, of JSON
+        raise ModelError(f"{path}: not a readable LiteRT file: {error}") from error
+
+
+def metadata(path: Path | str) -> dict[str, object]:
+    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no such file."""
+    return _notes(path).get(FACTS, {})

@@ -1,0 +1,213 @@
+"""OpenVINO IR, converted from this library's ONNX file and run on the CPU, in float32 or bfloat16.
+
+Two files, `<stem>.xml` with the graph and `<stem>.bin` with the weights, float32 in both precisions: bfloat16 is what
+OpenVINO computes in, so the file says it and `load` asks for it. It would take bfloat16 of its own accord wherever the
+CPU has it, so float32 is asked for too. Differs from OpenVINO's guide: its direct conversion from torch takes the
+kernels of ParC for variables, which its CPU plugin refuses, and reports to its makers; reading an ONNX file does not.
+"""
+
+import importlib
+import json
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..errors import ExportError, ModelError
+from . import onnx
+
+suffix = ".xml"
+package = "openvino"
+default_opset = onnx.default_opset  # of the ONNX file in between
+# Float32 rounding: 3.9e-7 to 3.0e-6 over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4,
+# parc_convnext_xt} with random batch norms at 128 and 224 pixels, up to 8.1e-6 for classifiers trained on clothing10. A
+# batch norm folded with an epsilon of 1e-3 for 1e-5 is at 2e-3. Bfloat16 has 8 bits: 1.4e-3 to 1.6e-2 over the same,
+# 3.9e-3 to 7.5e-2 (mobileone_s0) trained, all with the same top-1; a weight with the wrong sign may hide in that.
+tolerances = {"fp32": 1e-4, "bf16": 0.15}
+
+HINTS = {"fp32": "f32", "bf16": "bf16"}
+FACTS, PRECISION = "fleetnet", "fleetnet_precision"  # of the file's rt_info
+
+
+def lacks() -> str | None:
+    if find_spec("openvino") is None:
+        return "openvino is not installed: pip install 'fleetnet[openvino]'"
+    return onnx.lacks()
+
+
+@contextmanager
+def untold() -> Iterator[None]:
+    """For importing OpenVINO's packages, which otherwise report that to their makers: they do without the reporter."""
+    name = "openvino_telemetry"
+    before = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if before is not None:
+            sys.modules[name] = before
+
+
+def _package() -> ModuleType:
+    try:
+        with untold():
+            return importlib.import_module("openvino")
+    except ImportError as error:
+        raise ExportError(
+            f"OpenVINO is needed and not installed: pip install 'fleetnet[openvino]' ({error})"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Of OpenVINO's many lines the ones that say what is wrong, not where in its source."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return " ".join(said)[:500] or repr(error)
+
+
+def _has_bf16(openvino: ModuleType) -> bool:
+    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+    precision: str = "fp32",
+) -> None:
+    """Write `model` as it is, in eval mode, to an IR file and its weights beside it; nothing is verified here.
+
+    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in between. Raises
+    `ExportError` too if OpenVINO cannot convert an operator, naming it, or this CPU cannot compute in `precision`.
+    """
+    openvino = _package()
+    if precision == "bf16" and not _has_bf16(openvino):
+        raise ExportError(f"{path}: this CPU has no bfloat16, so nothing could be proven: choose openvino:fp32")
+    with tempfile.TemporaryDirectory() as folder:
+        between = Path(folder) / "model.onnx"
+        onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
+        try:
+            network = openvino.Core().read_model(between)
+        except RuntimeError as error:
+            raise ExportError(f"{path}: OpenVINO cannot convert this model: {_reason(error)}") from error
+        # Shapes are known now: a third of the graph, and of the time that loading takes, are operators that find them.
+        passes = importlib.import_module("openvino.passes")
+        manager = passes.Manager()
+        manager.register_pass(passes.ConstantFolding())
+        manager.run_passes(network)
+        network.set_rt_info(json.dumps(metadata or {}, ensure_ascii=False), FACTS)
+        network.set_rt_info(precision, PRECISION)
+        openvino.save_model(network, path, compress_to_fp16=False)
+
+
+def _read(path: Path | str) -> Any:
+    """The network in a file: one input of images, static but for the batch."""
+    openvino, path = _package(), Path(path)
+    for file in (path, path.with_suffix(".bin")):
+        if not file.is_file():
+            raise ModelError(f"{file}: no such file")
+    try:
+        network = openvino.Core().read_model(path)
+    except RuntimeError as error:
+        raise ModelError(f"{path}: OpenVINO cannot read this file: {_reason(error)}") from error
+    if len(network.inputs) != 1:
+        listed = ", ".join(f"{i.get_any_name()} {i.get_partial_shape()}" for i in network.inputs)
+        raise ModelError(f"{path}: expected one input of images, found {listed or 'none'}")
+    return network
+
+
+def _info(network: Any, key: str) -> str | None:
+    return network.get_rt_info([key]).value if network.has_rt_info([key]) else None
+
+
+def _runner(path: Path | str, network: Any, threads: int) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch that gives all outputs of a network; `path` is for the messages."""
+    openvino = _package()
+    hint = HINTS.get(_info(network, PRECISION) or "fp32", "f32")
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": threads,
+        "INFERENCE_PRECISION_HINT": hint if hint != "bf16" or _has_bf16(openvino) else "f32",
+        "ENABLE_CPU_PINNING": False,  # a thread that may not leave a core waits for whatever else runs there
+    }
+    try:
+        compiled = openvino.Core().compile_model(network, "CPU", settings)
+    except RuntimeError as error:
+        raise ExportError(f"{path}: OpenVINO cannot run this network: {_reason(error)}") from error
+    given = compiled.inputs[0]
+    shape = [None if size.is_dynamic else size.get_length() for size in given.get_partial_shape()]
+    dtype = given.get_element_type().to_dtype()
+    request, numbers = compiled.create_infer_request(), range(len(compiled.outputs))
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        if len(image.shape) != len(shape) or any(w not in (None, g) for w, g in zip(shape, image.shape, strict=True)):
+            wanted = tuple("batch" if size is None else size for size in shape)
+            raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
+        if not np.can_cast(image.dtype, dtype, "same_kind"):  # normalized values would be cut to whole pixels
+            raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
+        batch = np.ascontiguousarray(image, dtype)
+        request.set_input_tensor(0, openvino.Tensor(batch, shared_memory=True))
+        request.infer()
+        return [np.array(request.get_output_tensor(i).data) for i in numbers]
+
+    return run
+
+
+def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A bfloat16 file is computed
+    in float32 on a CPU without bfloat16. Not for several threads at once. Raises `ExportError` if OpenVINO is missing
+    or cannot run the network, `ModelError` if a file is missing, damaged or has other inputs, and, on the call, for a
+    batch of another shape or kind.
+    """
+    return _runner(path, _read(path), threads)
+
+
+def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function of one batch that gives the float outputs of the file's layers by name, in the order of execution.
+
+    What the conversion or OpenVINO adds of its own is left out. A layer with several outputs has them under "name",
+    "name:1". Raises what `load` raises.
+    """
+    network = _read(path)
+
+    def name(output: Any) -> str:
+        return output.get_node().get_friendly_name() + (f":{output.get_index()}" if output.get_index() else "")
+
+    inner = [
+        output
+        for layer in network.get_ordered_ops()
+        if layer.get_type_name() not in ("Constant", "Parameter", "Result")
+        for output in layer.outputs()
+        if output.get_element_type().is_real() and output.get_names()  # those of the ONNX file have names
+    ]
+    order = [name(output) for output in inner]
+    network.add_outputs(inner)  # but for those that are outputs already
+    names = [name(output.get_node().input_value(0)) for output in network.outputs]
+    run = _runner(path, network, threads)
+
+    def traced(image: np.ndarray) -> dict[str, np.ndarray]:
+        found = dict(zip(names, run(image), strict=True))
+        return {name: found[name] for name in order}
+
+    return traced
+
+
+def metadata(path: Path | str) -> dict[str, object]:
+    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no IR file."""
+    return json.loads(_info(_read(path), FACTS) or "{}")

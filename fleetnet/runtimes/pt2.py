@@ -1,0 +1,178 @@
+"""torch's own exported program, run by torch: a graph of its operators without the Python code that it came from.
+
+One file with the weights inside, facts as JSON in it under "fleetnet.json". It is for servers that have torch, and
+holds whatever the network holds. Torch reads this format in ways that can run code hidden in it: load only files from
+people you trust, as with a Python program.
+"""
+
+import json
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.utils._pytree import tree_leaves
+
+from ..errors import ExportError, ModelError
+from ._program import quiet, reason
+
+suffix = ".pt2"
+package = "torch"
+default_opset = None
+tolerances = {"fp32": 1e-4}
+
+KEY = "fleetnet.json"  # of the files inside
+
+
+def lacks() -> None:
+    """Nothing: torch runs it."""
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    """Torch has one number of threads for everything, so it is set for a call and put back after it."""
+    before = torch.get_num_threads()
+    if before == number:
+        yield
+        return
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+    precision: str = "fp32",
+) -> None:
+    """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
+
+    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. The format has no operator
+    sets, so that `opset` means nothing, and names of outputs only where the model gives a mapping. Raises `ExportError`
+    if torch cannot capture the model.
+    """
+    if dynamic and len(example) == 1:
+        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
+    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # whatever the model's operators and torch's checks of them raise
+        raise ExportError(f"{path}: torch cannot capture this model: {reason(error)}") from error
+    for node in program.graph.nodes:  # stack traces of the exporting machine, with its paths
+        node.meta.pop("stack_trace", None)
+    with quiet():
+        torch.export.save(program, path, extra_files={KEY: json.dumps(metadata or {}, ensure_ascii=False)})
+
+
+def _read(path: Path | str) -> torch.export.ExportedProgram:
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        with quiet():
+            return torch.export.load(path)
+    except Exception as error:  # of zip, JSON and what torch makes of them
+        raise ModelError(f"{path}: torch cannot load this file: {reason(error)}") from error
+
+
+def _network(path: Path | str) -> tuple[fx.GraphModule, Callable[[np.ndarray], Tensor]]:
+    """The file's graph, and what makes its input of a batch."""
+    program = _read(path)
+    names = program.graph_signature.user_inputs
+    (given,) = [node.meta["val"] for node in program.graph.nodes if node.name in names] if len(names) == 1 else [None]
+    if given is None or given.ndim != 4:
+        raise ModelError(f"{path}: expected one input of images, found {', '.join(map(str, names)) or 'none'}")
+    shape, dtype = tuple(size if isinstance(size, int) else "batch" for size in given.shape), given.dtype
+
+    def prepare(image: np.ndarray) -> Tensor:
+        fits = image.ndim == 4 and all(
+            want == got for want, got in zip(shape, image.shape, strict=True) if want != "batch"
+        )
+        if not fits:
+            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
+        tensor = torch.from_numpy(np.ascontiguousarray(image))
+        if not torch.can_cast(tensor.dtype, dtype):  # normalized values would be cut to whole pixels
+            raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
+        return tensor.to(dtype)
+
+    with quiet():
+        return program.module(), prepare
+
+
+def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. During a call torch has
+    `threads` threads, in all of the process. Raises `ModelError` if the file is missing, damaged or has other inputs,
+    and, on the call, for a batch of another shape or kind.
+    """
+    network, prepare = _network(path)
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        tensor = prepare(image)
+        with torch.inference_mode(), _threads(threads):
+            return [output.clone().numpy() for output in tree_leaves(network(tensor))]  # some are constants of the file
+
+    return run
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph node by node and keeps what they put out, by module and operator."""
+
+    def __init__(self, network: fx.GraphModule):
+        super().__init__(network)
+        self.kept: dict[str, np.ndarray] = {}
+        self.used: Counter[str] = Counter()
+
+    def run_node(self, n: fx.Node) -> Any:
+        output = super().run_node(n)
+        if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload):  # not `getitem`
+            modules = [place for place, _ in n.meta.get("nn_module_stack", {}).values() if place]
+            name = "/".join([*modules[-1:], n.target.overloadpacket.__name__])
+            self.used[name] += 1
+            name = name if self.used[name] == 1 else f"{name}_{self.used[name]}"
+            for i, tensor in enumerate(t for t in tree_leaves(output) if isinstance(t, Tensor)):
+                self.kept[f"{name}:{i}" if i else name] = tensor.clone().numpy()
+        return output
+
+
+def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function of one batch that gives what every operator of the file puts out, in the order of execution.
+
+    The names are those of module and operator, "backbone.stages.0.conv/conv2d"; further outputs of an operator have
+    ":1" and so on behind them. Raises what `load` raises.
+    """
+    network, prepare = _network(path)
+
+    def run(image: np.ndarray) -> dict[str, np.ndarray]:
+        recorder = _Recorder(network)
+        with torch.inference_mode(), _threads(threads):
+            recorder.run(prepare(image))
+        return recorder.kept
+
+    return run
+
+
+def metadata(path: Path | str) -> dict[str, object]:
+    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no such file."""
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inside = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
+            return json.loads(archive.read(inside[0])) if inside else {}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path}: not a readable file of torch.export: {error}") from error
