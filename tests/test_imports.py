@@ -35,8 +35,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "quantize": "quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam find "
     "errors",
     "train": "tasks data transforms augment boxes images checkpoint config find errors",
-    "cli": "cli backbones bench checkpoint config data devices errors find flops images layers predict quantize quantizers "
-    "realistic reparam report runtimes tasks train transforms weights __init__",
+    "cli": "cli backbones bench checkpoint config data devices errors find flops images layers predict quantize "
+    "quantizers realistic reparam report runtimes tasks train transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",
 }

@@ -30,7 +30,7 @@ class Small(nn.Module):
 
     def forward(self, picture: Tensor) -> dict[str, Tensor]:
         x = self.gate(self.act(self.stem(picture)))
-        anchors = self.anchors.expand(len(x), -1, -1)
+        anchors = self.anchors.expand(x.shape[0], -1, -1)
         return {"map": x, "logits": self.head(x.mean((2, 3))), "best": x.argmax(1), "anchors": anchors}
 
 
@@ -45,7 +45,7 @@ def written(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return deliver(small, image(*SIZE, 1), path, "pt2", {"classes": ["café"]}).path
 
 
-@pytest.mark.parametrize("name", ["parcnet_xs", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "parc_convnext_xt"])
+@pytest.mark.parametrize("name", ["repvit_m0_9", "parc_convnext_xt"])
 def test_classifiers(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     done = deliver(random_model(name), image(64, 96, 1), tmp_path / "model.pt2", "pt2", {})
     assert sorted(f.name for f in tmp_path.iterdir()) == ["golden.npz", "model.json", "model.pt2"]
@@ -55,7 +55,7 @@ def test_classifiers(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize(
-    "name", ["ssd/mobileone_s0", "yolo/fasternet_t0", "maskrcnn/mobileone_s0", "deeplabv3/fasternet_t0"]
+    "name", ["ssd/parcnet_xs", "yolo/fasternet_t0", "maskrcnn/mobileone_s0", "deeplabv3/mobileone_s0"]
 )
 def test_heads_with_their_decode(name: str, tmp_path: Path):
     size, pictures = (72, 108), [shapes.draw(i) for i in range(2)]

@@ -18,6 +18,15 @@ deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is,
 
 Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option `branches`.
 
+The option `norm` says where the batch norms are: "in_branches", the paper's, or "after_sum", which is meant to be
+quantized:
+
+    trained:  relu(se(bn(sum of k x bn(conv(x)) + conv1x1(x) + x)))
+
+Normalized branches that learned alike add up, others cancel: the sums of different channels have very different ranges,
+and one int8 scale for all of them serves the small ones badly. Behind a norm, a channel's range is that of its gamma
+(QARepVGG, Chu et al., arXiv:2212.01593; RepViT's current block is of the same form).
+
 Differs from the authors' code: nothing in the values. Initial weights are normal with variance 2 / fan-out, and the
 scale of the batch norms beside a skip begins below one, so that the untrained network is nearly a residual one: 43
 plain layers in a row learn slowly from little data. A 1x1 branch with a stride slices its input and convolves at stride
@@ -32,12 +41,13 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..errors import UsageError
+from ..errors import UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch
-from ..reparam import Kernel, as_conv, fold_bn, identity, merge
+from ..reparam import Kernel, as_conv, fold_bn, identity, kernel, merge
 from . import Pretrained
 
-OPTIONS = ("branches",)
+OPTIONS = ("branches", "norm")
+NORMS = ("in_branches", "after_sum")
 SHARE = 0.2  # of the skip's variance, with which the sum of the other branches begins
 DEPTHS = (2, 8, 10, 1)  # of stages 1 to 4; the paper's table shows the third in two halves
 
@@ -46,20 +56,44 @@ class Branches(nn.Module):
     """A sum of linear branches, which is one convolution: (N, inputs, h, w) -> (N, outputs, h / stride, w / stride)."""
 
     def __init__(
-        self, inputs: int, outputs: int, size: int, stride: int, dilation: int, groups: int, count: int, skip: bool
+        self,
+        inputs: int,
+        outputs: int,
+        size: int,
+        stride: int,
+        dilation: int,
+        groups: int,
+        count: int,
+        skip: bool,
+        norm: str,
     ):
         super().__init__()
         self.stride = stride
         convs = [ConvBN(inputs, outputs, size, stride, groups, dilation=dilation) for _ in range(count)]
         self.convs = nn.ModuleList(convs)
-        self.scale = ConvBN(inputs, outputs, 1, groups=groups) if size > 1 else None
-        self.skip = nn.BatchNorm2d(outputs) if skip else None
-        branches = convs if self.scale is None else [*convs, self.scale]
-        for branch in branches:  # initial values: see the file's head
-            fan_out = branch.conv.weight[0, 0].numel() * outputs // groups
-            nn.init.normal_(branch.conv.weight, std=(2 / fan_out) ** 0.5)
-            if skip:  # the branches together begin with SHARE of the skip's variance
-                nn.init.constant_(branch.norm.weight, (SHARE / len(branches)) ** 0.5)
+        self.scale: ConvBN | nn.Conv2d | None = None
+        self.skip: nn.BatchNorm2d | nn.Identity | None = None
+        self.norm = nn.BatchNorm2d(outputs) if norm == "after_sum" else None
+        if size > 1:
+            self.scale = (
+                ConvBN(inputs, outputs, 1, groups=groups)
+                if self.norm is None
+                else nn.Conv2d(inputs, outputs, 1, groups=groups)
+            )
+        if skip:
+            self.skip = nn.BatchNorm2d(outputs) if self.norm is None else nn.Identity()
+        branches: list[ConvBN | nn.Conv2d] = [*convs] if self.scale is None else [*convs, self.scale]
+        # With a skip, the branches together begin with SHARE of its variance; initial values: see the file's head.
+        gain = (SHARE / len(branches)) ** 0.5 if skip else 1.0
+        for branch in branches:
+            conv = branch.conv if isinstance(branch, ConvBN) else branch
+            fan_out = conv.weight[0, 0].numel() * outputs // groups
+            nn.init.normal_(conv.weight, std=(2 / fan_out) ** 0.5)
+            if isinstance(branch, ConvBN):
+                nn.init.constant_(branch.norm.weight, gain)
+            else:
+                conv.weight.data.mul_(gain)
+                nn.init.zeros_(cast(Tensor, conv.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         first, *others = self.convs
@@ -68,18 +102,21 @@ class Branches(nn.Module):
             total = total + conv(x)
         if self.scale is not None:  # the same centers as the strided 3x3: see the file's head
             total = total + self.scale(x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x)
-        return total if self.skip is None else total + self.skip(x)
+        if self.skip is not None:
+            total = total + self.skip(x)
+        return total if self.norm is None else self.norm(total)
 
     def kernel(self) -> Kernel:
         convs = cast(list[ConvBN], list(self.convs))
         kernels = [conv.kernel() for conv in convs]
         if self.scale is not None:
-            kernels.append(self.scale.kernel())
+            kernels.append(self.scale.kernel() if isinstance(self.scale, ConvBN) else kernel(self.scale))
         if self.skip is not None:
             conv = convs[0].conv
             unit = identity(conv.out_channels, conv.groups, conv.kernel_size[0], conv.weight.device)
-            kernels.append(fold_bn(unit, self.skip))
-        return merge(*kernels)
+            kernels.append(unit if isinstance(self.skip, nn.Identity) else fold_bn(unit, self.skip))
+        total = merge(*kernels)
+        return total if self.norm is None else fold_bn(total, self.norm)
 
     def fuse(self) -> nn.Conv2d:
         return as_conv(self.kernel(), like=cast(ConvBN, self.convs[0]).conv)
@@ -99,9 +136,10 @@ class Convolution(nn.Module):
         count: int = 1,
         skip: bool = False,
         se: bool = False,
+        norm: str = "in_branches",
     ):
         super().__init__()
-        self.branches = Branches(inputs, outputs, size, stride, dilation, groups, count, skip)
+        self.branches = Branches(inputs, outputs, size, stride, dilation, groups, count, skip, norm)
         self.se = SqueezeExcite(outputs, outputs // 16) if se else nn.Identity()
         self.act = nn.ReLU()
 
@@ -113,7 +151,7 @@ class MobileOne(nn.Module):
     """image (N, 3, H, W) -> five features; see the file's head.
 
     `channels` of the stem and the four stages; `branches`: k, at least 1; `se`: how many of the last blocks of each
-    stage have squeeze-and-excite, in both of their convolutions.
+    stage have squeeze-and-excite, in both of their convolutions; `norm`: in_branches | after_sum.
     """
 
     def __init__(
@@ -123,15 +161,18 @@ class MobileOne(nn.Module):
         drop_path: float = 0.0,
         output_stride: int = 32,
         branches: int = 1,
+        norm: str = "in_branches",
     ):
         super().__init__()
+        if norm not in NORMS:
+            raise UsageError(f"MobileOne has no norm {norm!r}: {choose(str(norm), NORMS)}")
         if branches < 1:
             raise UsageError(f"MobileOne's branches is {branches}; allowed: at least 1")
         if drop_path:
             raise UsageError(f"drop_path is {drop_path}, but MobileOne has no residual to drop; allowed: 0")
         self.channels = list(channels)
         self.strides = [2]
-        stages = [nn.Sequential(Convolution(3, channels[0], 3, stride=2))]
+        stages = [nn.Sequential(Convolution(3, channels[0], 3, stride=2, norm=norm))]
         before, total, dilation = channels[0], 2, 1
         for outputs, depth, with_se in zip(channels[1:], DEPTHS, se, strict=True):
             stride = 2 if total < output_stride else 1
@@ -142,9 +183,9 @@ class MobileOne(nn.Module):
                 stage += [
                     Convolution(
                         before, before, 3, stride if first else 1, dilation if first else rate,
-                        groups=before, count=branches, skip=not first, se=gate,
+                        groups=before, count=branches, skip=not first, se=gate, norm=norm,
                     ),
-                    Convolution(before, outputs, 1, count=branches, skip=before == outputs, se=gate),
+                    Convolution(before, outputs, 1, count=branches, skip=before == outputs, se=gate, norm=norm),
                 ]  # fmt: skip
                 before = outputs
             stages.append(nn.Sequential(*stage))

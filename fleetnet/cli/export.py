@@ -3,6 +3,7 @@
 With --check it hands over nothing: it tries what each runtime makes of a network, before the network is trained.
 """
 
+import re
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
 OF_CHECK = ("classes", "output_stride", "options")
-OF_EXPORT = ("out", "data", "format", "explain", "dynamic", "embed_preprocess")
+OF_EXPORT = ("out", "data", "format", "explain", "embed_preprocess")
 
 
 def arguments(parser: "ArgumentParser") -> None:
@@ -146,40 +147,57 @@ def pictures_of(given: dict[str, Any], checkpoint: Path) -> list[Any]:
 
 def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     """Export to each runtime in a temporary folder, verify, and say what came of it."""
-    from ..find import find
-    from ..predict import export
     from ..runtimes import label
 
     model, size = _checked(given)
     results: list[dict[str, Any]] = []
     for name, precision in to:
-        title, runtime = label(name, precision), find("runtimes", name)
-        say(f"trying {given['model']} in {title}")
-        result, said = "ok", ""
-        with tempfile.TemporaryDirectory() as folder:
-            try:
-                missing = runtime.lacks()
-                if missing:
-                    result, said = "not installed", missing
-                else:
-                    done = export(
-                        model, name, Path(folder) / f"model{runtime.suffix}", size=size, precision=precision,
-                        opset=given.get("opset"), embed_decode=bool(given.get("embed_decode")),
-                    )  # fmt: skip
-                    said = f"converted, not run: {done.unverified}"
-                    if done.parity:
-                        said = f"relative {done.parity.relative:.2g} (allowed {done.parity.tolerance:.0e})"
-            except ExportError as error:  # an operator that it lacks, or a file that computes something else
-                result, said = "cannot", str(error).replace(f"{folder}/", "")
-        results.append({"runtime": name, "precision": precision, "result": result, "said": said})
-    rows = [[label(r["runtime"], r["precision"]), r["result"], r["said"]] for r in results]
-    table(f"{given['model']} at {size[0]}x{size[1]}, exported and verified", ["runtime", "", "what it says"], rows)
+        found: dict[str, Any] = {"runtime": name, "precision": precision}
+        results.append(found)
+        say(f"trying {given['model']} in {label(name, precision)}")
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                found |= _tried(model, size, name, precision, Path(folder), given)
+        except ExportError as error:  # it names the operator that the runtime lacks or computes otherwise
+            said = re.sub(r"\S*/(?=model\.)", "", str(error))  # without the temporary folder
+            found |= {"result": "cannot", "said": said}
+    rows = [
+        [label(r["runtime"], r["precision"]), r["result"]]
+        + ([f"{r['relative']:.2e}", f"{r['tolerance']:.0e}"] if "relative" in r else ["", ""])
+        for r in results
+    ]
+    table(f"{given['model']} at {size[0]}x{size[1]}, tried", ["runtime", "result", "relative", "allowed"], rows)
+    for r in results:
+        if r["said"]:
+            print(f"{label(r['runtime'], r['precision'])}: {r['said']}")
     failed = [label(r["runtime"], r["precision"]) for r in results if r["result"] == "cannot"]
     if failed:
-        raise ExportError(f"{', '.join(failed)} cannot hold {given['model']}; see the table")
+        raise ExportError(f"{given['model']} cannot be handed over for {', '.join(failed)}: see the table")
     if not any(r["result"] == "ok" for r in results):
         raise ExportError(f"nothing could be tried: {results[0]['said']}")
     return {"model": given["model"], "size": list(size), "checked": results}
+
+
+def _tried(
+    model: Any, size: tuple[int, int], name: str, precision: str, folder: Path, given: dict[str, Any]
+) -> dict[str, Any]:
+    """The result in one runtime, which raises where it is not good."""
+    from ..find import find
+    from ..predict import export
+
+    runtime = find("runtimes", name)
+    missing = runtime.lacks()
+    if missing:
+        return {"result": "not installed", "said": missing}
+    done = export(
+        model, name, folder / f"model{runtime.suffix}", size=size, precision=precision, opset=given.get("opset"),
+        dynamic=bool(given.get("dynamic")), embed_decode=bool(given.get("embed_decode")), explain=True,
+    )  # fmt: skip
+    if done.parity is None:
+        return {"result": "ok", "said": f"converted and inspected, not run: {done.unverified}"}
+    return {
+        "result": "ok", "said": "", "relative": done.parity.relative, "tolerance": done.parity.tolerance,
+    }  # fmt: skip
 
 
 def _checked(given: dict[str, Any]) -> tuple[Any, tuple[int, int]]:

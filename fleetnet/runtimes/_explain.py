@@ -49,7 +49,7 @@ class Divergence:
     def __str__(self) -> str:
         layer = f", in the file {self.layer!r}" if self.layer else ""
         return (
-            f"the first layer that differs is {self.module or 'of the model itself'} ({self.operator}{layer}): "
+            f"The first layer that differs is {self.module or 'of the model itself'} ({self.operator}{layer}): "
             f"relative {self.relative:.3g}, what goes into it {self.inputs:.1g}"
         )
 
@@ -203,7 +203,11 @@ def explain(
     def inputs(i: int) -> float:
         return max(steps[j].off for j in steps[i].inputs)
 
-    stands_out = {i: step.off / max(inputs(i), FLOOR * tolerance) for i, step in enumerate(steps) if i and step.shown}
+    stands_out = {
+        i: step.off / max(inputs(i), FLOOR * tolerance)
+        for i, step in enumerate(steps)
+        if i and step.shown and step.relative > tolerance
+    }
     shown = max(stands_out, key=stands_out.__getitem__, default=0)
     if stands_out.get(shown, 0.0) < LEAST:
         return None
@@ -230,6 +234,6 @@ def explanation(
     except ExportError as error:
         return str(error)
     return str(found) if found else (
-        f"no layer stands out when {runtime} shows what each puts out: what differs is the rounding of many layers, or "
+        f"No layer stands out when {runtime} shows what each puts out: what differs is the rounding of many layers, or "
         "what it does when it runs the file as a whole, such as merging layers"
     )  # fmt: skip

@@ -9,6 +9,7 @@ Differs from the documented path: two operators are replaced by others of the sa
 import importlib
 import json
 import os
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -110,7 +111,11 @@ def export(
         with quiet():
             torch.export.save(program, given)
         said.write_text(json.dumps(notes), encoding="utf-8")
-        _isolated.run("litert", WORKER, str(given), str(said), str(Path(path).absolute()))
+        try:
+            _isolated.run("litert", WORKER, str(given), str(said), str(Path(path).absolute()))
+        except ExportError as error:
+            hint = "; it may with a fixed number of images: leave dynamic out" if dynamic else ""
+            raise ExportError(f"{error}{hint}") from error
 
 
 def _open(path: Path | str, threads: int, **settings: Any) -> Any:
@@ -207,7 +212,7 @@ def _notes(path: Path | str) -> dict[str, Any]:
         entries = [model.Metadata(i) for i in range(model.MetadataLength())]
         texts = {e.Name().decode(): model.Buffers(e.Buffer()).DataAsNumpy() for e in entries}
         return {key: json.loads(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:  # of flatbuffers, of JSON
+    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, struct.error) as error:  # of flatbuffers
         raise ModelError(f"{path}: not a readable LiteRT file: {error}") from error
 
 

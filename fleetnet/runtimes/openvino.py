@@ -119,6 +119,8 @@ def _read(path: Path | str) -> Any:
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
             raise ModelError(f"{file}: no such file")
+    if not path.read_bytes().lstrip().startswith(b"<?xml"):  # OpenVINO would try other formats, and print
+        raise ModelError(f"{path}: not an IR file")
     try:
         network = openvino.Core().read_model(path)
     except RuntimeError as error:

@@ -1,0 +1,240 @@
+"""OpenVINO files compute what the model computes, in float32 and in bfloat16, and say which.
+
+What every runtime does is in test_runtimes; here are real networks, heads, and what is OpenVINO's own.
+"""
+
+import copy
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from test_heads import WIDE, ready
+from test_runtimes import FACTS, Named, Small, randomized
+from torch import Tensor, nn
+from zoo import image, random_model
+
+import fleetnet
+from fleetnet.data import shapes
+from fleetnet.errors import ExportError, ModelError
+from fleetnet.reparam import reparameterize
+from fleetnet.runtimes import Preprocessed, deliver, files, onnx, openvino, verify
+
+pytest.importorskip("openvino")
+BF16 = openvino._has_bf16(openvino._package())
+PRECISIONS = ["fp32", *(["bf16"] if BF16 else [])]
+
+
+PIXELS = image(16, 24, batch=1)
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    return randomized(Small())
+
+
+@pytest.fixture(scope="module")
+def whole(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of `model` in float32."""
+    path = tmp_path_factory.mktemp("openvino") / "small.xml"
+    openvino.export(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS)
+    return path
+
+
+@pytest.fixture
+def small(whole: Path, tmp_path: Path) -> Path:
+    """A copy to damage."""
+    for file in files(whole):
+        shutil.copy(file, tmp_path)
+    return tmp_path / whole.name
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's exporter, which takes most of the time, runs once for a network instead of once for each precision."""
+    write, written = onnx.export, {}
+
+    def export(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
+        if id(model) not in written:
+            write(model, example, path, **options)
+            written[id(model)] = path.read_bytes()
+        path.write_bytes(written[id(model)])
+
+    monkeypatch.setattr(onnx, "export", export)
+
+
+@pytest.mark.parametrize("name", ["fasternet_t0", "parcnet_xs", "repvit_m0_6"])
+def test_networks_compute_the_same(name, once, tmp_path):
+    """And not the same in both precisions: OpenVINO takes bfloat16 of its own accord where it can."""
+    model, pictures = random_model(name), image(128, 128, batch=1)
+    deploy, found = reparameterize(model, pictures), {}
+    for precision in PRECISIONS:
+        openvino.export(deploy, pictures, tmp_path / "m.xml", precision=precision)
+        examples = torch.stack([pictures, pictures.flip(3), 2 * pictures])
+        parity = verify(model, openvino.load(tmp_path / "m.xml"), examples, openvino.tolerances[precision])
+        assert parity.passed, parity
+        assert parity.top1_agreement == 1
+        found[precision] = parity.relative
+    assert 0 < found["fp32"] < 1e-5
+    assert not BF16 or found["bf16"] > 1e-4
+
+
+def wrong_epsilon(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eps = 1e-3
+
+
+def wrong_weight(model: nn.Module) -> None:
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    weight = convolutions[len(convolutions) // 2].weight.detach()
+    weight.view(-1)[weight.abs().argmax()] *= -1
+
+
+@pytest.mark.parametrize("fault", [wrong_epsilon, wrong_weight])
+def test_a_fault_is_beyond_the_tolerance(fault, tmp_path):
+    model, pictures = random_model("mobileone_s0"), image(64, 64, batch=1)
+    other = copy.deepcopy(model)
+    fault(other)
+    openvino.export(reparameterize(other, pictures), pictures, tmp_path / "m.xml")
+    tolerance = openvino.tolerances["fp32"]
+    assert verify(model, openvino.load(tmp_path / "m.xml"), [pictures], tolerance).relative > 5 * tolerance
+
+
+@pytest.mark.parametrize("head", ["yolo/repvit_m0_9", "maskrcnn/fasternet_t0"])
+def test_detections_in_the_graph(head, tmp_path):
+    """With RoIAlign and NMS; `export` compares what is found, and raises."""
+    pictures = [shapes.draw(i) for i in range(2)]
+    done = fleetnet.export(
+        ready(head, WIDE, True), "openvino", tmp_path / "m.xml", size=WIDE, embed_decode=True, pictures=pictures
+    )
+    assert done.parity.agreement.boxes > 20
+    predictor = fleetnet.load(done.path)
+    assert predictor.facts["embedded_decode"] is True
+    assert all(len(found["boxes"]) for found in predictor.predictions(pictures))
+
+
+@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_deliver(precision, dynamic, tmp_path, capfd):
+    done = deliver(
+        randomized(Named()), PIXELS, tmp_path / "model.xml", "openvino", FACTS, precision=precision, dynamic=dynamic
+    )
+    assert capfd.readouterr() == ("", "")
+    assert [f.name for f in files(done.path)] == ["model.xml", "model.bin"]
+    facts = openvino.metadata(done.path)
+    assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (FACTS["classes"], ["values", "classes"])
+    run = openvino.load(done.path)
+    values, classes = run(PIXELS.numpy())
+    assert (values.dtype, classes.dtype) == (np.float32, np.int64)
+    text = done.path.read_bytes()
+    assert all(str(place).encode() not in text for place in (tmp_path, Path.home(), Path(torch.__file__).parent))
+    if dynamic:
+        five = np.random.default_rng(0).normal(size=(5, 3, 16, 24))  # float64, cast
+        singly = np.concatenate([run(five[i : i + 1])[0] for i in range(5)])
+        np.testing.assert_allclose(run(five)[0], singly, atol=1e-6 if precision == "fp32" else 0.05)
+
+
+def test_outputs_stay_as_they_are(whole):
+    """The next call overwrites neither what this one gave nor what it was given."""
+    run, batch = openvino.load(whole), PIXELS.numpy().copy()
+    (first,) = run(batch)
+    kept, given = first.copy(), batch.copy()
+    (other,) = run(2 * batch)
+    assert np.abs(other - first).max() > 1e-3
+    assert np.array_equal(first, kept)
+    assert np.array_equal(batch, given)
+    batch += 1  # in place: no copy of it may be used instead
+    assert np.abs(run(batch)[0] - kept).max() > 1e-3
+    flipped = given[:, :, ::-1]  # not in the order of memory
+    assert np.array_equal(run(flipped)[0], run(flipped.copy())[0])
+
+
+def test_what_a_file_takes_is_said(whole, model, tmp_path):
+    with pytest.raises(ModelError, match=r"small\.xml: takes images of shape \(1, 3, 16, 24\), got \(2, 3, 16, 24\)"):
+        openvino.load(whole)(np.zeros((2, 3, 16, 24), np.float32))
+    bytes_in = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
+    embedded = Preprocessed(model, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "BGR")
+    openvino.export(reparameterize(embedded, bytes_in), bytes_in, tmp_path / "bytes.xml")
+    run = openvino.load(tmp_path / "bytes.xml")
+    np.testing.assert_allclose(run(bytes_in.numpy())[0], embedded(bytes_in).detach(), atol=1e-5)
+    with pytest.raises(ModelError, match="takes uint8, got float32"):
+        run(PIXELS.numpy())
+
+
+def test_layers_are_traced_by_module(whole, model):
+    deploy = reparameterize(model, PIXELS)
+    seen: dict[str, Tensor] = {}
+    for name in ("body.0", "body.1", "body.3", "classifier"):
+        deploy.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.detach()}))
+    deploy(PIXELS)
+    traced = openvino.trace(whole)(PIXELS.numpy())
+    assert next(iter(traced)).startswith("body.0/")
+    assert list(traced)[-1] == "logits"
+    for name, value in seen.items():
+        of = [layer for layer in traced if layer.startswith(f"{name}/") or (name == "classifier" and layer == "logits")]
+        np.testing.assert_allclose(traced[of[-1]], value, atol=1e-5)
+
+
+@pytest.mark.skipif(not BF16, reason="needs a CPU with bfloat16")
+def test_a_cpu_without_bfloat16(whole, model, tmp_path, monkeypatch):
+    """Nothing is proven there, but what was proven elsewhere runs, in float32."""
+    deploy = reparameterize(model, PIXELS)
+    openvino.export(deploy, PIXELS, tmp_path / "half.xml", precision="bf16")
+    exact, half = (openvino.load(path)(PIXELS.numpy())[0] for path in (whole, tmp_path / "half.xml"))
+    assert np.abs(half - exact).max() > 1e-5
+    monkeypatch.setattr(openvino, "_has_bf16", lambda package: False)
+    assert np.array_equal(openvino.load(tmp_path / "half.xml")(PIXELS.numpy())[0], exact)
+    with pytest.raises(ExportError, match=r"this CPU has no bfloat16.*choose openvino:fp32"):
+        openvino.export(deploy, PIXELS, tmp_path / "none.xml", precision="bf16")
+
+
+def test_an_operator_that_is_missing_is_named(tmp_path):
+    class Determinant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.linalg.det(x[..., :6, :6])
+
+    with pytest.raises(ExportError, match=r"m\.xml: OpenVINO cannot convert this model: .*Det"):
+        openvino.export(Determinant().eval(), PIXELS, tmp_path / "m.xml")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("read", [openvino.load, openvino.metadata, openvino.trace])
+def test_damaged_files_are_named(read, small, capfd):
+    weights, graph = small.with_suffix(".bin"), small.read_bytes()
+    for content in (b"", b"this is no XML", graph[: len(graph) // 2]):
+        small.write_bytes(content)
+        with pytest.raises(ModelError, match=r"small\.xml: "):
+            read(small)
+    small.write_bytes(graph)
+    weights.write_bytes(weights.read_bytes()[:-8])
+    with pytest.raises(ModelError, match=r"small\.xml: .*weights"):
+        read(small)
+    weights.unlink()
+    with pytest.raises(ModelError, match=r"small\.bin: no such file"):
+        read(small)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_without_the_package(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with pytest.raises(ExportError, match=r"pip install 'fleetnet\[openvino\]'"):
+        openvino.load(tmp_path / "m.xml")
+
+
+def test_nothing_is_reported_to_anyone(whole, tmp_path):
+    """OpenVINO's reporter would leave an identity in the home folder, and send it from there."""
+    code = (
+        "import sys, pathlib; from fleetnet.runtimes import openvino; openvino.load(pathlib.Path(sys.argv[1]));"
+        "print('openvino_telemetry' in sys.modules, 'openvino' in sys.modules)"
+    )
+    said = subprocess.run(
+        [sys.executable, "-c", code, str(whole)],
+        env={**os.environ, "HOME": str(tmp_path)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert said.stdout.split() == ["False", "True"], said.stderr
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,419 @@
+"""Int8: what comes before keeps what a network computes; what is refused leaves nothing; what is given loads."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from zoo import randomize
+
+import fleetnet
+from fleetnet import cli
+from fleetnet.backbones.mobileone import MobileOne
+from fleetnet.boxes import Place
+from fleetnet.cli import main
+from fleetnet.equalize import chains, equalize
+from fleetnet.errors import DataError, ExportError, ModelError, UsageError
+from fleetnet.find import find
+from fleetnet.quantize import (
+    Prepared,
+    _doubling,
+    _rounded,
+    _rounded_weight,
+    calibration,
+    prepare,
+    quantize,
+    recalibrate,
+    sensitivity,
+    sqnr,
+)  # fmt: skip
+from fleetnet.quantizers import WRITERS
+from fleetnet.reparam import reparameterize
+from fleetnet.transforms import Batch, Preprocess
+
+CLASSES, SIZE = 4, 24
+FACTS = {
+    "format": 1, "version": "0", "model": "fasternet_t0", "task": "classification", "form": "deploy",
+    "classes": [*"abcd"], "category_ids": None, "size": [SIZE, SIZE], "drop_path": 0.0, "output_stride": 32,
+    "preprocess": Preprocess((SIZE, SIZE)).to_dict(), "options": {}, "settings": {}, "metrics": {}, "source": None,
+    "embedded_preprocess": False, "embedded_decode": False, "decode": None,
+}  # fmt: skip
+
+
+class Tiny(nn.Module):
+    """Every kind of neighbor: ReLU, GELU, a gate, a sum, a depthwise layer, pooling, a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1)
+        self.depthwise = nn.Conv2d(16, 16, 3, 1, 1, groups=16)
+        self.pointwise = nn.Conv2d(16, 24, 1)
+        self.expand = nn.Conv2d(24, 48, 1)
+        self.project = nn.Conv2d(48, 24, 1, bias=False)
+        self.gate = nn.Conv2d(24, 24, 1)
+        self.last = nn.Conv2d(24, 32, 1)
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.depthwise(self.stem(x).relu()).relu()
+        x = self.pointwise(x)
+        x = x + self.project(F.gelu(self.expand(x)))
+        x = x * self.gate(x.mean((2, 3), keepdim=True)).sigmoid()
+        return self.classifier(self.last(x).relu())
+
+
+def images(count: int = 24, seed: int = 0) -> Tensor:
+    """Noise around a color of each image, so that images differ behind the pooling."""
+    generator = torch.Generator().manual_seed(seed)
+    colors = torch.randn(count, 3, 1, 1, generator=generator)
+    return colors + 0.5 * torch.randn(count, 3, SIZE, SIZE, generator=generator)
+
+
+@torch.no_grad()
+def tiny() -> Tiny:
+    """Random, with classes that are told apart: no logit leads everywhere."""
+    torch.manual_seed(0)
+    model = Tiny().eval()
+    logits = model(images(200, 1))
+    linear = model.classifier[2]
+    linear.weight.div_(logits.std(0)[:, None])
+    linear.bias.copy_((linear.bias - logits.mean(0)) / logits.std(0))
+    return model
+
+
+@torch.no_grad()
+def prepared(model: nn.Module, calibrated_on: Tensor | None = None) -> Prepared:
+    """As `prepare` would, of a checkpoint that is always right."""
+    seen = images(64, 2)
+    logits = model(seen)
+    targets = {"label": logits.argmax(1)}
+    batches = [
+        Batch(seen[i : i + 16], {"label": targets["label"][i : i + 16]}, [], [*range(16)], [Place(SIZE, SIZE)] * 16)
+        for i in range(0, 64, 16)
+    ]
+    calibrated_on = images() if calibrated_on is None else calibrated_on
+    return Prepared(FACTS, model, calibrated_on, seen[:8], batches, {"top1": 100.0, "loss": 0.0}, logits, 0, False)
+
+
+@torch.no_grad()
+def plant(model: Tiny) -> None:
+    """A channel of what `depthwise` gives is ten thousand times the others; `pointwise` takes it back."""
+    model.depthwise.weight[3] *= 1e4
+    model.depthwise.bias[3] *= 1e4
+    model.pointwise.weight[:, 3] /= 1e4
+
+
+# ---- equalization ----------------------------------------------------------------------------------------------------
+
+
+def test_chains_are_those_of_relu_that_nothing_else_reads() -> None:
+    assert chains(tiny(), images(1)) == [
+        ("stem", "depthwise"), ("depthwise", "pointwise"), ("last", "classifier.2"),
+    ]  # fmt: skip
+
+
+@torch.no_grad()
+def test_equalizing_changes_nothing_but_the_ranges() -> None:
+    model = tiny()
+    plant(model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    equal, count = equalize(model, images())
+    assert count == 3
+    x = images(16, 5)
+    assert (equal(x) - model(x)).abs().max() < 1e-4 * model(x).std()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+    def spread(net: nn.Module) -> float:
+        ranges = net.depthwise(net.stem(images()).relu()).relu().amax((0, 2, 3))
+        return (ranges.max() / ranges[ranges > 0].min()).item()  # a channel may never fire
+
+    assert spread(model) > 1e4
+    assert spread(equal) < 1e3
+    maps = equal.stem(images()).relu().amax((0, 2, 3))  # what a depthwise layer takes becomes quite equal
+    assert maps.max() / maps.min() < 1.01
+
+
+@torch.no_grad()
+def test_equalizing_a_channel_that_never_fires() -> None:
+    model = tiny()
+    model.stem.weight[2], model.stem.bias[2] = 0, -1
+    equal, _ = equalize(model, images())
+    assert torch.equal(equal.stem.weight[2], model.stem.weight[2])
+    assert equal.stem.weight.isfinite().all()
+    assert (equal(images()) - model(images())).abs().max() < 1e-4 * model(images()).std()
+
+
+@torch.no_grad()
+def test_equalizing_mobileone() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = MobileOne((8, 8, 16, 24, 32), se=(0, 0, 1, 0), branches=2)
+            self.head = self.backbone.classifier(CLASSES)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.backbone(x)[-1])
+
+    deployed = reparameterize(randomize(Network(), 0), images(1))
+    equal, count = equalize(deployed, images())
+    # each of 43 layers before a ReLU; but two are read by squeeze-and-excite too, which has a chain of its own
+    assert count == 43 - 2 + 2
+    x = images(8, 5)
+    assert (equal(x) - deployed(x)).abs().max() < 1e-5 * deployed(x).std()
+
+
+def test_gelu_has_no_chains() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), nn.Conv2d(8, 8, 1)).eval()
+    assert chains(model, images(1)) == []
+    assert equalize(model, images())[1] == 0
+
+
+# ---- batch norms -----------------------------------------------------------------------------------------------------
+
+
+def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+    ).eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    x = 3 * images(32) + 1
+    again = recalibrate(model, x, batch=8)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(module.training for module in again.modules())
+    assert again[1].momentum == 0.1
+    with torch.no_grad():
+        first = [model[0](part) for part in x.split(8)]  # the mean over batches of each batch's mean and variance
+        assert torch.allclose(again[1].running_mean, torch.stack([o.mean((0, 2, 3)) for o in first]).mean(0), atol=1e-5)
+        variances = torch.stack([o.var((0, 2, 3)) for o in first]).mean(0)
+        assert torch.allclose(again[1].running_var, variances, rtol=1e-4)
+        seen = [model[4](F.batch_norm(o, None, None, training=True).relu()) for o in first]  # by the batch's own
+        assert torch.allclose(again[5].running_mean, torch.stack([o.mean((0, 2, 3)) for o in seen]).mean(0), atol=1e-4)
+        assert torch.allclose(again(x).mean((0, 2, 3)), torch.zeros(8), atol=0.1)
+        assert not torch.allclose(model(x).mean((0, 2, 3)), torch.zeros(8), atol=0.1)
+
+
+def test_recalibrating_needs_norms_and_images() -> None:
+    with pytest.raises(UsageError, match="multi-branch"):
+        recalibrate(tiny(), images())
+    with pytest.raises(UsageError, match="at least 2"):
+        recalibrate(nn.Sequential(nn.BatchNorm2d(3)), images(1))
+
+
+# ---- sensitivity -----------------------------------------------------------------------------------------------------
+
+
+def test_emulated_rounding() -> None:
+    x = images(2) * 3
+    low, high = x.min().item(), x.max().item()
+    rounded = _rounded(x, low, high)
+    assert (rounded - x).abs().max() <= (high - low) / 255 * 0.51
+    assert len(rounded.unique()) <= 256
+    weight = torch.randn(5, 4, 3, 3) * torch.logspace(-4, 2, 5).view(-1, 1, 1, 1)
+    off = (_rounded_weight(weight) - weight).flatten(1).abs().amax(1) / weight.flatten(1).abs().amax(1)
+    assert (off <= 0.51 / 127).all()  # each channel by its own scale
+
+
+def test_sqnr() -> None:
+    a = torch.ones(1, 100).double()
+    assert sqnr([a], [a * 1.1]) == pytest.approx(20)
+    assert sqnr([a, a], [a, a * 2]) == pytest.approx(0)  # the worst
+    assert sqnr([a], [a]) == 200
+
+
+def test_the_planted_layer_is_the_most_sensitive() -> None:
+    model = tiny()
+    usual = sensitivity(model, images(8))
+    assert [layer.sqnr for layer in usual] == sorted(layer.sqnr for layer in usual)
+    assert {layer.name for layer in usual} == {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)} | {
+        "classifier.2"
+    }
+    assert usual[0].sqnr > 20
+    plant(model)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    worst, second, *_ = sensitivity(model, images(8))
+    assert worst.name == "pointwise"
+    assert worst.sqnr < 10 < 20 < second.sqnr
+    assert worst.agreement < 1
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert sensitivity(equalize(model, images())[0], images(8))[0].sqnr > worst.sqnr + 10
+
+
+def test_how_many_layers_are_tried() -> None:
+    assert _doubling(0) == [0]
+    assert _doubling(1) == [0, 1]
+    assert _doubling(10) == [0, 1, 2, 4, 8, 10]
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def weights(path: Path) -> dict[str, np.ndarray]:
+    """The int8 weights of an ONNX file by module, and their number of scales."""
+    import onnx
+
+    proto = onnx.load(path)
+    held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
+    scales = {n.output[0]: held[n.input[1]] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    whole = {n.output[0]: held.get(n.input[0]) for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    return {
+        node.name.split("/")[0]: (whole[node.input[1]], scales[node.input[1]])
+        for node in proto.graph.node
+        if node.op_type in ("Conv", "Gemm") and node.input[1] in whole
+    }
+
+
+def test_onnx(tmp_path: Path) -> None:
+    source = prepared(tiny())
+    done = quantize(
+        source, "onnx", tmp_path / "onnx-int8" / "model.onnx", max_drop=10, skip=["classifier.*"], facts={"source": "x"}
+    )
+    held = weights(done.path)
+    assert set(held) == {"stem", "depthwise", "pointwise", "expand", "project", "last"}
+    for name, (values, scales) in held.items():
+        assert values.dtype == np.int8, name
+        assert scales.shape == (getattr(source.deployed, name).out_channels,), name
+    assert done.skipped == ["classifier.2"]
+    assert done.others == ["gate"]
+    assert 0.9 < done.macs < 1
+    assert len(done.attempts) == 1
+    assert done.drop == pytest.approx(100 - 100 * done.agreement)  # the checkpoint is always right
+    assert done.sqnr > 15
+
+    predictor = fleetnet.load(done.path)
+    assert predictor.classes == [*"abcd"]
+    golden = np.load(done.golden)
+    assert np.array_equal(predictor.raw(golden["image"])[0], golden["logits"])
+    about = json.loads(done.sidecar.read_text())
+    assert about["precision"] == "int8"
+    assert about["int8"]["calibration"] == {"images": 24, "source": "x"}
+    assert about["int8"]["skipped"] == ["classifier.2"]
+    assert about["int8"]["float"]["top1"] == 100
+    assert about["int8"]["int8"]["top1"] == done.result["top1"]
+    assert about["outputs"] == [{"name": "logits", "shape": [1, CLASSES], "dtype": "float32"}]
+    assert sorted(f.name for f in done.path.parent.iterdir()) == ["golden.npz", "model.json", "model.onnx"]
+
+
+def test_openvino(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    import openvino
+
+    source = prepared(tiny())
+    done = quantize(source, "openvino", tmp_path / "openvino-int8" / "model.xml", max_drop=10, skip=["last"])
+    constants = [n for n in openvino.Core().read_model(done.path).get_ops() if n.get_type_name() == "Constant"]
+    whole = [n.get_output_shape(0) for n in constants if n.get_element_type().to_string() == "i8"]
+    assert len([shape for shape in whole if np.prod(shape) > 1]) == done.layers - len(done.skipped) - len(done.others)
+    assert done.skipped == ["last"]
+    assert done.others == []  # NNCF knows gates of two layers
+    assert done.sqnr > 15
+    predictor = fleetnet.load(done.path)
+    golden = np.load(done.golden)
+    assert np.abs(predictor.raw(golden["image"])[0] - golden["logits"]).max() < 1e-6
+    assert json.loads(done.sidecar.read_text())["int8"]["quantizer"] == "nncf"
+    names = sorted(f.name for f in done.path.parent.iterdir())
+    assert names == ["golden.npz", "model.bin", "model.json", "model.xml"]
+
+
+def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> None:
+    import onnx
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = tiny()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.backbone(x)
+
+    def rounded(model: nn.Module, name: str) -> dict[str, bool]:
+        source = tmp_path / f"{name}.float.onnx"
+        find("runtimes", "onnx").export(model, images(1), source)
+        WRITERS["onnx"](source, images().numpy())(set(), tmp_path / f"{name}.onnx", {})
+        nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
+        kept = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
+        return {n.op_type: n.output[0] in kept for n in nodes if n.op_type in ("Add", "Sigmoid", "Gelu")}
+
+    # what GELU gives is taken by a layer; a gate is in float anywhere
+    assert rounded(Network().eval(), "backbone") == {"Add": True, "Sigmoid": False, "Gelu": True}
+    assert rounded(tiny(), "head") == {"Add": False, "Sigmoid": False, "Gelu": True}
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_the_search_leaves_the_planted_layer_in_float(tmp_path: Path, runtime: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("nncf")
+    model = tiny()
+    plant(model)
+    file = tmp_path / f"model.{'onnx' if runtime == 'onnx' else 'xml'}"
+    lines: list[str] = []
+    done = quantize(prepared(model), runtime, file, max_drop=20, report=lines.append)
+    assert done.attempts[0].drop > 40
+    assert done.skipped == ["pointwise"]
+    assert done.drop <= 20
+    assert len(lines) == 3  # a line for each file, and for the measurement
+    # what onnxruntime makes in int8 it gives in int8: the map stays whole only if its maker is in float too
+    assert done.others == (["depthwise", "gate"] if runtime == "onnx" else [])
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(8, 3, SIZE, SIZE), images(8) / 100], ids=["black", "faint"])
+def test_bad_calibration_is_refused(tmp_path: Path, bad: Tensor) -> None:
+    file = tmp_path / "model.onnx"
+    file.write_text("as before")
+    with pytest.raises(ExportError, match="was not written: int8 loses more than the 1 points of top1") as caught:
+        quantize(prepared(tiny(), bad), "onnx", file)
+    assert caught.value.exit_code == 5
+    assert file.read_text() == "as before"
+    assert [f.name for f in tmp_path.iterdir()] == ["model.onnx"]
+    assert "0 of 8 layers in float" in str(caught.value)
+    assert "2 of 8 layers in float" in str(caught.value)
+
+
+def test_what_cannot_be_asked(tmp_path: Path) -> None:
+    source = prepared(tiny())
+    with pytest.raises(UsageError, match="did you mean 'openvino'"):
+        quantize(source, "openvin", tmp_path / "model.xml")
+    with pytest.raises(UsageError, match=r"ends in \.onnx, not in \.xml"):
+        quantize(source, "onnx", tmp_path / "model.xml")
+    with pytest.raises(UsageError, match="no layer 'pointwize' to skip: did you mean 'pointwise'"):
+        quantize(source, "onnx", tmp_path / "model.onnx", skip=["pointwize"])
+    with pytest.raises(UsageError, match="max_drop is -1"):
+        quantize(source, "onnx", tmp_path / "model.onnx", max_drop=-1)
+    with pytest.raises(DataError, match="no pictures for the calibration"):
+        calibration([], Preprocess((SIZE, SIZE)))
+    (tmp_path / "model.onnx").write_text("")
+    with pytest.raises(ModelError, match="no checkpoint"):
+        prepare(tmp_path / "model.onnx", images(), [])
+
+
+def test_command(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cli.VERBS, "quantize", "write a network in int8")
+    words = f"quantize --model {run} --data {photos} --to onnx --images 16 --max-drop 10 --threads 1 --sensitivity"
+    assert main([*words.split(), "--skip", "head.*", "--out", str(tmp_path), "--json"]) == 0
+    captured = capsys.readouterr()
+    document: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
+    (made,) = document["quantized"]
+    assert document["metric"] == "top1"
+    assert len(document["sensitivity"]) == made["layers"]
+    assert {"head.classifier.1", "head.classifier.4"} <= set(made["skipped"])
+    assert made["drop"] == pytest.approx(document["float"]["top1"] - made["int8"]["top1"])
+    assert "calibrating on 16 pictures" in captured.err
+    assert main(["eval", "--model", made["path"], "--data", str(photos), "--threads", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == made["int8"]["top1"]
+
+    assert main(["quantize", "--model", str(run), "--data", str(photos), "--to", "mnn"]) == 2
+    assert "no int8 for the runtime 'mnn'" in capsys.readouterr().err
+    black = tmp_path / "black"
+    black.mkdir()
+    from PIL import Image
+
+    Image.new("RGB", (32, 32)).save(black / "a.png")
+    words = f"quantize --model {run} --data {photos} --to onnx --calibrate-on {black} --max-drop 100 --threads 1"
+    assert main([*words.split(), "--out", str(tmp_path / "black")]) == 0
+    about = json.loads((tmp_path / "black" / "onnx-int8" / "model.json").read_text())
+    assert about["int8"]["calibration"] == {"images": 1, "source": str(black)}
