@@ -106,7 +106,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
         makers = {output: node for node in model.graph.node for output in node.output}
         floats = set(_gates(model.graph, makers))
         for node in model.graph.node:
-            if node.op_type in BETWEEN and not node.name.startswith("backbone."):
+            if node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/")):
                 floats.add(node.name)
             maker = node if _module(node.name) in skip and node.op_type in LAYERS else None
             while maker is not None:

@@ -49,13 +49,14 @@ def test_batch_norms_have_the_statistics_of_the_pictures():
     torch.testing.assert_close(model[1].running_var, before.transpose(0, 1).flatten(1).var(1))
 
 
-def test_seeds_and_buffers():
-    models = [build("ssd/fasternet_t0", 3) for _ in range(3)]
-    anchors = models[0].head.anchors.clone() if hasattr(models[0].head, "anchors") else None
+def test_the_same_seed_gives_the_same_weights_and_anchors_stay():
+    models = [build("yolo/fasternet_t0", 3, options={"width": 0.25}) for _ in range(3)]
+    anchors = {key: value.clone() for key, value in models[0].named_buffers() if key.endswith("anchors")}
     states = [realistic(m, (64, 64), seed).state_dict() for m, seed in zip(models, (0, 0, 1), strict=True)]
     assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
     assert not torch.equal(*(s["backbone.stages.0.merge.0.weight"] for s in (states[0], states[2])))
-    assert anchors is None or torch.equal(models[0].head.anchors, anchors)
+    assert anchors
+    assert all(torch.equal(states[0][key], value) for key, value in anchors.items())
 
 
 # The command
@@ -120,11 +121,10 @@ def test_one_that_cannot_does_not_stop_the_others(monkeypatch, capsys):
 
 
 def test_what_is_not_installed(monkeypatch, capsys):
-    monkeypatch.setattr(
-        find("runtimes", "onnx"), "lacks", lambda: "onnxruntime is not installed: pip install onnxruntime"
-    )
+    message = "onnxruntime is not installed: pip install onnxruntime"
+    monkeypatch.setattr(find("runtimes", "onnx"), "lacks", lambda: message)
     assert main([*CHECK, "--model", "fasternet_t0", "--to", "onnx"]) == 5
-    assert "nothing could be tried: onnxruntime is not installed: pip install" in capsys.readouterr().err
+    assert f"nothing could be tried: {message}" in capsys.readouterr().err
     assert main([*CHECK, "--model", "fasternet_t0", "--to", "onnx,pt2", "--json"]) == 0
     checked = json.loads(capsys.readouterr().out.splitlines()[-1])["checked"]
     assert [c["result"] for c in checked] == ["not installed", "ok"]

@@ -89,8 +89,7 @@ def test_a_package_is_inspected_where_it_cannot_be_run(package: Path, deploy: nn
 
 def test_float32_is_computed_as_in_torch(deploy: nn.Module, image: Tensor, tmp_path: Path):
     coreml.export(deploy, image, tmp_path / "n.mlpackage", outputs=["logits", "map"], precision="fp32")
-    _, program = _mil.read(tmp_path / "n.mlpackage")
-    found = _mil.evaluate(program, image)
+    found = _mil.evaluate(_mil.read(coreml._open(tmp_path / "n.mlpackage")[0]), image)
     parity = verify(deploy, lambda batch: [found[name].numpy() for name in ("logits", "map")], [image], 1e-5)
     assert parity.passed, parity
     assert "layers hold" in coreml.inspect(tmp_path / "n.mlpackage", deploy)
@@ -135,7 +134,9 @@ def test_a_package_of_another_network_is_refused(package: Path, deploy: nn.Modul
 def test_a_batch_norm_that_stays_is_part_of_its_layer_in_the_file(image: Tensor, tmp_path: Path):
     model = randomize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), 0)
     coreml.export(model, image, tmp_path / "n.mlpackage", outputs=["map"])
-    assert coreml.inspect(tmp_path / "n.mlpackage", model).startswith("1 layers")
+    assert coreml.inspect(tmp_path / "n.mlpackage", model).startswith(
+        "1 layers hold the model's weights, 1 of them multiplied"
+    )
     model[1].weight.data[0] *= 1.5
     with pytest.raises(ExportError, match="what the program says"):
         coreml.inspect(tmp_path / "n.mlpackage", model)
@@ -158,7 +159,7 @@ def test_on_a_mac(model: nn.Module, image: Tensor, tmp_path: Path, monkeypatch: 
 
     def predict(package: Any, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert given["image"].dtype == np.float32
-        found = _mil.evaluate(_mil.read(Path(package.package_path))[1], torch.from_numpy(given["image"]))
+        found = _mil.evaluate(_mil.read(package), torch.from_numpy(given["image"]))
         return {name: found[name].numpy() for name in sorted(found, reverse=True)}
 
     monkeypatch.setattr(sys, "platform", "darwin")

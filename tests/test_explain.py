@@ -3,7 +3,7 @@
 import copy
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -154,16 +154,15 @@ def test_a_weight_changed_in_a_file_of_any_runtime_is_found(layer, written, smal
 # What files show of themselves
 
 
-def shown(
-    monkeypatch: pytest.MonkeyPatch,
-    model: nn.Module,
-    change: Callable[[dict[str, np.ndarray]], Mapping[str, np.ndarray]],
-) -> None:
+Kept = dict[str, np.ndarray]
+
+
+def shown(monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[Kept], Kept]) -> None:
     """A runtime of which `model` is the file, and which shows what its modules put out, changed by `change`."""
 
-    def trace(path: Path, threads: int = 1) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-        def run(batch: np.ndarray) -> Mapping[str, np.ndarray]:
-            kept: dict[str, np.ndarray] = {}
+    def trace(path: Path, threads: int = 1) -> Callable[[np.ndarray], Kept]:
+        def run(batch: np.ndarray) -> Kept:
+            kept: Kept = {}
             hooks = [
                 m.register_forward_hook(lambda m, args, out, name=name: kept.update({name: out.detach().numpy()}))
                 for name, m in model.named_modules()
@@ -195,11 +194,11 @@ CHAIN = nn.Sequential(
 )
 
 
-def last_channels(kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def last_channels(kept: Kept) -> Kept:
     return {f"l{name}": np.moveaxis(value, 1, -1) if value.ndim == 4 else value for name, value in kept.items()}
 
 
-SHOWN: dict[str, Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]] = {
+SHOWN: dict[str, Callable[[Kept], Kept]] = {
     "every layer": lambda kept: kept,
     "no convolution, merged with its ReLU": lambda kept: {k: v for k, v in kept.items() if k in "1356"},
     "channels last": last_channels,
@@ -275,9 +274,7 @@ def test_a_file_that_is_not_handed_over_is_explained(small, example, tmp_path, m
         plant(path, model.right.weight)
 
     monkeypatch.setattr(onnx, "export", faulty)
-    with pytest.raises(
-        ExportError, match=r"not written.*first layer that differs is right \(convolution.*'right/Conv'"
-    ):
+    with pytest.raises(ExportError, match=r"not written.*first layer that differs is right \(conv.*'right/Conv'"):
         deliver(small, example, tmp_path / "model.onnx", "onnx", {}, explain=True)
     assert not list(tmp_path.iterdir())
 

@@ -51,7 +51,7 @@ def written(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_classifiers(name: str, precision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
     done = deliver(random_model(name), image(*SIZE, 1), tmp_path / "model.param", "ncnn", {}, precision=precision)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["golden.npz", "model.bin", "model.json", "model.param"]
-    assert done.parity.relative < (1e-5 if precision == "fp32" else 2.5e-3)
+    assert done.parity.relative < (1e-5 if precision == "fp32" else 5e-3)
     assert done.parity.top1_agreement == 1
     assert (done.parity.relative > 1e-5) == (precision == "fp16")
     weights = sum(p.numel() for p in reparameterize(random_model(name), image(*SIZE, 1)).parameters())
@@ -118,7 +118,7 @@ def test_trace_shows_every_layer_by_its_module(small: nn.Module, written: Path):
     assert list(layers).index("stem/Convolution") == 0
 
 
-@pytest.mark.parametrize(("precision", "factor"), [("fp32", -1), ("fp16", 1000)])
+@pytest.mark.parametrize(("precision", "factor"), [("fp32", -1), ("fp16", 10_000)])
 def test_a_changed_weight_is_found(precision: str, factor: int, tmp_path: Path):
     """The largest weight of a convolution in the middle has the other sign; what half precision hides, is too large."""
     model, example = random_model("mobileone_s0"), image(*SIZE, 1)

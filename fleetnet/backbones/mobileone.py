@@ -65,7 +65,7 @@ class Branches(nn.Module):
         groups: int,
         count: int,
         skip: bool,
-        norm: str,
+        norm: str = "in_branches",
     ):
         super().__init__()
         self.stride = stride

@@ -19,12 +19,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     """A table on standard output; columns after the first are right-aligned."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     drawn = Table()
     for i, column in enumerate(columns):
         drawn.add_column(column, justify="left" if i == 0 else "right")
     for row in rows:
-        drawn.add_row(*(str(cell) for cell in row))
+        drawn.add_row(*(Text(str(cell)) for cell in row))  # as it is: to rich, the brackets of an extra are markup
     console = Console()
     print(title)
     # A table in a file or a pipe is not cut to 80 columns: its reader may search it for names.

@@ -166,11 +166,10 @@ def _trial(name: str) -> str:
     import torch
     from torch import nn
 
-    from ..layers import ConvBN
     from ..runtimes import deliver
 
     torch.manual_seed(0)
-    model = nn.Sequential(ConvBN(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{find('runtimes', name).suffix}"
         done = deliver(model, torch.randn(1, 3, 16, 16), path, name, {})

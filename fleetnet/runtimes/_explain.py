@@ -95,7 +95,7 @@ class _Recorder(TorchDispatchMode):
         module, operator = self.running[-1] if self.running else "", func._overloadpacket.__name__
         for t in made:
             # Copied, since the next operator may write into it.
-            value = t.detach().float().flatten().clone() if t.is_floating_point() and t.numel() > 1 else None
+            value = t.detach().cpu().float().flatten().clone() if t.is_floating_point() and t.numel() > 1 else None
             self.of[id(t)] = len(self.steps)
             self.steps.append(_Step(module, operator, value, inputs, weighted))
         return output
@@ -164,9 +164,12 @@ def _apart(expected: Sequence[Tensor], given: Sequence[np.ndarray]) -> list[floa
     """Of each output: the largest difference / the standard deviation of what is expected; 0 of integers."""
     apart = []
     for a, b in zip(expected, given, strict=True):
-        compared = a.is_floating_point() and a.numel() > 1
-        difference = (a.cpu().float() - torch.from_numpy(np.array(b))).abs().max() if compared else torch.zeros(())
-        apart.append((difference / a.float().std().clamp(min=SMALLEST)).nan_to_num(float("inf")).item())
+        if a.is_floating_point() and a.numel() > 1:
+            value = a.detach().cpu().float()
+            difference = (value - torch.from_numpy(np.array(b))).abs().max() / value.std().clamp(min=SMALLEST)
+            apart.append(difference.nan_to_num(float("inf")).item())
+        else:
+            apart.append(0.0)
     return apart
 
 

