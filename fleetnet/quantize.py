@@ -4,8 +4,8 @@
                                                                                  calibrated on your images
 
 Unusual here: accuracy is not hoped for. Checkpoint and int8 file are both evaluated on the validation set. While more
-than `max_drop` is lost, the layers whose rounding disturbs the outputs most stay in float, 1, 2, 4 and so on. If a
-quarter of the layers is not enough, something else is wrong, such as images for calibration that are not what the
+than `max_drop` is lost, the layers whose rounding disturbs the outputs most stay in float: 1, 2, 3, 4, 6 and so on. If
+a quarter of the layers is not enough, something else is wrong, such as images for calibration that are not what the
 network will see, and there is no file.
 """
 
@@ -292,9 +292,10 @@ def figures(result: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in result.items() if isinstance(value, int | float)}
 
 
-def _doubling(limit: int) -> list[int]:
-    """0, 1, 2, 4, 8 and so on, and the limit."""
-    return sorted({0, limit, *(2**i for i in range(limit.bit_length()))})
+def _steps(limit: int) -> list[int]:
+    """0, 1, 2, 3, 4, 6, 8, 12, 16 and so on, and the limit."""
+    powers = [2**i for i in range(limit.bit_length())]
+    return sorted({0, limit, *(n for n in [*powers, *(3 * n for n in powers)] if n <= limit)})
 
 
 def prepare(
@@ -371,7 +372,7 @@ def quantize(
         between = Path(folder) / f"float{to.suffix}"
         to.export(prepared.deployed, example, between, outputs=list(values))
         write = WRITERS[runtime](between, prepared.images.numpy())
-        for more in _doubling(int(most * len(names))):
+        for more in _steps(int(most * len(names))):
             if more == 1:
                 report("measuring how much each layer disturbs the outputs")
             others = [layer.name for layer in prepared.sensitivity if layer.name not in chosen] if more else []

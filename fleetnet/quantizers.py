@@ -10,6 +10,7 @@ import contextlib
 import io
 import json
 import logging
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from importlib import import_module
@@ -77,8 +78,36 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
     """onnxruntime's quantizer, calibrated once."""
     import onnx
     from onnxruntime import quantization as tools
+    from onnxruntime.quantization.calibrate import PercentileCalibrater
 
     from .runtimes.onnx import KEY
+
+    def network() -> Any:
+        return onnx.shape_inference.infer_shapes(onnx.load(float_file))
+
+    def in_float(graph: Any, skip: set[str]) -> set[str]:
+        """The nodes of LAYERS and BETWEEN that stay in float."""
+        makers = {output: node for node in graph.node for output in node.output}
+        found = set(_gates(graph, makers))
+        for node in graph.node:
+            if node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/")):
+                found.add(node.name)
+            maker = node if _module(node.name) in skip and node.op_type in LAYERS else None
+            while maker is not None:  # what makes the map too: the map would stay rounded as it gives it in int8
+                found.add(maker.name)
+                maker = makers.get(maker.input[0]) if maker is node or maker.op_type == "Relu" else None
+                maker = maker if maker is not None and maker.op_type in LAYERS + BETWEEN else None
+        return found
+
+    class Calibrator(PercentileCalibrater):
+        """Only of maps that can be in int8: elsewhere a head may have infinities."""
+
+        def select_tensors_to_calibrate(self, model: Any) -> tuple[set[str], dict[str, Any]]:
+            names, infos = super().select_tensors_to_calibrate(model)
+            floats = in_float(model.graph, set())
+            kinds = LAYERS + BETWEEN
+            nodes = [node for node in model.graph.node if node.op_type in kinds and node.name not in floats]
+            return names & {name for node in nodes for name in (*node.input, *node.output)}, infos
 
     class Reader(tools.CalibrationDataReader):
         def __init__(self, part: np.ndarray):
@@ -90,34 +119,23 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
 
     # The histograms of some images are made at once: all feature maps of these are in memory.
     some = max(1, min(16, 16 * 224**2 // (images.shape[2] * images.shape[3])))
-    with _quiet():
-        calibrator = tools.create_calibrator(
-            float_file, augmented_model_path=str(float_file.with_suffix(".ranges.onnx")),
-            calibrate_method=tools.CalibrationMethod.Percentile,
-            extra_options={"percentile": PERCENTILE, "symmetric": False},
-        )  # fmt: skip
+    with _quiet(), tempfile.TemporaryDirectory() as folder:
+        calibrator = Calibrator(
+            float_file, augmented_model_path=str(Path(folder) / "ranges.onnx"), percentile=PERCENTILE
+        )
+        calibrator.augment_graph()
+        calibrator.create_inference_session()
         for i in range(0, len(images), some):
             calibrator.collect_data(Reader(images[i : i + some]))
         ranges = calibrator.compute_data()
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
-        model = onnx.shape_inference.infer_shapes(onnx.load(float_file))
-        # The map that a layer takes stays rounded if what makes it is in int8: both stay in float.
-        makers = {output: node for node in model.graph.node for output in node.output}
-        floats = set(_gates(model.graph, makers))
-        for node in model.graph.node:
-            if node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/")):
-                floats.add(node.name)
-            maker = node if _module(node.name) in skip and node.op_type in LAYERS else None
-            while maker is not None:
-                floats.add(maker.name)
-                maker = makers.get(maker.input[0]) if maker is node or maker.op_type == "Relu" else None
-                maker = maker if maker is not None and maker.op_type in LAYERS + BETWEEN else None
+        model = network()
         with _quiet():
             quantizer = tools.QDQQuantizer(
                 model, per_channel=True, reduce_range=False, weight_qType=tools.QuantType.QInt8,
                 activation_qType=tools.QuantType.QUInt8, tensors_range=ranges, nodes_to_quantize=[],
-                nodes_to_exclude=sorted(floats), op_types_to_quantize=LAYERS + BETWEEN,
+                nodes_to_exclude=sorted(in_float(model.graph, skip)), op_types_to_quantize=LAYERS + BETWEEN,
                 extra_options={"MatMulConstBOnly": True},
             )  # fmt: skip
             quantizer.quantize_model()

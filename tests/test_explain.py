@@ -198,12 +198,19 @@ def last_channels(kept: Kept) -> Kept:
     return {f"l{name}": np.moveaxis(value, 1, -1) if value.ndim == 4 else value for name, value in kept.items()}
 
 
+def rounded(kept: Kept) -> Kept:
+    """To a thousandth, which is up to 4e-3 of the spread."""
+    return {k: v * (1 + 1e-3 * np.sign(np.sin(1e4 * v))) for k, v in kept.items()}
+
+
+ALLOWED = {"rounded": 1e-2, "rounded more than allowed": 2e-3}
 SHOWN: dict[str, Callable[[Kept], Kept]] = {
     "every layer": lambda kept: kept,
     "no convolution, merged with its ReLU": lambda kept: {k: v for k, v in kept.items() if k in "1356"},
     "channels last": last_channels,
     "no dimension of the batch": lambda kept: {k: v[0] for k, v in kept.items()},
-    "rounded to a thousandth": lambda kept: {k: v * (1 + 1e-3 * np.sign(np.sin(1e4 * v))) for k, v in kept.items()},
+    "rounded": rounded,
+    "rounded more than allowed": rounded,
     "the output alone": lambda kept: {"6": kept["6"]},
 }
 
@@ -214,7 +221,7 @@ def test_layers_are_paired_by_value(how: str, layer: str, example: Tensor, monke
     torch.manual_seed(0)
     model = CHAIN.eval()
     shown(monkeypatch, wrong(model, layer), SHOWN[how])
-    found = explain(model, Path(), "any", [example], 1e-2 if "rounded" in how else 1e-4)
+    found = explain(model, Path(), "any", [example], ALLOWED.get(how, 1e-4))
     if how == "the output alone":  # all that can be said is where the way to the output begins
         assert (found.module, found.operator) == ("0", "convolution")
     else:
@@ -223,7 +230,7 @@ def test_layers_are_paired_by_value(how: str, layer: str, example: Tensor, monke
 
 
 def test_rounding_everywhere_is_nobodys_fault(example: Tensor, monkeypatch: pytest.MonkeyPatch):
-    shown(monkeypatch, CHAIN.eval(), SHOWN["rounded to a thousandth"])
+    shown(monkeypatch, CHAIN.eval(), SHOWN["rounded"])
     assert explain(CHAIN, Path(), "any", [example], 1e-2) is None
     assert "No layer stands out" in explanation(CHAIN, Path(), "any", [example], 1e-2)
 

@@ -29,6 +29,7 @@ PIXELS = image(16, 24, batch=1)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
+    torch.manual_seed(0)
     return randomized(Small())
 
 
@@ -58,7 +59,6 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "largest"),
     [
         ("fasternet_t0", {"fp32": 1e-4, "fp16": 2e-3, "int8": 2e-2}),
-        ("mobileone_s0", {"fp32": 1e-5, "fp16": 6e-3, "int8": 8e-2}),
         ("parc_convnext_xt", {"fp32": 2e-4}),
     ],
 )
@@ -77,6 +77,12 @@ def test_networks_compute_the_same(name, largest, once, tmp_path):
     weights = sum(p.numel() for p in deploy.parameters())
     for size, bytes_of_weight in zip(sizes, (4, 2, 1), strict=False):
         assert size == pytest.approx(bytes_of_weight * weights, rel=0.15)
+
+
+def test_an_older_opset_has_the_exact_gelu(whole, model, tmp_path):
+    mnn.export(reparameterize(model, PIXELS), PIXELS, tmp_path / "exact.mnn", opset=18)
+    fast, exact = (verify(model, mnn.load(path), [PIXELS], 1).relative for path in (whole, tmp_path / "exact.mnn"))
+    assert exact < 2e-6 < 1e-5 < fast
 
 
 def test_weights_are_rounded_to_the_nearest_float16(tmp_path):
@@ -111,7 +117,7 @@ def test_a_fault_is_beyond_the_tolerance(precision, fault, model, tmp_path):
     assert not verify(model, mnn.load(tmp_path / "m.mnn"), examples, mnn.tolerances[precision]).passed
 
 
-@pytest.mark.parametrize("head", ["ssd/parcnet_xs", "maskrcnn/fasternet_t0", "deeplabv3/parcnet_xs"])
+@pytest.mark.parametrize("head", ["maskrcnn/fasternet_t0", "deeplabv3/parcnet_xs"])
 def test_answers_in_the_graph(head, tmp_path):
     """With RoIAlign, NMS and argmax; `export` compares what is found, and raises."""
     pictures = [shapes.draw(i) for i in range(2)]

@@ -34,6 +34,7 @@ PIXELS = image(16, 24, batch=1)
 
 @pytest.fixture(scope="module")
 def model() -> nn.Module:
+    torch.manual_seed(0)
     return randomized(Small())
 
 
@@ -67,7 +68,7 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnx, "export", export)
 
 
-@pytest.mark.parametrize("name", ["fasternet_t0", "parcnet_xs", "repvit_m0_6"])
+@pytest.mark.parametrize("name", ["fasternet_t0", "parcnet_xs"])
 def test_networks_compute_the_same(name, once, tmp_path):
     """And not the same in both precisions: OpenVINO takes bfloat16 of its own accord where it can."""
     model, pictures = random_model(name), image(128, 128, batch=1)
@@ -90,22 +91,21 @@ def wrong_epsilon(model: nn.Module) -> None:
 
 
 def wrong_weight(model: nn.Module) -> None:
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
-    weight = convolutions[len(convolutions) // 2].weight.detach()
+    weight = next(m for m in model.modules() if isinstance(m, nn.Conv2d)).weight.detach()
     weight.view(-1)[weight.abs().argmax()] *= -1
 
 
-@pytest.mark.parametrize("fault", [wrong_epsilon, wrong_weight])
-def test_a_fault_is_beyond_the_tolerance(fault, tmp_path):
-    model, pictures = random_model("mobileone_s0"), image(64, 64, batch=1)
-    other = copy.deepcopy(model)
-    fault(other)
-    openvino.export(reparameterize(other, pictures), pictures, tmp_path / "m.xml")
+@pytest.mark.parametrize(("name", "fault"), [("mobileone_s0", wrong_epsilon), ("small", wrong_weight)])
+def test_a_fault_is_beyond_the_tolerance(name, fault, model, tmp_path):
+    right = model if name == "small" else random_model(name)
+    wrong, pictures = copy.deepcopy(right), image(64, 64, batch=1)
+    fault(wrong)
+    openvino.export(reparameterize(wrong, pictures), pictures, tmp_path / "m.xml")
     tolerance = openvino.tolerances["fp32"]
-    assert verify(model, openvino.load(tmp_path / "m.xml"), [pictures], tolerance).relative > 5 * tolerance
+    assert verify(right, openvino.load(tmp_path / "m.xml"), [pictures], tolerance).relative > 5 * tolerance
 
 
-@pytest.mark.parametrize("head", ["yolo/repvit_m0_9", "maskrcnn/fasternet_t0"])
+@pytest.mark.parametrize("head", ["yolo/mobileone_s0", "maskrcnn/fasternet_t0"])
 def test_detections_in_the_graph(head, tmp_path):
     """With RoIAlign and NMS; `export` compares what is found, and raises."""
     pictures = [shapes.draw(i) for i in range(2)]

@@ -21,9 +21,9 @@ from fleetnet.errors import DataError, ExportError, ModelError, UsageError
 from fleetnet.find import find
 from fleetnet.quantize import (
     Prepared,
-    _doubling,
     _rounded,
     _rounded_weight,
+    _steps,
     calibration,
     prepare,
     quantize,
@@ -244,9 +244,9 @@ def test_the_planted_layer_is_the_most_sensitive() -> None:
 
 
 def test_how_many_layers_are_tried() -> None:
-    assert _doubling(0) == [0]
-    assert _doubling(1) == [0, 1]
-    assert _doubling(10) == [0, 1, 2, 4, 8, 10]
+    assert _steps(0) == [0]
+    assert _steps(1) == [0, 1]
+    assert _steps(26) == [0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 26]
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

@@ -122,7 +122,7 @@ def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
     in_float = done.skipped + done.others
     same = "" if done.agreement is None else f", the same top-1 for {done.agreement:.1%} of the pictures"
     say(
-        f"{runtime}: {prepared.metric} drops by {done.drop:.2f} points{same}; the outputs' noise is {done.sqnr:.1f} dB "
+        f"{runtime}: {prepared.metric} {-done.drop:+.2f} points{same}; the outputs' noise is {done.sqnr:.1f} dB "
         f"below them; {done.macs:.1%} of the multiplications in int8, {done.layers - len(in_float)} of {done.layers} "
         "layers" + (f"; in float: {', '.join(in_float)}" if in_float else "")
     )

@@ -113,7 +113,7 @@ def export(
         shutil.rmtree(path, ignore_errors=True)
         with _quiet():  # it leaves a temporary folder to Python's cleaning up, which warns
             traceback.clear_frames(error.__traceback__)
-        raise ExportError(f"{path}: coremltools cannot convert this model: {reason(error)}") from error
+        raise ExportError(f"{Path(path).name}: coremltools cannot convert this model: {reason(error)}") from error
     Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # no part of the package
 
 
@@ -159,14 +159,14 @@ def inspect(path: Path | str, model: nn.Module) -> str:
         raise ExportError(f"the written file cannot be read back: {reason(error)}") from error
     order, precision = notes.get(OUTPUTS, names), notes.get(PRECISION, "fp32")
     if sorted(names) != sorted(order):
-        raise ExportError(f"{path}: the outputs are {', '.join(names)}, not {', '.join(order)}")
+        raise ExportError(f"{Path(path).name}: the outputs are {', '.join(names)}, not {', '.join(order)}")
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(shape, generator=generator)
     if isinstance(model, Preprocessed):
         image = torch.rand(shape, generator=generator) * 255
     like = next(model.parameters(), image)
     image = image.to(like.device, like.dtype)
-    checked = _compare(path, _mil.layers(program), _mil.used(model, image), ROUNDING[precision])
+    checked = _compare(Path(path).name, _mil.layers(program), _mil.used(model, image), ROUNDING[precision])
     unknown = _mil.unknown(program)
     if unknown:
         return f"{checked}; not computed, for its operators {', '.join(unknown)}"
@@ -177,17 +177,17 @@ def inspect(path: Path | str, model: nn.Module) -> str:
 
     parity = verify(model, run, [image], tolerances[precision])
     if not parity.passed:
-        raise ExportError(f"{path}: what the program says is not what the model computes: {parity}")
+        raise ExportError(f"{Path(path).name}: what the program says is not what the model computes: {parity}")
     return f"{checked}; computed by torch from the program: {parity}"
 
 
-def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float) -> str:
+def _compare(file: str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float) -> str:
     """In words, that layers hold the same in the same order; `ExportError` naming the first that does not."""
     scaled = 0
     for there, here in zip(given, expected, strict=False):
         if there.kind != here.kind or there.weight.shape != here.weight.shape:
             raise ExportError(
-                f"{path}: where the model has {here.name}, a {_mil.WEIGHTED[here.kind]} of {here.weight.shape}, the "
+                f"{file}: where the model has {here.name}, a {_mil.WEIGHTED[here.kind]} of {here.weight.shape}, the "
                 f"file has {there.name}, a {_mil.WEIGHTED[there.kind]} of {there.weight.shape}"
             )
         axis = 1 if here.kind == "conv_transpose" else 0
@@ -201,9 +201,9 @@ def _compare(path: Path | str, given: Sequence[_mil.Layer], expected: Sequence[_
             mine, its = (np.zeros(len(mine)) if v is None else v.astype(np.float64) for v in (here.bias, there.bias))
             wrong = wrong or _wrong("bias", mine, its, rounding)
         if wrong:
-            raise ExportError(f"{path}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}")
+            raise ExportError(f"{file}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}")
     if len(given) != len(expected):
-        raise ExportError(f"{path}: the file has {len(given)} layers with weights, the model has {len(expected)}")
+        raise ExportError(f"{file}: the file has {len(given)} layers with weights, the model has {len(expected)}")
     but = f", {scaled} of them multiplied by channel by what follows them" if scaled else ""
     return f"{len(given)} layers hold the model's weights{but}"
 

@@ -5,8 +5,9 @@ The precisions are those of the stored weights: "fp16" halves the file (all cons
 one scale for each output channel. A CPU computes in float32 in all three. MNN's converter runs in a process of its own,
 since it prints, and a model that it cannot convert may end the process.
 
-MNN computes GELU by its tanh form, whose values differ by up to 5e-4. Its exact GELU, which it takes for the operators
-that GELU consists of, made fasternet_t0, repvit_m0_9 and parc_convnext_xt 1.4 to 1.5 times slower.
+MNN computes ONNX's operator Gelu by its tanh form, whose values differ by up to 5e-4. Below opset 20 the ONNX file
+spells GELU out and MNN computes it exactly, so opset=18 is for networks that amplify such differences. It made
+fasternet_t0, repvit_m0_9 and parc_convnext_xt 1.4 to 1.5 times slower (x86, one thread): it is not the default.
 """
 
 import ctypes
