@@ -153,7 +153,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
 
 def _openvino(float_file: Path, images: np.ndarray) -> Write:
     """NNCF, which collects the ranges anew for every file."""
-    from .runtimes.openvino import FACTS, PRECISION, untold
+    from .runtimes.openvino import FACTS, PRECISION, core, untold
 
     try:
         with untold():
@@ -173,7 +173,7 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
         return source.get_type_name() == "Constant" and source.get_element_type().to_string() in ("i8", "u8")
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
-        network = openvino.Core().read_model(float_file)
+        network = core().read_model(float_file)
         folding = passes.Manager()  # weights of depthwise layers are behind a reshape, where NNCF does not shrink them
         folding.register_pass(passes.ConstantFolding())
         folding.run_passes(network)

@@ -300,11 +300,11 @@ def test_onnx(tmp_path: Path) -> None:
 
 def test_openvino(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
-    import openvino
+    from fleetnet.runtimes import openvino
 
     source = prepared(tiny())
     done = quantize(source, "openvino", tmp_path / "openvino-int8" / "model.xml", max_drop=10, skip=["last"])
-    constants = [n for n in openvino.Core().read_model(done.path).get_ops() if n.get_type_name() == "Constant"]
+    constants = [n for n in openvino.core().read_model(done.path).get_ops() if n.get_type_name() == "Constant"]
     whole = [n.get_output_shape(0) for n in constants if n.get_element_type().to_string() == "i8"]
     assert len([shape for shape in whole if np.prod(shape) > 1]) == done.layers - len(done.skipped) - len(done.others)
     assert done.skipped == ["last"]

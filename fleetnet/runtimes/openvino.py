@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -73,8 +74,19 @@ def _reason(error: Exception) -> str:
     return " ".join(said)[:500] or repr(error)
 
 
-def _has_bf16(openvino: ModuleType) -> bool:
-    return "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+@cache
+def core() -> Any:
+    """OpenVINO's `Core`, one for the whole process.
+
+    Each brings a stack of its own for signal handlers, and puts the one before it back as it goes. When two have gone
+    in the order in which they came, that one is freed memory: the next Ctrl-C, or the end of a process that reads
+    images, would be a segmentation fault.
+    """
+    return _package().Core()
+
+
+def _has_bf16() -> bool:
+    return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def export(
@@ -94,13 +106,13 @@ def export(
     `ExportError` too if OpenVINO cannot convert an operator, naming it, or this CPU cannot compute in `precision`.
     """
     openvino = _package()
-    if precision == "bf16" and not _has_bf16(openvino):
+    if precision == "bf16" and not _has_bf16():
         raise ExportError(f"{path}: this CPU has no bfloat16, so nothing could be proven: choose openvino:fp32")
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
         onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
         try:
-            network = openvino.Core().read_model(between)
+            network = core().read_model(between)
         except RuntimeError as error:
             raise ExportError(f"{path}: OpenVINO cannot convert this model: {_reason(error)}") from error
         # Shapes are known now: a third of the graph, and of the time that loading takes, are operators that find them.
@@ -122,7 +134,7 @@ def _read(path: Path | str) -> Any:
     if not path.read_bytes().lstrip().startswith(b"<?xml"):  # OpenVINO would try other formats, and print
         raise ModelError(f"{path}: not an IR file")
     try:
-        network = openvino.Core().read_model(path)
+        network = core().read_model(path)
     except RuntimeError as error:
         raise ModelError(f"{path}: OpenVINO cannot read this file: {_reason(error)}") from error
     if len(network.inputs) != 1:
@@ -143,11 +155,11 @@ def _runner(path: Path | str, network: Any, threads: int) -> Callable[[np.ndarra
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
         "INFERENCE_NUM_THREADS": threads,
-        "INFERENCE_PRECISION_HINT": hint if hint != "bf16" or _has_bf16(openvino) else "f32",
+        "INFERENCE_PRECISION_HINT": hint if hint != "bf16" or _has_bf16() else "f32",
         "ENABLE_CPU_PINNING": False,  # a thread that may not leave a core waits for whatever else runs there
     }
     try:
-        compiled = openvino.Core().compile_model(network, "CPU", settings)
+        compiled = core().compile_model(network, "CPU", settings)
     except RuntimeError as error:
         raise ExportError(f"{path}: OpenVINO cannot run this network: {_reason(error)}") from error
     given = compiled.inputs[0]
