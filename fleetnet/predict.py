@@ -60,7 +60,8 @@ class Predictor(nn.Module):
         super().__init__()
         path = Path(path)
         runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
-        self.runtime = "torch" if path.is_dir() else runtimes.get(path.suffix, "torch")
+        # A folder is a run, or an exported file: Core ML's.
+        self.runtime = "torch" if (path / "best.safetensors").is_file() else runtimes.get(path.suffix, "torch")
         if self.runtime == "torch":
             self._run, self.facts = _torch_runner(path, torch.device(device))
             self._batch = BATCH

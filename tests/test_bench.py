@@ -19,13 +19,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import fleetnet.cli.bench as cli
 from fleetnet import bench, report
 from fleetnet.bench import Row, card, measure, ratios, spearman, uncertainty, warnings, watch
 from fleetnet.cli import main
 from fleetnet.cli._subjects import Subject, accuracies
-from fleetnet.errors import ExportError, UsageError
+from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.flops import Counts
 
 QUIET = {"load": 0.1, "cores": 4, "threads": 1, "governor": "performance"}
@@ -487,6 +488,22 @@ def test_detectors_and_exported_files(run: Path, capsys, tmp_path: Path):
     assert [row["name"] for row in last_json(capsys)["rows"]] == ["ssd/fasternet_t0 deploy (torch)", f"{file} (onnx)"]
 
 
+def test_an_int8_file_is_as_accurate_as_it_was_measured(run: Path, tmp_path: Path):
+    from fleetnet.cli._subjects import of_file
+
+    assert main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path)]) == 0
+    file = tmp_path / "onnx" / "model.onnx"
+    sidecar = file.with_suffix(".json")
+    facts = json.loads(sidecar.read_text())
+    assert of_file(file, [1])[0].accuracy == ("top1", facts["metrics"]["top1"])
+    sidecar.write_text(json.dumps({**facts, "precision": "int8", "int8": {"int8": {"top1": 12.5}}}))
+    [subject] = of_file(file, [1])
+    assert (subject.title, subject.accuracy) == ("onnx-int8", ("top1", 12.5))
+    sidecar.write_text("{")
+    with pytest.raises(ModelError, match=r"needs model\.json beside it"):
+        of_file(file, [1])
+
+
 def test_what_cannot_be_exported_is_left_out_and_named(run: Path, capsys, monkeypatch):
     from fleetnet.runtimes import onnx
 
@@ -502,19 +519,41 @@ def test_what_cannot_be_exported_is_left_out_and_named(run: Path, capsys, monkey
     assert "no operator Warp" in capsys.readouterr().err
 
 
-def test_tuning_names_the_fastest_that_is_as_good(run: Path, photos: Path, capsys):
-    words = ["--model", str(run), "--tune", "--to", "onnx", "--threads", "1", "--data", str(photos)]
-    assert main(["bench", *words, "--runs", "10", "--warmup", "1", "--json"]) == 0
+def test_tuning_names_the_fastest_that_is_as_good(run: Path, photos: Path, capsys, tmp_path: Path, monkeypatch):
+    from fleetnet.runtimes import pt2
+
+    def refuse() -> None:
+        raise ModelError("torch cannot load this file")
+
+    words = ["--model", str(run), "--tune", "--to", "onnx,pt2", "--threads", "1", "--data", str(photos)]
+    monkeypatch.setattr(pt2, "load", lambda *_: refuse())
+    assert main(["bench", *words, "--runs", "10", "--warmup", "1", "--json", "--csv", str(tmp_path / "t.csv")]) == 0
     found = last_json(capsys)
+    assert found["skipped"] == ["pt2:fp32: torch cannot load this file"]
+    with (tmp_path / "t.csv").open() as file:
+        assert [row["name"] for row in csv.DictReader(file)] == [row["name"] for row in found["rows"]]
     assert found["by"] == "top1 on 12 images"
     assert sorted(row["name"] for row in found["rows"]) == ["onnx, 1 thread", "torch, 1 thread"]
     assert [row["drop"] for row in found["rows"]] == [0, 0]
     assert found["rows"][0]["name"] == found["fastest"] == max(found["rows"], key=lambda r: r["times_as_fast"])["name"]
 
 
-def test_tuning_without_labels_leaves_out_files_that_find_something_else(run: Path, photos: Path, capsys, tmp_path):
-    import torch
+def test_a_runtime_of_one_pool_is_timed_with_one_number_of_threads(run: Path, photos: Path, capsys, monkeypatch):
+    from fleetnet.runtimes import onnx
 
+    monkeypatch.setattr(onnx, "one_pool", True, raising=False)
+    shared = ["--model", str(run), "--to", "onnx", "--threads", "1,2", "--runs", "2", "--warmup", "0", "--json"]
+    for words in (["--forms", "deploy"], ["--tune", "--data", str(photos)]):
+        assert main(["bench", *shared, *words]) == 0
+        found = last_json(capsys)
+        ways = sorted(row["name"].removeprefix(f"{run} deploy ").strip("()") for row in found["rows"])
+        assert ways == ["onnx, 1 thread", "torch, 1 thread", "torch, 2 threads"]
+        [line] = found["skipped"]
+        assert line.startswith("onnx with 2 threads: all its files in a process share one number")
+        assert torch.get_num_threads() == 1  # as before
+
+
+def test_tuning_without_labels_leaves_out_files_that_find_something_else(run: Path, photos: Path, capsys, tmp_path):
     from fleetnet import checkpoint, predict
 
     loose = tmp_path / "loose"
@@ -581,6 +620,8 @@ BAD = [  # words, exit code, part of the message
     ("--model fasternet_to", 4, "did you mean 'fasternet_t0'"),
     ("--model timm/mobileone_s00", 4, "no model 'mobileone_s00'"),
     ("--model parcnet_xs --forms deploy --to none --size 32 --plot p.png", 2, "--plot needs accuracies"),
+    ("--model RUN --forms multi-branch --to none --plot p.png", 2, "--plot needs accuracies of deploy forms"),
+    ("--model RUN --csv .", 2, "--csv is '.', which is a folder"),
     ("--model RUN --plot p.jpeg2", 2, "allowed: files that end in .png"),
     ("--model RUN --csv no/t.csv", 2, "no folder 'no'"),
     ("--model RUN --accuracy fasternet_t0=70", 2, "accuracy of 'fasternet_t0', which is not measured"),
@@ -591,6 +632,8 @@ BAD = [  # words, exit code, part of the message
     ("--model RUN --tune", 2, "--tune needs --data"),
     ("--model RUN --tune --data PHOTOS --plot p.png", 2, "--plot does not go with --tune"),
     ("--model RUN --tune --data nowhere", 3, "nowhere"),
+    ("--model RUN RUN --tune --data PHOTOS", 2, "is another checkpoint"),
+    ("--model RUN none.onnx --tune --data PHOTOS", 4, "none.onnx: no such file"),
     ("--model fasternet_t0 --tune --data PHOTOS", 4, "fasternet_t0"),
     ("--model RUN --device ssh:board", 2, "--device goes with --binary"),
     ("--model RUN --binary benchncnn", 2, "--binary goes with --device"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 from zoo import randomize
 
+import fleetnet
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.parc import ParC
@@ -77,7 +78,7 @@ def test_a_package_is_inspected_where_it_cannot_be_run(package: Path, deploy: nn
     sidecar = json.loads(package.with_suffix(".json").read_text(encoding="utf-8"))
     assert sidecar["parity"] is None
     assert sidecar["precision"] == "fp16"
-    assert "only on a Mac" in sidecar["unverified"]
+    assert "only on a Mac, and this is Linux; 11 layers hold the model's weights; computed" in sidecar["unverified"]
     facts = coreml.metadata(package)
     assert facts["classes"] == FACTS["classes"]
     assert [output["name"] for output in facts["outputs"]] == ["logits", "map"]
@@ -93,6 +94,22 @@ def test_float32_is_computed_as_in_torch(deploy: nn.Module, image: Tensor, tmp_p
     parity = verify(deploy, lambda batch: [found[name].numpy() for name in ("logits", "map")], [image], 1e-5)
     assert parity.passed, parity
     assert "layers hold" in coreml.inspect(tmp_path / "n.mlpackage", deploy)
+
+
+def test_integers_are_described_as_the_file_has_them(image: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    class Classes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.map = nn.Conv2d(3, 4, 1)
+
+        def forward(self, image: Tensor) -> dict[str, Tensor]:
+            return {"classes": self.map(image).argmax(1)}
+
+    monkeypatch.setattr(sys, "platform", "linux")
+    done = deliver(randomize(Classes(), 0), image, tmp_path / "net.mlpackage", "coreml", {})
+    assert json.loads(done.sidecar.read_text())["outputs"][0]["dtype"] == "int32"
+    (output,) = coreml._open(done.path)[0].get_spec().description.output
+    assert output.type.multiArrayType.dataType == 131104  # of Apple's specification: INT32
 
 
 def plant(package: Path, before: np.ndarray, change: float) -> None:
@@ -151,6 +168,12 @@ def test_it_runs_only_on_a_mac(package: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(ExportError, match="runs only on a Mac"):
         coreml.load(package)
+
+
+def test_a_package_is_known_by_its_name_though_it_is_a_folder(package: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(ExportError, match="runs only on a Mac"):
+        fleetnet.load(package)
 
 
 def test_on_a_mac(model: nn.Module, image: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -15,7 +15,7 @@ from zoo import image
 
 from fleetnet import checkpoint
 from fleetnet.cli import main
-from fleetnet.errors import ExportError
+from fleetnet.errors import ExportError, ModelError
 from fleetnet.find import find, names
 from fleetnet.predict import export
 from fleetnet.realistic import realistic
@@ -31,13 +31,15 @@ SIZE = (64, 64)
 
 def plant(path: Path, weight: Tensor, change: float = 10.0) -> None:
     """Change one value of a weight, wherever in the file, or the files, the values stand."""
-    values = weight.detach().numpy().ravel()
-    at = len(values) // 2
-    found = values[at : at + 4]
+    for values in (weight.detach().numpy(), weight.detach().movedim(1, -1).numpy()):  # some have channels last
+        at = values.size // 2
+        found = values.ravel()[at : at + 4]
+        places = [file for file in files(path) if file.read_bytes().count(found.tobytes()) == 1]
+        if places:
+            break
+    assert len(places) == 1, "the file does not hold these values once"
     wrong = found.copy()
     wrong[0] += change * np.abs(values).max()
-    places = [file for file in files(path) if file.read_bytes().count(found.tobytes()) == 1]
-    assert len(places) == 1, "the file does not hold these values once"
     places[0].write_bytes(places[0].read_bytes().replace(found.tobytes(), wrong.tobytes()))
 
 
@@ -178,7 +180,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[K
     def load(path: Path, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
         return lambda batch: [model(torch.from_numpy(batch)).detach().numpy()]
 
-    monkeypatch.setattr(_explain, "find", lambda *_: SimpleNamespace(load=load, trace=trace))
+    runtime = SimpleNamespace(load=load, trace=trace)
+    monkeypatch.setattr(_explain, "find", lambda *_: runtime)
 
 
 def wrong(model: nn.Module, layer: str, change: float = 3.0) -> nn.Module:
@@ -267,7 +270,18 @@ def test_a_runtime_that_shows_nothing(example: Tensor, small: nn.Module, monkeyp
     monkeypatch.setattr(_explain, "find", lambda *_: SimpleNamespace())
     with pytest.raises(ExportError, match="tflite cannot show what its layers put out"):
         explain(small, Path(), "tflite", [example], 1e-4)
-    assert "cannot show" in explanation(small, Path(), "tflite", [example], 1e-4)
+    said = explanation(small, Path(), "tflite", [example], 1e-4)
+    assert said == "The layer that differs cannot be named: tflite cannot show what its layers put out"
+
+
+def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(example: Tensor, small: nn.Module, monkeypatch):
+    def trace(path: Path) -> None:
+        raise ModelError("ncnn cannot compute 'x'.")
+
+    shown(monkeypatch, small, lambda kept: kept)
+    monkeypatch.setattr(_explain.find(), "trace", trace)
+    said = explanation(small, Path(), "ncnn", [example], 1e-4)
+    assert said == "The layer that differs cannot be named: ncnn cannot compute 'x'"
 
 
 # Where users meet it
@@ -281,7 +295,9 @@ def test_a_file_that_is_not_handed_over_is_explained(small, example, tmp_path, m
         plant(path, model.right.weight)
 
     monkeypatch.setattr(onnx, "export", faulty)
-    with pytest.raises(ExportError, match=r"not written.*first layer that differs is right \(conv.*'right/Conv'"):
+    with pytest.raises(
+        ExportError, match=r"not written.*another opset\. The first layer that differs is right \(conv.*'right/Conv'"
+    ):
         deliver(small, example, tmp_path / "model.onnx", "onnx", {}, explain=True)
     assert not list(tmp_path.iterdir())
 

@@ -152,7 +152,7 @@ def test_what_the_format_cannot_hold(root: Path, image: Tensor, tmp_path: Path):
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(litert, "find_spec", lambda name: None)
     assert litert.lacks() == "ai-edge-litert is not installed: pip install 'fleetnet[litert]'"
-    monkeypatch.setitem(sys.modules, "ai_edge_litert", None)
+    monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(ExportError, match=r"pip install 'fleetnet\[litert\]'"):
         litert.load(tmp_path / "m.tflite")
 
@@ -172,6 +172,8 @@ def test_a_file_computes_the_same(file: Path, model: nn.Module, image: Tensor):
     assert litert.metadata(file)["classes"] == FACTS["classes"]
     run = litert.load(file)
     first = run(image.numpy())
+    assert [output["dtype"] for output in sidecar["outputs"]] == [output.dtype.name for output in first]
+    assert sidecar["outputs"][2]["dtype"] == "int32"
     kept = [output.copy() for output in first]
     for expected, given in zip(model(-image).values(), run(-image.numpy()), strict=True):
         np.testing.assert_allclose(given, expected.detach().numpy(), atol=1e-5)

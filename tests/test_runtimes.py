@@ -283,6 +283,31 @@ def test_a_wrong_conversion_is_not_handed_over(model, image, tmp_path, monkeypat
     assert listing(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    ("to", "dynamic", "advice"),
+    [
+        ("onnx", False, "to onnx:fp32 changed it: try another opset"),
+        ("onnx", True, "to onnx:fp32 changed it: try another opset, or a fixed batch size"),
+        ("pt2", False, "to pt2:fp32 changed it"),
+        ("pt2", True, "to pt2:fp32 changed it: try a fixed batch size"),
+        ("mnn:int8", False, "to mnn:int8 changed it: try mnn:fp32"),
+    ],
+)
+def test_the_advice_is_what_the_runtime_has(to, dynamic, advice, model, image, tmp_path, monkeypatch):
+    name, precision = choice(to)
+    module = find("runtimes", name)
+    monkeypatch.setattr(module, "export", lambda *_, **__: None)
+    monkeypatch.setattr(module, "load", lambda _: lambda batch: [model(torch.from_numpy(batch)).detach().numpy() + 1])
+    with pytest.raises(ExportError) as error:
+        deliver(
+            model, image, tmp_path / f"model{module.suffix}", name, FACTS, precision=precision, dynamic=dynamic,
+            explain=True,
+        )  # fmt: skip
+    said = str(error.value)
+    assert f"the conversion {advice}. The layer that differs cannot be named: " in said
+    assert said.endswith("no such file")
+
+
 @pytest.mark.parametrize("fault", ["raises", "not onnx"])
 def test_a_broken_exporter_leaves_nothing(fault, model, image, tmp_path, monkeypatch):
     def broken(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
@@ -429,6 +454,14 @@ def test_outputs_by_name_keep_their_names(image, tmp_path):
     assert sorted(np.load(done.golden)) == ["classes", "image", "values"]
 
 
+@pytest.mark.parametrize(("name", "dtype"), [("mnn", "int32"), ("ncnn", "float32"), ("executorch", "int64")])
+def test_integers_are_described_as_the_file_has_them(name, dtype, image, tmp_path):
+    assert runs(name)
+    done = deliver(randomized(Named()), image, tmp_path / f"model{find('runtimes', name).suffix}", name, {})
+    described = json.loads(done.sidecar.read_text())["outputs"]
+    assert [(o["name"], o["dtype"]) for o in described] == [("values", "float32"), ("classes", dtype)]
+
+
 @pytest.mark.parametrize(("wrong", "passed"), [(0, True), (1, True), (2, False)])
 def test_class_maps_agree_on_999_of_1000_pixels(wrong, passed):
     truth = torch.arange(1000).view(1, 20, 50) % 7
@@ -437,11 +470,15 @@ def test_class_maps_agree_on_999_of_1000_pixels(wrong, passed):
     parity = verify(lambda x: {"semantic": truth}, lambda x: [other.numpy()], [torch.zeros(1)], 1e-4)
     assert parity.passed is passed
     assert parity.agreement.pixels == pytest.approx(1 - wrong / 1000)
+
+    def logits(classes: Tensor) -> Tensor:  # so near to each other that other classes are rounding
+        return (1e-5 * nn.functional.one_hot(classes, 9) - torch.eye(9)[8]).movedim(-1, 1)
+
     parity = verify(
-        lambda x: {"logits": nn.functional.one_hot(truth, 8).movedim(-1, 1).float()},
-        lambda x: [nn.functional.one_hot(other, 8).movedim(-1, 1).float().numpy()],
+        lambda x: {"logits": logits(truth)},
+        lambda x: [logits(other).numpy()],
         [torch.zeros(1)],
-        10.0,  # of logits: anything
+        1e-4,
         Meaning(lambda outputs: [{"semantic": logits.argmax(0)} for logits in outputs["logits"]]),
     )
     assert parity.passed is passed
@@ -484,10 +521,10 @@ def changed(key: str | None = None, row: int = 0, by: object = 0.0, keep: object
 )
 def test_boxes_agree_as_sets(other, cut, unpaired):
     for sides in ([SOME], [other]), ([other], [SOME]):
-        agreement = compare(*sides, Meaning(lambda _: [], score=0.019995))
+        agreement = compare(*sides, Meaning(lambda _: [], score=0.019995), 1e-2)
         assert (agreement.cut, agreement.unpaired) == (cut, unpaired)
         assert agreement.paired == agreement.boxes - cut - unpaired
-        assert agreement.passed(1e-2) is (unpaired == 0)
+        assert agreement.passed is (unpaired == 0)
 
 
 @pytest.mark.parametrize("low", [0.0100001, 0.012])
@@ -505,11 +542,11 @@ def test_unrelated_boxes_of_scores_at_the_limit_do_not_agree(low):
         return found
 
     one, other = side(), side()
-    agreement = compare(one, other, Meaning(lambda _: [], score=0.01, count=100))
+    agreement = compare(one, other, Meaning(lambda _: [], score=0.01, count=100), 1e-4)
     assert (agreement.boxes, agreement.paired) == (800, 0)
     assert agreement.cut == (800 if low < 0.011 else agreement.cut)
-    assert not agreement.passed(1e-4)
-    assert compare(one, one, Meaning(lambda _: [], score=0.01, count=100)).passed(1e-4)
+    assert not agreement.passed
+    assert compare(one, one, Meaning(lambda _: [], score=0.01, count=100), 1e-4).passed
 
 
 def test_boxes_well_above_a_limit_are_not_excused():
@@ -518,14 +555,14 @@ def test_boxes_well_above_a_limit_are_not_excused():
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0105, 0.0105])
     some = {"boxes": boxes, "scores": scores, "labels": torch.zeros(10, dtype=torch.long)}
     fewer = {key: value[:8] for key, value in some.items()}
-    assert compare([some], [fewer], Meaning(lambda _: [], score=0.01)).unpaired == 2
-    assert compare([some], [fewer], Meaning(lambda _: [], score=0.010495)).cut == 2
+    assert compare([some], [fewer], Meaning(lambda _: [], score=0.01), 1e-4).unpaired == 2
+    assert compare([some], [fewer], Meaning(lambda _: [], score=0.010495), 1e-4).cut == 2
 
 
 def test_a_full_list_may_end_with_another_box():
     other = changed("boxes", 2, by=[0.0, 0, 30, 0])
     first = [{key: value[:3] for key, value in side.items()} for side in (SOME, other)]
-    full, open_ended = (compare(first[:1], first[1:], Meaning(lambda _: [], count=count)) for count in (3, 100))
+    full, open_ended = (compare(first[:1], first[1:], Meaning(lambda _: [], count=count), 1e-4) for count in (3, 100))
     assert (full.cut, full.unpaired) == (2, 0)
     assert (open_ended.cut, open_ended.unpaired) == (0, 2)
 
@@ -537,18 +574,18 @@ def test_one_box_in_a_hundred_may_be_chosen_otherwise():
     many["labels"] = torch.arange(200)
     for missing in (2, 3):
         fewer = {key: value[missing:] for key, value in many.items()}
-        agreement = compare([many], [fewer], Meaning(lambda _: []))
-        assert (agreement.boxes, agreement.unpaired, agreement.passed(1e-4)) == (200, missing, missing == 2)
+        agreement = compare([many], [fewer], Meaning(lambda _: []), 1e-4)
+        assert (agreement.boxes, agreement.unpaired, agreement.passed) == (200, missing, missing == 2)
 
 
 def test_a_small_error_in_all_boxes_is_a_fault():
     drifted = {**SOME, "scores": SOME["scores"] + 5e-4}
-    agreement = compare([SOME], [drifted], Meaning(lambda _: []))
-    assert (agreement.unpaired, agreement.passed(1e-4), agreement.passed(1e-2)) == (0, False, True)
+    agreement, loose = (compare([SOME], [drifted], Meaning(lambda _: []), tolerance) for tolerance in (1e-4, 1e-2))
+    assert (agreement.unpaired, agreement.passed, loose.passed) == (0, False, True)
     spread = SOME["scores"].std(correction=0).item()
     assert [agreement.drift, agreement.score] == pytest.approx([5e-4 / spread, 5e-4], rel=1e-3)
-    moved = compare([SOME], [{**SOME, "boxes": SOME["boxes"] + 0.012}], Meaning(lambda _: []))
-    assert (moved.unpaired, moved.passed(1e-4)) == (0, False)
+    moved = compare([SOME], [{**SOME, "boxes": SOME["boxes"] + 0.012}], Meaning(lambda _: []), 1e-4)
+    assert (moved.unpaired, moved.passed) == (0, False)
     assert moved.drift == pytest.approx(0.012 / SOME["boxes"].std().item(), rel=1e-3)
 
 
@@ -559,7 +596,7 @@ def test_masks_agree_as_sets():
     for flipped in (0, 2, 4, 5):
         other = masks.clone()
         other[1, 5, 5 : 5 + flipped] = False
-        agreement = compare([{**SOME, "masks": masks}], [{**SOME, "masks": other}], Meaning(lambda _: []))
+        agreement = compare([{**SOME, "masks": masks}], [{**SOME, "masks": other}], Meaning(lambda _: []), 1e-4)
         pixels[flipped] = agreement.unpaired, agreement.mask_iou
     assert pixels == {0: (0, 1.0), 2: (0, 1.0), 4: (0, 0.99), 5: (2, 1.0)}
 

@@ -1,6 +1,5 @@
 """What `fleetnet bench` times: the forms of models in torch and their files in runtimes, each ready to be called."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +89,8 @@ def calling(runner: Callable[["np.ndarray"], object], image: "np.ndarray") -> Ca
 
 
 def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> tuple[list[Subject], list[str]]:
-    """All that the flags ask for, files exported into `folder`, and a line for each file that could not be had."""
+    """All that the flags ask for, files exported into `folder`, and a line for each that could not be had."""
+    from ..find import find, names
     from ..runtimes import choice
 
     to, forms = (
@@ -101,20 +101,43 @@ def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> 
         if form not in FORMS:
             raise UsageError(f"no form {form!r}: {choose(form, [*FORMS, 'none'])}")
     runtimes = [choice(text) for text in to]
+    suffixes = {find("runtimes", name).suffix for name in names("runtimes")}
     told = accuracies(given.get("accuracy") or (), given["model"])
     found: list[Subject] = []
     skipped: list[str] = []
     for i, model in enumerate(dict.fromkeys(given["model"])):
         say(f"preparing {model}")
         path = Path(model)
-        if path.is_file() and path.suffix != ".safetensors":
+        if path.exists() and path.suffix in suffixes:
             found += of_file(path, threads, told.get(model))
         else:
             size, accuracy = given.get("size"), told.get(model)
             found += _of_model(model, runtimes, forms, size, threads, accuracy, folder / str(i), skipped)
+    skipped += one_pool(found, threads)
     if not found:
         raise ExportError(skipped[0]) if skipped else UsageError("nothing to measure: --forms and --to are none")
     return found, skipped
+
+
+def possible(runtime: str, threads: Sequence[int]) -> Sequence[int]:
+    """The numbers of threads that a runtime can be timed with in one process: all, or the first."""
+    from ..find import find
+
+    alone = runtime != "torch" and getattr(find("runtimes", runtime), "one_pool", False)
+    return threads[:1] if alone else threads
+
+
+def one_pool(found: Sequence[Subject], threads: Sequence[int]) -> list[str]:
+    """A line for each runtime that was left out with all but the first number of threads; it is said too."""
+    runtimes = {s.runtime for s in found if len(possible(s.runtime, threads)) < len(threads)}
+    lines = [
+        f"{runtime} with {', '.join(map(str, threads[1:]))} threads: all its files in a process share one number of "
+        f"threads, so it is timed with {threads[0]}; for another number run it with that --threads alone"
+        for runtime in sorted(runtimes)
+    ]
+    for line in lines:
+        say(f"skipped {line}")
+    return lines
 
 
 def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None) -> list[Subject]:
@@ -122,24 +145,24 @@ def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None
     import torch
 
     from ..find import find
-    from ..predict import load
+    from ..predict import facts_of, load
     from ..runtimes import label
 
     predictor = load(path)
     runtime, size = find("runtimes", predictor.runtime), predictor.preprocess.size
-    sidecar = path.with_suffix(".json")
-    facts = json.loads(sidecar.read_text(encoding="utf-8")) if sidecar.exists() else predictor.facts
+    facts = facts_of(path)[1] if path.with_suffix(".json").exists() else predictor.facts
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     known = precision in runtime.tolerances
     title = label(predictor.runtime, precision) if known else f"{predictor.runtime}-{precision}"
     names = tuple(output["name"] for output in facts.get("outputs", ()))
     image = torch.randn(1, 3, *size).numpy()
+    measured = decisive((facts.get("int8") or {}).get("int8") or facts.get("metrics"))  # those are the checkpoint's
     return [
         Subject(
             str(path), "", predictor.runtime, title, count, size, calling(runtime.load(path, count), image),
-            accuracy or decisive(facts.get("metrics")), file=path, precision=precision, outputs=names,
+            accuracy or measured, file=path, precision=precision, outputs=names,
         )
-        for count in threads
+        for count in possible(predictor.runtime, threads)
     ]  # fmt: skip
 
 
@@ -189,7 +212,7 @@ def _of_model(
                 model, "deploy", name, title, n, pixels, calling(runtime.load(file, n), example.numpy()), accuracy,
                 counts, file, precision, outputs,
             )
-            for n in threads
+            for n in possible(name, threads)
         ]  # fmt: skip
     return found
 

@@ -6,14 +6,14 @@ all others. It is judged by accuracy where images have labels, else by how often
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ExportError, ModelError, UsageError
 from ._show import say, table
-from ._subjects import Subject, eager, of_file, threads_of
+from ._subjects import Subject, eager, of_file, one_pool, threads_of
 
 if TYPE_CHECKING:
     from ..bench import Row
@@ -28,7 +28,7 @@ Judge = Callable[["Predictor"], float]  # percent
 def tune(given: Mapping[str, Any]) -> dict[str, Any]:
     from .. import bench
     from ..predict import load
-    from .bench import measure
+    from .bench import measure, write_csv
 
     model, *files = given["model"]
     threads = threads_of(given.get("threads")) or sorted({1, os.cpu_count() or 1})
@@ -36,6 +36,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
     reference = load(model)
     if reference.runtime != "torch":
         raise UsageError(f"--tune begins with a run folder or a checkpoint, and {model} is an exported file")
+    others = {path: _alike(load(path), reference, path) for path in files}  # before what takes minutes
     say(f"judging {model}")
     judge, expected, by, pictures = _judge(reference, given["data"], given.get("format"))
     found, skipped = _in_torch(model, threads), []
@@ -46,19 +47,20 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
             say(f"exporting to {name}:{precision} and judging it")
             try:
                 file = _export(model, name, precision, Path(folder), pictures)
-            except ExportError as error:
+                candidates, score = of_file(file, threads), judge(load(file))
+            except (ExportError, ModelError) as error:
                 skipped.append(f"{name}:{precision}: {error}")
                 say(f"skipped {skipped[-1]}")
                 continue
-            candidates = of_file(file, threads)
             title = candidates[0].title
-            scores[title] = judge(load(file))
+            scores[title] = score
             commands[title] = f"fleetnet export --model {model} --to {name}:{precision}"
             found += [replace(subject, model="") for subject in candidates]
-        for path in files:
+        for path, other in others.items():
             say(f"judging {path}")
-            scores[path] = judge(_alike(load(path), reference, path))
+            scores[path] = judge(other)
             found += [replace(subject, model="", title=path) for subject in of_file(Path(path), threads)]
+        skipped += one_pool(found, threads)
         subjects = {subject.name(several=True): subject for subject in found}
         rows, card, during = measure(subjects, given.get("runs", 100), given.get("warmup", 10))
     drops = {name: scores["torch"] - scores[subject.title] for name, subject in subjects.items()}
@@ -87,6 +89,8 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
         print(f"as fast, as far as this run can tell: {', '.join(level)}")
     if command := commands.get(subjects[best].title):
         print(f"to write its file:  {command}")
+    if given.get("csv"):
+        write_csv(given["csv"], documents)
     doubts = bench.warnings(rows, card, during)
     for doubt in doubts:
         say(f"warning: {doubt}")
@@ -146,7 +150,9 @@ def _export(model: str, name: str, precision: str, folder: Path, pictures: Seque
 
 
 def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
-    """The file, if it is of the same task and classes as the model."""
+    """The file, if it is one, and of the same task and classes as the model."""
+    if file.runtime == "torch":
+        raise UsageError(f"--tune takes one checkpoint and exported files, and {path} is another checkpoint")
     if (file.task, file.classes) != (reference.task, reference.classes):
         raise ModelError(
             f"{path} is of the task {file.task} with {len(file.classes)} classes, the model of {reference.task} with "
@@ -203,14 +209,16 @@ def _agreement(reference: "Predictor", pictures: Sequence[Any]) -> Judge:
     """The share of images, or of pixels, that a file gives the same class as the model."""
     import torch
 
-    def classes(predictor: "Predictor") -> list[torch.Tensor]:
-        found = predictor.predictions(pictures)
-        return [p["semantic"] if "semantic" in p else p["logits"].argmax(0, keepdim=True) for p in found]
+    def classes(predictor: "Predictor") -> Iterator[torch.Tensor]:
+        for picture in pictures:  # one at a time, and small: maps are as large as the pictures
+            (found,) = predictor.predictions([picture])
+            answer = found["semantic"] if "semantic" in found else found["logits"].argmax(0, keepdim=True)
+            yield answer.to(torch.int16)
 
-    expected = classes(reference)
+    expected = list(classes(reference))
 
     def judge(predictor: "Predictor") -> float:
-        pairs = zip(expected, classes(predictor), strict=True)
-        return 100 * torch.cat([(ours == theirs).flatten() for ours, theirs in pairs]).double().mean().item()
+        same = [(ours == theirs).sum().item() for ours, theirs in zip(expected, classes(predictor), strict=True)]
+        return 100 * sum(same) / sum(map(torch.Tensor.numel, expected))
 
     return judge

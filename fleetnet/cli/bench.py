@@ -64,8 +64,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         devices.tool(binary)
     with tempfile.TemporaryDirectory() as folder:
         found, skipped = subjects({**given, "forms": "none"} if device else given, threads, Path(folder))
-        if given.get("plot") and not any(subject.accuracy for subject in found):
-            raise UsageError("--plot needs accuracies, and none is known: give --accuracy NAME=VALUE")
+        if given.get("plot") and not any(map(_drawn, found)):
+            raise UsageError(
+                "--plot needs accuracies of deploy forms or files, and none is known: give --accuracy NAME=VALUE"
+            )
         by_name = {subject.name(len(threads) > 1): subject for subject in found}
         if device:
             card, during = devices.conditions(device, max(threads)), None
@@ -87,10 +89,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for doubt in doubts:
         say(f"warning: {doubt}")
     if given.get("csv"):
-        with Path(given["csv"]).open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(documents[0]))
-            writer.writeheader()
-            writer.writerows(documents)
+        write_csv(given["csv"], documents)
     return {
         "conditions": card, "during": during, "rows": documents, "correlations": correlations, "skipped": skipped,
         "warnings": doubts,
@@ -104,6 +103,8 @@ def _check(given: Mapping[str, Any]) -> None:
     for key in ("csv", "plot"):
         if given.get(key) and not Path(given[key]).parent.is_dir():
             raise UsageError(f"--{key} is {given[key]!r}, but there is no folder {str(Path(given[key]).parent)!r}")
+        if given.get(key) and Path(given[key]).is_dir():
+            raise UsageError(f"--{key} is {given[key]!r}, which is a folder: give a file")
     if given.get("plot") and Path(given["plot"]).suffix not in FIGURES:
         raise UsageError(f"--plot is {given['plot']!r}; allowed: files that end in {', '.join(FIGURES)}")
     for key, other in NEEDS.items():
@@ -115,6 +116,13 @@ def _check(given: Mapping[str, Any]) -> None:
                 raise UsageError(f"--{key} does not go with --tune")
         if not given.get("data"):
             raise UsageError("--tune needs --data: images that tell whether a file still finds what the model does")
+
+
+def write_csv(path: str, documents: Sequence[Mapping[str, Any]]) -> None:
+    with Path(path).open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(documents[0]))
+        writer.writeheader()
+        writer.writerows(documents)
 
 
 def conditions(card: Mapping[str, object]) -> None:
@@ -143,11 +151,14 @@ def measure(
             torch.set_num_threads(by_name[name].threads)
 
     say(f"measuring {len(by_name)} in turn")
-    during = bench.watch()
-    rows = bench.measure(
-        {name: subject.call for name, subject in by_name.items()}, runs, warmup,
-        threads={name: subject.threads if subject.waits else 0 for name, subject in by_name.items()}, prepare=prepare,
-    )  # fmt: skip
+    before, during = torch.get_num_threads(), bench.watch()
+    try:
+        rows = bench.measure(
+            {name: subject.call for name, subject in by_name.items()}, runs, warmup,
+            threads={name: s.threads if s.waits else 0 for name, s in by_name.items()}, prepare=prepare,
+        )  # fmt: skip
+    finally:
+        torch.set_num_threads(before)
     return rows, card, during()
 
 
@@ -201,6 +212,10 @@ def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[di
     return found
 
 
+def _drawn(subject: Subject) -> bool:
+    return subject.accuracy is not None and subject.form != "multi-branch"
+
+
 def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> None:
     from .. import report
 
@@ -208,7 +223,7 @@ def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> N
     several = len({subject.threads for subject in by_name.values()}) > 1
     for row in rows:
         subject = by_name[row.name]
-        if subject.accuracy and subject.form != "multi-branch":
+        if subject.accuracy and _drawn(subject):
             group = f"{subject.title}, threads: {subject.threads}" if several else subject.title
             time = row.to_dict()["working_ms"]
             points.append(

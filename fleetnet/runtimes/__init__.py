@@ -10,8 +10,14 @@ A runtime is a module:
     export(model, example, path, *, opset, dynamic, metadata, outputs, precision)
     load(path, threads) -> callable(ndarray (N, 3, H, W)) -> list[ndarray]
     lacks() -> None, or what is missing here, with the command that would add it
-    inspect(path, model)    optional, only of a format that cannot be run on every machine: raises ExportError where the
-                    file is not what it should be
+    metadata(path)  optional, of a format that holds the facts: what `export` was given as metadata
+    trace(path, threads) -> callable(ndarray) -> dict[str, ndarray]
+                    optional: what the layers of the file put out, by name, in the order of execution (see `_explain`)
+    integers        optional: the type of integer outputs in a file that has no int64
+    one_pool        optional: True where all files of a process share one number of threads
+    inspect(path, model) -> what was looked at, in words
+                    optional, only of a format that cannot be run on every machine: raises ExportError where the file
+                    is not what it should be
     cannot_run() -> None, or the reason; only beside `inspect`
 
 The precision that a file was written in is written in the file or beside it: `load` gives what `verify` saw.
@@ -49,9 +55,9 @@ from ..boxes import unpad
 from ..errors import ExportError, UsageError, choose
 from ..find import find, names
 from ..reparam import difference, reparameterize
-from ._agreement import PIXELS, compare
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
+from ._agreement import compare, limits
 from ._explain import explanation as explanation
 from ._preprocess import Preprocessed as Preprocessed
 
@@ -73,7 +79,7 @@ class Parity:
 
     @property
     def passed(self) -> bool:
-        agreed = self.agreement is None or self.agreement.passed(self.tolerance)
+        agreed = self.agreement is None or self.agreement.passed
         return agreed and self.relative <= self.tolerance  # false for NaN
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,7 +105,7 @@ class Delivered:
     golden: Path  # npz: "image" and the expected outputs by name
     parity: Parity | None  # None: this machine cannot run the file, see `unverified`
     seconds: float  # of collapsing and exporting
-    unverified: str | None = None  # why the file was only inspected
+    unverified: str | None = None  # why the file was only inspected, and what the inspection found
 
 
 def choice(text: str) -> tuple[str, str]:
@@ -156,15 +162,15 @@ def _padded(outputs: Mapping[str, Tensor]) -> bool:
 
 
 def _agree(
-    expected: Sequence[Mapping[str, Tensor]], given: Sequence[Mapping[str, Tensor]], meaning: Meaning
+    expected: Sequence[Mapping[str, Tensor]], given: Sequence[Mapping[str, Tensor]], meaning: Meaning, tolerance: float
 ) -> Agreement | None:
     ours, theirs = ([found for outputs in side for found in meaning.decode(outputs)] for side in (expected, given))
-    return compare(ours, theirs, meaning)
+    return compare(ours, theirs, meaning, tolerance)
 
 
-def _one_value(classes: Tensor) -> bool:
+def _one_value(classes: Tensor, tolerance: float) -> bool:
     """Whether a map of one class everywhere would pass for these class maps."""
-    return classes.unique(return_counts=True)[1].max().item() >= PIXELS * classes.numel()
+    return classes.unique(return_counts=True)[1].max().item() >= limits(tolerance).pixels * classes.numel()
 
 
 @torch.no_grad()
@@ -200,24 +206,25 @@ def verify(
     padded = _padded(expected[0])
     if padded:
         how = meaning or Meaning(lambda outputs: unpad(dict(outputs)))
-        agreed = _agree(expected, given, replace(how, count=expected[0]["scores"].shape[1])) or Agreement()
+        how = replace(how, count=expected[0]["scores"].shape[1])
+        agreed = _agree(expected, given, how, tolerance) or Agreement(tolerance)
         if meaning and not agreed.boxes:
             raise ExportError(
                 "the model finds nothing on the examples, so nothing is proven: give pictures (--data) with objects"
             )
         return Parity(agreed.score or 0.0, agreed.drift, tolerance, None, images, agreed)
-    agreement = _agree(expected, given, meaning) if meaning else None
+    agreement = _agree(expected, given, meaning, tolerance) if meaning else None
     pairs = list(zip(references, others, strict=True))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     max_abs, relative = difference([a for a, _ in floats], [b for _, b in floats])
     equal = [(a == b).double().mean().item() for a, b in pairs if not a.is_floating_point()]
-    if equal and not floats and any(_one_value(a) for a, _ in pairs):
+    if equal and not floats and any(_one_value(a, tolerance) for a, _ in pairs):
         raise ExportError(
             "the model finds the same class all over the examples, so nothing is proven: give pictures (--data) of "
             "several classes"
         )
     if equal:
-        agreement = replace(agreement or Agreement(), pixels=min(equal))
+        agreement = replace(agreement or Agreement(tolerance), pixels=min(equal))
     top1 = None
     if len(references) == 1 and references[0].ndim == 2:
         top1 = (references[0].argmax(1) == others[0].argmax(1)).double().mean().item()
@@ -237,10 +244,11 @@ def _examples(example: Tensor) -> list[Tensor]:
     return batches
 
 
-def _describe(name: str, value: Tensor, dynamic: bool) -> dict[str, object]:
+def _describe(name: str, value: Tensor, dynamic: bool, integers: str = "int64") -> dict[str, object]:
     shape = ["batch" if dynamic else value.shape[0], *value.shape[1:]]
+    dtype = integers if value.dtype == torch.int64 else str(value.dtype).removeprefix("torch.")
     layout = {"layout": "NCHW"} if value.ndim == 4 else {}
-    return {"name": name, "shape": shape, "dtype": str(value.dtype).removeprefix("torch."), **layout}
+    return {"name": name, "shape": shape, "dtype": dtype, **layout}
 
 
 def _in_torch(model: nn.Module, device: torch.device) -> Runner:
@@ -256,15 +264,22 @@ def _advice(
     deployed: nn.Module,
     examples: Sequence[Tensor],
     runtime: str,
+    precision: str,
+    dynamic: bool,
     meaning: Meaning | None,
 ) -> str:
     """Which step changed the outputs: a wrong collapse, rounding that the network amplifies, or the conversion."""
     example = examples[0]
     collapsed = verify(model, _in_torch(deployed, example.device), examples, tolerance, meaning)
     if collapsed.passed:
+        to = find("runtimes", runtime)
+        finest = min(to.tolerances, key=to.tolerances.__getitem__)
+        tries = [f"{runtime}:{finest}"] if precision != finest else []
+        tries += ["another opset"] if to.default_opset is not None and not tries else []
+        tries += ["a fixed batch size"] if dynamic else []
         return (
-            f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to {runtime} "
-            "changed it: try another opset, or a fixed batch size"
+            f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to "
+            f"{runtime}:{precision} changed it{': try ' if tries else ''}{', or '.join(tries)}"
         )
     exact = copy.deepcopy(model).double()
     doubles = [image.double() if image.is_floating_point() else image for image in examples]
@@ -330,7 +345,9 @@ def deliver(
         values = _named(model(example), outputs)
     if dynamic and _padded(values):
         raise UsageError("a graph that chooses detections takes one image at a time: dynamic must be off")
-    facts = {**facts, "form": "deploy", "outputs": [_describe(name, value, dynamic) for name, value in values.items()]}
+    integers = getattr(to, "integers", "int64")
+    described = [_describe(name, value, dynamic, integers) for name, value in values.items()]
+    facts = {**facts, "form": "deploy", "outputs": described}
     path.parent.mkdir(parents=True, exist_ok=True)
     # A folder, since some formats are two files; beside the target, so that renaming cannot cross file systems.
     with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
@@ -342,11 +359,11 @@ def deliver(
         seconds = time.perf_counter() - start
         parity, unverified = None, to.cannot_run() if hasattr(to, "inspect") else None
         if unverified:
-            to.inspect(file, deployed)
+            unverified = f"{unverified}; {to.inspect(file, deployed)}"
         else:
             parity = verify(model, to.load(file), examples, tolerance, meaning)
         if parity and not parity.passed:
-            advice = _advice(tolerance, model, deployed, examples, runtime, meaning)
+            advice = _advice(tolerance, model, deployed, examples, runtime, precision, dynamic, meaning)
             if explain:
                 advice += f". {explanation(deployed, file, runtime, examples, tolerance)}"
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from ..errors import ExportError
+from ..errors import ExportError, ModelError
 from ..find import find
 from ..scopes import scopes
 
@@ -185,7 +185,7 @@ def explain(
     """
     to = find("runtimes", runtime)
     if not hasattr(to, "trace"):
-        raise ExportError(f"{runtime} cannot show what its layers put out, so the one that differs cannot be named")
+        raise ExportError(f"{runtime} cannot show what its layers put out")
     run, worst, image = to.load(path), [-1.0], examples[0]
     for example in examples:
         with torch.no_grad():
@@ -231,11 +231,11 @@ def _name(names: Sequence[str], step: _Step, layer: int | None) -> str | None:
 def explanation(
     model: nn.Module, path: Path, runtime: str, examples: Sequence[Tensor] | Tensor, tolerance: float
 ) -> str:
-    """What `explain` finds, in words; also where it can find nothing."""
+    """What `explain` finds, as a sentence without its period; also where it can find nothing."""
     try:
         found = explain(model, path, runtime, examples, tolerance)
-    except ExportError as error:
-        return str(error)
+    except (ExportError, ModelError) as error:
+        return f"The layer that differs cannot be named: {str(error).rstrip('.')}"
     return str(found) if found else (
         f"No layer stands out when {runtime} shows what each puts out: what differs is the rounding of many layers, or "
         "what it does when it runs the file as a whole, such as merging layers"

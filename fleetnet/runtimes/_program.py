@@ -1,9 +1,13 @@
 """A model as a program of torch.export, for converters that read it."""
 
+import ctypes
+import io
 import logging
+import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from typing import Any
 
 import torch
@@ -28,16 +32,45 @@ class Named(nn.Module):
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Without the warnings and messages of packages about themselves, each other and versions of torch."""
+def quiet(stderr: bool = False) -> Iterator[None]:
+    """Without the warnings and log messages of packages about themselves, each other and versions of torch.
+
+    With `stderr` also without what they write to `sys.stderr`, such as progress bars.
+    """
     level = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()) if stderr else nullcontext():
             warnings.simplefilter("ignore")
             yield
     finally:
         logging.disable(level)
+
+
+@contextmanager
+def silent() -> Iterator[None]:
+    """Without what is printed, also from C++, to the standard output and error of the whole process: be brief."""
+
+    def flush() -> None:
+        for stream in (sys.stdout, sys.stderr):
+            if stream:
+                stream.flush()
+        with suppress(OSError, AttributeError, TypeError):  # where the C library cannot be had without its name
+            ctypes.CDLL(None).fflush(None)
+
+    flush()
+    kept = [(number, os.dup(number)) for number in (1, 2)]
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        for number, _ in kept:
+            os.dup2(nowhere, number)
+        yield
+    finally:
+        flush()
+        for number, file in kept:
+            os.dup2(file, number)
+            os.close(file)
+        os.close(nowhere)
 
 
 def capture(

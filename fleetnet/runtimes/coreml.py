@@ -6,16 +6,13 @@ inputs and outputs stay float32, and integers are 32 bits wide. Where it cannot 
 what every layer holds with the model, and what the program says with what the model computes (see `_mil`).
 """
 
-import contextlib
 import importlib
-import io
 import json
 import platform
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -32,6 +29,7 @@ from ._program import capture, quiet, reason
 suffix = ".mlpackage"
 package = "coremltools"
 default_opset = None
+integers = "int32"
 # Of programs computed by torch (see `_mil`), with random batch norms: fp32 0 to 9.6e-7, since every operator has its
 # like in torch; fp16 1.4e-3 to 2.2e-3, and 1.2e-2 for yolo, whose outputs hold pixels and probabilities. The neural
 # engine rounds sums too, for which there is a factor of 4.
@@ -57,16 +55,9 @@ def cannot_run() -> str | None:
     return None if sys.platform == "darwin" else f"Core ML runs only on a Mac, and this is {platform.system()}"
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without what coremltools logs about other packages and this system, and without its progress bars."""
-    with quiet(), contextlib.redirect_stderr(io.StringIO()):
-        yield
-
-
 def _package() -> Any:
     try:
-        with _quiet():
+        with quiet(stderr=True):
             return importlib.import_module("coremltools")
     except ImportError as error:
         raise ExportError(f"Core ML needs coremltools: pip install 'fleetnet[coreml]' ({error})") from error
@@ -97,7 +88,7 @@ def export(
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
     kinds = {name: DTYPES.get(values[output].dtype, np.float32) for name, output in given.items()}
     try:
-        with _quiet():
+        with quiet(stderr=True):
             converted = ct.convert(
                 program,
                 outputs=[ct.TensorType(name=name, dtype=kind) for name, kind in kinds.items()],
@@ -111,7 +102,7 @@ def export(
             converted.save(str(path))
     except Exception as error:  # coremltools raises whatever its passes raise
         shutil.rmtree(path, ignore_errors=True)
-        with _quiet():  # it leaves a temporary folder to Python's cleaning up, which warns
+        with quiet(stderr=True):  # it leaves a temporary folder to Python's cleaning up, which warns
             traceback.clear_frames(error.__traceback__)
         raise ExportError(f"{Path(path).name}: coremltools cannot convert this model: {reason(error)}") from error
     Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # no part of the package
@@ -123,7 +114,7 @@ def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
     if not Path(path).is_dir():
         raise ModelError(f"{path}: no such package")
     try:
-        with _quiet():
+        with quiet(stderr=True):
             opened = ct.models.MLModel(str(path), skip_model_load=True)
         texts = opened.user_defined_metadata
         return opened, {key: json.loads(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
@@ -153,7 +144,7 @@ def inspect(path: Path | str, model: nn.Module) -> str:
     try:
         opened, notes = _open(path)
         shape, names = _described(path, opened)
-        with _quiet():
+        with quiet(stderr=True):
             program = _mil.read(opened)
     except Exception as error:  # besides ModelError what coremltools raises for damaged weights
         raise ExportError(f"the written file cannot be read back: {reason(error)}") from error
@@ -242,7 +233,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     if cannot:
         raise ExportError(f"{path}: {cannot}")
     try:
-        with _quiet():
+        with quiet(stderr=True):
             network = _package().models.MLModel(str(path))
     except Exception as error:  # of Core ML itself
         raise ModelError(f"{path}: Core ML cannot load this package: {reason(error)}") from error

@@ -8,9 +8,7 @@ upsampling of yolo, the spreading of the mean in deeplabv3 and its argmax. Neith
 boxes in the graph cannot live here, Mask R-CNN among it.
 """
 
-import io
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +27,7 @@ from ._program import quiet, reason
 suffix = ".pte"
 package = "executorch"
 default_opset = None
+one_pool = True
 # What XNNPACK's own order of sums does in float32: 1.9e-6 to 3e-5 over all families and heads with random weights
 # (collapsing alone: up to 1.8e-5), 1.0e-6 to 9.6e-6 trained. One weight of mobileone_s0 with the wrong sign is at
 # 3.3e-4.
@@ -42,16 +41,9 @@ def lacks() -> str | None:
     return None if find_spec("executorch") else MISSING
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Also without messages about the CPU and its threads, which C++ sends through sys.stderr."""
-    with quiet(), redirect_stderr(io.StringIO()):
-        yield
-
-
 def _module(name: str) -> ModuleType:
     try:
-        with _quiet():
+        with quiet(stderr=True):
             return import_module(name)
     except ImportError as error:
         raise ExportError(f"{MISSING} ({error})") from error
@@ -135,7 +127,7 @@ def export(
     exir = _module("executorch.exir")
     partition = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     try:
-        with _quiet(), torch.no_grad(), _Spelled():
+        with quiet(stderr=True), torch.no_grad(), _Spelled():
             program = torch.export.export(model, (example,), strict=False)
     except Exception as error:  # whatever the model's operators and torch's checks of them raise
         raise ExportError(f"{path}: torch cannot capture this model: {reason(error)}") from error
@@ -147,7 +139,7 @@ def export(
         for key in DEBUGGING:
             node.meta.pop(key, None)
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(stderr=True), torch.no_grad():
             config = exir.EdgeCompileConfig(_check_ir_validity=False)
             partitioner = partition.XnnpackPartitioner()
             edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
@@ -171,7 +163,7 @@ class _Pool:
     def use(cls, threads: int) -> int:
         """Make it one of `threads`; returns a number that changes with the pool."""
         if cls.threads != threads:
-            with _quiet():
+            with quiet(stderr=True):
                 _module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
             cls.threads, cls.age = threads, cls.age + 1
         return cls.age
@@ -192,7 +184,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
 
     def read() -> Any:
         try:
-            with _quiet():
+            with quiet(stderr=True):
                 return runtime.load_program(data).load_method("forward")
         except Exception as error:  # RuntimeError with a code; KeyError without that method
             raise ModelError(f"{path}: ExecuTorch cannot load this file: {reason(error)}") from error

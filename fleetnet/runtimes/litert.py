@@ -8,12 +8,9 @@ Differs from the documented path: two operators are replaced by others of the sa
 
 import importlib
 import json
-import os
 import struct
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -24,11 +21,12 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError
 from . import _isolated
-from ._program import capture, quiet
+from ._program import capture, quiet, silent
 
 suffix = ".tflite"
 package = "ai-edge-litert"
 default_opset = None
+integers = "int32"
 # As for ONNX, what rounding does in float32: 2.2e-6 to 1.0e-5 over all families and heads, with random batch norms.
 tolerances = {"fp32": 1e-4}
 
@@ -53,20 +51,6 @@ def _package(name: str) -> Any:
         return importlib.import_module(f"ai_edge_litert.{name}")
     except ImportError as error:
         raise ExportError(f"LiteRT is needed and not installed: pip install 'fleetnet[litert]' ({error})") from error
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without what LiteRT writes to the process's standard error from C++, such as that it has a faster way to run."""
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(nowhere, 2)
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _square(x: Tensor, exponent: float) -> Any:
@@ -125,7 +109,7 @@ def _open(path: Path | str, threads: int, **settings: Any) -> Any:
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        with _silent():
+        with silent():
             opened = interpreter.Interpreter(str(path), num_threads=threads, **settings)
             opened.allocate_tensors()
     except (ValueError, RuntimeError) as error:
@@ -150,7 +134,7 @@ def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
             raise ModelError(f"{path}: takes {np.dtype(given['dtype'])}, got {image.dtype}")
         if image.shape != tuple(opened.get_input_details()[0]["shape"]):
             opened.resize_tensor_input(given["index"], image.shape)
-            with _silent():
+            with silent():
                 opened.allocate_tensors()
         opened.set_tensor(given["index"], np.ascontiguousarray(image, given["dtype"]))
         opened.invoke()

@@ -10,16 +10,13 @@ spells GELU out and MNN computes it exactly, so opset=18 is for networks that am
 fasternet_t0, repvit_m0_9 and parc_convnext_xt 1.4 to 1.5 times slower (x86, one thread): it is not the default.
 """
 
-import ctypes
 import importlib
 import json
-import os
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -30,10 +27,12 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
 from . import onnx
+from ._program import silent
 
 suffix = ".mnn"
 package = "MNN"
 default_opset = onnx.default_opset  # of the ONNX file in between
+integers = "int32"
 # Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} with random batch norms at
 # 128 and 224 pixels, and for classifiers trained on clothing10. Float32: 4.3e-7 to 5.3e-6 without GELU; with its tanh
 # form up to 5.4e-5 random, 1.3e-3 trained (fasternet_t0). Float16 weights: 7.8e-4 to 1.6e-2 (mobileone_s0) trained.
@@ -72,35 +71,9 @@ def lacks() -> str | None:
     return onnx.lacks()
 
 
-@contextmanager
-def _silent() -> Iterator[None]:
-    """Without what MNN prints, from C++, to the standard output and error of the process."""
-
-    def flush() -> None:
-        for stream in (sys.stdout, sys.stderr):
-            if stream:
-                stream.flush()
-        with suppress(OSError, AttributeError, TypeError):  # where the C library cannot be had without its name
-            ctypes.CDLL(None).fflush(None)
-
-    flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number, _ in kept:
-            os.dup2(nowhere, number)
-        yield
-    finally:
-        flush()
-        for number, file in kept:
-            os.dup2(file, number)
-            os.close(file)
-        os.close(nowhere)
-
-
 def _package() -> ModuleType:
     try:
-        with _silent():
+        with silent():
             return importlib.import_module("MNN")
     except ImportError as error:
         raise ExportError(f"MNN cannot be imported: {error}: pip install 'fleetnet[mnn]'") from error
@@ -202,7 +175,7 @@ def _about(path: Path | str) -> dict[str, Any]:
         raise ModelError(f"{path}: no such file")
     mnn = _package()
     try:
-        with _silent():
+        with silent():
             text = mnn.nn.load_module_from_file(str(path), [], []).get_info()["bizCode"]
     except SystemError as error:  # MNN's only exception
         raise ModelError(f"{path}: not a readable MNN file") from error
@@ -218,7 +191,7 @@ def _network(path: Path | str, outputs: Sequence[str], threads: int) -> Callable
     mnn = _package()
     f = mnn.expr
     kinds = {"float32": f.float, "uint8": f.uint8}
-    with _silent():
+    with silent():
         # With a runtime of its own it is a tenth faster than with these settings as arguments of loading.
         manager = mnn.nn.create_runtime_manager(({"backend": 0, "numThread": threads, "precision": "high"},))
         network = mnn.nn.load_module_from_file(str(path), ["image"], list(outputs), runtime_manager=manager)
@@ -280,7 +253,7 @@ def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str
     """
     about = _about(path)
     mnn = _package()
-    with _silent():
+    with silent():
         layers = [layer.name for layer in mnn.expr.load_as_list(str(path)) if layer.op_type not in VIEWS]
     names = list(dict.fromkeys([*layers, *about["outputs"]]))
     network = _network(path, names, threads)

@@ -32,6 +32,7 @@ from ._program import quiet, reason
 suffix = ".param"
 package = "ncnn"
 default_opset = None
+integers = "float32"
 # Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} at 224 pixels, ssd, yolo and
 # deeplabv3. Float32: 1.0e-6 to 3.1e-5 with random weights (collapsing alone: up to 1.8e-5), 1.0e-6 to 6.5e-6 trained;
 # one weight of mobileone_s0 with the wrong sign is at 3.3e-4. Random weights that amplify rounding so that collapsing

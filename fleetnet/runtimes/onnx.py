@@ -5,11 +5,8 @@ One file with the weights inside, input "image", facts as JSON in the metadata u
 
 import ast
 import json
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
+from ._program import quiet
 
 suffix = ".onnx"
 package = "onnxruntime"
@@ -52,22 +50,6 @@ def _package(name: str) -> ModuleType:
         return import_module(name)
     except ImportError as error:
         raise ExportError(f"ONNX needs the package {name}, which is not installed: pip install {name}") from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings about its own internals and its log messages."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
 
 
 def _name_by_module(graph: Any) -> None:
@@ -114,7 +96,7 @@ def export(
     if dynamic and len(example) == 1:
         example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
     try:
-        with _quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 (example,),

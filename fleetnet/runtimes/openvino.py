@@ -127,7 +127,8 @@ def export(
 
 def _read(path: Path | str) -> Any:
     """The network in a file: one input of images, static but for the batch."""
-    openvino, path = _package(), Path(path)
+    _package()
+    path = Path(path)
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
             raise ModelError(f"{file}: no such file")

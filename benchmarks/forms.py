@@ -1,0 +1,174 @@
+"""Other ways to write the deploy form, timed against ours: is there a copy or an operator worth taking out?
+
+    python benchmarks/forms.py --out runs/forms.json
+
+Each network is exported as it is and rewritten, each runtime runs both in turn within one process, and the outputs are
+compared. Above 1: the other way is faster.
+
+    PConv by slices     two slices of the input for one split
+    PConv as a sum      its second and third quarters and the rest go into the first pointwise convolution directly, and
+                        the convolved quarter through one of its own: no concatenation
+    ParC by matrices    a circular convolution of n is a product with an n x n matrix for each channel: no
+                        concatenation of the feature with itself. For sides of at least 14
+    GELU of operators   spelled out by Erf instead of ONNX's own operator (opset 18)
+"""
+
+import argparse
+import copy
+import json
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fleetnet import bench
+from fleetnet.backbones.fasternet import Block, PConv
+from fleetnet.errors import FleetnetError
+from fleetnet.find import find
+from fleetnet.parc import HEIGHT, FrozenParC
+from fleetnet.realistic import realistic
+from fleetnet.reparam import reparameterize
+from fleetnet.tasks import build
+
+RUNTIMES = ("onnx", "openvino", "mnn", "ncnn", "executorch")
+SMALLEST = 14  # side of a feature from which on ParC is rewritten: below, matrices were never faster
+
+
+class Sliced(nn.Module):
+    """PConv: (N, C, H, W) -> the same."""
+
+    def __init__(self, pconv: PConv):
+        super().__init__()
+        self.conv, self.first = pconv.conv, pconv.split[0]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.conv(x[:, : self.first]), x[:, self.first :]], 1)
+
+
+class Summed(nn.Module):
+    """PConv and the pointwise convolution after it: (N, C, H, W) -> (N, 2C, H, W)."""
+
+    def __init__(self, pconv: PConv, mix: nn.Conv2d):
+        super().__init__()
+        self.conv, self.first = pconv.conv, pconv.split[0]
+        self.rest = copy.deepcopy(mix)
+        self.convolved = nn.Conv2d(self.first, mix.out_channels, 1, bias=False)
+        self.convolved.weight = nn.Parameter(mix.weight.detach()[:, : self.first].clone())
+        self.rest.weight.data[:, : self.first] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rest(x) + self.convolved(self.conv(x[:, : self.first]))
+
+
+class Product(nn.Module):
+    """A depthwise circular convolution along one dimension: (N, C, H, W) -> the same."""
+
+    def __init__(self, conv: nn.Conv2d, dim: int):
+        super().__init__()
+        kernel = conv.weight.detach().flatten(1)  # (C, n)
+        index = torch.arange(kernel.shape[1])
+        matrix = kernel[:, (index - index[:, None]) % len(index)]  # (C, to, from)
+        self.dim, self.bias = dim, conv.bias
+        self.matrix = nn.Parameter(matrix if dim == HEIGHT else matrix.transpose(1, 2).contiguous())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.matrix @ x if self.dim == HEIGHT else x @ self.matrix
+        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
+
+
+def slices(model: nn.Module) -> int:
+    """Rewrite a deploy form in place; how many places."""
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.spatial = Sliced(block.spatial)  # type: ignore[arg-type]
+    return len(blocks)
+
+
+def sums(model: nn.Module) -> int:
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+    for block in blocks:
+        block.mlp[0] = Summed(block.spatial, block.mlp[0])  # type: ignore[arg-type]
+        block.spatial = nn.Identity()
+    return len(blocks)
+
+
+def matrices(model: nn.Module) -> int:
+    found = [m for m in model.modules() if isinstance(m, FrozenParC) and min(m.size) >= SMALLEST]
+    for parc in found:
+        for half in ("first", "second"):
+            layers = list(getattr(parc, half))
+            pairs = zip(layers[::2], layers[1::2], strict=True)
+            setattr(parc, half, nn.Sequential(*(Product(conv, wrap.dim) for wrap, conv in pairs)))
+    return len(found)
+
+
+def operators(model: nn.Module) -> int:
+    return sum(isinstance(module, nn.GELU) for module in model.modules())
+
+
+# network, size, what is changed -> how
+CASES: tuple[tuple[str, int, str, Callable[[nn.Module], int]], ...] = (
+    ("fasternet_t0", 224, "PConv by slices", slices),
+    ("fasternet_t0", 224, "PConv as a sum", sums),
+    ("fasternet_t0", 224, "GELU of operators", operators),
+    ("parcnet_s", 224, "ParC by matrices", matrices),
+    ("parc_convnext_xt", 224, "ParC by matrices", matrices),
+    ("deeplabv3/parcnet_s", 384, "ParC by matrices", matrices),
+)
+
+
+def compared(name: str, size: int, what: str, change: Callable[[nn.Module], int], runs: int) -> list[dict[str, object]]:
+    torch.manual_seed(0)
+    example = torch.randn(1, 3, size, size)
+    ours = reparameterize(realistic(build(name, 1000 if "/" not in name else 20), (size, size)), example)
+    other = copy.deepcopy(ours)
+    places = change(other)
+    found = []
+    for runtime in RUNTIMES:
+        module = find("runtimes", runtime)
+        row: dict[str, object] = {"network": name, "size": size, "change": what, "places": places, "runtime": runtime}
+        with tempfile.TemporaryDirectory() as folder:
+            calls = {}
+            try:
+                for title, model in (("ours", ours), ("other", other)):
+                    opset = 18 if title == "other" and change is operators and module.default_opset else None
+                    path = Path(folder) / f"{title}{module.suffix}"
+                    module.export(model, example, path, opset=opset)
+                    calls[title] = partial(module.load(path, 1), example.numpy())
+                a, b = (call()[0] for call in calls.values())
+                rows = bench.measure(calls, runs, warmup=3)
+            except FleetnetError as error:
+                row["reason"] = str(error)[:200]
+            else:
+                row["relative"] = float(np.abs(a - b).max() / a.std())
+                row["ratio"], row["uncertainty"] = (
+                    bench.ratios(rows, "ours")["other"],
+                    bench.uncertainty(rows, "ours")["other"],
+                )
+        print(json.dumps(row), flush=True)
+        found.append(row)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = [row for case in CASES for row in compared(*case, args.runs)]
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(found, indent=1))
+    print(f"\n| network | change | {' | '.join(RUNTIMES)} |\n|---|---|{'---|' * len(RUNTIMES)}")
+    for name, size, what, _ in CASES:
+        rows = [row for row in found if (row["network"], row["size"], row["change"]) == (name, size, what)]
+        cells = ["no" if "reason" in row else f"{row['ratio']:.2f}" for row in rows]
+        print(f"| {name}, {size} | {what} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    main()
