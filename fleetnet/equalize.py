@@ -44,16 +44,25 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
         name = weights.get(weight.name, "").removesuffix(".weight")
         return name if name in layers else None
 
+    def same_channels(maker: torch.fx.Node, pooled: bool, taker: torch.fx.Node) -> bool:
+        """Whether the channels that one makes are those that the other takes; a linear layer's are the last."""
+        taken = taker.args[0].meta["val"]  # type: ignore[union-attr]
+        if maker.target is aten.linear.default and maker.meta["val"].ndim > 2:
+            return taker.target is aten.linear.default and not pooled
+        return taker.target is aten.conv2d.default or taken.ndim == 2
+
     found = []
     for node in program.graph.nodes:
-        first, current, positive = layer(node), node, False
+        first, current, positive, pooled = layer(node), node, False, False
         while first and len(current.users) == 1:
             (reader,) = current.users
             if reader.target in (aten.relu.default, aten.relu_.default):
                 positive = True
-            elif reader.target not in pools or reader.meta["val"].shape[1] != node.meta["val"].shape[1]:
+            elif reader.target in pools and reader.meta["val"].shape[1] == node.meta["val"].shape[1]:
+                pooled = True
+            else:
                 second = layer(reader)
-                if second and positive and reader.args[0] is current:
+                if second and positive and reader.args[0] is current and same_channels(node, pooled, reader):
                     found.append((first, second))
                 break
             current = reader
@@ -64,12 +73,12 @@ def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> di
     """The largest value that each channel of each layer's output has on images, at least 0: (C,)."""
     largest: dict[str, Tensor] = {}
 
-    def record(name: str, output: Tensor) -> None:
-        value = output.transpose(0, 1).flatten(1).amax(1).clamp_min(0)
+    def record(name: str, module: nn.Module, output: Tensor) -> None:
+        value = output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1).amax(1).clamp_min(0)
         largest[name] = torch.maximum(largest[name], value) if name in largest else value
 
     hooks = [
-        module.register_forward_hook(lambda _, __, output, name=name: record(name, output))
+        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
         for name, module in model.named_modules()
         if name in names
     ]

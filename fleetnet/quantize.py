@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -310,7 +311,8 @@ def prepare(
     """
     file = source_of(model)
     loaded = checkpoint.load(file)
-    network = recalibrate(loaded.model, images) if recalibrating else loaded.model
+    network: torch.nn.Module = loaded.model.float()
+    network = recalibrate(network, images) if recalibrating else network
     deployed, pairs = reparameterize(network, images[:1]), 0
     if equalizing:
         deployed, pairs = equalize(deployed, images, BATCH)
@@ -329,6 +331,13 @@ def prepare(
     result, logits = _evaluate(load(file), watched(), loaded.classes)
     some = torch.stack(held[:: -(-len(held) // BATCH)])
     return Prepared(facts, deployed, images, some, batches, result, logits, pairs, recalibrating)
+
+
+def lacks(runtime: str) -> str | None:
+    """What int8 files for a runtime of `WRITERS` would need and is missing here, with the command; None if nothing."""
+    if find_spec(QUANTIZERS[runtime]) is None:
+        return f"int8 for {runtime} needs {QUANTIZERS[runtime]}: pip install 'fleetnet[quantize]'"
+    return find("runtimes", runtime).lacks()
 
 
 def quantize(
@@ -357,7 +366,7 @@ def quantize(
     if max_drop < 0 or not 0 <= most <= 1:
         raise UsageError(f"max_drop is {max_drop} and most is {most}; allowed: 0 or more points, a share from 0 to 1")
     to = find("runtimes", runtime)
-    if missing := to.lacks():
+    if missing := lacks(runtime):
         raise ExportError(missing)
     if path.suffix != to.suffix:
         raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
@@ -365,14 +374,16 @@ def quantize(
     chosen = _matching(names, skip)
     with torch.no_grad():
         values = named(prepared.deployed(example))
-    about = {**prepared.facts, "outputs": [_describe(name, value, False) for name, value in values.items()]}
+    # The metrics of the checkpoint are not those of the file, which come to the sidecar when they are known.
+    described = [_describe(name, value, False) for name, value in values.items()]
+    about = {**prepared.facts, "metrics": None, "outputs": described}
     attempts: list[Attempt] = []
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as folder:
         between = Path(folder) / f"float{to.suffix}"
         to.export(prepared.deployed, example, between, outputs=list(values))
         write = WRITERS[runtime](between, prepared.images.numpy())
-        for more in _steps(int(most * len(names))):
+        for more in _steps(min(int(most * len(names)), len(names) - len(chosen))):
             if more == 1:
                 report("measuring how much each layer disturbs the outputs")
             others = [layer.name for layer in prepared.sensitivity if layer.name not in chosen] if more else []
@@ -406,7 +417,8 @@ def quantize(
         outputs = dict(zip(values, predictor.raw(example.numpy()), strict=True))
         np.savez(golden, allow_pickle=False, image=example.numpy(), **outputs)
         document = {
-            **about, "file": path.name, "sha256": _hash(finished), "golden": golden.name, "runtime": runtime,
+            **about, "metrics": figures(result), "file": path.name, "sha256": _hash(finished),
+            "golden": golden.name, "runtime": runtime,
             "runtime_version": version(to.package), "precision": "int8", "opset": to.default_opset,
             "inputs": [_describe("image", example, False)], "parity": None, "unverified": None,
             "int8": {

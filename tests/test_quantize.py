@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import randomize
@@ -166,6 +168,36 @@ def test_equalizing_mobileone() -> None:
     assert (equal(x) - deployed(x)).abs().max() < 1e-5 * deployed(x).std()
 
 
+class Flat(nn.Module):
+    """Its linear layer takes the pixels of each channel, not the channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, SIZE * SIZE, 1), nn.Linear(SIZE * SIZE, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x).relu().flatten(2))
+
+
+class ChannelsLast(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 16), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.permute(0, 2, 3, 1)).relu())
+
+
+@pytest.mark.parametrize(("kind", "count"), [(Flat, 0), (ChannelsLast, 1)])
+@torch.no_grad()
+def test_equalizing_channels_that_are_not_the_second_dimension(kind: type[nn.Module], count: int) -> None:
+    torch.manual_seed(0)
+    model = kind().eval()
+    equal, found = equalize(model, images())
+    assert found == count
+    assert (equal(images()) - model(images())).abs().max() < 1e-5 * model(images()).std()
+
+
 def test_gelu_has_no_chains() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), nn.Conv2d(8, 8, 1)).eval()
     assert chains(model, images(1)) == []
@@ -293,7 +325,7 @@ def test_onnx(tmp_path: Path) -> None:
     assert about["int8"]["calibration"] == {"images": 24, "source": "x"}
     assert about["int8"]["skipped"] == ["classifier.2"]
     assert about["int8"]["float"]["top1"] == 100
-    assert about["int8"]["int8"]["top1"] == done.result["top1"]
+    assert about["int8"]["int8"]["top1"] == about["metrics"]["top1"] == done.result["top1"]
     assert about["outputs"] == [{"name": "logits", "shape": [1, CLASSES], "dtype": "float32"}]
     assert sorted(f.name for f in done.path.parent.iterdir()) == ["golden.npz", "model.json", "model.onnx"]
 
@@ -389,6 +421,14 @@ def test_what_cannot_be_asked(tmp_path: Path) -> None:
         prepare(tmp_path / "model.onnx", images(), [])
 
 
+def whole(file: Any) -> dict[str, Tensor]:
+    return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
+
+
+def fails(*_: object) -> Any:
+    raise ExportError("this one fails")
+
+
 def test_command(
     run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +445,25 @@ def test_command(
     assert "calibrating on 16 pictures" in captured.err
     assert main(["eval", "--model", made["path"], "--data", str(photos), "--threads", "1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == made["int8"]["top1"]
+
+    half = tmp_path / "half.safetensors"
+    with safe_open(run / "best.safetensors", "pt") as file:
+        state = {key: value.half() if value.is_floating_point() else value for key, value in whole(file).items()}
+        save_file(state, half, file.metadata())
+    words = f"quantize --model {half} --data {photos} --images 16 --max-drop 100 --threads 1 --out {tmp_path / 'half'}"
+    made_by = WRITERS["onnx"]
+    monkeypatch.setitem(WRITERS, "onnx", fails)
+    assert main([*words.split(), "--to", "onnx,openvino"]) == 5  # one is refused, the other is written
+    error = capsys.readouterr().err.replace("\n", " ")
+    assert "this one fails" in error
+    assert "written:" in error
+    assert (tmp_path / "half" / "openvino-int8" / "model.xml").exists()
+    monkeypatch.setitem(WRITERS, "onnx", made_by)
+    monkeypatch.setattr("fleetnet.quantize.find_spec", lambda name: None)
+    assert main([*words.split(), "--to", "openvino"]) == 5
+    assert "int8 for openvino needs nncf: pip install 'fleetnet[quantize]'" in capsys.readouterr().err
+    monkeypatch.undo()
+    monkeypatch.setitem(cli.VERBS, "quantize", "write a network in int8")
 
     assert main(["quantize", "--model", str(run), "--data", str(photos), "--to", "mnn"]) == 2
     assert "no int8 for the runtime 'mnn'" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ..errors import DataError, UsageError
+from ..errors import DataError, ExportError, UsageError
 from ._show import say, table
 from .eval import IMAGES
 
@@ -58,7 +58,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..errors import choose
     from ..find import find
     from ..images import find_images
-    from ..quantize import calibration, prepare, quantize, source_of
+    from ..quantize import calibration, lacks, prepare, quantize, source_of
     from ..quantizers import WRITERS
     from ..transforms import ImageDataset, Preprocess, collate
 
@@ -66,6 +66,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for name in runtimes:
         if name not in WRITERS:
             raise UsageError(f"no int8 for the runtime {name!r}: {choose(name, WRITERS)}")
+        if missing := lacks(name):  # before anything is measured
+            raise ExportError(missing)
     torch.set_num_threads(given.get("threads", 2))
     path = source_of(given["model"])
     about = checkpoint.read_facts(path)
@@ -99,13 +101,20 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     out = Path(given.get("out") or path.parent / "export")
     settings = {key: given[key] for key in ("max_drop", "most") if key in given}
     skip = [pattern.strip() for pattern in given["skip"].split(",")] if given.get("skip") else []
-    found = []
+    found, refused = [], []
     for name in runtimes:
         say(f"quantizing {path} for {name}")
         file = out / f"{name}-int8" / f"model{find('runtimes', name).suffix}"
-        done = quantize(prepared, name, file, skip=skip, facts={"source": source}, report=say, **settings)
+        try:
+            done = quantize(prepared, name, file, skip=skip, facts={"source": source}, report=say, **settings)
+        except ExportError as error:  # the others may do better
+            refused.append(str(error))
+            continue
         _show(name, done, prepared)
         found.append(_document(name, done))
+    if refused:
+        also = f" (written: {', '.join(done['path'] for done in found)})" if found else ""
+        raise ExportError("; ".join(refused) + also)
     return {
         "model": str(path), "metric": prepared.metric, "float": prepared.result, "equalized": prepared.equalized,
         "sensitivity": [asdict(layer) for layer in prepared.sensitivity] if given.get("sensitivity") else None,
