@@ -10,6 +10,7 @@ compared. Above 1: the other way is faster.
                         the convolved quarter through one of its own: no concatenation
     ParC by matrices    a circular convolution of n is a product with an n x n matrix for each channel: no
                         concatenation of the feature with itself. For sides of at least 14
+    ParC by convolutions  what executorch's files would be without the products that they have
     GELU of operators   spelled out by Erf instead of ONNX's own operator (opset 18)
 """
 
@@ -20,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -29,9 +31,10 @@ from fleetnet import bench
 from fleetnet.backbones.fasternet import Block, PConv
 from fleetnet.errors import FleetnetError
 from fleetnet.find import find
-from fleetnet.parc import HEIGHT, FrozenParC
+from fleetnet.parc import with_products
 from fleetnet.realistic import realistic
 from fleetnet.reparam import reparameterize
+from fleetnet.runtimes import executorch
 from fleetnet.tasks import build
 
 RUNTIMES = ("onnx", "openvino", "mnn", "ncnn", "executorch")
@@ -64,80 +67,68 @@ class Summed(nn.Module):
         return self.rest(x) + self.convolved(self.conv(x[:, : self.first]))
 
 
-class Product(nn.Module):
-    """A depthwise circular convolution along one dimension: (N, C, H, W) -> the same."""
-
-    def __init__(self, conv: nn.Conv2d, dim: int):
-        super().__init__()
-        kernel = conv.weight.detach().flatten(1)  # (C, n)
-        index = torch.arange(kernel.shape[1])
-        matrix = kernel[:, (index - index[:, None]) % len(index)]  # (C, to, from)
-        self.dim, self.bias = dim, conv.bias
-        self.matrix = nn.Parameter(matrix if dim == HEIGHT else matrix.transpose(1, 2).contiguous())
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.matrix @ x if self.dim == HEIGHT else x @ self.matrix
-        return y if self.bias is None else y + self.bias.view(-1, 1, 1)
-
-
-def slices(model: nn.Module) -> int:
-    """Rewrite a deploy form in place; how many places."""
+def slices(model: nn.Module) -> tuple[nn.Module, int]:
+    """A rewritten copy of a deploy form, and in how many places."""
+    model = copy.deepcopy(model)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.spatial = Sliced(block.spatial)  # type: ignore[arg-type]
-    return len(blocks)
+    return model, len(blocks)
 
 
-def sums(model: nn.Module) -> int:
+def sums(model: nn.Module) -> tuple[nn.Module, int]:
+    model = copy.deepcopy(model)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
         block.mlp[0] = Summed(block.spatial, block.mlp[0])  # type: ignore[arg-type]
         block.spatial = nn.Identity()
-    return len(blocks)
+    return model, len(blocks)
 
 
-def matrices(model: nn.Module) -> int:
-    found = [m for m in model.modules() if isinstance(m, FrozenParC) and min(m.size) >= SMALLEST]
-    for parc in found:
-        for half in ("first", "second"):
-            layers = list(getattr(parc, half))
-            pairs = zip(layers[::2], layers[1::2], strict=True)
-            setattr(parc, half, nn.Sequential(*(Product(conv, wrap.dim) for wrap, conv in pairs)))
-    return len(found)
+def matrices(model: nn.Module) -> tuple[nn.Module, int]:
+    return with_products(model, SMALLEST)
 
 
-def operators(model: nn.Module) -> int:
-    return sum(isinstance(module, nn.GELU) for module in model.modules())
+def operators(model: nn.Module) -> tuple[nn.Module, int]:
+    return model, sum(isinstance(module, nn.GELU) for module in model.modules())
+
+
+def convolutions(model: nn.Module) -> tuple[nn.Module, int]:
+    return model, with_products(model, executorch.TAPS + 1)[1]
 
 
 # network, size, what is changed -> how
-CASES: tuple[tuple[str, int, str, Callable[[nn.Module], int]], ...] = (
+Change = Callable[[nn.Module], tuple[nn.Module, int]]
+CASES: tuple[tuple[str, int, str, Change], ...] = (
     ("fasternet_t0", 224, "PConv by slices", slices),
     ("fasternet_t0", 224, "PConv as a sum", sums),
     ("fasternet_t0", 224, "GELU of operators", operators),
     ("parcnet_s", 224, "ParC by matrices", matrices),
     ("parc_convnext_xt", 224, "ParC by matrices", matrices),
     ("deeplabv3/parcnet_s", 384, "ParC by matrices", matrices),
+    ("parcnet_s", 224, "ParC by convolutions", convolutions),
+    ("deeplabv3/parcnet_s", 384, "ParC by convolutions", convolutions),
 )
 
 
-def compared(name: str, size: int, what: str, change: Callable[[nn.Module], int], runs: int) -> list[dict[str, object]]:
+def compared(name: str, size: int, what: str, change: Change, runs: int) -> list[dict[str, object]]:
     torch.manual_seed(0)
     example = torch.randn(1, 3, size, size)
     ours = reparameterize(realistic(build(name, 1000 if "/" not in name else 20), (size, size)), example)
-    other = copy.deepcopy(ours)
-    places = change(other)
+    other, places = change(ours)
     found = []
-    for runtime in RUNTIMES:
+    for runtime in ("executorch",) if change is convolutions else RUNTIMES:
         module = find("runtimes", runtime)
         row: dict[str, object] = {"network": name, "size": size, "change": what, "places": places, "runtime": runtime}
         with tempfile.TemporaryDirectory() as folder:
             calls = {}
             try:
                 for title, model in (("ours", ours), ("other", other)):
-                    opset = 18 if title == "other" and change is operators and module.default_opset else None
+                    changed = title == "other" and change
+                    opset = 18 if changed is operators and module.default_opset else None
                     path = Path(folder) / f"{title}{module.suffix}"
-                    module.export(model, example, path, opset=opset)
+                    with patch.object(executorch, "TAPS", 10**6 if changed is convolutions else executorch.TAPS):
+                        module.export(model, example, path, opset=opset)
                     calls[title] = partial(module.load(path, 1), example.numpy())
                 a, b = (call()[0] for call in calls.values())
                 rows = bench.measure(calls, runs, warmup=3)
@@ -165,8 +156,8 @@ def main() -> None:
     args.out.write_text(json.dumps(found, indent=1))
     print(f"\n| network | change | {' | '.join(RUNTIMES)} |\n|---|---|{'---|' * len(RUNTIMES)}")
     for name, size, what, _ in CASES:
-        rows = [row for row in found if (row["network"], row["size"], row["change"]) == (name, size, what)]
-        cells = ["no" if "reason" in row else f"{row['ratio']:.2f}" for row in rows]
+        rows = {r["runtime"]: r for r in found if (r["network"], r["size"], r["change"]) == (name, size, what)}
+        cells = [f"{rows[r]['ratio']:.2f}" if "ratio" in rows.get(r, {}) else "-" for r in RUNTIMES]
         print(f"| {name}, {size} | {what} | {' | '.join(cells)} |")
 
 

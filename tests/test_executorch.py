@@ -77,6 +77,19 @@ def test_all_but_the_argmax_goes_to_xnnpack(done: Delivered):
     assert [operator.name for operator in plan.operators] == ["aten::argmax"]
 
 
+def test_long_kernels_of_parc_are_products(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """XNNPACK has no depthwise kernels for them; the file is the larger for it, and computes the same."""
+    model = randomize(nn.Sequential(nn.Conv2d(3, 8, 1), ParC(8, 6, crossed=True)), 0).eval()
+    example, sizes = image(6, 6, batch=1), {}
+    for taps in (5, 25):
+        monkeypatch.setattr(executorch, "TAPS", taps)
+        path = tmp_path / f"{taps}.pte"
+        executorch.export(reparameterize(model, example), example, path)
+        assert verify(model, executorch.load(path), [example], executorch.tolerances["fp32"]).passed
+        sizes[taps] = path.stat().st_size
+    assert sizes[5] > sizes[25]
+
+
 def test_nothing_of_this_machine_is_in_the_file(done: Delivered):
     content = done.path.read_bytes()
     for place in (Path(__file__).parents[1], Path(torch.__file__).parent, done.path.parent):

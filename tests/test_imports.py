@@ -27,7 +27,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "tasks": "tasks backbones layers boxes reparam find errors",
     "weights": "tasks backbones reparam find errors",
     "checkpoint": "tasks transforms weights reparam find errors __init__",
-    "runtimes": "runtimes scopes boxes reparam find errors",
+    "runtimes": "runtimes scopes boxes reparam parc find errors",
     "realistic": "",
     "predict": "checkpoint weights reparam images runtimes tasks transforms boxes find errors",
     "equalize": "reparam errors",
@@ -65,4 +65,4 @@ def test_imports_go_one_way(file):
 
 
 def test_library_is_small():
-    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 16500
+    assert sum(len(f.read_text().splitlines()) for f in FILES) <= 16600

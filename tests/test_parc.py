@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fleetnet.errors import ModelError
-from fleetnet.parc import HEIGHT, WIDTH, CircularConv, FrozenParC, ParC, ParCBN, replace
+from fleetnet.parc import HEIGHT, WIDTH, CircularConv, CircularProduct, FrozenParC, ParC, ParCBN, replace, with_products
 from fleetnet.reparam import difference, reparameterize
 
 FORMS = {
@@ -180,3 +180,17 @@ def test_replace_swaps_the_chosen_depthwise_convolutions():
 def test_replace_says_what_could_be_swapped():
     with pytest.raises(ModelError, match=r"named '2': .*Allowed: 1.0, 3.0"):
         replace(_host(), torch.randn(1, 3, 32, 32), "2")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("size", "long"), [((6, 6), 2), ((4, 9), 1), ((3, 5), 0)])
+def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int], long: int) -> None:
+    """Kernels of 6 and more; `long` of the two dimensions have such."""
+    parc = _randomize(ParC(8, 6, **FORMS[form]))
+    x = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(1))
+    frozen = nn.Sequential(parc.fuse_at(size))
+    other, count = with_products(frozen, 6)
+    assert count == (0 if "dense" in form else long * (2 if "crossed" in form else 1))
+    assert sum(isinstance(module, CircularProduct) for module in other.modules()) == count
+    assert not any(isinstance(module, CircularProduct) for module in frozen.modules())  # a copy
+    assert difference([frozen(x)], [other(x)])[1] < 1e-5

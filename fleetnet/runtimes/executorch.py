@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError, ModelError, UsageError
+from ..parc import with_products
 from ._program import quiet, reason
 
 suffix = ".pte"
@@ -32,6 +33,10 @@ one_pool = True
 # (collapsing alone: up to 1.8e-5), 1.0e-6 to 9.6e-6 trained. One weight of mobileone_s0 with the wrong sign is at
 # 3.3e-4.
 tolerances = {"fp32": 1e-4}
+
+# XNNPACK has depthwise kernels of up to 25 values; longer ones go the way of any convolution. As a product of matrices
+# a ParC of 26 to 32 is 3 to 5 times as fast, one of 7 to 25 a half to a third as fast (benchmarks/forms.py).
+TAPS = 25
 
 MISSING = "executorch is not installed: pip install 'fleetnet[executorch]'"
 DEBUGGING = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")  # paths, slow to copy along
@@ -126,6 +131,7 @@ def export(
         raise UsageError(f"executorch takes images of float32, but the example is {example.dtype}: use model.float()")
     exir = _module("executorch.exir")
     partition = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    model = with_products(model, TAPS + 1)[0]
     try:
         with quiet(stderr=True), torch.no_grad(), _Spelled():
             program = torch.export.export(model, (example,), strict=False)
