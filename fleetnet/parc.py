@@ -215,12 +215,15 @@ def with_products(model: nn.Module, least: int) -> tuple[nn.Module, int]:
     model, count = copy.deepcopy(model), 0
     for parc in [module for module in model.modules() if isinstance(module, FrozenParC)]:
         for name in ("first", "second"):
-            layers = list(getattr(parc, name))
             modules: list[nn.Module] = []
-            for wrap, conv in zip(layers[::2], layers[1::2], strict=True):
-                long = conv.groups == conv.in_channels and max(conv.kernel_size) >= least
-                modules += [CircularProduct(conv, wrap.dim)] if long else [wrap, conv]
-                count += long
+            for module in getattr(parc, name):
+                wrap = modules[-1] if modules else None
+                depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
+                if depthwise and isinstance(wrap, Wrap) and max(module.kernel_size) >= least:
+                    modules[-1] = CircularProduct(module, wrap.dim)
+                    count += 1
+                else:
+                    modules.append(module)
             setattr(parc, name, nn.Sequential(*modules))
     return model, count
 

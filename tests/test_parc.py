@@ -194,3 +194,4 @@ def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int],
     assert sum(isinstance(module, CircularProduct) for module in other.modules()) == count
     assert not any(isinstance(module, CircularProduct) for module in frozen.modules())  # a copy
     assert difference([frozen(x)], [other(x)])[1] < 1e-5
+    assert with_products(other, 6)[1] == 0
