@@ -350,6 +350,24 @@ def test_openvino(tmp_path: Path) -> None:
     assert names == ["golden.npz", "model.bin", "model.json", "model.xml"]
 
 
+def test_openvino_keeps_groups_of_several_channels_in_float(tmp_path: Path) -> None:
+    """Of more than one pixel: int8 makes them slow."""
+    pytest.importorskip("nncf")
+    from fleetnet.runtimes import openvino
+
+    layers = {
+        "stem": nn.Conv2d(3, 8, 3), "depthwise": nn.Conv2d(8, 8, 3, groups=8), "doubled": nn.Conv2d(8, 16, 3, groups=8),
+        "grouped": nn.Conv2d(16, 8, 3, groups=4), "pointwise": nn.Conv2d(8, 8, 1, groups=4), "last": nn.Conv2d(8, 5, 1),
+    }  # fmt: skip
+    modules = nn.Sequential()
+    for name, layer in layers.items():
+        modules.add_module(name, layer)
+        modules.add_module(f"{name}_relu", nn.ReLU())
+    openvino.export(modules.eval(), images(1), tmp_path / "float.xml")
+    rounded = WRITERS["openvino"](tmp_path / "float.xml", images().numpy())(set(), tmp_path / "int8.xml", {})
+    assert rounded == layers.keys() - {"doubled", "grouped"}
+
+
 def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> None:
     import onnx
 
