@@ -131,6 +131,9 @@ def read(source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False
     return Weights(state, address + branch, {}, published)
 
 
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")  # files that may be some
+
+
 def locate(path: Path) -> Path:
     """A weights file that exists: the path itself, or best.safetensors of a run folder."""
     if path.is_dir():
@@ -138,8 +141,11 @@ def locate(path: Path) -> Path:
             raise ModelError(f"{path} is a folder without best.safetensors; give a run folder or a file")
         return path / "best.safetensors"
     if not path.is_file():
-        near = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
-        raise ModelError(f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no files"))
+        beside = path.parent.iterdir() if path.parent.is_dir() else ()
+        near = sorted(p.name for p in beside if p.suffix in WEIGHTS or (p / "best.safetensors").is_file())
+        raise ModelError(
+            f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no weights")
+        )
     return path
 
 

@@ -3,6 +3,7 @@
 With --check it hands over nothing: it tries what each runtime makes of a network, before the network is trained.
 """
 
+import json
 import re
 import tempfile
 from pathlib import Path
@@ -92,14 +93,16 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     path = locate(Path(given["model"]))
     pictures = pictures_of(given, path)
     out = Path(given.get("out") or path.parent / "export")
-    delivered, agreements = [], []
+    delivered, agreements, sizes = [], [], list[str | None]()
     for name, precision in to:
         title = label(name, precision)
+        file = out / title / f"model{find('runtimes', name).suffix}"
         say(f"exporting {path} to {title}")
+        before = _input_of(file.with_suffix(".json"))
         done = export(
             path,
             name,
-            out / title / f"model{find('runtimes', name).suffix}",
+            file,
             size=parse_size(given["size"]) if given.get("size") else None,
             precision=precision,
             opset=given.get("opset"),
@@ -109,6 +112,9 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             pictures=pictures,
             explain=bool(given.get("explain")),
         )
+        sizes.append(_input_of(done.sidecar))
+        if before not in (None, sizes[-1]):
+            say(f"{file} was a file for {before} before, and is one for {sizes[-1]} now")
         parity = done.parity.to_dict() if done.parity else {"passed": None}
         agreements.append(done.parity and done.parity.agreement)
         delivered.append(
@@ -116,13 +122,13 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             | {"unverified": done.unverified}
         )
     rows = [
-        [label(d["runtime"], d["precision"]), d["path"]]
+        [label(d["runtime"], d["precision"]), d["path"], size]
         + (["not run here"] + [""] * 3 if d["unverified"] else [
             f"{d['max_abs']:.2e}", f"{d['relative']:.2e}", f"{d['tolerance']:.0e}", d["images"],
         ])
-        for d in delivered
+        for d, size in zip(delivered, sizes, strict=True)
     ]  # fmt: skip
-    columns = ["runtime", "file", "largest difference", "relative", "allowed", "images"]
+    columns = ["runtime", "file", "input", "largest difference", "relative", "allowed", "images"]
     table("Exported and verified against the multi-branch model", columns, rows)
     for d, agreement in zip(delivered, agreements, strict=True):
         if agreement:
@@ -130,6 +136,15 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         if d["unverified"]:
             say(f"{d['runtime']}: NOT VERIFIED, only inspected: {d['unverified']}")
     return {"model": str(path), "exported": delivered}
+
+
+def _input_of(sidecar: Path) -> str | None:
+    """The size of image that an exported file takes, "224x224"; None without a sidecar that says it."""
+    try:
+        shape = json.loads(sidecar.read_text(encoding="utf-8"))["inputs"][0]["shape"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return f"{shape[2]}x{shape[3]}"
 
 
 def pictures_of(given: dict[str, Any], checkpoint: Path) -> list[Any]:

@@ -93,6 +93,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         path, images, batches, equalizing=given.get("equalize", True),
         recalibrating=bool(given.get("recalibrate_norms")),
     )  # fmt: skip
+    most = given.get("max_drop", 1.0)
+    if target == "label" and 100 / len(val.samples) > most:
+        say(
+            f"warning: {len(val.samples)} pictures for validation, so that one is more than the {most:g} points allowed"
+        )
     if prepared.equalized:
         say(f"equalized {prepared.equalized} pairs of layers")
     if given.get("sensitivity"):
@@ -131,9 +136,11 @@ def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
     in_float = done.skipped + done.others
     same = "" if done.agreement is None else f", the same top-1 for {done.agreement:.1%} of the pictures"
     say(
-        f"{runtime}: {prepared.metric} {-done.drop:+.2f} points{same}; the outputs' noise is {done.sqnr:.1f} dB "
-        f"below them; {done.macs:.1%} of the multiplications in int8, {done.layers - len(in_float)} of {done.layers} "
-        "layers" + (f"; in float: {', '.join(in_float)}" if in_float else "")
+        f"{runtime}: {prepared.metric} {0.0 - round(done.drop, 2):+.2f} points{same}; the outputs' noise is "
+        f"{done.sqnr:.1f} dB below them; {done.macs:.1%} of the multiplications in int8, "
+        f"{done.layers - len(in_float)} of {done.layers} layers"
+        + (f"; left in float for their effect: {', '.join(done.skipped)}" if done.skipped else "")
+        + (f"; never in int8: {', '.join(done.others)}" if done.others else "")
     )
 
 

@@ -91,11 +91,16 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             model, train, val, config, path, resume=resume is not None, source=source, progress=progress,
             on_epoch=_say_epoch,
         )  # fmt: skip
+    except KeyboardInterrupt:
+        if (path / STATE).exists():
+            say(f"to continue: fleetnet train --resume {path}")
+        raise
     finally:
         progress.close()
         _write_figures(path, train.classes)  # also of a run that stopped early
     log = read_log(path)
-    rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in best.items() if not isinstance(v, list | dict)]
+    told = {**best, "epoch": best["epoch"] + 1}  # the log counts from 0
+    rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in told.items() if not isinstance(v, list | dict)]
     table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
     skipped = sorted({name for line in log for name in line["skipped"]})
     if skipped:
