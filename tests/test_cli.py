@@ -83,6 +83,16 @@ def test_embedded_preprocessing_gives_the_same(
     assert max(scores[0].values()) - min(scores[0].values()) > 0.01  # pictures do differ
 
 
+def test_export_says_what_it_replaces(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+    words = ["export", "--model", str(run), "--to", "pt2", "--out", str(tmp_path)]
+    assert main(words) == 0
+    first = capsys.readouterr()
+    assert "32x32" in first.out
+    assert "before" not in first.err
+    assert main([*words, "--size", "64"]) == 0
+    assert "was a file for 32x32 before, and is one for 64x64 now" in capsys.readouterr().err.replace("\n", " ")
+
+
 def test_predict_names_what_it_skips(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     good = next(photos.glob("val/*/*.png"))
     shutil.copy(good, tmp_path / "good.png")
