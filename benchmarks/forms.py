@@ -5,13 +5,13 @@
 Each network is exported as it is and rewritten, each runtime runs both in turn within one process, and the outputs are
 compared. Above 1: the other way is faster.
 
-    PConv by slices     two slices of the input for one split
-    PConv as a sum      its second and third quarters and the rest go into the first pointwise convolution directly, and
-                        the convolved quarter through one of its own: no concatenation
-    ParC by matrices    a circular convolution of n is a product with an n x n matrix for each channel: no
-                        concatenation of the feature with itself. For sides of at least 14
+    PConv by slices       two slices of the input for one split
+    PConv as a sum        what passes through goes into the first pointwise convolution directly, the convolved quarter
+                          into one of its own: no concatenation
+    ParC by matrices      a circular convolution of n is a product with an n x n matrix for each channel: no
+                          concatenation of the feature with itself. For sides of at least 14
     ParC by convolutions  what executorch's files would be without the products that they have
-    GELU of operators   spelled out by Erf instead of ONNX's own operator (opset 18)
+    GELU of operators     spelled out by Erf instead of ONNX's own operator (opset 18)
 """
 
 import argparse
@@ -21,6 +21,7 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import cast
 from unittest.mock import patch
 
 import numpy as np
@@ -72,7 +73,7 @@ def slices(model: nn.Module) -> tuple[nn.Module, int]:
     model = copy.deepcopy(model)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
-        block.spatial = Sliced(block.spatial)  # type: ignore[arg-type]
+        block.spatial = Sliced(cast(PConv, block.spatial))
     return model, len(blocks)
 
 
@@ -80,7 +81,7 @@ def sums(model: nn.Module) -> tuple[nn.Module, int]:
     model = copy.deepcopy(model)
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     for block in blocks:
-        block.mlp[0] = Summed(block.spatial, block.mlp[0])  # type: ignore[arg-type]
+        block.mlp[0] = Summed(cast(PConv, block.spatial), cast(nn.Conv2d, block.mlp[0]))
         block.spatial = nn.Identity()
     return model, len(blocks)
 
@@ -97,8 +98,8 @@ def convolutions(model: nn.Module) -> tuple[nn.Module, int]:
     return model, with_products(model, executorch.TAPS + 1)[1]
 
 
-# network, size, what is changed -> how
 Change = Callable[[nn.Module], tuple[nn.Module, int]]
+# network, size, what is changed, how
 CASES: tuple[tuple[str, int, str, Change], ...] = (
     ("fasternet_t0", 224, "PConv by slices", slices),
     ("fasternet_t0", 224, "PConv as a sum", sums),
@@ -136,10 +137,8 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
                 row["reason"] = str(error)[:200]
             else:
                 row["relative"] = float(np.abs(a - b).max() / a.std())
-                row["ratio"], row["uncertainty"] = (
-                    bench.ratios(rows, "ours")["other"],
-                    bench.uncertainty(rows, "ours")["other"],
-                )
+                row["ratio"] = bench.ratios(rows, "ours")["other"]
+                row["uncertainty"] = bench.uncertainty(rows, "ours")["other"]
         print(json.dumps(row), flush=True)
         found.append(row)
     return found

@@ -46,7 +46,7 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
     def same_channels(maker: torch.fx.Node, pooled: bool, taker: torch.fx.Node) -> bool:
         """Whether the channels that one makes are those that the other takes; a linear layer's are the last."""
-        taken = taker.args[0].meta["val"]  # type: ignore[union-attr]
+        taken = cast(torch.fx.Node, taker.args[0]).meta["val"]
         if maker.target is aten.linear.default and maker.meta["val"].ndim > 2:
             return taker.target is aten.linear.default and not pooled
         return taker.target is aten.conv2d.default or taken.ndim == 2

@@ -23,7 +23,7 @@ from .errors import ExportError, ModelError, UsageError, choose
 from .find import find, names
 from .images import read
 from .reparam import reparameterize
-from .runtimes import Delivered, Meaning, Parity, Preprocessed, deliver, explanation
+from .runtimes import Delivered, Meaning, Parity, Preprocessed, by_suffix, deliver, explanation
 from .runtimes import verify as compare_outputs
 from .tasks import Model, named
 from .transforms import Preprocess
@@ -59,9 +59,8 @@ class Predictor(nn.Module):
     def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int = 1):
         super().__init__()
         path = Path(path)
-        runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
         # A folder is a run, or an exported file: Core ML's.
-        self.runtime = "torch" if (path / "best.safetensors").is_file() else runtimes.get(path.suffix, "torch")
+        self.runtime = "torch" if (path / "best.safetensors").is_file() else by_suffix().get(path.suffix, "torch")
         if self.runtime == "torch":
             self._run, self.facts = _torch_runner(path, torch.device(device))
             self._batch = BATCH
@@ -238,7 +237,7 @@ def _exported(
 def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
     """The runtime of an exported file, and what the description beside it says."""
     path = Path(path)
-    runtimes = {find("runtimes", name).suffix: name for name in names("runtimes")}
+    runtimes = by_suffix()
     if path.suffix not in runtimes:
         raise ModelError(f"{path} is no exported file: {choose(path.suffix, runtimes)}")
     return runtimes[path.suffix], _sidecar(path)

@@ -131,9 +131,6 @@ def read(source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False
     return Weights(state, address + branch, {}, published)
 
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".tar", ".bin")  # files that may be some
-
-
 def locate(path: Path) -> Path:
     """A weights file that exists: the path itself, or best.safetensors of a run folder."""
     if path.is_dir():
@@ -142,7 +139,9 @@ def locate(path: Path) -> Path:
         return path / "best.safetensors"
     if not path.is_file():
         beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        near = sorted(p.name for p in beside if p.suffix in WEIGHTS or (p / "best.safetensors").is_file())
+        near = sorted(
+            p.name for p in beside if p.suffix in (".safetensors", *PICKLES) or (p / "best.safetensors").is_file()
+        )
         raise ModelError(
             f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no weights")
         )

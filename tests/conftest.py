@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 torch.set_num_threads(1)
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -34,3 +35,28 @@ def run(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = "train --model fasternet_t0 --size 32 --batch-size 8 --epochs 2 --optimizer sgd --lr 0.05 --cache true"
     assert main([*words.split(), "--data", str(photos), "--run", str(folder)]) == 0
     return folder
+
+
+@pytest.fixture(scope="module")
+def model() -> nn.Module:
+    """A small network with all the kinds of layers that collapse."""
+    from test_runtimes import Small, randomized
+
+    torch.manual_seed(0)
+    return randomized(Small())
+
+
+@pytest.fixture
+def once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's exporter, which takes most of the time, runs once for a network instead of once for each precision."""
+    from fleetnet.runtimes import onnx
+
+    write, written = onnx.export, {}
+
+    def export(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
+        if id(model) not in written:
+            write(model, example, path, **options)
+            written[id(model)] = path.read_bytes()
+        path.write_bytes(written[id(model)])
+
+    monkeypatch.setattr(onnx, "export", export)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from test_heads import WIDE, ready
-from test_runtimes import FACTS, Named, Small, randomized
+from test_runtimes import FACTS, Named, randomized
 from torch import Tensor, nn
 from zoo import image, random_model
 
@@ -21,16 +21,10 @@ import fleetnet
 from fleetnet.data import shapes
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Preprocessed, deliver, files, mnn, onnx, verify
+from fleetnet.runtimes import Preprocessed, deliver, files, mnn, verify
 
 pytest.importorskip("MNN")
 PIXELS = image(16, 24, batch=1)
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return randomized(Small())
 
 
 @pytest.fixture(scope="module")
@@ -39,20 +33,6 @@ def whole(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("mnn") / "small.mnn"
     mnn.export(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS)
     return path
-
-
-@pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's exporter, which takes most of the time, runs once for a network instead of once for each precision."""
-    write, written = onnx.export, {}
-
-    def export(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
-        if id(model) not in written:
-            write(model, example, path, **options)
-            written[id(model)] = path.read_bytes()
-        path.write_bytes(written[id(model)])
-
-    monkeypatch.setattr(onnx, "export", export)
 
 
 @pytest.mark.parametrize(

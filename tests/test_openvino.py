@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from test_heads import WIDE, ready
-from test_runtimes import FACTS, Named, Small, randomized
+from test_runtimes import FACTS, Named, randomized
 from torch import Tensor, nn
 from zoo import image, random_model
 
@@ -22,7 +22,7 @@ import fleetnet
 from fleetnet.data import shapes
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Preprocessed, deliver, files, onnx, openvino, verify
+from fleetnet.runtimes import Preprocessed, deliver, files, openvino, verify
 
 pytest.importorskip("openvino")
 BF16 = openvino._has_bf16()
@@ -30,12 +30,6 @@ PRECISIONS = ["fp32", *(["bf16"] if BF16 else [])]
 
 
 PIXELS = image(16, 24, batch=1)
-
-
-@pytest.fixture(scope="module")
-def model() -> nn.Module:
-    torch.manual_seed(0)
-    return randomized(Small())
 
 
 @pytest.fixture(scope="module")
@@ -52,20 +46,6 @@ def small(whole: Path, tmp_path: Path) -> Path:
     for file in files(whole):
         shutil.copy(file, tmp_path)
     return tmp_path / whole.name
-
-
-@pytest.fixture
-def once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """torch's exporter, which takes most of the time, runs once for a network instead of once for each precision."""
-    write, written = onnx.export, {}
-
-    def export(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
-        if id(model) not in written:
-            write(model, example, path, **options)
-            written[id(model)] = path.read_bytes()
-        path.write_bytes(written[id(model)])
-
-    monkeypatch.setattr(onnx, "export", export)
 
 
 @pytest.mark.parametrize("name", ["fasternet_t0", "parcnet_xs"])

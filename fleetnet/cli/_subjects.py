@@ -90,8 +90,7 @@ def calling(runner: Callable[["np.ndarray"], object], image: "np.ndarray") -> Ca
 
 def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> tuple[list[Subject], list[str]]:
     """All that the flags ask for, files exported into `folder`, and a line for each that could not be had."""
-    from ..find import find, names
-    from ..runtimes import choice
+    from ..runtimes import by_suffix, choice
 
     to, forms = (
         [] if text == "none" else text.split(",")
@@ -101,7 +100,7 @@ def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> 
         if form not in FORMS:
             raise UsageError(f"no form {form!r}: {choose(form, [*FORMS, 'none'])}")
     runtimes = [choice(text) for text in to]
-    suffixes = {find("runtimes", name).suffix for name in names("runtimes")}
+    suffixes = by_suffix()
     told = accuracies(given.get("accuracy") or (), given["model"])
     found: list[Subject] = []
     skipped: list[str] = []

@@ -3,7 +3,6 @@
 With --check it hands over nothing: it tries what each runtime makes of a network, before the network is trained.
 """
 
-import json
 import re
 import tempfile
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import PositiveInt
 
-from ..errors import ExportError, UsageError
+from ..errors import ExportError, ModelError, UsageError
 from ..find import names
 from ._show import say, table
 
@@ -98,7 +97,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         title = label(name, precision)
         file = out / title / f"model{find('runtimes', name).suffix}"
         say(f"exporting {path} to {title}")
-        before = _input_of(file.with_suffix(".json"))
+        before = _input_of(file)
         done = export(
             path,
             name,
@@ -112,7 +111,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             pictures=pictures,
             explain=bool(given.get("explain")),
         )
-        sizes.append(_input_of(done.sidecar))
+        sizes.append(_input_of(file))
         if before not in (None, sizes[-1]):
             say(f"{file} was a file for {before} before, and is one for {sizes[-1]} now")
         parity = done.parity.to_dict() if done.parity else {"passed": None}
@@ -138,11 +137,13 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     return {"model": str(path), "exported": delivered}
 
 
-def _input_of(sidecar: Path) -> str | None:
+def _input_of(file: Path) -> str | None:
     """The size of image that an exported file takes, "224x224"; None without a sidecar that says it."""
+    from ..predict import facts_of
+
     try:
-        shape = json.loads(sidecar.read_text(encoding="utf-8"))["inputs"][0]["shape"]
-    except (OSError, ValueError, LookupError, TypeError):
+        shape = facts_of(file)[1]["inputs"][0]["shape"]
+    except (ModelError, LookupError, TypeError):
         return None
     return f"{shape[2]}x{shape[3]}"
 

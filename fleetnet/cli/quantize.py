@@ -93,11 +93,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         path, images, batches, equalizing=given.get("equalize", True),
         recalibrating=bool(given.get("recalibrate_norms")),
     )  # fmt: skip
-    most = given.get("max_drop", 1.0)
-    if target == "label" and 100 / len(val.samples) > most:
-        say(
-            f"warning: {len(val.samples)} pictures for validation, so that one is more than the {most:g} points allowed"
-        )
+    count, allowed = len(val.samples), given.get("max_drop", 1.0)
+    if target == "label" and 100 / count > allowed:
+        say(f"warning: {count} pictures for validation, so that one is more than the {allowed:g} points allowed")
     if prepared.equalized:
         say(f"equalized {prepared.equalized} pairs of layers")
     if given.get("sensitivity"):

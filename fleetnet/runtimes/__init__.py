@@ -122,6 +122,11 @@ def choice(text: str) -> tuple[str, str]:
     return name, precision or allowed[0]
 
 
+def by_suffix() -> dict[str, str]:
+    """The runtime of an exported file, by the suffix of its name."""
+    return {find("runtimes", name).suffix: name for name in names("runtimes")}
+
+
 def label(name: str, precision: str) -> str:
     """The folder and the title of a runtime's file: "mnn", or "mnn-fp16" for a precision that is not the default."""
     return name if precision == next(iter(find("runtimes", name).tolerances)) else f"{name}-{precision}"

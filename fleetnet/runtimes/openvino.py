@@ -127,7 +127,7 @@ def export(
 
 def _read(path: Path | str) -> Any:
     """The network in a file: one input of images, static but for the batch."""
-    _package()
+    _package()  # a missing package is said before a missing file
     path = Path(path)
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
