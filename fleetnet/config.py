@@ -2,11 +2,20 @@
 
 One frozen dataclass is the whole list: its field names are the recipe's keys and, with dashes, the flags of
 `fleetnet train`; the `help` beside each field is what `fleetnet train --help` shows.
+
+To add a setting:
+1. Add a line to `TrainConfig`: `patience: int = _field(0, "epochs without a better one before training stops")`.
+2. If some tasks or other settings leave it unread, say when it is read, by one or more `Condition`s:
+   `_field(0.0, "probability of ...", LABELS, AUGMENTED)`. All of them have to hold; else the setting is refused where
+   it was given (`train.check_settings`: the command line, recipes and `fit`). Zero, null and "none" are never refused:
+   they ask for nothing. A condition sees a `Situation`: the whole config, the task's file, the number of processes.
+3. Add its range to the rules in `__post_init__`, and a value other than the default to VALUES in
+   tests/test_settings.py: that test trains with it for every task and shows that it is refused or used.
 """
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,8 +23,41 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from .errors import UsageError, choose
 
 
-def _field(default: Any, help: str) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help})
+@dataclass(frozen=True)
+class Situation:
+    """What decides whether a setting is read."""
+
+    config: "TrainConfig"
+    task: Any  # a file of the folder tasks: TARGET, MODE, AUGMENT, SETTINGS
+    processes: int = 1
+
+    @property
+    def augment(self) -> str:
+        return self.task.AUGMENT if self.config.augment == "default" else self.config.augment
+
+
+@dataclass(frozen=True)
+class Condition:
+    """When a setting is read; `words` follow "it is read"."""
+
+    words: str
+    holds: Callable[[Situation], bool]
+
+
+LABELS = Condition("by tasks that learn a label of an image", lambda now: now.task.TARGET == "label")
+CROPPED = Condition("by tasks that crop the picture in evaluation", lambda now: now.task.MODE == "crop")
+SMOOTHED = Condition("by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS)
+AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
+MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
+SOME_MOSAIC = Condition("where mosaic is above 0", lambda now: now.config.mosaic > 0)
+SEVERAL_IF_SYNC = Condition(
+    "as sync only by several processes with a GPU each; allowed here: train, frozen",
+    lambda now: now.config.norm != "sync" or now.processes > 1,
+)
+
+
+def _field(default: Any, help: str, *read: Condition) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, "read": read})
 
 
 def parse_size(value: Any) -> tuple[int, int]:
@@ -29,7 +71,9 @@ def parse_size(value: Any) -> tuple[int, int]:
 
 
 def _options() -> Any:
-    return dataclasses.field(default_factory=dict, metadata={"help": "the family's own, as --options.mixing conv"})
+    return dataclasses.field(
+        default_factory=dict, metadata={"help": "the family's own, as --options.mixing conv", "read": ()}
+    )
 
 
 @dataclass(frozen=True)
@@ -49,7 +93,7 @@ class TrainConfig:
     momentum: float = _field(0.9, "of sgd; the first beta of adamw")
     weight_decay: float = _field(0.05, "not applied to norms and biases")
     warmup_epochs: float = _field(2.0, "epochs of linear warm-up, at most half of all, before the cosine to zero")
-    label_smoothing: float = _field(0.1, "share of the target given to all classes alike")
+    label_smoothing: float = _field(0.1, "share of the target given to all classes alike", SMOOTHED)
     clip: float | None = _field(None, "largest norm of the gradient")
     ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
     drop_path: float = _field(0.0, "largest probability of stochastic depth")
@@ -57,22 +101,30 @@ class TrainConfig:
     options: dict[str, bool | int | float | str] = _options()  # noqa: RUF009  (it returns a field)
     head_lr: float = _field(1.0, "learning rate of the head, as a multiple of lr")
     norm: Literal["train", "frozen", "sync"] = _field(
-        "train", "batch norms of the backbone: frozen keeps them as they are, sync shares statistics among GPUs"
+        "train",
+        "batch norms of the backbone: frozen keeps them as they are, sync shares statistics among GPUs",
+        SEVERAL_IF_SYNC,
     )
     augment: Literal["default", "none", "classify", "ssd", "jitter", "segment", "mosaic"] = _field(
         "default", "of the training images; default: the task's own"
     )
-    mosaic: float = _field(1.0, "probability of joining four images, where the augmentation is mosaic")
-    plain_epochs: int = _field(0, "last epochs without mosaic")
+    mosaic: float = _field(1.0, "probability of joining four images, where the augmentation is mosaic", MOSAIC)
+    plain_epochs: int = _field(0, "last epochs without mosaic", MOSAIC, SOME_MOSAIC)
     multi_scale: float = _field(0.0, "each step at a size of its own, at most this share smaller or larger")
-    scale: float | None = _field(None, "smallest area of a random crop, as a share of the image; null: the usual one")
-    flip: float = _field(0.5, "probability of a horizontal flip")
-    color_jitter: float | None = _field(None, "range of brightness, contrast and saturation; null: the usual one")
-    auto_augment: Literal["none", "randaugment", "trivial", "autoaugment"] = _field("none", "torchvision's policies")
-    erasing: float = _field(0.0, "probability of erasing a rectangle")
-    mixup: float = _field(0.0, "alpha of mixup; 0 for none")
-    cutmix: float = _field(0.0, "alpha of cutmix; 0 for none")
-    crop: float = _field(1.0, "share of the shorter side kept in evaluation")
+    scale: float | None = _field(
+        None, "smallest area of a random crop, as a share of the image; null: the usual one", AUGMENTED
+    )
+    flip: float = _field(0.5, "probability of a horizontal flip", AUGMENTED)
+    color_jitter: float | None = _field(
+        None, "range of brightness, contrast and saturation; null: the usual one", AUGMENTED
+    )
+    auto_augment: Literal["none", "randaugment", "trivial", "autoaugment"] = _field(
+        "none", "torchvision's policies", LABELS, AUGMENTED
+    )
+    erasing: float = _field(0.0, "probability of erasing a rectangle", AUGMENTED)
+    mixup: float = _field(0.0, "alpha of mixup; 0 for none", LABELS)
+    cutmix: float = _field(0.0, "alpha of cutmix; 0 for none", LABELS)
+    crop: float = _field(1.0, "share of the shorter side kept in evaluation", CROPPED)
     precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "of autocast; fp16 needs a GPU")
     channels_last: bool = _field(True, "memory format")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
@@ -117,6 +169,16 @@ class TrainConfig:
 
 KEYS_AND_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 KEYS = set(KEYS_AND_DEFAULTS)
+READ: dict[str, tuple[Condition, ...]] = {
+    field.name: field.metadata["read"] for field in dataclasses.fields(TrainConfig)
+}
+
+
+def unread(key: str, now: Situation) -> Condition | None:
+    """The condition for which nothing reads a setting here; None where it is read, or asks for nothing."""
+    if getattr(now.config, key) in (0, None, "none"):
+        return None
+    return next((condition for condition in READ[key] if not condition.holds(now)), None)
 
 
 def read_recipe(path: str | Path) -> dict[str, Any]:

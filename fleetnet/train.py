@@ -10,7 +10,7 @@ import math
 import random
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Sequence, Sized
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,13 +25,15 @@ from torch.utils.data import DataLoader, Sampler
 from . import checkpoint
 from .augment import augmentation, multi_scale
 from .boxes import Prediction
-from .config import TrainConfig
+from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
 from .errors import DataError, FleetnetError, UsageError
-from .find import find
+from .find import find, names
 from .images import measure
 from .tasks import Model
 from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
+
+MADE_BEFORE = "`fit` trains the model as it is, so give this to create_model, or leave it out"
 
 
 @dataclass(frozen=True)
@@ -273,7 +275,6 @@ def fit(
     when the loss or a weight is not finite; the state of the epoch before is kept.
     """
     run = Path(run)
-    run.mkdir(parents=True, exist_ok=True)
     if train.classes != val.classes:
         raise DataError(f"train has the classes {train.classes}, val has {val.classes}; they must be the same")
     if model.classes != len(train.classes):
@@ -286,7 +287,9 @@ def fit(
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
     settings = {key: getattr(config, key) for key in task.SETTINGS}
-    _check_settings(config, model.task)
+    if not resume:
+        check_settings(config, model.task, processes=accelerator.num_processes)
+        _check_made(config, model)
     for split in (train, val):
         _check_annotated(split, task.TARGET)
 
@@ -297,8 +300,6 @@ def fit(
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
-        if accelerator.device.type == "cpu":
-            raise UsageError("norm is sync, which needs GPUs; allowed here: train, frozen")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if hasattr(task, "prepare") and not resume:
         task.prepare(model.head, _pictures(train_data, preprocess), preprocess.size)
@@ -319,6 +320,7 @@ def fit(
         average = AveragedModel(model, multi_avg_fn=partial(_average, config.ema), use_buffers=True)
     updates = math.ceil(len(batches) / config.accumulate)
 
+    run.mkdir(parents=True, exist_ok=True)
     start, best, log_path = 0, None, run / "log.jsonl"
     if resume:
         state = checkpoint.load_state(run / "state")
@@ -420,15 +422,39 @@ def fit(
     return best or {}
 
 
-def _check_settings(config: TrainConfig, name: str) -> None:
-    """`UsageError` for a setting that the task has no use for."""
-    task, usual = find("tasks", name), TrainConfig()
-    unused = [key for key in ("mixup", "cutmix", "auto_augment") if task.TARGET != "label"]
-    unused += ["label_smoothing"] if "label_smoothing" not in task.SETTINGS else []
-    unused += ["crop"] if task.MODE != "crop" else []
-    for key in unused:
-        if getattr(config, key) not in (0, getattr(usual, key)):
-            raise UsageError(f"{key} is {getattr(config, key)}, but {name} has no use for it; leave it out")
+def check_settings(config: TrainConfig, task: str, given: Collection[str] = (), processes: int = 1) -> None:
+    """`UsageError` for a setting that nothing reads where this task is trained, naming what reads it.
+
+    Looked at are settings other than their default, and those that were `given` whatever their value.
+    """
+    for key, default in KEYS_AND_DEFAULTS.items():
+        value = getattr(config, key)
+        if value == default and key not in given:
+            continue
+        condition = unread(key, Situation(config, find("tasks", task), processes))
+        if condition is None:
+            continue
+        readers = [
+            name for name in names("tasks") if unread(key, Situation(config, find("tasks", name), processes)) is None
+        ]
+        augment = "" if config.augment == "default" else f" with augment {config.augment}"
+        tasks = f" ({', '.join(readers)})" if readers else ""
+        raise UsageError(
+            f"{key} is {value}, but {task}{augment} has no use for it: "
+            f"it is read {condition.words}{tasks}; leave it out"
+        )
+
+
+def _check_made(config: TrainConfig, model: Model) -> None:
+    """`UsageError` for a setting of how a model is made that the given one was not made with."""
+    for key in ("drop_path", "output_stride"):
+        wanted, made = getattr(config, key), getattr(model, key)
+        if wanted and wanted != made:
+            raise UsageError(f"{key} is {wanted}, but the model was made with {made}: {MADE_BEFORE}")
+    if missing := sorted(config.options.keys() - model.options.keys()):
+        raise UsageError(f"options have {', '.join(missing)}, but the model was made without: {MADE_BEFORE}")
+    if config.weights is not None and model.report is None:
+        raise UsageError(f"weights is {config.weights!r}, but none were loaded into the model: {MADE_BEFORE}")
 
 
 def _check_annotated(split: Split, target: str) -> None:

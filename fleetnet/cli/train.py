@@ -51,9 +51,12 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from .. import checkpoint, data, weights
     from ..find import find
     from ..tasks import split_name
-    from ..train import fit, read_log
+    from ..train import check_settings, fit, read_log
 
-    task = find("tasks", split_name(config.model)[0])
+    task_name = split_name(config.model)[0]
+    task = find("tasks", task_name)
+    if resume is None:
+        check_settings(config, task_name, given)
     train, val = (data.load(config.data, split, config.format, task.TARGET) for split in ("train", "val"))
     for split, samples in (("train", train), ("val", val)):
         say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")

@@ -1,0 +1,198 @@
+"""Every setting of the training is used by a task, or refused: a walk over all settings x tasks x augmentations."""
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fleetnet import config, data, train
+from fleetnet.cli import main
+from fleetnet.cli import train as verb
+from fleetnet.config import KEYS, READ, Situation, TrainConfig, read_recipe, unread
+from fleetnet.data import Split
+from fleetnet.errors import UsageError
+from fleetnet.find import find, names
+from fleetnet.tasks import Model, build
+
+TASKS = names("tasks")
+VALUES: dict[str, Any] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
+    "label_smoothing": 0.4,
+    "norm": "sync",
+    "mosaic": 0.01,
+    "plain_epochs": 1,
+    "scale": 0.05,
+    "flip": 0.999,
+    "color_jitter": 0.9,
+    "auto_augment": "trivial",
+    "erasing": 1.0,
+    "mixup": 5.0,
+    "cutmix": 5.0,
+    "crop": 0.5,
+}
+SMALL = {
+    "fasternet_t0": {},
+    "yolo": {"width": 0.1},
+    "deeplabv3": {"channels": 16},
+    "maskrcnn": {"channels": 16, "hidden": 16},
+}
+WALK = [(task, augment, key) for task in TASKS for augment in ("default", "none") for key in VALUES]
+
+
+def model_of(task: str) -> Model:
+    torch.manual_seed(0)
+    name = "fasternet_t0" if task == "classification" else f"{task}/fasternet_t0"
+    return build(name, 7 if task == "deeplabv3" else 6, options=SMALL.get(task, {}))
+
+
+def splits(task: str) -> tuple[Split, Split]:
+    target = find("tasks", task).TARGET
+    train_split, val = (data.load("shapes:40", split, None, target) for split in ("train", "val"))
+    return Split(train_split.samples[:4], train_split.classes), Split(val.samples[:1], val.classes)
+
+
+def config_of(**changes: Any) -> TrainConfig:
+    usual = {"size": 64, "batch_size": 4, "epochs": 1, "lr": 1e-4, "clip": 1.0, "ema": None, "device": "cpu"}
+    return TrainConfig(**{**usual, **changes})
+
+
+def is_read(task: str, augment: str, key: str) -> bool:
+    changed = config_of(augment=augment, **{key: VALUES[key]})
+    return unread(key, Situation(changed, find("tasks", task))) is None
+
+
+def seen_in_training(task: str, patch: pytest.MonkeyPatch, run: Path, **changes: Any) -> tuple[float, ...]:
+    """Sums of what the network saw in training and evaluation, and the losses: these differ if a setting is used."""
+    seen: list[float] = []
+    forward, loss = Model.forward, find("tasks", task).loss
+
+    def watched(self: Model, image: torch.Tensor) -> Any:
+        seen.append(float((image.double() * torch.linspace(1, 2, image.shape[-1])).sum()))
+        return forward(self, image)
+
+    def told(*arguments: Any, **settings: Any) -> Any:
+        losses = loss(*arguments, **settings)
+        seen.append(float(sum(value.detach() for value in losses.values())))
+        return losses
+
+    with patch.context() as inside:
+        inside.setattr(Model, "forward", watched)
+        inside.setattr(find("tasks", task), "loss", told)
+        train.fit(model_of(task), *splits(task), config_of(**changes), run)
+    return tuple(seen)
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[float, ...]]:
+    """What is seen with each task and augmentation without any other setting."""
+    folder, patch = tmp_path_factory.mktemp("usual"), pytest.MonkeyPatch()
+    return {
+        (task, augment): seen_in_training(task, patch, folder / f"{task}-{augment}", augment=augment)
+        for task in TASKS
+        for augment in ("default", "none")
+    }
+
+
+def test_every_setting_with_a_condition_is_walked():
+    assert {key for key in KEYS if READ[key]} == set(VALUES)
+
+
+@pytest.mark.parametrize(("task", "augment", "key"), WALK, ids=["-".join(step) for step in WALK])
+def test_a_setting_is_used_or_refused(
+    task: str, augment: str, key: str, usual: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    changes = {"augment": augment, key: VALUES[key]}
+    if is_read(task, augment, key):
+        assert seen_in_training(task, monkeypatch, tmp_path / "run", **changes) != usual[task, augment]
+        return
+    with pytest.raises(UsageError, match=f"^{key} is .*, but {task}.* has no use for it: it is read .*leave it out"):
+        train.fit(model_of(task), *splits(task), config_of(**changes), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_what_is_refused_makes_no_difference(task: str, usual: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Without the refusal, all that is refused changes nothing: so nothing of use is refused."""
+    monkeypatch.setattr(train, "check_settings", lambda *_, **__: None)
+    fails = ("norm", "auto_augment", "mixup", "cutmix")  # these would fail where they are refused
+    fails += ("crop",)  # and this would move pictures in a letterbox, which nobody wants
+    for augment in ("default", "none"):
+        refused = {key: VALUES[key] for key in VALUES if key not in fails and not is_read(task, augment, key)}
+        seen = seen_in_training(task, monkeypatch, tmp_path / augment, augment=augment, **refused)
+        assert seen == usual[task, augment]
+
+
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """The names of settings that `fleetnet train` reads, other than to check or to copy them."""
+    names_read: set[str] = set()
+
+    class Recorded(TrainConfig):
+        def __getattribute__(self, name: str) -> Any:
+            caller = sys._getframe(1).f_code
+            passes_on = caller.co_filename in (config.__file__, dataclasses.__file__)
+            if name in KEYS and not passes_on and caller is not train.check_settings.__code__:
+                names_read.add(name)
+            return super().__getattribute__(name)
+
+    monkeypatch.setattr(verb, "TrainConfig", Recorded)
+    return names_read
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_other_setting_is_read(task: str, read: set[str], tmp_path: Path):
+    name = "fasternet_t0" if task == "classification" else f"{task}/fasternet_t0"
+    options = [f"--options.{key}={value}" for key, value in SMALL.get(task, {}).items()]
+    words = f"train --model {name} --data shapes:20 --size 64 --batch-size 8 --epochs 1 --run {tmp_path / 'run'}"
+    assert main([*words.split(), *options]) == 0
+    assert {key for key in KEYS if not READ[key]} - read == set()
+
+
+# What is given, and where
+
+
+def test_a_flag_of_the_usual_value_is_given_and_a_recipe_may_hold_defaults(tmp_path: Path, capsys):
+    recipe = tmp_path / "resolved.yaml"
+    recipe.write_text("mosaic: 1.0\nlabel_smoothing: 0.1\nflip: 0.5\nmixup: 0\n")
+    check_settings = train.check_settings
+    check_settings(TrainConfig(**read_recipe(recipe)), "ssd")
+    with pytest.raises(UsageError, match=r"mosaic is 1.0, but ssd has .* with the augmentation mosaic \(yolo\)"):
+        check_settings(TrainConfig(), "ssd", given=["mosaic"])
+    check_settings(TrainConfig(mosaic=0.0, flip=0.0), "ssd", given=["mosaic"])  # these ask for nothing
+    recipe.write_text("mosaic: 0.5\n")
+    words = f"train --model ssd/fasternet_t0 --data shapes:20 --recipe {recipe} --run {tmp_path / 'run'}"
+    assert main(words.split()) == 2
+    assert "mosaic is 0.5, but ssd" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--mosaic 0.5", "mosaic is 0.5, but classification has no use for it"),
+        ("--plain-epochs 3", "plain_epochs is 3, but classification has no use for it"),
+        ("--augment none --flip 0.5", "flip is 0.5, but classification with augment none has no use"),
+        ("--augment none --erasing 0.1", "erasing is 0.1, but classification with augment none"),
+        ("--augment none --scale 0.5", "scale is 0.5, but classification with augment none"),
+        ("--norm sync", "norm is sync, but classification has no use for it: it is read as sync only by several"),
+    ],
+)
+def test_refused_before_the_data_are_read(words: str, message: str, capsys):
+    assert main(f"train --model fasternet_t0 --data nowhere {words}".split()) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"drop_path": 0.2}, r"drop_path is 0.2, but the model was made with 0.0: `fit` trains the model as it is"),
+        ({"output_stride": 16}, r"output_stride is 16, but the model was made with 32"),
+        ({"options": {"mixing": "conv"}}, "options have mixing, but the model was made without"),
+        ({"weights": "imagenet.pth"}, "weights is 'imagenet.pth', but none were loaded into the model"),
+    ],
+)
+def test_fit_does_not_make_the_model(changes: dict, message: str, tmp_path: Path):
+    with pytest.raises(UsageError, match=message):
+        train.fit(model_of("classification"), *splits("classification"), config_of(**changes), tmp_path / "run")
