@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from . import __version__
 from .errors import ModelError
+from .files import replacing
 from .find import names
 from .reparam import reparameterize
 from .tasks import Model, build
 from .transforms import Preprocess
-from .weights import form_of, locate, read_pickle, read_safetensors, replacing
+from .weights import form_of, locate, read_pickle, read_safetensors
 
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
 STATE = "trainer.pt"
@@ -208,9 +209,3 @@ def _check_plain(value: Any, where: str) -> None:
             f"{where} is {type(value).__module__}.{type(value).__name__}, which could not be read again; allowed: "
             "tensors, numbers, strings, None, and dicts, lists and tuples of them"
         )
-
-
-def write_text(path: str | Path, text: str) -> None:
-    """Write a text file that is never half there."""
-    with replacing(Path(path)) as file:
-        file.write(text.encode())

@@ -12,6 +12,10 @@ class FleetnetError(Exception):
     exit_code = 1  # failure at run time
 
 
+class WriteError(FleetnetError, OSError):
+    """A file that cannot be written: the disk is full, the folder is gone or not ours."""
+
+
 class UsageError(FleetnetError, ValueError):
     """An unknown verb, flag, recipe key or option value."""
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -32,6 +31,7 @@ from torch import Tensor, nn
 from . import checkpoint
 from .equalize import equalize
 from .errors import DataError, ExportError, ModelError, UsageError, choose
+from .files import beside
 from .find import find
 from .images import read
 from .predict import Predictor, load
@@ -378,9 +378,8 @@ def quantize(
     described = [_describe(name, value, False) for name, value in values.items()]
     about = {**prepared.facts, "metrics": None, "outputs": described}
     attempts: list[Attempt] = []
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".quantize-", dir=path.parent) as folder:
-        between = Path(folder) / f"float{to.suffix}"
+    with beside(path, "quantize") as folder:
+        between = folder / f"float{to.suffix}"
         to.export(prepared.deployed, example, between, outputs=list(values))
         write = WRITERS[runtime](between, prepared.images.numpy())
         for more in _steps(min(int(most * len(names)), len(names) - len(chosen))):
@@ -388,7 +387,7 @@ def quantize(
                 report("measuring how much each layer disturbs the outputs")
             others = [layer.name for layer in prepared.sensitivity if layer.name not in chosen] if more else []
             skipped = chosen + others[:more]
-            done = Path(folder) / str(more)  # each its own: what is loaded must not be overwritten
+            done = folder / str(more)  # each its own: what is loaded must not be overwritten
             finished, sidecar = done / path.name, done / path.with_suffix(".json").name
             done.mkdir()
             rounded = write(set(skipped), finished, about)

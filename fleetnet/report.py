@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import UsageError
+from .files import replacing, write_text
 
 PANELS = {  # title of a panel -> the last parts of the names that belong there; "train" has losses besides
     "loss": ("loss",),
@@ -45,6 +46,18 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 
+def _save(figure: Any, path: Path | str) -> None:
+    with replacing(Path(path)) as file:
+        figure.savefig(file, format=Path(path).suffix[1:] or "png")
+
+
+def save(picture: Image.Image, path: Path | str, **options: Any) -> None:
+    """Write a picture in the format of its name; at any time the file at `path` is the old or the new one, whole."""
+    suffixes = Image.registered_extensions()
+    with replacing(Path(path)) as file:
+        picture.save(file, suffixes[Path(path).suffix.lower()], **options)
+
+
 def _panel(name: str) -> str | None:
     """The title of the panel where a number of this dotted name is drawn, if it is."""
     first, *_, last = ["", *name.split(".")] if "." not in name else name.split(".")
@@ -73,7 +86,7 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)
         axes.legend(fontsize="small")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def predictions(images: Sequence[Any], truths: Sequence[str | None], names: Sequence[str], path: Path | str) -> None:
@@ -95,7 +108,7 @@ def predictions(images: Sequence[Any], truths: Sequence[str | None], names: Sequ
             axes.imshow(images[i])
             color = "black" if not known else RIGHT if right else WRONG
             axes.set_title(text, color=color, fontsize=9, parse_math=False)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path | str) -> None:
@@ -117,7 +130,7 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
                 if count:
                     color = "white" if shares[y][x] > 0.5 else "black"
                     axes.text(x, y, str(count), ha="center", va="center", color=color)
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def precision_recall(points: Mapping[str, Sequence[Sequence[float]]], path: Path | str) -> None:
@@ -140,7 +153,7 @@ def precision_recall(points: Mapping[str, Sequence[Sequence[float]]], path: Path
     axes.grid(alpha=0.3)
     if len(known) <= LEGEND:
         figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def bars(values: Mapping[str, float | None], title: str, path: Path | str) -> None:
@@ -156,7 +169,7 @@ def bars(values: Mapping[str, float | None], title: str, path: Path | str) -> No
         axes.text((value or 0) + 1, y, "-" if value is None else f"{value:.1f}", va="center", fontsize=8)
     axes.set_yticks(places, names)
     axes.set(title=title, xlim=(0, 110), ylim=(len(names) - 0.4, -0.6))
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def pareto(
@@ -196,7 +209,7 @@ def pareto(
     axes.margins(x=0.12)  # names stand to the right of their points
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize="small")
-    figure.savefig(path)
+    _save(figure, path)
     return front
 
 
@@ -317,7 +330,7 @@ def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) ->
         small = picture.copy()
         small.thumbnail((side - 8, side - 8))
         whole.paste(small, (i % columns * side + 4, i // columns * side + 4))
-    whole.save(path)
+    save(whole, path)
 
 
 def label_map(labels: Any, classes: Sequence[str]) -> Image.Image:
@@ -344,9 +357,9 @@ def page(
     head = "".join(f"<th>{cell(column)}</th>" for column in columns)
     body = "".join("<tr>" + "".join(f"<td>{cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows)
     style = "body{font:14px sans-serif;margin:2em}img{max-width:100%;display:block}td,th{padding:2px 8px}"
-    Path(path).write_text(
+    write_text(
+        path,
         f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
         f"<style>{style}</style>\n<h1>{html.escape(title)}</h1>\n<table>{facts}</table>\n{pictures}\n"
         f"<table><tr>{head}</tr>{body}</table></html>\n",
-        encoding="utf-8",
     )

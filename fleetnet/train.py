@@ -28,6 +28,7 @@ from .boxes import Prediction
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
 from .errors import DataError, FleetnetError, UsageError
+from .files import write_text
 from .find import find, names
 from .images import measure
 from .tasks import Model
@@ -334,7 +335,7 @@ def fit(
         if config.epochs <= start:
             raise UsageError(f"{run} has been trained for {start} epochs; give more than that to continue")
         done = [line for line in read_log(run) if line["epoch"] < start]
-        checkpoint.write_text(log_path, "".join(json.dumps(line) + "\n" for line in done))
+        write_text(log_path, "".join(json.dumps(line) + "\n" for line in done))
     else:
         log_path.unlink(missing_ok=True)
 

@@ -12,21 +12,20 @@ where the weights have none or that of another task, such as a classifier's for 
 import argparse
 import hashlib
 import json
-import os
 import pickle
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .backbones import Option, Pretrained, family, pretrained, variants
 from .errors import FleetnetError, ModelError, choose
+from .files import replacing
 from .find import find, names
 from .reparam import reparameterize
 from .tasks import Model, build, defaults, described_by, split_name
@@ -229,20 +228,6 @@ def _download(url: str) -> Path:
     except (URLError, OSError) as error:
         raise ModelError(f"{url} cannot be fetched: {error}") from error
     return path
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file open for writing that takes the place of `path` at the end, whole; on an error `path` stays as it was."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 # ---- unwrap ----------------------------------------------------------------------------------------------------------

@@ -9,6 +9,8 @@ ROOT = Path(__file__).parents[1] / "fleetnet"
 MAY_IMPORT = {  # a module or folder of the package -> what it may import of the package
     "errors": "",
     "find": "errors",
+    "files": "errors",
+    "claims": "files errors",
     "boxes": "errors",
     "config": "errors",
     "reparam": "errors",
@@ -17,7 +19,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "scopes": "",
     "flops": "scopes errors",
     "devices": "bench errors",
-    "report": "errors",
+    "report": "files errors",
     "layers": "reparam errors",
     "parc": "reparam layers errors",
     "backbones": "backbones layers parc reparam find errors",
@@ -25,18 +27,18 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "transforms": "data images boxes errors",
     "augment": "transforms data images boxes errors",
     "tasks": "tasks backbones layers boxes reparam find errors",
-    "weights": "tasks backbones reparam find errors",
-    "checkpoint": "tasks transforms weights reparam find errors __init__",
-    "runtimes": "runtimes scopes boxes reparam parc find errors",
+    "weights": "tasks backbones reparam files find errors",
+    "checkpoint": "tasks transforms weights reparam files find errors __init__",
+    "runtimes": "runtimes scopes boxes reparam parc files find errors",
     "realistic": "",
     "predict": "checkpoint weights reparam images runtimes tasks transforms boxes find errors",
     "equalize": "reparam errors",
     "quantizers": "runtimes errors",
-    "quantize": "quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam find "
-    "errors",
-    "train": "tasks data transforms augment boxes images checkpoint config find errors",
-    "cli": "cli backbones bench checkpoint config data devices errors find flops images layers predict quantize "
-    "quantizers realistic reparam report runtimes tasks train transforms weights __init__",
+    "quantize": "quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam files "
+    "find errors",
+    "train": "tasks data transforms augment boxes images checkpoint config claims files find errors",
+    "cli": "cli backbones bench checkpoint claims config data devices errors files find flops images layers predict "
+    "quantize quantizers realistic reparam report runtimes tasks train transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",
 }

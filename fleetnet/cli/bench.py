@@ -1,6 +1,5 @@
 """`fleetnet bench`: latency of models in their forms, runtimes, precisions and numbers of threads, measured in turn."""
 
-import csv
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ..errors import UsageError
+from ..files import write_rows
 from ._show import say, table
 from ._subjects import Subject, subjects, threads_of
 
@@ -119,10 +119,7 @@ def _check(given: Mapping[str, Any]) -> None:
 
 
 def write_csv(path: str, documents: Sequence[Mapping[str, Any]]) -> None:
-    with Path(path).open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(documents[0]))
-        writer.writeheader()
-        writer.writerows(documents)
+    write_rows(path, list(documents[0]), documents)
 
 
 def conditions(card: Mapping[str, object]) -> None:

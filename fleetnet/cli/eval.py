@@ -111,7 +111,7 @@ def _by_class(result: dict[str, Any], classes: list[str]) -> None:
 
 def _write(path: Path, found: list[dict[str, Any]], masks: bool) -> None:
     """COCO's results of boxes and, apart, of masks: pycocotools takes masks with a box to be as large as their box."""
-    from ..checkpoint import write_text
+    from ..files import write_text
 
     path.parent.mkdir(parents=True, exist_ok=True)
     files = {path: "segmentation"}  # what each leaves out

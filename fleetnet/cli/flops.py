@@ -1,6 +1,5 @@
 """`fleetnet flops`: parameters, MACs, FLOPs, activations and bytes of each module, in both forms."""
 
-import csv
 import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ..errors import ModelError, UsageError
+from ..files import write_rows
 from ._show import say, table
 
 if TYPE_CHECKING:
@@ -79,10 +79,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             "inputs, weights and outputs, each once"
         )
     if given.get("csv"):
-        with Path(given["csv"]).open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, ["form", *next(iter(forms.values()))[0]])
-            writer.writeheader()
-            writer.writerows({"form": name, **row} for name, rows in forms.items() for row in rows)
+        columns = ["form", *next(iter(forms.values()))[0]]
+        write_rows(given["csv"], columns, ({"form": name, **row} for name, rows in forms.items() for row in rows))
     return {"model": given["model"], "size": [height, width], "forms": forms}
 
 

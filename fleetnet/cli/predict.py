@@ -132,8 +132,8 @@ def _detect(
     Annotations are written as they are found; only names, scores and boxes stay in memory.
     """
     from .. import report
+    from ..files import replacing
     from ..tasks._coco import area, present, results
-    from ..weights import replacing
 
     threshold, out = given.get("threshold", 0.3), Path(given["out"]) if given.get("out") else None
     ids = predictor.facts.get("category_ids") or list(range(1, len(predictor.classes) + 1))
@@ -147,7 +147,7 @@ def _detect(
         prediction = {key: value[good] for key, value in prediction.items()}
         if out is not None:
             drawn = f"drawn/{stems[path]}.jpg"
-            report.draw(picture, prediction, predictor.classes).save(out / drawn, quality=QUALITY)
+            report.save(report.draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY)
             size = {"width": picture.width, "height": picture.height}
             images.append({"id": len(images) + 1, "file_name": str(path), **size, "drawn": drawn})
             for item in results([prediction], [len(images)], ids):
@@ -179,7 +179,7 @@ def _segment(
 ) -> list[dict[str, Any]]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
     from .. import report
-    from ..checkpoint import write_text
+    from ..files import write_text
     from ..find import find
 
     task, out, stems = find("tasks", predictor.task), Path(given["out"]) if given.get("out") else None, _stems(paths)
@@ -192,8 +192,8 @@ def _segment(
         result: dict[str, Any] = {"shares": task.present(prediction, predictor.classes, **settings)}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[path]}.jpg", "map": f"maps/{stems[path]}.png"}
-            report.draw(picture, prediction, predictor.classes).save(out / result["drawn"], quality=QUALITY)
-            report.label_map(prediction["semantic"], predictor.classes).save(out / result["map"])
+            report.save(report.draw(picture, prediction, predictor.classes), out / result["drawn"], quality=QUALITY)
+            report.save(report.label_map(prediction["semantic"], predictor.classes), out / result["map"])
         return result
 
     found = _each(paths, skipped, shares)
@@ -225,7 +225,7 @@ def _stems(paths: list[Path]) -> dict[Path, str]:
 
 def _write(folder: Path, document: dict[str, Any]) -> None:
     from .. import images, report
-    from ..checkpoint import write_text
+    from ..files import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "predictions.json", json.dumps(document, indent=2) + "\n")

@@ -165,7 +165,7 @@ def _prepare(run: Path, config: TrainConfig, resume: bool) -> None:
     import yaml
 
     from .. import bench
-    from ..checkpoint import write_text
+    from ..files import write_text
 
     if not resume and (run / STATE).is_file():
         raise UsageError(f"{run} holds a run already: continue it with --resume {run}, or give another --run")

@@ -37,7 +37,6 @@ import json
 import math
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -53,6 +52,7 @@ from torch import Tensor, nn
 
 from ..boxes import unpad
 from ..errors import ExportError, UsageError, choose
+from ..files import beside
 from ..find import find, names
 from ..reparam import difference, reparameterize
 from ._agreement import Agreement as Agreement
@@ -353,10 +353,8 @@ def deliver(
     integers = getattr(to, "integers", "int64")
     described = [_describe(name, value, dynamic, integers) for name, value in values.items()]
     facts = {**facts, "form": "deploy", "outputs": described}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A folder, since some formats are two files; beside the target, so that renaming cannot cross file systems.
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=path.parent) as folder:
-        file = Path(folder) / path.name
+    with beside(path, "export") as folder:  # a folder, since some formats are two files
+        file = folder / path.name
         to.export(
             deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=list(values),
             precision=precision,
@@ -373,7 +371,7 @@ def deliver(
                 advice += f". {explanation(deployed, file, runtime, examples, tolerance)}"
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
-        np.savez(Path(folder) / golden.name, allow_pickle=False, **arrays)
+        np.savez(folder / golden.name, allow_pickle=False, **arrays)
         document = {
             **facts,
             "file": path.name,
@@ -389,8 +387,8 @@ def deliver(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        (Path(folder) / sidecar.name).write_text(text, encoding="utf-8")
-        for finished in sorted(Path(folder).iterdir(), key=lambda f: f.name == path.name):  # the file itself last
+        (folder / sidecar.name).write_text(text, encoding="utf-8")
+        for finished in sorted(folder.iterdir(), key=lambda f: f.name == path.name):  # the file itself last
             target = path.with_name(finished.name)
             if target.is_dir():
                 shutil.rmtree(target)

@@ -1,0 +1,161 @@
+"""Files that are whole or not there, and what goes wrong with writing them in plain words.
+
+A file is written beside its name as `.NAME.PID.tmp` and then renamed. A process that is killed leaves that file
+behind: `remove_leftovers` knows those by their name and by the process that is gone.
+"""
+
+import csv
+import errno
+import io
+import itertools
+import os
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from .errors import WriteError
+
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*")  # a file or folder, with its process
+BUSY_SECONDS = 600  # a younger one is spared while any process has its number
+FULL = (errno.ENOSPC, errno.EDQUOT)
+SMALLEST_SPACE = 1 << 16  # bytes: with less left, a failure without a reason is one of space
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file open for writing that takes the place of `path` at the end, whole; on an error `path` stays as it was.
+
+    Raises `WriteError` where it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with writing(path):
+            file = temporary.open("wb")
+        # only_full: whoever writes may read other files, which fail in their own words
+        with writing(path, only_full=True), file:
+            yield file
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with writing(path):
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, only_full: bool = False) -> Iterator[None]:
+    """Turn what the system says of a failed write to `path` into a `WriteError`; with `only_full` only a full disk.
+
+    Libraries that write files of their own often say nothing of the reason: then the space that is left tells.
+    """
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        if error.errno is None or (only_full and error.errno not in FULL):
+            raise
+        raise WriteError(_words(path, error)) from error
+    except Exception as error:
+        if _space(path) >= SMALLEST_SPACE:
+            raise
+        raise WriteError(_words(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) from error
+
+
+@contextmanager
+def beside(path: Path, kind: str) -> Iterator[Path]:
+    """A folder to prepare `path` in, beside it, so that renaming cannot cross file systems; gone at the end.
+
+    Makes the folder of `path` where there is none, and removes what killed processes left there.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(path.parent, deep=False)
+        folder = Path(tempfile.mkdtemp(prefix=f".{kind}-{os.getpid()}-", dir=path.parent))
+    try:
+        with writing(path, only_full=True):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _words(path: Path, error: OSError) -> str:
+    if error.errno in FULL:
+        return f"{path} cannot be written: the disk is full ({error.strerror}); free some space, or write elsewhere"
+    if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
+        return f"{path} cannot be written: its folder is not there"
+    return f"{path} cannot be written: {error.strerror}"
+
+
+def _space(path: Path) -> int:
+    """Bytes left on the disk of a path; many where that cannot be told."""
+    try:
+        return shutil.disk_usage(path.parent).free
+    except OSError:
+        return SMALLEST_SPACE
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text file that is never half there."""
+    with replacing(Path(path)) as file:
+        file.write(text.encode())
+
+
+def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a CSV file with a line of columns and one for each row; a row may lack some of them."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(path, text.getvalue())
+
+
+def append_line(path: Path, line: str) -> None:
+    with writing(path), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")
+
+
+def remove_leftovers(folder: Path, deep: bool = True) -> list[Path]:
+    """Remove what killed processes left half written in a folder and, if `deep`, below it; the paths removed."""
+    removed = []
+    for root, folders, files in itertools.islice(os.walk(folder), None if deep else 1):
+        for name in [*files, *folders]:
+            left, match = Path(root) / name, TEMPORARY.fullmatch(name)
+            if match is None or _busy(left, int(match[1] or match[2])):
+                continue
+            if name in folders:
+                folders.remove(name)
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+            removed.append(left)
+    return removed
+
+
+def _busy(left: Path, process: int) -> bool:
+    """Whether a process may still be writing: one of that number is there, and the file is young."""
+    if process == os.getpid():
+        return False
+    try:
+        return process_runs(process) and time.time() - left.lstat().st_mtime < BUSY_SECONDS
+    except OSError:  # it has gone in the meantime
+        return True
+
+
+def process_runs(process: int) -> bool:
+    """Whether a process of this number is there; where that cannot be told, it is."""
+    if os.name != "posix":
+        return True  # os.kill would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
