@@ -1,24 +1,37 @@
-"""Image files, as users have them: any format and mode in, upright 8-bit RGB out, or a `DataError` that names the file.
+"""Pictures, as users have them: any file, format, mode or array in, upright 8-bit RGB out, or a `DataError`.
+
+    load      a path, the bytes of a file, a PIL image or an array -> `Picture`; `read` is its image alone
+    measure   the size of that picture, from the head of the file
 
 Nothing here hangs, and no file makes it spend memory before its size is known: only regular files are opened, only by
 decoders of photographs and scans (not PostScript and the like), and the pixel count of the header is checked first.
+A picture of more than `LARGE` pixels is reduced while it is decoded, where its format allows it.
 """
 
 import errno
+import io
+import math
 import os
 import stat
 import threading
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 
-from .errors import DataError
+from . import bands
+from .bands import Band
+from .errors import DataError, UsageError
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
+LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
+BANDED = 1 << 24  # pixels from which PNG and TIFF are decoded in bands
+MEMORY = 256 << 20  # bytes that decoding may take whatever the file; beyond, as many as the next line allows
+SPENT = 64  # bytes of memory for each byte of the file
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")  # content decides, not the name
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif"),
@@ -26,6 +39,7 @@ EXTENSIONS = {
 }
 IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # left by file managers; names that begin with a dot too
 
+_ORIENTATION = 0x0112  # the tag of EXIF
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values mean nothing
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -35,53 +49,163 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_DECODERS = {  # bytes of memory for each pixel that a decoder takes besides the picture itself
+    "WEBP": 8,
+    "AVIF": 12,
+    "JPEG2000": 16,
+    "GIF": 1,
+    "BMP": 1,
+    "PPM": 4,
+}
 _OPENING = threading.Lock()  # warnings.catch_warnings is not safe with threads
 if hasattr(os, "register_at_fork"):  # a process must not begin with a lock that a thread it does not have would release
     os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release)
 
+Source = str | Path | bytes | Image.Image | np.ndarray
+Range = tuple[float, float]
 
-def read(path: str | Path) -> Image.Image:
-    """The first frame of an image file as upright RGB, 8 bits a channel.
 
-    EXIF orientation is applied. Transparent pixels are laid on white. 16-bit gray is scaled by 1/257; float gray must
-    be within 0 to 1 and is scaled by 255. Color profiles are not applied. Raises `DataError`, naming the file and the
-    reason, for whatever is no image, is damaged or truncated, has more than `MAX_PIXELS`, or cannot be opened.
+class Picture(NamedTuple):
+    """An upright picture. Beyond `LARGE` pixels `image` is a reduced copy, and only the size is the picture's own."""
+
+    image: Image.Image  # RGB, 8 bits a channel
+    height: int
+    width: int
+
+
+def load(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture:
+    """The picture in whatever form it comes: the same pixels of each.
+
+    `source` is the path of a file (its first frame counts), the bytes of one, a PIL image, or an array: (height, width)
+    or (height, width, 1) gray, (..., 2) gray and alpha, (..., 3) colors in the order `channels`, "RGB" or "BGR", or
+    (..., 4) colors and alpha; of bool, uint8, uint16, or floats from 0 to 1.
+
+    EXIF orientation is applied, to PIL images as well. Transparent pixels are laid on white; the fourth band of a TIFF
+    only if it is transparency by its values: if at least half of those above zero are the largest. Color profiles are
+    not applied. `values` is the range of values that becomes 0 to 255, of pictures with more than 8 bits a channel
+    (what lies outside is cut): unless given, all of 16 bits, and floats from 0 to 1, outside of which is an error.
+
+    Raises `DataError`, naming the file and the reason, for whatever is no picture, is damaged or truncated, has more
+    than `MAX_PIXELS`, needs far more memory than its file has bytes, or cannot be opened; `UsageError` for other types.
+    """
+    if channels not in ("RGB", "BGR"):
+        raise UsageError(f"channels is {channels!r}; allowed: 'RGB' or 'BGR', the order of colors in an array")
+    if not isinstance(source, (str, Path, bytes, Image.Image, np.ndarray)):
+        raise UsageError(
+            f"a picture is a path, the bytes of a file, a PIL image, or an array (height, width, 3), not "
+            f"{type(source).__name__}"
+        )
+    try:
+        if isinstance(source, np.ndarray):
+            return _of_array(source, values, channels)
+        if isinstance(source, Image.Image):
+            return _of_image(source, values)
+        with io.BytesIO(source) if isinstance(source, bytes) else _regular(source) as file:
+            return _of_file(file, values)
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise DataError(f"cannot read image {_name(source)}: {_reason(error, source)}") from error
+
+
+def read(source: Source, values: Range | None = None) -> Image.Image:
+    """The image of `load`: upright RGB, 8 bits a channel, of at most `LARGE` pixels."""
+    return load(source, values).image
+
+
+def measure(path: str | Path) -> tuple[int, int]:
+    """(width, height) of the picture in a file, upright, from its head; raises as `load` does."""
+    return examine(path)[0]
+
+
+def examine(path: str | Path) -> tuple[tuple[int, int], int]:
+    """(width, height) of the picture in a file, upright, and its EXIF orientation, 1 to 8; raises as `load` does.
+
+    Orientations from 5 on swap the sides: the file itself stores (height, width).
     """
     try:
         with _regular(path) as file:
             image = _open(file)
-            image.load()
-            orientation = _orientation(image)  # only now: PNG may have it after the pixels, TIFF applies it itself
-            image = _rgb(image)
-    except Exception as error:  # decoders of damaged files raise nearly anything
+            orientation = _stored_orientation(file, image)
+            # Pillow gives the size of a TIFF as turned already
+            swapped = orientation >= 5 and image.format != "TIFF"
+            return (image.size[::-1] if swapped else image.size), orientation
+    except Exception as error:  # as in `load`
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, str]:
+    """The range of values that the pictures of a data set have, for `load`, and a sentence on what it was found from.
+
+    Up to `look` files, evenly spread, are opened, and those of more than 8 bits a channel read. Whole numbers range
+    from 0 to the largest of 8, 9, ... 16 bits; (None, "") where they take all of 16 bits, where floats keep to 0 to 1,
+    and where there are none of these.
+    """
+    some = paths[:: max(1, len(paths) // look)][:look]
+    low, high, deep, floats = math.inf, -math.inf, 0, False
+    for path in some:
+        try:
+            extremes = _extremes(path)
+        except Exception:  # damaged files are named where they are read as samples
+            continue
+        if extremes is not None:
+            low, high = min(low, extremes[0]), max(high, extremes[1])
+            deep, floats = deep + 1, floats or extremes[2]
+    if not deep or (floats and low >= 0 and high <= 1) or not math.isfinite(low) or not low < high:
+        return None, ""
+    found: Range = (low, high)
+    if not floats and low >= 0 and high <= 65535:
+        found = 0.0, float(2 ** max(8, int(high).bit_length()) - 1)
+    if found == (0.0, 65535.0):
+        return None, ""
+    kind = "floats" if floats else "more than 8 bits"
+    return found, f"{deep} of {len(some)} pictures looked at have {kind}, with values from {low:g} to {high:g}"
+
+
+def _extremes(path: Path) -> tuple[float, float, bool] | None:
+    """(smallest, largest, whether floats) of a picture with more than 8 bits a channel; None of others."""
+    with _regular(path) as file:
+        image = _open(file)
+        if not _is_deep(image):
+            return None
+        _check_memory(image, file)
+        extremes = []
+        for band in _bands(file, image):
+            values = band if isinstance(band, np.ndarray) else np.asarray(band)
+            colors = values[..., : 3 if values.shape[-1] == 4 else 1] if values.ndim == 3 else values
+            extremes.append((float(colors.min()), float(colors.max())))
+        lows, highs = zip(*extremes, strict=True)
+        return min(lows), max(highs), values.dtype.kind == "f"
 
 
 def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None = None) -> np.ndarray:
     """The label map in an image file: (height, width) uint8, as stored, so the indices of a picture with a palette.
 
     `colors` gives the label of each color, for files in RGB. Raises `DataError`, naming the file and the reason, for
-    what `read` refuses, values above 255, JPEG, colors without `colors`, and a color that is not in them.
+    what `load` refuses, values above 255, JPEG, colors without `colors`, and a color that is not in them.
     """
     try:
         with _regular(path) as file:
             image = _open(file)
             if image.format == "JPEG":
                 raise DataError("labels are in a JPEG, which changes them; save them as PNG")
-            image.load()
-            if image.mode in ("RGB", "RGBA"):
-                return _of_colors(np.asarray(image.convert("RGB")), colors)
-            if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
-                raise DataError(
-                    f"labels in mode {image.mode}; allowed: gray or palette of 8 bits, gray of 16 bits, RGB"
-                )
-            values = np.asarray(image)
-    except Exception as error:  # as in `read`
+            _check_memory(image, file)
+            parts = [_labels(band, colors) for band in _bands(file, image)]
+            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+    except Exception as error:  # as in `load`
         raise DataError(f"cannot read labels {str(path)!r}: {_reason(error, path)}") from error
-    if values.min() < 0 or values.max() > 255:
-        raise DataError(f"cannot read labels {str(path)!r}: values from {values.min()} to {values.max()}; at most 255")
-    return values.astype(np.uint8)
+
+
+def _labels(band: Band, colors: dict[tuple[int, int, int], int] | None) -> np.ndarray:
+    if isinstance(band, Image.Image):
+        if band.mode in ("RGB", "RGBA"):
+            return _of_colors(np.asarray(band.convert("RGB")), colors)
+        if band.mode not in ("1", "L", "P") and not band.mode.startswith("I"):
+            raise DataError(f"labels in mode {band.mode}; allowed: gray or palette of 8 bits, gray of 16 bits, RGB")
+        band = np.asarray(band)
+    if band.ndim == 3:
+        raise DataError("labels of 16 bits a color; allowed: gray or palette of 8 bits, gray of 16 bits, RGB")
+    if band.min() < 0 or band.max() > 255:
+        raise DataError(f"values from {band.min()} to {band.max()}; at most 255")
+    return band.astype(np.uint8)
 
 
 def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | None) -> np.ndarray:
@@ -97,32 +221,266 @@ def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | Non
     return known[place, 1].astype(np.uint8)
 
 
-def measure(path: str | Path) -> tuple[int, int]:
-    """(width, height) of the picture that `read` gives, from the head of the file; raises as `read` does."""
+def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
+    """The bytes of a file at an http or https address, which a user gave; nothing is kept.
+
+    Raises `DataError` for more than `limit` bytes, for an answer that takes longer than `seconds` in all, and for
+    whatever the server or the way to it refuses.
+    """
+    from http.client import HTTPException
+    from urllib import request
+
+    opener = request.OpenerDirector()  # unlike urlopen's, it knows no files and no FTP, to which a server could send it
+    for handler in (
+        request.ProxyHandler(),
+        request.UnknownHandler(),
+        request.HTTPHandler(),
+        request.HTTPSHandler(),
+        request.HTTPDefaultErrorHandler(),
+        request.HTTPRedirectHandler(),
+        request.HTTPErrorProcessor(),
+    ):
+        opener.add_handler(handler)
+    until, blocks, received = time.monotonic() + seconds, [], 0
     try:
-        with _regular(path) as file:
-            image = _open(file)
-            width, height = image.size
-            # TIFF is turned when it is loaded, and Pillow gives its size as turned already
-            plain = image.format == "TIFF" or (image.format == "PNG" and not _png_metadata(file))
-            turned = not plain and _orientation(image) >= 5
-    except Exception as error:  # as in `read`
-        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
-    return (height, width) if turned else (width, height)
+        with opener.open(address, timeout=min(seconds, 20.0)) as response:
+            said = response.headers.get("Content-Length") or ""
+            expected = int(said) if said.isdecimal() else 0
+            if expected > limit:
+                raise DataError(f"it has {expected} bytes; at most {limit} are fetched")
+            while block := response.read1(1 << 16):  # what has come, so that a slow server does not outwait the limit
+                received += len(block)
+                if received > limit:
+                    raise DataError(f"it has more than the {limit} bytes that are fetched")
+                if time.monotonic() > until:
+                    raise DataError(f"only {received} bytes came within {seconds:g} s")
+                blocks.append(block)
+            if received < expected:
+                raise DataError(f"it ended after {received} of {expected} bytes")
+    except (HTTPException, OSError, ValueError) as error:  # DataError is a ValueError
+        raise DataError(f"cannot fetch {address!r}: {str(error) or type(error).__name__}") from error
+    return b"".join(blocks)
 
 
-def _png_metadata(file: BinaryIO) -> bool:
-    """True if a PNG may hold an orientation; to find out, Pillow decodes all pixels, since it may come after them."""
-    place, start, found = file.tell(), 8, False
-    while not found:
-        file.seek(start)
-        head = file.read(32)  # of a chunk: the length of its content, its type, the start of the content
-        if len(head) < 8 or head[4:8] == b"IEND":
-            break
-        found = head[4:8] == b"eXIf" or head[8:].startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
-        start += int.from_bytes(head[:4], "big") + 12
-    file.seek(place)
-    return found
+# ---- forms of a picture ----------------------------------------------------------------------------------------------
+
+
+def _of_file(file: BinaryIO, values: Range | None) -> Picture:
+    image = _open(file)
+    _check_memory(image, file)
+    laid = True
+    if image.format == "TIFF" and image.has_transparency_data:
+        laid = _is_transparency(_bands(file, image))
+        image = _open(file)
+    orientation = _stored_orientation(file, image)
+    width, height = stored = image.size
+    if image.format == "TIFF" and not _in_bands(image):
+        orientation = 1  # Pillow turns it when it loads it, and gives its size as turned already
+    elif image.format == "TIFF" and orientation >= 5:
+        width, height = stored = height, width  # of the rows in the file
+    if image.format in ("JPEG", "MPO") and width * height > LARGE:
+        # by its own decoder, which averages as well, and knows halves, quarters and eighths
+        factor = 1 << math.ceil(math.log2(_factor(width, height)))
+        image.draft(image.mode, (width // factor, height // factor))
+        stored = image.size
+    upright = _upright(_assembled(_bands(file, image), stored, values, laid), orientation)
+    return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
+
+
+def _of_image(image: Image.Image, values: Range | None) -> Picture:
+    image.load()
+    orientation, (width, height) = _orientation(image), image.size
+    laid = not (image.format == "TIFF" and image.has_transparency_data) or _is_transparency(_parts(image))
+    rgb = _assembled(_parts(image), image.size, values, laid)
+    upright = _upright(image.copy() if rgb is image else rgb, orientation)
+    return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """The image turned, and without the orientation itself, so that nobody turns it again."""
+    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+    upright.info = {}
+    return upright
+
+
+def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)) or 0 in array.shape:
+        raise DataError(f"its shape is {array.shape}; allowed: (height, width), or (height, width, 1 to 4 channels)")
+    array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
+    if channels == "BGR" and array.ndim == 3 and array.shape[2] >= 3:
+        array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    height, width = array.shape[:2]
+    return Picture(_assembled(_parts(array), (width, height), values, True), height, width)
+
+
+def _parts(whole: Band) -> Iterator[Band]:
+    """A picture in memory in bands, or in one piece where it is small."""
+    width, height = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
+    if width * height <= 4 * bands.PIECE:
+        yield whole
+        return
+    for top, bottom in bands.rows_of(width, height):
+        yield whole.crop((0, top, width, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom]
+
+
+def _bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
+    """The bands of an opened file, from the top, as they are stored."""
+    if image.format == "PNG" and not image.info.get("interlace") and (_is_deep(image) or _in_bands(image)):
+        yield from bands.png_bands(file, image)
+        return
+    strips = bands.tiff_bands(file, image) if image.format == "TIFF" and _in_bands(image) else None
+    if strips is not None:
+        for strip in strips:
+            yield from _parts(_whole(strip, _open(strip)))
+        return
+    if image.format == "TIFF" and _in_bands(image):
+        raise DataError(f"a TIFF of {image.width}x{image.height} pixels in one piece; save it in strips or tiles")
+    yield from _parts(_whole(file, image))
+
+
+def _in_bands(image: Image.Image) -> bool:
+    return image.format in ("PNG", "TIFF") and image.width * image.height > BANDED
+
+
+def _whole(file: BinaryIO, image: ImageFile.ImageFile) -> Band:
+    """The pixels of an opened file as they are stored; of more than 8 bits a color as uint16 (height, width, 3 or 4).
+
+    Pillow keeps one byte of each color, and can be told which: such files are decoded twice.
+    """
+    swapped = {"B": "L", "L": "B", "N": "B"}  # here N, the machine's own order, is L
+    deep = [tile.args for tile in image.tile if _rawmode(tile.args).startswith(("RGB", "CMYK")) and _is_deep(image)]
+    image.load()
+    if not deep or image.mode not in ("RGB", "RGBA"):
+        return image
+    other = _open(file)
+    other.tile = [
+        tile._replace(args=_with_rawmode(tile.args, _rawmode(tile.args)[:-1] + swapped[_rawmode(tile.args)[-1]]))
+        for tile in other.tile
+    ]
+    other.load()
+    return np.asarray(image).astype(np.uint16) << 8 | np.asarray(other)
+
+
+def _rawmode(args: Any) -> str:
+    return str(args[0] if isinstance(args, tuple) and args else args)
+
+
+def _with_rawmode(args: Any, rawmode: str) -> Any:
+    return (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
+
+
+def _is_deep(image: ImageFile.ImageFile) -> bool:
+    """True for a file, opened and not loaded, that has more than 8 bits a channel for us."""
+    if image.mode.startswith("I") or image.mode == "F":
+        return True
+    return image.format in ("PNG", "TIFF") and any(";16" in _rawmode(tile.args) for tile in image.tile)
+
+
+# ---- pixels ----------------------------------------------------------------------------------------------------------
+
+
+def _factor(width: int, height: int) -> int:
+    """By which whole number a picture is reduced to have at most `LARGE` pixels."""
+    return max(1, math.ceil(math.sqrt(width * height / LARGE)))
+
+
+def _assembled(parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool) -> Image.Image:
+    """One RGB image of the bands of a picture of `size` (width, height), reduced where that is large."""
+    factor = _factor(*size)
+    whole = Image.new("RGB", (-(-size[0] // factor), -(-size[1] // factor)))
+    waiting: list[Image.Image] = []  # bands, of fewer rows than can be reduced
+    row = done = 0
+    for part in parts:
+        band = _rgb(part, values, laid)
+        if band.size == size and factor == 1:
+            return band
+        if band.width != size[0]:
+            raise DataError(f"a part is {band.width} pixels wide, the picture {size[0]}")
+        row += band.height
+        waiting.append(band)
+        last = row == size[1]
+        rows = sum(band.height for band in waiting)
+        if rows < 16 * factor and not last:
+            continue
+        band = waiting[0] if len(waiting) == 1 else _stacked(waiting)
+        ready = rows if last else rows - rows % factor
+        reduced = band.crop((0, 0, band.width, ready)).reduce(factor) if factor > 1 else band
+        whole.paste(reduced, (0, done))
+        done += reduced.height
+        waiting = [band.crop((0, ready, band.width, rows))] if ready < rows else []
+    if row != size[1]:
+        raise DataError(f"image file is truncated: {row} of {size[1]} rows")
+    return whole
+
+
+def _stacked(parts: Sequence[Image.Image]) -> Image.Image:
+    whole = Image.new(parts[0].mode, (parts[0].width, sum(part.height for part in parts)))
+    row = 0
+    for part in parts:
+        whole.paste(part, (0, row))
+        row += part.height
+    return whole
+
+
+def _rgb(band: Band, values: Range | None, laid: bool) -> Image.Image:
+    """8-bit RGB of a band in any mode; `laid` is whether its alpha, if any, is transparency."""
+    if isinstance(band, np.ndarray):
+        band = Image.fromarray(_eight_bits(band, values))
+    elif band.mode.startswith("I") or band.mode == "F":  # Pillow's own conversion clips these to 0..255
+        band = Image.fromarray(_eight_bits(np.asarray(band), values))
+    if not band.has_transparency_data:  # an alpha channel, or a color or palette entry that counts as transparent
+        return band if band.mode == "RGB" else band.convert("RGB")
+    band = band.convert("LA").convert("RGBA") if band.mode == "La" else band.convert("RGBA")
+    if not laid:
+        return band.convert("RGB")
+    white = Image.new("RGB", band.size, "white")
+    white.paste(band, mask=band.getchannel("A"))
+    return white
+
+
+def _is_transparency(parts: Iterable[Band]) -> bool:
+    """Whether the alpha of a TIFF is transparency: at least half of its values above zero are the largest.
+
+    Masks are opaque or clear nearly everywhere. Another band that was marked as alpha, such as near infrared, is spread
+    over its range.
+    """
+    opaque = visible = 0
+    for part in parts:
+        alpha = part[..., -1] if isinstance(part, np.ndarray) else np.asarray(part.convert("RGBA").getchannel("A"))
+        visible += int(np.count_nonzero(alpha))
+        opaque += int(np.count_nonzero(alpha == np.iinfo(alpha.dtype).max))
+    return visible > 0 and 2 * opaque >= visible
+
+
+def _eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
+    """Pixels (rows, width) or (rows, width, channels) as uint8; the last of 2 or 4 channels is alpha."""
+    if pixels.dtype == bool:
+        return pixels.astype(np.uint8) * 255
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f" and pixels.dtype.newbyteorder("=") not in (np.uint16, np.int32):
+        raise DataError(f"values of {pixels.dtype}; allowed: uint8 (0 to 255), uint16, floats from 0 to 1, bool")
+    if pixels.ndim == 3 and pixels.dtype == np.int32:
+        raise DataError("values of int32; allowed for colors: uint8 (0 to 255), uint16, floats from 0 to 1")
+    if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
+        colors, alpha = _eight_bits(pixels[..., :-1], values), _eight_bits(pixels[..., -1:], None)
+        return np.concatenate([colors, alpha], -1)
+    largest = 1.0 if pixels.dtype.kind == "f" else 65535.0
+    low, high = pixels.min(), pixels.max()
+    if values is None and not 0 <= low <= high <= largest:  # false for NaN
+        raise DataError(
+            f"gray values from {low:g} to {high:g}; allowed: 0 to {largest:g}, or give their range (scale_values)"
+        )
+    if np.isnan(low):
+        raise DataError("gray values that are no numbers (NaN)")
+    if values is None and largest == 65535:
+        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
+    start, end = values or (0.0, largest)
+    scaled = (pixels.astype(np.float64) - start) * (255 / (end - start))
+    return (scaled.clip(0, 255) + 0.5).astype(np.uint8)
+
+
+# ---- heads of files --------------------------------------------------------------------------------------------------
 
 
 def _regular(path: str | Path) -> BinaryIO:
@@ -132,10 +490,11 @@ def _regular(path: str | Path) -> BinaryIO:
     return open(path, "rb")
 
 
-def _open(file: BinaryIO) -> Image.Image:
+def _open(file: BinaryIO) -> ImageFile.ImageFile:
     """The image with its header read and its size checked, its pixels not yet decoded."""
     with _OPENING, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of sizes that we allow, and of metadata that we do not use
+        file.seek(0)
         image = Image.open(file, formats=FORMATS)
     width, height = image.size
     if width * height > MAX_PIXELS:  # Pillow checks as well, unless a program has lifted its limit
@@ -143,39 +502,67 @@ def _open(file: BinaryIO) -> Image.Image:
     return image
 
 
+def _check_memory(image: Image.Image, file: BinaryIO) -> None:
+    """`DataError` for a file whose decoder would take far more memory than the file has bytes."""
+    if _in_bands(image) and not image.info.get("interlace"):
+        return
+    pixels, channels = image.width * image.height, len(image.getbands())
+    needed = pixels * (4 if channels > 1 else {"I": 4, "F": 4}.get(image.mode, 2 if ";16" in image.mode else 1))
+    needed += pixels * _DECODERS.get(image.format or "", 0)
+    if image.format in ("JPEG", "MPO"):
+        whole = image.info.get("progressive") or image.info.get("progression")
+        needed = pixels * channels * 2 if whole else 0  # its coefficients; pixels only of what is drawn
+    place = file.tell()
+    size = file.seek(0, os.SEEK_END)
+    file.seek(place)
+    if needed > max(MEMORY, SPENT * size):
+        raise DataError(
+            f"{image.width}x{image.height} pixels would take {needed / 1e6:.0f} MB, and the file has only "
+            f"{size / 1e3:.0f} kB; save it anew as PNG without interlacing, or smaller"
+        )
+
+
+def _stored_orientation(file: BinaryIO, image: Image.Image) -> int:
+    """The orientation in the head of an opened file. It may come after a PNG's pixels, which Pillow would decode."""
+    if image.format == "TIFF":
+        return _checked(getattr(image, "tag_v2", {}).get(_ORIENTATION, 1))
+    if image.format != "PNG":
+        return _orientation(image)
+    metadata = bands.png_metadata(file)
+    return 1 if metadata is None else _orientation(_open(metadata))
+
+
 def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where there is none, or none that means anything."""
     try:
         with _OPENING, warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            value = image.getexif().get(0x0112, 1)
+            return _checked(image.getexif().get(_ORIENTATION, 1))
     except Exception:  # broken metadata is no reason to refuse good pixels
         return 1
-    return value if isinstance(value, int) else 1
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # Pillow's own conversion clips these to 0..255
-        return Image.fromarray(_gray8(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:  # an alpha channel, or a color or palette entry that counts as transparent
-        image = image.convert("RGBA")
-        white = Image.new("RGB", image.size, "white")
-        white.paste(image, mask=image.getchannel("A"))
-        return white
-    return image.convert("RGB")
+def _checked(orientation: Any) -> int:
+    return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
-def _gray8(gray: np.ndarray) -> np.ndarray:
-    """Gray of 16 bits, or of floats from 0 to 1, as 8 bits."""
-    low, high, allowed = gray.min(), gray.max(), 1 if gray.dtype.kind == "f" else 65535
-    if not 0 <= low <= high <= allowed:  # false for NaN
-        raise DataError(f"gray values from {low:g} to {high:g}; allowed: 0 to {allowed}, or save it with 8 bits")
-    if allowed == 1:
-        return (gray * 255 + 0.5).astype(np.uint8)
-    return ((gray.astype(np.uint32) + 128) // 257).astype(np.uint8)
+def _name(source: Source) -> str:
+    if isinstance(source, (str, Path)):
+        return repr(str(source))
+    if isinstance(source, bytes):
+        return f"of {len(source)} bytes"
+    if isinstance(source, Image.Image):
+        return f"(PIL, mode {source.mode}, {source.width}x{source.height})"
+    return f"(array of {source.dtype} {source.shape})"
 
 
-def _reason(error: BaseException, path: str | Path) -> str:
+def _reason(error: BaseException, source: Source) -> str:
     """One line for a user: what is wrong with the file."""
+    if isinstance(error, UnidentifiedImageError) and isinstance(source, bytes):
+        return _unidentified(source[:64])
+    if not isinstance(source, (str, Path)):
+        return str(error) or type(error).__name__
+    path = source
     if isinstance(error, FileNotFoundError):
         return "it is a link to a file that does not exist" if os.path.islink(path) else "there is no such file"
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
@@ -184,13 +571,19 @@ def _reason(error: BaseException, path: str | Path) -> str:
         return error.strerror or str(error)
     if isinstance(error, UnidentifiedImageError):
         with open(path, "rb") as file:
-            start = file.read(64)
-        if not start:
-            return "the file is empty"
-        if start.startswith(b"version https://git-lfs"):
-            return "it is a Git LFS pointer, not the image; `git lfs pull` fetches the image"
-        return f"not an image in a known format ({', '.join(FORMATS)}), or its header is damaged"
+            return _unidentified(file.read(64))
     return str(error) or type(error).__name__
+
+
+def _unidentified(start: bytes) -> str:
+    """What a file is that begins so, and that no decoder takes."""
+    if not start:
+        return "the file is empty"
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, not the image; `git lfs pull` fetches the image"
+    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+        return "a TIFF of bands, bits or a compression that are not read; allowed: 1, 3 or 4 bands of 8 or 16 bits"
+    return f"not an image in a known format ({', '.join(FORMATS)}), or its header is damaged"
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[str]]:

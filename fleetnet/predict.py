@@ -6,7 +6,7 @@ A `Predictor` is the same for a checkpoint, run by torch, and for an exported fi
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, images
 from .boxes import Place, Prediction
-from .errors import ExportError, ModelError, UsageError, choose
+from .errors import DataError, ExportError, ModelError, UsageError, choose
 from .find import find, names
-from .images import read
+from .images import Picture, Range, Source
 from .reparam import reparameterize
 from .runtimes import Delivered, Meaning, Parity, Preprocessed, by_suffix, deliver, explanation
 from .runtimes import verify as compare_outputs
@@ -29,7 +29,8 @@ from .tasks import Model, named
 from .transforms import Preprocess
 from .weights import locate
 
-Picture = str | Path | Image.Image
+One = Source | Tensor | Picture  # a picture in any form
+Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
 Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
 BOXES = (
@@ -62,13 +63,17 @@ class Predictor(nn.Module):
         # A folder is a run, or an exported file: Core ML's.
         self.runtime = "torch" if (path / "best.safetensors").is_file() else by_suffix().get(path.suffix, "torch")
         if self.runtime == "torch":
-            self._run, self.facts = _torch_runner(path, torch.device(device))
+            runner = _TorchRunner(path, torch.device(device))
+            self._run: Callable[[np.ndarray], Arrays] = runner.run
+            self._embed: Callable[[np.ndarray], np.ndarray] | None = runner.embed
+            self.facts = runner.facts
             self._batch = BATCH
         else:
             module = find("runtimes", self.runtime)
             run = module.load(path, threads)
             self.facts = module.metadata(path) if hasattr(module, "metadata") else _sidecar(path)
             self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
+            self._embed = None
             self._batch = 1
         checkpoint.check_facts(self.facts, path)
         self.task: str = self.facts["task"]
@@ -90,29 +95,66 @@ class Predictor(nn.Module):
         parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
-    def predictions(self, pictures: Sequence[Picture]) -> list[Prediction]:
-        """For each picture (a file, or in memory) what the task's `restore` gives, in the picture's pixels.
+    def predictions(self, pictures: Pictures, channels: str = "RGB") -> list[Prediction]:
+        """For each picture what the task's `restore` gives, in the picture's pixels; see `predict` for the forms."""
+        task = find("tasks", self.task)
+        predictions: list[Prediction] = []
+        for batch, places in self._batches(pictures, channels):
+            decoded = task.decode(self(batch), self.preprocess.size)
+            predictions += [task.restore(p, place) for p, place in zip(decoded, places, strict=True)]
+        return predictions
 
-        Raises `DataError` for a file that cannot be read, naming it.
-        """
-        task, found = find("tasks", self.task), []
-        for i in range(0, len(pictures), BATCH):
-            images = [_picture(picture) for picture in pictures[i : i + BATCH]]
-            outputs = self(torch.stack([self.preprocess(image) for image in images]))
-            places = [self.preprocess.place(image.height, image.width) for image in images]
-            decoded = task.decode(outputs, self.preprocess.size)
-            found += [task.restore(p, place) for p, place in zip(decoded, places, strict=True)]
-        return found
+    def predict(
+        self, pictures: Pictures, top: int = 5, threshold: float | None = None, channels: str = "RGB"
+    ) -> list[Any]:
+        """For each picture what is in it, by name, in a list, also of one; see the task's `present`.
 
-    def predict(self, pictures: Sequence[Picture], top: int = 5, threshold: float | None = None) -> list[Any]:
-        """For each picture what is in it, by name; see the task's `present`.
+        A picture is a path, an address (http, https; it is fetched), the bytes of a file, a PIL image, an array
+        (height, width, 3) or a tensor (3, height, width), each of uint8, or of floats from 0 to 1, as `images.load`
+        says; several are a list of such, an array (N, height, width, 3), or a tensor (N, 3, height, width). The same
+        pixels reach the network in every form. `channels` is the order of colors in arrays and tensors: "RGB", or "BGR"
+        as OpenCV gives them.
 
         Of a classifier the `top` classes as (name, probability), most probable first. Of a detector a dict for each
-        object of a score above `threshold` (0.3 unless given). Raises `DataError` for a file that cannot be read.
+        object of a score above `threshold` (0.3 unless given). Raises `DataError` for a picture that cannot be read,
+        `UsageError` for what is none.
         """
         task = find("tasks", self.task)
         settings = {} if threshold is None else {"threshold": threshold}
-        return [task.present(p, self.classes, top=top, **settings) for p in self.predictions(pictures)]
+        return [task.present(p, self.classes, top=top, **settings) for p in self.predictions(pictures, channels)]
+
+    def embed(self, pictures: Pictures, channels: str = "RGB") -> np.ndarray:
+        """The backbone's last feature of each picture, averaged over its height and width: (N, C) float32.
+
+        `pictures` and `channels` as in `predict`. Raises `UsageError` for an exported file, which holds no more than
+        what leads to its outputs.
+        """
+        if self._embed is None:
+            raise UsageError(
+                f"embeddings need a checkpoint or a run folder: an exported file ({self.runtime}) gives its outputs "
+                "only, not the features of its backbone"
+            )
+        features = [self._embed(batch.numpy()) for batch, _ in self._batches(pictures, channels)]
+        if not features:
+            raise UsageError("no picture given")
+        return np.concatenate(features)
+
+    def _batches(self, pictures: Pictures, channels: str) -> Iterator[tuple[Tensor, list[Place]]]:
+        """Inputs (up to BATCH, 3, H, W), and where each picture lies in its own; one picture at a time is in memory."""
+        inputs: list[Tensor] = []
+        places: list[Place] = []
+        for one in each(pictures):
+            picture = self._read(one, channels)
+            inputs.append(self.preprocess(picture))
+            places.append(self.preprocess.place(picture.height, picture.width))
+            if len(inputs) == BATCH:
+                yield torch.stack(inputs), places
+                inputs, places = [], []
+        if inputs:
+            yield torch.stack(inputs), places
+
+    def _read(self, one: One, channels: str) -> Picture:
+        return read_picture(one, self.preprocess.values, channels)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1) -> Predictor:
@@ -120,8 +162,39 @@ def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1)
     return Predictor(path, device, threads)
 
 
-def _picture(picture: Picture) -> Image.Image:
-    return picture.convert("RGB") if isinstance(picture, Image.Image) else read(picture)
+def each(pictures: Pictures) -> Iterator[One]:
+    """The pictures one after the other, of one or many in any form; see `Predictor.predict`."""
+    if isinstance(pictures, (str, Path, bytes, Image.Image, Picture)):
+        yield pictures
+    elif isinstance(pictures, (np.ndarray, Tensor)):
+        if pictures.ndim == 4:
+            yield from pictures
+        else:
+            yield pictures
+    elif isinstance(pictures, Iterable) and not isinstance(pictures, Mapping):
+        for picture in pictures:
+            yield from each(picture)
+    else:
+        raise UsageError(
+            f"{type(pictures).__name__} is no picture; allowed: a path, an address, the bytes of a file, a PIL image, "
+            "an array (height, width, 3), a tensor (3, height, width), or a list of these"
+        )
+
+
+def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -> Picture:
+    """A picture in any form as upright RGB; see `Predictor.predict` and `images.load`."""
+    if isinstance(one, Picture):
+        return one
+    if isinstance(one, Tensor):
+        if one.ndim not in (2, 3) or (one.ndim == 3 and one.shape[0] not in (1, 2, 3, 4)):
+            hint = "; an array has its channels last" if one.ndim == 3 and one.shape[-1] in (1, 3, 4) else ""
+            raise DataError(f"a tensor of shape {tuple(one.shape)} is no picture; allowed: (3, height, width){hint}")
+        array = one.detach().cpu()
+        array = array.float() if array.is_floating_point() else array
+        one = (array.permute(1, 2, 0) if array.ndim == 3 else array).contiguous().numpy()
+    if isinstance(one, str) and one.startswith(("http://", "https://")):
+        one = images.fetch(one)
+    return images.load(one, values, channels)
 
 
 def _sidecar(path: Path) -> dict[str, Any]:
@@ -132,17 +205,27 @@ def _sidecar(path: Path) -> dict[str, Any]:
         raise ModelError(f"{path} needs {path.with_suffix('.json').name} beside it, as export wrote it") from error
 
 
-def _torch_runner(path: Path, device: torch.device) -> tuple[Callable[[np.ndarray], Arrays], dict[str, Any]]:
-    loaded = checkpoint.load(path, device)
-    dtype = next(loaded.model.parameters()).dtype
+class _TorchRunner:
+    """The model of a checkpoint, from arrays to arrays."""
+
+    def __init__(self, path: Path, device: torch.device):
+        loaded = checkpoint.load(path, device)
+        self.model, self.facts, self.device = loaded.model, loaded.meta, device
+        self.dtype = next(loaded.model.parameters()).dtype
+
+    def _input(self, batch: np.ndarray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(batch)).to(self.device, self.dtype)
 
     @torch.inference_mode()
-    def run(batch: np.ndarray) -> Arrays:
-        outputs = named(loaded.model(torch.from_numpy(np.ascontiguousarray(batch)).to(device, dtype)))
+    def run(self, batch: np.ndarray) -> Arrays:
+        outputs = named(self.model(self._input(batch)))
         floats = {name: o.float() if o.is_floating_point() else o for name, o in outputs.items()}
         return {name: output.cpu().numpy() for name, output in floats.items()}
 
-    return run, loaded.meta
+    @torch.inference_mode()
+    def embed(self, batch: np.ndarray) -> np.ndarray:
+        """The last feature (N, C, h, w) of the backbone, averaged: (N, C) float32."""
+        return self.model.backbone(self._input(batch))[-1].float().mean((2, 3)).cpu().numpy()
 
 
 def _by_name(run: Callable[[np.ndarray], Sequence[np.ndarray]], names: Sequence[str], batch: np.ndarray) -> Arrays:
@@ -166,7 +249,7 @@ def export(
     dynamic: bool = False,
     embed_preprocess: bool = False,
     embed_decode: bool = False,
-    pictures: Sequence[Picture] = (),
+    pictures: Pictures = (),
     explain: bool = False,
 ) -> Delivered:
     """Collapse a model, write it for a runtime, prove the file equal to the model, and only then put it at `path`.
@@ -219,7 +302,7 @@ def export(
 
 
 def _exported(
-    model: Model, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, pictures: Sequence[Picture]
+    model: Model, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, pictures: Pictures
 ) -> tuple[nn.Module, list[Tensor]]:
     """What a file is to compute, and the images (1, 3, H, W) to compare it on: four random ones, and `pictures`."""
     network = find("tasks", model.task).embed(model) if embed_decode else cast(nn.Module, model)
@@ -231,7 +314,8 @@ def _exported(
         given = dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
         inputs = [torch.rand(1, 3, *preprocess.size, generator=generator) * 255 for _ in range(4)]
     like = next(model.parameters())
-    return network, [image.to(like) for image in [*inputs, *(given(_picture(picture))[None] for picture in pictures)]]
+    inputs += [given(read_picture(one, given.values))[None] for one in each(pictures)]
+    return network, [image.to(like) for image in inputs]
 
 
 def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
@@ -243,9 +327,7 @@ def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
     return runtimes[path.suffix], _sidecar(path)
 
 
-def verify(
-    checkpoint_file: str | Path, path: str | Path, *, pictures: Sequence[Picture] = (), explain: bool = False
-) -> Parity:
+def verify(checkpoint_file: str | Path, path: str | Path, *, pictures: Pictures = (), explain: bool = False) -> Parity:
     """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
 
     With `explain` the error names the first layer that differs. Raises `ModelError` for files that do not belong

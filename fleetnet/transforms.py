@@ -4,6 +4,7 @@ Pictures stay PIL while they are cropped and resized, and become tensors last: t
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ AUTO_AUGMENT = {
     "none": None, "randaugment": v2.RandAugment, "trivial": v2.TrivialAugmentWide, "autoaugment": v2.AutoAugment,
 }  # fmt: skip
 MODES = ("crop", "stretch", "letterbox")
+ADDED = ("mode", "values")  # fields that older files do not have
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 Transform = Callable[[Image.Image], Tensor]
 Picture = tuple[Image.Image, dict[str, Tensor]]  # and its targets, in its own pixels
@@ -52,10 +54,13 @@ class Preprocess:
     channel_order: Literal["RGB", "BGR"] = "RGB"
     antialias: bool = True  # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
     mode: Literal["crop", "stretch", "letterbox"] = "crop"
+    # range of the values in files of more than 8 bits that becomes 0 to 255; None: all of 16 bits, floats from 0 to 1
+    values: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("size", "mean", "std"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))  # lists come from JSON
+        for name in ("size", "mean", "std", "values"):
+            if isinstance(getattr(self, name), list):  # from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
         rules = [
             ("size", len(self.size) == 2 and all(isinstance(n, int) and n > 0 for n in self.size), "two pixel counts"),
             ("crop", 0 < self.crop <= 1, "above 0, at most 1"),
@@ -64,14 +69,19 @@ class Preprocess:
             ("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers"),
             ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
             ("mode", self.mode in MODES, ", ".join(MODES)),
+            ("values", self.values is None or _is_range(self.values), "two numbers, the smaller first, or null"),
         ]
         for name, holds, allowed in rules:
             if not holds:
                 raise UsageError(f"preprocess: {name} is {getattr(self, name)!r}; allowed: {allowed}")
 
-    def __call__(self, image: Image.Image) -> Tensor:
+    def __call__(self, image: Image.Image | images.Picture) -> Tensor:
         """(3, height, width), float32, of an RGB picture of any size."""
         return self.tensor(self.picture(image))
+
+    def read(self, source: images.Source, channels: str = "RGB") -> images.Picture:
+        """A picture in any form as upright RGB, with the range of values that belongs to the weights."""
+        return images.load(source, self.values, channels)
 
     def place(self, height: int, width: int) -> Place:
         """Where a picture of this size lies in the input."""
@@ -90,15 +100,20 @@ class Preprocess:
         top, left = -round((cover_h - h) / 2), -round((cover_w - w) / 2)
         return Place(height, width, cover_h / height, cover_w / width, top, left)
 
-    def picture(self, image: Image.Image) -> Image.Image:
+    def picture(self, image: Image.Image | images.Picture) -> Image.Image:
         """The picture at `size`, in one step: of a long thin one that is cropped, only what is kept is enlarged."""
-        place = self.place(image.height, image.width)
+        if isinstance(image, images.Picture):  # whose image may be a reduced copy
+            image, place = image.image, self.place(image.height, image.width)
+        else:
+            place = self.place(image.height, image.width)
         if self.mode == "letterbox":
-            rows, columns = round(image.height * place.scale_y), round(image.width * place.scale_x)
+            rows, columns = round(place.height * place.scale_y), round(place.width * place.scale_x)
             canvas = Image.new("RGB", self.size[::-1], (PADDING,) * 3)
             canvas.paste(self._resize(image, (rows, columns), None), (int(place.left), int(place.top)))
             return canvas
-        (h, w), x, y = self.size, 1 / place.scale_x, 1 / place.scale_y  # pixels of the picture in one of the result
+        (h, w) = self.size
+        x = image.width / place.width / place.scale_x  # pixels of the image in one of the result
+        y = image.height / place.height / place.scale_y
         left, top = -place.left * x, -place.top * y
         return self._resize(image, (h, w), (left, top, left + w * x, top + h * y))
 
@@ -129,13 +144,18 @@ class Preprocess:
         for key in values:
             if key not in keys:
                 raise ModelError(f"preprocess: unknown key {key!r}: {choose(key, keys)}")
-        absent = [key for key in keys if key not in values and key != "mode"]  # older files have no mode: "crop"
+        absent = [key for key in keys if key not in values and key not in ADDED]
         if absent:
             raise ModelError(f"preprocess: no {', '.join(absent)}; it has {', '.join(values) or 'nothing'}")
         try:
             return cls(**values)
         except (UsageError, TypeError) as error:
             raise ModelError(str(error)) from error
+
+
+def _is_range(values: Any) -> bool:
+    numbers = isinstance(values, tuple) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
+    return numbers and math.isfinite(values[0]) and math.isfinite(values[1]) and values[0] < values[1]
 
 
 def _resize_plain(
@@ -243,27 +263,30 @@ class ImageDataset(Dataset[Item | str]):
         cache: tuple[int, int] | None = None,
         limit: int = 4 * 1024**3,
         target: str = "label",
+        values: images.Range | None = None,
     ):
         self.split, self.transform, self.cache, self.target = split, transform, cache, target
-        self.kept: list[Image.Image | str] = []  # of the first samples; text is the reason why there is no image
-        self.sizes: dict[int, tuple[int, int]] = {}  # height, width in the file, of what the cache reduced
+        self.values = transform.values if isinstance(transform, Preprocess) else values
+        self.kept: list[images.Picture | str] = []  # of the first samples; text is the reason why there is no image
         used = 0
         for index in range(len(split.samples)) if cache else ():
-            image = self._read(index)
-            used += 0 if isinstance(image, str) else 4 * image.width * image.height  # Pillow pads RGB to 4 bytes
+            picture = self._read(index)
+            if not isinstance(picture, str):
+                used += 4 * picture.image.width * picture.image.height  # Pillow pads RGB to 4 bytes
             if used > limit:
                 break
-            self.kept.append(image)
+            self.kept.append(picture)
 
     def __len__(self) -> int:
         return len(self.split.samples)
 
     def __getitem__(self, index: int) -> Item | str:
         try:
-            image, targets = self.annotated(index)
             if isinstance(self.transform, Preprocess):
-                place = self.transform.place(image.height, image.width)
-                return Item(self.transform(image), targets, index, place)
+                picture, targets = self._annotated(index)
+                place = self.transform.place(picture.height, picture.width)
+                return Item(self.transform(picture), targets, index, place)
+            image, targets = self.annotated(index)
             pictures = getattr(self.transform, "pictures", 0)
             if not pictures:
                 return Item(cast(Transform, self.transform)(image), targets, index, None)
@@ -276,16 +299,21 @@ class ImageDataset(Dataset[Item | str]):
             return str(error)
 
     def annotated(self, index: int) -> Picture:
-        """The picture of a sample with its annotation in the picture's pixels; `DataError` if it cannot be read."""
-        image = self.kept[index] if index < len(self.kept) else self._read(index)
-        if isinstance(image, str):
-            raise DataError(image)
+        """The image of a sample with its annotation in the image's pixels; `DataError` if it cannot be read."""
+        picture, targets = self._annotated(index)
+        size, image = (picture.height, picture.width), picture.image
+        return image, targets if size == (image.height, image.width) else _reduced(targets, size, image)
+
+    def _annotated(self, index: int) -> tuple[images.Picture, dict[str, Tensor]]:
+        """The picture of a sample with its annotation in the picture's own pixels, also where its image is reduced."""
+        picture = self.kept[index] if index < len(self.kept) else self._read(index)
+        if isinstance(picture, str):
+            raise DataError(picture)
         sample = self.split.samples[index]
         if self.target == "label":
-            return image, {} if sample.label is None else {"label": torch.tensor(sample.label)}
-        size = self.sizes.get(index, (image.height, image.width))
-        targets = semantic_target(sample, size) if self.target == "semantic" else self._objects(sample, size)
-        return image, targets if size == (image.height, image.width) else _reduced(targets, size, image)
+            return picture, {} if sample.label is None else {"label": torch.tensor(sample.label)}
+        size = picture.height, picture.width
+        return picture, semantic_target(sample, size) if self.target == "semantic" else self._objects(sample, size)
 
     def _objects(self, sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:
         """In evaluation all objects, with area and crowd; in training those that are no crowd."""
@@ -309,19 +337,19 @@ class ImageDataset(Dataset[Item | str]):
             }
         return targets
 
-    def _read(self, index: int) -> Image.Image | str:
+    def _read(self, index: int) -> images.Picture | str:
         sample = self.split.samples[index]
         try:
-            image = sample.image() if callable(sample.image) else images.read(sample.image)
+            picture = images.load(sample.image() if callable(sample.image) else sample.image, self.values)
         except DataError as error:
             return str(error)
         if self.cache:
+            image = picture.image
             ratio = 1.3 * max(self.cache[0] / image.height, self.cache[1] / image.width)
             if ratio < 1:
-                self.sizes[index] = (image.height, image.width)
                 smaller = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-                image = image.resize(smaller, Image.Resampling.BILINEAR)
-        return image
+                picture = picture._replace(image=image.resize(smaller, Image.Resampling.BILINEAR))
+        return picture
 
 
 def semantic_target(sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:

@@ -621,7 +621,7 @@ def test_pictures_are_measured_as_they_are_read(tmp_path, suffix, orientation):
 
 
 def test_pngs_are_measured_without_their_pixels(tmp_path, monkeypatch):
-    """Only one that may hold an orientation after its pixels has to be decoded."""
+    """Not even of one that has its orientation after them."""
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.new("RGB", (20, 10)).save(tmp_path / "turned.png", exif=exif)
@@ -636,9 +636,14 @@ def test_pngs_are_measured_without_their_pixels(tmp_path, monkeypatch):
     Image.new("RGB", (20, 10)).save(tmp_path / "text.png", pnginfo=texts)
     loads = []
     load_pixels = PngImagePlugin.PngImageFile.load
-    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda self: loads.append(self) or load_pixels(self))
-    for name, size, count in (("plain", (20, 10), 0), ("turned", (10, 20), 0), ("late", (10, 20), 1)):
+    monkeypatch.setattr(
+        PngImagePlugin.PngImageFile,
+        "load",
+        lambda self: loads.append(self) if self.size != (1, 1) else load_pixels(self),
+    )
+    for name, size, count in (("plain", (20, 10), 0), ("turned", (10, 20), 0), ("late", (10, 20), 0)):
         assert (measure(tmp_path / f"{name}.png"), len(loads)) == (size, count)
+    monkeypatch.undo()
     for name in ("plain", "turned", "late", "text"):
         assert measure(tmp_path / f"{name}.png") == read(tmp_path / f"{name}.png").size
 
@@ -705,3 +710,100 @@ def test_coco_mini_masks_are_their_boxes_and_areas():
     maps = load(str(SHARED / "coco_mini"), "train", None, "semantic")
     assert (len(maps.samples), len(maps.classes)) == (80, 129)
     assert maps.samples[0].semantic().shape == measure(maps.samples[0].image)[::-1]
+
+
+# --- pictures that EXIF turns
+
+
+def turned_picture(path: Path, orientation: int, size: tuple[int, int] = (40, 20)) -> None:
+    """A JPEG of `size` (width, height) as it is stored, with that orientation."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (200, 30, 30)).save(path, exif=exif)
+
+
+def turned_data(root: Path, format: str, orientation: int, annotated: tuple[int, int]) -> str:
+    """A data set of one picture, stored 40 wide and 20 high, annotated for a size (width, height) -> its target."""
+    wide, high = annotated
+    if format == "coco":
+        turned_picture(root / "images/a.jpg", orientation)
+        content = {
+            "images": [{"id": 1, "file_name": "a.jpg", "width": wide, "height": high}],
+            "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 10]}],
+            "categories": [{"id": 1, "name": "cell"}],
+        }
+        (root / "annotations").mkdir()
+        for split in ("train", "val"):
+            (root / f"annotations/instances_{split}.json").write_text(json.dumps(content))
+        return "boxes"
+    if format == "yolo":
+        turned_picture(root / "images/train/a.jpg", orientation)
+        (root / "labels/train").mkdir(parents=True)
+        (root / "labels/train/a.txt").write_text("0 0.5 0.5 0.5 0.5\n")
+        (root / "data.yaml").write_text("names: [cell]\ntrain: images/train\nval: images/train\n")
+        return "boxes"
+    if format == "voc":
+        turned_picture(root / "JPEGImages/a.jpg", orientation)
+        (root / "Annotations").mkdir()
+        box = "<bndbox><xmin>2</xmin><ymin>3</ymin><xmax>12</xmax><ymax>13</ymax></bndbox>"
+        (root / "Annotations/a.xml").write_text(
+            f"<annotation><size><width>{wide}</width><height>{high}</height></size>"
+            f"<object><name>cell</name>{box}</object></annotation>"
+        )
+        (root / "ImageSets/Main").mkdir(parents=True)
+        for split in ("train", "val"):
+            (root / f"ImageSets/Main/{split}.txt").write_text("a\n")
+        return "boxes"
+    folder = root / ("SegmentationClass" if format == "voc-semantic" else "labels/train")
+    folder.mkdir(parents=True)
+    Image.fromarray(np.array([[0, 1]], np.uint8)).resize(annotated).save(folder / "a.png")
+    (root / "classes.txt").write_text("background\ncell\n")
+    if format == "masks":
+        turned_picture(root / "images/train/a.jpg", orientation)
+        return "semantic"
+    turned_picture(root / "JPEGImages/a.jpg", orientation)
+    (root / "ImageSets/Segmentation").mkdir(parents=True)
+    for split in ("train", "val"):
+        (root / f"ImageSets/Segmentation/{split}.txt").write_text("a\n")
+    return "semantic"
+
+
+FORMATS_OF_PLACES = ("coco", "yolo", "voc", "voc-semantic", "masks")  # whose annotations are of places in a picture
+
+
+@pytest.mark.parametrize("format", FORMATS_OF_PLACES)
+@pytest.mark.parametrize(("orientation", "size"), [(3, (40, 20)), (6, (20, 40))])
+def test_pictures_that_exif_turns_are_counted(tmp_path, format, orientation, size):
+    """Where the annotations are of the upright picture's size, nobody can tell; so the number is said."""
+    target = turned_data(tmp_path, format, orientation, size)
+    split = load(str(tmp_path), "train", None, target)
+    assert len(split.samples) == 1
+    assert "1 picture, as " in split.skipped[0]
+    assert "EXIF orientation" in split.skipped[0]
+
+
+@pytest.mark.parametrize("format", FORMATS_OF_PLACES)
+@pytest.mark.parametrize("orientation", [0, 1, 9, 65535])
+def test_pictures_that_nothing_turns_are_not_counted(tmp_path, format, orientation):
+    target = turned_data(tmp_path, format, orientation, (40, 20))
+    split = load(str(tmp_path), "train", None, target)
+    assert len(split.samples) == 1
+    assert not split.skipped
+    if target == "boxes":
+        assert split.samples[0].objects[0].box in ((2, 3, 12, 13), (10, 5, 30, 15))
+
+
+@pytest.mark.parametrize("format", ["coco", "voc"])
+def test_boxes_of_the_stored_frame_are_left_out(tmp_path, format):
+    target = turned_data(tmp_path, format, 6, (40, 20))
+    with pytest.raises(DataError, match=r"left out, it is 20x40, turned by its EXIF orientation.* says 40x20"):
+        load(str(tmp_path), "train", None, target)
+
+
+@pytest.mark.parametrize("format", ["masks", "voc-semantic"])
+def test_label_maps_of_the_stored_frame_are_refused(tmp_path, format):
+    target = turned_data(tmp_path, format, 6, (40, 20))
+    split = load(str(tmp_path), "train", None, target)
+    with pytest.raises(DataError, match="is 20x40, turned by its EXIF orientation"):
+        split.samples[0].semantic()

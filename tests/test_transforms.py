@@ -191,7 +191,7 @@ def test_collate():
 def test_cache(tmp_path):
     split, preprocess = write(tmp_path, 4, broken=(2,)), Preprocess((10, 10))
     data = ImageDataset(split, preprocess, cache=preprocess.size)
-    assert [image.size for image in data.kept if not isinstance(image, str)] == [(20, 13)] * 3
+    assert [picture.image.size for picture in data.kept if not isinstance(picture, str)] == [(20, 13)] * 3
     before = [data[i] for i in (0, 1, 3)]
     for path in tmp_path.iterdir():
         path.unlink()
@@ -212,4 +212,4 @@ def test_cache_is_bounded(tmp_path):
 
 def test_cache_does_not_enlarge():
     data = ImageDataset(load("shapes:8", "train"), Preprocess((96, 96)), cache=(96, 96))
-    assert data.kept[0].size == (96, 96)
+    assert data.kept[0].image.size == (96, 96)

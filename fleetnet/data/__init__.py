@@ -18,7 +18,7 @@ from PIL import Image
 
 from ..errors import DataError, UsageError, choose
 from ..find import find, names
-from ..images import measure
+from ..images import examine
 
 TARGETS = ("label", "boxes", "masks", "semantic")  # kinds of annotation: of the image, objects, their masks, each pixel
 WORDS = {"label": "label of an image", "boxes": "boxes", "masks": "instance masks", "semantic": "label of each pixel"}
@@ -152,14 +152,33 @@ def check_images(paths: Sequence[Path], source: str) -> None:
         raise DataError(f"{source}: no such image: {', '.join(missing[:5])}{more}")
 
 
-def measured(image: Path, skipped: list[str]) -> tuple[int, int] | None:
-    """(height, width) of an image; None, with a line in `skipped`, if it cannot be read."""
+def measured(image: Path, skipped: list[str], turned: list[Path]) -> tuple[int, int] | None:
+    """(height, width) of an image; None, with a line in `skipped`, if it cannot be read.
+
+    An image that its EXIF orientation turns or mirrors is added to `turned`; the size is that of the upright picture.
+    """
     try:
-        width, height = measure(image)
+        (width, height), orientation = examine(image)
     except DataError as error:
         skipped.append(f"{error}; left out")
         return None
+    if orientation != 1:
+        turned.append(image)
     return height, width
+
+
+def note_turned(turned: Sequence[Path], skipped: list[str]) -> None:
+    """A line in `skipped`, ahead of the others, on annotated pictures that their EXIF orientation turns or mirrors.
+
+    That their annotations were drawn on the upright picture cannot be seen from the files, where the sizes agree.
+    """
+    if turned:
+        pictures, are, their = ("picture", "is", "its") if len(turned) == 1 else ("pictures", "are", "their")
+        skipped.insert(
+            0,
+            f"{len(turned)} {pictures}, as {str(turned[0])!r}, {are} turned or mirrored by {their} EXIF orientation: "
+            f"{their} annotations are taken as of the upright picture; check that they lie right",
+        )
 
 
 def text_of(path: Path) -> str:

@@ -27,6 +27,7 @@ from . import (
     hold_out,
     inside,
     measured,
+    note_turned,
     text_of,
 )
 from ._masks import POINTS, NoMask, check_segmentation
@@ -72,14 +73,20 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
     folder = _folder(place, path, names[0])
     paths = [inside(folder / name, place, str(path)) for name in names]
     check_images(paths, str(path))
-    kept, skipped = [], list[str]()
+    kept: list[Sample] = []
+    skipped: list[str] = []
+    turned: list[Path] = []
     for sample, image in zip(samples, paths, strict=True):
-        size, said = measured(image, skipped), sizes[sample.id]
+        of_this: list[Path] = []
+        size, said = measured(image, skipped, of_this), sizes[sample.id]
         if size == said:
             kept.append(replace(sample, image=image))
+            turned += of_this
         elif size:
             entry = f"{path}, image {sample.id}, says {said[1]}x{said[0]}"
-            skipped.append(f"{str(image)!r}: left out, it is {size[1]}x{size[0]}; {entry}")
+            because = ", turned by its EXIF orientation" if of_this else ""
+            skipped.append(f"{str(image)!r}: left out, it is {size[1]}x{size[0]}{because}; {entry}")
+    note_turned(turned, skipped)
     return replace(parsed, samples=kept, skipped=skipped + parsed.skipped)
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..images import find_images, measure, read_labels
-from . import IGNORE, SPLIT_NAMES, Sample, Split, check_exists, hold_out, parse_classes, text_of
+from ..images import examine, find_images, read_labels
+from . import IGNORE, SPLIT_NAMES, Sample, Split, check_exists, hold_out, measured, note_turned, parse_classes, text_of
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, semantic, annotations) and ROOT/classes.txt"
 TARGETS = ("semantic",)
@@ -50,12 +50,15 @@ def load(root: str, split: str, target: str = "semantic") -> Split:
     pictures, skipped = find_images(images)
     files = {_key(file, labels): file for file in sorted(labels.rglob("*.png"))}
     samples = []
+    turned: list[Path] = []
     for picture in pictures:
         file = files.pop(_key(picture, images), None)
         if file:
+            measured(picture, [], turned)  # one that cannot be read is named when it is, and changes no split
             samples.append(Sample(picture, semantic=partial(read, file, picture, len(classes), colors)))
         else:
             skipped.append(f"{str(picture)!r}: no labels of that name in {str(labels)!r}")
+    note_turned(turned, skipped)
     skipped += [f"{str(file)!r}: no image of that name in {str(images)!r}" for file in files.values()]
     return Split(hold_out(samples, wanted), classes, skipped)
 
@@ -67,9 +70,12 @@ def read(path: Path, image: Path, classes: int, colors: Colors | None = None) ->
     """
     labels = read_labels(path, colors)
     height, width = labels.shape
-    if measure(image) != (width, height):
-        actual = "x".join(map(str, measure(image)))
-        raise DataError(f"labels {str(path)!r} are {width}x{height}, their image {str(image)!r} is {actual}")
+    actual, orientation = examine(image)
+    if actual != (width, height):
+        turned = ", turned by its EXIF orientation" if orientation != 1 else ""
+        raise DataError(
+            f"labels {str(path)!r} are {width}x{height}, their image {str(image)!r} is {actual[0]}x{actual[1]}{turned}"
+        )
     wrong = labels[(labels >= classes) & (labels != IGNORE)]
     if wrong.size:
         found = f"{wrong.size} pixels have the value {wrong[0]}"

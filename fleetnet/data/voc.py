@@ -22,7 +22,20 @@ import numpy as np
 
 from ..errors import DataError, choose
 from ..images import EXTENSIONS, read_labels
-from . import IGNORE, Object, Sample, Split, check_exists, fit_box, hold_out, inside, measured, parse_classes, text_of
+from . import (
+    IGNORE,
+    Object,
+    Sample,
+    Split,
+    check_exists,
+    fit_box,
+    hold_out,
+    inside,
+    measured,
+    note_turned,
+    parse_classes,
+    text_of,
+)
 from .masks import read
 
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
@@ -60,7 +73,7 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
     folder, and class names that are not known.
     """
     check_exists(root)
-    path, skipped = Path(root), list[str]()
+    path, skipped, turned = Path(root), list[str](), list[Path]()
     if not detect(root):
         raise DataError(f"{root!r} has no {EXPECTS}")
     names = _names(path, split, target)
@@ -72,20 +85,31 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
             labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name, None)
             if not labels.is_file():
                 raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
+            if measured(image, skipped, turned) is None:
+                continue
             samples.append(Sample(image, semantic=partial(read, labels, image, len(classes)), id=name))
-        return Split(samples, classes)
+        note_turned(turned, skipped)
+        return Split(samples, classes, skipped)
     samples = []
     for name in names:
         file = _xml(path, name)
         annotation = annotations.get(name) or parse(text_of(file), str(file))
         image = _image(path, name, annotation.filename)
-        size = measured(image, skipped)
+        of_this: list[Path] = []
+        size = measured(image, skipped, of_this)
         if size is None:
             continue
+        if of_this and annotation.size == size[::-1] != size:  # the boxes are of the picture before it is turned
+            says = f"{file} says {annotation.size[1]}x{annotation.size[0]}"
+            turns = f"it is {size[1]}x{size[0]}, turned by its EXIF orientation"
+            skipped.append(f"{str(image)!r}: left out, {turns}; {says}")
+            continue
+        turned += of_this
         if annotation.size not in (None, size):
             skipped.append(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
         objects = place(annotation, classes, size, str(file), skipped)
         samples.append(Sample(image, objects=objects, id=name))
+    note_turned(turned, skipped)
     return Split(samples, classes, skipped)
 
 

@@ -19,7 +19,19 @@ import yaml
 
 from ..errors import DataError
 from ..images import find_images
-from . import SPLIT_NAMES, Object, Sample, Split, check_exists, check_images, fit_box, inside, measured, text_of
+from . import (
+    SPLIT_NAMES,
+    Object,
+    Sample,
+    Split,
+    check_exists,
+    check_images,
+    fit_box,
+    inside,
+    measured,
+    note_turned,
+    text_of,
+)
 from ._masks import NoMask, check_segmentation
 
 EXPECTS = "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt"
@@ -62,14 +74,16 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
             raise DataError(f"{path}, {key}: {few}")
         skipped.append(f"{path}, {key}: {few}; they count as images without objects")
     samples = []
+    turned: list[Path] = []
     for image, file, id in zip(images, files, _ids(images, folder), strict=True):
         objects: tuple[Object, ...] = ()
         if file.is_file():
-            size = measured(image, skipped)
+            size = measured(image, skipped, turned)
             if size is None:
                 continue
             objects = parse(text_of(file), str(file), len(classes), size, target, skipped)
         samples.append(Sample(image, objects=objects, id=id))
+    note_turned(turned, skipped)
     return Split(samples, classes, skipped)
 
 

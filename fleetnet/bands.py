@@ -1,0 +1,262 @@
+"""Large PNG and TIFF files, a band of rows at a time: the memory of a few rows instead of that of the whole picture.
+
+Pillow decodes a whole picture at once. A PNG is one stream of rows, each of which builds on the one above, so a band
+can be decoded from its part of the stream and the row before; a TIFF is a list of strips (or rows of tiles) that know
+nothing of each other, so each is a small TIFF of its own. Pillow's decoders do the work in both cases.
+"""
+
+import io
+import itertools
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, ImageFile
+
+from .errors import DataError
+
+PIECE = 1 << 20  # pixels of a band, about
+METADATA = 1 << 22  # bytes of a PNG's chunks of metadata that are looked at
+_PNG = b"\x89PNG\r\n\x1a\n"
+_MAY_TURN = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that may hold an orientation
+
+Band = Image.Image | np.ndarray  # of 16 bits a channel an array (rows, width) or (rows, width, channels)
+
+
+def rows_of(width: int, height: int) -> Iterator[tuple[int, int]]:
+    """(first row, row after the last) of each band of a picture, from the top."""
+    step = max(1, PIECE // max(1, width))
+    for top in range(0, height, step):
+        yield top, min(top + step, height)
+
+
+# ---- PNG -------------------------------------------------------------------------------------------------------------
+
+
+def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
+    """(type, start of its content, length) of each chunk of a PNG; ends where the file does."""
+    place = len(_PNG)
+    while True:
+        file.seek(place)
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        length, kind = int.from_bytes(head[:4], "big"), head[4:]
+        yield kind, place + 8, length
+        if kind == b"IEND":
+            return
+        place += length + 12
+
+
+def png_metadata(file: BinaryIO) -> io.BytesIO | None:
+    """A PNG of one pixel with the metadata of this one, from before and after its pixels; None where there is none."""
+    place = file.tell()
+    parts = [
+        _chunk(kind, _content(file, start, length))
+        for kind, start, length in png_chunks(file)
+        if kind in _MAY_TURN and length <= METADATA
+    ]
+    file.seek(place)
+    if not parts:
+        return None
+    head = _chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    pixel = _chunk(b"IDAT", zlib.compress(b"\0\0"))
+    return io.BytesIO(_PNG + head + b"".join(parts) + pixel + _chunk(b"IEND", b""))
+
+
+def _content(file: BinaryIO, start: int, length: int) -> bytes:
+    file.seek(start)
+    return file.read(length)
+
+
+def _chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png_bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
+    """The bands of a PNG that is not interlaced; `image` is the same file, opened by Pillow but not loaded."""
+    width, height = image.size
+    depth, color = _content(file, 24, 2)
+    channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
+    row_bytes = (width * channels * depth + 7) // 8
+    pixel_bytes = max(1, channels * depth // 8)  # which the filters of a row look back
+    rawmode = image.tile[0].args
+    stream = _Inflated(file)
+    above = b"\0" * row_bytes
+    for top, bottom in rows_of(width, height):
+        rows = bottom - top
+        filtered = stream.take(rows * (row_bytes + 1))
+        raw = _unfiltered(b"\0" + above + filtered, rows + 1, row_bytes, pixel_bytes)[1:]
+        above = raw[-1].tobytes()
+        if depth == 16:
+            values = raw.reshape(-1).view(">u2").astype(np.uint16)
+            yield values.reshape((rows, width) if channels == 1 else (rows, width, channels))
+            continue
+        band = Image.frombytes(image.mode, (width, rows), raw.tobytes(), "raw", rawmode)
+        if image.mode == "P" and image.palette is not None:
+            band.putpalette(image.palette.palette, image.palette.rawmode or image.palette.mode)
+        if "transparency" in image.info:
+            band.info["transparency"] = image.info["transparency"]
+        yield band
+
+
+class _Inflated:
+    """The rows of a PNG, still filtered, as they come out of its compressed chunks."""
+
+    def __init__(self, file: BinaryIO):
+        self.chunks = self._compressed(file)
+        self.inflater = zlib.decompressobj()
+        self.waiting = b""
+
+    @staticmethod
+    def _compressed(file: BinaryIO) -> Iterator[bytes]:
+        places = itertools.dropwhile(lambda chunk: chunk[0] != b"IDAT", png_chunks(file))
+        for kind, start, length in places:
+            if kind != b"IDAT":
+                return
+            for offset in range(0, length, PIECE):
+                block = _content(file, start + offset, min(PIECE, length - offset))
+                if not block:
+                    return
+                yield block
+
+    def take(self, count: int) -> bytes:
+        """The next `count` bytes; `DataError` where the file ends before."""
+        parts = []
+        while count:
+            self.waiting = self.waiting or next(self.chunks, b"")
+            if not self.waiting or self.inflater.eof:
+                raise DataError("image file is truncated")
+            part = self.inflater.decompress(self.waiting, count)
+            self.waiting = self.inflater.unconsumed_tail
+            count -= len(part)
+            parts.append(part)
+        return b"".join(parts)
+
+
+def _unfiltered(filtered: bytes, rows: int, row_bytes: int, pixel_bytes: int) -> np.ndarray:
+    """Rows as they come out of a PNG's stream, each behind the number of its filter -> (rows, row_bytes) uint8.
+
+    Pillow undoes the filters in a picture of any mode whose pixels have as many bytes. For 6 and 8 bytes its only such
+    modes keep one byte of two, so those are decoded twice.
+    """
+    stream = zlib.compress(filtered, 0)
+    if pixel_bytes <= 4:
+        mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixel_bytes]
+        return _decoded(stream, mode, mode, row_bytes // pixel_bytes, rows).reshape(rows, row_bytes)
+    mode = {6: "RGB", 8: "RGBA"}[pixel_bytes]
+    halves = [_decoded(stream, mode, f"{mode};16{order}", row_bytes // pixel_bytes, rows) for order in "BL"]
+    return np.stack(halves, -1).reshape(rows, row_bytes)
+
+
+def _decoded(stream: bytes, mode: str, rawmode: str, width: int, rows: int) -> np.ndarray:
+    # (rows, width) or (rows, width, channels) uint8
+    return np.asarray(Image.frombytes(mode, (width, rows), stream, "zip", (rawmode, False)))
+
+
+# ---- TIFF ------------------------------------------------------------------------------------------------------------
+
+_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of whole numbers
+_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_HEIGHT, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR = 257, 273, 278, 279, 284
+_TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _ORIENTATION = 323, 324, 325, 274
+_KEPT = {  # what decoders of one strip need to know
+    *(254, 256, 258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 322, 323, 332, 338, 339, 347, 512, 513, 514, 515),
+    *(519, 520, 521, 529, 530, 531, 532),
+}
+_Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, values as stored
+
+
+def tiff_bands(file: BinaryIO, image: Image.Image) -> Iterator[BinaryIO] | None:
+    """Each strip (or row of tiles) of the first page, from the top, as a TIFF of its own, which is not turned.
+
+    None for files that cannot be taken apart: of a single strip, of separate planes, or damaged.
+    """
+    start = _content(file, 0, 16)
+    order = {b"II": "<", b"MM": ">"}.get(start[:2])
+    if order is None:
+        return None
+    try:
+        tags = _tags(file, start, order)
+        if _numbers(tags, _PLANAR, order, (1,))[0] != 1:
+            return None
+        tiled = _TILE_OFFSETS in tags
+        offsets = _numbers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, order)
+        lengths = _numbers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, order)
+        height = _numbers(tags, _HEIGHT, order)[0]
+        rows = _numbers(tags, _TILE_HEIGHT if tiled else _ROWS_PER_STRIP, order, (height,))[0]
+    except (KeyError, IndexError, struct.error):
+        return None
+    bands = -(-height // max(1, rows))
+    if not 0 < rows < height or len(offsets) % bands or len(offsets) != len(lengths):
+        return None
+    across = len(offsets) // bands  # tiles in a row of them; one strip
+    return (
+        _small_tiff(
+            file, order, tags, offsets[i : i + across], lengths[i : i + across], rows, height - i // across * rows
+        )
+        for i in range(0, len(offsets), across)
+    )
+
+
+def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
+    """The tags of the first page of a TIFF, or of a BigTIFF, whose numbers are wider."""
+    big = start[2:4] in (b"\x2b\0", b"\0\x2b")
+    number, entry, inline = ("Q", "HHQ", 8) if big else ("I", "HHI", 4)
+    (place,) = struct.unpack_from(order + number, start, 8 if big else 4)
+    width = struct.calcsize(order + ("Q" if big else "H"))
+    (count,) = struct.unpack(order + ("Q" if big else "H"), _content(file, place, width))
+    size = struct.calcsize(order + entry) + inline
+    table = _content(file, place + width, min(count, 4096) * size)
+    tags: _Tags = {}
+    for at in range(0, len(table) - size + 1, size):
+        tag, kind, values = struct.unpack_from(order + entry, table, at)
+        length = values * _BYTES.get(kind, 1)
+        if tag not in _KEPT | {_HEIGHT, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES}:
+            continue
+        content = table[at + size - inline : at + size]
+        if length > inline:
+            (elsewhere,) = struct.unpack(order + number, content)
+            content = _content(file, elsewhere, min(length, 1 << 26))
+        tags[tag] = kind, values, content[:length]
+    return tags
+
+
+def _numbers(tags: _Tags, tag: int, order: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+    if tag not in tags and default is not None:
+        return default
+    kind, count, content = tags[tag]
+    return struct.unpack(f"{order}{count}{_TYPES[kind]}", content)
+
+
+def _small_tiff(
+    file: BinaryIO, order: str, tags: _Tags, offsets: tuple[int, ...], lengths: tuple[int, ...], rows: int, left: int
+) -> BinaryIO:
+    """A TIFF of the strips or tiles at some places of a file; `left` is how many rows of the picture are left."""
+    kept = {tag: value for tag, value in tags.items() if tag in _KEPT}
+    kept[_HEIGHT] = 4, 1, struct.pack(order + "I", min(rows, left))
+    places, sizes = (_STRIP_OFFSETS, _STRIP_BYTES) if _TILE_OFFSETS not in tags else (_TILE_OFFSETS, _TILE_BYTES)
+    if places == _STRIP_OFFSETS:
+        kept[_ROWS_PER_STRIP] = 4, 1, struct.pack(order + "I", rows)
+    kept[sizes] = 4, len(lengths), struct.pack(f"{order}{len(lengths)}I", *lengths)
+    kept[places] = 4, len(offsets), b"\0" * 4 * len(offsets)
+    values_at = 8 + 2 + 12 * len(kept) + 4
+    data_at = values_at + sum(len(content) + len(content) % 2 for _, _, content in kept.values() if len(content) > 4)
+    starts = itertools.accumulate(lengths[:-1], initial=data_at)
+    kept[places] = 4, len(offsets), struct.pack(f"{order}{len(offsets)}I", *starts)
+    table, values = b"", b""
+    for tag, (kind, count, content) in sorted(kept.items()):
+        stored = content.ljust(4, b"\0")
+        if len(content) > 4:
+            stored = struct.pack(order + "I", values_at + len(values))
+            values += content + b"\0" * (len(content) % 2)
+        table += struct.pack(order + "HHI", tag, kind, count) + stored
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
+    small = io.BytesIO()
+    small.write(head + struct.pack(order + "H", len(kept)) + table + b"\0" * 4 + values)
+    for offset, length in zip(offsets, lengths, strict=True):
+        small.write(_content(file, offset, length))
+    small.seek(0)
+    return small
