@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from .errors import UsageError, choose
+from .errors import UsageError, choose, named_arguments
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,9 @@ def parse_size(value: Any) -> tuple[int, int]:
     whole = [int(part) for part in parts if type(part) is int or (isinstance(part, str) and part.isdecimal())]
     height, width = (whole[0], whole[-1]) if whole else (0, 0)
     if len(whole) != len(parts) or len(parts) > 2 or min(height, width) < 1:
-        raise UsageError(f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256")
+        raise UsageError(
+            f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256 (192,256 is the same)"
+        )
     return height, width
 
 
@@ -167,6 +169,7 @@ class TrainConfig:
         return dataclasses.asdict(self)
 
 
+TrainConfig.__init__ = named_arguments(TrainConfig.__init__)  # type: ignore[method-assign]
 KEYS_AND_DEFAULTS = {field.name: field.default for field in dataclasses.fields(TrainConfig)}
 KEYS = set(KEYS_AND_DEFAULTS)
 READ: dict[str, tuple[Condition, ...]] = {
@@ -201,5 +204,5 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
     recipe = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in recipe:
         if key not in KEYS:
-            raise UsageError(f"{path}: unknown key {key!r}: {choose(key, KEYS)}")
+            raise UsageError(f"{path}: unknown key {key!r}: {choose(key, KEYS, 'key', 'fleetnet train --help')}")
     return recipe

@@ -4,8 +4,13 @@ The class decides the exit code of the command line (see `cli/`); code that uses
 or the builtin that each class also is.
 """
 
-from collections.abc import Iterable
+import inspect
+from collections.abc import Callable, Iterable, Mapping
 from difflib import SequenceMatcher
+from functools import wraps
+from typing import ParamSpec, TypeVar
+
+from .synonyms import instead, meanings, plain
 
 
 class FleetnetError(Exception):
@@ -20,6 +25,10 @@ class UsageError(FleetnetError, ValueError):
     """An unknown verb, flag, recipe key or option value."""
 
     exit_code = 2
+
+
+class ArgumentError(UsageError, TypeError):
+    """A keyword argument that a function does not have."""
 
 
 class DataError(FleetnetError, ValueError):
@@ -40,16 +49,93 @@ class ExportError(FleetnetError, RuntimeError):
     exit_code = 5
 
 
-def choose(given: str, allowed: Iterable[str]) -> str:
-    """The end of an error message: the nearest allowed names, and all of them where they are few.
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+
+
+def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The same function, which answers a keyword argument that it does not have with the one that was meant.
+
+    Other tools' words are known, as everywhere: `pretrained=True` is answered with `weights="default"`.
+    """
+    allowed = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @wraps(function)
+    def checked(*args: Arguments.args, **keywords: Arguments.kwargs) -> Result:
+        for word in keywords:
+            if word not in allowed:
+                name = function.__qualname__.removesuffix(".__init__")
+                raise ArgumentError(f"{name} has no argument {word!r}: {choose(word, allowed, 'argument')}")
+        return function(*args, **keywords)
+
+    return checked
+
+
+FEW = 12  # names: as many can be read in an error message
+
+
+def choose(given: str, allowed: Iterable[str], kind: str = "", listed_by: str = "") -> str:
+    """The end of an error message: the nearest allowed names by meaning, else by spelling; all where they are few.
+
+    `kind` is what is asked for: "flag", "key" (of a recipe), "argument" (of a function), "runtime", "precision" or
+    "verb"; `listed_by` the command that lists all names where they are many.
 
     >>> choose("fasternet_to", ["fasternet_t0", "repvit_m0_9"])
     "did you mean 'fasternet_t0'? Allowed: fasternet_t0, repvit_m0_9"
+    >>> choose("learning_rate", ["lr", "epochs"], "key")
+    "did you mean 'lr'? Allowed: lr, epochs"
     """
     names = list(allowed)
-    likeness = {name: SequenceMatcher(None, given.lower(), name.lower()).ratio() for name in names}
+    likely = _likely(given, names)
+    proposed = instead(kind, given)
+    near = [] if proposed else _by_meaning(given, names, kind)
+    answered = bool(proposed or near)
+    near = near or ([] if proposed else [repr(name) for name in _by_spelling(likely)])
+    if near:
+        proposed = f"did you mean {' or '.join(near)}?"
+    elif proposed:
+        proposed = f"{proposed}."
+    return " ".join(filter(None, (proposed, _listed([] if answered else list(likely)[:4], names, listed_by))))
+
+
+def _by_meaning(given: str, names: list[str], kind: str) -> list[str]:
+    """What the word is called here, as it is to be typed."""
+    by_plain = {plain(name): name for name in names}
+    if plain(given) in by_plain and plain(given):
+        return [repr(by_plain[plain(given)])]
+    near = []
+    for meaning in meanings(given):
+        key, _, value = meaning.partition("=")
+        if plain(key) in by_plain:
+            name = by_plain[plain(key)]
+            near.append(repr(_typed(kind, name, value) if value else name))
+    return near[:2]
+
+
+def _typed(kind: str, name: str, value: str) -> str:
+    """A setting with its value, as a flag, a line of a recipe or an argument."""
+    return {"flag": f"{name} {value}", "key": f"{name}: {value}"}.get(kind, f'{name}="{value}"')
+
+
+def _likely(given: str, names: list[str]) -> dict[str, float]:
+    """How alike each name is to what was given, 0 to 1, the likeliest first."""
+    word = plain(given)
+    likeness = {}
+    for name in names:
+        alike = SequenceMatcher(None, word, plain(name)).ratio()
+        begins = len(word) >= 3 and plain(name).startswith(word)
+        likeness[name] = max(alike, 0.9) if begins else alike
+    return dict(sorted(likeness.items(), key=lambda item: -item[1]))
+
+
+def _by_spelling(likeness: Mapping[str, float]) -> list[str]:
     best = max(likeness.values(), default=0.0)
-    near = [name for name in names if likeness[name] == best >= 0.5][:3]
-    shown = names if len(names) <= 40 else near or names[:40]
-    listed = ", ".join(shown) + ("" if len(shown) == len(names) else f" ... ({len(names)} in all)")
-    return (f"did you mean {' or '.join(map(repr, near))}? " if near else "") + f"Allowed: {listed}"
+    return [name for name in likeness if likeness[name] == best >= 0.6][:3]
+
+
+def _listed(nearest: list[str], names: list[str], listed_by: str) -> str:
+    """All names where they are few; else the nearest, and the command that lists all."""
+    if len(names) <= FEW:
+        return f"Allowed: {', '.join(names)}"
+    where = f"`{listed_by}` lists all {len(names)}" if listed_by else f"{len(names)} in all"
+    return f"nearest: {', '.join(nearest)}; {where}" if nearest else where

@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from . import checkpoint, images
 from .boxes import Place, Prediction
-from .errors import DataError, ExportError, ModelError, UsageError, choose
+from .errors import DataError, ExportError, ModelError, UsageError, named_arguments
 from .find import find, names
 from .images import Picture, Range, Source
 from .reparam import reparameterize
-from .runtimes import Delivered, Meaning, Parity, Preprocessed, by_suffix, deliver, explanation
+from .runtimes import Delivered, Meaning, Parity, Preprocessed, by_suffix, choice, deliver, explanation
 from .runtimes import verify as compare_outputs
 from .tasks import Model, named
 from .transforms import Preprocess
-from .weights import locate
+from .weights import locate, missing
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
@@ -60,6 +60,8 @@ class Predictor(nn.Module):
     def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int = 1):
         super().__init__()
         path = Path(path)
+        if not path.exists() and path.suffix in by_suffix():
+            raise ModelError(missing(path, [path.suffix]))
         # A folder is a run, or an exported file: Core ML's.
         self.runtime = "torch" if (path / "best.safetensors").is_file() else by_suffix().get(path.suffix, "torch")
         if self.runtime == "torch":
@@ -104,6 +106,7 @@ class Predictor(nn.Module):
             predictions += [task.restore(p, place) for p, place in zip(decoded, places, strict=True)]
         return predictions
 
+    @named_arguments
     def predict(
         self, pictures: Pictures, top: int = 5, threshold: float | None = None, channels: str = "RGB"
     ) -> list[Any]:
@@ -157,6 +160,7 @@ class Predictor(nn.Module):
         return read_picture(one, self.preprocess.values, channels)
 
 
+@named_arguments
 def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1) -> Predictor:
     """A checkpoint, a run folder, or an exported file, ready to predict; see `Predictor`."""
     return Predictor(path, device, threads)
@@ -236,6 +240,7 @@ def _by_name(run: Callable[[np.ndarray], Sequence[np.ndarray]], names: Sequence[
     return dict(zip(names, outputs, strict=True))
 
 
+@named_arguments
 def export(
     model: Model | str | Path,
     runtime: str,
@@ -264,6 +269,7 @@ def export(
     for an unknown runtime, precision or opset and for a decode that cannot be embedded, and `ExportError` if the file
     cannot be written or does not compute what the model computes.
     """
+    choice(f"{runtime}:{precision or ''}")  # before the model is read
     if isinstance(model, Model):
         if preprocess is None:
             preprocess = (
@@ -323,10 +329,13 @@ def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(path)
     runtimes = by_suffix()
     if path.suffix not in runtimes:
-        raise ModelError(f"{path} is no exported file: {choose(path.suffix, runtimes)}")
+        raise ModelError(f"{path} is no exported file; those end in {', '.join(runtimes)}")
+    if not path.exists():
+        raise ModelError(missing(path, [path.suffix]))
     return runtimes[path.suffix], _sidecar(path)
 
 
+@named_arguments
 def verify(checkpoint_file: str | Path, path: str | Path, *, pictures: Pictures = (), explain: bool = False) -> Parity:
     """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import ModelError
+from .errors import ModelError, named_arguments
 
 Kernel = tuple[Tensor, Tensor]  # float64: weight (out, in / groups, kh, kw) and bias (out,)
 AnyNorm = nn.BatchNorm1d | nn.BatchNorm2d
@@ -152,6 +152,7 @@ def _feature_sizes(model: nn.Module, example: Tensor) -> dict[nn.Module, tuple[i
     return sizes
 
 
+@named_arguments
 @torch.no_grad()
 def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """The deploy form: a copy of `model` in which every module that can fuse is replaced by what it fuses to.

@@ -27,7 +27,7 @@ from .augment import augmentation, multi_scale
 from .boxes import Prediction
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
-from .errors import DataError, FleetnetError, UsageError
+from .errors import DataError, FleetnetError, UsageError, named_arguments
 from .files import write_text
 from .find import find, names
 from .images import measure
@@ -153,6 +153,7 @@ def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) ->
     )
 
 
+@named_arguments
 @torch.no_grad()
 def evaluate(
     model: nn.Module,
@@ -253,6 +254,7 @@ def _memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
+@named_arguments
 def fit(
     model: Model,
     train: Split,

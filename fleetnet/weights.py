@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from .backbones import Option, Pretrained, family, pretrained, variants
-from .errors import FleetnetError, ModelError, choose
+from .errors import FleetnetError, ModelError, choose, named_arguments
 from .files import replacing
 from .find import find, names
 from .reparam import reparameterize
@@ -136,15 +136,22 @@ def locate(path: Path) -> Path:
         if not (path / "best.safetensors").is_file():
             raise ModelError(f"{path} is a folder without best.safetensors; give a run folder or a file")
         return path / "best.safetensors"
-    if not path.is_file():
-        beside = path.parent.iterdir() if path.parent.is_dir() else ()
-        near = sorted(
-            p.name for p in beside if p.suffix in (".safetensors", *PICKLES) or (p / "best.safetensors").is_file()
-        )
+    if not path.is_file() and str(path) in variants():
         raise ModelError(
-            f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no weights")
+            f"{str(path)!r} is the name of a network, and here a trained one is wanted: a run folder or a file. "
+            f'`fleetnet train --model {path} --data DATA` makes one; create_model({str(path)!r}, weights="default") '
+            "in Python has the published weights"
         )
+    if not path.is_file():
+        raise ModelError(missing(path, (".safetensors", *PICKLES)))
     return path
+
+
+def missing(path: Path, suffixes: Sequence[str]) -> str:
+    """The message for a file of weights or an exported file that is not there: what is near it, by name."""
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    near = sorted(p.name for p in beside if p.suffix in suffixes or (p / "best.safetensors").is_file())
+    return f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no such file")
 
 
 def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str, Any]]:
@@ -437,6 +444,7 @@ def _implied(name: str, state: State) -> dict[str, Any]:
 # ---- place -----------------------------------------------------------------------------------------------------------
 
 
+@named_arguments
 def create_model(
     name: str,
     classes: int | None = None,
@@ -500,6 +508,7 @@ def list_models(pattern: str = "*") -> list[str]:
     return list(variants(pattern))
 
 
+@named_arguments
 def load_weights(model: Model, source: str | Path | Mapping[str, Tensor], *, ema: bool = False) -> Report:
     """Load weights into `model` in place, all of them or none, and report; see `read` for `source` and `ema`.
 

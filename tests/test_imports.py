@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1] / "fleetnet"
 MAY_IMPORT = {  # a module or folder of the package -> what it may import of the package
-    "errors": "",
+    "synonyms": "",
+    "errors": "synonyms",
     "find": "errors",
     "files": "errors",
     "claims": "files errors",
@@ -23,11 +24,11 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "report": "files errors",
     "layers": "reparam errors",
     "parc": "reparam layers errors",
-    "backbones": "backbones layers parc reparam find errors",
+    "backbones": "backbones layers parc reparam find errors synonyms",
     "data": "data images boxes find errors",
     "transforms": "data images boxes errors",
     "augment": "transforms data images boxes errors",
-    "tasks": "tasks backbones layers boxes reparam find errors",
+    "tasks": "tasks backbones layers boxes reparam find errors synonyms",
     "weights": "tasks backbones reparam files find errors",
     "checkpoint": "tasks transforms weights reparam files find errors __init__",
     "runtimes": "runtimes scopes boxes reparam parc files find errors",
@@ -39,7 +40,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "find errors",
     "train": "tasks data transforms augment boxes images checkpoint config claims files find errors",
     "cli": "cli backbones bench checkpoint claims config data devices errors files find flops images layers predict "
-    "quantize quantizers realistic reparam report runtimes tasks train transforms weights __init__",
+    "quantize quantizers realistic reparam report runtimes synonyms tasks train transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",
 }

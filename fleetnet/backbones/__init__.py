@@ -6,17 +6,21 @@ Every file has a table VARIANTS of constructors; their names are the names users
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
 from ..find import find, names
+from ..synonyms import plain
 
 Option = bool | int | float | str
+OF_TIMM = "resne|wideresne|efficient|mobilenet|mobilevit|vit|swin|convnext|regnet|ghostnet|levit|deit|vgg|densenet"
 
 
 class Backbone(Protocol):
@@ -63,7 +67,23 @@ def family(name: str) -> str:
     for file in _files():
         if name in find("backbones", file).VARIANTS:
             return file
-    raise ModelError(f"no backbone {name!r}: {choose(name, variants())} or timm/NAME")
+    raise ModelError(f"no backbone {name!r}: {_meant(name)}")
+
+
+def _meant(name: str) -> str:
+    """What may have been meant by a name that no file defines: ours otherwise written, a family, or one of timm's."""
+    for file in _files():
+        if plain(name) == plain(file):
+            return f"it is a family; its networks are {', '.join(find('backbones', file).VARIANTS)}"
+    if re.match(OF_TIMM, plain(name)) and find_spec("timm") is not None:
+        return f"ours are listed by `fleetnet models`; of timm's: {find('backbones', 'timm').nearest(name)}"
+    return f"{choose(name, variants(), 'model', 'fleetnet models')}; networks of timm are named timm/NAME"
+
+
+def check_name(name: str) -> None:
+    """`ModelError` unless there is a backbone of this name; builds nothing."""
+    if family(name) == "timm":
+        find("backbones", "timm").check_name(name.removeprefix("timm/"))
 
 
 def pretrained(name: str) -> Pretrained | None:

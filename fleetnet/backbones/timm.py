@@ -11,11 +11,12 @@ trainability kept.
 
 import copy
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..errors import ModelError, UsageError, choose
+from ..errors import ModelError, UsageError
 from . import Backbone, Option, Pretrained
 
 VARIANTS: dict[str, Callable[..., Backbone]] = {}  # timm's own names are not copied: see `make`
@@ -55,20 +56,36 @@ class Timm(nn.Module):
         return fused
 
 
+def check_name(name: str) -> None:
+    """`ModelError` unless timm is installed and has a model of this name."""
+    try:
+        import timm
+    except ImportError as error:
+        raise ModelError(f"timm/{name} needs timm: pip install timm") from error
+    if not timm.is_model(name):
+        raise ModelError(f"timm has no model {name!r}: {nearest(name)}")
+
+
+def nearest(name: str) -> str:
+    """The end of an error message: timm's models that are called nearly so, as they are typed here."""
+    import timm
+
+    likely = get_close_matches(name.lower(), timm.list_models(), 4, 0.5)
+    listed = "timm.list_models() lists all"
+    return f"nearest: {', '.join(f'timm/{model}' for model in likely)}; {listed}" if likely else listed
+
+
 def make(name: str, drop_path: float, output_stride: int, options: Mapping[str, Option]) -> Timm:
     """A timm model by its own name, with random weights.
 
     Raises `ModelError` if timm is not installed, has no such model, or if the model cannot give feature maps, drop path
     or the output stride asked for; `UsageError` for any option.
     """
-    try:
-        import timm
-    except ImportError as error:
-        raise ModelError(f"timm/{name} needs timm: pip install timm") from error
+    check_name(name)
+    import timm
+
     if options:
         raise UsageError(f"timm/{name} has no option {next(iter(options))!r}: timm models take none")
-    if not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}: {choose(name, timm.list_models())}")
     settings: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     if output_stride != 32:
         settings["output_stride"] = output_stride

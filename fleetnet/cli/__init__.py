@@ -76,7 +76,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        raise UsageError(f"no verb {verb!r}: {choose(verb, VERBS)}")
+        raise UsageError(f"no verb {verb!r}: {choose(verb, VERBS, 'verb')}")
     from ..find import find
     from ._arguments import parse
 

@@ -1,16 +1,33 @@
-"""Parsing the arguments of a verb with jsonargparse: kebab-case flags, types checked, the nearest flag named."""
+"""Parsing the arguments of a verb with jsonargparse: kebab-case flags, types checked, mistakes answered in plain words.
+
+Whoever comes from another tool types its flags first. Each such mistake is answered with what to type here.
+"""
 
 import contextlib
 import dataclasses
 import io
-from argparse import ArgumentError, RawDescriptionHelpFormatter
+import re
+import shlex
+from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Sequence
-from types import ModuleType
-from typing import Any, get_type_hints
+from pathlib import Path
+from types import ModuleType, NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from ..errors import UsageError, choose
+from ..synonyms import meanings, plain
+
+EXAMPLES = {int: "a whole number, such as 8", float: "a number, such as 0.001", bool: "true or false", str: "a text"}
+RESTRICTED = {  # the types of jsonargparse that have bounds
+    "PositiveInt": "a whole number of at least 1",
+    "NonNegativeInt": "a whole number of at least 0",
+    "NonNegativeFloat": "a number of at least 0",
+    "PositiveFloat": "a number above 0",
+    "ClosedUnitInterval": "a number from 0 to 1",
+    "OpenUnitInterval": "a number between 0 and 1",
+}
 
 
 def flag(name: str) -> str:
@@ -23,6 +40,7 @@ def add_settings(parser: ArgumentParser, settings: type, required: Sequence[str]
     for field in dataclasses.fields(settings):
         default = None if field.default is dataclasses.MISSING else field.default
         shown = "x".join(map(str, default)) if isinstance(default, tuple) else default
+        shown = field.metadata.get("default", shown)
         kind = str if field.name == "size" else hints[field.name]
         help = field.metadata["help"] + ("" if field.name in required else f" (default: {shown})")
         parser.add_argument(flag(field.name), type=kind, default=None, help=help)
@@ -46,26 +64,156 @@ def parse(verb: str, text: str, module: ModuleType, words: list[str]) -> dict[st
     if "-h" in words or "--help" in words:
         parser.print_help()
         return None
-    flags = [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
-    for word in words:
-        name = word.split("=")[0].split(".")[0]
-        if name.startswith("--") and len(name) > 2 and name not in flags:
-            raise UsageError(f"fleetnet {verb} has no flag {name}: {choose(name, flags)}")
+    _check_words(verb, parser, words)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
             return dict(parser.parse_args(words, defaults=False).as_dict())
     except (ArgumentError, SystemExit) as error:
-        raise UsageError(f"fleetnet {verb}: {' '.join(str(error).split())}") from error
+        raise UsageError(_in_plain_words(parser, str(error), words)) from error
 
 
 def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str, Any]:
     """Values of a recipe with the types of the settings; `UsageError` naming the key and the file otherwise."""
     parser = ArgumentParser(exit_on_error=False)
     add_settings(parser, settings)
-    plain = {key: value for key, value in values.items() if key != "size"}
+    of_recipe = {key: value for key, value in values.items() if key != "size"}
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            typed = parser.parse_object(plain, defaults=False).as_dict()
+            typed = parser.parse_object(of_recipe, defaults=False).as_dict()
     except (ArgumentError, SystemExit) as error:
-        raise UsageError(f"{where}: {' '.join(str(error).split())}") from error
+        raise UsageError(f"{where}: {_in_plain_words(parser, str(error))}") from error
     return {**values, **typed}
+
+
+def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:
+    """`UsageError` for flags of other tools, and for settings that are written without dashes."""
+    flags = _flags(parser)
+    for i, word in enumerate(words):
+        name = word.split("=")[0].split(".")[0]
+        if name.startswith("--") and len(name) > 2 and name not in flags:
+            known = choose(name, flags, "flag", f"fleetnet {verb} --help")
+            raise UsageError(f"{verb} has no flag {name}: {known}")
+        if re.fullmatch("-[a-zA-Z]+", name) and name not in ("-h",):
+            following = _as_flags(words[i + 1 :], flags)
+            known = f"write {following}" if following else choose(name, flags, "flag", f"fleetnet {verb} --help")
+            raise UsageError(f"{verb} has no flag {name}: {known}")
+        if (i == 0 or not words[i - 1].startswith("-")) and not Path(word).exists():
+            settings = _as_flags(words[i:], flags, _positional(parser))
+            if settings:
+                raise UsageError(f"{verb} takes its settings as flags: write {settings}")
+
+
+def _flags(parser: ArgumentParser) -> list[str]:
+    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+
+
+def _positional(parser: ArgumentParser) -> list[str]:
+    return [action.dest for action in parser._actions if not action.option_strings]
+
+
+def _as_flags(words: Sequence[str], flags: Sequence[str], positional: Sequence[str] = ()) -> str:
+    """Leading words such as "model=x", "Global.epochs=3" as flags; empty where the first is none."""
+    written = []
+    for word in words:
+        key, equal, value = word.partition("=")
+        name = _flag_of(key, flags)
+        if not equal or (name is None and key not in positional):
+            break
+        written += ([] if name is None else [name]) + [shlex.quote(value)]
+    return " ".join(written)
+
+
+def _flag_of(key: str, flags: Sequence[str]) -> str | None:
+    """The flag of a key such as "epochs", "Global.epochs" or "lr0"; None where there is none."""
+    last = key.split(".")[-1]
+    by_plain = {plain(name): name for name in flags}
+    for candidate in (last, *(meaning.partition("=")[0] for meaning in meanings(last))):
+        if plain(candidate) in by_plain:
+            return by_plain[plain(candidate)]
+    return None
+
+
+def _in_plain_words(parser: ArgumentParser, error: str, words: Sequence[str] | None = None) -> str:
+    """What jsonargparse or argparse says, said with what may be typed instead; of a recipe there are no `words`."""
+    said = " ".join(error.split())
+    wrong = re.search(r'(?:Parser key|key) "([^"]+)"', said)
+    if wrong and (action := _action(parser, wrong[1])):
+        value = re.search(r"[Vv]alue: (.*?)$|literal for int\(\) with base 10: (.*)$|: (\S+) does not conform", said)
+        given = next(filter(None, value.groups()), "").strip("'") if value else ""
+        return _wrong_value(action, given, "key" if words is None else "flag")
+    if wanting := re.search(r"argument (--\S+): expected (?:one|at least one) argument", said):
+        action = _action(parser, wanting[1].removeprefix("--"))
+        allowed = _allowed(_kind(action))
+        if allowed == EXAMPLES[str]:
+            allowed = re.sub(r" \(default.*", "", action.help or allowed)
+        return f"{wanting[1]} needs a value: {allowed}"
+    if extra := re.search(r"unrecognized arguments: (.*)", said, re.IGNORECASE):
+        return f"{extra[1]!r} belongs to no flag: {_flag_for(extra[1], parser, words or ())}"
+    return said
+
+
+def _flag_for(stray: str, parser: ArgumentParser, words: Sequence[str]) -> str:
+    """What may have been meant by a word that no flag stands before."""
+    given = {word.split("=")[0] for word in words}
+    for name in ("--model", "--data"):
+        if name in _flags(parser) and name not in given:
+            return f"write {name} {shlex.quote(stray)}"
+    return "a value with spaces is written in quotes, and several values follow their flag"
+
+
+def _kind(action: Action) -> Any:
+    return getattr(action, "_typehint", None) or action.type or str
+
+
+def _action(parser: ArgumentParser, key: str) -> Any:
+    name = key.split(".")[0].replace("-", "_")
+    return next((action for action in parser._actions if action.dest == name), None)
+
+
+def _wrong_value(action: Action, given: str, kind: str) -> str:
+    """A value of the wrong type: what it is, and what is allowed."""
+    name = flag(action.dest) if kind == "flag" else action.dest
+    wanted = _kind(action)
+    choices = _choices(wanted)
+    if choices:
+        return f"{name} is {given!r}: {choose(given, choices)}"
+    allowed = _allowed(wanted)
+    pointed = given.replace(",", ".")
+    if re.fullmatch(r"-?\d*,\d+", given) and "number" in allowed:
+        allowed = f"{allowed}; with a point, as {_example(name, pointed, kind)}"
+    elif _is_mapping(wanted):
+        key, _, value = given.partition("=")
+        allowed = f"one setting each, as --{action.dest}.{key} {value or 'VALUE'}"
+    return f"{name} is {given!r}; allowed: {allowed}"
+
+
+def _example(name: str, value: str, kind: str) -> str:
+    return f"{name} {value}" if kind == "flag" else f"{name}: {value}"
+
+
+def _members(kind: Any) -> list[Any]:
+    """The kinds that a value may have, without None."""
+    members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+    return [member for member in members if member is not NoneType]
+
+
+def _choices(kind: Any) -> list[str]:
+    return [str(value) for member in _members(kind) if get_origin(member) is Literal for value in get_args(member)]
+
+
+def _is_mapping(kind: Any) -> bool:
+    return any(member is dict or get_origin(member) is dict for member in _members(kind))
+
+
+def _allowed(kind: Any) -> str:
+    """What a value of a type looks like, in words."""
+    kinds = []
+    for member in _members(kind):
+        if get_origin(member) is Literal:
+            kinds.append(", ".join(map(str, get_args(member))))
+        elif _is_mapping(member):
+            kinds.append("one setting each, as --options.mixing conv")
+        else:
+            name = getattr(member, "__name__", str(member))
+            kinds.append(RESTRICTED.get(name) or EXAMPLES.get(member) or name)
+    return " or ".join(dict.fromkeys(kinds))

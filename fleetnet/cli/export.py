@@ -58,6 +58,7 @@ def arguments(parser: "ArgumentParser") -> None:
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
+    _check_format(given)
     for key in ("model", "to"):
         if not given.get(key):
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
@@ -65,12 +66,29 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         if given.get(key):
             other = "does not go with --check" if given.get("check") else "is for --check"
             raise UsageError(f"--{key.replace('_', '-')} {other}")
+    from ..backbones import variants
     from ..runtimes import choice
 
     to = [choice(text) for text in given["to"].split(",")]
+    if not given.get("check") and given["model"] in variants():
+        raise ModelError(
+            f"{given['model']!r} is the name of a network, and a trained one is exported. "
+            f"`fleetnet train --model {given['model']} --data DATA` makes one; "
+            f"`fleetnet export --model {given['model']} --to {given['to']} --check` tries what the runtimes can hold"
+        )
     if given.get("isolated"):
         _make_environments([name for name, _ in to])
     return _check(given, to) if given.get("check") else _export(given, to)
+
+
+def _check_format(given: dict[str, Any]) -> None:
+    """`UsageError` where --format names a runtime, as in other tools."""
+    from ..synonyms import meanings
+
+    word = given.get("format") or ""
+    runtimes = [name for name in (word.lower(), *meanings(word)) if name in names("runtimes")]
+    if runtimes:
+        raise UsageError(f"--format is that of the data; the runtime of the file is --to {runtimes[0]}")
 
 
 def _make_environments(to: list[str]) -> None:

@@ -29,7 +29,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     size = parse_size(given.get("size") or 224)
     names = list(variants(pattern))
     if not names:
-        raise ModelError(f"no model fits {pattern!r}: {choose(pattern.strip('*?'), variants())}; or timm/NAME")
+        nearest = choose(pattern.strip("*?"), variants(), "model", "fleetnet models")
+        raise ModelError(f"no model fits {pattern!r}: {nearest}; or timm/NAME")
     models: list[dict[str, Any]] = []
     for name in names:
         with torch.device("meta"):

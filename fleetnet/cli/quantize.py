@@ -65,7 +65,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     runtimes = [name.strip() for name in given["to"].split(",")]
     for name in runtimes:
         if name not in WRITERS:
-            raise UsageError(f"no int8 for the runtime {name!r}: {choose(name, WRITERS)}")
+            raise UsageError(f"no int8 for the runtime {name!r}: {choose(name, WRITERS, 'runtime')}")
         if missing := lacks(name):  # before anything is measured
             raise ExportError(missing)
     torch.set_num_threads(given.get("threads", 2))

@@ -116,9 +116,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     """The model of a layout file by name and options, and the size that its task is usually trained at."""
     from ..find import find
-    from ..tasks import described_by, split_name
+    from ..tasks import check_name, described_by, split_name
 
     name, _, options = described_by(settings["model"])
+    check_name(name)
     size = getattr(find("tasks", split_name(name)[0]), "SIZE", KEYS_AND_DEFAULTS["size"])
     return {"model": name, "size": settings.get("size", size), "options": {**options, **settings.get("options", {})}}
 

@@ -30,8 +30,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..predict import facts_of, verify
     from ..weights import locate
 
-    path, file = locate(Path(given["model"])), Path(given["file"])
+    file = Path(given["file"])
     runtime, facts = facts_of(file)
+    path = locate(Path(given["model"]))
     made_from = facts.get("checkpoint_sha256")
     if made_from and made_from != hashlib.sha256(path.read_bytes()).hexdigest():
         say(f"{file} was made from another checkpoint than {path}")

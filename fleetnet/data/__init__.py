@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError, UsageError, choose
+from ..errors import DataError, UsageError, choose, named_arguments
 from ..find import find, names
 from ..images import examine
 
@@ -88,6 +88,7 @@ class Split:
                     )
 
 
+@named_arguments
 def load(root: str, split: str, format: str | None = None, target: str = "label") -> Split:
     """The samples of one split of the data at `root`: a folder, an annotation file, or "shapes".
 

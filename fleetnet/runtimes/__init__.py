@@ -115,10 +115,10 @@ def choice(text: str) -> tuple[str, str]:
     """
     name, _, precision = text.strip().partition(":")
     if name not in names("runtimes"):
-        raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'))}")
+        raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'), 'runtime')}")
     allowed = list(find("runtimes", name).tolerances)
     if precision and precision not in allowed:
-        raise UsageError(f"{name} has no precision {precision!r}: {choose(precision, allowed)}")
+        raise UsageError(f"{name} has no precision {precision!r}: {choose(precision, allowed, 'precision')}")
     return name, precision or allowed[0]
 
 

@@ -28,15 +28,22 @@ Outputs are a tensor or a dict of tensors by name, batch first; exported files h
 """
 
 import inspect
+import os
+import shlex
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..backbones import Backbone, Option, backbone, family, variants
+from ..backbones import check_name as check_backbone
 from ..errors import ModelError, UsageError, choose
 from ..find import find, names
+from ..synonyms import head, plain
+
+WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".onnx", ".pt2")  # endings of files, not of names
 
 
 class Model(nn.Module):
@@ -76,12 +83,37 @@ class Model(nn.Module):
 def split_name(name: str) -> tuple[str, str]:
     """The task and the backbone of a model name: "ssd/parcnet_s" -> ("ssd", "parcnet_s")."""
     first, slash, rest = name.partition("/")
+    whole = not slash or first not in (*names("tasks"), "timm")  # no task stands before a slash
+    if whole and head(name) and not variants(name) and not Path(name).exists():
+        raise ModelError(f"{name!r} is a head, which needs a backbone: write {_on_backbone(name)!r}")
+    if whole and _is_file(name):
+        raise ModelError(
+            f"{name!r} is a file or a folder; a model is given by its name, as `fleetnet models` lists them, and its "
+            f"weights beside it: --model NAME --weights {shlex.quote(name)}"
+        )
     if not slash or first == "timm":
         return "classification", name
     if first not in names("tasks"):
         heads = [task for task in names("tasks") if task != "classification"]
-        raise ModelError(f"no task {first!r} in {name!r}: {choose(first, [*heads, 'timm'])}")
+        meant = f"write {rest}/{first}" if rest in heads else choose(first, [*heads, "timm"])
+        raise ModelError(f"no task {first!r} in {name!r}: {meant}")
     return first, rest
+
+
+def _is_file(name: str) -> bool:
+    """Whether a name is rather that of weights; a folder that is called as a network is not."""
+    return Path(name).exists() if os.sep in name else Path(name).suffix in WEIGHTS
+
+
+def _on_backbone(name: str) -> str:
+    """A model name for a head that was named without its backbone, or with another sign between them."""
+    backbones = [variant for variant in variants() if plain(name).endswith(plain(variant))]
+    return f"{head(name)}/{max(backbones, key=len, default='repvit_m0_9')}"
+
+
+def check_name(name: str) -> None:
+    """`ModelError` unless there is a model of this name; builds nothing, so that it is said before anything is read."""
+    check_backbone(split_name(name)[1])
 
 
 def build(

@@ -1,0 +1,151 @@
+"""What somebody types who comes from another tool: each mistake is answered with what to type here, before any work."""
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+import fleetnet
+from fleetnet import synonyms
+from fleetnet.cli import VERBS, main
+from fleetnet.cli._arguments import new_parser
+from fleetnet.config import KEYS
+from fleetnet.errors import ArgumentError, FleetnetError, UsageError, choose
+from fleetnet.find import find, names
+
+LINES = 8  # of a message, at most, at 100 characters
+TRAIN = "train --model fasternet_t0 --data photos"
+TYPED = [  # words, exit code, what the answer contains
+    (f"{TRAIN} --imgsz 64", 2, ["'--size'", "fleetnet train --help"]),
+    (f"{TRAIN} --batch 8", 2, ["'--batch-size'"]),
+    (f"{TRAIN} -b 8", 2, ["'--batch-size'"]),
+    (f"{TRAIN} --learning-rate 0.1", 2, ["'--lr'"]),
+    (f"{TRAIN} --learning_rate=0.1", 2, ["'--lr'"]),
+    (f"{TRAIN} --pretrained", 2, ["'--weights default'"]),
+    (f"{TRAIN} --num-workers 4", 2, ["'--workers'"]),
+    (f"{TRAIN} --amp", 2, ["'--precision bf16'"]),
+    (f"{TRAIN} --config x.yaml", 2, ["'--recipe'"]),
+    (f"{TRAIN} --project out --name x", 2, ["'--run'"]),
+    (f"{TRAIN} --sched cosine", 2, ["schedule is warm-up"]),
+    (f"{TRAIN} --nonsense 1", 2, ["nearest: ", "fleetnet train --help"]),
+    (f"{TRAIN} --device 0", 2, ["--device", "'cuda'"]),
+    (f"{TRAIN} --device cuda:0", 2, ["'cuda'"]),
+    (f"{TRAIN} --device mps", 2, ["'cpu'"]),
+    (f"{TRAIN} --lr 0,01", 2, ["--lr 0.01"]),
+    (f"{TRAIN} --lr fast", 2, ["--lr is 'fast'", "a number"]),
+    (f"{TRAIN} --epochs 1.5", 2, ["--epochs is '1.5'", "whole number"]),
+    (f"{TRAIN} --clip much", 2, ["--clip is 'much'", "a number"]),
+    (f"{TRAIN} --cache", 2, ["--cache needs a value: true or false"]),
+    (f"{TRAIN} --lr", 2, ["--lr needs a value: a number"]),
+    (f"{TRAIN} --optimizer adam", 2, ["'adamw'"]),
+    (f"{TRAIN} --options mixing=conv", 2, ["--options.mixing conv"]),
+    (f"{TRAIN} --size 64x64x3", 2, ["192x256", "192,256"]),
+    (f"{TRAIN} -o Global.epochs=3 Optimizer.lr.learning_rate=0.1", 2, ["--epochs 3 --lr 0.1"]),
+    ("train model=fasternet_t0 data=photos epochs=3", 2, ["--model fasternet_t0 --data photos --epochs 3"]),
+    ("train fasternet_t0 --data photos", 2, ["--model fasternet_t0"]),
+    ("train --model yolo --data photos", 4, ["'yolo/repvit_m0_9'"]),
+    ("train --model yolov8n.pt --data photos", 4, ["'yolo/repvit_m0_9'"]),
+    ("train --model yolo-fasternet_t0 --data photos", 4, ["'yolo/fasternet_t0'"]),
+    ("train --model fasternet_t0/yolo --data photos", 4, ["yolo/fasternet_t0"]),
+    ("train --model maskrcnn_resnet50_fpn --data photos", 4, ["'maskrcnn/repvit_m0_9'"]),
+    ("train --model RepViT --data photos", 4, ["a family", "repvit_m0_9"]),
+    ("train --model RepViT-M0.9 --data photos", 4, ["'repvit_m0_9'"]),
+    ("train --model edgeformer_s --data photos", 4, ["'parcnet_s'"]),
+    ("train --model resnet50 --data photos", 4, ["timm/resnet50"]),
+    ("train --model timm/resnet5o --data photos", 4, ["timm/resnet50"]),
+    ("train --model weights.safetensors --data photos", 4, ["--weights weights.safetensors"]),
+    ("train --recipe keras.yaml", 2, ["keras.yaml", "'lr'", "fleetnet train --help"]),
+    ("val --model x --data photos", 2, ["'eval'"]),
+    ("infer x.jpg", 2, ["'predict'"]),
+    ("detect train", 2, ["--model yolo/repvit_m0_9"]),
+    ("predict --model x --conf 0.3 x.jpg", 2, ["'--threshold'"]),
+    ("predict model=x source=x.jpg conf=0.3", 2, ["--model x x.jpg --threshold 0.3"]),
+    ("predict --model x --top 1.5 x.jpg", 2, ["--top is '1.5'", "at least 1"]),
+    ("predict --model fasternet_t0 x.jpg", 4, ["fleetnet train --model fasternet_t0"]),
+    ("export --model x --to torchscript", 2, ["'pt2'"]),
+    ("export --model x --to tensorrt", 2, ["--to onnx"]),
+    ("export --model x --to tflite", 2, ["'litert'"]),
+    ("export --model x --to onnx:fp32x", 2, ["'fp32'"]),
+    ("export --model x --to onnx:int8", 2, ["fleetnet quantize"]),
+    ("export --model fasternet_t0 --to onnx", 4, ["fleetnet train --model fasternet_t0", "--check"]),
+    ("export --model x --format onnx", 2, ["--to onnx"]),
+    ("quantize --model x --data photos --to tflite", 2, ["onnx, openvino"]),
+    ("quantize --model x --data photos --to onnx --most 2", 2, ["--most is '2'", "from 0 to 1"]),
+    ("verify nothing.onnx --model x", 4, ["nothing.onnx"]),
+    ("eval --model x --data photos --batch-size 0", 2, ["--batch-size is '0'", "at least 1"]),
+    ("flops --model fasternet_t0 --form dep", 2, ["'deploy'"]),
+    ("models resnet*", 4, ["fleetnet models"]),
+]
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with a recipe of another tool, and without data: they are not looked at before the message."""
+    (tmp_path / "keras.yaml").write_text("learning_rate: 0.1\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("words", "code", "parts"), TYPED, ids=[words for words, _, _ in TYPED])
+def test_what_a_newcomer_types_is_answered(words, code, parts, empty: Path, capsys: pytest.CaptureFixture[str]):
+    assert main(shlex.split(words)) == code
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    for part in parts:
+        assert part in shown.err
+    assert "Traceback" not in shown.err
+    assert "typing." not in shown.err
+    assert "<class" not in shown.err
+    assert sum(1 + len(line) // 100 for line in shown.err.splitlines()) <= LINES
+    assert [path.name for path in empty.iterdir()] == ["keras.yaml"]
+
+
+CALLS = [  # of Python, and what the answer contains
+    (lambda: fleetnet.create_model("fasternet_t0", pretrained=True), "'weights=\"default\"'"),
+    (lambda: fleetnet.create_model("fasternet_t0", num_classes=3), "'classes'"),
+    (lambda: fleetnet.create_model("RepViT"), "repvit_m0_9"),
+    (lambda: fleetnet.TrainConfig(learning_rate=0.1), "'lr'"),
+    (lambda: fleetnet.TrainConfig(optimizer="adam"), "'adamw'"),
+    (lambda: fleetnet.load_data("photos", "validation"), "'val'"),
+    (lambda: fleetnet.load_data("photos", "val", fmt="coco"), "'format'"),
+    (lambda: fleetnet.load("x.onnx", num_threads=2), "'threads'"),
+    (lambda: fleetnet.export("x", "torchscript", "x.pt"), "'pt2'"),
+]
+
+
+@pytest.mark.parametrize("number", range(len(CALLS)))
+def test_what_a_newcomer_calls_is_answered(number, empty: Path):
+    call, part = CALLS[number]
+    with pytest.raises(FleetnetError) as raised:
+        call()
+    assert part in str(raised.value)
+    assert len(str(raised.value)) < 100 * LINES
+
+
+def test_an_argument_that_is_not_there_is_a_type_error_as_in_python():
+    with pytest.raises(TypeError, match="create_model has no argument 'num_classes'"):
+        fleetnet.create_model("fasternet_t0", num_classes=3)
+    assert issubclass(ArgumentError, UsageError)
+
+
+def test_what_other_tools_words_mean_is_there():
+    """Every word of ours that the table proposes is the name of something; every word on the left can be found."""
+    flags = {
+        action.dest for verb in VERBS for action in new_parser(verb, "", find("cli", verb))._actions
+    }  # fmt: skip
+    ours = flags | KEYS | {"classes"}
+    later = {"patience", "nms", "max_objects"}  # flags of this version that other tools have too
+    for word, meanings in synonyms.SETTINGS.items():
+        assert synonyms.plain(word) == word
+        for meaning in meanings:
+            assert meaning.partition("=")[0] in ours | later, word
+    for word in (*synonyms.VALUES, *synonyms.HEADS, *(word for table in synonyms.INSTEAD.values() for word in table)):
+        assert synonyms.plain(word) == word
+    assert set(synonyms.HEADS.values()) <= set(names("tasks"))
+
+
+def test_many_names_are_not_listed():
+    many = [f"name_{i}" for i in range(41)]
+    assert choose("something", many, "flag", "fleetnet x --help").count("name_") == 4
+    assert "`fleetnet x --help` lists all 41" in choose("something", many, "flag", "fleetnet x --help")
+    assert choose("a", ["b", "c"]) == "Allowed: b, c"
