@@ -10,7 +10,7 @@ from golden.fill import image as golden_image
 from golden.fill import tensor
 from torch import Tensor, nn
 from torch.nn import functional as F
-from zoo import TOLERANCE, image, randomize
+from zoo import EXACT, image, randomize
 
 from fleetnet.backbones import parcnet
 from fleetnet.boxes import Place
@@ -138,7 +138,7 @@ def test_deploy_form_is_the_multi_branch_form(name: str) -> None:
     deploy = reparameterize(model, example)
     assert not any(isinstance(module, nn.BatchNorm2d) for module in deploy.head.modules())
     with torch.no_grad():
-        assert difference([model(example)["logits"]], [deploy(example)["logits"]])[1] < TOLERANCE[torch.float64]
+        assert difference([model(example)["logits"]], [deploy(example)["logits"]])[1] < EXACT
 
 
 # ---- loss ------------------------------------------------------------------------------------------------------------

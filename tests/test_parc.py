@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from zoo import assert_same_function
 
 from fleetnet.errors import ModelError
 from fleetnet.parc import HEIGHT, WIDTH, CircularConv, CircularProduct, FrozenParC, ParC, ParCBN, replace, with_products
@@ -108,15 +109,17 @@ def test_every_parameter_learns_at_any_size(form, size):
 def test_frozen_computes_the_same(form, size, norm):
     parc = ParC(8, 6, **FORMS[form])
     module = _randomize(ParCBN(parc, 8) if norm else parc)
-    for dtype, bound in ((torch.float32, 1e-5), (torch.float64, 1e-12)):
-        module.to(dtype)
-        x = torch.randn(3, 8, *size, dtype=dtype)
-        frozen = reparameterize(module, x)
+    x = torch.randn(3, 8, *size)
+
+    def freeze(module: nn.Module) -> nn.Module:
+        example = x.to(next(module.parameters()))
+        frozen = reparameterize(module, example)
         assert isinstance(frozen, FrozenParC)
         assert not any(isinstance(m, nn.BatchNorm2d) for m in frozen.modules())
-        _, relative = difference([module(x)], [frozen(x)])
-        assert relative < bound
-        assert frozen(x).dtype == dtype
+        assert frozen(example).dtype == example.dtype
+        return frozen
+
+    assert_same_function(module, freeze, x, exact_bound=1e-12)
 
 
 def test_a_constant_map_only_where_positions_vary_it():
@@ -173,7 +176,7 @@ def test_replace_swaps_the_chosen_depthwise_convolutions():
     assert model(example).shape == (2, 8, 8, 4)
     model.eval()
     other = torch.randn(2, 3, 48, 48)
-    assert difference([model(other)], [reparameterize(model, other)(other)])[1] < 1e-5
+    assert_same_function(model, lambda model: reparameterize(model, other.to(next(model.parameters()))), other)
     assert replace(_host(), example) == ["1.0", "3.0"]
 
 
@@ -193,5 +196,5 @@ def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int],
     assert count == (0 if "dense" in form else long * (2 if "crossed" in form else 1))
     assert sum(isinstance(module, CircularProduct) for module in other.modules()) == count
     assert not any(isinstance(module, CircularProduct) for module in frozen.modules())  # a copy
-    assert difference([frozen(x)], [other(x)])[1] < 1e-5
+    assert_same_function(frozen, lambda frozen: with_products(frozen, 6)[0], x)
     assert with_products(other, 6)[1] == 0

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from torch import Tensor, nn
-from zoo import TOLERANCE, image, random_model, randomize
+from zoo import assert_same_function, image, random_model, randomize
 
 from fleetnet import reparam
 from fleetnet.backbones.mobileone import Branches
@@ -24,7 +24,7 @@ GEOMETRIES = [  # inputs, outputs, size, stride, dilation, groups
 ]
 
 
-def features(channels: int, dtype: torch.dtype) -> Tensor:
+def features(channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(2, channels, 9, 11, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
 
 
@@ -34,15 +34,12 @@ def branches(geometry: tuple[int, ...], count: int) -> Branches:
     return randomize(Branches(inputs, outputs, size, stride, dilation, groups, count, skip), seed=count)
 
 
-@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
-def test_a_sum_of_branches_is_one_convolution(geometry, count, dtype):
-    model = branches(geometry, count).to(dtype)
-    fused = reparameterize(model)
-    assert type(fused) is nn.Conv2d
-    x = features(geometry[0], dtype)
-    assert difference([model(x)], [fused(x)])[1] < TOLERANCE[dtype]
+def test_a_sum_of_branches_is_one_convolution(geometry, count):
+    model = branches(geometry, count)
+    assert type(reparameterize(model)) is nn.Conv2d
+    assert_same_function(model, reparameterize, features(geometry[0]))
 
 
 @pytest.mark.parametrize("groups", [1, 2, 6])
@@ -128,9 +125,7 @@ class Detector(nn.Module):
 def test_a_wrapped_model_collapses_and_an_unknown_batch_norm_stays():
     model = randomize(Detector(), seed=4)
     fused = reparameterize(model)
-    x = image(64, 64)
-    with torch.no_grad():
-        assert difference([model(x)], [fused(x)])[1] < 1e-5
+    assert_same_function(model, reparameterize, image(64, 64))
     norms = [name for name, m in fused.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert norms == ["neck.0"]
     assert fused.again is fused.net["backbone"].stages[0]
@@ -163,3 +158,50 @@ def test_difference_needs_equal_shapes_and_passes_on_nan():
         difference([a], [a.T])
     assert difference([torch.ones(3)], [torch.full((3,), torch.nan)])[1] != 0
     assert not difference([torch.ones(3)], [torch.full((3,), torch.nan)])[1] < 1
+
+
+def convolutions(model: nn.Module) -> list[nn.Conv2d]:
+    """Those of a deploy form that batch norms were folded into."""
+    return [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
+
+
+def flip_a_sign(model: nn.Module) -> None:
+    convolutions(model)[5].weight[0].neg_()
+
+
+def drop_a_bias(model: nn.Module) -> None:
+    nn.init.zeros_(convolutions(model)[5].bias)
+
+
+def fold_in_bfloat16(model: nn.Module) -> None:
+    """In the float32 model alone."""
+    for layer in convolutions(model):
+        if layer.weight.dtype is torch.float32:
+            layer.weight.copy_(layer.weight.bfloat16())
+
+
+def fold_with_another_epsilon(model: nn.Module) -> None:
+    """2.5e-4 for 1e-5 where variances are about 1, in the float32 model alone."""
+    for layer in convolutions(model):
+        if layer.weight.dtype is torch.float32:
+            layer.weight.mul_(1 - 1.2e-4)
+
+
+FAULTS = {
+    flip_a_sign: "in float64", drop_a_bias: "in float64", fold_in_bfloat16: "in float32",
+    fold_with_another_epsilon: "float32 weights in float64",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_the_comparison_on_any_cpu_sees_a_fault(fault):
+    """Its bound in float32 follows what the CPU leaves, and must not let through what is wrong."""
+
+    @torch.no_grad()
+    def wrong(model: nn.Module) -> nn.Module:
+        deployed = reparameterize(model)
+        fault(deployed)
+        return deployed
+
+    with pytest.raises(AssertionError, match=FAULTS[fault]):
+        assert_same_function(random_model("fasternet_t0"), wrong, image(64, 64))

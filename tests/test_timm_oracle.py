@@ -11,7 +11,7 @@ import pytest
 import torch
 from golden import fill
 from torch import Tensor
-from zoo import TOLERANCE, VARIANTS, image, on_meta, randomize
+from zoo import VARIANTS, assert_same_function, image, on_meta, randomize
 
 from fleetnet.backbones import family
 from fleetnet.find import find
@@ -40,11 +40,7 @@ def test_same_logits_as_timm(name):
     theirs = randomize(timm.create_model(name), seed=1)
     ours = on_meta(name)
     load(ours, theirs.state_dict())
-    for dtype, tolerance in TOLERANCE.items():
-        x = image(64, 64, dtype=dtype)
-        with torch.no_grad():
-            absolute, relative = difference([theirs.to(dtype)(x)], [ours.to(dtype)(x)])
-        assert relative < tolerance, f"{dtype}: {absolute:.2g} absolute, {relative:.2g} relative"
+    assert_same_function(theirs, lambda theirs: ours.to(next(theirs.parameters()).dtype), image(64, 64))
 
 
 @pytest.mark.parametrize(
@@ -56,9 +52,7 @@ def test_same_logits_as_timm_in_deploy_form(name):
     theirs = timm.utils.reparameterize_model(randomize(timm.create_model(name), seed=2))
     ours = reparameterize(on_meta(name))
     load(ours, theirs.state_dict())
-    x = image(64, 64)
-    with torch.no_grad():
-        assert difference([theirs(x)], [ours(x)])[1] < TOLERANCE[torch.float32]
+    assert_same_function(theirs, lambda theirs: ours.to(next(theirs.parameters()).dtype), image(64, 64))
 
 
 @pytest.mark.parametrize("name", ["mobileone_s1", "repvit_m0_9", "repvit_m1", "fasternet_t0"])
@@ -69,9 +63,12 @@ def test_same_features_as_timm(name):
     theirs = randomize(timm.create_model(name, features_only=True), seed=3)
     ours = on_meta(name, options={"taps": "before_pre_block"} if name.startswith("repvit") else None)
     load(ours, theirs.state_dict(), strict=False)
-    x = image(64, 64)
-    with torch.no_grad():
-        assert difference(theirs(x), ours.backbone(x))[1] < TOLERANCE[torch.float32]
+    assert_same_function(
+        theirs,
+        lambda theirs: ours.backbone.to(next(theirs.parameters()).dtype),
+        image(64, 64),
+        lambda model, x: model(x),
+    )
 
 
 def test_same_gradients_as_timm_in_training():

@@ -3,20 +3,28 @@
 Fresh batch norms are blind to mistakes (mean 0, variance 1, gamma 1), and RepViT's zero gammas hide whole branches.
 """
 
+import copy
 import math
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from fleetnet.backbones import Option, variants
+from fleetnet.reparam import difference
 from fleetnet.tasks import Model, build
 
 Module = TypeVar("Module", bound=nn.Module)
 VARIANTS = list(variants())
 ROUNDS_DOWN = [name for name in VARIANTS if name.startswith(("fasternet", "convnext", "parc_convnext"))]
-TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}  # relative to the standard deviation
+# How far two networks that compute the same may be apart, relative to the standard deviation of the outputs.
+EXACT = 1e-10  # in float64: the algebra; 6e-14 measured
+WEIGHTS = 1e-5  # float32 weights computed in float64: their rounding alone, alike on every CPU; 4e-6 measured
+# In float32 sums are in another order on every CPU: parcnet_h's deploy form is 3e-6 from exact with AVX-512, 3.4e-5
+# with AVX2. So the bound is what float32 leaves of the reference itself, times this; 14 is the most measured, there.
+ROUNDING = 32
+FLOOR = 1e-6  # where float32 happens to leave less of the reference, as of a single layer: 8 times its epsilon
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm)
 
 
@@ -59,6 +67,39 @@ def randomize(model: Module, seed: int) -> Module:
             else:
                 buffer.zero_()
     return model.eval()
+
+
+def whole(model: nn.Module, x: Tensor) -> Sequence[Tensor]:
+    """What `assert_same_function` compares unless told otherwise: the one output."""
+    return [model(x)]
+
+
+@torch.no_grad()
+def assert_same_function(
+    reference: nn.Module,
+    other: Callable[[Any], nn.Module],
+    x: Tensor,
+    compute: Callable[[Any, Tensor], Sequence[Tensor]] = whole,
+    exact_bound: float = EXACT,
+) -> None:
+    """What `other` makes of a float32 module, in eval mode, computes what the module computes, on any CPU.
+
+    Made in float64 it is the same to `exact_bound`. Made in float32 its weights, computed in float64, are right to
+    `WEIGHTS`, and it computes in float32 about as exactly as the module does: `ROUNDING`. `x` is the input, `compute`
+    gives the outputs to compare.
+    """
+    exact_module, exact_x = copy.deepcopy(reference).double(), x.double()
+    exact = compute(exact_module, exact_x)
+    apart = difference(exact, compute(other(exact_module), exact_x))[1]
+    assert apart < exact_bound, f"in float64: {apart:.2g} relative"
+
+    made = other(reference)
+    off = difference(exact, compute(made, x))[1]
+    rounding = difference(exact, compute(reference, x))[1]
+    allowed = ROUNDING * max(rounding, FLOOR)
+    assert off < allowed, f"in float32: {off:.2g} relative; allowed: {ROUNDING} x the reference's own {rounding:.2g}"
+    apart = difference(exact, compute(copy.deepcopy(made).double(), exact_x))[1]
+    assert apart < WEIGHTS, f"float32 weights in float64: {apart:.2g} relative"
 
 
 def image(height: int, width: int, batch: int = 2, dtype: torch.dtype = torch.float32) -> Tensor:
