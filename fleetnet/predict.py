@@ -31,6 +31,7 @@ from .weights import locate, missing
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
+Scale = tuple[float, float]  # pixels of an image in one of its picture, down and across; 1 unless it is reduced
 Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
 BOXES = (
@@ -98,12 +99,27 @@ class Predictor(nn.Module):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def predictions(self, pictures: Pictures, channels: str = "RGB") -> list[Prediction]:
-        """For each picture what the task's `restore` gives, in the picture's pixels; see `predict` for the forms."""
+        """For each picture what the task's `restore` gives, in the picture's pixels; see `predict` for the forms.
+
+        Masks and label maps of a picture of more than `images.LARGE` pixels are of the size of its reduced image (see
+        `images.Picture`), boxes of its own.
+        """
         task = find("tasks", self.task)
         predictions: list[Prediction] = []
-        for batch, places in self._batches(pictures, channels):
+        for batch, places, scales in self._batches(pictures, channels):
             decoded = task.decode(self(batch), self.preprocess.size)
-            predictions += [task.restore(p, place) for p, place in zip(decoded, places, strict=True)]
+            for prediction, place, (y, x) in zip(decoded, places, scales, strict=True):
+                if task.TARGET == "boxes" or y == x == 1:
+                    predictions.append(task.restore(prediction, place))
+                    continue
+                of_image = Place(
+                    round(place.height * y), round(place.width * x), place.scale_y / y, place.scale_x / x,
+                    place.top, place.left,
+                )  # fmt: skip
+                restored = task.restore(prediction, of_image)
+                if "boxes" in restored:
+                    restored["boxes"] = restored["boxes"] / restored["boxes"].new_tensor([x, y, x, y])
+                predictions.append(restored)
         return predictions
 
     @named_arguments
@@ -132,32 +148,38 @@ class Predictor(nn.Module):
         `pictures` and `channels` as in `predict`. Raises `UsageError` for an exported file, which holds no more than
         what leads to its outputs.
         """
+        features = [self.check_embeds()(batch.numpy()) for batch, _, _ in self._batches(pictures, channels)]
+        if not features:
+            raise UsageError("no picture given")
+        return np.concatenate(features)
+
+    def check_embeds(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The function from inputs to features; `UsageError` where there is none."""
         if self._embed is None:
             raise UsageError(
                 f"embeddings need a checkpoint or a run folder: an exported file ({self.runtime}) gives its outputs "
                 "only, not the features of its backbone"
             )
-        features = [self._embed(batch.numpy()) for batch, _ in self._batches(pictures, channels)]
-        if not features:
-            raise UsageError("no picture given")
-        return np.concatenate(features)
+        return self._embed
 
-    def _batches(self, pictures: Pictures, channels: str) -> Iterator[tuple[Tensor, list[Place]]]:
-        """Inputs (up to BATCH, 3, H, W), and where each picture lies in its own; one picture at a time is in memory."""
+    def _batches(self, pictures: Pictures, channels: str) -> Iterator[tuple[Tensor, list[Place], list[Scale]]]:
+        """Inputs (up to BATCH, 3, H, W), where each picture lies in its own, and how much its image is reduced.
+
+        One picture at a time is in memory.
+        """
         inputs: list[Tensor] = []
         places: list[Place] = []
+        scales: list[Scale] = []
         for one in each(pictures):
-            picture = self._read(one, channels)
+            picture = read_picture(one, self.preprocess.values, channels)
             inputs.append(self.preprocess(picture))
             places.append(self.preprocess.place(picture.height, picture.width))
+            scales.append((picture.image.height / picture.height, picture.image.width / picture.width))
             if len(inputs) == BATCH:
-                yield torch.stack(inputs), places
-                inputs, places = [], []
+                yield torch.stack(inputs), places, scales
+                inputs, places, scales = [], [], []
         if inputs:
-            yield torch.stack(inputs), places
-
-    def _read(self, one: One, channels: str) -> Picture:
-        return read_picture(one, self.preprocess.values, channels)
+            yield torch.stack(inputs), places, scales
 
 
 @named_arguments

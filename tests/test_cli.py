@@ -97,7 +97,7 @@ def test_predict_names_what_it_skips(run: Path, photos: Path, tmp_path: Path, ca
     good = next(photos.glob("val/*/*.png"))
     shutil.copy(good, tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(good.read_bytes()[:60])
-    assert main(["predict", "--model", str(run), str(tmp_path), "--out", str(tmp_path / "out"), "--json"]) == 0
+    assert main(["predict", "--model", str(run), str(tmp_path), "--out", str(tmp_path / "out"), "--json"]) == 3
     found = last_json(capsys)
     assert [Path(r["file"]).name for r in found["results"]] == ["good.png"]
     assert "broken.png" in found["skipped"][0]

@@ -1,6 +1,11 @@
 """One picture, one answer: whatever the form that a picture comes in, the same pixels reach the network."""
 
 import io
+import json
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +15,8 @@ import torch
 from PIL import Image
 
 from fleetnet import checkpoint, images
+from fleetnet.cli import main
+from fleetnet.cli.predict import _stems
 from fleetnet.errors import DataError, UsageError
 from fleetnet.predict import _exported, each, export, load, read_picture
 from fleetnet.tasks import build
@@ -199,12 +206,177 @@ def test_predict_in_every_form(run, tmp_path):
         predictor.predict(COLORS, channels="GBR")
 
 
-def test_export_compares_on_pictures_in_every_form(run, tmp_path):
+@pytest.fixture(scope="module")
+def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file that was compared with its checkpoint on one picture in several forms."""
+    folder = tmp_path_factory.mktemp("exported")
+    forms = forms_of(bytes_of(MODES["RGBA"][0], "png", 6), "png", folder)
+    pictures = [forms[name] for name in ("str", "PIL", "array", "tensor")]
+    export(run, "onnx", folder / "x.onnx", pictures=pictures)
+    return folder / "x.onnx"
+
+
+def test_export_compares_on_pictures_in_every_form(exported, tmp_path):
     forms = forms_of(bytes_of(MODES["RGBA"][0], "png", 6), "png", tmp_path)
-    export(run, "onnx", tmp_path / "many.onnx", pictures=[forms[name] for name in ("str", "PIL", "array", "tensor")])
+    assert exported.is_file()
     network, examples = _exported(build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms["str"])
     assert isinstance(network, torch.nn.Module)
     for name in ("PIL", "array", "tensor"):
         others = _exported(build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms[name])[1]
         assert torch.equal(others[-1], examples[-1]), name
         assert len(others) == len(examples)
+
+
+# --- the verb predict
+
+
+def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    return json.loads(capsys.readouterr().out.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A run of each task, of random weights, on the smallest backbones."""
+    names = {"classification": "fasternet_t0", "ssd": "ssd/fasternet_t0", "deeplabv3": "deeplabv3/fasternet_t0"}
+    names |= {"maskrcnn": "maskrcnn/fasternet_t0", "yolo": "yolo/repvit_m0_6"}
+    folders = {}
+    for task, name in names.items():
+        torch.manual_seed(0)
+        folders[task] = tmp_path_factory.mktemp(task)
+        preprocess = Preprocess((64, 64), mode="stretch")
+        checkpoint.save(
+            folders[task] / "best.safetensors", build(name, 3).eval(), classes=["a", "b", "c"], preprocess=preprocess,
+            metrics={},
+        )  # fmt: skip
+    return folders
+
+
+@pytest.mark.parametrize("task", ["classification", "ssd", "deeplabv3"])
+def test_predict_says_that_a_file_failed(runs, tmp_path, capsys, task):
+    """The others are predicted and written all the same, and a script sees it at the exit code."""
+    Image.fromarray(COLORS).save(tmp_path / "good.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "good.png").read_bytes()[:60])
+    words = ["predict", "--model", str(runs[task]), "--out", str(tmp_path / "out"), "--json"]
+    assert main([*words, str(tmp_path / "good.png"), str(tmp_path / "broken.png")]) == 3
+    streams = capsys.readouterr()
+    document = json.loads(streams.out.strip().splitlines()[-1])
+    assert "1 of 2 images could not be read" in streams.err
+    assert [Path(result["file"]).name for result in document["results"]] == ["good.png"]
+    assert "broken.png" in document["skipped"][0]
+    assert "exit_code" not in document
+    assert (tmp_path / "out" / "predictions.json").is_file()
+    assert main([*words, str(tmp_path / "good.png")]) == 0
+
+
+@pytest.mark.parametrize("task", ["classification", "ssd", "deeplabv3", "maskrcnn", "yolo"])
+def test_embeddings(runs, tmp_path, capsys, task):
+    content = bytes_of(MODES["RGB"][0], "png", 6)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(content)
+    out = tmp_path / "out"
+    assert main(["predict", "--model", str(runs[task]), "--embed", "--out", str(out), str(tmp_path), "--json"]) == 0
+    with np.load(out / "embeddings.npz") as stored:
+        features, files = stored["features"], stored["files"].tolist()
+        preprocess = Preprocess.from_dict(json.loads(str(stored["preprocess"])))
+    assert last_json(capsys)["results"] == [{"file": file, "features": features.shape[1]} for file in files]
+    assert [Path(file).name for file in files] == ["a.png", "b.png"]
+    predictor = load(runs[task])
+    assert preprocess == predictor.preprocess
+    assert features.dtype == np.float32
+    model = checkpoint.load(runs[task] / "best.safetensors").model.eval()
+    with torch.no_grad():
+        expected = model.backbone(preprocess(images.load(content))[None])[-1].mean((2, 3))
+    assert np.allclose(features, expected.numpy().repeat(2, 0), atol=1e-6)
+    assert np.allclose(predictor.embed([content, COLORS])[0], features[0], atol=1e-6)
+
+
+def test_embeddings_need_a_checkpoint_and_a_folder(run, exported, tmp_path, capsys):
+    Image.fromarray(COLORS).save(tmp_path / "a.png")
+    words = ["predict", "--embed", str(tmp_path / "a.png"), "--model"]
+    assert main([*words, str(exported), "--out", str(tmp_path)]) == 2
+    assert "an exported file (onnx) gives its outputs only" in capsys.readouterr().err
+    assert main([*words, str(run)]) == 2
+    assert "--embed needs --out" in capsys.readouterr().err
+
+
+# --- addresses
+
+
+class Server(BaseHTTPRequestHandler):
+    """Pictures, and what servers do instead."""
+
+    def do_GET(self) -> None:
+        content = bytes_of(MODES["RGBA"][0], "png", 6)
+        if self.path == "/moved.png":
+            self.send_response(302)
+            self.send_header("Location", "file:///etc/hostname")
+            self.end_headers()
+            return
+        if self.path.startswith("/gone"):
+            self.send_error(404)
+            return
+        self.send_response(200)
+        if self.path == "/large.png":
+            self.send_header("Content-Length", "99999999999")
+        if self.path == "/cut.png":
+            self.send_header("Content-Length", str(len(content) + 5))
+        self.end_headers()
+        try:
+            if self.path == "/endless.png":
+                while True:
+                    self.wfile.write(b"\0" * 65536)
+            if self.path == "/slow.png":
+                for _ in range(200):
+                    self.wfile.write(b"\0")
+                    time.sleep(0.05)
+            self.wfile.write(b"<html>" if self.path == "/page.png" else content)
+        except OSError:  # the client had enough
+            pass
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_predict_at_addresses(run, address, tmp_path, capsys):
+    (tmp_path / "x.png").write_bytes(bytes_of(MODES["RGBA"][0], "png", 6))
+    assert load(run).predict(f"{address}/x.png") == load(run).predict(tmp_path / "x.png")
+    names = [f"{address}/{name}" for name in ("x.png", "..%2F..%2Fx.png?a=/b", "gone.png", "page.png")]
+    assert main(["predict", "--model", str(run), *names, "--out", str(tmp_path / "out"), "--json"]) == 3
+    document = last_json(capsys)
+    assert [result["file"] for result in document["results"]] == names[:2]
+    assert len(document["skipped"]) == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.png"]
+    assert _stems([*names[:2], Path("x.jpg")]) == {names[0]: "x", names[1]: "x-2", Path("x.jpg"): "x-3"}
+
+
+@pytest.mark.parametrize(
+    ("path", "match"),
+    [
+        ("gone.png", "404"),
+        ("moved.png", "file:///etc/hostname"),
+        ("large.png", "99999999999 bytes; at most 1000000"),
+        ("endless.png", "more than the 1000000 bytes"),
+        ("slow.png", "bytes came within 0.4 s"),
+        ("cut.png", "ended after"),
+    ],
+)
+def test_addresses_are_fetched_within_limits(address, path, match):
+    before = time.monotonic()
+    with pytest.raises(DataError, match=match):
+        images.fetch(f"{address}/{path}", limit=1_000_000, seconds=0.4 if path == "slow.png" else 20.0)
+    assert time.monotonic() - before < 10
+
+
+def test_no_server_answers():
+    with pytest.raises(DataError, match=r"cannot fetch 'http://127\.0\.0\.1:9/x\.png'"):
+        images.fetch("http://127.0.0.1:9/x.png")

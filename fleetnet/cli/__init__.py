@@ -1,8 +1,9 @@
 """The command line: one file is one verb. The only place that prints, parses arguments or decides exit codes.
 
 A verb's file has `EXAMPLE` (a command to copy), `arguments(parser)` and `run(given) -> dict`, which prints its tables
-to standard output and returns everything they show; `--json` prints that as the last line. Progress and messages go to
-standard error. Importing this module loads neither torch nor a verb, so that `fleetnet --help` answers at once.
+to standard output and returns everything they show; `--json` prints that as the last line. It may put an `exit_code`
+into what it returns. Progress and messages go to standard error. Importing this module loads neither torch nor a verb,
+so that `fleetnet --help` answers at once.
 """
 
 import json
@@ -86,6 +87,7 @@ def _dispatch(words: list[str]) -> int:
     if given is None:  # --help
         return 0
     document = module.run(given)
+    exit_code = document.pop("exit_code", 0)  # of a verb that did its work for some of the files only
     if as_json:
         print(json.dumps(document))
-    return 0
+    return exit_code

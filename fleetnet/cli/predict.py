@@ -5,10 +5,12 @@ import glob
 import io
 import itertools
 import json
+import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
@@ -19,14 +21,20 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from PIL import Image
 
+    from ..images import Picture
     from ..predict import Predictor
 
 EXAMPLE = "fleetnet predict --model runs/classification/fasternet_t0-photos new/*.jpg --out predictions"
+EMBED_EXAMPLE = "fleetnet predict --embed --model runs/classification/fasternet_t0-photos new/ --out features"
 ROWS, QUALITY = 50, 92  # of the table (classifiers: all); of drawn JPEGs
+SHOWN = 24  # pictures in predictions.png
+ADDRESS = ("http://", "https://")
+
+Source = str | Path  # an address, or a file
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("source", nargs="*", type=str, help="image files, folders or patterns")
+    parser.add_argument("source", nargs="*", type=str, help="image files, folders, patterns or http(s) addresses")
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
     parser.add_argument("--top", type=PositiveInt, help="classifiers: names an image (default: 3)")
     parser.add_argument("--threshold", type=NonNegativeFloat, help="detectors: lowest score, 0 to 1 (default: 0.3)")
@@ -34,6 +42,11 @@ def arguments(parser: "ArgumentParser") -> None:
         "--out", type=str,
         help="folder for predictions.json and, of classifiers predictions.csv and predictions.png, of others the "
         "pictures with what was found (drawn/), of segmentation also label maps (maps/)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--embed", action="store_true",
+        help="instead of predictions, write OUT/embeddings.npz: the backbone's features of each image, averaged over "
+        "its height and width (of checkpoints)",
     )  # fmt: skip
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
 
@@ -53,28 +66,35 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(given["model"], threads=given.get("threads", 2))
-    paths, skipped = _images(given["source"])
+    sources, skipped = _images(given["source"])
     kind = find("tasks", predictor.task).TARGET
-    if kind == "label":
-        results = _classify(predictor, paths, skipped, given)
+    if given.get("embed"):
+        results = _embed(predictor, sources, skipped, given)
+    elif kind == "label":
+        results = _classify(predictor, sources, skipped, given)
     elif kind == "semantic":
-        results = _segment(predictor, paths, skipped, given)
+        results = _segment(predictor, sources, skipped, given)
     else:
-        results = _detect(predictor, paths, skipped, given)
+        results = _detect(predictor, sources, skipped, given)
     document = {"model": given["model"], "results": results, "skipped": skipped}
-    if given.get("out") and kind == "label":
-        _write(Path(given["out"]), document)
+    failed = len(sources) - len(results)
+    if failed:
+        say(f"{failed} of {len(sources)} images could not be read (see above); the exit code is {DataError.exit_code}")
+        document["exit_code"] = DataError.exit_code
     return document
 
 
-def _images(sources: list[str]) -> tuple[list[Path], list[str]]:
-    """Image files of files, folders and patterns, each once; a source that holds none is a `DataError`."""
+def _images(sources: list[str]) -> tuple[list[Source], list[str]]:
+    """Image files of files, folders and patterns, and addresses, each once; one that holds none is a `DataError`."""
     from ..images import find_images
 
-    paths: list[Path] = []
+    images: list[Source] = []
     skipped: list[str] = []
     for source in sources:
         here = Path(source)
+        if source.startswith(ADDRESS):
+            images.append(source)
+            continue
         if here.is_dir():
             found, lost = find_images(here)
         else:
@@ -84,25 +104,28 @@ def _images(sources: list[str]) -> tuple[list[Path], list[str]]:
             lost = []
         if not found:
             raise DataError(f"{source!r} is no image, no folder with images, and fits no file")
-        paths += found
+        images += found
         skipped += lost
-    return list(dict.fromkeys(paths)), skipped
+    return list(dict.fromkeys(images)), skipped
 
 
 def _each(
-    paths: list[Path], skipped: list[str], make: "Callable[[Path, Image.Image], dict[str, Any]]"
+    predictor: "Predictor",
+    sources: list[Source],
+    skipped: list[str],
+    make: "Callable[[Source, Picture], dict[str, Any]]",
 ) -> list[dict[str, Any]]:
-    """What `make` says of each picture, one at a time; files that cannot be read are added to `skipped`, and shown."""
-    from .. import images
+    """What `make` says of each picture, one at a time; those that cannot be read are added to `skipped`, and shown."""
+    from ..predict import read_picture
 
     results = []
-    for path in paths:
+    for source in sources:
         try:
-            picture = images.read(path)
+            picture = read_picture(source, predictor.preprocess.values)
         except DataError as error:
             skipped.append(str(error))
             continue
-        results.append({"file": str(path), **make(path, picture)})
+        results.append({"file": str(source), **make(source, picture)})
     for line in skipped:
         say(f"skipped {line}")
     if not results:
@@ -110,14 +133,49 @@ def _each(
     return results
 
 
-def _classify(
-    predictor: "Predictor", paths: list[Path], skipped: list[str], given: dict[str, Any]
+def _embed(
+    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    def names(path: Path, picture: "Image.Image") -> dict[str, Any]:
+    """embeddings.npz: features (N, C) float32, files (N,), and model and preprocess as JSON."""
+    import numpy as np
+
+    from ..files import replacing
+
+    if not given.get("out"):
+        raise UsageError(f"--embed needs --out, the folder for embeddings.npz; example: {EMBED_EXAMPLE}")
+    predictor.check_embeds()
+    features: list[np.ndarray] = []
+
+    def embedded(source: Source, picture: "Picture") -> dict[str, Any]:
+        features.extend(predictor.embed(picture))
+        return {"features": len(features[-1])}
+
+    results = _each(predictor, sources, skipped, embedded)
+    out = Path(given["out"])
+    out.mkdir(parents=True, exist_ok=True)
+    facts = {"model": predictor.facts["model"], "file": given["model"], "classes": predictor.classes}
+    with replacing(out / "embeddings.npz") as file:
+        np.savez(
+            file, features=np.stack(features), files=np.array([result["file"] for result in results]),
+            model=np.array(json.dumps(facts)), preprocess=np.array(json.dumps(predictor.preprocess.to_dict())),
+        )  # fmt: skip
+    say(f"written: {out}/embeddings.npz: features {len(features)}x{len(features[0])}, files, model, preprocess")
+    return results
+
+
+def _classify(
+    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
+) -> list[dict[str, Any]]:
+    def names(source: Source, picture: "Picture") -> dict[str, Any]:
         named = predictor.predict([picture], top=given.get("top", 3), threshold=given.get("threshold"))[0]
+        if named and given.get("out") and len(small) < SHOWN:
+            small[str(source)] = picture.image.resize((160, 160))
         return {"predictions": [{"name": name, "score": score} for name, score in named]}
 
-    results = _each(paths, skipped, names)
+    small: dict[str, Image.Image] = {}
+    results = _each(predictor, sources, skipped, names)
+    if given.get("out"):
+        _write(Path(given["out"]), {"model": given["model"], "results": results, "skipped": skipped}, small)
     rows = [[r["file"], *(f"{p['name']} {p['score']:.3f}" for p in r["predictions"])] for r in results]
     if rows:
         table(f"{len(rows)} images", ["file", *(f"top {i}" for i in range(1, max(map(len, rows))))], rows)
@@ -125,7 +183,7 @@ def _classify(
 
 
 def _detect(
-    predictor: "Predictor", paths: list[Path], skipped: list[str], given: dict[str, Any]
+    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Drawn boxes and masks, and predictions.json in the layout of a COCO annotation file, with scores.
 
@@ -133,24 +191,24 @@ def _detect(
     """
     from .. import report
     from ..files import replacing
-    from ..tasks._coco import area, present, results
+    from ..tasks._coco import area, present
 
     threshold, out = given.get("threshold", 0.3), Path(given["out"]) if given.get("out") else None
     ids = predictor.facts.get("category_ids") or list(range(1, len(predictor.classes) + 1))
-    stems, count = _stems(paths), 0
+    stems, count = _stems(sources), 0
     images: list[dict[str, Any]] = []
 
-    def boxes(path: Path, picture: "Image.Image") -> dict[str, Any]:
+    def boxes(source: Source, picture: "Picture") -> dict[str, Any]:
         nonlocal count
         prediction = predictor.predictions([picture])[0]
         good = prediction["scores"] >= threshold
         prediction = {key: value[good] for key, value in prediction.items()}
         if out is not None:
-            drawn = f"drawn/{stems[path]}.jpg"
-            report.save(report.draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY)
+            drawn = f"drawn/{stems[source]}.jpg"
+            report.save(_draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY)
             size = {"width": picture.width, "height": picture.height}
-            images.append({"id": len(images) + 1, "file_name": str(path), **size, "drawn": drawn})
-            for item in results([prediction], [len(images)], ids):
+            images.append({"id": len(images) + 1, "file_name": str(source), **size, "drawn": drawn})
+            for item in _coco_items(prediction, picture, len(images), ids):
                 square = area(item["segmentation"]) if "segmentation" in item else item["bbox"][2] * item["bbox"][3]
                 annotation = {"id": count + 1, **item, "area": square, "iscrowd": 0}
                 file.write(f"{',' if count else ''}\n{json.dumps(annotation)}".encode())
@@ -159,12 +217,12 @@ def _detect(
         return {"objects": present(prediction, predictor.classes, threshold=threshold)}
 
     if out is None:
-        found = _each(paths, skipped, boxes)
+        found = _each(predictor, sources, skipped, boxes)
     else:
         (out / "drawn").mkdir(parents=True, exist_ok=True)
         with replacing(out / "predictions.json") as file:
             file.write(b'{"annotations": [')
-            found = _each(paths, skipped, boxes)
+            found = _each(predictor, sources, skipped, boxes)
             categories = [{"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)]
             file.write(f'],\n"images": {json.dumps(images)},\n"categories": {json.dumps(categories)}}}\n'.encode())
         say(f"written: {out}/predictions.json ({count} objects), and {len(images)} pictures in {out}/drawn")
@@ -175,28 +233,28 @@ def _detect(
 
 
 def _segment(
-    predictor: "Predictor", paths: list[Path], skipped: list[str], given: dict[str, Any]
+    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
     from .. import report
     from ..files import write_text
     from ..find import find
 
-    task, out, stems = find("tasks", predictor.task), Path(given["out"]) if given.get("out") else None, _stems(paths)
+    task, out, stems = find("tasks", predictor.task), Path(given["out"]) if given.get("out") else None, _stems(sources)
     settings = {"threshold": given["threshold"]} if "threshold" in given else {}
     for folder in [] if out is None else [out / "drawn", out / "maps"]:
         folder.mkdir(parents=True, exist_ok=True)
 
-    def shares(path: Path, picture: "Image.Image") -> dict[str, Any]:
+    def shares(source: Source, picture: "Picture") -> dict[str, Any]:
         prediction = predictor.predictions([picture])[0]
         result: dict[str, Any] = {"shares": task.present(prediction, predictor.classes, **settings)}
         if out is not None:
-            result |= {"drawn": f"drawn/{stems[path]}.jpg", "map": f"maps/{stems[path]}.png"}
-            report.save(report.draw(picture, prediction, predictor.classes), out / result["drawn"], quality=QUALITY)
+            result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
+            report.save(_draw(picture, prediction, predictor.classes), out / result["drawn"], quality=QUALITY)
             report.save(report.label_map(prediction["semantic"], predictor.classes), out / result["map"])
         return result
 
-    found = _each(paths, skipped, shares)
+    found = _each(predictor, sources, skipped, shares)
     if out is not None:
         document = {"model": given["model"], "classes": predictor.classes, "results": found, "skipped": skipped}
         write_text(out / "predictions.json", json.dumps(document, indent=2) + "\n")
@@ -207,24 +265,62 @@ def _segment(
     return found
 
 
+def _draw(picture: "Picture", prediction: dict[str, Any], classes: list[str]) -> "Image.Image":
+    """What was found, on the image of a picture: of a large one, that is a reduced copy."""
+    from .. import report
+
+    if "boxes" in prediction:
+        x, y = picture.image.width / picture.width, picture.image.height / picture.height
+        boxes = prediction["boxes"]
+        prediction = {**prediction, "boxes": boxes * boxes.new_tensor([x, y, x, y])}
+    return report.draw(picture.image, prediction, classes)
+
+
+def _coco_items(
+    prediction: dict[str, Any], picture: "Picture", image_id: int, ids: list[int]
+) -> Iterator[dict[str, Any]]:
+    """COCO's results, one after the other, with masks of the picture's own size."""
+    import torch
+
+    from ..tasks._coco import results
+
+    if "masks" not in prediction or picture.image.size == (picture.width, picture.height):
+        yield from results([prediction], [image_id], ids)
+        return
+    rows = torch.arange(picture.height) * picture.image.height // picture.height
+    columns = torch.arange(picture.width) * picture.image.width // picture.width
+    for i in range(len(prediction["scores"])):  # one mask at a time is in memory
+        one = {key: value[i : i + 1] for key, value in prediction.items()}
+        one["masks"] = one["masks"][:, rows][:, :, columns]
+        yield from results([one], [image_id], ids)
+
+
 def _table(columns: list[str], rows: list[list[str]], images: int) -> None:
     if rows:
         table(f"{images} images" + (f", the first {len(rows)}" if len(rows) < images else ""), columns, rows)
 
 
-def _stems(paths: list[Path]) -> dict[Path, str]:
+def _stems(sources: list[Source]) -> dict[Source, str]:
     """A name for what is written of each image: its own without the ending, numbered where another has it already."""
     used: set[str] = set()
-    stems = {}
-    for path in paths:
-        tries = itertools.chain([path.stem], (f"{path.stem}-{i}" for i in itertools.count(2)))
-        stems[path] = next(stem for stem in tries if stem.lower() not in used)
-        used.add(stems[path].lower())
+    stems: dict[Source, str] = {}
+    for source in sources:
+        name = source.stem if isinstance(source, Path) else _name_at(source)
+        tries = itertools.chain([name], (f"{name}-{i}" for i in itertools.count(2)))
+        stems[source] = next(stem for stem in tries if stem.lower() not in used)
+        used.add(stems[source].lower())
     return stems
 
 
-def _write(folder: Path, document: dict[str, Any]) -> None:
-    from .. import images, report
+def _name_at(address: str) -> str:
+    """The name of a picture at an address, without its ending, of letters, digits, `-` and `_` alone."""
+    last = unquote(urlsplit(address).path).rpartition("/")[2].rpartition(".")
+    return re.sub("[^A-Za-z0-9_-]", "_", last[0] or last[2])[:100] or "picture"
+
+
+def _write(folder: Path, document: dict[str, Any], small: "dict[str, Image.Image]") -> None:
+    """predictions.json and .csv, and predictions.png of the pictures in `small`, by their names in the results."""
+    from .. import report
     from ..files import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -236,9 +332,8 @@ def _write(folder: Path, document: dict[str, Any]) -> None:
         for rank, p in enumerate(result["predictions"], 1):
             writer.writerow([result["file"], rank, p["name"], f"{p['score']:.6f}"])
     write_text(folder / "predictions.csv", text.getvalue())
-    shown = [result for result in document["results"] if result["predictions"]][:24]
-    if shown:
-        pictures = [images.read(r["file"]).resize((160, 160)) for r in shown]
-        names = [f"{r['predictions'][0]['name']} {r['predictions'][0]['score']:.2f}" for r in shown]
-        report.predictions(pictures, [None] * len(shown), names, folder / "predictions.png")
-    say(f"written: {folder}/predictions.json, predictions.csv, predictions.png ({len(shown)} images)")
+    if small:
+        best = {result["file"]: result["predictions"][0] for result in document["results"] if result["predictions"]}
+        names = [f"{best[file]['name']} {best[file]['score']:.2f}" for file in small]
+        report.predictions(list(small.values()), [None] * len(small), names, folder / "predictions.png")
+    say(f"written: {folder}/predictions.json, predictions.csv, predictions.png ({len(small)} images)")
