@@ -26,6 +26,9 @@ RIGHT, WRONG = "#1a7f37", "#cf222e"
 COVER = 0.5  # share of a color in what it lies on
 CROWDED = 0.2  # share of a picture that names may hide
 LEGEND = 20  # names in a legend at most
+BARS = 60  # classes in one figure at most
+PAIRS = 30  # of classes that are confused, in one figure at most
+NOTHING = "(nothing)"
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -213,23 +216,92 @@ def pareto(
     return front
 
 
+def confused(pairs: Sequence[Sequence[int]], classes: Sequence[str], path: Path | str) -> None:
+    """A bar for each of the most confused pairs of classes, [truth, prediction, count], as PNG.
+
+    Raises `UsageError` if there is no pair.
+    """
+    if not pairs:
+        raise UsageError("no pair to draw: nothing was confused")
+    shown = pairs[:PAIRS]
+    figure = _figure(8, 0.25 * len(shown) + 1)
+    axes = figure.subplots()
+    places = range(len(shown))
+    counts = [count for _, _, count in shown]
+    axes.barh(places, counts, color=WRONG)
+    for y, count in enumerate(counts):
+        axes.text(count, y, f" {count}", va="center", fontsize=8)
+    names = [f"{classes[truth]} taken for {classes[predicted]}".replace("$", r"\$") for truth, predicted, _ in shown]
+    axes.set_yticks(places, names)
+    axes.set(title="most confused", xlim=(0, 1.15 * max(counts)), ylim=(len(shown) - 0.4, -0.6))
+    figure.savefig(path)
+
+
+def over_score(curves: Mapping[str, Any], classes: Sequence[str], best: float | None, path: Path | str) -> None:
+    """Precision, recall and F1 of all objects over the score, F1 of each class in its color, as PNG.
+
+    `curves` is what a detector's metric gives: lists over the scores, in percent, None where nothing is measured.
+    `best` is the score where the F1 of all is best.
+    """
+    figure = _figure(7, 4.5)
+    axes = figure.subplots()
+
+    def line(values: Sequence[float | None], **style: Any) -> None:
+        axes.plot(curves["score"], [np.nan if value is None else value for value in values], **style)
+
+    by_class = curves.get("F1_by_class", [])
+    named = len(by_class) <= LEGEND
+    for name, values, color in zip(classes, by_class, colors(len(by_class)), strict=False):
+        label = f"F1 of {name}".replace("$", r"\$") if named and any(values) else None
+        line(values, label=label, color=np.divide(color, 255), linewidth=0.8)
+    line(curves["precision"], label="precision", color="black", linestyle="dotted")
+    line(curves["recall"], label="recall", color="black", linestyle="dashed")
+    line(curves["F1"], label="F1", color="black", linewidth=2)
+    if best is not None:
+        axes.axvline(best, color="gray", linewidth=1)
+        axes.text(best, 101, f"best F1 at {best:.2f}", ha="center", va="bottom", fontsize=8)
+    axes.set(xlabel="lowest score that is kept", ylabel="percent", xlim=(0, 1), ylim=(0, 106))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize="small")
+    figure.savefig(path)
+
+
 def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> list[Path]:
-    """The figures that a task's metric has data for, into `folder`: confusion, precision over recall, classes apart."""
+    """The figures that a task's metric has data for, into `folder`: confusion, precision over recall, classes apart.
+
+    Of more than BARS classes the lowest are drawn.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     written = []
+    # Detectors have one class more: what was found where nothing is, and what was not found.
+    of_confusion = [*classes, NOTHING]
     if result.get("confusion"):
-        confusion(result["confusion"], classes, written_to := folder / "confusion.png")
+        matrix = result["confusion"]
+        confusion(matrix, of_confusion[: len(matrix)], written_to := folder / "confusion.png")
+        written.append(written_to)
+    if result.get("confused"):
+        confused(result["confused"], of_confusion, written_to := folder / "confused.png")
         written.append(written_to)
     by_class = {"AP": result.get("per_class"), "mask AP": result.get("mask_per_class")}
     by_class["IoU"] = dict(zip(classes, result["iou"], strict=True)) if "iou" in result else None
+    if "top1" in result and "by_class" in result:
+        by_class["F1"] = {row["class"]: row["F1"] for row in result["by_class"]}
     for title, values in by_class.items():
         if values:
-            bars(values, f"{title}, percent", written_to := folder / f"{title.lower().replace(' ', '_')}_by_class.png")
+            title_of_figure = f"{title}, percent"
+            if len(values) > BARS:
+                title_of_figure += f": the {BARS} lowest of {len(values)}"
+                measured = [item for item in values.items() if item[1] is not None]
+                values = dict(sorted(measured, key=lambda item: item[1])[:BARS])
+            bars(values, title_of_figure, written_to := folder / f"{title.lower().replace(' ', '_')}_by_class.png")
             written.append(written_to)
     for kind in ("", "mask_"):
         if any(result.get(f"{kind}pr", {}).values()):
             precision_recall(result[f"{kind}pr"], written_to := folder / f"{kind}precision_recall.png")
             written.append(written_to)
+    if "curves" in result:
+        over_score(result["curves"], classes, result["score"], written_to := folder / "over_score.png")
+        written.append(written_to)
     return written
 
 

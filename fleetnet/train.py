@@ -27,14 +27,15 @@ from .augment import augmentation, multi_scale
 from .boxes import Prediction
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
-from .errors import DataError, FleetnetError, UsageError, named_arguments
+from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
 from .files import write_text
 from .find import find, names
 from .images import measure
-from .tasks import Model
+from .tasks import Model, named
 from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
 
 MADE_BEFORE = "`fit` trains the model as it is, so give this to create_model, or leave it out"
+DETAILS = "best.json"  # in a run folder: the whole result of the best epoch, with what was found by class
 
 
 @dataclass(frozen=True)
@@ -166,10 +167,12 @@ def evaluate(
 
     `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. Predictions
     are compared in the pixels of each picture, as it is in its file; `on_prediction` receives each with the index of
-    its sample. `classes` are names.
+    its sample. `classes` are names. Raises `DataError` where there is nothing to measure the task's first figure on,
+    and `ModelError` where the outputs are not finite.
     """
     tasks = find("tasks", task)
     metric, skipped, count = tasks.metric(classes), [], 0
+    large = tasks.TARGET in ("masks", "semantic")  # then the predictions of one picture at a time are in memory
     training = model.training
     model.eval()
     try:
@@ -177,18 +180,38 @@ def evaluate(
             skipped += batch.skipped
             if len(batch.images) == 0:
                 continue
-            decoded = tasks.decode(model(batch.images), tuple(batch.images.shape[-2:]))
-            for i, sample in enumerate(batch.indices):  # one at a time: the masks of one picture may be large
-                prediction = tasks.restore(decoded[i], batch.places[i])
-                metric.add([prediction], {key: value[i : i + 1] for key, value in batch.targets.items()})
+            outputs = model(batch.images)
+            _check_finite(outputs)
+            decoded = tasks.decode(outputs, tuple(batch.images.shape[-2:]))
+            at_once = 1 if large else len(decoded)
+            for start in range(0, len(decoded), at_once):
+                part = slice(start, start + at_once)
+                pairs = zip(decoded[part], batch.places[part], strict=True)
+                predictions = [tasks.restore(prediction, place) for prediction, place in pairs]
+                metric.add(predictions, {key: value[part] for key, value in batch.targets.items()})
                 if on_prediction is not None:
-                    on_prediction(prediction, sample)
-                count += 1
+                    for prediction, sample in zip(predictions, batch.indices[part], strict=True):
+                        on_prediction(prediction, sample)
+            count += len(decoded)
     finally:
         model.train(training)
     if not count:
         raise DataError(f"no image could be read for evaluation; the first: {skipped[0] if skipped else 'none given'}")
-    return {**metric.result(), "skipped": skipped}
+    result = metric.result()
+    first = next(iter(result))
+    if result[first] is None:
+        raise DataError(f"nothing to measure {first} on in {count} images: {'; '.join(result['notes'])}")
+    return {**result, "skipped": skipped}
+
+
+def _check_finite(outputs: Any) -> None:
+    """`ModelError` for outputs with NaN or infinity: compared with anything they would count as an answer."""
+    for name, output in named(outputs).items():
+        if output.is_floating_point() and not output.isfinite().all():
+            raise ModelError(
+                f"the network's output {name!r} has NaN or infinity, so nothing can be measured: its weights are "
+                "damaged or diverged, or its precision is too small for it"
+            )
 
 
 def train_one_epoch(
@@ -271,7 +294,8 @@ def fit(
     """Train `model` in place and return the metrics of the best epoch; files go to the folder `run`.
 
     `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
-    best.safetensors (whichever of the two was best by the task's first metric) and state/ (for `resume`).
+    best.safetensors (whichever of the two was best by the task's first metric), best.json (all that was measured of
+    it, by class too) and state/ (for `resume`).
     The preprocessing is what the starting weights expect, or ImageNet's mean and std, at the configured size unless
     given; afterwards `model.preprocess` holds it. `source` describes the starting weights and is kept in the
     checkpoints. `progress` is called after every step and `on_epoch` with each line of the log. Raises `FleetnetError`
@@ -399,11 +423,13 @@ def fit(
             for form, net in forms:
                 result = evaluate(net, model.task, val_batches, train.classes)
                 skipped = skipped + result.pop("skipped")
-                line[form] = {k: v for k, v in result.items() if v is None or isinstance(v, int | float)}
-                key = next(iter(result))  # the task's first metric decides; None: nothing to find in these images
-                if best is None or not best[key] or (result[key] or 0) > best[key]:  # of nothing found, the last
-                    best = {**result, "epoch": epoch, "weights": form}
+                line[form] = _figures(result)
+                key = next(iter(result))  # the task's first metric decides
+                if best is None or not best[key] or result[key] > best[key]:  # of nothing right, the last
+                    details = {**result, "epoch": epoch, "weights": form}
+                    best = {**line[form], "epoch": epoch, "weights": form}
                     save("best.safetensors", model if form == "raw" else net, line[form], form)
+                    write_text(run / DETAILS, json.dumps(details, ensure_ascii=False) + "\n")
         line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
         save("last.safetensors", model, line.get("raw", {}), "raw")
         if average is not None:
@@ -422,7 +448,25 @@ def fit(
             on_epoch(line)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off model.forward
     model.preprocess = preprocess.to_dict()
-    return best or {}
+    return best_of(run, best or {})
+
+
+def _figures(result: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of a result, for the log, the checkpoints and the state: nothing that grows with the classes."""
+    return {key: value for key, value in result.items() if value is None or isinstance(value, int | float)}
+
+
+def best_of(run: Path, best: dict[str, Any]) -> dict[str, Any]:
+    """The best result that the trainer's state knows, with what the metric found by class, from DETAILS.
+
+    The figures alone where the file is missing or of another epoch (a kill between the two).
+    """
+    try:
+        details = json.loads((run / DETAILS).read_text(encoding="utf-8"))
+        of_best = (details["epoch"], details["weights"]) == (best["epoch"], best["weights"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return best
+    return {**details, **best} if of_best else best
 
 
 def check_settings(config: TrainConfig, task: str, given: Collection[str] = (), processes: int = 1) -> None:

@@ -66,7 +66,15 @@ def scene(images=20, seed=0, masks=True, detections=30):
 
 
 def official(predictions, targets, kind):
-    """The twelve figures, per-class AP and PR at IoU 0.5 of pycocotools, from JSON files' contents."""
+    """The twelve figures, per-class AP and PR at IoU 0.5 of pycocotools."""
+    coco = official_evaluation(predictions, targets, kind)
+    coco.accumulate()
+    coco.summarize()
+    return coco.stats, coco.eval["precision"][:, :, :, 0, 2]
+
+
+def official_evaluation(predictions, targets, kind, most=100):
+    """What pycocotools matched, with `most` found objects a picture and class, from JSON files' contents."""
     annotations, found, pictures = [], [], []
     for i, prediction in enumerate(predictions):
         size = targets["masks"][i].shape[1:] if "masks" in targets else (999, 999)
@@ -94,10 +102,9 @@ def official(predictions, targets, kind):
     truth.dataset = {"info": {}, "images": pictures, "annotations": annotations, "categories": categories}
     truth.createIndex()
     coco = COCOeval(truth, truth.loadRes(found), kind)
+    coco.params.maxDets = [1, 10, most]
     coco.evaluate()
-    coco.accumulate()
-    coco.summarize()
-    return coco.stats, coco.eval["precision"][:, :, :, 0, 2]
+    return coco
 
 
 def measured(predictions, targets, masks, batch=6):

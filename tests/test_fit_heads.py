@@ -113,13 +113,3 @@ def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
     assert line[0]["train"]["images"] == 2
     assert len(line[0]["skipped"]) == 1
     assert "lost.jpg" in line[0]["skipped"][0]
-
-
-def test_nothing_found_keeps_the_last_weights(tmp_path: Path):
-    """Without an object in val the first figure is None, and best.safetensors is of the last epoch."""
-    train_split, val = splits("boxes")
-    empty = Split([Sample(s.image, objects=()) for s in val.samples], val.classes)
-    train.fit(detector("ssd/fasternet_t0"), train_split, empty, settings(epochs=2, ema=None), tmp_path)
-    assert checkpoint.read_facts(tmp_path / "best.safetensors")["metrics"]["AP"] is None
-    last, best = (checkpoint.load(tmp_path / f"{name}.safetensors").model.state_dict() for name in ("last", "best"))
-    assert all(torch.equal(last[key], best[key]) for key in last)

@@ -137,6 +137,16 @@ def test_bars(count, tmp_path, drawn):
         report.bars({}, "AP", tmp_path / "bars.png")
 
 
+def test_the_most_confused_pairs(tmp_path, drawn):
+    pairs = [[0, 1, 9], *([1, 2, 3] for _ in range(40))]
+    report.confused(pairs, ["a", "b", "(nothing)"], tmp_path / "confused.png")
+    axes = drawn[0].axes[0]
+    assert [bar.get_width() for bar in axes.patches] == [9, *[3] * 29]
+    assert axes.get_yticklabels()[0].get_text() == "a taken for b"
+    with pytest.raises(UsageError, match="nothing was confused"):
+        report.confused([], ["a"], tmp_path / "confused.png")
+
+
 def test_figures_of_a_metric(tmp_path):
     points = [[0.0, 1.0], [1.0, 0.5]]
     result = {
@@ -150,6 +160,13 @@ def test_figures_of_a_metric(tmp_path):
     result = {"iou": [None, 3.0], "confusion": [[1, 2], [3, 4]]}
     names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
     assert names == ["confusion.png", "iou_by_class.png"]
+    curve = {"score": [0.0, 1.0], "precision": [50.0, None], "recall": [100.0, 0.0], "F1": [66.7, 0.0]}
+    result = {  # of a detector: one class more, nothing
+        "confusion": [[1, 0, 2], [0, 3, 0], [4, 0, 0]], "confused": [[2, 0, 4], [0, 2, 2]], "score": 0.5,
+        "curves": {**curve, "F1_by_class": [[66.7, 0.0], [None, None]]},
+    }  # fmt: skip
+    names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
+    assert names == ["confusion.png", "confused.png", "over_score.png"]
     assert all((tmp_path / "x" / name).stat().st_size for name in names)
 
 

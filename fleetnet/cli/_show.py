@@ -32,6 +32,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> 
     (console if console.is_terminal else Console(width=200)).print(drawn)
 
 
+def shown(value: Any) -> str:
+    """A figure in a table: two digits after the point, "-" where nothing was measured."""
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"

@@ -7,14 +7,19 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ..errors import DataError, UsageError
-from ._show import say, table
+from ._show import say, shown, table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet eval --model runs/classification/fasternet_t0-photos --data photos/"
 IMAGES = {"label": 32, "boxes": 16}  # at a time, by the kind of annotation; 4 of those that predict every pixel
-NOT_SHOWN = ("confusion", "per_class", "mask_per_class", "iou", "pr", "mask_pr")  # in the table of figures
+ROWS = 50  # of the table by class
+BY_CLASS = {  # what a metric knows of a class -> the title of its column
+    "class": "class", "images": "images", "objects": "objects", "pixels": "pixels", "mask_AP": "mask AP %",
+    "AP": "AP %", "IoU": "IoU %", "precision": "precision %", "recall": "recall %", "F1": "F1 %",
+    "best_F1": "best F1 %", "best_score": "at score",
+}  # fmt: skip
 
 
 def arguments(parser: "ArgumentParser") -> None:
@@ -76,9 +81,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         predictor, predictor.task, batches, split.classes, on_prediction=keep if given.get("predictions") else None
     )
     skipped = result.pop("skipped")
-    rows = [[name, _text(value)] for name, value in result.items() if name not in NOT_SHOWN]
+    rows = [[name, shown(value)] for name, value in result.items() if not isinstance(value, list | dict)]
     table(f"{given['model']} on {given['data']}", ["metric", "value"], rows)
-    _by_class(result, split.classes)
+    _by_class(result)
+    for note in result["notes"]:
+        say(f"note: {note}")
     for line in [*split.skipped, *skipped][:10]:
         say(f"skipped {line}")
     if given.get("plots"):
@@ -89,24 +96,19 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     return {"model": given["model"], "data": given["data"], **result, "skipped": skipped}
 
 
-def _text(value: Any) -> str:
-    return "-" if value is None else f"{value:.2f}" if isinstance(value, float) else str(value)
-
-
-def _by_class(result: dict[str, Any], classes: list[str]) -> None:
-    """The table of what the metric knows of each class."""
-    columns: dict[str, list[str]] = {}
-    if "confusion" in result:
-        counts = [(row[i], sum(row)) for i, row in enumerate(result["confusion"])]
-        columns["recall %"] = [f"{100 * right / max(n, 1):.1f}" for right, n in counts]
-        columns["images"] = [f"{right}/{n}" for right, n in counts]
-    for title, key in (("mask AP %", "mask_per_class"), ("AP %", "per_class")):
-        if key in result:
-            columns[title] = [_text(result[key][name]) for name in classes]
-    if "iou" in result:
-        columns["IoU %"] = [_text(value) for value in result["iou"]]
-    if columns:
-        table("By class", ["class", *columns], list(zip(classes, *columns.values(), strict=True)))
+def _by_class(result: dict[str, Any]) -> None:
+    """The table of what the metric knows of each class; of many classes the worst."""
+    rows = result.get("by_class", [])
+    if not rows:
+        return
+    names = [name for name in BY_CLASS if name in rows[0]]
+    title = "By class"
+    if len(rows) > ROWS:
+        measured = [row for row in rows if row["F1"] is not None]
+        rows = sorted(measured, key=lambda row: row["F1"])[:ROWS]
+        title += f": the {len(rows)} lowest F1 of {len(measured)} measured classes (--json has all)"
+    columns = [BY_CLASS[name] for name in names]
+    table(title, columns, [[shown(row[name]) for name in names] for row in rows])
 
 
 def _write(path: Path, found: list[dict[str, Any]], masks: bool) -> None:

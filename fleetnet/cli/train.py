@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
 from ..errors import DataError, ModelError, UsageError, choose
 from ._arguments import add_settings, check_types, flag
-from ._show import TrainingProgress, duration, say, table
+from ._show import TrainingProgress, duration, say, shown, table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -103,14 +103,16 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         _write_figures(path, train.classes)  # also of a run that stopped early
     log = read_log(path)
     told = {**best, "epoch": best["epoch"] + 1}  # the log counts from 0
-    rows = [[k, f"{v:.2f}" if isinstance(v, float) else v] for k, v in told.items() if not isinstance(v, list | dict)]
+    rows = [[k, shown(v)] for k, v in told.items() if not isinstance(v, list | dict)]
     table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
     skipped = sorted({name for line in log for name in line["skipped"]})
+    for note in best.get("notes", ()):
+        say(f"note: {note}")
     if skipped:
         say(f"skipped {len(skipped)} unreadable images: " + "; ".join(skipped[:10]))
     say(f"next: fleetnet reparam --model {path}   or: fleetnet export --model {path} --to onnx")
-    shown = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
-    return {"run": str(path), "best": shown, "epochs": len(log), "skipped": skipped}
+    figures = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
+    return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped}
 
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
@@ -198,11 +200,11 @@ def _write_figures(run: Path, classes: list[str]) -> None:
     """results.csv, plots/ and report.html from the log and the state; nothing before the first epoch's end."""
     from .. import report
     from ..checkpoint import load_state
-    from ..train import read_log
+    from ..train import best_of, read_log
 
     if not (run / STATE).is_file():
         return
-    log, best = read_log(run), load_state(run / "state")["best"] or {}
+    log, best = read_log(run), best_of(run, load_state(run / "state")["best"] or {})
     flat = [
         {
             "epoch": e["epoch"],

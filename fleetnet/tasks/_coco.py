@@ -11,12 +11,17 @@ figures gives it results without "bbox" (as detectron2 does).
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..boxes import Prediction
 from ..errors import ModelError
+from ._matching import Matches
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # COCO's order
+SIZES = {  # of objects -> the letter of their figures
+    "object below 32x32 pixels": "s", "object of 32x32 to 96x96 pixels": "m", "object above 96x96 pixels": "l",
+}  # fmt: skip
 
 
 def encode(masks: Tensor) -> list[dict[str, Any]]:
@@ -91,13 +96,15 @@ class CocoMetric:
         self.sizes: list[tuple[int, int]] = []  # (height, width) of each picture, where there are masks
         self.truths: list[dict[str, Any]] = []
         self.found: list[dict[str, Any]] = []
+        self.matches = Matches(self.classes)  # of masks, where there are masks
 
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Sequence[Tensor]]) -> None:
         given = [targets[key] for key in ("boxes", "labels", "crowd", "area")]
         masks = targets["masks"] if self.masks else [None] * len(predictions)
         for prediction, boxes, labels, crowd, area, mask in zip(predictions, *given, masks, strict=True):
             self.images += 1
-            self.found += results([self._checked(prediction)], [self.images], range(len(self.classes)))
+            found = results([self._checked(prediction)], [self.images], range(len(self.classes)))
+            self.found += found
             truths: list[dict[str, Any]] = [
                 {"image_id": self.images, "category_id": label, "bbox": bbox, "iscrowd": int(many), "area": square}
                 for label, bbox, many, square in zip(
@@ -109,6 +116,26 @@ class CocoMetric:
                 for truth, rle in zip(truths, encode(mask), strict=True):
                     truth["segmentation"] = rle
             self.truths += truths
+            self._match(found, truths)
+
+    def _match(self, found: Sequence[Mapping[str, Any]], truths: Sequence[Mapping[str, Any]]) -> None:
+        """Which objects of a picture were found, for F1."""
+        from faster_coco_eval.core import mask
+
+        crowd = np.array([truth["iscrowd"] for truth in truths], np.int64)
+        overlaps = np.zeros((len(found), len(truths)))
+        if overlaps.size:
+            ours, theirs = (
+                [item["segmentation"] for item in items]
+                if self.masks
+                else np.array([item["bbox"] for item in items], np.float64)
+                for items in (found, truths)
+            )
+            overlaps = np.asarray(mask.iou(ours, theirs, crowd.tolist()))
+        score = np.array([item["score"] for item in found], np.float64)
+        label = np.array([item["category_id"] for item in found], np.int64)
+        truth = np.array([item["category_id"] for item in truths], np.int64)
+        self.matches.add(overlaps, score, label, truth, crowd.astype(bool))
 
     def _checked(self, prediction: Prediction) -> Prediction:
         missing = {"boxes", "scores", "labels", *(["masks"] if self.masks else [])} - prediction.keys()
@@ -123,14 +150,17 @@ class CocoMetric:
         """The figures in percent; None where COCO has -1, since there is no object of that size or class.
 
         Mask figures come first, as "mask_AP" and so on. "per_class" is AP by name, "pr" for each name the precision at
-        101 recalls from 0 to 1, both from 0 to 1, at an IoU of 0.5: [[recall, precision], ...].
+        101 recalls from 0 to 1, both from 0 to 1, at an IoU of 0.5: [[recall, precision], ...]. F1, the score where it
+        is best and what else `Matches.result` gives is of masks, where there are masks.
         """
         of_masks = self._figures("segm") if self.masks else {}
-        return {
-            **{f"mask_{name}": value for name, value in of_masks.items()},
-            **self._figures("bbox"),
-            "images": self.images,
-        }
+        of_boxes, matches = self._figures("bbox"), self.matches.result()
+        for i, row in enumerate(matches["by_class"]):
+            if self.masks:
+                row["mask_AP"] = of_masks["per_class"][self.classes[i]]
+            row["AP"] = of_boxes["per_class"][self.classes[i]]
+        figures = {**{f"mask_{name}": value for name, value in of_masks.items()}, **of_boxes}
+        return {**figures, **matches, "images": self.images, "notes": [*matches["notes"], *_why_none(figures)]}
 
     def _figures(self, kind: str) -> dict[str, Any]:
         if not self.images:
@@ -160,6 +190,14 @@ class CocoMetric:
             for i, name in enumerate(self.classes)
         }
         return figures
+
+
+def _why_none(figures: Mapping[str, Any]) -> list[str]:
+    """Which sizes of objects are not there, so that AP or AR of that size is None."""
+    if figures["AP"] is None:
+        return ["there is no object, so no AP"]
+    absent = [size for size, letter in SIZES.items() if figures[f"AP{letter}"] is None]
+    return [f"no {', no '.join(absent)}, so no AP and AR of that size"] if absent else []
 
 
 def _xywh(boxes: Tensor) -> list[list[float]]:

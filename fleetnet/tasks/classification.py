@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
 from ..boxes import Place, Prediction
 from ..errors import ModelError
+from ._counts import Pairs, by_class, mean, without_truth
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "label", "crop", "classify", 32
 OPTIONS: tuple[str, ...] = ()
@@ -61,41 +63,51 @@ def present(
 
 
 class Metric:
-    """Top-1, top-5, cross-entropy and the confusion matrix over all images added, by torchmetrics."""
+    """Top-1, top-5, cross-entropy, and precision, recall and F1 of each class, over all images added."""
 
-    def __init__(self, classes: int):
-        from torchmetrics import MeanMetric
-        from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
-
-        self.classes = classes
-        self.confusion = MulticlassConfusionMatrix(classes)  # [truth, prediction]
-        self.top5 = MulticlassAccuracy(classes, top_k=min(5, classes), average="micro")
-        self.loss = MeanMetric()
+    def __init__(self, classes: Sequence[str]):
+        self.classes = list(classes)
+        self.pairs = Pairs(len(self.classes))
+        self.images, self.among_five, self.loss = 0, 0, 0.0
 
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Tensor]) -> None:
         """Count predictions against targets["label"] (N,)."""
+        if not predictions:
+            return
         truth = targets["label"].cpu()
-        for prediction, label in zip(predictions, truth, strict=True):
-            logits = prediction["logits"].detach().float().cpu()[None]
-            if logits.shape[1] != self.classes:
-                raise ModelError(f"there are {logits.shape[1]} logits an image, but {self.classes} classes")
-            self.confusion.update(logits, label[None])
-            self.top5.update(logits, label[None])
-            self.loss.update(F.cross_entropy(logits, label[None]))
+        logits = torch.stack([prediction["logits"] for prediction in predictions]).detach().float().cpu()  # (N, C)
+        if logits.shape[1] != len(self.classes):
+            raise ModelError(f"there are {logits.shape[1]} logits an image, but {len(self.classes)} classes")
+        self.pairs.add(truth, logits.argmax(1))
+        of_truth = logits.gather(1, truth[:, None])  # (N, 1)
+        above = (logits > of_truth).sum(1)
+        equal = logits == of_truth
+        if (equal.sum(1) > 1).any():  # of equal logits the first class is taken
+            above += (equal & (torch.arange(logits.shape[1]) < truth[:, None])).sum(1)
+        self.among_five += int((above < 5).sum())
+        self.loss += F.cross_entropy(logits, truth, reduction="sum").item()
+        self.images += len(truth)
 
     def result(self) -> dict[str, Any]:
-        """Percentages, the number of images, and the matrix as nested lists [truth][prediction]."""
-        confusion = self.confusion.compute()
-        images, correct = int(confusion.sum()), int(confusion.diagonal().sum())
+        """Figures in percent, None over nothing; "by_class" in the order of the classes; see `Pairs.figures`."""
+        totals = self.pairs.totals()
+        correct, rows = int(totals[0].sum()), by_class(self.classes, "images", totals)
+        notes = without_truth(rows, "images", "image")
+        tells = len(self.classes) > 5
+        if not tells:
+            notes.append(f"top5 is not measured: any five of {len(self.classes)} classes hold the right one")
         return {
-            "top1": 100 * correct / max(images, 1),
-            "top5": 100 * self.top5.compute().item(),
+            "top1": 100 * correct / self.images if self.images else None,
+            "top5": 100 * self.among_five / self.images if self.images and tells else None,
             "correct": correct,
-            "images": images,
-            "loss": self.loss.compute().item(),
-            "confusion": confusion.tolist(),
+            "images": self.images,
+            "loss": self.loss / self.images if self.images else None,
+            "F1": mean([row["F1"] for row in rows]),
+            **self.pairs.figures(),
+            "by_class": rows,
+            "notes": notes,
         }
 
 
 def metric(classes: Sequence[str]) -> Metric:
-    return Metric(len(classes))
+    return Metric(classes)

@@ -30,6 +30,7 @@ from ..backbones import Backbone
 from ..boxes import Place, Prediction
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
+from ._counts import Pairs, by_class, mean, without_truth
 from ._decoded import Decoded, of_authors
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "semantic", "letterbox", "segment", 16
@@ -193,43 +194,57 @@ def present(
 
 
 class Metric:
-    """Intersection over union and accuracies from one confusion matrix of all pixels added, by torchmetrics."""
+    """Intersection over union and accuracies from the counts of all pixels added that have a class."""
 
-    def __init__(self, classes: int):
-        from torchmetrics.classification import MulticlassConfusionMatrix
-
-        self.classes, self.images = classes, 0
-        self.confusion = MulticlassConfusionMatrix(classes, ignore_index=IGNORE, validate_args=False)
+    def __init__(self, classes: Sequence[str]):
+        self.classes, self.images = list(classes), 0
+        self.pairs = Pairs(len(self.classes))
 
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
         """Count predictions against the label maps targets["semantic"], a list of (height, width)."""
         for prediction, truth in zip(predictions, targets["semantic"], strict=True):
-            found = prediction["semantic"]
-            if found.shape != truth.shape:
-                raise ModelError(f"the prediction is {tuple(found.shape)}, but its label map {tuple(truth.shape)}")
-            self.confusion.update(found[None].long().cpu(), truth[None].long().cpu())
+            predicted = prediction["semantic"]
+            if predicted.shape != truth.shape:
+                raise ModelError(f"the prediction is {tuple(predicted.shape)}, but its label map {tuple(truth.shape)}")
+            truth = truth.long().cpu()
+            counts = truth != IGNORE
+            self.pairs.add(truth[counts], predicted.long().cpu()[counts])
             self.images += 1
 
     def result(self) -> dict[str, Any]:
-        """Percentages, and the number of images. Pixels of label IGNORE do not count.
+        """Percentages, and the number of images. Pixels of label IGNORE do not count; over no pixel all is None.
 
         "mIoU" is the mean over classes that the truth or the predictions have, as in torchmetrics and mmsegmentation;
         the IoU of others is None. "accuracy" is over pixels, "mean_accuracy" the mean over the classes of the truth.
+        Where the truth has pixels of one class alone, nothing can be told apart: a network that says this class
+        everywhere would have an mIoU of 100, so it is None.
         """
-        confusion = self.confusion.compute().double()  # [truth, prediction]
-        right, truth, union = confusion.diag(), confusion.sum(1), confusion.sum(0) + confusion.sum(1) - confusion.diag()
-        iou, recall = 100 * right / union, 100 * right / truth  # nan where a class is not there
+        totals = self.pairs.totals()
+        right, truth, predicted = (total.tolist() for total in totals)
+        pixels, there = sum(truth), [name for name, count in zip(self.classes, truth, strict=True) if count]
+        iou = [
+            100 * both / (true + said - both) if true + said else None
+            for both, true, said in zip(right, truth, predicted, strict=True)
+        ]
+        rows = by_class(self.classes, "pixels", totals)
+        notes = without_truth(rows, "pixels", "pixel")
+        if len(there) == 1:
+            notes.append(f"all pixels are of the class {there[0]}: there is nothing to tell apart, so no mIoU")
         return {
-            "mIoU": iou.nanmean().nan_to_num(0).item(),
-            "accuracy": (100 * right.sum() / truth.sum()).nan_to_num(0).item(),
-            "mean_accuracy": recall.nanmean().nan_to_num(0).item(),
-            "iou": [None if value != value else value for value in iou.tolist()],
+            "mIoU": mean(iou) if len(there) > 1 else None,
+            "accuracy": 100 * sum(right) / pixels if pixels else None,
+            "mean_accuracy": mean([row["recall"] for row in rows]),
+            "F1": mean([row["F1"] for row in rows]),
+            "iou": iou,
             "images": self.images,
+            **self.pairs.figures(),
+            "by_class": [{**row, "IoU": value} for row, value in zip(rows, iou, strict=True)],
+            "notes": notes,
         }
 
 
 def metric(classes: Sequence[str]) -> Metric:
-    return Metric(len(classes))
+    return Metric(classes)
 
 
 _RENAME = [  # the authors' names to ours
