@@ -27,6 +27,7 @@ from .augment import augmentation, multi_scale
 from .boxes import Prediction
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
+from .data._names import by_name
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
 from .files import write_text
 from .find import find, names
@@ -293,6 +294,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `model` in place and return the metrics of the best epoch; files go to the folder `run`.
 
+    Labels of `val` go by the names of the classes: it may lack some, or have them in another order.
     `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
     best.safetensors (whichever of the two was best by the task's first metric), best.json (all that was measured of
     it, by class too) and state/ (for `resume`).
@@ -302,8 +304,7 @@ def fit(
     when the loss or a weight is not finite; the state of the epoch before is kept.
     """
     run = Path(run)
-    if train.classes != val.classes:
-        raise DataError(f"train has the classes {train.classes}, val has {val.classes}; they must be the same")
+    val = by_name(val, train.classes, "the training data")
     if model.classes != len(train.classes):
         raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
     if config.threads:

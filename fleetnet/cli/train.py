@@ -49,6 +49,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import checkpoint, data, weights
+    from ..data._names import by_name
     from ..find import find
     from ..tasks import split_name
     from ..train import check_settings, fit, read_log
@@ -58,6 +59,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     if resume is None:
         check_settings(config, task_name, given)
     train, val = (data.load(config.data, split, config.format, task.TARGET) for split in ("train", "val"))
+    val = by_name(val, train.classes, "the training data")
     for split, samples in (("train", train), ("val", val)):
         say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")
         for line in samples.skipped[:10]:
