@@ -83,7 +83,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
         for d in documents
     ]  # fmt: skip
     columns = ["", "median ms", "p90 ms", "working ms", "x as fast", "%", "lost", ""]
-    table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines)
+    table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines, ("p90 ms", "working ms"))
     print(f"fastest that loses no more than {limit:g} points: {best}")
     if level:
         print(f"as fast, as far as this run can tell: {', '.join(level)}")
