@@ -66,7 +66,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             say(f"  skipped {line}")
     torch.manual_seed(config.seed)
     model = weights.create_model(
-        config.model, len(train.classes), None if resume else config.weights,
+        config.model, train.classes, None if resume else config.weights,
         drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
     )  # fmt: skip
     if model.report is not None:
