@@ -31,6 +31,8 @@ NETWORKS = [
     "efficientvit_b0",
     "levit_conv_128s",
     "repvit_m0_9",
+    "swin_s3_tiny_224",
+    "vit_tiny_patch16_224",
 ]
 State = dict[str, Tensor]
 

@@ -14,8 +14,9 @@ trainability kept.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from typing import Any, cast
@@ -81,18 +82,23 @@ def nearest(name: str) -> str:
 
 
 class Trunk(nn.Module):
-    """image (N, 3, H, W) -> what timm's `forward_features` gives, in timm's own layout: one feature."""
+    """image (N, 3, H, W) -> what timm's `forward_features` gives: one feature (N, C, h, w); tokens as (N, C, L, 1)."""
 
     def __init__(self, name: str, drop_path: float, output_stride: int):
         super().__init__()
         whole = create(name, drop_path, output_stride)
-        self.name = name
-        self.channels: list[int] = [cast(Any, whole).num_features]
+        self.name, self.cut = name, cut_of(name)
+        self.channels: list[int] = [self.cut.channels]
         self.strides: list[int] = [output_stride]
-        self.model = _without(whole, head_parts(name))
+        self.model = _without(whole, self.cut.head_parts)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        return [cast(Any, self.model).forward_features(image)]
+        feature = cast(Any, self.model).forward_features(image)
+        if self.cut.layout == "NHWC":
+            feature = feature.permute(0, 3, 1, 2)
+        elif self.cut.layout == "NLC":
+            feature = feature.transpose(1, 2)[..., None]
+        return [feature]
 
     def classifier(self, classes: int) -> nn.Module:
         """What `forward_features` gives -> (N, classes), by timm's own head."""
@@ -103,17 +109,22 @@ class Trunk(nn.Module):
 
 
 class TimmHead(nn.Module):
-    """What timm's `forward_features` gives -> logits (N, classes), by timm's `forward_head`."""
+    """The feature of `Trunk` -> logits (N, classes), by timm's `forward_head`."""
 
     def __init__(self, name: str, classes: int):
         super().__init__()
         whole = create(name, classes=classes)
-        others = [child for child, _ in whole.named_children() if child not in head_parts(name)]
+        self.cut = cut_of(name)
+        others = [child for child, _ in whole.named_children() if child not in self.cut.head_parts]
         self.model = _without(whole, others)
         self.model._parameters.clear()  # class tokens and positions, which belong to the features
 
-    def forward(self, features: Tensor) -> Tensor:
-        return cast(Any, self.model).forward_head(features)
+    def forward(self, feature: Tensor) -> Tensor:
+        if self.cut.layout == "NHWC":
+            feature = feature.permute(0, 2, 3, 1)
+        elif self.cut.layout == "NLC":
+            feature = feature[..., 0].transpose(1, 2)
+        return cast(Any, self.model).forward_head(feature)
 
     def fuse(self) -> nn.Module:
         return _fused(self)
@@ -132,7 +143,7 @@ def _fused(module: nn.Module) -> nn.Module:
     return fused
 
 
-def _without(whole: nn.Module, parts: list[str] | frozenset[str]) -> nn.Module:
+def _without(whole: nn.Module, parts: Iterable[str]) -> nn.Module:
     """A network of timm's without some of its parts; its methods stay, and fail where they need one of these."""
     for part in parts:
         delattr(whole, part)
@@ -151,11 +162,20 @@ def _recording(model: nn.Module) -> Iterator[set[nn.Module]]:
             hook.remove()
 
 
-@cache
-def head_parts(name: str) -> frozenset[str]:
-    """The children of a timm classifier that its `forward_head` calls and its `forward_features` does not.
+@dataclass(frozen=True)
+class Cut:
+    """Where timm divides a classifier: what lies behind, and the feature between."""
 
-    Both run once, without values. Raises `ModelError` for a network that has no such head.
+    head_parts: frozenset[str]  # the children that `forward_head` calls and `forward_features` does not
+    channels: int
+    layout: str  # of the feature in timm: "NCHW", "NHWC", or "NLC" of tokens
+
+
+@cache
+def cut_of(name: str) -> Cut:
+    """Where timm divides the classifier `name`, from one run of each half without values.
+
+    Raises `ModelError` for a network that is not divided so.
     """
     try:
         with torch.device("meta"), torch.no_grad():
@@ -174,7 +194,14 @@ def head_parts(name: str) -> frozenset[str]:
     }
     if not any(True for part in parts for _ in cast(nn.Module, getattr(model, part)).parameters()):
         raise _no_own_classifier(name, "its head has no parameters of its own")
-    return frozenset(parts)
+    if not isinstance(features, Tensor) or features.ndim not in (3, 4):
+        raise _no_own_classifier(name, f"its feature is {getattr(features, 'shape', type(features).__name__)}")
+    channels = cast(Any, model).num_features
+    if features.ndim == 3:
+        return Cut(frozenset(parts), features.shape[-1], "NLC")
+    if features.shape[1] != channels and features.shape[-1] == channels:
+        return Cut(frozenset(parts), channels, "NHWC")
+    return Cut(frozenset(parts), features.shape[1], "NCHW")
 
 
 def _no_own_classifier(name: str, reason: str) -> ModelError:
@@ -276,7 +303,7 @@ def _for_classifier(name: str) -> Callable[[State], State]:
     def change(state: State) -> State:
         if _is_linear(state):  # our linear classifier on feature maps, whose names are ours already
             return state
-        in_head = tuple(f"{part}." for part in head_parts(name))
+        in_head = tuple(f"{part}." for part in cut_of(name).head_parts)
         converted = {}
         for key, value in state.items():
             if not key.startswith(OURS):
