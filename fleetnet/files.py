@@ -149,7 +149,7 @@ def _busy(left: Path, process: int) -> bool:
 
 
 def process_runs(process: int) -> bool:
-    """Whether a process of this number is there; where that cannot be told, it is."""
+    """Whether a process of this number is there and has not ended; where that cannot be told, it is."""
     if os.name != "posix":
         return True  # os.kill would end it
     try:
@@ -158,4 +158,7 @@ def process_runs(process: int) -> bool:
         return False
     except OSError:  # another user's
         return True
-    return True
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (OSError, IndexError):  # not Linux
+        return True

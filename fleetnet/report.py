@@ -73,7 +73,7 @@ def _panel(name: str) -> str | None:
 def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     """Losses, accuracies (AP, mIoU) and the learning rate over the epochs, as PNG.
 
-    `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 0, "raw": {"top1": 51.2}}.
+    `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 1, "raw": {"top1": 51.2}}.
     Epochs without a number (not evaluated) are skipped. Raises `UsageError` if there is nothing to draw.
     """
     lines = [_flat(line) for line in log]
@@ -84,7 +84,7 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     figure = _figure(5 * len(panels), 3.6)
     for axes, (title, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
         for name in drawn:
-            points = [(line["epoch"] + 1, line[name]) for line in lines if name in line]
+            points = [(line["epoch"], line[name]) for line in lines if name in line]
             axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
         axes.set(title=title, xlabel="epoch")
         axes.grid(alpha=0.3)

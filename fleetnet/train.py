@@ -9,8 +9,10 @@ import json
 import math
 import random
 import resource
+import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence, Sized
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +24,21 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader, Sampler
 
-from . import checkpoint
+from . import checkpoint, fingerprint
 from .augment import augmentation, multi_scale
 from .boxes import Prediction
+from .claims import Claim, claim
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
-from .data._names import by_name
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
-from .files import write_text
+from .files import append_line, write_text, writing
 from .find import find, names
 from .images import measure
 from .tasks import Model, named
 from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
 
+LOG = "log.jsonl"
+COUNTED = "epochs_from"  # in a line of the log: the number of the first epoch; version 0.1 counted from 0, unsaid
 MADE_BEFORE = "`fit` trains the model as it is, so give this to create_model, or leave it out"
 DETAILS = "best.json"  # in a run folder: the whole result of the best epoch, with what was found by class
 
@@ -43,7 +47,7 @@ DETAILS = "best.json"  # in a run folder: the whole result of the best epoch, wi
 class Progress:
     """Where a run is, handed to the `progress` function of `fit` after every step."""
 
-    epoch: int  # from 0
+    epoch: int  # from 1
     epochs: int
     step: int  # of this epoch, from 1
     steps: int
@@ -226,11 +230,13 @@ def train_one_epoch(
     report: Callable[[int, float, float, int], None],
     clip: float | None = None,
     frozen: Callable[[], None] | None = None,
+    kept: str = "",
 ) -> dict[str, Any]:
     """One pass over the batches: means of the losses, images seen, names of skipped images.
 
     The model is put into training mode; then `frozen` may take parts out of it. `rate(step)` is the learning rate;
-    `after_update` runs after each optimizer step; `report(step, loss, lr, images)` after each batch.
+    `after_update` runs after each optimizer step; `report(step, loss, lr, images)` after each batch. `kept` is what the
+    message of an error says of earlier epochs.
     Raises `FleetnetError` at the first loss that is not finite, before it reaches the weights.
     """
     model.train()
@@ -251,8 +257,8 @@ def train_one_epoch(
             value = total.item()
             if not math.isfinite(value):
                 raise FleetnetError(
-                    f"the loss is {value} at step {step + 1} of this epoch, at learning rate {lr:.3g}; the state of "
-                    "the epoch before is kept. Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
+                    f"the loss is {value} at step {step + 1} of this epoch, at learning rate {lr:.3g}{kept}. "
+                    "Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
                 )
             accelerator.backward(total)
             if accelerator.sync_gradients and clip is not None:
@@ -291,20 +297,26 @@ def fit(
     source: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    claimed: Claim | None = None,
+    other_data: bool = False,
 ) -> dict[str, Any]:
     """Train `model` in place and return the metrics of the best epoch; files go to the folder `run`.
 
-    Labels of `val` go by the names of the classes: it may lack some, or have them in another order.
     `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
     best.safetensors (whichever of the two was best by the task's first metric), best.json (all that was measured of
-    it, by class too) and state/ (for `resume`).
+    it, by class too), data.json (which samples) and state/ (for `resume`). It belongs to this call alone until the end,
+    unless whoever calls has `claimed` it. A run that is resumed goes on with the samples it began with, or with others
+    if `other_data`; one that has all its epochs is finished: the model gets its last weights.
     The preprocessing is what the starting weights expect, or ImageNet's mean and std, at the configured size unless
     given; afterwards `model.preprocess` holds it. `source` describes the starting weights and is kept in the
-    checkpoints. `progress` is called after every step and `on_epoch` with each line of the log. Raises `FleetnetError`
-    when the loss or a weight is not finite; the state of the epoch before is kept.
+    checkpoints. `progress` is called after every step and `on_epoch` with each line of the log, whose epochs count from
+    1. Raises `UsageError` where another run goes on in the folder, `DataError` for other samples, `WriteError` when the
+    folder is gone or the disk full, and `FleetnetError` when the loss or a weight is not finite; the state of the last
+    whole epoch is kept.
     """
     run = Path(run)
-    val = by_name(val, train.classes, "the training data")
+    if train.classes != val.classes:
+        raise DataError(f"train has the classes {train.classes}, val has {val.classes}; they must be the same")
     if model.classes != len(train.classes):
         raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
     if config.threads:
@@ -314,13 +326,45 @@ def fit(
         preprocess = replace(preprocess, size=config.size, crop=config.crop, mode=find("tasks", model.task).MODE)
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
-    settings = {key: getattr(config, key) for key in task.SETTINGS}
     if not resume:
         check_settings(config, model.task, processes=accelerator.num_processes)
         _check_made(config, model)
     for split in (train, val):
         _check_annotated(split, task.TARGET)
 
+    with claim(run) if claimed is None else nullcontext(claimed) as mine:
+        return _train(
+            model, train, val, config, run, preprocess=preprocess, resume=resume, source=source, progress=progress,
+            on_epoch=on_epoch, mine=mine, other_data=other_data, accelerator=accelerator,
+        )  # fmt: skip
+
+
+def _train(
+    model: Model,
+    train: Split,
+    val: Split,
+    config: TrainConfig,
+    run: Path,
+    *,
+    preprocess: Preprocess,
+    resume: bool,
+    source: dict[str, Any] | None,
+    progress: Callable[[Progress], None] | None,
+    on_epoch: Callable[[dict[str, Any]], None] | None,
+    mine: Claim,
+    other_data: bool,
+    accelerator: Any,
+) -> dict[str, Any]:
+    """`fit` in a folder that is claimed, with settings that were checked."""
+    task = find("tasks", model.task)
+    settings = {key: getattr(config, key) for key in task.SETTINGS}
+    state_of_run = settled(run) if resume else None
+    start = state_of_run["epochs"] if state_of_run else 0
+    if config.epochs < start:
+        raise UsageError(f"{run} has been trained for {start} epochs; give at least as many to continue")
+    with writing(run / "state"):
+        (run / "state").mkdir(exist_ok=True)
+    fingerprint.check(run, {"train": train, "val": val}, start, other_data)
     augment = _augmentation(config.augment, task, preprocess, config)
     train_data = ImageDataset(train, augment, preprocess.size if config.cache else None, target=task.TARGET)
     val_data = ImageDataset(val, preprocess, target=task.TARGET)
@@ -348,23 +392,19 @@ def fit(
         average = AveragedModel(model, multi_avg_fn=partial(_average, config.ema), use_buffers=True)
     updates = math.ceil(len(batches) / config.accumulate)
 
-    run.mkdir(parents=True, exist_ok=True)
-    start, best, log_path = 0, None, run / "log.jsonl"
-    if resume:
-        state = checkpoint.load_state(run / "state")
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
+    best: dict[str, Any] | None = None
+    log: list[dict[str, Any]] = []
+    if state_of_run:
+        model.load_state_dict(state_of_run["model"])
+        optimizer.load_state_dict(state_of_run["optimizer"])
         if average is not None:
-            average.load_state_dict(state["average"])
-        if state["scaler"] is not None and accelerator.scaler is not None:
-            accelerator.scaler.load_state_dict(state["scaler"])
-        start, best = state["epoch"] + 1, state["best"]
-        if config.epochs <= start:
-            raise UsageError(f"{run} has been trained for {start} epochs; give more than that to continue")
-        done = [line for line in read_log(run) if line["epoch"] < start]
-        write_text(log_path, "".join(json.dumps(line) + "\n" for line in done))
+            average.load_state_dict(state_of_run["average"])
+        if state_of_run["scaler"] is not None and accelerator.scaler is not None:
+            accelerator.scaler.load_state_dict(state_of_run["scaler"])
+        best, log = state_of_run["best"], state_of_run["log"]
     else:
-        log_path.unlink(missing_ok=True)
+        _forget(run)
+    write_text(run / LOG, "".join(json.dumps(line) + "\n" for line in log))
 
     def loss_of(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch.images, batch.targets
@@ -387,12 +427,13 @@ def fit(
             part = (epoch - start + step / len(batches)) / max(config.epochs - start, 1)
             left = elapsed * (1 - part) / max(part, 1e-9)
             rate = seen / max(elapsed, 1e-9)
-            progress(Progress(epoch, config.epochs, step, len(batches), loss, lr, rate, _memory(), left))
+            progress(Progress(epoch + 1, config.epochs, step, len(batches), loss, lr, rate, _memory(), left))
 
     def save(name: str, net: nn.Module, metrics: dict[str, Any], form: str) -> None:
+        mine.check()
         checkpoint.save(
-            run / name, net, classes=train.classes, preprocess=preprocess, settings=config.to_dict(),
-            metrics={**metrics, "weights": form}, source=source, category_ids=train.ids,
+            _staged(run, epoch + 1) / name, net, classes=train.classes, preprocess=preprocess,
+            settings=config.to_dict(), metrics={**metrics, "weights": form}, source=source, category_ids=train.ids,
         )  # fmt: skip
 
     for epoch in range(start, config.epochs):
@@ -401,6 +442,7 @@ def fit(
         if config.epochs - epoch <= config.plain_epochs:
             train_data.transform = _augmentation(config.augment, task, preprocess, replace(config, mosaic=0.0))
         epoch_began = time.monotonic()
+        kept = f"; the state of epoch {epoch} is kept" if epoch else "; no epoch has ended, so nothing is kept"
         trained = train_one_epoch(
             wrapped, batches, optimizer, accelerator, loss_of,
             rate=lambda step, e=epoch: learning_rate(  # type: ignore[misc]
@@ -409,42 +451,52 @@ def fit(
             ),
             after_update=lambda: None if average is None else average.update_parameters(model),
             report=partial(report, epoch), clip=config.clip,
-            frozen=partial(freeze_norms, model) if config.norm == "frozen" else None,
+            frozen=partial(freeze_norms, model) if config.norm == "frozen" else None, kept=kept,
         )  # fmt: skip
-        line: dict[str, Any] = {"epoch": epoch, "train": {k: v for k, v in trained.items() if k != "skipped"}}
+        figures = {key: value for key, value in trained.items() if key != "skipped"}
+        line: dict[str, Any] = {"epoch": epoch + 1, COUNTED: 1, "train": figures}
         skipped = trained["skipped"]
         if not all(parameter.isfinite().all() for parameter in model.parameters()):
             raise FleetnetError(
-                f"a weight is not finite after epoch {epoch + 1}, though the losses were; the state of the epoch "
-                "before is kept. Try a lower lr or clip: 1.0"
+                f"a weight is not finite after epoch {epoch + 1}, though the losses were{kept}. "
+                "Try a lower lr or clip: 1.0"
             )
-        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
-            forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
-            forms += [] if average is None else [("ema", average.module)]
-            for form, net in forms:
-                result = evaluate(net, model.task, val_batches, train.classes)
-                skipped = skipped + result.pop("skipped")
-                line[form] = _figures(result)
-                key = next(iter(result))  # the task's first metric decides
-                if best is None or not best[key] or result[key] > best[key]:  # of nothing right, the last
-                    details = {**result, "epoch": epoch, "weights": form}
-                    best = {**line[form], "epoch": epoch, "weights": form}
-                    save("best.safetensors", model if form == "raw" else net, line[form], form)
-                    write_text(run / DETAILS, json.dumps(details, ensure_ascii=False) + "\n")
-        line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
-        save("last.safetensors", model, line.get("raw", {}), "raw")
-        if average is not None:
-            save("ema.safetensors", average.module, line.get("ema", {}), "ema")
-        with log_path.open("a") as log:
-            log.write(json.dumps(line) + "\n")
-        checkpoint.save_state(
-            run / "state",
-            {
-                "epoch": epoch, "best": best, "model": model.state_dict(), "optimizer": optimizer.state_dict(),
-                "average": None if average is None else average.state_dict(),
-                "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
-            },
-        )  # fmt: skip
+        try:
+            if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+                forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
+                forms += [] if average is None else [("ema", average.module)]
+                for form, net in forms:
+                    result = evaluate(net, model.task, val_batches, train.classes)
+                    skipped = skipped + result.pop("skipped")
+                    line[form] = _figures(result)
+                    key = next(iter(result))  # the task's first metric decides
+                    if best is None or not best[key] or result[key] > best[key]:  # of nothing right, the last
+                        which = {"epoch": epoch + 1, "weights": form}
+                        best = {**line[form], **which}
+                        save("best.safetensors", model if form == "raw" else net, line[form], form)
+                        details = json.dumps({**result, **which}, ensure_ascii=False)
+                        write_text(_staged(run, epoch + 1) / DETAILS, details + "\n")
+            line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
+            save("last.safetensors", model, line.get("raw", {}), "raw")
+            if average is not None:
+                save("ema.safetensors", average.module, line.get("ema", {}), "ema")
+            log.append(line)
+            mine.check()
+            checkpoint.save_state(
+                run / "state",
+                {
+                    "epochs": epoch + 1, "best": best, "log": log, "model": model.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "average": None if average is None else average.state_dict(),
+                    "scaler": None if accelerator.scaler is None else accelerator.scaler.state_dict(),
+                },
+            )  # fmt: skip
+        except Exception:  # such as a full disk: what is half there would take the space
+            shutil.rmtree(_staged(run, epoch + 1), ignore_errors=True)
+            raise
+        _deliver(run, epoch + 1)
+        append_line(run / LOG, json.dumps(line))
+        mine.check()
         if on_epoch is not None:
             on_epoch(line)
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off model.forward
@@ -543,8 +595,61 @@ def _pictures(data: ImageDataset, preprocess: Preprocess) -> list[tuple[tuple[in
     return pictures
 
 
+# The files of a run ---------------------------------------------------------------------------------------------------
+#
+# At the end of an epoch the checkpoints are written into state/next-EPOCH/, then the state with the whole log in it,
+# and only then the checkpoints are moved to their places and the log gets its line. So a kill at any moment leaves
+# files that the state can bring in order: those of an epoch that it knows are moved, others removed.
+
+
+def _staged(run: Path, epochs: int) -> Path:
+    return run / "state" / f"next-{epochs}"
+
+
+def _forget(run: Path) -> None:
+    """Remove what an earlier run in this folder left to be resumed."""
+    (run / "state" / checkpoint.STATE).unlink(missing_ok=True)
+    for folder in (run / "state").glob("next-*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _deliver(run: Path, epochs: int) -> None:
+    """Move the checkpoints of an epoch that the state knows to their places."""
+    folder = _staged(run, epochs)
+    for path in sorted(folder.iterdir()):
+        with writing(run / path.name):
+            path.replace(run / path.name)
+    folder.rmdir()
+
+
+def settled(run: Path) -> dict[str, Any]:
+    """The state of a run, after its files were made those of the state; epochs in it count from 1.
+
+    "epochs" are those trained, "log" is a line of each. Raises `ModelError` where there is no state.
+    """
+    state = checkpoint.load_state(run / "state")
+    if "epochs" not in state:  # as version 0.1 wrote it
+        epochs = state.pop("epoch") + 1
+        best = None if state["best"] is None else {**state["best"], "epoch": state["best"]["epoch"] + 1}
+        log = [line for line in read_log(run) if line["epoch"] <= epochs]
+        state |= {"epochs": epochs, "best": best, "log": log}
+    for folder in (run / "state").glob("next-*"):
+        if folder == _staged(run, state["epochs"]):
+            _deliver(run, state["epochs"])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return state
+
+
+def epochs_of(run: Path) -> int:
+    """How many epochs a run has been trained for, by its state."""
+    state = checkpoint.load_state(run / "state")
+    return state["epochs"] if "epochs" in state else state["epoch"] + 1
+
+
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl in a run folder; a last line that a kill cut short is left out."""
-    path = run / "log.jsonl"
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The lines of log.jsonl in a run folder, with epochs from 1; a last line that a kill cut short is left out."""
+    path = run / LOG
+    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = [json.loads(text) for text in texts if text.endswith("\n")]
+    return [line if COUNTED in line else {**line, "epoch": line["epoch"] + 1, COUNTED: 1} for line in lines]

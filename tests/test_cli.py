@@ -65,7 +65,7 @@ def test_one_top1_all_the_way(run: Path, photos: Path, capsys: pytest.CaptureFix
     assert len({str(r["confusion"]) for r in results}) == 1
     logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert checkpoint["correct"] == max(line[form]["correct"] for line in logged for form in ("raw", "ema"))
-    assert best["epoch"] == 1
+    assert best["epoch"] == 2
 
 
 def test_embedded_preprocessing_gives_the_same(
@@ -166,7 +166,8 @@ ERRORS = [  # words, exit code, parts of the message
     (f"{TRAIN} --precision fp16", 2, ["fp16", "GPU"]),
     ("train --resume nowhere", 2, ["nowhere", "config.yaml"]),
     ("train --resume run --lr 1", 2, ["--lr", "epochs"]),
-    ("train --resume run", 2, ["trained for 2 epochs"]),
+    ("train --resume run --epochs 2", 2, ["trained for 2 epochs"]),
+    ("train --resume run --data photos --format foldr", 2, ["'foldr'", "did you mean 'folder'"]),
     ("demo --run run", 2, ["run holds a training run"]),
     ("eval --model run --data photos --threads 0", 2, ["threads"]),
     ("bench --model run --runs -1", 2, ["runs"]),

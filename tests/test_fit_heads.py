@@ -33,7 +33,7 @@ def test_a_resumed_detector_is_the_same(tmp_path: Path):
     config = settings(epochs=3, plain_epochs=1, multi_scale=0.4, norm="frozen", head_lr=2.0, cache=True)
 
     def stop(line: dict) -> None:
-        if line["epoch"] == 1:
+        if line["epoch"] == 2:
             raise KeyboardInterrupt
 
     train.fit(detector(), *splits("boxes"), config, tmp_path / "whole")

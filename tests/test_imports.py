@@ -26,6 +26,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "parc": "reparam layers errors",
     "backbones": "backbones layers parc reparam find errors synonyms",
     "data": "data images boxes find errors",
+    "fingerprint": "data files errors",
     "transforms": "data images boxes errors",
     "augment": "transforms data images boxes errors",
     "tasks": "tasks backbones layers boxes reparam find errors synonyms",
@@ -38,9 +39,10 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "quantizers": "runtimes errors",
     "quantize": "quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam files "
     "find errors",
-    "train": "tasks data transforms augment boxes images checkpoint config claims files find errors",
-    "cli": "cli backbones bench checkpoint claims config data devices errors files find flops images layers predict "
-    "quantize quantizers realistic reparam report runtimes synonyms tasks train transforms weights __init__",
+    "train": "tasks data transforms augment boxes images checkpoint config claims fingerprint files find errors",
+    "cli": "cli backbones bench checkpoint claims config data devices errors files find fingerprint flops images "
+    "layers predict quantize quantizers realistic reparam report runtimes synonyms tasks train transforms "
+    "weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",
 }

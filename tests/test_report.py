@@ -13,9 +13,9 @@ from fleetnet import report
 from fleetnet.errors import UsageError
 
 LOG = [
-    {"epoch": 0, "train": {"loss": 2.0, "lr": 0.1}, "skipped": [], "seconds": 3},
-    {"epoch": 1, "train": {"loss": 1.5, "lr": 0.05}, "raw": {"top1": 40.0, "loss": 1.7}, "ema": {"top1": 41.0}},
-    {"epoch": 2, "train": {"loss": 1.2, "lr": 0.0}, "raw": {"top1": 55.0, "loss": 1.4}, "ema": {"top1": 52.0}},
+    {"epoch": 1, "train": {"loss": 2.0, "lr": 0.1}, "skipped": [], "seconds": 3},
+    {"epoch": 2, "train": {"loss": 1.5, "lr": 0.05}, "raw": {"top1": 40.0, "loss": 1.7}, "ema": {"top1": 41.0}},
+    {"epoch": 3, "train": {"loss": 1.2, "lr": 0.0}, "raw": {"top1": 55.0, "loss": 1.4}, "ema": {"top1": 52.0}},
 ]
 
 
@@ -53,7 +53,7 @@ def test_curves_of_detectors(tmp_path, drawn):
     """Every loss of a task, whatever its name; figures by class and counts are not drawn."""
     train = {"loss": 3.0, "boxes": 2.0, "objectness": 1.0, "lr": 0.1, "images": 16}
     evaluated = {"AP": 10.0, "AP50": 30.0, "APs": None, "mask_AP": 8.0, "per_class": {"cat": 3.0}, "images": 4}
-    log = [{"epoch": 0, "train": train, "raw": evaluated, "seconds": 2}, {"epoch": 1, "raw": {"mIoU": 50.0}}]
+    log = [{"epoch": 1, "train": train, "raw": evaluated, "seconds": 2}, {"epoch": 2, "raw": {"mIoU": 50.0}}]
     report.curves(log, tmp_path / "curves.png")
     lines = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
     assert lines == {
@@ -63,7 +63,7 @@ def test_curves_of_detectors(tmp_path, drawn):
     }
 
 
-@pytest.mark.parametrize("log", [[], [{"epoch": 0, "seconds": 1.5}]])
+@pytest.mark.parametrize("log", [[], [{"epoch": 1, "seconds": 1.5}]])
 def test_curves_of_nothing(log, tmp_path):
     with pytest.raises(UsageError, match=f"no curve to draw: {len(log)} epochs"):
         report.curves(log, tmp_path / "curves.png")
@@ -251,20 +251,20 @@ def test_sheet(tmp_path):
 
 def test_page(tmp_path):
     report.curves(LOG, tmp_path / "curves.png")
-    rows = [{"epoch": 0, "loss": 1.23456789}, {"epoch": 1, "top1": None}]
+    rows = [{"epoch": 1, "loss": 1.23456789}, {"epoch": 2, "top1": None}]
     report.page("<run>", {"model": "a & b"}, rows, [tmp_path / "curves.png"], tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>&lt;run&gt;</h1>" in text
     assert "<td>a &amp; b</td>" in text
     assert "<tr><th>epoch</th><th>loss</th><th>top1</th></tr>" in text
-    assert "<tr><td>0</td><td>1.235</td><td></td></tr>" in text
+    assert "<tr><td>1</td><td>1.235</td><td></td></tr>" in text
     assert re.findall('src="(.{21})', text) == ["data:image/png;base64"]
     assert "http" not in text
 
 
 def test_no_pyplot(tmp_path):
     code = (
-        "import sys; from fleetnet import report; report.curves([{'epoch': 0, 'loss': 1.0}], sys.argv[1]); "
+        "import sys; from fleetnet import report; report.curves([{'epoch': 1, 'loss': 1.0}], sys.argv[1]); "
         "sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")]).returncode == 0

@@ -6,9 +6,12 @@ into what it returns. Progress and messages go to standard error. Importing this
 so that `fleetnet --help` answers at once.
 """
 
+import contextlib
 import json
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
 
 from ..errors import FleetnetError, UsageError, choose
 
@@ -28,6 +31,10 @@ VERBS = {  # in the order of use
 }
 
 
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as a system sends it before it shuts down."""
+
+
 def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
@@ -35,7 +42,8 @@ def _help() -> str:
         "usage: fleetnet VERB [options]     (fleetnet VERB --help shows the options, their defaults and an example)\n\n"
         f"{verbs}\n\n"
         "Every verb takes --json (the last line of output is one JSON document) and --debug (show tracebacks).\n"
-        "Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted."
+        "Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted,\n"
+        "143 terminated (SIGTERM). Interrupted or terminated, training keeps its last whole epoch for --resume."
     )
 
 
@@ -45,12 +53,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        return _dispatch(words)
+        with _termination():
+            return _dispatch(words)
     except FleetnetError as error:
         if debug:
             raise
         print(f"fleetnet: {error}", file=sys.stderr)
         return error.exit_code
+    except Terminated:
+        print("fleetnet: terminated (SIGTERM)", file=sys.stderr)
+        return 143
     except KeyboardInterrupt:
         if debug:
             raise
@@ -64,6 +76,23 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _termination() -> Iterator[None]:
+    """Let SIGTERM stop a command as Ctrl-C does, so that nothing half written stays behind."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Terminated
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -29,6 +29,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import bench, checkpoint, data
+    from ..claims import refuse_if_claimed
     from ..config import TrainConfig
     from ..flops import count
     from ..predict import export, load
@@ -41,6 +42,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     folder = Path(given.get("run") or "runs/demo")
     if (folder / "config.yaml").exists():  # `train` writes it, the demo does not
         raise UsageError(f"{folder} holds a training run, which the demo would replace: give another --run")
+    refuse_if_claimed(folder)
     if (folder / "log.jsonl").exists():
         shutil.rmtree(folder)
     config = TrainConfig(
@@ -59,7 +61,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     def on_epoch(line: dict[str, Any]) -> None:
         log.append(line)
         top1 = f" top-1 {line['raw']['top1']:.1f} %" if "raw" in line else ""
-        say(f"  {line['epoch'] + 1}/{config.epochs} loss {line['train']['loss']:.3f}{top1}")
+        say(f"  {line['epoch']}/{config.epochs} loss {line['train']['loss']:.3f}{top1}")
 
     try:
         fit(model, train, val, config, folder, progress=progress, on_epoch=on_epoch)
@@ -105,7 +107,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         ]
         for name, size in zip(forms, sizes, strict=True)
     ]
-    show_forms(config.model, lines)
+    columns = ["form", "top-1 % (held back)", "parameters", "MMACs", "ms an image"]
+    table(f"{config.model} at {SIZE}x{SIZE}, 1 thread", columns, lines)
     print(f"largest difference, relative: deploy form {folded:.1e}, ONNX {relative:.1e}")
     print(f"figures: {', '.join(map(str, pictures))}; file: {delivered.path}")
     print(f"took {duration(time.monotonic() - began)}, of which training {duration(trained)}")
@@ -117,11 +120,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         "relative_difference": {"deploy": folded, "onnx": relative},
         "seconds": time.monotonic() - began,
     }  # fmt: skip
-
-
-def show_forms(model: str, lines: list[list[str]]) -> None:
-    columns = ["form", "top-1 % (held back)", "parameters", "MMACs", "ms an image"]
-    table(f"{model} at {SIZE}x{SIZE}, 1 thread", columns, lines)
 
 
 def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]) -> list[Path]:

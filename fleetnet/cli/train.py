@@ -1,32 +1,42 @@
 """`fleetnet train`: data, model and run folder from the arguments, then `fit`."""
 
-import csv
+import contextlib
 import dataclasses
 import json
+import os
 import platform
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
-from ..errors import DataError, ModelError, UsageError, choose
+from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
+from . import Terminated
 from ._arguments import add_settings, check_types, flag
 from ._show import TrainingProgress, duration, say, shown, table
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-STATE = "state/trainer.pt"
+    from ..claims import Claim
+    from ..data import Split
+
+STATE, CONFIG, ENVIRONMENT = "state/trainer.pt", "config.yaml", "environment.json"
 SHOWN = 3  # metrics a line, of COCO's twelve or twenty-four
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
-AFTER_RESUME = ("epochs", "device", "threads", "eval_every")  # what --resume lets one change
+AFTER_RESUME = ("epochs", "device", "threads", "eval_every", "data", "format")  # what --resume lets one change
 
 
 def arguments(parser: "ArgumentParser") -> None:
     add_settings(parser, TrainConfig, required=("model", "data"))
     parser.add_argument("--recipe", type=str, help="a YAML file of these settings; flags win over it")
     parser.add_argument("--run", type=str, help="run folder (default: runs/TASK/MODEL-DATA)")
-    parser.add_argument("--resume", type=str, help="continue the run in this folder exactly where it stopped")
+    parser.add_argument(
+        "--resume",
+        type=str,
+        help="continue the run in this folder exactly where it stopped; with --data if its data moved or changed",
+    )
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
@@ -34,7 +44,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     resume, recipe, folder = (given.pop(key, None) for key in ("resume", "recipe", "run"))
     path: Path | None
     if resume is not None:
-        config, path = _resumed(Path(resume), given, recipe, folder)
+        path = Path(resume)
+        config = _resumed(path, given, recipe, folder)
     else:
         settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
         settings = {**settings, **given}
@@ -45,28 +56,32 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             if not getattr(config, key):
                 raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
         path = Path(folder) if folder else None
+        if path is not None:
+            _check_unused(path)
 
     import torch
 
-    from .. import checkpoint, data, weights
-    from ..data._names import by_name
+    from .. import data, weights
+    from ..claims import claim
     from ..find import find
     from ..tasks import split_name
-    from ..train import check_settings, fit, read_log
+    from ..train import check_settings
 
     task_name = split_name(config.model)[0]
     task = find("tasks", task_name)
     if resume is None:
         check_settings(config, task_name, given)
-    train, val = (data.load(config.data, split, config.format, task.TARGET) for split in ("train", "val"))
-    val = by_name(val, train.classes, "the training data")
+    begun = path is not None and (path / STATE).is_file()
+    place = str(_place(path, config.data, "data" in given)) if path is not None and resume else config.data
+    train, val = (data.load(place, split, config.format, task.TARGET) for split in ("train", "val"))
     for split, samples in (("train", train), ("val", val)):
         say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")
         for line in samples.skipped[:10]:
             say(f"  skipped {line}")
     torch.manual_seed(config.seed)
+    start = config.weights if path is None or not resume or config.weights is None else _file(path, config.weights)
     model = weights.create_model(
-        config.model, train.classes, None if resume else config.weights,
+        config.model, len(train.classes), None if begun else start,
         drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
     )  # fmt: skip
     if model.report is not None:
@@ -78,34 +93,61 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         )
     config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)  # weights decide too
     if path is None:
-        path = _free(Path("runs") / model.task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}")
-    _prepare(path, config, resume is not None)
-    say(f"run folder: {path}")
+        name = f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
+        mine = _claim_free(Path("runs") / model.task / name)
+    else:
+        mine = claim(path)
+    with mine:
+        if resume is None:
+            _check_unused(mine.folder, claimed=True)
+        elif begun != (mine.folder / STATE).is_file():
+            raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
+        try:
+            return _train(mine, model, train, val, config, resume=begun, other_data="data" in given)
+        except Exception:
+            if resume is None and not (mine.folder / STATE).is_file():
+                _clear(mine.folder)
+            raise
 
+
+def _train(
+    mine: "Claim", model: Any, train: "Split", val: "Split", config: TrainConfig, resume: bool, other_data: bool
+) -> dict[str, Any]:
+    """Train in a claimed folder, and say how it went; `resume` goes on with the state that is there."""
+    from .. import checkpoint, fingerprint
+    from ..train import fit, read_log, settled
+
+    path = mine.folder
     source = None
-    if resume is not None:  # what the run began with, and what those weights expect, its last checkpoint knows
+    if resume:  # what the run began with, and what those weights expect, its last checkpoint knows
+        done = settled(path)["epochs"]
         facts = checkpoint.read_facts(path / "last.safetensors")
         source, model.preprocess = facts["source"], facts["preprocess"]
         if facts["classes"] != train.classes:
             raise DataError(
                 f"{path} was trained on {', '.join(facts['classes'])}; the data has {', '.join(train.classes)}"
             )
+        # here already, so that a refused command leaves the settings as they were
+        fingerprint.check(path, {"train": train, "val": val}, done, other_data)
+        if done == config.epochs:
+            say(f"{path} has been trained for all of its {done} epochs; more with --epochs")
+    _prepare(path, config, resume, other_data)
+    say(f"run folder: {path}")
     progress = TrainingProgress()
     try:
         best = fit(
-            model, train, val, config, path, resume=resume is not None, source=source, progress=progress,
-            on_epoch=_say_epoch,
+            model, train, val, config, path, resume=resume, source=source, progress=progress,
+            on_epoch=_say_epoch, claimed=mine, other_data=other_data,
         )  # fmt: skip
-    except KeyboardInterrupt:
-        if (path / STATE).exists():
-            say(f"to continue: fleetnet train --resume {path}")
-        raise
-    finally:
+        mine.check()
         progress.close()
-        _write_figures(path, train.classes)  # also of a run that stopped early
+        _write_figures(path, train.classes)
+    except (Exception, KeyboardInterrupt) as error:
+        progress.close()
+        _say_what_is_kept(path, error, train.classes)
+        raise
     log = read_log(path)
-    told = {**best, "epoch": best["epoch"] + 1}  # the log counts from 0
-    rows = [[k, shown(v)] for k, v in told.items() if not isinstance(v, list | dict)]
+    rows = [[k, shown(v)] for k, v in best.items() if not isinstance(v, list | dict)]
     table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
     skipped = sorted({name for line in log for name in line["skipped"]})
     for note in best.get("notes", ()):
@@ -115,6 +157,19 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     say(f"next: fleetnet reparam --model {path}   or: fleetnet export --model {path} --to onnx")
     figures = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
     return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped}
+
+
+def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> None:
+    """After a run that stopped early: how to continue it, and its figures so far unless there is no time."""
+    if not (path / CONFIG).is_file() or (not (path / STATE).is_file() and isinstance(error, Exception)):
+        return
+    in_haste = isinstance(error, Terminated)  # whoever sent that may kill soon; resuming writes the figures
+    if (path / STATE).is_file() and not in_haste:
+        try:
+            _write_figures(path, classes)
+        except FleetnetError as other:
+            say(f"no figures: {other}")
+    say(f"to continue: fleetnet train --resume {shlex.quote(str(path))}")
 
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,15 +183,18 @@ def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     return {"model": name, "size": settings.get("size", size), "options": {**options, **settings.get("options", {})}}
 
 
-def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str | None) -> tuple[TrainConfig, Path]:
-    """The settings of an earlier run, with those that may change; prints the schedule where it is new."""
-    if not (run / "config.yaml").is_file():
+def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str | None) -> TrainConfig:
+    """The settings of an earlier run, with those that may change; prints the schedule where it is new.
+
+    A run that stopped before its first epoch ended has no state, and starts anew with the same settings.
+    """
+    from ..claims import refuse_if_claimed
+
+    if not (run / CONFIG).is_file():
         near = [str(p.parent) for p in run.parent.glob("*/config.yaml")] if run.parent.is_dir() else []
         raise UsageError(
             f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else "")
         )
-    if not (run / STATE).is_file():
-        raise UsageError(f"{run} has no {STATE}: it stopped before its first epoch ended, so start it again")
     if recipe or folder:
         raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
     for key in given:
@@ -144,47 +202,114 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
             raise UsageError(
                 f"--resume continues exactly, so {flag(key)} cannot change; allowed: {', '.join(AFTER_RESUME)}"
             )
-    before = TrainConfig(**read_recipe(run / "config.yaml"))
+    if "format" in given and "data" not in given:
+        raise UsageError("with --resume, --format goes with --data: it says how the data named anew are to be read")
+    refuse_if_claimed(run)
+    before = TrainConfig(**read_recipe(run / CONFIG))
     config = dataclasses.replace(before, **given)
-    done = len((run / "log.jsonl").read_text().splitlines())
-    if config.epochs <= done:
-        raise UsageError(
-            f"{run} has been trained for {done} epochs; --epochs is {config.epochs}, give more to continue"
-        )
+    if not (run / STATE).is_file():
+        say(f"{run} stopped before its first epoch ended: it starts from the beginning")
+        return config
+    if "epochs" in given:
+        from ..train import epochs_of
+
+        done = epochs_of(run)
+        if config.epochs <= done:
+            raise UsageError(
+                f"{run} has been trained for {done} epochs; --epochs is {config.epochs}, give more to continue"
+            )
     if config.epochs != before.epochs:
         say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
-    return config, run
+    return config
 
 
-def _free(path: Path) -> Path:
-    """The path, or the first of path-2, path-3, ... that does not exist."""
-    free, n = path, 1
-    while free.exists():
-        n += 1
-        free = path.with_name(f"{path.name}-{n}")
-    return free
+def _check_unused(run: Path, claimed: bool = False) -> None:
+    """`UsageError` if a folder holds a run, or if one is going on in it and we have not claimed it."""
+    from ..claims import refuse_if_claimed
+
+    if not claimed:
+        refuse_if_claimed(run)
+    if (run / STATE).is_file() or (run / "best.safetensors").is_file():
+        continued = f"continue it with --resume {run}, or " if (run / STATE).is_file() else ""
+        raise UsageError(f"{run} holds a run already: {continued}give another --run")
 
 
-def _prepare(run: Path, config: TrainConfig, resume: bool) -> None:
-    """config.yaml and environment.json of the run folder."""
+def _claim_free(path: Path) -> "Claim":
+    """The claim of the path, or of the first of path-2, path-3, ... that does not exist."""
+    from ..claims import claim
+    from ..files import writing
+
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    free, number = path, 1
+    while True:
+        try:
+            with writing(free):
+                free.mkdir()
+        except WriteError as error:
+            if not isinstance(error.__cause__, FileExistsError):
+                raise
+            number += 1
+            free = path.with_name(f"{path.name}-{number}")
+            continue
+        return dataclasses.replace(claim(free), made=True)
+
+
+def _clear(run: Path) -> None:
+    """Remove what this command wrote into the folder of a run that failed before its first epoch ended."""
+    for name in (CONFIG, ENVIRONMENT, "data.json", "log.jsonl", "state/samples.json"):
+        (run / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it, or it is not there
+        (run / "state").rmdir()
+
+
+def _place(run: Path, given: str, anew: bool) -> str:
+    """Where the data of a run are: as named with --data, else where they were, also from another working folder.
+
+    They may have moved together with the run. Raises `DataError` where they are not.
+    """
+    path = _environment(run).get("data_path")
+    if anew or path is None:  # of a version that kept no record, or generated
+        return given
+    with_run = os.path.normpath(run / _environment(run).get("data_from_run", "."))
+    for place in (path, with_run):
+        if os.path.exists(place):
+            return place
+    raise DataError(f"the data of {run} were at {path}, and are not there: say where they are now with --data")
+
+
+def _file(run: Path, name: str) -> str:
+    """A file of the settings of a run, which are relative to the folder that the run was started in."""
+    return str(there) if (there := Path(_environment(run).get("folder", "."), name)).exists() else name
+
+
+def _environment(run: Path) -> dict[str, Any]:
+    try:
+        return json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # it is a record; the data are compared by what they are
+        return {}
+
+
+def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> None:
+    """environment.json and config.yaml of the run folder; the second is there only if the first is."""
     import yaml
 
     from .. import bench
     from ..files import write_text
 
-    if not resume and (run / STATE).is_file():
-        raise UsageError(f"{run} holds a run already: continue it with --resume {run}, or give another --run")
-    run.mkdir(parents=True, exist_ok=True)
-    values = {**config.to_dict(), "size": list(config.size)}
-    write_text(run / "config.yaml", yaml.safe_dump(values, sort_keys=False))
-    if resume:
-        return  # environment.json stays that of the start
     names = ("fleetnet", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
     environment = {
         "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,
-        "versions": {name: bench.version(name) for name in names},
+        "folder": os.getcwd(), "versions": {name: bench.version(name) for name in names},
     }  # fmt: skip
-    write_text(run / "environment.json", json.dumps(environment, indent=2) + "\n")
+    if resume:  # the rest stays that of the start
+        environment = _environment(run) or environment
+    if (not resume or other_data or "data_path" not in environment) and os.path.exists(config.data):
+        place = os.path.abspath(config.data)
+        environment |= {"data_path": place, "data_from_run": os.path.relpath(place, run)}
+    write_text(run / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    values = {**config.to_dict(), "size": list(config.size)}
+    write_text(run / CONFIG, yaml.safe_dump(values, sort_keys=False))
 
 
 def _say_epoch(line: dict[str, Any]) -> None:
@@ -195,18 +320,17 @@ def _say_epoch(line: dict[str, Any]) -> None:
     ]
     lost = f"  skipped {len(line['skipped'])} unreadable" if line["skipped"] else ""
     loss, seconds = line["train"]["loss"], duration(line["seconds"])
-    say(f"epoch {line['epoch'] + 1}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
+    say(f"epoch {line['epoch']}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
 
 
 def _write_figures(run: Path, classes: list[str]) -> None:
-    """results.csv, plots/ and report.html from the log and the state; nothing before the first epoch's end."""
+    """results.csv, plots/ and report.html from the state and the log in it."""
     from .. import report
-    from ..checkpoint import load_state
-    from ..train import best_of, read_log
+    from ..files import write_rows, writing
+    from ..train import best_of, settled
 
-    if not (run / STATE).is_file():
-        return
-    log, best = read_log(run), best_of(run, load_state(run / "state")["best"] or {})
+    state = settled(run)
+    log, best = state["log"], best_of(run, state["best"] or {})
     flat = [
         {
             "epoch": e["epoch"],
@@ -214,11 +338,9 @@ def _write_figures(run: Path, classes: list[str]) -> None:
         }
         for e in log
     ]
-    with (run / "results.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(k for row in flat for k in row)))
-        writer.writeheader()
-        writer.writerows(flat)
-    (run / "plots").mkdir(exist_ok=True)
+    write_rows(run / "results.csv", list(dict.fromkeys(k for row in flat for k in row)), flat)
+    with writing(run / "plots"):
+        (run / "plots").mkdir(exist_ok=True)
     report.curves(log, run / "plots" / "curves.png")
     figures = [run / "plots" / "curves.png", *report.metrics(best, classes, run / "plots")]
     summary = {k: v for k, v in best.items() if not isinstance(v, list | dict)}

@@ -1,0 +1,125 @@
+"""Whether a run goes on with the samples that it began with: a fingerprint of them, kept in the run folder.
+
+A sample is its path relative to the folder that all pictures have in common, the size of its files in bytes, and its
+labels and annotations; neither the time of a file nor where the folder lies. So data may move, and a copy is the same.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .data import Sample, Split
+from .errors import DataError
+from .files import write_text
+
+RECORD = "data.json"
+NAMED = 100_000  # samples that are kept one by one, so that a later difference can be named
+Lines = dict[str, str]  # of each sample its name and the hash of all that is known of it, in order
+
+
+def lines_of(split: Split) -> Lines:
+    pictures = [os.path.abspath(sample.image) for sample in split.samples if isinstance(sample.image, Path)]
+    folder = os.path.commonpath([os.path.dirname(picture) for picture in pictures]) if pictures else ""
+    lines: Lines = {}
+    for index, sample in enumerate(split.samples):
+        name = os.path.relpath(sample.image, folder) if isinstance(sample.image, Path) else f"picture {index}"
+        known = json.dumps(_plain(_contents(sample), folder), ensure_ascii=False)
+        key = name if name not in lines else f"{name} ({index})"  # a picture may be listed twice
+        lines[key] = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
+    return lines
+
+
+def _contents(sample: Sample) -> list[Any]:
+    objects = None if sample.objects is None else [list(vars(item).values()) for item in sample.objects]
+    return [sample.image, sample.label, objects, sample.semantic]
+
+
+def _plain(value: Any, folder: str) -> Any:
+    """A value as JSON that is the same in another session and with the data elsewhere."""
+    if isinstance(value, Path):
+        size = value.stat().st_size if value.is_file() else -1
+        return [os.path.relpath(value, folder) if folder else str(value), size]
+    if isinstance(value, partial):
+        return [_plain(value.func, folder), _plain(value.args, folder), _plain(value.keywords, folder)]
+    if isinstance(value, Mapping):
+        return [[str(key), _plain(item, folder)] for key, item in value.items()]
+    if isinstance(value, list | tuple):
+        return [_plain(item, folder) for item in value]
+    if isinstance(value, np.ndarray):
+        return [value.shape, hashlib.sha256(value.tobytes()).hexdigest()]
+    if isinstance(value, bytes):
+        return hashlib.sha256(value).hexdigest()
+    if isinstance(value, np.generic):
+        return value.item()
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> None:
+    """Compare the splits ("train", "val") with those that the run was trained on, and record them.
+
+    `epochs` have been trained. Raises `DataError` that names what differs unless `accept`, which records the new ones.
+    """
+    now = {name: lines_of(split) for name, split in splits.items()}
+    records = read(run) if epochs else []
+    hashes = {name: _hash(lines) for name, lines in now.items()}
+    if records:
+        before = records[-1]
+        differing = [name for name in now if before["splits"][name]["sha256"] != hashes[name]]
+        if not differing:
+            return
+        if not accept:
+            known = _named(run)
+            words = "; ".join(
+                f"{name}: {_difference(before['splits'][name]['samples'], known.get(name), now[name])}"
+                for name in differing
+            )
+            raise DataError(
+                f"the data are not those that {run} was trained on ({words}), and a resumed run continues exactly. "
+                "To go on with the data as they are now, name them anew with --data; that is then recorded"
+            )
+    about = {name: {"samples": len(lines), "sha256": hashes[name]} for name, lines in now.items()}
+    few = {name: lines for name, lines in now.items() if len(lines) <= NAMED}
+    write_text(run / "state" / "samples.json", json.dumps(few, ensure_ascii=True))
+    write_text(run / RECORD, json.dumps([*records, {"from_epoch": epochs + 1, "splits": about}], indent=1) + "\n")
+
+
+def read(run: Path) -> list[dict[str, Any]]:
+    """What a run was trained on, {"from_epoch", "splits"} for each set of data; empty where that is not known."""
+    try:
+        return json.loads((run / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+
+
+def _named(run: Path) -> dict[str, Lines]:
+    try:
+        return json.loads((run / "state" / "samples.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+
+
+def _hash(lines: Lines) -> str:
+    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+
+
+def _difference(count: int, before: Lines | None, now: Lines) -> str:
+    if before is None:
+        return f"{len(now)} samples, {count} before"
+    parts = [
+        _some("added", [name for name in now if name not in before]),
+        _some("gone", [name for name in before if name not in now]),
+        _some("of another size or annotation", [n for n in now if n in before and now[n] != before[n]]),
+    ]
+    return ", ".join(part for part in parts if part) or "the same in another order"
+
+
+def _some(what: str, names: Sequence[str]) -> str:
+    return f"{len(names)} {what} ({names[0]}{', ...' if len(names) > 1 else ''})" if names else ""
