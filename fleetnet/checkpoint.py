@@ -22,7 +22,7 @@ from .find import names
 from .reparam import reparameterize
 from .tasks import Model, build
 from .transforms import Preprocess
-from .weights import form_of, locate, read_pickle, read_safetensors
+from .weights import form_of, locate, options_of_backbone, read_pickle, read_safetensors
 
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
 STATE = "trainer.pt"
@@ -133,9 +133,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     state, about = read_safetensors(path)
     check_facts(about, path)
     preprocess = Preprocess.from_dict(about["preprocess"])
-    model = build(
-        about["model"], len(about["classes"]), about["drop_path"], about["output_stride"], about["options"]
-    ).eval()
+    options = {**options_of_backbone(about["model"], state), **about["options"]}  # of version 0.1: not all written
+    model = build(about["model"], len(about["classes"]), about["drop_path"], about["output_stride"], options).eval()
     if about["form"] == "deploy":
         model = cast(Model, reparameterize(model, torch.zeros(1, 3, *preprocess.size)))
     _fill(model, state, path)

@@ -23,7 +23,8 @@ from .errors import DataError, ExportError, ModelError, UsageError, named_argume
 from .find import find, names
 from .images import Picture, Range, Source
 from .reparam import reparameterize
-from .runtimes import Delivered, Meaning, Parity, Preprocessed, by_suffix, choice, deliver, explanation
+from .runtimes import Delivered, Guarded, Meaning, Parity, Preprocessed, by_suffix, choice, deliver, explanation
+from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
 from .tasks import Model, named
 from .transforms import Preprocess
@@ -51,7 +52,8 @@ class Predictor(nn.Module):
     `predict` names what is in pictures, `raw` computes outputs from a batch. It is a module (of torch tensors, in eval
     mode whatever one asks for), so that what evaluates a model evaluates a file. `runtime` is "torch" for a checkpoint;
     `facts` are those of the file. `device` is for checkpoints, `threads` for the runtimes of exported files, which get
-    one image at a time. Raises `ModelError` for a file that is missing, damaged, of another program or unknown task.
+    one image at a time. Any number of threads may share one; a fork of the process may not, and gets `FleetnetError`.
+    Raises `ModelError` for a file that is missing, damaged, of another program or unknown task.
     """
 
     facts: dict[str, Any]
@@ -67,13 +69,13 @@ class Predictor(nn.Module):
         self.runtime = "torch" if (path / "best.safetensors").is_file() else by_suffix().get(path.suffix, "torch")
         if self.runtime == "torch":
             runner = _TorchRunner(path, torch.device(device))
-            self._run: Callable[[np.ndarray], Arrays] = runner.run
-            self._embed: Callable[[np.ndarray], np.ndarray] | None = runner.embed
+            self._run: Callable[[np.ndarray], Arrays] = Guarded(runner.run, str(path))
+            self._embed: Callable[[np.ndarray], np.ndarray] | None = Guarded(runner.embed, str(path))
             self.facts = runner.facts
             self._batch = BATCH
         else:
             module = find("runtimes", self.runtime)
-            run = module.load(path, threads)
+            run = load_file(self.runtime, path, threads)
             self.facts = module.metadata(path) if hasattr(module, "metadata") else _sidecar(path)
             self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
             self._embed = None
@@ -381,7 +383,7 @@ def verify(checkpoint_file: str | Path, path: str | Path, *, pictures: Pictures 
     if precision not in runtime.tolerances:
         raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
     tolerance, meaning = runtime.tolerances[precision], _meaning(find("tasks", loaded.model.task), preprocess.size)
-    parity = compare_outputs(network, runtime.load(path), examples, tolerance, meaning)
+    parity = compare_outputs(network, load_file(name, path), examples, tolerance, meaning)
     if not parity.passed:
         why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance)}"
         raise ExportError(f"{path} does not compute what the model computes: {parity}{why if explain else ''}")

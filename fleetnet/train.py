@@ -30,6 +30,7 @@ from .boxes import Prediction
 from .claims import Claim, claim
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
+from .data._names import by_name
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
 from .files import append_line, write_text, writing
 from .find import find, names
@@ -302,6 +303,7 @@ def fit(
 ) -> dict[str, Any]:
     """Train `model` in place and return the metrics of the best epoch; files go to the folder `run`.
 
+    Labels of `val` go by the names of the classes: it may lack some, or have them in another order.
     `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
     best.safetensors (whichever of the two was best by the task's first metric), best.json (all that was measured of
     it, by class too), data.json (which samples) and state/ (for `resume`). It belongs to this call alone until the end,
@@ -315,8 +317,7 @@ def fit(
     whole epoch is kept.
     """
     run = Path(run)
-    if train.classes != val.classes:
-        raise DataError(f"train has the classes {train.classes}, val has {val.classes}; they must be the same")
+    val = by_name(val, train.classes, "the training data")
     if model.classes != len(train.classes):
         raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
     if config.threads:

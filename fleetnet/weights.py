@@ -56,13 +56,15 @@ class Report:
     unexpected: tuple[str, ...] = ()
     wrong_shape: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    by_class: tuple[str, ...] = ()  # of the head: rows of classes that both know are kept, those of others are new
     license: str | None = None  # of the weights, where it is known
     note: str = ""  # why the head starts anew; that a block was converted between its published versions
 
     def summary(self) -> str:
         """One line: "x.pth: 9 tensors loaded, 2 new (deploy form); head: re-initialized, 7 -> 5 classes"."""
         fresh = f", {len(self.reinitialized)} new" if self.reinitialized else ""
-        parts = [f"{self.source}: {len(self.loaded)} tensors loaded{fresh} ({self.form} form)", self.note]
+        partly = f", {len(self.by_class)} in part" if self.by_class else ""
+        parts = [f"{self.source}: {len(self.loaded)} tensors loaded{partly}{fresh} ({self.form} form)", self.note]
         return "; ".join(part for part in [*parts, f"license: {self.license}" if self.license else ""] if part)
 
 
@@ -82,16 +84,18 @@ class Weights:
     @property
     def preprocess(self) -> dict[str, Any] | None:
         """What `transforms.Preprocess.from_dict` takes; None where it is not known."""
-        if self.published is None:
-            return self.facts.get("preprocess")
-        same = ("crop", "interpolation", "mean", "std", "channel_order", "antialias")
-        return {"size": [self.published.size] * 2, **{key: getattr(self.published, key) for key in same}}
+        return self.facts.get("preprocess") if self.published is None else _preprocess_of(self.published)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width that a deploy form of ParC is for."""
         height, width = (self.preprocess or {"size": (256, 256)})["size"]
         return height, width
+
+
+def _preprocess_of(published: Pretrained) -> dict[str, Any]:
+    same = ("crop", "interpolation", "mean", "std", "channel_order", "antialias")
+    return {"size": [published.size] * 2, **{key: getattr(published, key) for key in same}}
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -109,6 +113,9 @@ def read(source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False
         return Weights(state, "state dict" + branch)
     address, backbone_name = str(source), split_name(name)[1]
     published = pretrained(backbone_name)
+    if address == "default" and family(backbone_name) == "timm":
+        of_timm, published = find("backbones", "timm").pretrained(backbone_name.removeprefix("timm/"))
+        return Weights(of_timm, published.source, {}, published)
     if address == "default":
         if published is None:
             having = ", ".join(variant for variant in variants() if pretrained(variant) is not None)
@@ -284,6 +291,8 @@ def convert(name: str, state: State, expected: Mapping[str, Any]) -> State:
 def _renamed(name: str, state: State) -> State:
     task, backbone_name = split_name(name)
     for module in (find("backbones", family(backbone_name)), find("tasks", task)):
+        if hasattr(module, "convert_for"):  # of timm, where the names depend on the network
+            state = _attempt(module.convert_for(backbone_name.removeprefix("timm/"), task), state)
         if hasattr(module, "convert"):
             state = _attempt(module.convert, state)
     return state
@@ -333,6 +342,17 @@ class Growth(NamedTuple):
         """The number of classes that such a tensor of a shape is for; 0 where it is for none."""
         count, rest = divmod((shape[self.dim] if self.dim < len(shape) else 0) - self.beside, self.per_class)
         return count if rest == 0 and count > 0 else 0
+
+    def rows(self, classes: int, class_major: bool = False) -> Tensor:
+        """Which rows of `dim` are each class's: (classes, per_class) indices, for a number of classes.
+
+        Rows go by anchor, and by class within an anchor, after what is no class; or by class first (`class_major`).
+        """
+        offset = self.beside // self.per_class  # rows of no class, before the classes, for each of `per_class`
+        index = torch.arange(self.per_class * (offset + classes))
+        if class_major:
+            return index.view(offset + classes, self.per_class)[offset:]
+        return index.view(self.per_class, offset + classes)[:, offset:].T
 
 
 @cache
@@ -436,9 +456,20 @@ def head_of(name: str, weights: Weights, options: Mapping[str, Option] | None = 
 
 def _implied(name: str, state: State) -> dict[str, Any]:
     """The output stride and options that the authors' weights go with, as far as the model `name` has such options."""
-    task = find("tasks", split_name(name)[0])
+    task_name, backbone_name = split_name(name)
+    task = find("tasks", task_name)
     implied = dict(task.implied(state)) if hasattr(task, "implied") else {}
+    implied["options"] = {**options_of_backbone(name, state), **implied.get("options", {})}
+    if family(backbone_name) == "timm" and "preprocess" not in implied:
+        published = find("backbones", "timm").expected_of_image(backbone_name.removeprefix("timm/"), state)
+        implied["preprocess"] = None if published is None else _preprocess_of(published)
     return {**implied, "options": {k: v for k, v in implied.get("options", {}).items() if k in defaults(name)}}
+
+
+def options_of_backbone(name: str, state: State) -> dict[str, Option]:
+    """The options of the backbone that a state was made with, as far as the names of its tensors tell."""
+    module = find("backbones", family(split_name(name)[1]))
+    return module.options_of(state) if hasattr(module, "options_of") else {}
 
 
 # ---- place -----------------------------------------------------------------------------------------------------------
@@ -447,7 +478,7 @@ def _implied(name: str, state: State) -> dict[str, Any]:
 @named_arguments
 def create_model(
     name: str,
-    classes: int | None = None,
+    classes: int | Sequence[str] | None = None,
     weights: str | Path | Mapping[str, Tensor] | None = None,
     *,
     drop_path: float = 0.0,
@@ -457,12 +488,17 @@ def create_model(
     """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
 
     `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or as many as
-    usual (1000; of detectors 80, of segmenters 21), unless given. `weights` are what `read` takes, in any names and
-    either form: the model gets the form, the output stride and the options (heads, branches) that they were made with,
-    unless these are given. Weights of another task give their backbone. `model.report` then tells what was loaded, and
-    `model.preprocess` what the weights expect of an image, where that is known.
+    usual (1000; of detectors 80, of segmenters 21), unless given: their number, or their names. With names, and weights
+    that have some too, the head keeps what it has learned of each class that both know. `weights` are what `read`
+    takes, in any names and either form: the model gets the form, the output stride and the options (heads, branches)
+    that they were made with, unless these are given. Weights of another task give their backbone. `model.report` then
+    tells what was loaded, and `model.preprocess` what the weights expect of an image, where that is known.
     Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
     """
+    class_names = None if classes is None or isinstance(classes, int) else list(classes)
+    if class_names is not None:
+        classes = len(class_names)
+    classes = cast(int | None, classes)
     if weights is None:
         return build(name, classes, drop_path, output_stride, options)
     name, of_file, described = described_by(name)
@@ -481,14 +517,15 @@ def create_model(
         expected = shapes_of(name, FORMS[0], output_stride, tuple(settled.items()))
         state, _ = _backbone_of(of_head, name, state, expected)
         if _same_backbone(found, name):
-            known = defaults(split_name(name)[1])
-            settled = {**{key: value for key, value in found.facts["options"].items() if key in known}, **settled}
+            of_backbone = defaults(split_name(name)[1]).keys() & defaults(name).keys()
+            shared = {key: value for key, value in found.facts["options"].items() if key in of_backbone}
+            settled = {**shared, **settled}
     made = plan(name, state, output_stride, settled)
     classes = made.classes if classes is None else classes
     model = build(name, classes, drop_path, output_stride, made.options)
     if made.form == "deploy":
         model = _deploy(model, found.size).train()
-    model.report, model.preprocess = place(model, found), found.preprocess or implied.get("preprocess")
+    model.report, model.preprocess = place(model, found, class_names), found.preprocess or implied.get("preprocess")
     return model
 
 
@@ -499,6 +536,8 @@ def _same_backbone(weights: Weights, name: str) -> bool:
 def _backbone_of(task: str, name: str, state: State, expected: Mapping[str, Any]) -> tuple[State, list[str]]:
     """The tensors of a state of another task in our names without its head's, and the names of those."""
     converted = convert(_on(task, name), state, expected)
+    if family(split_name(name)[1]) == "timm":  # its classifiers and its feature maps have other names
+        converted = _renamed(name, converted)
     of_head = sorted(key for key in _counted(converted) if key.startswith("head."))
     return {key: value for key, value in converted.items() if not key.startswith("head.")}, of_head
 
@@ -509,20 +548,29 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 @named_arguments
-def load_weights(model: Model, source: str | Path | Mapping[str, Tensor], *, ema: bool = False) -> Report:
+def load_weights(
+    model: Model,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    ema: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Report:
     """Load weights into `model` in place, all of them or none, and report; see `read` for `source` and `ema`.
 
-    Names may be ours, the authors' or timm's; the model keeps its dtype and device. What depends on the number of
-    classes starts anew if that differs, and the whole head if the weights have none or another task's. Anything else
-    that is missing, left over or of another shape is a `ModelError`, and so are weights of the other form (collapse
-    after loading, since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
+    Names may be ours, the authors' or timm's; the model keeps its dtype and device. `classes` are the names of the
+    model's classes: where the weights have names too, rows of the head follow them. Otherwise what depends on the
+    number of classes starts anew if that differs, and the whole head if the weights have none or another task's.
+    Anything else that is missing, left over or of another shape is a `ModelError`, and so are weights of the other form
+    (collapse after loading, since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
     """
-    return place(model, read(source, model.name, ema))
+    return place(model, read(source, model.name, ema), classes)
 
 
 @torch.no_grad()
-def place(model: Model, weights: Weights) -> Report:
+def place(model: Model, weights: Weights, classes: Sequence[str] | None = None) -> Report:
     """What `load_weights` does, for weights that have been read."""
+    if classes is not None and len(classes) != model.classes:
+        raise ModelError(f"{len(classes)} class names for a model of {model.classes} classes")
     ours = model.state_dict()
     of_head = head_of(model.name, weights, model.options)
     unused: list[str] = []  # the head of another task
@@ -543,22 +591,33 @@ def place(model: Model, weights: Weights) -> Report:
             f"backbone: {len(_counted(state))} tensors of a {of_head} checkpoint used; "
             f"its head ({len(unused)} tensors) not used; head: {len(_counted(fresh))} tensors initialized anew"
         )
-    values = {key: value for key, value in {**state, **fresh}.items() if key in ours}
+    by_class: State = {}
+    before = None if unused else weights.facts.get("classes")
+    if classes is not None and before and list(before) != list(classes):
+        by_class, note = _rows_by_name(model, state, list(before), list(classes))
+    fresh = {key: value for key, value in fresh.items() if key not in by_class}
+    values = {key: value for key, value in {**state, **fresh, **by_class}.items() if key in ours}
     for key, value in values.items():
         ours[key].copy_(value)
-    if _of_backbone(state) != _of_backbone(_renamed(split_name(model.name)[1], weights.state)):
+    if _has_versions(model) and _of_backbone(state) != _of_backbone(_renamed(split_name(model.name)[1], weights.state)):
         note = "; ".join(filter(None, (note, "blocks converted between published versions, equal in eval mode only")))
     return Report(
         weights.source,
         form_of(model),
-        tuple(key for key in ours if key in values and key not in fresh),
+        tuple(key for key in ours if key in values and key not in fresh and key not in by_class),
         tuple(missing),
         (*unexpected, *unused),
         tuple(wrong),
         tuple(fresh),
+        tuple(by_class),
         weights.license,
         note,
     )
+
+
+def _has_versions(model: Model) -> bool:
+    """Whether the blocks of the model's backbone were published in two versions."""
+    return hasattr(find("backbones", family(split_name(model.name)[1])), "to_v1")
 
 
 def _fresh_head(model: Model, ours: State, state: State, missing: list[str], wrong: list[str]) -> tuple[State, str]:
@@ -580,13 +639,54 @@ def _fresh_head(model: Model, ours: State, state: State, missing: list[str], wro
         note = "head: re-initialized, the weights have none"
     else:
         return {}, ""
+    values = _new_head(model)
+    return {key: values[key] for key in keys}, note
+
+
+def _new_head(model: Model) -> State:
+    """Initial values of all of a model's head."""
     task = find("tasks", model.task)
     options = {key: value for key, value in model.options.items() if key in task.OPTIONS}
     head: nn.Module = task.head(model.backbone, model.classes, **options)
     if form_of(model) == "deploy":
         head = reparameterize(head.eval())
-    values = head.state_dict()
-    return {key: values[key.removeprefix("head.")] for key in keys}, note
+    return {f"head.{key}": value for key, value in head.state_dict().items()}
+
+
+def _rows_by_name(model: Model, state: State, before: list[str], now: list[str]) -> tuple[State, str]:
+    """The head's tensors that depend on classes, with the rows of each class where its name is now; and a note.
+
+    `before` and `now` are the class names of the weights and of the model. Rows of classes that the weights do not know
+    are initial values; rows of no class (background, boxes) are those of the weights.
+    """
+    kept = [name for name in now if name in before]
+    new = [name for name in now if name not in before]
+    initial = _new_head(model)
+    tensors: State = {}
+    for key, growth in growing(model.name, form_of(model), model.output_stride, tuple(model.options.items())).items():
+        if key not in state or growth.classes(state[key].shape) != len(before):
+            continue
+        inner = key.startswith(getattr(find("tasks", model.task), "CLASS_MAJOR", ("\0",)))
+        rows_before, rows_now = growth.rows(len(before), inner), growth.rows(len(now), inner)
+        tensor = initial[key].clone().movedim(growth.dim, 0)
+        source = state[key].to(tensor).movedim(growth.dim, 0)
+        shared_before = sorted(set(range(len(source))) - set(rows_before.flatten().tolist()))
+        shared_now = sorted(set(range(len(tensor))) - set(rows_now.flatten().tolist()))
+        tensor[shared_now] = source[shared_before]
+        for name in kept:
+            tensor[rows_now[now.index(name)]] = source[rows_before[before.index(name)]]
+        tensors[key] = tensor.movedim(0, growth.dim)
+    note = f"head: rows kept by name of {_few(kept)}" if kept else "head: no class name in common"
+    if new:
+        note += f"; new: {_few(new)}"
+    unknown = [name for name in before if name not in now]
+    return tensors, note + (f"; not used: {_few(unknown)}" if unknown else "")
+
+
+def _few(names: Sequence[str]) -> str:
+    """The first five of some names, and how many there are."""
+    listed = ", ".join(names[:5])
+    return listed if len(names) <= 5 else f"{listed} and {len(names) - 5} more"
 
 
 def _resized(shape: Sequence[int], growth: Growth, classes: int) -> list[int]:

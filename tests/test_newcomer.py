@@ -1,14 +1,18 @@
 """What somebody types who comes from another tool: each mistake is answered with what to type here, before any work."""
 
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 import fleetnet
 from fleetnet import synonyms
+from fleetnet.backbones import pretrained, variants
 from fleetnet.cli import VERBS, main
 from fleetnet.cli._arguments import new_parser
+from fleetnet.cli._table import PUBLISHED, SIZES
 from fleetnet.config import KEYS
 from fleetnet.errors import ArgumentError, FleetnetError, UsageError, choose
 from fleetnet.find import find, names
@@ -75,6 +79,8 @@ TYPED = [  # words, exit code, what the answer contains
     ("eval --model x --data photos --batch-size 0", 2, ["--batch-size is '0'", "at least 1"]),
     ("flops --model fasternet_t0 --form dep", 2, ["'deploy'"]),
     ("models resnet*", 4, ["fleetnet models"]),
+    ("models RepViT", 4, ["'repvit_m0_6'"]),
+    ("models yolo", 4, ["yolo/repvit_m0_9"]),
 ]
 
 
@@ -149,3 +155,19 @@ def test_many_names_are_not_listed():
     assert choose("something", many, "flag", "fleetnet x --help").count("name_") == 4
     assert "`fleetnet x --help` lists all 41" in choose("something", many, "flag", "fleetnet x --help")
     assert choose("a", ["b", "c"]) == "Allowed: b, c"
+
+
+def test_models_answers_without_building_a_network():
+    """In less than 2 seconds: torch alone takes as long to import."""
+    code = "import sys; from fleetnet.cli import main; main(['models']); sys.exit('torch' in sys.modules)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert found.returncode == 0
+    assert all(name in found.stdout for name in SIZES)
+
+
+def test_the_table_of_models_is_that_of_the_networks():
+    """The sizes are compared where the networks are counted: tests/test_backbones.py."""
+    assert list(SIZES) == list(variants())
+    for name in SIZES:
+        known = pretrained(name)
+        assert PUBLISHED.get(name) == (known and (known.top1, known.measured_by, known.license, known.source))

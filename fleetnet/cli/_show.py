@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ..train import Progress
 
+SHORTEST_BAR = 8  # characters, with the blank before it
 SECONDS_BETWEEN_LINES = 10  # where standard error is not a terminal
 
 
@@ -15,21 +18,96 @@ def say(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """A table on standard output; columns after the first are right-aligned."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()) -> None:
+    """A table on standard output, of which nothing is ever cut; columns after the first are right-aligned.
+
+    Where a terminal is too narrow, sentences and headings are wrapped at their spaces; then the columns in `least` are
+    left out, the first of them first, which is said; and where that is not enough, each row becomes a few lines. In a
+    file or a pipe a table is as wide as it needs to be: its reader may search it for names.
+    """
+    from rich.console import Console
+
+    console = Console()
+    print(title)
+    cells = [[str(cell) for cell in row] for row in rows]
+    width = console.width if console.is_terminal else None
+    shown, omitted = list(range(len(columns))), []
+    for name in least:
+        if width is None or sum(_narrowest(columns, cells, shown)) + _frame(shown) <= width:
+            break
+        if name in columns:
+            omitted.append(name)
+            shown.remove(columns.index(name))
+    widths = _widths(columns, cells, shown, width)
+    if widths is None:
+        _print_records(columns, cells)
+        return
+    _draw(console, columns, cells, shown, widths)
+    if omitted:
+        print(f"not shown at this width: {', '.join(omitted)} (--json has all)")
+
+
+WORDY = 24  # characters: a longer cell with spaces is a sentence, which may be wrapped; a shorter one is a figure
+
+
+def _frame(shown: Sequence[int]) -> int:
+    """Characters of the lines between columns, with a blank on either side of each."""
+    return 3 * len(shown) + 1
+
+
+def _narrowest(columns: Sequence[str], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> list[int]:
+    """The least width of each column shown in which no word is broken."""
+    from rich.cells import cell_len
+
+    widths = []
+    for i in shown:
+        parts = columns[i].split()
+        for row in cells:
+            parts += row[i].split() if len(row[i]) > WORDY else [row[i]]
+        widths.append(max(map(cell_len, parts), default=1))
+    return widths
+
+
+def _widths(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], shown: Sequence[int], width: int | None
+) -> list[int] | None:
+    """The width of each column shown in a table of at most `width` characters; None where it cannot be so narrow."""
+    from rich.cells import cell_len
+
+    natural = [max([cell_len(columns[i]), *(cell_len(row[i]) for row in cells)]) for i in shown]
+    if width is None or sum(natural) + _frame(shown) <= width:
+        return natural
+    widths = _narrowest(columns, cells, shown)
+    room = width - _frame(shown) - sum(widths)
+    if room < 0:
+        return None
+    wanted = sum(natural) - sum(widths)
+    return [least + (most - least) * room // wanted for least, most in zip(widths, natural, strict=True)]
+
+
+def _draw(
+    console: "Console", columns: Sequence[str], cells: Sequence[Sequence[str]], shown: Sequence[int],
+    widths: Sequence[int],
+) -> None:  # fmt: skip
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     drawn = Table()
-    for i, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if i == 0 else "right")
-    for row in rows:
-        drawn.add_row(*(Text(str(cell)) for cell in row))  # as it is: to rich, the brackets of an extra are markup
-    console = Console()
-    print(title)
-    # A table in a file or a pipe is not cut to 80 columns: its reader may search it for names.
-    (console if console.is_terminal else Console(width=200)).print(drawn)
+    for i, width in zip(shown, widths, strict=True):
+        drawn.add_column(columns[i], justify="right" if i else "left", width=width, overflow="fold")
+    for row in cells:
+        drawn.add_row(*(Text(row[i]) for i in shown))  # as it is: to rich, the brackets of an extra are markup
+    (console if console.is_terminal else Console(width=sum(widths) + _frame(shown))).print(drawn)
+
+
+def _print_records(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
+    """Each row as a few lines, "column: value"."""
+    for row in cells:
+        print(row[0])
+        for column, cell in zip(columns[1:], row[1:], strict=True):
+            if cell:
+                print(f"  {column}: {cell}" if column else f"  {cell}")
 
 
 def shown(value: Any) -> str:
@@ -42,6 +120,15 @@ def shown(value: Any) -> str:
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+
+
+def rate(images_per_second: float) -> str:
+    """In images a second, or in seconds an image where that says more."""
+    if images_per_second >= 10:
+        return f"{images_per_second:.0f} images/s"
+    if images_per_second >= 1:
+        return f"{images_per_second:.1f} images/s"
+    return f"{1 / images_per_second:.1f} s/image" if images_per_second > 0 else "- images/s"
 
 
 class TrainingProgress:
@@ -57,18 +144,23 @@ class TrainingProgress:
             from rich.progress import Progress as Bar
 
             self.bar = Bar(
-                BarColumn(30), TextColumn("{task.description}"), console=Console(stderr=True), transient=True
-            )
+                TextColumn("{task.description}"), BarColumn(None), console=Console(stderr=True), transient=True,
+                expand=True,
+            )  # fmt: skip
             self.task = self.bar.add_task("", total=1.0)
             self.bar.start()
 
     def __call__(self, p: "Progress") -> None:
         now = time.monotonic()
-        text = (
-            f"epoch {p.epoch}/{p.epochs} step {p.step}/{p.steps} loss {p.loss:.3f} lr {p.lr:.2e} "
-            f"{p.images_per_second:.0f} images/s {p.memory:.0f} MB left {duration(p.seconds_left)}"
-        )
+        parts = [
+            f"epoch {p.epoch}/{p.epochs} step {p.step}/{p.steps} loss {p.loss:.3f}",
+            f"left {duration(p.seconds_left)}", rate(p.images_per_second), f"lr {p.lr:.2e}", f"{p.memory:.0f} MB",
+        ]  # fmt: skip
+        text = " ".join(parts)
         if self.bar is not None:
+            while len(parts) > 1 and len(text) > self.bar.console.width - SHORTEST_BAR:
+                parts.pop()  # the last are the least important
+                text = " ".join(parts)
             done = (p.epoch - 1 + p.step / p.steps) / p.epochs
             self.bar.update(self.task, completed=done, description=text)
         elif now - self.last >= SECONDS_BETWEEN_LINES:

@@ -146,6 +146,7 @@ def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None
     from ..find import find
     from ..predict import facts_of, load
     from ..runtimes import label
+    from ..runtimes import load as load_file
 
     predictor = load(path)
     runtime, size = find("runtimes", predictor.runtime), predictor.preprocess.size
@@ -155,10 +156,14 @@ def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None
     title = label(predictor.runtime, precision) if known else f"{predictor.runtime}-{precision}"
     names = tuple(output["name"] for output in facts.get("outputs", ()))
     image = torch.randn(1, 3, *size).numpy()
+
+    def call(count: int) -> Callable[[], object]:
+        return calling(load_file(predictor.runtime, path, count), image)
+
     measured = decisive((facts.get("int8") or {}).get("int8") or facts.get("metrics"))  # those are the checkpoint's
     return [
         Subject(
-            str(path), "", predictor.runtime, title, count, size, calling(runtime.load(path, count), image),
+            str(path), "", predictor.runtime, title, count, size, call(count),
             accuracy or measured, file=path, precision=precision, outputs=names,
         )
         for count in possible(predictor.runtime, threads)
@@ -179,6 +184,7 @@ def _of_model(
     from ..find import find
     from ..flops import count
     from ..runtimes import deliver, label
+    from ..runtimes import load as load_file
     from ..tasks import named
 
     net, deploy, example, form, known = _networks(model, size)
@@ -208,8 +214,8 @@ def _of_model(
             continue
         found += [
             Subject(
-                model, "deploy", name, title, n, pixels, calling(runtime.load(file, n), example.numpy()), accuracy,
-                counts, file, precision, outputs,
+                model, "deploy", name, title, n, pixels, calling(load_file(name, file, n), example.numpy()),
+                accuracy, counts, file, precision, outputs,
             )
             for n in possible(name, threads)
         ]  # fmt: skip

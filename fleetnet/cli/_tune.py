@@ -83,7 +83,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
         for d in documents
     ]  # fmt: skip
     columns = ["", "median ms", "p90 ms", "working ms", "x as fast", "%", "lost", ""]
-    table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines)
+    table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines, ("p90 ms", "working ms"))
     print(f"fastest that loses no more than {limit:g} points: {best}")
     if level:
         print(f"as fast, as far as this run can tell: {', '.join(level)}")
@@ -164,6 +164,7 @@ def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
 def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge, float, str, list[Any]]:
     """What gives a file's score in percent, that of the model, what it is, and some pictures for proofs."""
     from .. import data
+    from ..data._names import by_name
     from ..find import find, names
     from ..images import find_images
 
@@ -177,23 +178,16 @@ def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge
             raise DataError(f"{root!r} has no labels, and files of a detector are judged by labels: give some")
         by = f"agreement with the model on {len(pictures)} images without labels"
         return _agreement(reference, pictures), 100.0, by, pictures[:PICTURES]
-    split = data.load(root, "val", format, target)
-    if split.classes != reference.classes:
-        raise DataError(
-            f"the data has the classes {', '.join(split.classes)}; the model was trained on "
-            f"{', '.join(reference.classes)}"
-        )
+    split = by_name(data.load(root, "val", format, target), reference.classes, "the model")
     metric, expected = _decisive(reference, split)
-    if expected is None:
-        raise DataError(f"{root!r} shows nothing to find, so {metric} cannot tell files apart")
     samples = split.samples[:: -(-len(split.samples) // PICTURES)]
     pictures = [sample.image() if callable(sample.image) else sample.image for sample in samples]
     by = f"{metric} on {len(split.samples)} images"
-    return lambda predictor: _decisive(predictor, split)[1] or 0.0, expected, by, pictures
+    return lambda predictor: _decisive(predictor, split)[1], expected, by, pictures
 
 
-def _decisive(predictor: "Predictor", split: Any) -> tuple[str, float | None]:
-    """The first metric of the task, by name."""
+def _decisive(predictor: "Predictor", split: Any) -> tuple[str, float]:
+    """The first metric of the task, by name; `DataError` where there is nothing to measure it on."""
     from torch.utils.data import DataLoader
 
     from ..find import find

@@ -107,8 +107,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         ]
         for name, size in zip(forms, sizes, strict=True)
     ]
-    columns = ["form", "top-1 % (held back)", "parameters", "MMACs", "ms an image"]
-    table(f"{config.model} at {SIZE}x{SIZE}, 1 thread", columns, lines)
+    show_forms(config.model, lines)
     print(f"largest difference, relative: deploy form {folded:.1e}, ONNX {relative:.1e}")
     print(f"figures: {', '.join(map(str, pictures))}; file: {delivered.path}")
     print(f"took {duration(time.monotonic() - began)}, of which training {duration(trained)}")
@@ -120,6 +119,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         "relative_difference": {"deploy": folded, "onnx": relative},
         "seconds": time.monotonic() - began,
     }  # fmt: skip
+
+
+def show_forms(model: str, lines: list[list[str]]) -> None:
+    columns = ["form", "top-1 % (held back)", "parameters", "MMACs", "ms an image"]
+    table(f"{model} at {SIZE}x{SIZE}, 1 thread", columns, lines)
 
 
 def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]) -> list[Path]:

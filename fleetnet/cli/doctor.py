@@ -55,7 +55,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         [r["name"], r["suffix"], ", ".join(r["precisions"]), f"{r['package']} {r['version'] or '-'}", _state(r)]
         for r in runtimes
     ]
-    table("Runtimes", ["runtime", "file", "precisions", "package", "state"], rows)
+    table("Runtimes", ["runtime", "file", "precisions", "package", "state"], rows, ("precisions", "file"))
 
     environments = [
         {"name": name, "folder": str(_isolated.folder(name)), "lacks": _isolated.lacks(name)}

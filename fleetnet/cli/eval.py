@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
-from ..errors import DataError, UsageError
+from ..errors import UsageError
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     from .. import data, report
+    from ..data._names import by_name
     from ..find import find
     from ..predict import load
     from ..tasks._coco import results
@@ -61,11 +62,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("predictions") and target not in ("boxes", "masks"):
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
     split = data.load(given["data"], given.get("split", "val"), given.get("format"), target)
-    if split.classes != predictor.classes:
-        raise DataError(
-            f"the data has the classes {', '.join(split.classes)}; "
-            f"{given['model']} was trained on {', '.join(predictor.classes)}"
-        )
+    split = by_name(split, predictor.classes, given["model"])
     batches = DataLoader(
         ImageDataset(split, predictor.preprocess, target=target), given.get("batch_size", IMAGES.get(target, 4)),
         num_workers=given.get("workers", 0), collate_fn=collate,

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ..errors import DataError, ExportError, UsageError
+from ..errors import ExportError, UsageError
 from ._show import say, table
 from .eval import IMAGES
 
@@ -55,6 +55,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from torch.utils.data import DataLoader
 
     from .. import checkpoint, data
+    from ..data._names import by_name
     from ..errors import choose
     from ..find import find
     from ..images import find_images
@@ -72,11 +73,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     path = source_of(given["model"])
     about = checkpoint.read_facts(path)
     preprocess, target = Preprocess.from_dict(about["preprocess"]), find("tasks", about["task"]).TARGET
-    val = data.load(given["data"], "val", given.get("format"), target)
-    if val.classes != about["classes"]:
-        raise DataError(
-            f"the data has the classes {', '.join(val.classes)}; {path} was trained on {', '.join(about['classes'])}"
-        )
+    val = by_name(data.load(given["data"], "val", given.get("format"), target), about["classes"], str(path))
     sources: list[Any]
     if given.get("calibrate_on"):
         sources, source = find_images(given["calibrate_on"])[0], given["calibrate_on"]

@@ -63,6 +63,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import data, weights
     from ..claims import claim
+    from ..data._names import by_name
     from ..find import find
     from ..tasks import split_name
     from ..train import check_settings
@@ -74,6 +75,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     begun = path is not None and (path / STATE).is_file()
     place = str(_place(path, config.data, "data" in given)) if path is not None and resume else config.data
     train, val = (data.load(place, split, config.format, task.TARGET) for split in ("train", "val"))
+    val = by_name(val, train.classes, "the training data")
     for split, samples in (("train", train), ("val", val)):
         say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")
         for line in samples.skipped[:10]:
@@ -81,7 +83,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     torch.manual_seed(config.seed)
     start = config.weights if path is None or not resume or config.weights is None else _file(path, config.weights)
     model = weights.create_model(
-        config.model, len(train.classes), None if begun else start,
+        config.model, train.classes, None if begun else start,
         drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
     )  # fmt: skip
     if model.report is not None:

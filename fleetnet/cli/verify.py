@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
 from ._show import say, table
-from .export import pictures_of
+from .export import LEAST, pictures_of
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -41,7 +41,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         runtime, str(file), f"{parity.max_abs:.2e}", f"{parity.relative:.2e}", f"{parity.tolerance:.0e}", parity.images
     ]  # fmt: skip
     columns = ["runtime", "file", "largest difference", "relative", "allowed", "images"]
-    table("Verified against the multi-branch model", columns, [row])
+    table("Verified against the multi-branch model", columns, [row], LEAST)
     if parity.agreement:
         say(f"{runtime}: {parity.agreement}")
     return {"model": str(path), "file": str(file), "runtime": runtime, **parity.to_dict()}

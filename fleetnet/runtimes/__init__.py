@@ -15,6 +15,8 @@ A runtime is a module:
                     optional: what the layers of the file put out, by name, in the order of execution (see `_explain`)
     integers        optional: the type of integer outputs in a file that has no int64
     one_pool        optional: True where all files of a process share one number of threads
+    calls           optional, of what `load` gives: "many" where any number of threads may call it at once, "process"
+                    where only one call of all files of the runtime may run; one call of a file at a time unless given
     inspect(path, model) -> what was looked at, in words
                     optional, only of a format that cannot be run on every machine: raises ExportError where the file
                     is not what it should be
@@ -23,7 +25,8 @@ A runtime is a module:
 The precision that a file was written in is written in the file or beside it: `load` gives what `verify` saw.
 
 `load` is the piece to protect: verifying compares two such calls, a benchmark repeats one, a prediction is one and a
-decode; none of them knows which runtime it is. `deliver` puts the pieces together.
+decode; none of them knows which runtime it is. Nobody but `load` and `trace` of this file calls a module's own: they
+make of it what many threads can share (see `_guarded`). `deliver` puts the pieces together.
 
 A model's outputs are a tensor, a sequence of them, or a mapping by name, batch first. Detections padded to a fixed
 number (`boxes.select`: "boxes", "scores", "labels" and more) are compared as sets, and so is what other outputs mean,
@@ -37,8 +40,10 @@ import json
 import math
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
@@ -59,6 +64,8 @@ from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
 from ._agreement import compare, limits
 from ._explain import explanation as explanation
+from ._guarded import Guarded as Guarded
+from ._guarded import check_threads, lock_of
 from ._preprocess import Preprocessed as Preprocessed
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -130,6 +137,30 @@ def by_suffix() -> dict[str, str]:
 def label(name: str, precision: str) -> str:
     """The folder and the title of a runtime's file: "mnn", or "mnn-fp16" for a precision that is not the default."""
     return name if precision == next(iter(find("runtimes", name).tolerances)) else f"{name}-{precision}"
+
+
+def _guard(name: str, action: str, path: Path | str, threads: int) -> Guarded[Any]:
+    """What a runtime's `load` or `trace` makes of a file, for many threads."""
+    check_threads(str(path), threads)
+    module = find("runtimes", name)
+    calls = getattr(module, "calls", "file")
+    lock = {"many": None, "process": lock_of(name), "file": threading.RLock()}[calls]
+    with lock or nullcontext(), lock_of("loading"):
+        return Guarded(getattr(module, action)(path, threads), str(path), lock)
+
+
+def load(name: str, path: Path | str, threads: int = 1) -> Guarded[list[np.ndarray]]:
+    """A function of one batch (N, 3, H, W) that runs a file in a runtime and returns its outputs in order.
+
+    Any number of threads of this process may call it; a fork of the process may not. Raises what the runtime's own
+    `load` raises, and `FleetnetError` for several `threads` in a fork of a process that has computed.
+    """
+    return _guard(name, "load", path, threads)
+
+
+def trace(name: str, path: Path | str, threads: int = 1) -> Guarded[dict[str, np.ndarray]]:
+    """A function of one batch that gives what the layers of a file put out, as `load` for threads and errors."""
+    return _guard(name, "trace", path, threads)
 
 
 def files(path: Path) -> list[Path]:
@@ -364,7 +395,7 @@ def deliver(
         if unverified:
             unverified = f"{unverified}; {to.inspect(file, deployed)}"
         else:
-            parity = verify(model, to.load(file), examples, tolerance, meaning)
+            parity = verify(model, load(runtime, file), examples, tolerance, meaning)
         if parity and not parity.passed:
             advice = _advice(tolerance, model, deployed, examples, runtime, precision, dynamic, meaning)
             if explain:

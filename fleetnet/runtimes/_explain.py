@@ -186,7 +186,9 @@ def explain(
     to = find("runtimes", runtime)
     if not hasattr(to, "trace"):
         raise ExportError(f"{runtime} cannot show what its layers put out")
-    run, worst, image = to.load(path), [-1.0], examples[0]
+    from . import load, trace
+
+    run, worst, image = load(runtime, path), [-1.0], examples[0]
     for example in examples:
         with torch.no_grad():
             expected = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
@@ -194,7 +196,7 @@ def explain(
         if max(apart) > max(worst):
             worst, image = apart, example
     steps, outputs = _record(model, image)
-    traced: Mapping[str, np.ndarray] = to.trace(path)(image.cpu().numpy())
+    traced: Mapping[str, np.ndarray] = trace(runtime, path)(image.cpu().numpy())
     layers = {name: np.asarray(value) for name, value in traced.items() if np.asarray(value).dtype.kind == "f"}
     _pair(steps, list(layers.values()), tolerance)
     for i, relative in zip(outputs, worst, strict=True):

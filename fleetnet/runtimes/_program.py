@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from ._guarded import lock_of
 
 
 class Named(nn.Module):
@@ -37,14 +38,15 @@ def quiet(stderr: bool = False) -> Iterator[None]:
 
     With `stderr` also without what they write to `sys.stderr`, such as progress bars.
     """
-    level = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), redirect_stderr(io.StringIO()) if stderr else nullcontext():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
+    with lock_of("output"):  # levels, filters and streams belong to the process: two threads would mix them up
+        level = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            with warnings.catch_warnings(), redirect_stderr(io.StringIO()) if stderr else nullcontext():
+                warnings.simplefilter("ignore")
+                yield
+        finally:
+            logging.disable(level)
 
 
 @contextmanager
@@ -58,19 +60,20 @@ def silent() -> Iterator[None]:
         with suppress(OSError, AttributeError, TypeError):  # where the C library cannot be had without its name
             ctypes.CDLL(None).fflush(None)
 
-    flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    try:
-        for number, _ in kept:
-            os.dup2(nowhere, number)
-        yield
-    finally:
+    with lock_of("output"):  # a second thread would take the stream to nowhere for the one to come back to
         flush()
-        for number, file in kept:
-            os.dup2(file, number)
-            os.close(file)
-        os.close(nowhere)
+        kept = [(number, os.dup(number)) for number in (1, 2)]
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        try:
+            for number, _ in kept:
+                os.dup2(nowhere, number)
+            yield
+        finally:
+            flush()
+            for number, file in kept:
+                os.dup2(file, number)
+                os.close(file)
+            os.close(nowhere)
 
 
 def capture(

@@ -28,6 +28,7 @@ from ._program import quiet, reason
 suffix = ".pte"
 package = "executorch"
 default_opset = None
+calls = "process"  # a call may exchange the pool of all files
 one_pool = True
 # What XNNPACK's own order of sums does in float32: 1.9e-6 to 3e-5 over all families and heads with random weights
 # (collapsing alone: up to 1.8e-5), 1.0e-6 to 9.6e-6 trained. One weight of mobileone_s0 with the wrong sign is at

@@ -229,7 +229,7 @@ def _checked(path: Path | str, about: Mapping[str, Any], image: np.ndarray) -> n
 def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order, integers as int64.
 
-    The batch is cast to float32; a file of uint8 pixels takes only those. Not for several threads at once. Raises
+    The batch is cast to float32; a file of uint8 pixels takes only those. For one thread at a time. Raises
     `ExportError` if MNN is missing, `ModelError` if the file is missing, damaged or of another program, and, on the
     call, for a batch of another shape or kind.
     """

@@ -22,6 +22,7 @@ from ._program import quiet
 
 suffix = ".onnx"
 package = "onnxruntime"
+calls = "many"  # onnxruntime allows it
 default_opset = 20  # torch's default; the first with Gelu as one operator
 # What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to 3.5e-6 over all
 # families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so that logits reach 1e6. A batch norm

@@ -186,7 +186,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A bfloat16 file is computed
-    in float32 on a CPU without bfloat16. Not for several threads at once. Raises `ExportError` if OpenVINO is missing
+    in float32 on a CPU without bfloat16. For one thread at a time. Raises `ExportError` if OpenVINO is missing
     or cannot run the network, `ModelError` if a file is missing, damaged or has other inputs, and, on the call, for a
     batch of another shape or kind.
     """

@@ -23,6 +23,7 @@ from ._program import quiet, reason
 
 suffix = ".pt2"
 package = "torch"
+calls = "process"  # a call sets the number of threads of all of torch
 default_opset = None
 # The same operators as in torch, so what is left is the rounding of collapsing: 2.9e-7 to 1.2e-5 over all families and
 # heads, trained ones among them, 1.8e-5 for a repvit_m0_9 with random weights. One weight of mobileone_s0 with the

@@ -21,6 +21,7 @@ Outputs are a tensor or a dict of tensors by name, batch first; exported files h
     convert(state) -> state                      the authors' names of the head's tensors to ours
     implied(state) -> dict                       arguments of `build`, and `preprocess`, for the authors' state
     from_file(path) -> (name, classes, options)  a model that a layout file (.yaml) describes
+    CLASS_MAJOR                                  tensors of the head whose rows go by class before anything else
     stored(options, backbone) -> options         options as a model keeps them: text in place of files; checked
 
 `create_model` puts a backbone and a head together; the name says both: "fasternet_t0" is a classifier,
@@ -152,6 +153,8 @@ def defaults(name: str) -> dict[str, Option]:
     made = [(task.head, task.OPTIONS)]
     if family(backbone_name) != "timm":
         made.insert(0, (variants()[backbone_name], find("backbones", family(backbone_name)).OPTIONS))
+    elif task_name == "classification":
+        return {"classifier": "own"}  # of timm's networks; the other tasks have no use for their classifier
     arguments = [(inspect.signature(make).parameters, options) for make, options in made]
     return {key: known[key].default for known, options in arguments for key in options if key in known}
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Option
 from ..boxes import Place, Prediction
 from ..errors import ModelError
 from ._counts import Pairs, by_class, mean, without_truth
@@ -32,6 +32,13 @@ def head(backbone: Backbone, classes: int) -> nn.Module:
     if classes < 2:
         raise ModelError(f"classification needs at least 2 classes to tell apart, got {classes}")
     return LastFeature(backbone.classifier(classes))
+
+
+def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
+    """The options with the kind of classifier of a timm network written down: its own, unless told otherwise."""
+    if backbone.startswith("timm/"):
+        return {"classifier": "own", **options}
+    return dict(options)
 
 
 def loss(

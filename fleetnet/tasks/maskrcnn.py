@@ -43,6 +43,7 @@ SIZE = (512, 512)
 CLASSES = 80
 OPTIONS: tuple[str, ...] = ("channels", "hidden", "anchor", "samples", "proposals")
 SETTINGS: tuple[str, ...] = ()
+CLASS_MAJOR = ("head.roi_heads.box_predictor.bbox_pred.",)  # the four regressions of a class are four rows in turn
 
 DECODE = (
     "The outputs are detections, padded to 100: boxes x0, y0, x1, y1 in pixels of the input, best first, with scores "
