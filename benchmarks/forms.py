@@ -35,7 +35,7 @@ from fleetnet.find import find
 from fleetnet.parc import with_products
 from fleetnet.realistic import realistic
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import executorch
+from fleetnet.runtimes import executorch, load
 from fleetnet.tasks import build
 
 RUNTIMES = ("onnx", "openvino", "mnn", "ncnn", "executorch")
@@ -130,7 +130,7 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
                     path = Path(folder) / f"{title}{module.suffix}"
                     with patch.object(executorch, "TAPS", 10**6 if changed is convolutions else executorch.TAPS):
                         module.export(model, example, path, opset=opset)
-                    calls[title] = partial(module.load(path, 1), example.numpy())
+                    calls[title] = partial(load(runtime, path, 1, trust=True), example.numpy())
                 a, b = (call()[0] for call in calls.values())
                 rows = bench.measure(calls, runs, warmup=3)
             except FleetnetError as error:

@@ -30,7 +30,7 @@ from fleetnet.find import find
 from fleetnet.flops import count
 from fleetnet.quantizers import WRITERS
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import choice, deliver, label
+from fleetnet.runtimes import choice, deliver, label, load
 from fleetnet.weights import create_model
 
 NETWORKS = ("mobileone_s0", "mobileone_s1", "mobileone_s4", "repvit_m0_9", "fasternet_t0", "parcnet_s")
@@ -91,7 +91,7 @@ def prepared(names: list[str], threads: int, folder: Path) -> tuple[dict[str, Ca
             except ExportError as error:
                 missing.append(f"{title}: {error}")
                 continue
-            calls[title] = partial(module.load(path, threads), example.numpy())
+            calls[title] = partial(load(runtime, path, threads, trust=True), example.numpy())
             precisions[title] = precision
         for runtime in INT8:
             module, title = find("runtimes", runtime), f"{name} {runtime}-int8"
@@ -99,7 +99,7 @@ def prepared(names: list[str], threads: int, folder: Path) -> tuple[dict[str, Ca
             if source.exists():
                 path = source.with_name(f"int8{module.suffix}")
                 WRITERS[runtime](source, torch.randn(CALIBRATION, 3, 224, 224).numpy())(set(), path, {})
-                calls[title] = partial(module.load(path, threads), example.numpy())
+                calls[title] = partial(load(runtime, path, threads, trust=True), example.numpy())
                 precisions[title] = "int8"
     return calls, precisions, missing
 

@@ -112,7 +112,7 @@ def questions(
 
     asked: dict[str, Callable[[int], Answer]] = {"predictions": predictions, "raw": raw}
     if path is not None and hasattr(find("runtimes", predictor.runtime), "trace"):
-        traced = trace(predictor.runtime, path)
+        traced = trace(predictor.runtime, path, trust=True)
         asked["trace"] = lambda i: dict(traced(batches[i]))
     return asked
 
@@ -150,7 +150,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as folder:
                 try:
                     path = made(model, runtime, Path(folder), given.size, photos)
-                    predictor = Predictor(path)
+                    predictor = Predictor(path, trust=True)
                 except (ExportError, UsageError) as error:
                     print(f"{model:24} {runtime:10} left out: {str(error)[:120]}", flush=True)
                     continue

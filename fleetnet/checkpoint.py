@@ -5,7 +5,7 @@ apart, what it expects of an image, how it was trained from which weights, and h
 the same facts. Every file is written beside its name and then renamed, so that it is whole or not there.
 """
 
-import json
+import hashlib
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .errors import ModelError
+from .errors import FleetnetError, ModelError
+from .facts import FORMAT, NO_CHECKPOINT, check
 from .files import replacing
-from .find import names
+from .reading import to_json
 from .reparam import reparameterize
 from .tasks import Model, build
 from .transforms import Preprocess
-from .weights import form_of, locate, options_of_backbone, read_pickle, read_safetensors
+from .weights import check_finite, form_of, hash_tensors, locate, options_of_backbone, read_pickle, read_safetensors
 
-FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
-STATE = "trainer.pt"
-NO_CHECKPOINT = "weights without a description go into a model with create_model(name, weights=...) or load_weights"
+STATE, STATE_HASH = "trainer.pt", "sha256"
 
 
 @dataclass(frozen=True)
@@ -113,7 +112,9 @@ def save(
     state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:  # copies, since safetensors refuses tensors that share memory
-        file.write(serialize(state, {"fleetnet": json.dumps(about), "format": "pt"}))
+        text = to_json(about)
+        hashes = {"facts_sha256": hashlib.sha256(text.encode()).hexdigest(), "tensors_sha256": hash_tensors(state)}
+        file.write(serialize(state, {"fleetnet": text, "format": "pt", **hashes}))
 
 
 def read_facts(path: str | Path) -> dict[str, Any]:
@@ -125,44 +126,55 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     """The model of a checkpoint file, or of best.safetensors in a run folder, in eval mode and in the file's form.
 
-    Raises `ModelError` for a file that is missing, damaged, not a checkpoint, of a newer version, or of another model.
+    Raises `ModelError` for a file that is missing, damaged, not a checkpoint, of a newer version, or of another model,
+    and for weights or buffers that are not finite.
     """
     path = locate(Path(path))
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: a checkpoint ends in .safetensors; {NO_CHECKPOINT}")
     state, about = read_safetensors(path)
     check_facts(about, path)
-    preprocess = Preprocess.from_dict(about["preprocess"])
+    preprocess = _preprocess(about, path)
     options = {**options_of_backbone(about["model"], state), **about["options"]}  # of version 0.1: not all written
-    model = build(about["model"], len(about["classes"]), about["drop_path"], about["output_stride"], options).eval()
-    if about["form"] == "deploy":
-        model = cast(Model, reparameterize(model, torch.zeros(1, 3, *preprocess.size)))
-    _fill(model, state, path)
+    with torch.device("meta"):  # what a description asks for may be larger than the memory, so first without any
+        _check_fits(_built(about, options, preprocess, path), state, path)
+    check_finite(state, path)
+    model = _built(about, options, preprocess, path)
+    _fill(model, state)
     model.preprocess = about["preprocess"]
     return Checkpoint(model.to(device), about["classes"], preprocess, about["metrics"], about)
 
 
-def check_facts(about: dict[str, Any], path: Path) -> dict[str, Any]:
+def check_facts(about: Any, path: Path) -> dict[str, Any]:
     """The facts of a file, if they are whole and this version knows what they say; else `ModelError`."""
-    if not about:
-        raise ModelError(f"{path} was not written by fleetnet, or only holds weights: {NO_CHECKPOINT}")
-    if about.get("format", 0) > FORMAT:
-        raise ModelError(
-            f"{path} was written by fleetnet {about.get('version')} (format {about['format']}); this is {__version__}, "
-            f"which reads up to format {FORMAT}: upgrade fleetnet"
-        )
-    needed = ("model", "task", "form", "classes", "preprocess", "drop_path", "output_stride", "options", "metrics")
-    if absent := [key for key in needed if key not in about]:
-        raise ModelError(f"{path}: its description lacks {', '.join(absent)}")
-    if about["task"] not in names("tasks"):
-        raise ModelError(f"{path} is of the task {about['task']!r}, which is none of: {', '.join(names('tasks'))}")
-    return about
+    checked = check(about, path, __version__)
+    _preprocess(checked, path)
+    return checked
 
 
-@torch.no_grad()
-def _fill(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
-    """Load a state strictly, in its own dtypes (a checkpoint may be in half precision); shared tensors stay shared."""
-    ours = model.state_dict(keep_vars=True)
+def _preprocess(about: Mapping[str, Any], path: Path) -> Preprocess:
+    try:
+        return Preprocess.from_dict(about["preprocess"])
+    except ModelError as error:
+        raise ModelError(f"{path}: its description is wrong: {error}") from error
+
+
+def _built(about: Mapping[str, Any], options: Mapping[str, Any], preprocess: Preprocess, path: Path) -> Model:
+    """The network that a description asks for, in eval mode and in its form."""
+    try:
+        model = build(about["model"], len(about["classes"]), about["drop_path"], about["output_stride"], options).eval()
+        if about["form"] == "deploy":
+            model = cast(Model, reparameterize(model, torch.zeros(1, 3, *preprocess.size)))
+    except FleetnetError as error:
+        raise ModelError(f"{path}: the network of its description cannot be built: {error}") from error
+    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # of layers that cannot be
+        raise ModelError(f"{path}: the network of its description cannot be built: {error}") from error
+    return model
+
+
+def _check_fits(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
+    """`ModelError` unless a model and a state have the same tensors, of the same shapes."""
+    ours = model.state_dict()
     wrong = [key for key in ours if key in state and ours[key].shape != state[key].shape]
     stray = [*sorted(ours.keys() ^ state.keys()), *wrong]
     if stray:
@@ -170,6 +182,12 @@ def _fill(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
             f"{path} says it is {model.name} in {form_of(model)} form, but {len(stray)} tensors are missing, "
             f"unexpected or of another shape: {', '.join(stray[:3])}"
         )
+
+
+@torch.no_grad()
+def _fill(model: Model, state: Mapping[str, Tensor]) -> None:
+    """Load a state that fits, in its own dtypes (a checkpoint may be in half precision); shared tensors stay shared."""
+    ours = model.state_dict(keep_vars=True)
     for key, value in state.items():
         ours[key].data = ours[key].data.to(value.dtype)
         ours[key].data.copy_(value)
@@ -184,7 +202,7 @@ def save_state(folder: str | Path, state: Mapping[str, Any]) -> None:
     path = Path(folder) / STATE
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:
-        torch.save(dict(state), file)
+        torch.save({**state, STATE_HASH: _digest(state)}, file)
 
 
 def load_state(folder: str | Path) -> dict[str, Any]:
@@ -192,7 +210,36 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     path = Path(folder) / STATE
     if not path.is_file():
         raise ModelError(f"no trainer state in {str(folder)!r} ({STATE} is missing): nothing to resume")
-    return read_pickle(path)
+    state = read_pickle(path)
+    if not isinstance(state, dict):
+        raise ModelError(f"{path} is no trainer state: it holds a {type(state).__name__}")
+    expected = state.pop(STATE_HASH, None)  # older ones have none
+    if expected is not None and expected != _digest(state):
+        raise ModelError(f"{path} is damaged: its content has another hash than when it was written")
+    return state
+
+
+def _digest(value: Any) -> str:
+    """A hash of tensors and plain values, in dicts, lists and tuples, with their structure."""
+    hashed = hashlib.sha256()
+
+    def add(value: Any) -> None:
+        if isinstance(value, Tensor):
+            hashed.update(hash_tensors({"": value.detach().cpu()}).encode())
+        elif isinstance(value, dict):
+            hashed.update(f"{{{len(value)}".encode())
+            for key, item in value.items():
+                hashed.update(repr(key).encode())
+                add(item)
+        elif isinstance(value, list | tuple):
+            hashed.update(f"[{len(value)}".encode())
+            for item in value:
+                add(item)
+        else:
+            hashed.update(repr(value).encode())
+
+    add(value)
+    return hashed.hexdigest()
 
 
 def _check_plain(value: Any, where: str) -> None:

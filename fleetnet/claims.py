@@ -5,7 +5,6 @@ Where the process is gone, or another one has its number by now, the claim is st
 another host cannot be known from here: then the message says which file to remove.
 """
 
-import json
 import os
 import platform
 import shutil
@@ -22,6 +21,7 @@ from typing import Any
 
 from .errors import UsageError, WriteError
 from .files import process_runs, remove_leftovers, writing
+from .reading import SMALL, from_json, read_text, to_json
 
 NAME = "claim.json"
 PATIENCE = 2.0  # seconds that a claim may stay without content: whoever writes it may be about to
@@ -112,7 +112,7 @@ def _write(folder: Path, token: str) -> bool:
         "host": _host(), "process": os.getpid(), "started": _started(os.getpid()), "token": token,
         "since": datetime.now().astimezone().isoformat(timespec="seconds"),
     }  # fmt: skip
-    text, path = json.dumps(about) + "\n", folder / NAME
+    text, path = to_json(about) + "\n", folder / NAME
     temporary = folder / f".{NAME}.{os.getpid()}.tmp"
     temporary.write_text(text, encoding="utf-8")
     try:
@@ -150,7 +150,7 @@ def _alone(folder: Path) -> Iterator[None]:
 def _read(path: Path) -> dict[str, Any]:
     """What a claim says; empty where there is none, or none that is whole."""
     try:
-        owner = json.loads(path.read_text(encoding="utf-8"))
+        owner = from_json(read_text(path, SMALL))
     except (OSError, ValueError):
         return {}
     return owner if isinstance(owner, dict) and isinstance(owner.get("process"), int) else {}

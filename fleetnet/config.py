@@ -14,6 +14,7 @@ To add a setting:
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, choose, named_arguments
+from .reading import SMALL, read_text
+
+LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an image takes minutes
 
 
 @dataclass(frozen=True)
@@ -65,9 +69,10 @@ def parse_size(value: Any) -> tuple[int, int]:
     parts = re.split("[x,]", value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
     whole = [int(part) for part in parts if type(part) is int or (isinstance(part, str) and part.isdecimal())]
     height, width = (whole[0], whole[-1]) if whole else (0, 0)
-    if len(whole) != len(parts) or len(parts) > 2 or min(height, width) < 1:
+    if len(whole) != len(parts) or len(parts) > 2 or min(height, width) < 1 or max(height, width) > LARGEST_SIDE:
         raise UsageError(
-            f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256 (192,256 is the same)"
+            f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256 (192,256 is the same), "
+            f"up to {LARGEST_SIDE}"
         )
     return height, width
 
@@ -143,6 +148,11 @@ class TrainConfig:
                 raise UsageError(f"{key} is {value!r}: {choose(str(value), allowed_values)}")
             if value is None and type(None) not in allowed_values:
                 raise UsageError(f"{key} is null; allowed: a value such as {KEYS_AND_DEFAULTS[key]!r}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"{key} is {value}; allowed: a finite number")
+        for key, value in self.options.items():
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UsageError(f"options.{key} is {value}; allowed: a finite number")
         object.__setattr__(self, "size", parse_size(self.size))
         rules: list[tuple[str, bool, str]] = [
             *((key, getattr(self, key) >= 1, "at least 1") for key in ("epochs", "batch_size", "accumulate")),
@@ -184,6 +194,19 @@ def unread(key: str, now: Situation) -> Condition | None:
     return next((condition for condition in READ[key] if not condition.holds(now)), None)
 
 
+def plain_yaml() -> Any:
+    """A loader of YAML without aliases: a few lines of them stand for more values than there is memory."""
+    import yaml
+
+    class Plain(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise yaml.YAMLError("aliases (*name) are not read; write the value out")
+            return super().compose_node(parent, index)
+
+    return Plain
+
+
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The settings that a recipe file gives; keys may have dashes or underscores.
 
@@ -196,8 +219,10 @@ def read_recipe(path: str | Path) -> dict[str, Any]:
         near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UsageError(f"no recipe {str(path)!r}: " + (choose(path.stem, near) if near else "the folder has none"))
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        values = yaml.load(read_text(path, SMALL), plain_yaml())
+    except OSError as error:
+        raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
         raise UsageError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, Mapping):
         raise UsageError(f"{path}: a recipe is a mapping of keys to values, but this is {type(values).__name__}")

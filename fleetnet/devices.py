@@ -6,7 +6,6 @@ compared runs in turn, in an order drawn anew each round; but a program runs a f
 mean, so one time here is the mean of some calls. What it feeds the network is its own affair: zeros or random values.
 """
 
-import json
 import math
 import random
 import re
@@ -20,6 +19,7 @@ from pathlib import Path, PurePosixPath
 
 from .bench import Row
 from .errors import FleetnetError, UsageError, choose
+from .reading import to_json
 
 ROUNDS = 10  # in each of which a program runs a file once, with its share of the calls
 WARMUP = 5  # calls that do not count, where the program can be told: ncnn's makes 8, the others 1
@@ -250,7 +250,7 @@ def _copy(device: Device, job: Job, folder: str) -> None:
     device.shell(f"mkdir {folder} {folder}-input")
     device.push(job.file, f"{folder}/model{job.file.suffix}")
     shape = [1, 3, *job.size]
-    text = json.dumps({"inputs": [{"name": "image", "shape": shape, "value": 0.5}], "outputs": list(job.outputs)})
+    text = to_json({"inputs": [{"name": "image", "shape": shape, "value": 0.5}], "outputs": list(job.outputs)})
     device.shell(f"printf %s {shlex.quote(text)} > {folder}-input/input.json")
 
 

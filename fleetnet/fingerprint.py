@@ -5,7 +5,6 @@ labels and annotations; neither the time of a file nor where the folder lies. So
 """
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ import numpy as np
 from .data import Sample, Split
 from .errors import DataError
 from .files import write_text
+from .reading import ANNOTATIONS, DESCRIPTION, from_json, read_text, to_json
 
 RECORD = "data.json"
 NAMED = 100_000  # samples that are kept one by one, so that a later difference can be named
@@ -29,7 +29,7 @@ def lines_of(split: Split) -> Lines:
     lines: Lines = {}
     for index, sample in enumerate(split.samples):
         name = os.path.relpath(sample.image, folder) if isinstance(sample.image, Path) else f"picture {index}"
-        known = json.dumps(_plain(_contents(sample), folder), ensure_ascii=False)
+        known = to_json(_plain(_contents(sample), folder), ensure_ascii=False)
         key = name if name not in lines else f"{name} ({index})"  # a picture may be listed twice
         lines[key] = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
     return lines
@@ -87,27 +87,32 @@ def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> 
             )
     about = {name: {"samples": len(lines), "sha256": hashes[name]} for name, lines in now.items()}
     few = {name: lines for name, lines in now.items() if len(lines) <= NAMED}
-    write_text(run / "state" / "samples.json", json.dumps(few, ensure_ascii=True))
-    write_text(run / RECORD, json.dumps([*records, {"from_epoch": epochs + 1, "splits": about}], indent=1) + "\n")
+    write_text(run / "state" / "samples.json", to_json(few, ensure_ascii=True))
+    write_text(run / RECORD, to_json([*records, {"from_epoch": epochs + 1, "splits": about}], indent=1) + "\n")
 
 
 def read(run: Path) -> list[dict[str, Any]]:
     """What a run was trained on, {"from_epoch", "splits"} for each set of data; empty where that is not known."""
     try:
-        return json.loads((run / RECORD).read_text(encoding="utf-8"))
+        records = from_json(read_text(run / RECORD, DESCRIPTION))
     except (OSError, ValueError):
         return []
+    whole = isinstance(records, list) and all(
+        isinstance(record, dict) and isinstance(record.get("splits"), dict) for record in records
+    )
+    return records if whole else []
 
 
 def _named(run: Path) -> dict[str, Lines]:
     try:
-        return json.loads((run / "state" / "samples.json").read_text(encoding="utf-8"))
+        named = from_json(read_text(run / "state" / "samples.json", ANNOTATIONS))
     except (OSError, ValueError):
         return {}
+    return named if isinstance(named, dict) else {}
 
 
 def _hash(lines: Lines) -> str:
-    return hashlib.sha256(json.dumps(lines).encode()).hexdigest()
+    return hashlib.sha256(to_json(lines).encode()).hexdigest()
 
 
 def _difference(count: int, before: Lines | None, now: Lines) -> str:

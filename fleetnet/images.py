@@ -26,6 +26,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from . import bands
 from .bands import Band
 from .errors import DataError, UsageError
+from .reading import open_regular
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
 LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
@@ -100,7 +101,7 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
             return _of_array(source, values, channels)
         if isinstance(source, Image.Image):
             return _of_image(source, values)
-        with io.BytesIO(source) if isinstance(source, bytes) else _regular(source) as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
             return _of_file(file, values)
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"cannot read image {_name(source)}: {_reason(error, source)}") from error
@@ -122,7 +123,7 @@ def examine(path: str | Path) -> tuple[tuple[int, int], int]:
     Orientations from 5 on swap the sides: the file itself stores (height, width).
     """
     try:
-        with _regular(path) as file:
+        with open_regular(path) as file:
             image = _open(file)
             orientation = _stored_orientation(file, image)
             # Pillow gives the size of a TIFF as turned already
@@ -162,7 +163,7 @@ def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, st
 
 def _extremes(path: Path) -> tuple[float, float, bool] | None:
     """(smallest, largest, whether floats) of a picture with more than 8 bits a channel; None of others."""
-    with _regular(path) as file:
+    with open_regular(path) as file:
         image = _open(file)
         if not _is_deep(image):
             return None
@@ -183,7 +184,7 @@ def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None
     what `load` refuses, values above 255, JPEG, colors without `colors`, and a color that is not in them.
     """
     try:
-        with _regular(path) as file:
+        with open_regular(path) as file:
             image = _open(file)
             if image.format == "JPEG":
                 raise DataError("labels are in a JPEG, which changes them; save them as PNG")
@@ -483,13 +484,6 @@ def _eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
 # ---- heads of files --------------------------------------------------------------------------------------------------
 
 
-def _regular(path: str | Path) -> BinaryIO:
-    kind = os.stat(path).st_mode  # first: opening a FIFO would wait for a writer
-    if not stat.S_ISREG(kind):
-        raise DataError("it is a folder" if stat.S_ISDIR(kind) else "it is not a regular file")
-    return open(path, "rb")
-
-
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
     """The image with its header read and its size checked, its pixels not yet decoded."""
     with _OPENING, warnings.catch_warnings():
@@ -570,7 +564,7 @@ def _reason(error: BaseException, source: Source) -> str:
     if isinstance(error, OSError) and error.errno:
         return error.strerror or str(error)
     if isinstance(error, UnidentifiedImageError):
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             return _unidentified(file.read(64))
     return str(error) or type(error).__name__
 

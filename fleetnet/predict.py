@@ -4,8 +4,6 @@ A `Predictor` is the same for a checkpoint, run by torch, and for an exported fi
 """
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,16 +17,31 @@ from torch import Tensor, nn
 
 from . import checkpoint, images
 from .boxes import Place, Prediction
+from .checkpoint import check_facts
 from .errors import DataError, ExportError, ModelError, UsageError, named_arguments
 from .find import find, names
 from .images import Picture, Range, Source
 from .reparam import reparameterize
-from .runtimes import Delivered, Guarded, Meaning, Parity, Preprocessed, by_suffix, choice, deliver, explanation
+from .runtimes import (
+    Delivered,
+    Guarded,
+    Meaning,
+    Parity,
+    Preprocessed,
+    by_suffix,
+    check_hash,
+    checked,
+    choice,
+    deliver,
+    explanation,
+    metadata,
+    read_sidecar,
+)
 from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
 from .tasks import Model, named
 from .transforms import Preprocess
-from .weights import locate, missing
+from .weights import check_finite, hash_of, locate, missing
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
@@ -53,16 +66,18 @@ class Predictor(nn.Module):
     mode whatever one asks for), so that what evaluates a model evaluates a file. `runtime` is "torch" for a checkpoint;
     `facts` are those of the file. `device` is for checkpoints, `threads` for the runtimes of exported files, which get
     one image at a time. Any number of threads may share one; a fork of the process may not, and gets `FleetnetError`.
-    Raises `ModelError` for a file that is missing, damaged, of another program or unknown task.
+    `trust` says that a file comes from somebody who is trusted like a program: formats that can hide code (.pt2) are
+    opened only then. Raises `ModelError` for a file that is missing, damaged (its hash is compared with that in the
+    description beside it), not trusted, of another program or unknown task.
     """
 
     facts: dict[str, Any]
     classes: list[str]
     preprocess: Preprocess
 
-    def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int = 1):
+    def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int = 1, *, trust: bool = False):
         super().__init__()
-        path = Path(path)
+        path = self._path = Path(path)
         if not path.exists() and path.suffix in by_suffix():
             raise ModelError(missing(path, [path.suffix]))
         # A folder is a run, or an exported file: Core ML's.
@@ -74,13 +89,13 @@ class Predictor(nn.Module):
             self.facts = runner.facts
             self._batch = BATCH
         else:
-            module = find("runtimes", self.runtime)
-            run = load_file(self.runtime, path, threads)
-            self.facts = module.metadata(path) if hasattr(module, "metadata") else _sidecar(path)
+            holds_facts = hasattr(find("runtimes", self.runtime), "metadata")
+            beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
+            run = load_file(self.runtime, path, threads, trust=trust)
+            self.facts = checkpoint.check_facts(metadata(self.runtime, path) if holds_facts else beside, path)
             self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
             self._embed = None
             self._batch = 1
-        checkpoint.check_facts(self.facts, path)
         self.task: str = self.facts["task"]
         self.classes = self.facts["classes"]
         self.preprocess = Preprocess.from_dict(self.facts["preprocess"])
@@ -98,7 +113,11 @@ class Predictor(nn.Module):
 
     def _outputs(self, batch: np.ndarray) -> Arrays:
         parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
-        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        for name, values in outputs.items():
+            if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
+                raise ModelError(f"{self._path} computes NaN as {name}: its weights or its runtime are at fault")
+        return outputs
 
     def predictions(self, pictures: Pictures, channels: str = "RGB") -> list[Prediction]:
         """For each picture what the task's `restore` gives, in the picture's pixels; see `predict` for the forms.
@@ -185,9 +204,9 @@ class Predictor(nn.Module):
 
 
 @named_arguments
-def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1) -> Predictor:
+def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1, *, trust: bool = False) -> Predictor:
     """A checkpoint, a run folder, or an exported file, ready to predict; see `Predictor`."""
-    return Predictor(path, device, threads)
+    return Predictor(path, device, threads, trust=trust)
 
 
 def each(pictures: Pictures) -> Iterator[One]:
@@ -223,14 +242,6 @@ def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -
     if isinstance(one, str) and one.startswith(("http://", "https://")):
         one = images.fetch(one)
     return images.load(one, values, channels)
-
-
-def _sidecar(path: Path) -> dict[str, Any]:
-    """The facts beside a file whose format cannot hold them."""
-    try:
-        return json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path} needs {path.with_suffix('.json').name} beside it, as export wrote it") from error
 
 
 class _TorchRunner:
@@ -301,12 +312,13 @@ def export(
                 if model.preprocess
                 else Preprocess((224, 224), mode=find("tasks", model.task).MODE)
             )
+        check_finite(model.state_dict(), f"the {model.name}")
         facts = checkpoint.facts(model, classes or [str(i) for i in range(model.classes)], preprocess)
     else:
         file = locate(Path(model))
         loaded = checkpoint.load(file)
         model, preprocess = loaded.model, preprocess or loaded.preprocess
-        hashed = hashlib.sha256(file.read_bytes()).hexdigest()
+        hashed = hash_of([file])
         facts = {**loaded.meta, "classes": list(classes or loaded.classes)}
         facts |= {"checkpoint": file.name, "checkpoint_sha256": hashed}
     if len(facts["classes"]) != model.classes:
@@ -356,18 +368,28 @@ def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
         raise ModelError(f"{path} is no exported file; those end in {', '.join(runtimes)}")
     if not path.exists():
         raise ModelError(missing(path, [path.suffix]))
-    return runtimes[path.suffix], _sidecar(path)
+    return runtimes[path.suffix], read_sidecar(path)
 
 
 @named_arguments
-def verify(checkpoint_file: str | Path, path: str | Path, *, pictures: Pictures = (), explain: bool = False) -> Parity:
+def verify(
+    checkpoint_file: str | Path,
+    path: str | Path,
+    *,
+    pictures: Pictures = (),
+    explain: bool = False,
+    trust: bool = False,
+) -> Parity:
     """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
 
-    With `explain` the error names the first layer that differs. Raises `ModelError` for files that do not belong
-    together or cannot be read, and `ExportError` if the file does not compute what the model computes.
+    With `explain` the error names the first layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for
+    files that do not belong together, are damaged or cannot be read, and `ExportError` if the file does not compute
+    what the model computes.
     """
     path = Path(path)
     name, facts = facts_of(path)
+    check_facts(facts, path.with_suffix(".json"))
+    check_hash(path, facts)
     loaded = checkpoint.load(checkpoint_file)
     if (facts.get("model"), facts.get("classes")) != (loaded.meta["model"], loaded.classes):
         raise ModelError(
@@ -376,16 +398,20 @@ def verify(checkpoint_file: str | Path, path: str | Path, *, pictures: Pictures 
         )
     preprocess = Preprocess.from_dict(facts["preprocess"])
     network, examples = _exported(
-        loaded.model, preprocess, facts["embedded_preprocess"], facts["embedded_decode"], pictures
+        loaded.model,
+        preprocess,
+        facts.get("embedded_preprocess", False),
+        facts.get("embedded_decode", False),
+        pictures,
     )
     runtime = find("runtimes", name)
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     if precision not in runtime.tolerances:
         raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
     tolerance, meaning = runtime.tolerances[precision], _meaning(find("tasks", loaded.model.task), preprocess.size)
-    parity = compare_outputs(network, load_file(name, path), examples, tolerance, meaning)
+    parity = compare_outputs(network, load_file(name, path, trust=trust), examples, tolerance, meaning)
     if not parity.passed:
-        why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance)}"
+        why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance, trust=trust)}"
         raise ExportError(f"{path} does not compute what the model computes: {parity}{why if explain else ''}")
     return parity
 

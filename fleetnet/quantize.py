@@ -10,8 +10,6 @@ network will see, and there is no file.
 """
 
 import copy
-import hashlib
-import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -36,8 +34,9 @@ from .find import find
 from .images import read
 from .predict import Predictor, load
 from .quantizers import QUANTIZERS, WRITERS
+from .reading import to_json
 from .reparam import reparameterize
-from .runtimes import _describe, _hash, version
+from .runtimes import _describe, files, hash_of, signed, version
 from .tasks import named
 from .train import evaluate
 from .transforms import Preprocess
@@ -317,7 +316,7 @@ def prepare(
     if equalizing:
         deployed, pairs = equalize(deployed, images, BATCH)
     facts = {
-        **loaded.meta, "checkpoint": file.name, "checkpoint_sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+        **loaded.meta, "checkpoint": file.name, "checkpoint_sha256": hash_of([file]),
         "embedded_preprocess": False, "embedded_decode": False,
         "decode": getattr(find("tasks", loaded.model.task), "DECODE", None), "form": "deploy",
     }  # fmt: skip
@@ -391,7 +390,7 @@ def quantize(
             finished, sidecar = done / path.name, done / path.with_suffix(".json").name
             done.mkdir()
             rounded = write(set(skipped), finished, about)
-            sidecar.write_text(json.dumps(about), encoding="utf-8")
+            sidecar.write_text(to_json(about), encoding="utf-8")
             predictor = load(finished)
             result, logits = _evaluate(predictor, prepared.batches, prepared.facts["classes"])
             attempts.append(Attempt(skipped, result, before - _first(result)))
@@ -416,7 +415,7 @@ def quantize(
         outputs = dict(zip(values, predictor.raw(example.numpy()), strict=True))
         np.savez(golden, allow_pickle=False, image=example.numpy(), **outputs)
         document = {
-            **about, "metrics": figures(result), "file": path.name, "sha256": _hash(finished),
+            **about, "metrics": figures(result), "file": path.name, "sha256": hash_of(files(finished)),
             "golden": golden.name, "runtime": runtime,
             "runtime_version": version(to.package), "precision": "int8", "opset": to.default_opset,
             "inputs": [_describe("image", example, False)], "parity": None, "unverified": None,
@@ -432,7 +431,7 @@ def quantize(
             },
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
-        sidecar.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        sidecar.write_text(signed(document), encoding="utf-8")
         for one in sorted(done.iterdir(), key=lambda f: f.name == path.name):  # the file itself last
             os.replace(one, path.with_name(one.name))
     return Quantized(

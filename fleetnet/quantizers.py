@@ -8,7 +8,6 @@ for onnxruntime, which else converts back and forth, and in float for OpenVINO, 
 
 import contextlib
 import io
-import json
 import logging
 import tempfile
 import warnings
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ExportError
+from .reading import to_json
 
 # Cut off of both ends together when ranges are chosen for onnxruntime: one value in a hundred thousand. Against the
 # extremes themselves the logits have 1.5 dB less noise for parcnet_xs, 1 dB for repvit_m0_9, 0.4 dB for mobileone_s0,
@@ -142,7 +142,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
         proto = quantizer.model.model
         for entry in [entry for entry in proto.metadata_props if entry.key == KEY]:
             proto.metadata_props.remove(entry)
-        proto.metadata_props.add(key=KEY, value=json.dumps(facts, ensure_ascii=False))
+        proto.metadata_props.add(key=KEY, value=to_json(facts, ensure_ascii=False))
         onnx.save(proto, path)
         rounded = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
         layers = [node for node in proto.graph.node if node.op_type in LAYERS and len(node.input) > 1]
@@ -198,7 +198,7 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
                 # the correction of biases changed the noise by at most 0.3 dB, either way, in twice the time
                 advanced_parameters=advanced(activations_range_estimator_params=ranges, disable_bias_correction=True),
             )  # fmt: skip
-        quantized.set_rt_info(json.dumps(facts, ensure_ascii=False), FACTS)
+        quantized.set_rt_info(to_json(facts, ensure_ascii=False), FACTS)
         quantized.set_rt_info("int8", PRECISION)
         openvino.save_model(quantized, path, compress_to_fp16=False)
         weighted = [node for node in quantized.get_ops() if node.get_type_name() in WEIGHTED]

@@ -133,6 +133,11 @@ def _can(module: nn.Module, method: str) -> bool:
     return callable(getattr(type(module), method, None))  # of the class: a layer may be called "fuse" elsewhere
 
 
+def collapsible(model: nn.Module) -> bool:
+    """Whether any module of a model has a method that collapses it: whether the model is in multi-branch form."""
+    return any(_can(module, "fuse") or _can(module, "fuse_at") for module in model.modules())
+
+
 def _feature_sizes(model: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, int]]:
     """The (height, width) of the input that each module with `fuse_at` sees when the example runs."""
     sizes: dict[nn.Module, tuple[int, int]] = {}

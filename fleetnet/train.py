@@ -5,7 +5,6 @@ that a run resumed after any epoch continues exactly as if it had never stopped.
 atomically once an epoch: killing the process loses at most the epoch in progress. No task is named in this file.
 """
 
-import json
 import math
 import random
 import resource
@@ -35,6 +34,7 @@ from .errors import DataError, FleetnetError, ModelError, UsageError, named_argu
 from .files import append_line, write_text, writing
 from .find import find, names
 from .images import measure
+from .reading import HISTORY, from_json, read_text, to_json
 from .tasks import Model, named
 from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
 
@@ -405,7 +405,7 @@ def _train(
         best, log = state_of_run["best"], state_of_run["log"]
     else:
         _forget(run)
-    write_text(run / LOG, "".join(json.dumps(line) + "\n" for line in log))
+    write_text(run / LOG, "".join(to_json(line) + "\n" for line in log))
 
     def loss_of(net: nn.Module, batch: Batch) -> dict[str, Tensor]:
         images, targets = batch.images, batch.targets
@@ -475,7 +475,7 @@ def _train(
                         which = {"epoch": epoch + 1, "weights": form}
                         best = {**line[form], **which}
                         save("best.safetensors", model if form == "raw" else net, line[form], form)
-                        details = json.dumps({**result, **which}, ensure_ascii=False)
+                        details = to_json({**result, **which}, ensure_ascii=False)
                         write_text(_staged(run, epoch + 1) / DETAILS, details + "\n")
             line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
             save("last.safetensors", model, line.get("raw", {}), "raw")
@@ -496,7 +496,7 @@ def _train(
             shutil.rmtree(_staged(run, epoch + 1), ignore_errors=True)
             raise
         _deliver(run, epoch + 1)
-        append_line(run / LOG, json.dumps(line))
+        append_line(run / LOG, to_json(line))
         mine.check()
         if on_epoch is not None:
             on_epoch(line)
@@ -516,7 +516,7 @@ def best_of(run: Path, best: dict[str, Any]) -> dict[str, Any]:
     The figures alone where the file is missing or of another epoch (a kill between the two).
     """
     try:
-        details = json.loads((run / DETAILS).read_text(encoding="utf-8"))
+        details = from_json(read_text(run / DETAILS, HISTORY))
         of_best = (details["epoch"], details["weights"]) == (best["epoch"], best["weights"])
     except (OSError, ValueError, LookupError, TypeError):
         return best
@@ -649,8 +649,37 @@ def epochs_of(run: Path) -> int:
 
 
 def read_log(run: Path) -> list[dict[str, Any]]:
-    """The lines of log.jsonl in a run folder, with epochs from 1; a last line that a kill cut short is left out."""
+    """The lines of log.jsonl in a run folder, with epochs from 1; a last line that a kill cut short is left out.
+
+    Raises `ModelError`, naming the line, for a file that is damaged otherwise.
+    """
     path = run / LOG
-    texts = path.read_text().splitlines(keepends=True) if path.exists() else []
-    lines = [json.loads(text) for text in texts if text.endswith("\n")]
-    return [line if COUNTED in line else {**line, "epoch": line["epoch"] + 1, COUNTED: 1} for line in lines]
+    if not path.exists():
+        return []
+    try:
+        *lines, _ = read_text(path, HISTORY).split("\n")
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise ModelError(f"{path} is damaged: it is not UTF-8 text") from error
+    entries = [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
+    return [line if COUNTED in line else {**line, "epoch": line["epoch"] + 1, COUNTED: 1} for line in entries]
+
+
+def _entry(line: str, where: str) -> dict[str, Any]:
+    """What a line of the log says, if it is one that `fit` wrote."""
+    try:
+        entry = from_json(line)
+    except ValueError as error:
+        raise ModelError(f"{where} is damaged: not JSON: {error}") from error
+    entry = entry if isinstance(entry, dict) else {}
+    epoch, skipped = entry.get("epoch"), entry.get("skipped", [])
+    parts = [entry.get("train"), *(entry[form] for form in ("raw", "ema") if form in entry)]
+    whole = isinstance(epoch, int) and epoch >= 0 and isinstance(skipped, list)
+    if not whole or not all(isinstance(part, dict) and all(map(_is_figure, part.values())) for part in parts):
+        raise ModelError(f"{where} is damaged: a line has an epoch, skipped files, and figures of train, raw and ema")
+    return entry
+
+
+def _is_figure(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)

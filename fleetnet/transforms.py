@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 
 from . import images
 from .boxes import Place
+from .config import LARGEST_SIDE
 from .data import Sample, Split
 from .data._masks import mask_of
 from .errors import DataError, ModelError, UsageError, choose
@@ -33,6 +34,16 @@ MODES = ("crop", "stretch", "letterbox")
 ADDED = ("mode", "values")  # fields that older files do not have
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 Transform = Callable[[Image.Image], Tensor]
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
+
+
 Picture = tuple[Image.Image, dict[str, Tensor]]  # and its targets, in its own pixels
 
 
@@ -62,11 +73,16 @@ class Preprocess:
             if isinstance(getattr(self, name), list):  # from JSON
                 object.__setattr__(self, name, tuple(getattr(self, name)))
         rules = [
-            ("size", len(self.size) == 2 and all(isinstance(n, int) and n > 0 for n in self.size), "two pixel counts"),
-            ("crop", 0 < self.crop <= 1, "above 0, at most 1"),
-            ("interpolation", self.interpolation in INTERPOLATION, " or ".join(INTERPOLATION)),
-            ("mean", len(self.mean) == 3, "three numbers"),
-            ("std", len(self.std) == 3 and min(self.std) > 0, "three positive numbers"),
+            (
+                "size",
+                len(self.size) == 2 and all(_is_side(n) for n in self.size),
+                f"two pixel counts up to {LARGEST_SIDE}",
+            ),
+            ("crop", _is_number(self.crop) and 0.01 <= self.crop <= 1, "0.01 to 1"),
+            ("interpolation", self.interpolation in list(INTERPOLATION), " or ".join(INTERPOLATION)),
+            ("mean", len(self.mean) == 3 and all(map(_is_number, self.mean)), "three numbers"),
+            ("std", len(self.std) == 3 and all(_is_number(n) and n > 0 for n in self.std), "three positive numbers"),
+            ("antialias", isinstance(self.antialias, bool), "true or false"),
             ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
             ("mode", self.mode in MODES, ", ".join(MODES)),
             ("values", self.values is None or _is_range(self.values), "two numbers, the smaller first, or null"),

@@ -11,14 +11,16 @@ where the weights have none or that of another task, such as a classifier's for 
 
 import argparse
 import hashlib
-import json
+import os
 import pickle
 import re
+import time
+import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,8 @@ from .backbones import Option, Pretrained, family, pretrained, variants
 from .errors import FleetnetError, ModelError, choose, named_arguments
 from .files import replacing
 from .find import find, names
-from .reparam import reparameterize
+from .reading import MEGABYTE, WEIGHTS, blocks, check_regular, from_json, leads_out, open_regular
+from .reparam import collapsible, reparameterize
 from .tasks import Model, build, defaults, described_by, split_name
 
 State = dict[str, Tensor]
@@ -40,6 +43,7 @@ PICKLES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 RAW = ("model", "state_dict", "model_state_dict")  # under which names training scripts keep the weights ...
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")  # ... and their moving average
 PREFIXES = ("module.", "model.")  # DataParallel and AveragedModel; Lightning
+LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 4_000_000_000, 3600.0  # bytes; seconds
 
 
 @dataclass(frozen=True)
@@ -140,9 +144,11 @@ def read(source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False
 def locate(path: Path) -> Path:
     """A weights file that exists: the path itself, or best.safetensors of a run folder."""
     if path.is_dir():
-        if not (path / "best.safetensors").is_file():
+        best = path / "best.safetensors"
+        if not best.is_file():
             raise ModelError(f"{path} is a folder without best.safetensors; give a run folder or a file")
-        return path / "best.safetensors"
+        check_inside(best, path)
+        return best
     if not path.is_file() and str(path) in variants():
         raise ModelError(
             f"{str(path)!r} is the name of a network, and here a trained one is wanted: a run folder or a file. "
@@ -161,25 +167,63 @@ def missing(path: Path, suffixes: Sequence[str]) -> str:
     return f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no such file")
 
 
+def check_inside(path: Path, run: Path) -> None:
+    """`ModelError` if a file of a run folder is a link to a place outside of it: the run may be a stranger's."""
+    if leads_out(path, run):
+        raise ModelError(
+            f"{path} is a link that leads out of {run}, to {os.path.realpath(path)}: links in a run folder are not "
+            "followed, so copy the file into it, or give the file itself"
+        )
+
+
 def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str, Any]]:
     """Tensors by name, unless unwanted, and the facts of a checkpoint of ours; `ModelError` for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
     try:
+        check_regular(path, WEIGHTS)
         with safe_open(path, "pt") as file:
-            facts = json.loads((file.metadata() or {}).get("fleetnet", "{}"))
-            return {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}, dict(facts)
-    except (SafetensorError, ValueError, TypeError) as error:
+            notes = file.metadata() or {}
+            state = {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}
+        text = notes.get("fleetnet", "{}")
+        facts = dict(from_json(text))
+    except (SafetensorError, ValueError, TypeError, OSError) as error:
         size = path.stat().st_size
         raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or not safetensors: {error}") from error
+    for key, what, found in (
+        ("facts_sha256", "description", lambda: hashlib.sha256(text.encode()).hexdigest()),
+        ("tensors_sha256", "tensors", lambda: hash_tensors(state) if tensors else None),
+    ):
+        expected = notes.get(key)  # older files have none
+        if expected is not None and (hashed := found()) is not None and hashed != expected:
+            raise ModelError(
+                f"{path} is damaged, or was changed: the hash of its {what} is not the one that was written. If the "
+                f"change was meant, leave {key} out of the file's metadata"
+            )
+    return state, facts
+
+
+def hash_tensors(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 of tensors on the CPU with their names, types and shapes, in hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for key in sorted(state):
+        value = state[key].contiguous()
+        hashed.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode("utf-8", "backslashreplace"))
+        hashed.update(value.reshape(-1).view(torch.uint8).numpy().data)
+    return hashed.hexdigest()
 
 
 def read_pickle(path: Path) -> Any:
     """What torch.save wrote, if it is tensors and plain values; `ModelError` if it is damaged or would run code."""
     if path.suffix not in PICKLES:
         raise ModelError(f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}; this is {path.suffix!r}")
-    with path.open("rb") as file:
-        start = file.read(2)
+    try:
+        with open_regular(path, WEIGHTS) as file:
+            start = file.read(2)
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    if start == b"PK":
+        _check_archive(path)
     if start not in (b"PK", b"\x80\x02"):  # what torch.save writes: a zip archive, or before 1.6 a pickle
         raise ModelError(f"{path} ({path.stat().st_size} bytes) is not a file of torch.save: it begins with {start!r}")
     try:
@@ -196,6 +240,32 @@ def read_pickle(path: Path) -> Any:
     except Exception as error:  # a damaged file may raise anything
         size = path.stat().st_size
         raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or holds no state dict: {error}") from error
+
+
+def _check_archive(path: Path) -> None:
+    """`ModelError` for an archive that would take far more memory than it has bytes; torch compresses nothing."""
+    size = path.stat().st_size
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or no archive: {error}") from error
+    if unpacked > 2 * size + 64 * MEGABYTE:
+        raise ModelError(
+            f"{path} was refused: its {size / 1e6:.1f} MB unpack to {unpacked / 1e6:,.0f} MB. If you trust it, write "
+            "its state dict anew with torch.save, which does not compress"
+        )
+
+
+def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
+    """`ModelError`, with their names, where weights or buffers are NaN or infinite."""
+    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        named = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
+        raise ModelError(
+            f"{source} holds NaN or infinity in {len(bad)} of {len(state)} tensors: {named}. The training that made it "
+            "diverged, or the file is damaged: take an earlier checkpoint"
+        )
 
 
 def _from_hub(repo: str) -> Path:
@@ -222,26 +292,87 @@ def _from_hub(repo: str) -> Path:
 
 def _download(url: str) -> Path:
     """A file at an address, kept in torch's cache folder."""
-    from urllib.error import URLError
-    from urllib.parse import unquote, urlsplit
+    from http.client import HTTPException
+    from urllib.parse import urldefrag
     from urllib.request import urlopen
 
-    name = unquote(urlsplit(url).path.rpartition("/")[2]) or "weights"
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(url.encode()).hexdigest()[:8]}-{name}"
+    try:
+        address, fragment = urldefrag(url)
+    except ValueError as error:  # brackets without their partner
+        raise ModelError(f"{url!r} is no address: {error}") from error
+    name, expected_hash = file_name(address), _hash_asked_for(fragment, url)
+    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name}"
     if path.is_file():
+        _check_hash(path, expected_hash, f"{path}, fetched from {address} earlier,")
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urlopen(url, timeout=30) as response, replacing(path) as file:
-            expected, received = int(response.headers.get("Content-Length") or 0), 0
-            while block := response.read(1 << 20):
-                file.write(block)
-                received += len(block)
-            if received < expected:
-                raise ModelError(f"{url} ended after {received} of {expected} bytes")
-    except (URLError, OSError) as error:
+        with urlopen(address, timeout=30) as response, replacing(path) as file:
+            _receive(response, file, url)
+            file.flush()
+            _check_hash(Path(file.name), expected_hash, url)  # before it gets its name
+    except FleetnetError:  # which is a ValueError too
+        raise
+    except (HTTPException, OSError, ValueError) as error:
         raise ModelError(f"{url} cannot be fetched: {error}") from error
     return path
+
+
+def file_name(address: str) -> str:
+    """The name of the file at an address, for a folder of ours: letters, digits and `._-`, and a suffix of weights.
+
+    Raises `ModelError` for another suffix: what it is shall be known before anything is fetched.
+    """
+    from urllib.parse import unquote, urlsplit
+
+    last = re.split(r"[/\\]", unquote(urlsplit(address).path))[-1]  # also of "..%2Fname", which is two parts
+    stem, dot, suffix = last.rpartition(".")
+    if f"{dot}{suffix}" not in (".safetensors", *PICKLES):
+        raise ModelError(f"{address} names no file of weights; its path must end in .safetensors, {', '.join(PICKLES)}")
+    stem = re.sub(r"[^A-Za-z0-9._-]", "_", stem).strip(".")
+    return f"{stem[:100] or 'weights'}.{suffix}"
+
+
+def _hash_asked_for(fragment: str, url: str) -> str | None:
+    """The hash in "#sha256=..." of an address; None where there is no fragment."""
+    if not fragment:
+        return None
+    key, _, value = fragment.partition("=")
+    if key != "sha256" or not re.fullmatch("[0-9a-f]{64}", value.lower()):
+        raise ModelError(f"{url}: after # stands {fragment!r}; allowed: sha256= and 64 digits of 0 to 9, a to f")
+    return value.lower()
+
+
+def _check_hash(path: Path, expected: str | None, what: str) -> None:
+    if expected is not None and (found := hash_of([path])) != expected:
+        raise ModelError(f"{what} has the hash {found}, not {expected} as asked for")
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the content of files, one after the other, in hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for file in files:
+        for block in blocks(file):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def _receive(response: Any, file: BinaryIO, url: str) -> None:
+    """Copy what a server sends; `ModelError` if it is more than is allowed, less than it said, or takes too long."""
+    said, received, until = response.headers.get("Content-Length") or "", 0, time.monotonic() + LONGEST_DOWNLOAD
+    expected = int(said) if said.isdecimal() else 0
+    too_large = f"{url} has more than the {LARGEST_DOWNLOAD / 1e9:g} GB that are fetched: fetch it yourself"
+    if expected > LARGEST_DOWNLOAD:
+        raise ModelError(too_large)
+    while block := response.read(1 << 20):
+        received += len(block)
+        if received > LARGEST_DOWNLOAD:
+            raise ModelError(too_large)
+        if time.monotonic() > until:
+            raise ModelError(f"{url} has sent {received} bytes after {LONGEST_DOWNLOAD:.0f} s: fetch it yourself")
+        file.write(block)
+    if received < expected:
+        raise ModelError(f"{url} ended after {received} of {expected} bytes")
 
 
 # ---- unwrap ----------------------------------------------------------------------------------------------------------
@@ -307,8 +438,7 @@ def _attempt(change: Callable[[State], State], state: State) -> State:
 
 def form_of(model: nn.Module) -> str:
     """ "multi-branch" while any module can still be fused, else "deploy"."""
-    fusable = any(hasattr(m, "fuse") or hasattr(m, "fuse_at") for m in model.modules())
-    return "multi-branch" if fusable else "deploy"
+    return "multi-branch" if collapsible(model) else "deploy"
 
 
 @cache
@@ -597,6 +727,7 @@ def place(model: Model, weights: Weights, classes: Sequence[str] | None = None) 
         by_class, note = _rows_by_name(model, state, list(before), list(classes))
     fresh = {key: value for key, value in fresh.items() if key not in by_class}
     values = {key: value for key, value in {**state, **fresh, **by_class}.items() if key in ours}
+    check_finite(values, weights.source)
     for key, value in values.items():
         ours[key].copy_(value)
     if _has_versions(model) and _of_backbone(state) != _of_backbone(_renamed(split_name(model.name)[1], weights.state)):

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from zoo import image
 
-from fleetnet import checkpoint
+from fleetnet import checkpoint, runtimes
 from fleetnet.cli import main
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.find import find, names
 from fleetnet.predict import export
 from fleetnet.realistic import realistic
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import _explain, deliver, files, onnx
+from fleetnet.runtimes import _explain, _opened, deliver, files, onnx
 from fleetnet.runtimes._explain import explain, explanation
 from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
@@ -148,7 +148,9 @@ def test_a_weight_changed_in_a_file_of_any_runtime_is_found(layer, written, smal
     path = Path(shutil.copytree(written.parent, tmp_path / "copy")) / written.name
     if layer:
         plant(path, small.get_submodule(layer).weight)
-    found = explain(small, path, runtime, [example], next(iter(find("runtimes", runtime).tolerances.values())))
+    found = explain(
+        small, path, runtime, [example], next(iter(find("runtimes", runtime).tolerances.values())), trust=True
+    )
     assert (found and found.module) == layer
     assert not found or found.layer
 
@@ -181,7 +183,8 @@ def shown(monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[K
         return lambda batch: [model(torch.from_numpy(batch)).detach().numpy()]
 
     runtime = SimpleNamespace(load=load, trace=trace)
-    monkeypatch.setattr(_explain, "find", lambda *_: runtime)
+    for module in (_explain, _opened, runtimes):
+        monkeypatch.setattr(module, "find", lambda *_: runtime)
 
 
 def wrong(model: nn.Module, layer: str, change: float = 3.0) -> nn.Module:
@@ -275,7 +278,7 @@ def test_a_runtime_that_shows_nothing(example: Tensor, small: nn.Module, monkeyp
 
 
 def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(example: Tensor, small: nn.Module, monkeypatch):
-    def trace(path: Path) -> None:
+    def trace(path: Path, threads: int = 1) -> None:
         raise ModelError("ncnn cannot compute 'x'.")
 
     shown(monkeypatch, small, lambda kept: kept)
@@ -332,6 +335,8 @@ def test_verify_names_the_layer_of_a_detector(delivered, tmp_path, capsys):
     for name in ("model.json", "golden.npz", "model.onnx"):
         (tmp_path / name).write_bytes((right.parent / name).read_bytes())
     path, layer = tmp_path / "model.onnx", "backbone.stages.2.blocks.3.mlp.0"
+    about = json.loads((tmp_path / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in about.items() if "sha256" not in k}))
     plant(path, deployed.get_submodule(layer).weight, change=100)
     assert main(["verify", str(path), "--model", str(folder)]) == 5
     error = capsys.readouterr().err

@@ -61,14 +61,14 @@ def test_heads_with_their_decode(name: str, tmp_path: Path):
     done = fleetnet.export(model, "pt2", tmp_path / "m.pt2", size=size, embed_decode=True, pictures=pictures)
     agreement = done.parity.agreement
     assert agreement.pixels >= 0.999 if name.startswith("deeplabv3") else agreement.paired > 20
-    found = fleetnet.load(done.path).predictions(pictures)
+    found = fleetnet.load(done.path, trust=True).predictions(pictures)
     assert all(len(one["semantic"].unique()) > 1 if "semantic" in one else len(one["boxes"]) for one in found)
 
 
 def test_outputs_are_the_callers_own_and_in_order(small: nn.Module, written: Path):
     batch = image(*SIZE, 1)
     expected = {name: value.detach().numpy() for name, value in small(batch).items()}
-    run = pt2.load(written)
+    run = pt2.load(written, trust=True)
     for value in run(batch.numpy()):
         value += 1  # also of what is a constant in the file
     found = run(batch.numpy())
@@ -79,7 +79,7 @@ def test_outputs_are_the_callers_own_and_in_order(small: nn.Module, written: Pat
 
 def test_an_open_number_of_images(small: nn.Module, tmp_path: Path):
     path = deliver(small, image(*SIZE, 1), tmp_path / "m.pt2", "pt2", {}, dynamic=True).path
-    run = pt2.load(path)
+    run = pt2.load(path, trust=True)
     for count in (1, 3):
         batch = image(*SIZE, count)
         np.testing.assert_allclose(run(batch.numpy())[1], small(batch)["logits"].detach().numpy(), atol=1e-5)
@@ -91,7 +91,7 @@ def test_pixels(small: nn.Module, tmp_path: Path):
     """A file of uint8 pixels takes only those: normalized values would be cut to whole numbers."""
     network = Preprocessed(small, (0.5,) * 3, (0.2,) * 3).eval()
     pixels = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    run = pt2.load(deliver(network, pixels, tmp_path / "m.pt2", "pt2", {}).path)
+    run = pt2.load(deliver(network, pixels, tmp_path / "m.pt2", "pt2", {}).path, trust=True)
     np.testing.assert_allclose(run(pixels.numpy())[1], network(pixels)["logits"].detach().numpy(), atol=1e-5)
     with pytest.raises(ModelError, match=r"takes torch\.uint8, got float32"):
         run(pixels.float().numpy())
@@ -100,7 +100,7 @@ def test_pixels(small: nn.Module, tmp_path: Path):
 def test_threads_are_put_back(written: Path, monkeypatch: pytest.MonkeyPatch):
     asked: list[int] = []
     monkeypatch.setattr(torch, "set_num_threads", asked.append)
-    run = pt2.load(written, threads=3)
+    run = pt2.load(written, threads=3, trust=True)
     assert not asked
     run(image(*SIZE, 1).numpy())
     assert asked == [3, 1]
@@ -112,7 +112,7 @@ def test_trace_shows_every_operator_by_its_module(small: nn.Module, written: Pat
         module.register_forward_hook(lambda _, args, output, name=name: values.__setitem__(name, output))
     with torch.no_grad():
         deploy(image(*SIZE, 1))
-    layers = pt2.trace(written)(image(*SIZE, 1).numpy())
+    layers = pt2.trace(written, trust=True)(image(*SIZE, 1).numpy())
     names = [
         "stem/conv2d", "act/gelu", "gate/mean", "gate.reduce/conv2d", "gate/relu", "gate.expand/conv2d", "gate/sigmoid",
         "gate/mul", "expand", "mean", "head/linear", "argmax",
@@ -131,10 +131,10 @@ def test_a_changed_weight_is_found(tmp_path: Path):
     weight[weight.abs().argmax()] *= -1
     torch.export.save(program, tmp_path / "wrong.pt2")
     files = [tmp_path / "right.pt2", tmp_path / "wrong.pt2"]
-    right, wrong = (verify(model, pt2.load(file), [example], pt2.tolerances["fp32"]) for file in files)
+    right, wrong = (verify(model, pt2.load(file, trust=True), [example], pt2.tolerances["fp32"]) for file in files)
     assert right.passed
     assert not wrong.passed
-    before, after = (pt2.trace(file)(example.numpy()) for file in files)
+    before, after = (pt2.trace(file, trust=True)(example.numpy()) for file in files)
     first = next(name for name in before if not np.array_equal(before[name], after[name]))
     assert first == "backbone.stages.2.4.branches/conv2d"
 
@@ -161,6 +161,6 @@ def test_missing_and_damaged_files(written: Path, tmp_path: Path):
     for content in (b"", b"no archive", written.read_bytes()[:3000]):
         (tmp_path / "m.pt2").write_bytes(content)
         with pytest.raises(ModelError, match="torch cannot load this file"):
-            pt2.load(tmp_path / "m.pt2")
+            pt2.load(tmp_path / "m.pt2", trust=True)
         with pytest.raises(ModelError, match=r"not a readable file of torch\.export"):
             pt2.metadata(tmp_path / "m.pt2")

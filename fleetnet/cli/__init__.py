@@ -7,13 +7,14 @@ so that `fleetnet --help` answers at once.
 """
 
 import contextlib
-import json
 import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 
 from ..errors import FleetnetError, UsageError, choose
+from ..reading import to_json
+from ._show import say
 
 VERBS = {  # in the order of use
     "demo": "train, collapse, export, verify and measure a network on generated images (about two minutes)",
@@ -58,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FleetnetError as error:
         if debug:
             raise
-        print(f"fleetnet: {error}", file=sys.stderr)
+        say(f"fleetnet: {error}")
         return error.exit_code
     except Terminated:
         print("fleetnet: terminated (SIGTERM)", file=sys.stderr)
@@ -66,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         if debug:
             raise
-        print("fleetnet: interrupted", file=sys.stderr)
+        say("fleetnet: interrupted")
         return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         sys.stderr.close()
@@ -74,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         if debug:
             raise
-        print(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)", file=sys.stderr)
+        say(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)")
         return 1
 
 
@@ -118,5 +119,5 @@ def _dispatch(words: list[str]) -> int:
     document = module.run(given)
     exit_code = document.pop("exit_code", 0)  # of a verb that did its work for some of the files only
     if as_json:
-        print(json.dumps(document))
+        print(to_json(document))
     return exit_code

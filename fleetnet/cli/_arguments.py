@@ -6,6 +6,7 @@ Whoever comes from another tool types its flags first. Each such mistake is answ
 import contextlib
 import dataclasses
 import io
+import math
 import re
 import shlex
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
@@ -28,6 +29,8 @@ RESTRICTED = {  # the types of jsonargparse that have bounds
     "ClosedUnitInterval": "a number from 0 to 1",
     "OpenUnitInterval": "a number between 0 and 1",
 }
+
+TRUST = "the file is from somebody you trust like a program: .pt2 can hide code, and is opened only then"
 
 
 def flag(name: str) -> str:
@@ -67,9 +70,13 @@ def parse(verb: str, text: str, module: ModuleType, words: list[str]) -> dict[st
     _check_words(verb, parser, words)
     try:
         with contextlib.redirect_stderr(io.StringIO()):
-            return dict(parser.parse_args(words, defaults=False).as_dict())
+            values = dict(parser.parse_args(words, defaults=False).as_dict())
     except (ArgumentError, SystemExit) as error:
         raise UsageError(_in_plain_words(parser, str(error), words)) from error
+    for name, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(f"{flag(name)} is {value}; allowed: a finite number")
+    return values
 
 
 def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """What the terminal shows: tables on standard output, progress and messages on standard error."""
 
+import re
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -11,11 +12,30 @@ if TYPE_CHECKING:
     from ..train import Progress
 
 SHORTEST_BAR = 8  # characters, with the blank before it
+# C0 but for tab and line break, DEL and C1; marks of direction, which let "gpj.exe" read as "exe.jpg"; separators
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SECONDS_BETWEEN_LINES = 10  # where standard error is not a terminal
 
 
-def say(message: str) -> None:
-    print(message, file=sys.stderr, flush=True)
+def printable(text: object, stream: TextIO | None = None) -> str:
+    r"""Text as it may reach a terminal: what would move the cursor, change colors or turn the writing is spelled out.
+
+    Names of classes and files are the user's, or a stranger's: "\x1b[2J" in one would clear the screen. Line breaks and
+    tabs stay. What the stream's encoding lacks is spelled out too, such as the bytes of a file name that is no text.
+    """
+    spelled = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+    encoding = (getattr(stream, "encoding", None) or "utf-8") if stream is not None else "utf-8"
+    return spelled.encode(encoding, "backslashreplace").decode(encoding)
+
+
+def say(message: object) -> None:
+    """A line on standard error."""
+    print(printable(message, sys.stderr), file=sys.stderr, flush=True)
+
+
+def tell(message: object) -> None:
+    """A line on standard output."""
+    print(printable(message, sys.stdout))
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()) -> None:
@@ -28,8 +48,8 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], lea
     from rich.console import Console
 
     console = Console()
-    print(title)
-    cells = [[str(cell) for cell in row] for row in rows]
+    tell(title)
+    columns, cells = _in_a_line(columns), [_in_a_line(row) for row in rows]
     width = console.width if console.is_terminal else None
     shown, omitted = list(range(len(columns))), []
     for name in least:
@@ -44,7 +64,12 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], lea
         return
     _draw(console, columns, cells, shown, widths)
     if omitted:
-        print(f"not shown at this width: {', '.join(omitted)} (--json has all)")
+        tell(f"not shown at this width: {', '.join(omitted)} (--json has all)")
+
+
+def _in_a_line(cells: Sequence[Any]) -> list[str]:
+    """The text of cells, printable, each without line breaks."""
+    return [printable(cell, sys.stdout).replace("\n", "\\n").replace("\t", " ") for cell in cells]
 
 
 WORDY = 24  # characters: a longer cell with spaces is a sentence, which may be wrapped; a shorter one is a figure
@@ -104,10 +129,10 @@ def _draw(
 def _print_records(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> None:
     """Each row as a few lines, "column: value"."""
     for row in cells:
-        print(row[0])
+        tell(row[0])
         for column, cell in zip(columns[1:], row[1:], strict=True):
             if cell:
-                print(f"  {column}: {cell}" if column else f"  {cell}")
+                tell(f"  {column}: {cell}" if column else f"  {cell}")
 
 
 def shown(value: Any) -> str:

@@ -108,7 +108,7 @@ def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> 
         say(f"preparing {model}")
         path = Path(model)
         if path.exists() and path.suffix in suffixes:
-            found += of_file(path, threads, told.get(model))
+            found += of_file(path, threads, told.get(model), trust=bool(given.get("trust")))
         else:
             size, accuracy = given.get("size"), told.get(model)
             found += _of_model(model, runtimes, forms, size, threads, accuracy, folder / str(i), skipped)
@@ -139,8 +139,10 @@ def one_pool(found: Sequence[Subject], threads: Sequence[int]) -> list[str]:
     return lines
 
 
-def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None) -> list[Subject]:
-    """An exported file with each number of threads."""
+def of_file(
+    path: Path, threads: Sequence[int], accuracy: Accuracy | None = None, *, trust: bool = False
+) -> list[Subject]:
+    """An exported file with each number of threads; `trust` is that of `predict.load`."""
     import torch
 
     from ..find import find
@@ -148,7 +150,7 @@ def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None
     from ..runtimes import label
     from ..runtimes import load as load_file
 
-    predictor = load(path)
+    predictor = load(path, trust=trust)
     runtime, size = find("runtimes", predictor.runtime), predictor.preprocess.size
     facts = facts_of(path)[1] if path.with_suffix(".json").exists() else predictor.facts
     precision = facts.get("precision") or next(iter(runtime.tolerances))
@@ -158,7 +160,7 @@ def of_file(path: Path, threads: Sequence[int], accuracy: Accuracy | None = None
     image = torch.randn(1, 3, *size).numpy()
 
     def call(count: int) -> Callable[[], object]:
-        return calling(load_file(predictor.runtime, path, count), image)
+        return calling(load_file(predictor.runtime, path, count, trust=trust), image)
 
     measured = decisive((facts.get("int8") or {}).get("int8") or facts.get("metrics"))  # those are the checkpoint's
     return [
@@ -214,7 +216,8 @@ def _of_model(
             continue
         found += [
             Subject(
-                model, "deploy", name, title, n, pixels, calling(load_file(name, file, n), example.numpy()),
+                model, "deploy", name, title, n, pixels,
+                calling(load_file(name, file, n, trust=True), example.numpy()),
                 accuracy, counts, file, precision, outputs,
             )
             for n in possible(name, threads)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, ExportError, ModelError, UsageError
-from ._show import say, table
+from ._show import say, table, tell
 from ._subjects import Subject, eager, of_file, one_pool, threads_of
 
 if TYPE_CHECKING:
@@ -32,11 +32,12 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
 
     model, *files = given["model"]
     threads = threads_of(given.get("threads")) or sorted({1, os.cpu_count() or 1})
+    trust = bool(given.get("trust"))
     limit = given.get("max_drop", MAX_DROP)
     reference = load(model)
     if reference.runtime != "torch":
         raise UsageError(f"--tune begins with a run folder or a checkpoint, and {model} is an exported file")
-    others = {path: _alike(load(path), reference, path) for path in files}  # before what takes minutes
+    others = {path: _alike(load(path, trust=trust), reference, path) for path in files}  # before what takes minutes
     say(f"judging {model}")
     judge, expected, by, pictures = _judge(reference, given["data"], given.get("format"))
     found, skipped = _in_torch(model, threads), []
@@ -47,7 +48,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
             say(f"exporting to {name}:{precision} and judging it")
             try:
                 file = _export(model, name, precision, Path(folder), pictures)
-                candidates, score = of_file(file, threads), judge(load(file))
+                candidates, score = of_file(file, threads, trust=True), judge(load(file, trust=True))
             except (ExportError, ModelError) as error:
                 skipped.append(f"{name}:{precision}: {error}")
                 say(f"skipped {skipped[-1]}")
@@ -59,7 +60,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
         for path, other in others.items():
             say(f"judging {path}")
             scores[path] = judge(other)
-            found += [replace(subject, model="", title=path) for subject in of_file(Path(path), threads)]
+            found += [replace(subject, model="", title=path) for subject in of_file(Path(path), threads, trust=trust)]
         skipped += one_pool(found, threads)
         subjects = {subject.name(several=True): subject for subject in found}
         rows, card, during = measure(subjects, given.get("runs", 100), given.get("warmup", 10))
@@ -84,11 +85,11 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
     ]  # fmt: skip
     columns = ["", "median ms", "p90 ms", "working ms", "x as fast", "%", "lost", ""]
     table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines, ("p90 ms", "working ms"))
-    print(f"fastest that loses no more than {limit:g} points: {best}")
+    tell(f"fastest that loses no more than {limit:g} points: {best}")
     if level:
-        print(f"as fast, as far as this run can tell: {', '.join(level)}")
+        tell(f"as fast, as far as this run can tell: {', '.join(level)}")
     if command := commands.get(subjects[best].title):
-        print(f"to write its file:  {command}")
+        tell(f"to write its file:  {command}")
     if given.get("csv"):
         write_csv(given["csv"], documents)
     doubts = bench.warnings(rows, card, during)

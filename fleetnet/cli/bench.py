@@ -9,7 +9,8 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ..errors import UsageError
 from ..files import write_rows
-from ._show import say, table
+from ._arguments import TRUST
+from ._show import say, table, tell
 from ._subjects import Subject, subjects, threads_of
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def arguments(parser: "ArgumentParser") -> None:
     add("--threads", type=str, help="CPU threads, one number or several as 1,2 (default: 1; --tune: 1 and all cores)")
     add("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
     add("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
+    add("--trust", action="store_true", help=TRUST)
     add("--csv", type=str, help="file for the table")
     add("--plot", type=str, help="file (.png) for accuracy over latency with the Pareto front")
     help = "of the plot, as NAME=VALUE (default: a checkpoint's own metric, and what was published for a name)"
@@ -124,9 +126,7 @@ def write_csv(path: str, documents: Sequence[Mapping[str, Any]]) -> None:
 
 
 def conditions(card: Mapping[str, object]) -> None:
-    print(
-        "conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1"
-    )
+    tell("conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1")
 
 
 def measure(
@@ -231,4 +231,4 @@ def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> N
     if len(measures) > 1:
         say(f"warning: the plot mixes accuracies of different kinds: {', '.join(sorted(measures))}")
     front = report.pareto(points, path, f"{', '.join(sorted(measures))}, %")
-    print(f"Pareto front, in {path}: " + ", ".join(f"{point['name']} ({point['group']})" for point in front))
+    tell(f"Pareto front, in {path}: " + ", ".join(f"{point['name']} ({point['group']})" for point in front))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jsonargparse.typing import PositiveInt
 
 from ..errors import ExportError, UsageError
-from ._show import TrainingProgress, duration, say, table
+from ._show import TrainingProgress, duration, say, table, tell
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -108,10 +108,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         for name, size in zip(forms, sizes, strict=True)
     ]
     show_forms(config.model, lines)
-    print(f"largest difference, relative: deploy form {folded:.1e}, ONNX {relative:.1e}")
-    print(f"figures: {', '.join(map(str, pictures))}; file: {delivered.path}")
-    print(f"took {duration(time.monotonic() - began)}, of which training {duration(trained)}")
-    print("next, with your own images in class folders:  fleetnet train --model repvit_m0_9 --data PHOTOS --cache true")
+    tell(f"largest difference, relative: deploy form {folded:.1e}, ONNX {relative:.1e}")
+    tell(f"figures: {', '.join(map(str, pictures))}; file: {delivered.path}")
+    tell(f"took {duration(time.monotonic() - began)}, of which training {duration(trained)}")
+    tell("next, with your own images in class folders:  fleetnet train --model repvit_m0_9 --data PHOTOS --cache true")
     return {
         "run": str(folder), "top1": {name: result["top1"] for name, result in results.items()},
         "parameters": {"multi-branch": sizes[0].parameters, "deploy": sizes[1].parameters},

@@ -1,12 +1,13 @@
 """`fleetnet eval`: the task's metric of a checkpoint or an exported file, by the same preprocessing and code."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ..errors import UsageError
+from ..reading import to_json
+from ._arguments import TRUST
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--batch-size", type=PositiveInt, help="images at a time (default: 32; boxes: 16; masks and label maps: 4)"
     )
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
     parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
 
@@ -57,7 +59,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..transforms import ImageDataset, collate
 
     torch.set_num_threads(given.get("threads", 2))
-    predictor = load(given["model"], threads=given.get("threads", 2))
+    predictor = load(given["model"], threads=given.get("threads", 2), trust=bool(given.get("trust")))
     target = find("tasks", predictor.task).TARGET
     if given.get("predictions") and target not in ("boxes", "masks"):
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
@@ -118,5 +120,5 @@ def _write(path: Path, found: list[dict[str, Any]], masks: bool) -> None:
         files[path.with_name(f"{path.stem}_masks{path.suffix}")] = "bbox"
     for file, other in files.items():
         items = [{key: value for key, value in item.items() if key != other} for item in found]
-        write_text(file, json.dumps(items) + "\n")
+        write_text(file, to_json(items) + "\n")
     say(f"written: {', '.join(map(str, files))} ({len(found)} objects)")

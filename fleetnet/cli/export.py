@@ -12,7 +12,7 @@ from jsonargparse.typing import PositiveInt
 
 from ..errors import ExportError, ModelError, UsageError
 from ..find import names
-from ._show import say, table
+from ._show import say, table, tell
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -204,7 +204,7 @@ def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     table(f"{given['model']} at {size[0]}x{size[1]}, tried", ["runtime", "result", "relative", "allowed"], rows)
     for r in results:
         if r["said"]:
-            print(f"{label(r['runtime'], r['precision'])}: {r['said']}")
+            tell(f"{label(r['runtime'], r['precision'])}: {r['said']}")
     failed = [label(r["runtime"], r["precision"]) for r in results if r["result"] == "cannot"]
     if failed:
         raise ExportError(f"{given['model']} cannot be handed over for {', '.join(failed)}: see the table")

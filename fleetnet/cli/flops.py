@@ -8,7 +8,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ..errors import ModelError, UsageError
 from ..files import write_rows
-from ._show import say, table
+from ._show import say, table, tell
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -72,7 +72,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         forms[name] = rows
         title = f"{given['model']}, {name}, one image of {height}x{width}"
         if style == "fvcore":
-            print(f"{title}\n{fvcore_table(network, (height, width), depth)}")
+            tell(f"{title}\n{fvcore_table(network, (height, width), depth)}")
         else:
             table(title, COLUMNS, [_line(row) for row in rows], LEAST)
     if style == "table":

@@ -4,7 +4,6 @@ import csv
 import glob
 import io
 import itertools
-import json
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +14,8 @@ from urllib.parse import unquote, urlsplit
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from ..errors import DataError, UsageError
+from ..reading import to_json
+from ._arguments import TRUST
 from ._show import say, table
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ def arguments(parser: "ArgumentParser") -> None:
         help="instead of predictions, write OUT/embeddings.npz: the backbone's features of each image, averaged over "
         "its height and width (of checkpoints)",
     )  # fmt: skip
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
 
 
@@ -65,7 +67,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..predict import load
 
     torch.set_num_threads(given.get("threads", 2))
-    predictor = load(given["model"], threads=given.get("threads", 2))
+    predictor = load(given["model"], threads=given.get("threads", 2), trust=bool(given.get("trust")))
     sources, skipped = _images(given["source"])
     kind = find("tasks", predictor.task).TARGET
     if given.get("embed"):
@@ -157,7 +159,7 @@ def _embed(
     with replacing(out / "embeddings.npz") as file:
         np.savez(
             file, features=np.stack(features), files=np.array([result["file"] for result in results]),
-            model=np.array(json.dumps(facts)), preprocess=np.array(json.dumps(predictor.preprocess.to_dict())),
+            model=np.array(to_json(facts)), preprocess=np.array(to_json(predictor.preprocess.to_dict())),
         )  # fmt: skip
     say(f"written: {out}/embeddings.npz: features {len(features)}x{len(features[0])}, files, model, preprocess")
     return results
@@ -211,7 +213,7 @@ def _detect(
             for item in _coco_items(prediction, picture, len(images), ids):
                 square = area(item["segmentation"]) if "segmentation" in item else item["bbox"][2] * item["bbox"][3]
                 annotation = {"id": count + 1, **item, "area": square, "iscrowd": 0}
-                file.write(f"{',' if count else ''}\n{json.dumps(annotation)}".encode())
+                file.write(f"{',' if count else ''}\n{to_json(annotation)}".encode())
                 count += 1
         prediction.pop("masks", None)
         return {"objects": present(prediction, predictor.classes, threshold=threshold)}
@@ -224,7 +226,7 @@ def _detect(
             file.write(b'{"annotations": [')
             found = _each(predictor, sources, skipped, boxes)
             categories = [{"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)]
-            file.write(f'],\n"images": {json.dumps(images)},\n"categories": {json.dumps(categories)}}}\n'.encode())
+            file.write(f'],\n"images": {to_json(images)},\n"categories": {to_json(categories)}}}\n'.encode())
         say(f"written: {out}/predictions.json ({count} objects), and {len(images)} pictures in {out}/drawn")
     names = [Counter(item["label"] for item in image["objects"]).most_common() for image in found[:ROWS]]
     rows = [[f["file"], ", ".join(f"{n} {name}" for name, n in some)] for f, some in zip(found, names, strict=False)]
@@ -257,7 +259,7 @@ def _segment(
     found = _each(predictor, sources, skipped, shares)
     if out is not None:
         document = {"model": given["model"], "classes": predictor.classes, "results": found, "skipped": skipped}
-        write_text(out / "predictions.json", json.dumps(document, indent=2) + "\n")
+        write_text(out / "predictions.json", to_json(document, indent=2) + "\n")
         say(f"written: {out}/predictions.json, and {len(found)} pictures in {out}/drawn and {out}/maps")
     most = [", ".join(f"{name} {100 * s:.1f}" for name, s in list(f["shares"].items())[:5]) for f in found[:ROWS]]
     rows = [[f["file"], text] for f, text in zip(found, most, strict=False)]
@@ -324,7 +326,7 @@ def _write(folder: Path, document: dict[str, Any], small: "dict[str, Image.Image
     from ..files import write_text
 
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(folder / "predictions.json", json.dumps(document, indent=2) + "\n")
+    write_text(folder / "predictions.json", to_json(document, indent=2) + "\n")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(["file", "rank", "name", "score"])

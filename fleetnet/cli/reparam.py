@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError, ModelError, UsageError
-from ._show import say, table
+from ._show import say, table, tell
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -59,7 +59,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     before, after = ({**_size(m), "macs": count(m, (height, width)).macs} for m in (model, deploy))
     rows = [[name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}"] for name in before]
     table(f"{path} at {height}x{width}", ["", "multi-branch", "deploy form"], rows)
-    print(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {TOLERANCE:.0e}), on 4 random images")
+    tell(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {TOLERANCE:.0e}), on 4 random images")
     out = Path(given.get("out") or path.with_name("deploy.safetensors"))
     checkpoint.save(
         out, deploy, classes=loaded.classes, preprocess=dataclasses.replace(loaded.preprocess, size=(height, width)),

@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-import json
+import hashlib
 import os
 import platform
 import shlex
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
 from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
+from ..reading import SMALL, from_json, links_out, read_text, to_json
 from . import Terminated
 from ._arguments import add_settings, check_types, flag
 from ._show import TrainingProgress, duration, say, shown, table
@@ -23,6 +24,14 @@ if TYPE_CHECKING:
     from ..data import Split
 
 STATE, CONFIG, ENVIRONMENT = "state/trainer.pt", "config.yaml", "environment.json"
+HASHED = "# sha256 of the lines above: "  # at the end of config.yaml, so that half of it does not pass for all
+FIRST_KEYS = (  # of config.yaml, from the first version on
+    *("model", "data", "format", "weights", "epochs", "size", "batch_size", "accumulate", "optimizer", "lr"),
+    *("momentum", "weight_decay", "warmup_epochs", "label_smoothing", "clip", "ema", "drop_path", "output_stride"),
+    *("options", "head_lr", "norm", "augment", "mosaic", "plain_epochs", "multi_scale", "scale", "flip"),
+    *("color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "crop", "precision", "channels_last", "device"),
+    *("threads", "workers", "cache", "eval_every", "seed"),
+)
 SHOWN = 3  # metrics a line, of COCO's twelve or twenty-four
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
 AFTER_RESUME = ("epochs", "device", "threads", "eval_every", "data", "format")  # what --resume lets one change
@@ -197,6 +206,11 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
         raise UsageError(
             f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else "")
         )
+    if out := links_out(run):
+        raise ModelError(
+            f"{out[0]} is a link that leads out of the run folder, and --resume would write there: replace it by what "
+            "it stands for, or delete it"
+        )
     if recipe or folder:
         raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
     for key in given:
@@ -207,7 +221,7 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
     if "format" in given and "data" not in given:
         raise UsageError("with --resume, --format goes with --data: it says how the data named anew are to be read")
     refuse_if_claimed(run)
-    before = TrainConfig(**read_recipe(run / CONFIG))
+    before = _read_config(run)
     config = dataclasses.replace(before, **given)
     if not (run / STATE).is_file():
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
@@ -222,6 +236,28 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
             )
     if config.epochs != before.epochs:
         say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
+    return config
+
+
+def _read_config(run: Path) -> TrainConfig:
+    """The settings in config.yaml of a run, all of them; `ModelError` for a file that is damaged or not whole."""
+    path = run / CONFIG
+    try:
+        text = read_text(path, SMALL)
+        settings = check_types(TrainConfig, read_recipe(path), str(path))
+        config = TrainConfig(**settings)
+    except OSError as error:
+        raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except (UsageError, ValueError) as error:
+        raise ModelError(f"{path} is damaged, so the run cannot be continued: {error}") from error
+    body, mark, hashed = text.rpartition(HASHED)
+    if mark and hashlib.sha256(body.encode()).hexdigest() != hashed.strip():
+        raise ModelError(
+            f"{path} is not as the run wrote it, and --resume continues exactly: undo the change, or delete its last "
+            "line to go on with what it says"
+        )
+    if absent := [key for key in FIRST_KEYS if key not in settings]:
+        raise ModelError(f"{path} is only a part of what the run wrote: it lacks {', '.join(absent[:5])}")
     return config
 
 
@@ -287,9 +323,10 @@ def _file(run: Path, name: str) -> str:
 
 def _environment(run: Path) -> dict[str, Any]:
     try:
-        return json.loads((run / ENVIRONMENT).read_text(encoding="utf-8"))
+        environment = from_json(read_text(run / ENVIRONMENT, SMALL))
     except (OSError, ValueError):  # it is a record; the data are compared by what they are
         return {}
+    return environment if isinstance(environment, dict) else {}
 
 
 def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> None:
@@ -309,9 +346,10 @@ def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> 
     if (not resume or other_data or "data_path" not in environment) and os.path.exists(config.data):
         place = os.path.abspath(config.data)
         environment |= {"data_path": place, "data_from_run": os.path.relpath(place, run)}
-    write_text(run / ENVIRONMENT, json.dumps(environment, indent=2) + "\n")
+    write_text(run / ENVIRONMENT, to_json(environment, indent=2) + "\n")
     values = {**config.to_dict(), "size": list(config.size)}
-    write_text(run / CONFIG, yaml.safe_dump(values, sort_keys=False))
+    text = yaml.safe_dump(values, sort_keys=False)
+    write_text(run / CONFIG, f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
 def _say_epoch(line: dict[str, Any]) -> None:

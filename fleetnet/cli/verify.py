@@ -1,10 +1,10 @@
 """`fleetnet verify`: check an exported file against the checkpoint it was made from."""
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import UsageError
+from ._arguments import TRUST
 from ._show import say, table
 from .export import LEAST, pictures_of
 
@@ -19,6 +19,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors) that it was made from")
     parser.add_argument("--data", type=str, help="compare on images of this data too, not on random ones alone")
     parser.add_argument("--format", type=str | None, help="format of the data (default: found out)")
+    parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--explain", action="store_true", help="where the file differs, name the first layer that does")
 
 
@@ -28,15 +29,21 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{'the file' if key == 'file' else '--model'} is missing; example: {EXAMPLE}")
 
     from ..predict import facts_of, verify
-    from ..weights import locate
+    from ..weights import hash_of, locate
 
     file = Path(given["file"])
     runtime, facts = facts_of(file)
     path = locate(Path(given["model"]))
     made_from = facts.get("checkpoint_sha256")
-    if made_from and made_from != hashlib.sha256(path.read_bytes()).hexdigest():
+    if made_from and made_from != hash_of([path]):
         say(f"{file} was made from another checkpoint than {path}")
-    parity = verify(path, file, pictures=pictures_of(given, path), explain=bool(given.get("explain")))
+    parity = verify(
+        path,
+        file,
+        pictures=pictures_of(given, path),
+        explain=bool(given.get("explain")),
+        trust=bool(given.get("trust")),
+    )
     row = [
         runtime, str(file), f"{parity.max_abs:.2e}", f"{parity.relative:.2e}", f"{parity.tolerance:.0e}", parity.images
     ]  # fmt: skip

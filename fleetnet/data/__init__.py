@@ -19,6 +19,7 @@ from PIL import Image
 from ..errors import DataError, UsageError, choose, named_arguments
 from ..find import find, names
 from ..images import examine
+from ..reading import ANNOTATIONS, read_bytes
 
 TARGETS = ("label", "boxes", "masks", "semantic")  # kinds of annotation: of the image, objects, their masks, each pixel
 WORDS = {"label": "label of an image", "boxes": "boxes", "masks": "instance masks", "semantic": "label of each pixel"}
@@ -185,7 +186,7 @@ def note_turned(turned: Sequence[Path], skipped: list[str]) -> None:
 def text_of(path: Path) -> str:
     """The text of an annotation file in UTF-8, with or without BOM; `DataError` names the line that is not."""
     try:
-        data = path.read_bytes()
+        data = read_bytes(path, ANNOTATIONS)
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1

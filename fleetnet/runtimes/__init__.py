@@ -14,6 +14,8 @@ A runtime is a module:
     trace(path, threads) -> callable(ndarray) -> dict[str, ndarray]
                     optional: what the layers of the file put out, by name, in the order of execution (see `_explain`)
     integers        optional: the type of integer outputs in a file that has no int64
+    RUNS_CODE       optional: True of a format that can hide code, which runs when a file is read; `load` and `trace`
+                    then take `trust`, and refuse without it
     one_pool        optional: True where all files of a process share one number of threads
     calls           optional, of what `load` gives: "many" where any number of threads may call it at once, "process"
                     where only one call of all files of the runtime may run; one call of a file at a time unless given
@@ -34,9 +36,6 @@ where the caller can say it; see `_agreement`.
 """
 
 import copy
-import glob
-import hashlib
-import json
 import math
 import os
 import shutil
@@ -66,6 +65,14 @@ from ._agreement import compare, limits
 from ._explain import explanation as explanation
 from ._guarded import Guarded as Guarded
 from ._guarded import check_threads, lock_of
+from ._opened import check_hash as check_hash
+from ._opened import checked as checked
+from ._opened import files as files
+from ._opened import hash_of as hash_of
+from ._opened import metadata as metadata
+from ._opened import opened
+from ._opened import read_sidecar as read_sidecar
+from ._opened import signed as signed
 from ._preprocess import Preprocessed as Preprocessed
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
@@ -139,42 +146,28 @@ def label(name: str, precision: str) -> str:
     return name if precision == next(iter(find("runtimes", name).tolerances)) else f"{name}-{precision}"
 
 
-def _guard(name: str, action: str, path: Path | str, threads: int) -> Guarded[Any]:
+def _guard(name: str, action: str, path: Path | str, threads: int, trust: bool) -> Guarded[Any]:
     """What a runtime's `load` or `trace` makes of a file, for many threads."""
     check_threads(str(path), threads)
     module = find("runtimes", name)
     calls = getattr(module, "calls", "file")
     lock = {"many": None, "process": lock_of(name), "file": threading.RLock()}[calls]
     with lock or nullcontext(), lock_of("loading"):
-        return Guarded(getattr(module, action)(path, threads), str(path), lock)
+        return Guarded(opened(name, action, Path(path), threads, trust), str(path), lock)
 
 
-def load(name: str, path: Path | str, threads: int = 1) -> Guarded[list[np.ndarray]]:
+def load(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) -> Guarded[list[np.ndarray]]:
     """A function of one batch (N, 3, H, W) that runs a file in a runtime and returns its outputs in order.
 
     Any number of threads of this process may call it; a fork of the process may not. Raises what the runtime's own
     `load` raises, and `FleetnetError` for several `threads` in a fork of a process that has computed.
     """
-    return _guard(name, "load", path, threads)
+    return _guard(name, "load", path, threads, trust)
 
 
-def trace(name: str, path: Path | str, threads: int = 1) -> Guarded[dict[str, np.ndarray]]:
+def trace(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) -> Guarded[dict[str, np.ndarray]]:
     """A function of one batch that gives what the layers of a file put out, as `load` for threads and errors."""
-    return _guard(name, "trace", path, threads)
-
-
-def files(path: Path) -> list[Path]:
-    """All files that an exported file consists of: itself or what is in it, and parts of the same stem beside it."""
-    whole = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
-    own = {".json", ".npz", path.suffix}
-    return whole + sorted(f for f in path.parent.glob(f"{glob.escape(path.stem)}.*") if f.suffix not in own)
-
-
-def _hash(path: Path) -> str:
-    hashed = hashlib.sha256()
-    for file in files(path):
-        hashed.update(file.read_bytes())
-    return hashed.hexdigest()
+    return _guard(name, "trace", path, threads, trust)
 
 
 def version(package: str) -> str | None:
@@ -395,18 +388,18 @@ def deliver(
         if unverified:
             unverified = f"{unverified}; {to.inspect(file, deployed)}"
         else:
-            parity = verify(model, load(runtime, file), examples, tolerance, meaning)
+            parity = verify(model, load(runtime, file, trust=True), examples, tolerance, meaning)  # our own file
         if parity and not parity.passed:
             advice = _advice(tolerance, model, deployed, examples, runtime, precision, dynamic, meaning)
             if explain:
-                advice += f". {explanation(deployed, file, runtime, examples, tolerance)}"
+                advice += f". {explanation(deployed, file, runtime, examples, tolerance, trust=True)}"
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
         np.savez(folder / golden.name, allow_pickle=False, **arrays)
         document = {
             **facts,
             "file": path.name,
-            "sha256": _hash(file),
+            "sha256": hash_of(files(file)),
             "golden": golden.name,
             "runtime": runtime,
             "runtime_version": version(to.package),
@@ -417,8 +410,7 @@ def deliver(
             "unverified": unverified,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        text = json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-        (folder / sidecar.name).write_text(text, encoding="utf-8")
+        (folder / sidecar.name).write_text(signed(document), encoding="utf-8")
         for finished in sorted(folder.iterdir(), key=lambda f: f.name == path.name):  # the file itself last
             target = path.with_name(finished.name)
             if target.is_dir():

@@ -174,21 +174,27 @@ def _apart(expected: Sequence[Tensor], given: Sequence[np.ndarray]) -> list[floa
 
 
 def explain(
-    model: nn.Module, path: Path, runtime: str, examples: Sequence[Tensor] | Tensor, tolerance: float
+    model: nn.Module,
+    path: Path,
+    runtime: str,
+    examples: Sequence[Tensor] | Tensor,
+    tolerance: float,
+    *,
+    trust: bool = False,
 ) -> Divergence | None:
     """The layer of the file that differs from `model`, the deploy form, though what goes into it agrees.
 
     Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest apart; `tolerance` is
     that of the file's precision. None where no layer stands out: then the outputs differ by the rounding of many
-    layers, or by what the runtime does when it runs the file as a whole. Raises `ExportError` if the runtime cannot
-    show its layers.
+    layers, or by what the runtime does when it runs the file as a whole. `trust` is that of `load`. Raises
+    `ExportError` if the runtime cannot show its layers.
     """
     to = find("runtimes", runtime)
     if not hasattr(to, "trace"):
         raise ExportError(f"{runtime} cannot show what its layers put out")
     from . import load, trace
 
-    run, worst, image = load(runtime, path), [-1.0], examples[0]
+    run, worst, image = load(runtime, path, trust=trust), [-1.0], examples[0]
     for example in examples:
         with torch.no_grad():
             expected = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
@@ -196,7 +202,7 @@ def explain(
         if max(apart) > max(worst):
             worst, image = apart, example
     steps, outputs = _record(model, image)
-    traced: Mapping[str, np.ndarray] = trace(runtime, path)(image.cpu().numpy())
+    traced: Mapping[str, np.ndarray] = trace(runtime, path, trust=trust)(image.cpu().numpy())
     layers = {name: np.asarray(value) for name, value in traced.items() if np.asarray(value).dtype.kind == "f"}
     _pair(steps, list(layers.values()), tolerance)
     for i, relative in zip(outputs, worst, strict=True):
@@ -231,11 +237,17 @@ def _name(names: Sequence[str], step: _Step, layer: int | None) -> str | None:
 
 
 def explanation(
-    model: nn.Module, path: Path, runtime: str, examples: Sequence[Tensor] | Tensor, tolerance: float
+    model: nn.Module,
+    path: Path,
+    runtime: str,
+    examples: Sequence[Tensor] | Tensor,
+    tolerance: float,
+    *,
+    trust: bool = False,
 ) -> str:
     """What `explain` finds, as a sentence without its period; also where it can find nothing."""
     try:
-        found = explain(model, path, runtime, examples, tolerance)
+        found = explain(model, path, runtime, examples, tolerance, trust=trust)
     except (ExportError, ModelError) as error:
         return f"The layer that differs cannot be named: {str(error).rstrip('.')}"
     return str(found) if found else (

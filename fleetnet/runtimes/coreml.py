@@ -7,7 +7,6 @@ what every layer holds with the model, and what the program says with what the m
 """
 
 import importlib
-import json
 import platform
 import shutil
 import sys
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
+from ..reading import from_json, to_json
 from . import _mil
 from ._preprocess import Preprocessed
 from ._program import capture, quiet, reason
@@ -98,7 +98,7 @@ def export(
             )
             notes = {FACTS: metadata or {}, OUTPUTS: list(outputs), PRECISION: precision}
             for name, note in notes.items():
-                converted.user_defined_metadata[name] = json.dumps(note, ensure_ascii=False)
+                converted.user_defined_metadata[name] = to_json(note, ensure_ascii=False)
             converted.save(str(path))
     except Exception as error:  # coremltools raises whatever its passes raise
         shutil.rmtree(path, ignore_errors=True)
@@ -117,7 +117,7 @@ def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
         with quiet(stderr=True):
             opened = ct.models.MLModel(str(path), skip_model_load=True)
         texts = opened.user_defined_metadata
-        return opened, {key: json.loads(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
+        return opened, {key: from_json(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
     except Exception as error:  # of protobuf, of coremltools, of JSON
         raise ModelError(f"{path}: not a readable Core ML package: {reason(error)}") from error
 

@@ -7,7 +7,6 @@ Differs from the documented path: two operators are replaced by others of the sa
 """
 
 import importlib
-import json
 import struct
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError
+from ..reading import from_json, to_json
 from . import _isolated
 from ._program import capture, quiet, silent
 
@@ -90,12 +90,12 @@ def export(
     """
     _isolated.check("litert")
     program = capture(model, example, outputs, dynamic, INSTEAD, lacking=LACKING)
-    notes = {FACTS: json.dumps(metadata or {}, ensure_ascii=False), OUTPUTS: json.dumps(list(outputs))}
+    notes = {FACTS: to_json(metadata or {}, ensure_ascii=False), OUTPUTS: to_json(list(outputs))}
     with tempfile.TemporaryDirectory() as work:
         given, said = Path(work, "program.pt2"), Path(work, "notes.json")
         with quiet():
             torch.export.save(program, given)
-        said.write_text(json.dumps(notes), encoding="utf-8")
+        said.write_text(to_json(notes), encoding="utf-8")
         try:
             _isolated.run("litert", WORKER, str(given), str(said), str(Path(path).absolute()))
         except ExportError as error:
@@ -196,7 +196,7 @@ def _notes(path: Path | str) -> dict[str, Any]:
         model = schema.Model.GetRootAs(content)
         entries = [model.Metadata(i) for i in range(model.MetadataLength())]
         texts = {e.Name().decode(): model.Buffers(e.Buffer()).DataAsNumpy() for e in entries}
-        return {key: json.loads(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
+        return {key: from_json(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
     except (ValueError, TypeError, IndexError, AttributeError, OverflowError, struct.error) as error:  # of flatbuffers
         raise ModelError(f"{path}: not a readable LiteRT file: {error}") from error
 

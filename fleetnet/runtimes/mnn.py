@@ -11,7 +11,6 @@ fasternet_t0, repvit_m0_9 and parc_convnext_xt 1.4 to 1.5 times slower (x86, one
 """
 
 import importlib
-import json
 import re
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
+from ..reading import from_json, to_json
 from . import onnx
 from ._program import silent
 
@@ -140,14 +140,14 @@ def export(
         Path(path).unlink(missing_ok=True)  # an older file would pass for the new one
         onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
         _prepare(between, precision)
-        options = ["-f", "ONNX", "--modelFile", str(between), "--bizCode", json.dumps(about), *OPTIONS[precision]]
+        options = ["-f", "ONNX", "--modelFile", str(between), "--bizCode", to_json(about), *OPTIONS[precision]]
         shapes = [shape, [len(example) + 1, *shape[1:]]] if dynamic else [shape]
         _convert(options, Path(path), list(outputs), shapes, dtype)
 
 
 def _convert(options: Sequence[str], path: Path, outputs: Sequence[str], shapes: Sequence[Any], dtype: str) -> None:
     """Write the file and run it once for each of `shapes`."""
-    request = json.dumps([options, str(path), outputs, shapes, dtype, DTYPES[dtype]])
+    request = to_json([options, str(path), outputs, shapes, dtype, DTYPES[dtype]])
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", CONVERT], input=request, capture_output=True, text=True, errors="replace",
@@ -180,7 +180,7 @@ def _about(path: Path | str) -> dict[str, Any]:
     except SystemError as error:  # MNN's only exception
         raise ModelError(f"{path}: not a readable MNN file") from error
     try:
-        about = json.loads(text)
+        about = from_json(text)
         return {key: about[key] for key in ("fleetnet", "precision", "shape", "dtype", "outputs")}
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(f"{path}: an MNN file of another program: it does not say what it takes and gives") from error

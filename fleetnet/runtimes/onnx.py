@@ -4,7 +4,6 @@ One file with the weights inside, input "image", facts as JSON in the metadata u
 """
 
 import ast
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -18,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
+from ..reading import from_json, to_json
 from ._program import quiet
 
 suffix = ".onnx"
@@ -116,7 +116,7 @@ def export(
     if written.get("") != chosen:
         raise ExportError(f"{path}: opset {chosen} was asked for, but this model could only be written as {written}")
     _name_by_module(proto.graph)
-    proto.metadata_props.add(key=KEY, value=json.dumps(metadata or {}, ensure_ascii=False))
+    proto.metadata_props.add(key=KEY, value=to_json(metadata or {}, ensure_ascii=False))
     onnx.save(proto, path)
 
 
@@ -200,7 +200,7 @@ def metadata(path: Path | str) -> dict[str, object]:
         raise ModelError(f"{path}: no such file")
     try:
         proto = onnx.load(path, load_external_data=False)
-        found = [json.loads(entry.value) for entry in proto.metadata_props if entry.key == KEY]
+        found = [from_json(entry.value) for entry in proto.metadata_props if entry.key == KEY]
     except Exception as error:  # protobuf's DecodeError; JSON that is none
         raise ModelError(f"{path}: not a readable ONNX file: {error}") from error
     if not proto.graph.node:  # to protobuf, an empty file is an empty message

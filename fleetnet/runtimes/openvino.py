@@ -7,7 +7,6 @@ kernels of ParC for variables, which its CPU plugin refuses, and reports to its 
 """
 
 import importlib
-import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +21,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError
+from ..reading import from_json, to_json
 from . import onnx
 
 suffix = ".xml"
@@ -120,7 +120,7 @@ def export(
         manager = passes.Manager()
         manager.register_pass(passes.ConstantFolding())
         manager.run_passes(network)
-        network.set_rt_info(json.dumps(metadata or {}, ensure_ascii=False), FACTS)
+        network.set_rt_info(to_json(metadata or {}, ensure_ascii=False), FACTS)
         network.set_rt_info(precision, PRECISION)
         openvino.save_model(network, path, compress_to_fp16=False)
 
@@ -225,4 +225,4 @@ def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str
 
 def metadata(path: Path | str) -> dict[str, object]:
     """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no IR file."""
-    return json.loads(_info(_read(path), FACTS) or "{}")
+    return from_json(_info(_read(path), FACTS) or "{}")

@@ -2,10 +2,9 @@
 
 One file with the weights inside, facts as JSON in it under "fleetnet.json". It is for servers that have torch, and
 holds whatever the network holds. Torch reads this format in ways that can run code hidden in it: load only files from
-people you trust, as with a Python program.
+people you trust, as with a Python program, and with `trust`.
 """
 
-import json
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,6 +18,7 @@ from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError
+from ..reading import from_json, to_json
 from ._program import quiet, reason
 
 suffix = ".pt2"
@@ -30,6 +30,7 @@ default_opset = None
 # wrong sign is at 3.3e-4.
 tolerances = {"fp32": 1e-4}
 
+RUNS_CODE = True  # when torch reads the file; see `load`
 KEY = "fleetnet.json"  # of the files inside
 
 
@@ -79,10 +80,15 @@ def export(
     for node in program.graph.nodes:  # stack traces of the exporting machine, with its paths
         node.meta.pop("stack_trace", None)
     with quiet():
-        torch.export.save(program, path, extra_files={KEY: json.dumps(metadata or {}, ensure_ascii=False)})
+        torch.export.save(program, path, extra_files={KEY: to_json(metadata or {}, ensure_ascii=False)})
 
 
-def _read(path: Path | str) -> torch.export.ExportedProgram:
+def _read(path: Path | str, trust: bool) -> torch.export.ExportedProgram:
+    if not trust:
+        raise ModelError(
+            f"{path} was not opened: a {suffix} file can hide code that runs when torch reads it, like a program. If "
+            "it comes from somebody you trust, say so: --trust, in Python trust=True"
+        )
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
     try:
@@ -92,9 +98,9 @@ def _read(path: Path | str) -> torch.export.ExportedProgram:
         raise ModelError(f"{path}: torch cannot load this file: {reason(error)}") from error
 
 
-def _network(path: Path | str) -> tuple[fx.GraphModule, Callable[[np.ndarray], Tensor]]:
+def _network(path: Path | str, trust: bool) -> tuple[fx.GraphModule, Callable[[np.ndarray], Tensor]]:
     """The file's graph, and what makes its input of a batch."""
-    program = _read(path)
+    program = _read(path, trust)
     names = program.graph_signature.user_inputs
     (given,) = [node.meta["val"] for node in program.graph.nodes if node.name in names] if len(names) == 1 else [None]
     if given is None or given.ndim != 4:
@@ -116,14 +122,15 @@ def _network(path: Path | str) -> tuple[fx.GraphModule, Callable[[np.ndarray], T
         return program.module(), prepare
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. During a call torch has
-    `threads` threads, in all of the process. Raises `ModelError` if the file is missing, damaged or has other inputs,
-    and, on the call, for a batch of another shape or kind.
+    `threads` threads, in all of the process. Reading such a file can run code that is hidden in it, so `trust` must say
+    that it comes from somebody who is trusted like a program. Raises `ModelError` if it is not trusted, missing,
+    damaged or has other inputs, and, on the call, for a batch of another shape or kind.
     """
-    network, prepare = _network(path)
+    network, prepare = _network(path, trust)
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         tensor = prepare(image)
@@ -153,13 +160,13 @@ class _Recorder(fx.Interpreter):
         return output
 
 
-def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A function of one batch that gives what every operator of the file puts out, in the order of execution.
 
     The names are those of module and operator, "backbone.stages.0.conv/conv2d"; further outputs of an operator have
     ":1" and so on behind them. Raises what `load` raises.
     """
-    network, prepare = _network(path)
+    network, prepare = _network(path, trust)
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         recorder = _Recorder(network)
@@ -177,6 +184,6 @@ def metadata(path: Path | str) -> dict[str, object]:
     try:
         with zipfile.ZipFile(path) as archive:
             inside = [name for name in archive.namelist() if name.endswith(f"/extra/{KEY}")]
-            return json.loads(archive.read(inside[0])) if inside else {}
+            return from_json(archive.read(inside[0])) if inside else {}
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise ModelError(f"{path}: not a readable file of torch.export: {error}") from error

@@ -14,13 +14,13 @@ and so on. `from` is a map or a list of maps; -1 is the one before. The word `ba
 import math
 import reprlib
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
 
 from ..backbones import family
 from ..errors import ModelError, choose
+from ..reading import SMALL, read_text
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 STRIDES = (2, 4, 8, 16, 32)  # of the maps 0 to 4
@@ -65,8 +65,10 @@ def read(source: str) -> str:
     if "\n" in source:
         return source
     try:
-        return Path(source).read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        return read_text(source, SMALL)
+    except OSError as error:
+        raise ModelError(f"cannot read the layout file {source!r}: {error.strerror}") from error
+    except ValueError as error:
         raise ModelError(f"cannot read the layout file {source!r}: {error}") from error
 
 

@@ -1,0 +1,136 @@
+"""An exported file of a stranger, or of another day, before its runtime's parser sees it.
+
+Parsers in native code crash on damaged files, and one of them runs code that a file holds. So first the description
+beside the file is read and checked, then the file's hash is compared with the one in it, and last the parser is called;
+whatever it raises becomes a `ModelError` that names the file.
+"""
+
+import glob
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import FleetnetError, ModelError
+from ..facts import OWN_HASH, check_own_hash, check_values, own_hash
+from ..find import find
+from ..reading import DESCRIPTION, MODEL, blocks, check_regular, from_json, read_bytes, to_json
+
+Call = Callable[[np.ndarray], Any]
+
+
+def files(path: Path) -> list[Path]:
+    """All files that an exported file consists of: itself or what is in it, and parts of the same stem beside it."""
+    whole = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
+    own = {".json", ".npz", path.suffix}
+    return whole + sorted(f for f in path.parent.glob(f"{glob.escape(path.stem)}.*") if f.suffix not in own)
+
+
+def hash_of(parts: list[Path]) -> str:
+    """SHA-256 of the content of files, one after the other, in hexadecimal digits."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        for block in blocks(part):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def signed(document: Mapping[str, Any]) -> str:
+    """The text of a sidecar, with the hash of its own content."""
+    about = from_json(to_json(document))  # as it will be read: keys are text, and nothing is NaN
+    return to_json({**about, OWN_HASH: own_hash(about)}, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The description beside an exported file, each key checked.
+
+    Raises `ModelError` where there is none, it is damaged or changed, or it describes another file.
+    """
+    beside = path.with_suffix(".json")
+    try:
+        about = from_json(read_bytes(beside, DESCRIPTION))
+    except OSError as error:
+        reason = "" if isinstance(error, FileNotFoundError) else f", which cannot be read: {error.strerror}"
+        raise ModelError(f"{path} needs {beside.name} beside it, as export wrote it{reason}") from error
+    except ValueError as error:
+        raise ModelError(f"{beside} is damaged: it is not JSON: {error}") from error
+    if not isinstance(about, dict):
+        raise ModelError(f"{beside} is damaged: it is no mapping, but {type(about).__name__}")
+    check_values(about, beside)
+    check_own_hash(about, beside)
+    described = about.get("file", path.name)
+    if Path(described).suffix != path.suffix:
+        raise ModelError(f"{beside} describes {described!r}, not {path.name}: files of two runtimes need two folders")
+    return about
+
+
+def check_hash(path: Path, about: Mapping[str, Any]) -> None:
+    """`ModelError` unless a file is the one that its description was written for; older ones hold no hash."""
+    expected = about.get("sha256")
+    if expected is None:
+        return
+    beside = path.with_suffix(".bin")  # what some formats keep their weights in
+    # Other files of the same stem, such as a copy, are no parts.
+    candidates = [files(path), [path, beside] if beside.is_file() else [], [] if path.is_dir() else [path]]
+    try:
+        if any(hash_of(parts) == expected for parts in candidates if parts):
+            return
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    raise ModelError(
+        f"{path} is not the file that {path.with_suffix('.json').name} was written for: its hash is another, so it is "
+        "damaged, or was replaced. Export it anew; if the change was meant, delete the keys sha256 and "
+        f"{OWN_HASH} there"
+    )
+
+
+def checked(path: Path, *, needed: bool = True) -> dict[str, Any] | None:
+    """The description beside a file whose hash fits; None where there is none, unless it is `needed`."""
+    beside = path.with_suffix(".json")
+    if not needed and not beside.exists():
+        return None
+    about = read_sidecar(path)
+    if not path.exists():
+        raise ModelError(f"{path}: no such file")
+    check_hash(path, about)
+    return about
+
+
+def opened(name: str, action: str, path: Path, threads: int, trust: bool) -> Call:
+    """What `load` or `trace` of a runtime, the `action`, makes of a file; whatever it raises is a `ModelError`."""
+    module = find("runtimes", name)
+    settings = {"trust": trust} if getattr(module, "RUNS_CODE", False) else {}
+
+    def attempt(call: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
+        try:
+            return call(*arguments, **settings)
+        except FleetnetError:
+            raise
+        except Exception as error:  # parsers of damaged files raise nearly anything
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise ModelError(f"{path}: {name} cannot use this file: {reason}") from error
+
+    if not Path(path).is_dir():
+        try:
+            check_regular(path, MODEL)
+        except FileNotFoundError:
+            pass  # the runtime says it, after what else is missing
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read: {error.strerror}") from error
+    run = attempt(getattr(module, action), path, threads, **settings)
+    return lambda image: attempt(run, image)
+
+
+def metadata(name: str, path: Path) -> Any:
+    """The facts that a file holds itself; `ModelError` where they cannot be read, None if the format holds none."""
+    module = find("runtimes", name)
+    if not hasattr(module, "metadata"):
+        return None
+    try:
+        return module.metadata(path)
+    except FleetnetError:
+        raise
+    except Exception as error:  # of damaged files, as above
+        raise ModelError(f"{path}: its description cannot be read: {type(error).__name__}: {error}") from error
