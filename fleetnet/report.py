@@ -1,11 +1,9 @@
-"""Figures, drawn predictions, and one HTML page that holds them: plain dicts, lists and images in, files out.
+"""Figures and drawn predictions: plain dicts, lists and images in, files out.
 
 matplotlib is drawn through its `Figure` objects, without pyplot: no window, no global state.
 """
 
-import base64
 import colorsys
-import html
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,14 +12,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from .errors import UsageError
-from .files import replacing, write_text
+from .files import replacing
 
-PANELS = {  # title of a panel -> the last parts of the names that belong there; "train" has losses besides
-    "loss": ("loss",),
-    "percent": ("top1", "top5", "AP", "AP50", "mask_AP", "mask_AP50", "mIoU"),
-    "learning rate": ("lr",),
-}
-NO_LOSS = ("images",)  # numbers under "train" that are none
+METRICS = {  # of evaluations, as they are called in the log -> in a figure, in the order of drawing
+    "top1": "top-1", "top5": "top-5", "mask_AP": "mask AP", "mask_AP50": "mask AP at IoU 0.5", "AP": "box AP",
+    "AP50": "box AP at IoU 0.5", "mIoU": "mean IoU", "accuracy": "accuracy",
+}  # fmt: skip
+NO_LOSS = ("images", "lr")  # numbers under "train" that are no losses
+FORMS = {"raw": "raw weights", "ema": "averaged weights"}
 RIGHT, WRONG = "#1a7f37", "#cf222e"
 COVER = 0.5  # share of a color in what it lies on
 CROWDED = 0.2  # share of a picture that names may hide
@@ -29,6 +27,9 @@ LEGEND = 20  # names in a legend at most
 BARS = 60  # classes in one figure at most
 PAIRS = 30  # of classes that are confused, in one figure at most
 NOTHING = "(nothing)"
+GRAY = (90, 90, 90)
+
+Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -61,34 +62,56 @@ def save(picture: Image.Image, path: Path | str, **options: Any) -> None:
         picture.save(file, suffixes[Path(path).suffix.lower()], **options)
 
 
-def _panel(name: str) -> str | None:
-    """The title of the panel where a number of this dotted name is drawn, if it is."""
-    first, *_, last = ["", *name.split(".")] if "." not in name else name.split(".")
-    for title, ends in PANELS.items():
-        if last in ends:
-            return title
-    return "loss" if first == "train" and last not in NO_LOSS else None
+def _drawn_lines(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, str]]:
+    """What is drawn of the flat lines of a log: title of a panel -> name in the log -> name of the line."""
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    losses = {}
+    for name in names:
+        first, _, loss = name.rpartition(".")
+        if first == "train" and loss not in NO_LOSS:
+            losses[name] = "all losses" if loss == "loss" else loss.replace("_", " ")
+        elif name == "loss":
+            losses[name] = "loss"
+    if len(losses) <= 2 and "train.loss" in losses:  # a task of one loss: the sum is the same
+        losses = {"train.loss": "loss"}
+    form = "ema" if any(name.startswith("ema.") for name in names) else "raw"  # the average is what is used
+    metrics = {}
+    for metric, text in METRICS.items():
+        for name in (f"{form}.{metric}", metric):
+            if name in names:
+                metrics[name] = text
+    if f"{form}.loss" in names:
+        losses[f"{form}.loss"] = "loss of evaluation"
+    rates = dict.fromkeys((name for name in names if name in ("train.lr", "lr")), "learning rate")
+    evaluated = f"evaluation, percent ({FORMS[form]})"
+    panels: list[tuple[str, dict[str, str]]] = [("training", losses), (evaluated, metrics), ("learning rate", rates)]
+    return {title: named for title, named in panels if named}
 
 
 def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
-    """Losses, accuracies (AP, mIoU) and the learning rate over the epochs, as PNG.
+    """Losses, accuracies (AP, mIoU) and the learning rate over the epochs, one line a quantity, as PNG.
 
     `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 1, "raw": {"top1": 51.2}}.
-    Epochs without a number (not evaluated) are skipped. Raises `UsageError` if there is nothing to draw.
+    Where there are averaged weights, evaluations are theirs. Epochs without a number (not evaluated) are skipped.
+    Raises `UsageError` if there is nothing to draw.
     """
+    from matplotlib.ticker import MaxNLocator
+
     lines = [_flat(line) for line in log]
-    names = list(dict.fromkeys(name for line in lines for name in line))
-    panels = {title: drawn for title in PANELS if (drawn := [name for name in names if _panel(name) == title])}
+    panels = _drawn_lines(lines)
     if not panels:
+        names = list(dict.fromkeys(name for line in lines for name in line))
         raise UsageError(f"no curve to draw: {len(lines)} epochs with {', '.join(names) or 'no numbers'}")
     figure = _figure(5 * len(panels), 3.6)
-    for axes, (title, drawn) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
-        for name in drawn:
+    for axes, (title, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+        for name, text in named.items():
             points = [(line["epoch"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), label=name, marker="." if len(points) < 40 else None)
+            axes.plot(*zip(*points, strict=True), label=text, marker="." if len(points) < 40 else None)
         axes.set(title=title, xlabel="epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize="small")
+        if len(named) > 1:
+            axes.legend(fontsize="small")
     _save(figure, path)
 
 
@@ -200,20 +223,66 @@ def pareto(
         of_group = [point for point in points if point["group"] == group]
         xs, ys = ([point[key] for point in of_group] for key in ("milliseconds", "accuracy"))
         axes.scatter(xs, ys, color=np.divide(color, 255), label=group.replace("$", r"\$"), s=24)
-    for point in points:
-        where = point["milliseconds"], point["accuracy"]
-        weight = "bold" if point in front else "normal"
-        text = point["name"].replace("$", r"\$")
-        axes.annotate(text, where, (4, 3), textcoords="offset points", fontsize=7, fontweight=weight)
     axes.set(xlabel="latency of one image, ms", ylabel=accuracy, xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter("{x:g}")
     axes.xaxis.set_minor_formatter(NullFormatter())
-    axes.margins(x=0.12)  # names stand to the right of their points
+    axes.margins(x=0.12, y=0.12)  # room for names beside the points
     axes.grid(alpha=0.3, which="both")
-    axes.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small")
+    _name_points(figure, axes, points, front)
     _save(figure, path)
     return front
+
+
+# Where a name may stand beside its point: offset in points of type, and how the text is aligned there.
+BESIDE = [
+    (5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"),
+    (5, 6, "left", "bottom"), (5, -6, "left", "top"), (-5, 6, "right", "bottom"), (-5, -6, "right", "top"),
+    (14, 16, "left", "bottom"), (14, -16, "left", "top"), (-14, 16, "right", "bottom"), (-14, -16, "right", "top"),
+    (24, 30, "left", "bottom"), (24, -30, "left", "top"), (-24, 30, "right", "bottom"), (-24, -30, "right", "top"),
+]  # fmt: skip
+
+
+def _name_points(
+    figure: Any, axes: Any, points: Sequence[Mapping[str, Any]], front: Sequence[Mapping[str, Any]]
+) -> None:
+    """The name of each point where it covers neither another name nor a point and stays inside of the axes.
+
+    Those on the front come first. A name without such a place is left out: the printed table has it.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # places everything else
+    frame = axes.get_window_extent()
+    at = [axes.transData.transform((point["milliseconds"], point["accuracy"])) for point in points]
+    taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
+    for point in sorted(points, key=lambda point: point not in front):
+        where = point["milliseconds"], point["accuracy"]
+        weight = "bold" if point in front else "normal"
+        for dx, dy, horizontal, vertical in BESIDE:
+            far = abs(dy) > 10
+            text = axes.annotate(
+                point["name"].replace("$", r"\$"), where, (dx, dy), textcoords="offset points", fontsize=7,
+                fontweight=weight, ha=horizontal, va=vertical,
+                arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.5} if far else None,
+            )  # fmt: skip
+            x0, y0, x1, y1 = place = _text_extent(canvas, text)  # without its line
+            inside = frame.x0 <= x0 and x1 <= frame.x1 and frame.y0 <= y0 and y1 <= frame.y1
+            if inside and not any(_overlap(place, other) for other in taken):
+                taken.append(place)
+                break
+            text.remove()
+
+
+def _text_extent(canvas: Any, text: Any) -> Rectangle:
+    """The rectangle of an annotation's text alone, in pixels of the figure."""
+    from matplotlib.text import Text
+
+    text.update_positions(canvas.get_renderer())
+    x0, y0, x1, y1 = Text.get_window_extent(text, canvas.get_renderer()).extents
+    return x0, y0, x1, y1
 
 
 def confused(pairs: Sequence[Sequence[int]], classes: Sequence[str], path: Path | str) -> None:
@@ -234,7 +303,7 @@ def confused(pairs: Sequence[Sequence[int]], classes: Sequence[str], path: Path 
     names = [f"{classes[truth]} taken for {classes[predicted]}".replace("$", r"\$") for truth, predicted, _ in shown]
     axes.set_yticks(places, names)
     axes.set(title="most confused", xlim=(0, 1.15 * max(counts)), ylim=(len(shown) - 0.4, -0.6))
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def over_score(curves: Mapping[str, Any], classes: Sequence[str], best: float | None, path: Path | str) -> None:
@@ -263,7 +332,7 @@ def over_score(curves: Mapping[str, Any], classes: Sequence[str], best: float | 
     axes.set(xlabel="lowest score that is kept", ylabel="percent", xlim=(0, 1), ylim=(0, 106))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside right upper", fontsize="small")
-    figure.savefig(path)
+    _save(figure, path)
 
 
 def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> list[Path]:
@@ -316,41 +385,88 @@ def colors(count: int) -> list[tuple[int, int, int]]:
 def draw(
     picture: Image.Image, prediction: Mapping[str, Any], classes: Sequence[str], threshold: float = 0.0
 ) -> Image.Image:
-    """A copy of an RGB picture with what was found on it, in the color of its class.
+    """A copy of an RGB picture with what was found on it.
 
-    Either boxes (n, 4) xyxy with labels (n,), scores (n,), and `masks` (n, height, width) if there are: those of scores
-    of at least `threshold` with their names, or with a legend where names would hide the picture. Or `semantic`
-    (height, width), with a legend. Tensors and arrays do.
+    Either boxes (n, 4) xyxy with labels (n,), scores (n,) if there are, and `masks` (n, height, width) if there are:
+    those of scores of at least `threshold`, each mask in a color of its own, boxes without masks in that of their
+    class. Names stand where they hide no other; those without room are left out, and then a legend counts the classes.
+    Or `semantic` (height, width), with a legend. Tensors and arrays do.
     """
     if "semantic" in prediction:
         return _overlay(picture, np.asarray(prediction["semantic"]), classes)
-    scores = np.asarray(prediction["scores"])
-    order = [i for i in np.argsort(scores, kind="stable") if scores[i] >= threshold]  # the best on top
     boxes, labels = np.asarray(prediction["boxes"]), np.asarray(prediction["labels"])
-    palette = colors(len(classes))
-    drawn = picture
-    if "masks" in prediction and order:
-        pixels = np.array(picture)
-        masks = np.asarray(prediction["masks"])
-        for i in order:
-            rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
-            if len(rows):
-                part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-                _cover(pixels[part], masks[i][part], palette[labels[i]])
-        drawn = Image.fromarray(pixels)
-    drawn = drawn.copy() if drawn is picture else drawn
+    scored = "scores" in prediction
+    scores = np.asarray(prediction["scores"]) if scored else np.ones(len(boxes))
+    order = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold]  # the best first
+    has_masks = "masks" in prediction
+    by_class = colors(len(classes))
+    own = colors(len(order))
+    shades = {i: own[rank] if has_masks else by_class[int(labels[i])] for rank, i in enumerate(order)}
+    drawn = _with_masks(picture, np.asarray(prediction["masks"]), shades) if has_masks else picture.copy()
     pen, font = ImageDraw.Draw(drawn), _font(picture)
     width = max(1, round(min(picture.size) / 200))
-    names = {i: f"{classes[labels[i]]} {scores[i]:.2f}" for i in order}
-    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (picture.width * picture.height)
-    for i in order:
+    for i in reversed(order):  # the best on top
         x0, y0, x1, y1 = boxes[i].tolist()
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=palette[labels[i]], width=width)
-        if hidden <= CROWDED:
-            _tag(pen, x0, y0, names[i], palette[labels[i]], font)
-    if hidden > CROWDED:
-        _legend(pen, sorted(set(labels[order].tolist())), classes, font)
+        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=shades[i], width=width)
+    names = {i: f"{classes[labels[i]]} {scores[i]:.2f}" if scored else classes[labels[i]] for i in order}
+    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (picture.width * picture.height)
+    without_name = len(order) if hidden > CROWDED else _name_boxes(pen, font, boxes, names, shades)
+    if without_name:
+        counts = {label: int((labels[order] == label).sum()) for label in sorted(set(labels[order].tolist()))}
+        texts = {label: f"{count} x {classes[label]}" for label, count in counts.items()}
+        legend_colors = {label: GRAY if has_masks else by_class[label] for label in counts}
+        _legend(pen, texts, legend_colors, font)
     return drawn
+
+
+def _with_masks(picture: Image.Image, masks: np.ndarray, shades: Mapping[int, tuple[int, int, int]]) -> Image.Image:
+    """A copy of the picture under its masks, (n, height, width), those that come first in `shades` on top."""
+    pixels = np.array(picture)
+    for i in reversed(list(shades)):
+        rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
+        if len(rows):
+            part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+            _cover(pixels[part], masks[i][part] > 0, shades[i])
+    return Image.fromarray(pixels)
+
+
+def _name_boxes(
+    pen: ImageDraw.ImageDraw,
+    font: Any,
+    boxes: np.ndarray,
+    names: Mapping[int, str],
+    shades: Mapping[int, tuple[int, int, int]],
+) -> int:
+    """Write the name of each box where it covers no other name; how many found no such place.
+
+    Tried are, in turn: on the box, in its upper left corner, below it, and at its upper right corner.
+    """
+    taken: list[Rectangle] = []
+    without = 0
+    for i, name in names.items():
+        x0, y0, x1, y1 = boxes[i].tolist()
+        width, height = _tag_size(pen, name, font)
+        corners = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x1 - width, y0)]
+        places = [_inside((x, y, x + width, y + height), pen.im.size) for x, y in corners]
+        free = [place for place in places if not any(_overlap(place, other) for other in taken)]
+        if not free:
+            without += 1
+            continue
+        taken.append(free[0])
+        _tag(pen, *free[0][:2], name, shades[i], font)
+    return without
+
+
+def _inside(place: Rectangle, size: tuple[int, int]) -> Rectangle:
+    """The rectangle moved into a picture of `size` (width, height), as far as it fits."""
+    x0, y0, x1, y1 = place
+    x = max(0.0, min(x0, size[0] - (x1 - x0)))
+    y = max(0.0, min(y0, size[1] - (y1 - y0)))
+    return x, y, x + x1 - x0, y + y1 - y0
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
 def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> Image.Image:
@@ -360,14 +476,17 @@ def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -
     for i in shown:
         _cover(pixels, labels == i, palette[i])
     drawn = Image.fromarray(pixels)
-    _legend(ImageDraw.Draw(drawn), shown, classes, _font(picture))
+    _legend(ImageDraw.Draw(drawn), {i: classes[i] for i in shown}, {i: palette[i] for i in shown}, _font(picture))
     return drawn
 
 
-def _legend(pen: ImageDraw.ImageDraw, labels: Sequence[int], classes: Sequence[str], font: Any) -> None:
-    y, palette = 0.0, colors(len(classes))
-    for i in labels:
-        y = _tag(pen, 0, y, classes[i], palette[i], font, below=True)
+def _legend(
+    pen: ImageDraw.ImageDraw, texts: Mapping[int, str], shades: Mapping[int, tuple[int, int, int]], font: Any
+) -> None:
+    """Texts below each other in the upper left corner, by class."""
+    y = 0.0
+    for i, text in texts.items():
+        y = _tag(pen, 0, y, text, shades[i], font)
 
 
 def _cover(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
@@ -378,18 +497,48 @@ def _font(picture: Image.Image) -> Any:
     return ImageFont.load_default(max(12, round(min(picture.size) / 40)))
 
 
-def _tag(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any, below: bool = False
-) -> float:
-    """Text on its color, standing on the line `y` (under it if there is no room, or if `below`); returns its bottom."""
+def _tag_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[float, float]:
+    """Width and height of a text with its margin, in pixels."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    width, height = right - left + 4, bottom - top + 4
-    x = min(x, max(0.0, pen.im.size[0] - width))
-    y = y if below or y < height else y - height
+    return right - left + 4, bottom - top + 4
+
+
+def _tag(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any) -> float:
+    """Text on its color, with its upper left corner at (x, y); returns its lower edge."""
+    left, top, _, _ = pen.textbbox((0, 0), text, font=font)
+    width, height = _tag_size(pen, text, font)
     pen.rectangle((x, y, x + width, y + height), fill=color)
     bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
     pen.text((x + 2 - left, y + 2 - top), text, fill="black" if bright else "white", font=font)
     return y + height
+
+
+def captioned(picture: Image.Image, text: str, side: int) -> Image.Image:
+    """The picture in a square of `side` pixels, whole, with a line of text above it, as much of it as fits."""
+    font: Any = ImageFont.load_default(max(11, side // 22))
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    while text and pen.textlength(text, font) > side - 4:
+        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
+    line = round(font.size * 1.4)
+    whole = Image.new("RGB", (side, side + line), "white")
+    ImageDraw.Draw(whole).text((2, 1), text, fill="black", font=font)
+    scale = side / max(picture.size)
+    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    small = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR)
+    whole.paste(small, ((side - small.width) // 2, line + (side - small.height) // 2))
+    return whole
+
+
+def grid(pictures: Sequence[Image.Image], columns: int, path: Path | str, gap: int = 6) -> None:
+    """Pictures of one size in rows of `columns`, as one image file. Raises `UsageError` if there are none."""
+    if not pictures:
+        raise UsageError("no picture to show")
+    columns = min(columns, len(pictures))
+    width, height = pictures[0].width + gap, pictures[0].height + gap
+    whole = Image.new("RGB", (columns * width + gap, -(-len(pictures) // columns) * height + gap), "white")
+    for i, picture in enumerate(pictures):
+        whole.paste(picture, (gap + i % columns * width, gap + i // columns * height))
+    save(whole, path)
 
 
 def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) -> None:
@@ -410,28 +559,3 @@ def label_map(labels: Any, classes: Sequence[str]) -> Image.Image:
     image = Image.fromarray(np.asarray(labels).astype(np.uint8))
     image.putpalette([value for color in colors(len(classes)) for value in color])
     return image
-
-
-def page(
-    title: str, summary: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], figures: Sequence[Path], path: Path | str
-) -> None:
-    """One HTML file that needs no other: the summary, the PNG figures, and a table of the rows (an epoch each)."""
-
-    def cell(value: Any) -> str:
-        return html.escape(f"{value:.4g}" if isinstance(value, float) else "" if value is None else str(value))
-
-    columns = list(dict.fromkeys(key for row in rows for key in row))
-    facts = "".join(f"<tr><th>{cell(key)}</th><td>{cell(value)}</td></tr>" for key, value in summary.items())
-    pictures = "".join(
-        f'<img alt="{html.escape(f.stem)}" src="data:image/png;base64,{base64.b64encode(f.read_bytes()).decode()}">'
-        for f in figures
-    )
-    head = "".join(f"<th>{cell(column)}</th>" for column in columns)
-    body = "".join("<tr>" + "".join(f"<td>{cell(row.get(c))}</td>" for c in columns) + "</tr>" for row in rows)
-    style = "body{font:14px sans-serif;margin:2em}img{max-width:100%;display:block}td,th{padding:2px 8px}"
-    write_text(
-        path,
-        f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>\n'
-        f"<style>{style}</style>\n<h1>{html.escape(title)}</h1>\n<table>{facts}</table>\n{pictures}\n"
-        f"<table><tr>{head}</tr>{body}</table></html>\n",
-    )

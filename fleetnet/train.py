@@ -10,7 +10,7 @@ import random
 import resource
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence, Sized
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -298,6 +298,7 @@ def fit(
     source: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
+    on_batch: Callable[[Tensor, Mapping[str, Any], Preprocess], None] | None = None,
     claimed: Claim | None = None,
     other_data: bool = False,
 ) -> dict[str, Any]:
@@ -311,10 +312,10 @@ def fit(
     if `other_data`; one that has all its epochs is finished: the model gets its last weights.
     The preprocessing is what the starting weights expect, or ImageNet's mean and std, at the configured size unless
     given; afterwards `model.preprocess` holds it. `source` describes the starting weights and is kept in the
-    checkpoints. `progress` is called after every step and `on_epoch` with each line of the log, whose epochs count from
-    1. Raises `UsageError` where another run goes on in the folder, `DataError` for other samples, `WriteError` when the
-    folder is gone or the disk full, and `FleetnetError` when the loss or a weight is not finite; the state of the last
-    whole epoch is kept.
+    checkpoints. `progress` is called after every step, `on_batch` gets the images and targets of each step as the
+    network sees them, and `on_epoch` each line of the log, whose epochs count from 1. Raises `UsageError` where another
+    run goes on in the folder, `DataError` for other samples, `WriteError` when the folder is gone or the disk full, and
+    `FleetnetError` when the loss or a weight is not finite; the state of the last whole epoch is kept.
     """
     run = Path(run)
     val = by_name(val, train.classes, "the training data")
@@ -336,7 +337,7 @@ def fit(
     with claim(run) if claimed is None else nullcontext(claimed) as mine:
         return _train(
             model, train, val, config, run, preprocess=preprocess, resume=resume, source=source, progress=progress,
-            on_epoch=on_epoch, mine=mine, other_data=other_data, accelerator=accelerator,
+            on_epoch=on_epoch, on_batch=on_batch, mine=mine, other_data=other_data, accelerator=accelerator,
         )  # fmt: skip
 
 
@@ -352,6 +353,7 @@ def _train(
     source: dict[str, Any] | None,
     progress: Callable[[Progress], None] | None,
     on_epoch: Callable[[dict[str, Any]], None] | None,
+    on_batch: Callable[[Tensor, Mapping[str, Any], Preprocess], None] | None,
     mine: Claim,
     other_data: bool,
     accelerator: Any,
@@ -414,6 +416,8 @@ def _train(
         if config.multi_scale:
             ratio = random.uniform(1 - config.multi_scale, 1 + config.multi_scale)
             images, targets = multi_scale(images, targets, ratio)
+        if on_batch is not None:
+            on_batch(images, targets, preprocess)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return task.loss(model.head, net(images), targets, **settings)

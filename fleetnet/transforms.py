@@ -149,6 +149,13 @@ class Preprocess:
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
         return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
 
+    def picture_of(self, image: Tensor) -> Image.Image:
+        """What `tensor` made of a picture, (3, height, width) float, as a picture again; for the eye."""
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        pixels = (image.float() * std + mean).mul(255).round().clamp(0, 255).byte()
+        pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet import checkpoint, files, report
+from fleetnet import checkpoint, files, page, report
 from fleetnet.errors import WriteError
 from fleetnet.files import remove_leftovers, replacing, write_rows, write_text
 from fleetnet.tasks import build
@@ -29,7 +29,7 @@ WRITERS = {
     "plot": lambda path: report.curves([{"epoch": 1, "loss": 1.0}], path.with_suffix(".png")),
     "sheet": lambda path: report.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
     "drawn": lambda path: report.save(Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90),
-    "page": lambda path: report.page("x", {}, [], [], path.with_suffix(".html")),
+    "page": lambda path: page.write(page.Page("x"), path.with_suffix(".html")),
 }
 
 

@@ -24,6 +24,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "flops": "scopes errors",
     "devices": "bench reading errors",
     "report": "files errors",
+    "page": "files errors",
     "layers": "reparam errors",
     "parc": "reparam layers errors",
     "backbones": "backbones layers parc reparam find errors synonyms",
@@ -44,7 +45,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "train": "tasks data transforms augment boxes images checkpoint config claims fingerprint files reading find "
     "errors",
     "cli": "cli backbones bench checkpoint claims config data devices errors files reading find fingerprint flops "
-    "images layers predict quantize quantizers realistic reparam report runtimes synonyms tasks train transforms "
+    "images layers page predict quantize quantizers realistic reparam report runtimes synonyms tasks train transforms "
     "weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",

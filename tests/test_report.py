@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet import report
+from fleetnet import page, report
 from fleetnet.errors import UsageError
 
 LOG = [
@@ -44,9 +44,9 @@ def test_curves(tmp_path, drawn):
         axes.get_title(): {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
         for axes in drawn[0].axes
     }
-    assert list(lines) == ["loss", "percent", "learning rate"]
-    assert lines["loss"]["train.loss"] == [[1, 2.0], [2, 1.5], [3, 1.2]]
-    assert lines["percent"] == {"raw.top1": [[2, 40.0], [3, 55.0]], "ema.top1": [[2, 41.0], [3, 52.0]]}
+    assert list(lines) == ["training", "evaluation, percent (averaged weights)", "learning rate"]
+    assert lines["training"] == {"loss": [[1, 2.0], [2, 1.5], [3, 1.2]]}
+    assert lines["evaluation, percent (averaged weights)"] == {"top-1": [[2, 41.0], [3, 52.0]]}
 
 
 def test_curves_of_detectors(tmp_path, drawn):
@@ -57,9 +57,9 @@ def test_curves_of_detectors(tmp_path, drawn):
     report.curves(log, tmp_path / "curves.png")
     lines = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
     assert lines == {
-        "loss": ["train.loss", "train.boxes", "train.objectness"],
-        "percent": ["raw.AP", "raw.AP50", "raw.mask_AP", "raw.mIoU"],
-        "learning rate": ["train.lr"],
+        "training": ["all losses", "boxes", "objectness"],
+        "evaluation, percent (raw weights)": ["mask AP", "box AP", "box AP at IoU 0.5", "mean IoU"],
+        "learning rate": ["learning rate"],
     }
 
 
@@ -216,6 +216,60 @@ def test_many_boxes_get_a_legend(count, shown):
     assert (drawn[60, 100:110] == color).all()
 
 
+def test_names_do_not_cover_each_other(monkeypatch):
+    """Twelve boxes on and beside each other: each name has a place of its own, or none and there is a legend."""
+    written = []
+    tag = report._tag
+
+    def record(pen, x, y, text, color, font):
+        width, height = report._tag_size(pen, text, font)
+        written.append((text, (x, y, x + width, y + height)))
+        return tag(pen, x, y, text, color, font)
+
+    monkeypatch.setattr(report, "_tag", record)
+    corners = [(30 * i % 150, 40 + 17 * i % 200) for i in range(12)]
+    boxes = np.array([[x, y, x + 60.0, y + 40] for x, y in corners])
+    prediction = {"boxes": boxes, "labels": np.arange(12) % 2, "scores": np.linspace(0.9, 0.3, 12)}
+    picture = Image.new("RGB", (400, 300), "gray")
+    report.draw(picture, prediction, ["ant", "bee"])
+    names = [place for text, place in written if " x " not in text]
+    assert len(names) >= 6
+    for i, one in enumerate(names):
+        assert 0 <= one[0] <= one[2] <= 400
+        assert 0 <= one[1] <= one[3] <= 300
+        assert not any(report._overlap(one, other) for other in names[:i])
+    assert (len(names) < 12) == any(" x " in text for text, _ in written)
+
+
+def test_instances_of_a_class_have_colors_of_their_own():
+    masks = np.zeros((2, 120, 200), bool)
+    masks[0, 20:60, 20:60] = masks[1, 20:60, 100:140] = True
+    boxes = np.array([[20, 20, 60.0, 60], [100, 20, 140, 60]])
+    prediction = {"boxes": boxes, "masks": masks, "labels": np.array([0, 0]), "scores": np.array([0.9, 0.8])}
+    drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["cell"]))
+    assert (drawn[50, 40] != drawn[50, 120]).any()
+    without = {key: value for key, value in prediction.items() if key != "masks"}
+    drawn = np.asarray(report.draw(Image.fromarray(GRAY), without, ["cell"]))
+    assert (drawn[59, 40] == drawn[59, 120]).all()  # boxes have that of their class
+
+
+def test_names_of_points_do_not_cover_each_other(tmp_path, drawn):
+    points = [
+        {"name": f"network_{i}", "group": group, "milliseconds": 5 + i * 0.3, "accuracy": 70 + 0.2 * i}
+        for i in range(9)
+        for group in ("onnx", "torch")
+    ]
+    report.pareto(points, tmp_path / "plot.png")
+    (axes,) = drawn[0].axes
+    frame = axes.get_window_extent()
+    places = [report._text_extent(drawn[0].canvas, text) for text in axes.texts]
+    assert len(places) >= 9  # those on the front at least
+    for i, one in enumerate(places):
+        assert frame.x0 <= one[0] <= one[2] <= frame.x1
+        assert frame.y0 <= one[1] <= one[3] <= frame.y1
+        assert not any(report._overlap(one, other) for other in places[:i])
+
+
 @pytest.mark.parametrize("box", [[0, 0, 3, 3], [196, 0, 200, 2], [190, 116, 200, 120], [5, 5, 5.2, 5.1]])
 def test_draw_at_the_edges(box):
     """Names stay within the picture, and boxes of less than a pixel do not fail."""
@@ -251,15 +305,29 @@ def test_sheet(tmp_path):
 
 def test_page(tmp_path):
     report.curves(LOG, tmp_path / "curves.png")
-    rows = [{"epoch": 1, "loss": 1.23456789}, {"epoch": 2, "top1": None}]
-    report.page("<run>", {"model": "a & b"}, rows, [tmp_path / "curves.png"], tmp_path / "report.html")
+    described = page.Page(
+        title="<run>",
+        about={"model": "a & b"},
+        best={"top1": None},
+        notes=["no image of <cat>"],
+        by_class=[{"class": "cat", "F1": 12.3456}],
+        figures=[(tmp_path / "curves.png", "Losses & more")],
+        epochs=[{"epoch": 1, "loss": 1.23456789}, {"epoch": 2, "top1": None}],
+        settings={"lr": 0.1},
+    )
+    page.write(described, tmp_path / "report.html")
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "<h1>&lt;run&gt;</h1>" in text
-    assert "<td>a &amp; b</td>" in text
+    assert "<dt>model</dt><dd>a &amp; b</dd>" in text
+    assert "<dt>top1</dt><dd>-</dd>" in text
+    assert "<p>no image of &lt;cat&gt;</p>" in text
+    assert "<tr><th>class</th><th>F1</th></tr><tr><td>cat</td><td>12.35</td></tr>" in text
     assert "<tr><th>epoch</th><th>loss</th><th>top1</th></tr>" in text
-    assert "<tr><td>1</td><td>1.235</td><td></td></tr>" in text
+    assert "<tr><td>1</td><td>1.235</td><td></td></tr><tr><td>2</td><td></td><td>-</td></tr>" in text
+    assert "<figcaption>Losses &amp; more</figcaption>" in text
     assert re.findall('src="(.{21})', text) == ["data:image/png;base64"]
     assert "http" not in text
+    assert "<details><summary>Settings</summary><dl><dt>lr</dt><dd>0.1</dd></dl></details>" in text
 
 
 def test_no_pyplot(tmp_path):

@@ -7,13 +7,14 @@ import os
 import platform
 import shlex
 import sys
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
 from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
 from ..reading import SMALL, from_json, links_out, read_text, to_json
-from . import Terminated
+from . import Terminated, _pictures
 from ._arguments import add_settings, check_types, flag
 from ._show import TrainingProgress, duration, say, shown, table
 
@@ -145,13 +146,15 @@ def _train(
     _prepare(path, config, resume, other_data)
     say(f"run folder: {path}")
     progress = TrainingProgress()
+    batches = None if resume else _pictures.TrainingBatches(path / "plots", train.classes)
     try:
         best = fit(
             model, train, val, config, path, resume=resume, source=source, progress=progress,
-            on_epoch=_say_epoch, claimed=mine, other_data=other_data,
+            on_epoch=_say_epoch, on_batch=batches, claimed=mine, other_data=other_data,
         )  # fmt: skip
         mine.check()
         progress.close()
+        _pictures.samples(path, val)
         _write_figures(path, train.classes)
     except (Exception, KeyboardInterrupt) as error:
         progress.close()
@@ -365,7 +368,7 @@ def _say_epoch(line: dict[str, Any]) -> None:
 
 def _write_figures(run: Path, classes: list[str]) -> None:
     """results.csv, plots/ and report.html from the state and the log in it."""
-    from .. import report
+    from .. import page, report
     from ..files import write_rows, writing
     from ..train import best_of, settled
 
@@ -382,6 +385,28 @@ def _write_figures(run: Path, classes: list[str]) -> None:
     with writing(run / "plots"):
         (run / "plots").mkdir(exist_ok=True)
     report.curves(log, run / "plots" / "curves.png")
-    figures = [run / "plots" / "curves.png", *report.metrics(best, classes, run / "plots")]
-    summary = {k: v for k, v in best.items() if not isinstance(v, list | dict)}
-    report.page(run.name, summary, flat, figures, run / "report.html")
+    written = [run / "plots" / "curves.png", *report.metrics(best, classes, run / "plots")]
+    config, environment = _readable(run / CONFIG), _readable(run / ENVIRONMENT)
+    described = page.Page(
+        title=run.name,
+        about={
+            "model": config.get("model"), "data": config.get("data"), "input": "x".join(map(str, config["size"])),
+            "classes": len(classes), "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+            "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
+            "machine": environment["platform"], "command": shlex.join(environment["command"]),
+        },
+        best={key: value for key, value in best.items() if not isinstance(value, list | dict)},
+        notes=best.get("notes", ()),
+        by_class=best.get("by_class", ()),
+        figures=_pictures.figures(run / "plots", written),
+        epochs=flat,
+        settings=config,
+    )  # fmt: skip
+    page.write(described, run / "report.html")
+
+
+def _readable(file: Path) -> dict[str, Any]:
+    """A YAML or JSON file of the run folder."""
+    import yaml
+
+    return yaml.safe_load(read_text(file, SMALL))

@@ -1,0 +1,204 @@
+"""The pictures of a run: training batches as the network sees them, samples with the truth beside what was found, and
+the worst mistakes among them.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+    from ..data import Split
+    from ..transforms import Preprocess
+
+BATCHES = 2  # drawn of a training
+SHOWN = 12  # pictures in one sheet
+LOOKED_AT = 48  # validation pictures among which mistakes are looked for
+SECONDS = 30.0  # for looking, at most: heads with masks take long
+SIDE = 240  # pixels of one picture in a sheet
+OVERLAP = 0.5  # IoU from which an object counts as found
+USUAL_SCORE = 0.3  # from which objects are shown, where F1 says nothing
+
+
+class TrainingBatches:
+    """Draws the first batches of a training into `folder`; `fit` calls it with each batch."""
+
+    def __init__(self, folder: Path, classes: Sequence[str]):
+        self.folder, self.classes, self.drawn = folder, classes, 0
+
+    def __call__(self, images: "Tensor", targets: Mapping[str, Any], preprocess: "Preprocess") -> None:
+        """images (N, 3, H, W) and their targets, augmented and mixed."""
+        if self.drawn == BATCHES:
+            return
+        from .. import report
+
+        self.drawn += 1
+        sheet = []
+        for i, image in enumerate(images[:SHOWN]):
+            picture = preprocess.picture_of(image.detach().cpu())
+            truth = {key: value[i] for key, value in targets.items()}
+            sheet.append(report.captioned(_with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        report.grid(sheet, 4, self.folder / f"training_batch_{self.drawn}.jpg")
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """A validation picture with its truth and what was found, in words and drawn."""
+
+    pictures: tuple["Image.Image", ...]  # one, or truth and prediction
+    captions: tuple[str, ...]
+    mistake: float  # how bad; 0 where all is right
+
+
+def samples(run: Path, val: "Split") -> None:
+    """plots/samples.jpg and plots/mistakes.jpg of the run's best weights on some of the validation pictures."""
+    from .. import report
+    from ..errors import DataError
+    from ..find import find
+    from ..predict import load
+    from ..transforms import ImageDataset
+
+    predictor = load(run / "best.safetensors")
+    task = find("tasks", predictor.task)
+    data = ImageDataset(val, predictor.preprocess, target=task.TARGET)
+    best_score = predictor.facts["metrics"].get("score")  # where F1 was best
+    threshold = USUAL_SCORE if best_score is None else best_score
+    looked: list[_Looked] = []
+    began = time.monotonic()
+    for index in _spread(val):
+        if time.monotonic() - began > SECONDS:
+            break
+        try:
+            picture, truth = data.annotated(index)
+        except DataError:  # named when it was evaluated
+            continue
+        prediction = predictor.predictions([picture])[0]
+        looked.append(
+            _look(picture, truth, prediction, predictor.classes, USUAL_SCORE if threshold is None else threshold)
+        )
+    if not looked:
+        return
+    columns = 4 // len(looked[0].pictures)
+    worst = sorted((one for one in looked if one.mistake > 0), key=lambda one: -one.mistake)
+    for name, chosen in (("samples", looked[:SHOWN]), ("mistakes", worst[:SHOWN])):
+        path = run / "plots" / f"{name}.jpg"
+        path.unlink(missing_ok=True)
+        if chosen:
+            sheet = [
+                report.captioned(picture, caption, SIDE)
+                for one in chosen
+                for picture, caption in zip(one.pictures, one.captions, strict=True)
+            ]
+            report.grid(sheet, columns * len(looked[0].pictures), path)
+
+
+def _spread(val: "Split") -> list[int]:
+    """Indices of at most LOOKED_AT samples: one of each class in turn, where the annotation tells, then others."""
+    by_class: dict[int, list[int]] = {}
+    for index, sample in enumerate(val.samples):
+        if sample.label is not None:
+            labels = [sample.label]
+        else:
+            labels = sorted({item.label for item in sample.objects or ()})
+        for label in labels:
+            by_class.setdefault(label, []).append(index)
+    longest = max(map(len, by_class.values()), default=0)
+    in_turn = [indices[i] for i in range(longest) for _, indices in sorted(by_class.items()) if i < len(indices)]
+    step = max(1, len(val.samples) // LOOKED_AT)
+    return list(dict.fromkeys([*in_turn, *range(0, len(val.samples), step)]))[:LOOKED_AT]
+
+
+def _look(
+    picture: "Image.Image", truth: Mapping[str, Any], prediction: Mapping[str, Any], classes: Sequence[str],
+    threshold: float,
+) -> _Looked:  # fmt: skip
+    from .. import report
+
+    if "label" in truth:
+        right = int(truth["label"])
+        probabilities = prediction["logits"].softmax(0)
+        found = int(probabilities.argmax())
+        said = f"{classes[found]} {probabilities[found]:.2f}"
+        if found == right:
+            return _Looked((picture,), (said,), 0.0)
+        caption = f"{said}, is {classes[right]}"
+        return _Looked((picture,), (caption,), 1 + float(probabilities[found] - probabilities[right]))
+    drawn = report.draw(picture, prediction, classes, threshold)
+    pictures = (_with_truth(picture, truth, classes), drawn)
+    if "semantic" in truth:
+        known = truth["semantic"] != 255
+        share = float((prediction["semantic"].cpu() == truth["semantic"])[known].float().mean()) if known.any() else 1.0
+        return _Looked(pictures, ("truth", f"{share:.1%} of the pixels right"), 1 - share)
+    missed, wrong = _missed_and_wrong(truth, prediction, threshold)
+    return _Looked(pictures, (_words(truth, classes), f"{missed} missed, {wrong} wrong"), float(missed + wrong))
+
+
+def _missed_and_wrong(truth: Mapping[str, Any], prediction: Mapping[str, Any], threshold: float) -> tuple[int, int]:
+    """Objects that were not found, and boxes that are no object of their class, by IoU; crowds count for neither."""
+    from torchvision.ops import box_iou
+
+    kept = prediction["scores"] >= threshold
+    boxes, labels = prediction["boxes"][kept], prediction["labels"][kept]
+    single = ~truth["crowd"] if "crowd" in truth else truth["labels"] >= 0
+    overlap = box_iou(boxes.float(), truth["boxes"].float())  # (found, true)
+    overlap = overlap * (labels[:, None] == truth["labels"][None])
+    free = single.clone()
+    wrong = 0
+    for i in prediction["scores"][kept].argsort(descending=True).tolist():
+        of_free = overlap[i] * free
+        if len(of_free) and of_free.max() >= OVERLAP:
+            free[int(of_free.argmax())] = False
+        elif not (overlap[i][~single] > 0).any():
+            wrong += 1
+    return int(free.sum()), wrong
+
+
+def _with_truth(picture: "Image.Image", truth: Mapping[str, Any], classes: Sequence[str]) -> "Image.Image":
+    from .. import report
+
+    drawable = {key: value for key, value in truth.items() if key in ("boxes", "labels", "masks", "semantic")}
+    return report.draw(picture, drawable, classes) if drawable else picture
+
+
+def _words(truth: Mapping[str, Any], classes: Sequence[str]) -> str:
+    """The annotation of one picture in a few words."""
+    if "label" in truth:
+        label = truth["label"]
+        if label.ndim == 0:
+            return classes[int(label)]
+        shares = [(float(share), classes[i]) for i, share in enumerate(label) if share > 0.01]  # mixed pictures
+        return " + ".join(f"{share:.2f} {name}" for share, name in sorted(shares, reverse=True))
+    if "boxes" in truth:
+        count = len(truth["boxes"])
+        return f"truth: {count} object{'' if count == 1 else 's'}"
+    return "truth"
+
+
+CAPTIONS = {  # files of plots/ -> what they show
+    "curves": "Losses, figures of the evaluation, and the learning rate",
+    "training_batch_1": "The first training batch as the network sees it: augmented, with its annotation",
+    "training_batch_2": "The second training batch",
+    "samples": "Validation pictures: the truth beside what the best weights find",
+    "mistakes": f"The worst mistakes among the {LOOKED_AT} validation pictures that were looked at, or fewer",
+    "confusion": "Confusion: a row is what it is, a column what was said",
+    "confused": "Pairs of classes that are confused most",
+    "over_score": "Precision, recall and F1 over the lowest score that is kept",
+    "precision_recall": "Precision over recall at an IoU of 0.5",
+    "mask_precision_recall": "Precision over recall of masks at an IoU of 0.5",
+}
+
+
+def figures(plots: Path, written: Sequence[Path]) -> list[tuple[Path, str]]:
+    """What the page shows, in order: pictures that are there, then the other figures, each with its caption."""
+    first = [plots / f"{name}{suffix}" for name, suffix in (
+        ("curves", ".png"), ("samples", ".jpg"), ("mistakes", ".jpg"),
+        ("training_batch_1", ".jpg"), ("training_batch_2", ".jpg"),
+    )]  # fmt: skip
+    files = [file for file in first if file.is_file()]
+    files += [file for file in written if file not in files]
+    return [(file, CAPTIONS.get(file.stem, file.stem.replace("_", " "))) for file in files]
