@@ -633,7 +633,7 @@ BAD = [  # words, exit code, part of the message
     ("--model RUN --tune --data PHOTOS --plot p.png", 2, "--plot does not go with --tune"),
     ("--model RUN --tune --data nowhere", 3, "nowhere"),
     ("--model RUN RUN --tune --data PHOTOS", 2, "is another checkpoint"),
-    ("--model RUN none.onnx --tune --data PHOTOS", 4, "none.onnx: no such file"),
+    ("--model RUN none.onnx --tune --data PHOTOS", 4, "no file 'none.onnx'"),
     ("--model fasternet_t0 --tune --data PHOTOS", 4, "fasternet_t0"),
     ("--model RUN --device ssh:board", 2, "--device goes with --binary"),
     ("--model RUN --binary benchncnn", 2, "--binary goes with --device"),

@@ -47,6 +47,17 @@ def test_readme_python_runs(here: Path, monkeypatch: pytest.MonkeyPatch):
     exec(block, scope)
     assert (here / "model.onnx").exists()
     assert len(scope["names"][0]) == 5
+    counted = [sum(p.numel() for p in scope[name].parameters()) for name in ("model", "deploy")]
+    assert "{:.1f} M parameters become {:.1f} M".format(*(count / 1e6 for count in counted)) in block
+
+
+def test_python_page_runs(here: Path, capsys: pytest.CaptureFixture[str]):
+    [block] = blocks(ROOT / "docs" / "python.md", "python")
+    exec(block, {})
+    said = capsys.readouterr().out
+    assert "24 pictures of" in said
+    assert re.search(r"epoch 2: loss \d+\.\d+, top-1 \d+\.\d %\nbest top-1 \d+\.\d % after epoch [12]\n", said)
+    assert re.search(r"relative difference to the multi-branch model: \d\.\de-0\d\n", said)
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)

@@ -34,6 +34,7 @@ class Subject:
     file: Path | None = None
     precision: str = ""
     outputs: tuple[str, ...] = ()
+    file_bytes: int | None = None  # of the file with all its parts
 
     @property
     def waits(self) -> bool:
@@ -147,7 +148,7 @@ def of_file(
 
     from ..find import find
     from ..predict import facts_of, load
-    from ..runtimes import label
+    from ..runtimes import label, size_of
     from ..runtimes import load as load_file
 
     predictor = load(path, trust=trust)
@@ -167,6 +168,7 @@ def of_file(
         Subject(
             str(path), "", predictor.runtime, title, count, size, call(count),
             accuracy or measured, file=path, precision=precision, outputs=names,
+            file_bytes=size_of(path),
         )
         for count in possible(predictor.runtime, threads)
     ]  # fmt: skip
@@ -185,7 +187,7 @@ def _of_model(
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
     from ..find import find
     from ..flops import count
-    from ..runtimes import deliver, label
+    from ..runtimes import deliver, label, size_of
     from ..runtimes import load as load_file
     from ..tasks import named
 
@@ -218,7 +220,7 @@ def _of_model(
             Subject(
                 model, "deploy", name, title, n, pixels,
                 calling(load_file(name, file, n, trust=True), example.numpy()),
-                accuracy, counts, file, precision, outputs,
+                accuracy, counts, file, precision, outputs, size_of(file),
             )
             for n in possible(name, threads)
         ]  # fmt: skip

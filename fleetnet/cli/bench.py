@@ -172,14 +172,28 @@ def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> li
         about = {"model": subject.model, "form": subject.form, "runtime": subject.title}
         found: dict[str, Any] = {**row.to_dict(), "times_as_fast": ratio, "uncertainty": by, **about}
         found |= {name: getattr(subject.counts, key, None) for name, key in SIZES.items()}
+        found["file_bytes"] = subject.file_bytes
         found["accuracy"] = subject.accuracy[1] if subject.accuracy else None
         documents.append(found)
         figures = [f"{found[key]:.2f}" for key in ("median_ms", "p90_ms", "mean_ms", "min_ms")]
         waited = "-" if found["waited"] is None else f"{found['waited']:.0%}"
         ratios = f"{ratio:.2f}" + (f" ± {ratio * by:.2f}" if by and row is not rows[0] else "")
         working = f"{found['working_ms']:.2f}"
-        lines.append([row.name, *figures, f"{found['images_per_second']:.1f}", waited, working, ratios])
-    columns = ["", "median ms", "p90 ms", "mean ms", "min ms", "images/s", "waited", "working ms", "x as fast"]
+        megabytes = "-" if subject.file_bytes is None else f"{subject.file_bytes / 1e6:.1f}"
+        per_second = f"{found['images_per_second']:.1f}"
+        lines.append([row.name, *figures, per_second, waited, working, megabytes, ratios])
+    columns = [
+        "",
+        "median ms",
+        "p90 ms",
+        "mean ms",
+        "min ms",
+        "images/s",
+        "waited",
+        "working ms",
+        "file MB",
+        "x as fast",
+    ]
     table(f"Latency of one image, {runs} interleaved runs; x as fast as {rows[0].name}", columns, lines, LEAST)
     return documents
 

@@ -105,7 +105,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from ..config import parse_size
     from ..find import find
     from ..predict import export
-    from ..runtimes import label
+    from ..runtimes import label, size_of
     from ..weights import locate
 
     path = locate(Path(given["model"]))
@@ -137,16 +137,16 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         agreements.append(done.parity and done.parity.agreement)
         delivered.append(
             {"runtime": name, "precision": precision, "path": str(done.path), "sidecar": str(done.sidecar), **parity}
-            | {"unverified": done.unverified}
+            | {"unverified": done.unverified, "bytes": size_of(done.path)}
         )
     rows = [
-        [label(d["runtime"], d["precision"]), d["path"], size]
+        [label(d["runtime"], d["precision"]), d["path"], f"{d['bytes'] / 1e6:.1f}", size]
         + (["not run here"] + [""] * 3 if d["unverified"] else [
             f"{d['max_abs']:.2e}", f"{d['relative']:.2e}", f"{d['tolerance']:.0e}", d["images"],
         ])
         for d, size in zip(delivered, sizes, strict=True)
     ]  # fmt: skip
-    columns = ["runtime", "file", "input", "largest difference", "relative", "allowed", "images"]
+    columns = ["runtime", "file", "MB", "input", "largest difference", "relative", "allowed", "images"]
     table("Exported and verified against the multi-branch model", columns, rows, LEAST)
     for d, agreement in zip(delivered, agreements, strict=True):
         if agreement:

@@ -73,6 +73,7 @@ from ._opened import metadata as metadata
 from ._opened import opened
 from ._opened import read_sidecar as read_sidecar
 from ._opened import signed as signed
+from ._opened import size_of as size_of
 from ._preprocess import Preprocessed as Preprocessed
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]

@@ -28,6 +28,11 @@ def files(path: Path) -> list[Path]:
     return whole + sorted(f for f in path.parent.glob(f"{glob.escape(path.stem)}.*") if f.suffix not in own)
 
 
+def size_of(path: Path) -> int:
+    """Bytes of an exported file with all its parts."""
+    return sum(file.stat().st_size for file in files(path))
+
+
 def hash_of(parts: list[Path]) -> str:
     """SHA-256 of the content of files, one after the other, in hexadecimal digits."""
     hashed = hashlib.sha256()
