@@ -327,7 +327,7 @@ def export(
     facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
     facts |= {"embedded_preprocess": embed_preprocess, "embedded_decode": embed_decode}
     task = find("tasks", model.task)
-    facts["decode"] = EMBEDDED.get(task.TARGET) if embed_decode else getattr(task, "DECODE", None)
+    facts |= described(model.task, preprocess, embed_preprocess, embed_decode)
     if embed_decode and not hasattr(task, "embed"):
         able = [name for name in names("tasks") if hasattr(find("tasks", name), "embed")]
         raise UsageError(
@@ -341,6 +341,16 @@ def export(
         network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=dynamic,
         examples=examples, meaning=meaning, explain=explain,
     )  # fmt: skip
+
+
+def described(task: str, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool) -> dict[str, Any]:
+    """All that an app has to know beside an exported file: from picture to input, from outputs to answers."""
+    module = find("tasks", task)
+    return {
+        "decode": EMBEDDED.get(module.TARGET) if embed_decode else getattr(module, "DECODE", None),
+        "preprocessing": preprocess.describe(embed_preprocess),
+        "decoding": module.decoding(embed_decode),
+    }
 
 
 def _exported(

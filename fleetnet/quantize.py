@@ -32,7 +32,7 @@ from .errors import DataError, ExportError, ModelError, UsageError, choose
 from .files import beside
 from .find import find
 from .images import read
-from .predict import Predictor, load
+from .predict import Predictor, described, load
 from .quantizers import QUANTIZERS, WRITERS
 from .reading import to_json
 from .reparam import reparameterize
@@ -318,7 +318,7 @@ def prepare(
     facts = {
         **loaded.meta, "checkpoint": file.name, "checkpoint_sha256": hash_of([file]),
         "embedded_preprocess": False, "embedded_decode": False,
-        "decode": getattr(find("tasks", loaded.model.task), "DECODE", None), "form": "deploy",
+        **described(loaded.model.task, loaded.preprocess, False, False), "form": "deploy",
     }  # fmt: skip
     held: list[Tensor] = []
 

@@ -32,6 +32,40 @@ AUTO_AUGMENT = {
 }  # fmt: skip
 MODES = ("crop", "stretch", "letterbox")
 ADDED = ("mode", "values")  # fields that older files do not have
+_RANGE_OF_16_BITS = "0 to 65535, and floats from 0 to 1, become 0 to 255"
+_KERNELS = {  # (interpolation, antialias) -> which pixels a pixel of the result is made of
+    ("bilinear", True): "a triangle, two pixels wide, widened by the scale where the picture shrinks (Pillow's)",
+    ("bicubic", True): "a cubic with a = -0.5, four pixels wide, widened by the scale where it shrinks (Pillow's)",
+    ("bilinear", False): "the four nearest pixels, whatever the scale; beyond the border, the border's (OpenCV's)",
+    (
+        "bicubic",
+        False,
+    ): "the sixteen nearest pixels with a = -0.75, whatever the scale; beyond the border, the border's",
+}
+_RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * scale_x + left in the input
+    "stretch": {
+        "rows": "H", "columns": "W", "top": "0", "left": "0",
+        "scale_y": "rows / height", "scale_x": "columns / width",
+        "rule": "the whole picture becomes rows x columns",
+    },
+    "letterbox": {
+        "rows": "max(1, round(height * scale))", "columns": "max(1, round(width * scale))",
+        "scale": "min(H / height, W / width)",
+        "top": "floor((H - rows) / 2)", "left": "floor((W - columns) / 2)",
+        "scale_y": "rows / height", "scale_x": "columns / width",
+        "rule": "the whole picture becomes rows x columns and is laid on size, filled with padding, at top, left",
+    },
+    "crop": {
+        "cover_rows": "floor(H / crop)", "cover_columns": "floor(W / crop)",
+        "rows": "if cover_rows * width >= cover_columns * height: cover_rows, else: max(cover_rows, floor("
+        "cover_columns * height / width))",
+        "columns": "if cover_rows * width >= cover_columns * height: max(cover_columns, floor(cover_rows * width / "
+        "height)), else: cover_columns",
+        "top": "-round((rows - H) / 2)", "left": "-round((columns - W) / 2)",
+        "scale_y": "rows / height", "scale_x": "columns / width",
+        "rule": "the whole picture would become rows x columns; H x W of it, from row -top and column -left, are kept",
+    },
+}  # fmt: skip
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 Transform = Callable[[Image.Image], Tensor]
 
@@ -159,6 +193,45 @@ class Preprocess:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    def describe(self, embedded: bool = False) -> dict[str, Any]:
+        """All that an app has to do to a picture, in words and numbers, for the description beside an exported file.
+
+        `embedded`: channel order, mean and std are in the file, which takes RGB pixels from 0 to 255.
+        """
+        first = (
+            _RANGE_OF_16_BITS if self.values is None else f"{self.values[0]:g} to {self.values[1]:g} become 0 to 255"
+        )
+        names = "height and width are the picture's, H and W those of size"
+        return {
+            "picture": {
+                "orientation": "turned upright by its EXIF orientation, before anything else",
+                "channels": "RGB, 8 bits each; gray is repeated; transparent pixels are laid on white",
+                "more_than_8_bits": first,
+            },
+            "resize": {
+                "mode": self.mode,
+                "size": list(self.size),
+                "interpolation": self.interpolation,
+                "antialias": self.antialias,
+                "kernel": _KERNELS[self.interpolation, self.antialias],
+                "pixel_centers": "half: pixel i covers i to i + 1, its center is at i + 0.5",
+                "values": "rounded to whole numbers from 0 to 255 after resizing",
+                **_RESIZING[self.mode],
+                "names": f"{names}; round takes halves to the even number, floor goes down",
+            },
+            "crop": self.crop if self.mode == "crop" else None,
+            "padding": [PADDING] * 3 if self.mode == "letterbox" else None,
+            "input": {
+                "channel_order": "RGB" if embedded else self.channel_order,
+                "layout": "NCHW",
+                "dtype": "float32",
+                "range": [0, 255] if embedded else [0, 1],
+                "mean": None if embedded else list(self.mean),
+                "std": None if embedded else list(self.std),
+                "values": "pixels as they are" if embedded else "(pixel / 255 - mean) / std, in channel_order",
+            },
+        }
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":

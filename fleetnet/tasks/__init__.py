@@ -12,6 +12,7 @@
     decode(outputs, size) -> list[Prediction]            outputs in eval mode -> a prediction a picture, in input pixels
     restore(prediction, place) -> Prediction             the same in the pixels of the picture
     present(prediction, classes, ...) -> Any             the same in words, for a user
+    decoding(embedded) -> dict                           `decode` and `restore` in words and numbers, for apps
     metric(classes) -> object                            add(predictions, targets); result() -> dict; the first decides
 
 Outputs are a tensor or a dict of tensors by name, batch first; exported files have them under the same names. Optional:

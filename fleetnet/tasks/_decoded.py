@@ -18,6 +18,34 @@ class Decoded(nn.Module):
         return self.decode(self.model(image), (image.shape[-2], image.shape[-1]))
 
 
+TO_PICTURE = {  # from pixels of the input to those of the picture, with the places of "preprocessing"
+    "x": "(x - left) / scale_x, clipped to 0 and the picture's width",
+    "y": "(y - top) / scale_y, clipped to 0 and the picture's height",
+    "dropped": "boxes that then have no width or no height",
+}
+CHOSEN = {  # what a graph puts out that chose its boxes itself
+    "boxes": {"output": "boxes", "coding": "x0, y0, x1, y1 in pixels of the input"},
+    "scores": {"output": "scores", "values": "0 to 1, best first; 0 where there is no box"},
+    "labels": {"output": "labels", "values": "index of the class"},
+    "nms": None,
+    "boxes_to_picture": TO_PICTURE,
+}
+
+
+def suppression(score: float, iou: float, candidates: int, most: int) -> dict[str, Any]:
+    """How boxes are chosen, as `boxes.select` does it."""
+    return {
+        "score_above": score,
+        "candidates": candidates,
+        "of_candidates": "pairs of a box and a class, those of the largest scores; equal ones by box, then class",
+        "per_class": True,
+        "iou": iou,
+        "rule": "by falling score: a box is dropped if its intersection over union with one that was kept, of the same "
+        "class, is above iou; sides are x1 - x0 and y1 - y0",
+        "max_objects": most,
+    }
+
+
 def of_authors(size: tuple[int, int]) -> dict[str, Any]:
     """What ParC-Net's networks with heads expect of an image: OpenCV's order and resizing, the picture squashed."""
     return {

@@ -54,6 +54,11 @@ def decode(outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None 
     return [{"logits": row} for row in logits.float()]
 
 
+def decoding(embedded: bool) -> dict[str, Any]:
+    """`decode` and `present` in words and numbers."""
+    return {"scores": {"output": "logits", "activation": "softmax", "axis": 1, "classes": "column i is class i"}}
+
+
 def restore(prediction: Prediction, place: Place) -> Prediction:
     return prediction
 

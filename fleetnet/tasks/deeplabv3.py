@@ -145,6 +145,26 @@ def embed(model: nn.Module) -> nn.Module:
     return Decoded(model, _classes)
 
 
+def decoding(embedded: bool) -> dict[str, Any]:
+    """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
+    places = {
+        "row": "of the picture's row i: (i + 0.5) * scale_y + top - 0.5, as an index of a row of the output",
+        "column": "of the picture's column j: (j + 0.5) * scale_x + left - 0.5",
+        "limits": "no row before ceil(top - 0.5) or after floor(height * scale_y + top - 0.5), nor outside of it: clip"
+        " to that, so that nothing is taken from the padding (were the first after the second, both are "
+        "round(height * scale_y / 2 + top - 0.5)); columns likewise, with width, scale_x and left",
+    }
+    if embedded:
+        return {
+            "classes": {"output": "semantic", "values": "index of the class of each pixel of the input"},
+            "to_picture": {**places, "interpolation": "nearest: floor(index + 0.5)"},
+        }
+    return {
+        "classes": {"output": "logits", "activation": "argmax", "axis": 1, "after": "to_picture"},
+        "to_picture": {**places, "interpolation": "bilinear, of the logits"},
+    }
+
+
 def _centers(count: int, scale: float, offset: float, size: int) -> Tensor:
     """Where the centers of a picture's `count` rows (or columns) lie in an input of `size`, as fractional indices.
 

@@ -37,6 +37,7 @@ from ..boxes import Place, Prediction, best_after_nms, take
 from ..errors import ModelError
 from ._coco import CocoMetric
 from ._coco import present as present
+from ._decoded import CHOSEN
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "masks", "letterbox", "jitter", 32
 SIZE = (512, 512)
@@ -281,6 +282,22 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     restored = boxes_.restore({**prediction, "unclipped": unclipped}, place)
     probabilities, boxes = restored.pop("mask_probabilities"), restored.pop("unclipped")
     return {**restored, "masks": paste(probabilities, boxes, (place.height, place.width))}
+
+
+def decoding(embedded: bool) -> dict[str, Any]:
+    """`decode` and `restore` in words and numbers; the graph chooses boxes itself, so it is always `embedded`."""
+    return {
+        **CHOSEN,
+        "masks": {
+            "output": "masks",
+            "size": MASK,
+            "values": "probabilities in the box, before that is clipped to the picture",
+            "paste": "the center of the picture's pixel in row i, column j lies in the mask at row (i + 0.5 - y0) / "
+            "(y1 - y0) * size - 0.5, column (j + 0.5 - x0) / (x1 - x0) * size - 0.5, with the box in pixels of the "
+            "picture, unclipped; interpolate bilinearly, with 0 outside of the mask",
+            "above": 0.5,
+        },
+    }
 
 
 def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:

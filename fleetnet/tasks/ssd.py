@@ -36,7 +36,7 @@ from ..errors import ModelError
 from ..layers import ConvBN
 from ._coco import CocoMetric
 from ._coco import present as present
-from ._decoded import Decoded, of_authors
+from ._decoded import CHOSEN, TO_PICTURE, Decoded, of_authors, suppression
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "stretch", "ssd", 32
 SIZE = (320, 320)
@@ -49,6 +49,7 @@ WIDTHS = (512, 256, *EXTRA, 64)  # channels that are predicted from
 RATIOS = ((2.0, 3.0),) * 5 + ((2.0,),)  # of width to height, and the other way round, beside two squares
 SCALES = [0.1 + 0.95 * i / len(WIDTHS) for i in range(len(WIDTHS) + 1)]  # of anchors, as a share of the input
 VARIANCES = (0.1, 0.2)  # of centers and sizes: what regressions are divided by
+LARGEST_EXPONENT = 5  # of a size: no box is more than 148 times its anchor
 OVERLAP = 0.5  # intersection over union from which an anchor is an object
 NEGATIVES = 3  # background anchors that are learned for each positive one
 SCORE, NMS, COUNT = 0.01, 0.5, 100  # of detections: the least probability, the largest overlap, the number kept
@@ -144,7 +145,7 @@ def encode(boxes: Tensor, anchors: Tensor) -> Tensor:
 def place(regressions: Tensor, anchors: Tensor) -> Tensor:
     """Boxes (..., 4) xyxy of regressions (..., 4) at anchors (..., 4): the inverse of `encode`."""
     centers = regressions[..., :2] * VARIANCES[0] * anchors[..., 2:] + anchors[..., :2]
-    sides = (regressions[..., 2:] * VARIANCES[1]).clamp(max=5).exp() * anchors[..., 2:]
+    sides = (regressions[..., 2:] * VARIANCES[1]).clamp(max=LARGEST_EXPONENT).exp() * anchors[..., 2:]
     return box_convert(torch.cat([centers, sides], -1), "cxcywh", "xyxy")
 
 
@@ -202,6 +203,30 @@ def decode(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Predict
 def embed(model: nn.Module) -> nn.Module:
     """image (N, 3, H, W) -> boxes (N, 100, 4) in its pixels, scores (N, 100) and labels (N, 100), best first."""
     return Decoded(model, _select)
+
+
+def decoding(embedded: bool) -> dict[str, Any]:
+    """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
+    if embedded:
+        return CHOSEN
+    return {
+        "boxes": {
+            "output": "boxes",
+            "coding": "regressions (dx, dy, dw, dh) at anchors",
+            "anchors": {"output": "anchors", "coding": "center x, center y, width, height in pixels of the input"},
+            "variances": list(VARIANCES),
+            "largest_exponent": LARGEST_EXPONENT,
+            "center": "anchor center + variances[0] * (dx, dy) * anchor size",
+            "size": "anchor size * exp(min(variances[1] * (dw, dh), largest_exponent))",
+            "corners": "center - size / 2, center + size / 2, clipped to the input, before the suppression",
+        },
+        "scores": {
+            "output": "logits", "activation": "softmax", "background": 0,
+            "classes": "class i of `classes` is column i + 1; the background's column is left out",
+        },
+        "nms": suppression(SCORE, NMS, 1000, COUNT),
+        "boxes_to_picture": TO_PICTURE,
+    }  # fmt: skip
 
 
 _STRIDES = ("os_64", "os_128", "os_256")

@@ -34,10 +34,22 @@ from ..boxes import Prediction, restore, select, unpad
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
 from ._coco import CocoMetric, present
-from ._decoded import Decoded
+from ._decoded import CHOSEN, TO_PICTURE, Decoded, suppression
 from ._layout import ANY, STRIDES, Layout, Row, parse, read
 
-__all__ = ["decode", "embed", "from_file", "head", "loss", "metric", "prepare", "present", "restore", "stored"]
+__all__ = [
+    "decode",
+    "decoding",
+    "embed",
+    "from_file",
+    "head",
+    "loss",
+    "metric",
+    "prepare",
+    "present",
+    "restore",
+    "stored",
+]
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "letterbox", "mosaic", 32
 SIZE = (640, 640)
@@ -439,6 +451,26 @@ def decode(outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None 
 def embed(model: nn.Module) -> nn.Module:
     """The model with its decode and NMS in the graph: image -> boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
     return Decoded(model, _padded)
+
+
+def decoding(embedded: bool) -> dict[str, Any]:
+    """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
+    if embedded:
+        return CHOSEN
+    return {
+        "boxes": {
+            "output": "predictions",
+            "columns": [0, 4],
+            "coding": "center x, center y, width, height in pixels of the input; anchors and strides are in the graph",
+            "corners": "center - size / 2, center + size / 2, not clipped before the suppression",
+        },
+        "scores": {
+            "output": "predictions", "activation": "none: these are probabilities", "objectness": 4, "first_class": 5,
+            "classes": "the score of class i of `classes` is column 4 * column 5 + i",
+        },
+        "nms": suppression(SCORE, IOU, 1000, COUNT),
+        "boxes_to_picture": TO_PICTURE,
+    }  # fmt: skip
 
 
 def metric(classes: Sequence[str]) -> CocoMetric:
