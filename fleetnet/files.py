@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import WriteError
+from .errors import UsageError, WriteError
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*")  # a file or folder, with its process
 BUSY_SECONDS = 600  # a younger one is spared while any process has its number
 FULL = (errno.ENOSPC, errno.EDQUOT)
+ADDED = 24  # bytes that a name gets while its file is being written
 SMALLEST_SPACE = 1 << 16  # bytes: with less left, a failure without a reason is one of space
 
 
@@ -91,6 +92,55 @@ def _words(path: Path, error: OSError) -> str:
     if isinstance(error, FileNotFoundError) and not path.parent.is_dir():
         return f"{path} cannot be written: its folder is not there"
     return f"{path} cannot be written: {error.strerror}"
+
+
+def check_writable(path: str | Path, named: str, folder: bool = False) -> None:
+    """`WriteError` unless a file can be written at `path` or, with `folder`, files in a folder there.
+
+    `UsageError` for a folder where a file is wanted, and the other way round.
+
+    To be asked before the work whose result goes there. `named` is what the user gave the path as, such as "--out".
+    Nothing is left behind: what is tried is a small file in the nearest folder that exists.
+    """
+    wanted = Path(os.path.abspath(path))
+    there = next(p for p in (wanted, *wanted.parents) if os.path.lexists(p))
+    new = wanted.parts[len(there.parts) :]  # what is yet to be made
+    said = f"{named} is {_shortened(path)!r}"
+    if not new and folder != there.is_dir():
+        raise UsageError(f"{said}, which is a {'file: give a folder' if folder else 'folder: give a file'}")
+    if new and not there.is_dir():
+        raise WriteError(f"{said}, but {_shortened(there)} is a file, and no folder can be in it")
+    place = there if there.is_dir() else there.parent
+    try:
+        longest = os.pathconf(place, "PC_NAME_MAX") - ADDED
+        for name in new:
+            if len(os.fsencode(name)) > longest:
+                raise WriteError(f"{said}, a name of {len(os.fsencode(name))} bytes; allowed: {longest}")
+        with tempfile.TemporaryFile(dir=place) as tried:
+            tried.write(bytes(SMALLEST_SPACE))
+    except WriteError:
+        raise
+    except OSError as error:
+        raise WriteError(f"{said}, where nothing can be written: {reason(error)}; give another {named}") from error
+
+
+def _shortened(path: str | Path) -> str:
+    text = str(path)
+    return text if len(text) <= 120 else f"{text[:50]}...{text[-50:]}"
+
+
+def reason(error: OSError) -> str:
+    """What the system says, in words that say what to do."""
+    number = error.errno
+    if number in FULL:
+        return f"the disk is full ({os.strerror(number)}); free some space"
+    if number in (errno.EACCES, errno.EPERM):
+        return "there is no permission"
+    if number == errno.EROFS:
+        return "it cannot be written to, only read"
+    if number == errno.ENAMETOOLONG:
+        return "the name is too long"
+    return error.strerror or str(error)
 
 
 def _space(path: Path) -> int:

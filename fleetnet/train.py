@@ -5,8 +5,10 @@ that a run resumed after any epoch continues exactly as if it had never stopped.
 atomically once an epoch: killing the process loses at most the epoch in progress. No task is named in this file.
 """
 
+import copy
 import math
 import random
+import re
 import resource
 import shutil
 import time
@@ -120,15 +122,40 @@ def _average(decay: float, averages: list[Tensor], current: list[Tensor], count:
             average.copy_(value)
 
 
+def check_device(config: TrainConfig) -> bool:
+    """Whether the GPU is used; `UsageError` for a device or a precision that is not to be had here."""
+    gpu = torch.cuda.is_available() and config.device != "cpu"
+    if config.device == "cuda" and not gpu:
+        raise UsageError("device is cuda, but torch sees no GPU; allowed here: cpu, auto")
+    if config.precision == "fp16" and not gpu:
+        raise UsageError("precision is fp16, which needs a GPU with CUDA; allowed here: fp32, bf16")
+    return gpu
+
+
+def _check_batch(model: Model, config: TrainConfig, images: int) -> None:
+    """`UsageError` where a batch norm would see a single value a channel: one image, no larger than the strides."""
+    count, (height, width) = min(config.batch_size, images), config.size
+    if count > 1:
+        return
+    network = copy.deepcopy(model).to("meta")  # shapes alone, without computing
+    try:
+        network.train()(torch.empty(count, 3, height, width, device="meta"))
+    except ValueError as error:
+        if not re.search("(more than 1|one) value per channel", str(error)):
+            raise
+        raise UsageError(
+            f"{model.name} cannot be trained on batches of one image at {height}x{width}: its last feature is a single "
+            "pixel, and a batch norm needs two. Give --batch-size 2 or more (and as many images), or a larger --size"
+        ) from error
+    except (NotImplementedError, RuntimeError):  # shapes that depend on values: proposals of Mask R-CNN
+        return
+
+
 def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
-    gpu = torch.cuda.is_available() and config.device != "cpu"
-    if config.precision == "fp16" and not gpu:
-        raise UsageError("precision is fp16, which needs a GPU with CUDA; allowed here: fp32, bf16")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise UsageError("device is cuda, but torch sees no GPU; allowed here: cpu, auto")
+    gpu = check_device(config)
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have another precision
     accelerator = Accelerator(
         cpu=not gpu,
@@ -331,6 +358,7 @@ def fit(
     if not resume:
         check_settings(config, model.task, processes=accelerator.num_processes)
         _check_made(config, model)
+    _check_batch(model, config, len(train.samples))
     for split in (train, val):
         _check_annotated(split, task.TARGET)
 

@@ -160,4 +160,7 @@ def test_export_at_the_command_line(runs, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     (done,) = result["exported"]
     assert done["agreement"]["boxes"] > 400
+    assert done["path"] == str(tmp_path / "onnx" / "model-decoded.onnx")  # beside model.onnx, not in its place
+    beside = {"model-decoded.onnx", "model-decoded.json", "model-decoded.golden.npz"}
+    assert {path.name for path in (tmp_path / "onnx").iterdir()} == beside
     assert fleetnet.load(done["path"]).facts["embedded_decode"] is True

@@ -1,20 +1,27 @@
 """What somebody types who comes from another tool: each mistake is answered with what to type here, before any work."""
 
+import errno
+import os
 import shlex
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 import fleetnet
 from fleetnet import synonyms
 from fleetnet.backbones import pretrained, variants
 from fleetnet.cli import VERBS, main
 from fleetnet.cli._arguments import new_parser
-from fleetnet.cli._table import PUBLISHED, SIZES
+from fleetnet.cli._table import PUBLISHED, SIZES, USUAL
 from fleetnet.config import KEYS
-from fleetnet.errors import ArgumentError, FleetnetError, UsageError, choose
+from fleetnet.errors import ArgumentError, FleetnetError, UsageError, WriteError, choose
+from fleetnet.files import check_writable
 from fleetnet.find import find, names
 
 LINES = 8  # of a message, at most, at 100 characters
@@ -171,3 +178,137 @@ def test_the_table_of_models_is_that_of_the_networks():
     for name in SIZES:
         known = pretrained(name)
         assert PUBLISHED.get(name) == (known and (known.top1, known.measured_by, known.license, known.source))
+
+
+def test_help_shows_the_usual_size_and_classes_of_each_head(capsys: pytest.CaptureFixture[str]):
+    heads = [task for task in names("tasks") if task != "classification"]
+    assert {task: (find("tasks", task).SIZE, find("tasks", task).CLASSES) for task in heads} == USUAL
+    for verb in ("train", "flops", "bench", "export"):
+        assert main([verb, "--help"]) == 0
+        text = " ".join(capsys.readouterr().out.split())
+        for task, (size, _) in USUAL.items():
+            assert f"{task} {size[0]}" in text, verb
+
+
+# ---- outputs that cannot be written, and starts that fail -----------------------------------------------------------
+
+OUTPUTS = [  # words before the path that is to be written, and whether it is a folder
+    ("train --model fasternet_t0 --data shapes:40 --run", True),
+    ("demo --run", True),
+    ("eval --model {run} --data shapes:40 --plots", True),
+    ("eval --model {run} --data shapes:40 --predictions", False),
+    ("predict --model {run} x.jpg --out", True),
+    ("reparam --model {run} --out", False),
+    ("export --model {run} --to onnx --out", True),
+    ("quantize --model {run} --data shapes:40 --to onnx --out", True),
+    ("bench --model {run} --csv", False),
+    ("bench --model {run} --plot", False),
+    ("flops --model fasternet_t0 --csv", False),
+]
+
+
+@contextmanager
+def as_nobody(*roots: Path) -> Iterator[None]:
+    """Without the rights of root, so that permissions count; `roots` and what is above them stay searchable."""
+    if os.geteuid() != 0:
+        yield
+        return
+    for folder in (folder for root in roots for folder in (root, *root.parents)):
+        if not folder.stat().st_mode & 0o001:
+            folder.chmod(folder.stat().st_mode | 0o011)
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+@pytest.mark.parametrize(("words", "folder"), OUTPUTS, ids=[words for words, _ in OUTPUTS])
+def test_outputs_are_tried_before_the_work(words, folder, run: Path, tmp_path: Path, capsys, monkeypatch):
+    from fleetnet import data, predict
+
+    def working(*args: object, **keywords: object) -> None:
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(data, "load", working)
+    monkeypatch.setattr(predict, "load", working)
+    monkeypatch.chdir(tmp_path)
+    locked, file = tmp_path / "locked", tmp_path / "a file"
+    locked.mkdir(mode=0o555)
+    file.write_text("kept")
+    name = "x.png" if "--plot" in words.split() else "x"
+    flag = words.split()[-1]
+    given = words.format(run=run).split()
+    wrong = [file / name, tmp_path / ("n" * 300 + name)] + ([file] if folder else [])
+    for path in wrong:
+        assert main([*given, str(path)]) in (1, 2)
+        message = capsys.readouterr().err
+        assert flag in message
+        assert "Error" not in message
+        assert len(message) < 100 * LINES
+    with as_nobody(tmp_path, run):
+        code = main([*given, str(locked / name)])
+    assert code == 1
+    message = capsys.readouterr().err
+    assert f"{flag} is " in message
+    assert "no permission" in message
+    assert f"another {flag}" in message
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a file", "locked"]
+    assert file.read_text() == "kept"
+
+
+def test_a_full_disk_is_said_before_the_work(monkeypatch, tmp_path: Path):
+    class Full:
+        def __enter__(self) -> "Full":
+            return self
+
+        def __exit__(self, *why: object) -> None:
+            return None
+
+        def write(self, content: bytes) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Full())
+    with pytest.raises(WriteError, match=r"--out is '.*', where nothing can be written: the disk is full .*free some"):
+        check_writable(tmp_path / "out", "--out", folder=True)
+
+
+def test_what_the_system_refuses_later_is_said_in_words(monkeypatch, capsys: pytest.CaptureFixture[str]):
+    from fleetnet.cli import doctor
+
+    def refuse(given: dict) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", "somewhere/a.json")
+
+    monkeypatch.setattr(doctor, "run", refuse)
+    assert main(["doctor"]) == 1
+    message = capsys.readouterr().err
+    assert "somewhere/a.json: there is no permission" in message
+    assert "PermissionError" not in message
+
+
+FAILED = [  # starts of a training that fail, exit code, what is said
+    ("--device cuda", 2, "torch sees no GPU"),
+    ("--precision fp16", 2, "needs a GPU"),
+    ("--weights nothing.safetensors", 4, "nothing.safetensors"),
+    ("--options.mixin conv", 2, "'mixing'"),
+    ("--output-stride 7", 2, "allowed: 8, 16, 32"),
+    ("--drop-path 2", 2, "drop_path is 2"),
+    ("--augment mosaic", 2, "mosaic"),
+    ("--norm sync", 2, "sync"),
+    ("--model mobileone_s0 --batch-size 1 --size 32", 2, "--batch-size 2"),
+    ("--model timm/resnet10t --batch-size 1 --size 32", 2, "--batch-size 2"),
+    ("--lr 1e30 --optimizer sgd --warmup-epochs 0 --batch-size 8", 1, "lower lr"),
+]
+
+
+@pytest.mark.parametrize(("words", "code", "part"), FAILED, ids=[words for words, _, _ in FAILED])
+def test_a_failed_start_leaves_no_folder(words, code, part, tmp_path: Path, monkeypatch, capsys):
+    if "cuda" in words or "fp16" in words:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.chdir(tmp_path)
+    start = "train --model fasternet_t0 --data shapes:40 --size 32 --epochs 1"
+    assert main([*start.split(), *words.split()]) == code
+    message = capsys.readouterr().err
+    assert part in message
+    assert "Error" not in message
+    assert list(tmp_path.iterdir()) == []

@@ -72,6 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         sys.stderr.close()
         return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"fleetnet: {_of_the_system(error)}", file=sys.stderr)
+        return 1
     except Exception as error:
         if debug:
             raise
@@ -94,6 +99,14 @@ def _termination() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _of_the_system(error: OSError) -> str:
+    """What the system refused, in words: of which file, and why."""
+    from ..files import reason
+
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    return f"{': '.join([*names[:1], reason(error)])} (--debug shows where)"
 
 
 def _dispatch(words: list[str]) -> int:

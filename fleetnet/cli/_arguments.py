@@ -10,7 +10,7 @@ import math
 import re
 import shlex
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -19,6 +19,7 @@ from jsonargparse import ArgumentParser
 
 from ..errors import UsageError, choose
 from ..synonyms import meanings, plain
+from ._table import SIZE, USUAL
 
 EXAMPLES = {int: "a whole number, such as 8", float: "a number, such as 0.001", bool: "true or false", str: "a text"}
 RESTRICTED = {  # the types of jsonargparse that have bounds
@@ -37,13 +38,21 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def usual_sizes() -> str:
+    """The size in pixels that each task is usually trained at, for help texts."""
+    return "; ".join([f"{SIZE[0]}", *(f"{task} {size[0]}" for task, (size, _) in USUAL.items())])
+
+
+def usual_classes() -> str:
+    return "; ".join(["1000", *(f"{task} {classes}" for task, (_, classes) in USUAL.items())])
+
+
 def add_settings(parser: ArgumentParser, settings: type, required: Sequence[str] = ()) -> None:
     """A flag for every field of a dataclass of settings, with its type, default and help."""
     hints = get_type_hints(settings)
     for field in dataclasses.fields(settings):
         default = None if field.default is dataclasses.MISSING else field.default
-        shown = "x".join(map(str, default)) if isinstance(default, tuple) else default
-        shown = field.metadata.get("default", shown)
+        shown = usual_sizes() if field.name == "size" else default
         kind = str if field.name == "size" else hints[field.name]
         help = field.metadata["help"] + ("" if field.name in required else f" (default: {shown})")
         parser.add_argument(flag(field.name), type=kind, default=None, help=help)
@@ -90,6 +99,15 @@ def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str,
     except (ArgumentError, SystemExit) as error:
         raise UsageError(f"{where}: {_in_plain_words(parser, str(error))}") from error
     return {**values, **typed}
+
+
+def check_outputs(given: Mapping[str, Any], folders: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+    """`WriteError` unless what these flags name can be written; asked before the work, not found out after it."""
+    from ..files import check_writable
+
+    for key in (*folders, *files):
+        if given.get(key):
+            check_writable(given[key], flag(key), folder=key in folders)
 
 
 def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:

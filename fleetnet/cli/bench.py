@@ -9,7 +9,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ..errors import UsageError
 from ..files import write_rows
-from ._arguments import TRUST
+from ._arguments import TRUST, check_outputs, usual_sizes
 from ._show import say, table, tell
 from ._subjects import Subject, subjects, threads_of
 
@@ -32,7 +32,7 @@ def arguments(parser: "ArgumentParser") -> None:
     add("--model", nargs="+", type=str, help="run folders, checkpoints, exported files, names, or peers (timm/NAME)")
     add("--to", type=str, help="runtimes to export to, as onnx,openvino:bf16 (default: onnx), or none")
     add("--forms", type=str, help="forms to time in torch (default: multi-branch,deploy), or none")
-    add("--size", type=str | None, help="of models given by name (default: 224, of heads their usual); others have one")
+    add("--size", type=str | None, help=f"of models given by name (default: {usual_sizes()}); others have one")
     add("--threads", type=str, help="CPU threads, one number or several as 1,2 (default: 1; --tune: 1 and all cores)")
     add("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
     add("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
@@ -103,11 +103,10 @@ def _check(given: Mapping[str, Any]) -> None:
     """`UsageError` for a flag without those that it goes with, or files that could not be written at the end."""
     if not given.get("model"):
         raise UsageError(f"--model is missing; example: {EXAMPLE}")
+    check_outputs(given, files=("csv", "plot"))
     for key in ("csv", "plot"):
         if given.get(key) and not Path(given[key]).parent.is_dir():
             raise UsageError(f"--{key} is {given[key]!r}, but there is no folder {str(Path(given[key]).parent)!r}")
-        if given.get(key) and Path(given[key]).is_dir():
-            raise UsageError(f"--{key} is {given[key]!r}, which is a folder: give a file")
     if given.get("plot") and Path(given["plot"]).suffix not in FIGURES:
         raise UsageError(f"--plot is {given['plot']!r}; allowed: files that end in {', '.join(FIGURES)}")
     for key, other in NEEDS.items():

@@ -31,6 +31,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from .. import bench, checkpoint, data
     from ..claims import refuse_if_claimed
     from ..config import TrainConfig
+    from ..files import check_writable
     from ..flops import count
     from ..predict import export, load
     from ..reparam import difference, reparameterize
@@ -40,6 +41,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     began = time.monotonic()
     folder = Path(given.get("run") or "runs/demo")
+    check_writable(folder, "--run", folder=True)
     if (folder / "config.yaml").exists():  # `train` writes it, the demo does not
         raise UsageError(f"{folder} holds a training run, which the demo would replace: give another --run")
     refuse_if_claimed(folder)

@@ -7,7 +7,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ..errors import UsageError
 from ..reading import to_json
-from ._arguments import TRUST
+from ._arguments import TRUST, check_outputs
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("model", "data"):
         if not given.get(key):
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
+    check_outputs(given, folders=("plots",), files=("predictions",))
 
     import torch
     from torch.utils.data import DataLoader

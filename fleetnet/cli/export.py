@@ -12,6 +12,7 @@ from jsonargparse.typing import PositiveInt
 
 from ..errors import ExportError, ModelError, UsageError
 from ..find import names
+from ._arguments import usual_sizes
 from ._show import say, table, tell
 
 if TYPE_CHECKING:
@@ -33,7 +34,9 @@ def arguments(parser: "ArgumentParser") -> None:
     )
     parser.add_argument("--out", type=str, help="folder (default: export/ beside the checkpoint)")
     parser.add_argument(
-        "--size", type=str | None, help="size to deploy at, 224 or 192x256 (default: of the checkpoint)"
+        "--size",
+        type=str | None,
+        help=f"size to deploy at, 224 or 192x256 (default: of the checkpoint; of a name {usual_sizes()})",
     )
     parser.add_argument("--opset", type=int | None, help="ONNX operator set (default: the runtime's)")
     parser.add_argument("--dynamic", action="store_true", help="leave the number of images open")
@@ -103,18 +106,21 @@ def _make_environments(to: list[str]) -> None:
 
 def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from ..config import parse_size
+    from ..files import check_writable
     from ..find import find
     from ..predict import export
     from ..runtimes import label, size_of
     from ..weights import locate
 
     path = locate(Path(given["model"]))
-    pictures = pictures_of(given, path)
     out = Path(given.get("out") or path.parent / "export")
+    check_writable(out, "--out", folder=True)
+    pictures = pictures_of(given, path)
+    stem = "model-decoded" if given.get("embed_decode") else "model"  # one does not take the place of the other
     delivered, agreements, sizes = [], [], list[str | None]()
     for name, precision in to:
         title = label(name, precision)
-        file = out / title / f"model{find('runtimes', name).suffix}"
+        file = out / title / f"{stem}{find('runtimes', name).suffix}"
         say(f"exporting {path} to {title}")
         before = _input_of(file)
         done = export(

@@ -8,6 +8,7 @@ from jsonargparse.typing import NonNegativeInt, PositiveInt
 
 from ..errors import ModelError, UsageError
 from ..files import write_rows
+from ._arguments import check_outputs, usual_classes, usual_sizes
 from ._show import say, table, tell
 
 if TYPE_CHECKING:
@@ -28,7 +29,9 @@ LEAST = ("FLOPs/byte", "MB moved", "K activations", "MFLOPs (2 a MAC)", "kind") 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="name of a model, run folder or checkpoint (.safetensors)")
     parser.add_argument(
-        "--size", type=str | None, help="pixels: 224, or 192x256 (default: of the checkpoint, or usual for the task)"
+        "--size",
+        type=str | None,
+        help=f"pixels: 224, or 192x256 (default: of the checkpoint; of a name {usual_sizes()})",
     )
     parser.add_argument("--depth", type=NonNegativeInt, help="levels of modules, 0 for the sum alone (default: 3)")
     parser.add_argument("--form", type=Literal["both", "multi-branch", "deploy"], help="(default: both)")
@@ -37,7 +40,7 @@ def arguments(parser: "ArgumentParser") -> None:
         type=Literal["table", "fvcore"],
         help="fvcore: its layout and counting, which has batch norms and pooling in it (default: table)",
     )
-    parser.add_argument("--classes", type=PositiveInt, help="of a model given by name (default: usual for the task)")
+    parser.add_argument("--classes", type=PositiveInt, help=f"of a model given by name (default: {usual_classes()})")
     parser.add_argument("--output-stride", type=int, help="of a model given by name: 8, 16 or 32 (default: the task's)")
     parser.add_argument(
         "--options", type=dict[str, bool | int | float | str],
@@ -49,6 +52,7 @@ def arguments(parser: "ArgumentParser") -> None:
 def run(given: dict[str, Any]) -> dict[str, Any]:
     if not given.get("model"):
         raise UsageError(f"--model is missing; example: {EXAMPLE}")
+    check_outputs(given, files=("csv",))
     form, style, depth = given.get("form", "both"), given.get("style", "table"), given.get("depth", 3)
 
     import torch

@@ -15,7 +15,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from ..errors import DataError, UsageError
 from ..reading import to_json
-from ._arguments import TRUST
+from ._arguments import TRUST, check_outputs
 from ._show import say, table
 
 if TYPE_CHECKING:
@@ -60,6 +60,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"no image given; example: {EXAMPLE}")
     if given.get("threshold", 0) > 1:
         raise UsageError(f"threshold is {given['threshold']}; allowed: 0 to 1")
+
+    check_outputs(given, folders=("out",))
 
     import torch
 

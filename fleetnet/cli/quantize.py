@@ -57,6 +57,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from .. import checkpoint, data
     from ..data._names import by_name
     from ..errors import choose
+    from ..files import check_writable
     from ..find import find
     from ..images import find_images
     from ..quantize import calibration, lacks, prepare, quantize, source_of
@@ -71,6 +72,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             raise ExportError(missing)
     torch.set_num_threads(given.get("threads", 2))
     path = source_of(given["model"])
+    out = Path(given.get("out") or path.parent / "export")
+    check_writable(out, "--out", folder=True)
     about = checkpoint.read_facts(path)
     preprocess, target = Preprocess.from_dict(about["preprocess"]), find("tasks", about["task"]).TARGET
     val = by_name(data.load(given["data"], "val", given.get("format"), target), about["classes"], str(path))
@@ -98,7 +101,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     if given.get("sensitivity"):
         say("measuring how much each layer disturbs the outputs")
         _show_layers(prepared.sensitivity)
-    out = Path(given.get("out") or path.parent / "export")
     settings = {key: given[key] for key in ("max_drop", "most") if key in given}
     skip = [pattern.strip() for pattern in given["skip"].split(",")] if given.get("skip") else []
     found, refused = [], []

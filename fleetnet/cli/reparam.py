@@ -31,12 +31,15 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import checkpoint
     from ..config import parse_size
+    from ..files import check_writable
     from ..flops import count
     from ..reparam import difference, reparameterize
     from ..tasks import named
     from ..weights import locate
 
     path = locate(Path(given["model"]))
+    out = Path(given.get("out") or path.with_name("deploy.safetensors"))
+    check_writable(out, "--out")
     loaded = checkpoint.load(path)
     if loaded.meta["form"] == "deploy":
         raise ModelError(f"{path} is in deploy form already; there is nothing to collapse")
@@ -60,7 +63,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     rows = [[name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}"] for name in before]
     table(f"{path} at {height}x{width}", ["", "multi-branch", "deploy form"], rows)
     tell(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {TOLERANCE:.0e}), on 4 random images")
-    out = Path(given.get("out") or path.with_name("deploy.safetensors"))
     checkpoint.save(
         out, deploy, classes=loaded.classes, preprocess=dataclasses.replace(loaded.preprocess, size=(height, width)),
         settings=loaded.meta.get("settings"), metrics=loaded.metrics, source=loaded.meta.get("source"), form="deploy",

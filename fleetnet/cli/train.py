@@ -66,8 +66,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             if not getattr(config, key):
                 raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
         path = Path(folder) if folder else None
-        if path is not None:
-            _check_unused(path)
+        _check_start(config, path)
 
     import torch
 
@@ -76,12 +75,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..data._names import by_name
     from ..find import find
     from ..tasks import split_name
-    from ..train import check_settings
+    from ..train import check_device, check_settings
 
     task_name = split_name(config.model)[0]
     task = find("tasks", task_name)
     if resume is None:
         check_settings(config, task_name, given)
+    check_device(config)
     begun = path is not None and (path / STATE).is_file()
     place = str(_place(path, config.data, "data" in given)) if path is not None and resume else config.data
     train, val = (data.load(place, split, config.format, task.TARGET) for split in ("train", "val"))
@@ -168,7 +168,8 @@ def _train(
         say(f"note: {note}")
     if skipped:
         say(f"skipped {len(skipped)} unreadable images: " + "; ".join(skipped[:10]))
-    say(f"next: fleetnet reparam --model {path}   or: fleetnet export --model {path} --to onnx")
+    quoted = shlex.quote(str(path))
+    say(f"next: fleetnet reparam --model {quoted}   or: fleetnet export --model {quoted} --to onnx")
     figures = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
     return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped}
 
@@ -184,6 +185,21 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
         except FleetnetError as other:
             say(f"no figures: {other}")
     say(f"to continue: fleetnet train --resume {shlex.quote(str(path))}")
+
+
+def _check_start(config: TrainConfig, folder: Path | None) -> None:
+    """What can be known to be wrong before the data are read and a folder is made."""
+    from ..files import check_writable
+    from ..tasks import check_options
+    from ..weights import locate
+
+    check_options(config.model, config.options)
+    weights = config.weights or "default"
+    if weights != "default" and not weights.startswith(("hf-hub:", "http://", "https://")):
+        locate(Path(weights))
+    check_writable(folder or Path("runs"), "--run", folder=True)
+    if folder is not None:
+        _check_unused(folder)
 
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +287,7 @@ def _check_unused(run: Path, claimed: bool = False) -> None:
     if not claimed:
         refuse_if_claimed(run)
     if (run / STATE).is_file() or (run / "best.safetensors").is_file():
-        continued = f"continue it with --resume {run}, or " if (run / STATE).is_file() else ""
+        continued = f"continue it with --resume {shlex.quote(str(run))}, or " if (run / STATE).is_file() else ""
         raise UsageError(f"{run} holds a run already: {continued}give another --run")
 
 
@@ -357,7 +373,7 @@ def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> 
 
 def _say_epoch(line: dict[str, Any]) -> None:
     scores = [
-        f"{form} " + " ".join([f"{k} {v:.2f}" for k, v in line[form].items() if isinstance(v, float)][:SHOWN])
+        f"{form} " + " ".join([f"{k} {shown(v)}" for k, v in line[form].items() if v is None or isinstance(v, float)][:SHOWN])
         for form in ("raw", "ema")
         if form in line
     ]
