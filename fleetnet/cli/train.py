@@ -7,6 +7,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,12 +105,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             "start from the multi-branch weights"
         )
     config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)  # weights decide too
-    if path is None:
-        name = f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
-        mine = _claim_free(Path("runs") / model.task / name)
-    else:
-        mine = claim(path)
-    with mine:
+    name = f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
+    usual = Path("runs") / model.task / name
+    with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
         if resume is None:
             _check_unused(mine.folder, claimed=True)
         elif begun != (mine.folder / STATE).is_file():
@@ -312,6 +310,18 @@ def _claim_free(path: Path) -> "Claim":
         return dataclasses.replace(claim(free), made=True)
 
 
+@contextlib.contextmanager
+def _tidied(run: Path) -> Iterator[None]:
+    """Folders above a run that were made for it go again where nothing is in them at the end."""
+    made = [folder for folder in run.parents if not folder.exists()]
+    try:
+        yield
+    finally:
+        for folder in made:
+            with contextlib.suppress(OSError):  # there is something in it
+                folder.rmdir()
+
+
 def _clear(run: Path) -> None:
     """Remove what this command wrote into the folder of a run that failed before its first epoch ended."""
     for name in (CONFIG, ENVIRONMENT, "data.json", "log.jsonl", "state/samples.json"):
@@ -373,7 +383,8 @@ def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> 
 
 def _say_epoch(line: dict[str, Any]) -> None:
     scores = [
-        f"{form} " + " ".join([f"{k} {shown(v)}" for k, v in line[form].items() if v is None or isinstance(v, float)][:SHOWN])
+        f"{form} "
+        + " ".join([f"{k} {shown(v)}" for k, v in line[form].items() if v is None or isinstance(v, float)][:SHOWN])
         for form in ("raw", "ema")
         if form in line
     ]
