@@ -156,15 +156,15 @@ def locate(path: Path) -> Path:
             "in Python has the published weights"
         )
     if not path.is_file():
-        raise ModelError(missing(path, (".safetensors", *PICKLES)))
+        raise ModelError(f"no file {str(path)!r}: {beside(path, ('.safetensors', *PICKLES))}")
     return path
 
 
-def missing(path: Path, suffixes: Sequence[str]) -> str:
-    """The message for a file of weights or an exported file that is not there: what is near it, by name."""
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    near = sorted(p.name for p in beside if p.suffix in suffixes or (p / "best.safetensors").is_file())
-    return f"no file {str(path)!r}: " + (choose(path.name, near) if near else "its folder has no such file")
+def beside(path: Path, suffixes: Sequence[str]) -> str:
+    """The end of a message about weights or an exported file that is not there: those that are, by name."""
+    files = path.parent.iterdir() if path.parent.is_dir() else ()
+    near = sorted(p.name for p in files if p.suffix in suffixes or (p / "best.safetensors").is_file())
+    return choose(path.name, near) if near else f"its folder has none that end in {', '.join(suffixes)}"
 
 
 def check_inside(path: Path, run: Path) -> None:
