@@ -41,7 +41,7 @@ from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
 from .tasks import Model, named
 from .transforms import Preprocess
-from .weights import beside, check_finite, hash_of, locate
+from .weights import check_finite, files_beside, hash_of, locate
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
@@ -79,7 +79,7 @@ class Predictor(nn.Module):
         super().__init__()
         path = self._path = Path(path)
         if not path.exists() and path.suffix in by_suffix():
-            raise ModelError(f"{path}: no such file; {beside(path, [path.suffix])}")
+            raise ModelError(f"{path}: no such file; {files_beside(path, [path.suffix])}")
         # A folder is a run, or an exported file: Core ML's.
         self.runtime = "torch" if (path / "best.safetensors").is_file() else by_suffix().get(path.suffix, "torch")
         if self.runtime == "torch":
@@ -377,7 +377,7 @@ def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
     if path.suffix not in runtimes:
         raise ModelError(f"{path} is no exported file; those end in {', '.join(runtimes)}")
     if not path.exists():
-        raise ModelError(f"{path}: no such file; {beside(path, [path.suffix])}")
+        raise ModelError(f"{path}: no such file; {files_beside(path, [path.suffix])}")
     return runtimes[path.suffix], read_sidecar(path)
 
 

@@ -156,11 +156,11 @@ def locate(path: Path) -> Path:
             "in Python has the published weights"
         )
     if not path.is_file():
-        raise ModelError(f"no file {str(path)!r}: {beside(path, ('.safetensors', *PICKLES))}")
+        raise ModelError(f"no file {str(path)!r}: {files_beside(path, ('.safetensors', *PICKLES))}")
     return path
 
 
-def beside(path: Path, suffixes: Sequence[str]) -> str:
+def files_beside(path: Path, suffixes: Sequence[str]) -> str:
     """The end of a message about weights or an exported file that is not there: those that are, by name."""
     files = path.parent.iterdir() if path.parent.is_dir() else ()
     near = sorted(p.name for p in files if p.suffix in suffixes or (p / "best.safetensors").is_file())

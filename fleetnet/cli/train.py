@@ -6,12 +6,14 @@ import hashlib
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..claims import NAME as CLAIM
 from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
 from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
 from ..reading import SMALL, from_json, links_out, read_text, to_json
@@ -116,7 +118,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             return _train(mine, model, train, val, config, resume=begun, other_data="data" in given)
         except Exception:
             if resume is None and not (mine.folder / STATE).is_file():
-                _clear(mine.folder)
+                _clear(mine)
             raise
 
 
@@ -322,8 +324,19 @@ def _tidied(run: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _clear(run: Path) -> None:
-    """Remove what this command wrote into the folder of a run that failed before its first epoch ended."""
+def _clear(mine: "Claim") -> None:
+    """Remove what this command wrote into the folder of a run that failed before its first epoch ended.
+
+    All of it where the folder was made for the run; else what a run writes first, for something of others may be there.
+    """
+    run = mine.folder
+    if mine.made:
+        for entry in run.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != CLAIM:
+                entry.unlink()
+        return
     for name in (CONFIG, ENVIRONMENT, "data.json", "log.jsonl", "state/samples.json"):
         (run / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is something else in it, or it is not there
@@ -381,10 +394,14 @@ def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> 
     write_text(run / CONFIG, f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n")
 
 
+def _is_figure(value: Any) -> bool:
+    """Whether a value of a metric is a figure, measured or, as None, not to be had."""
+    return value is None or isinstance(value, float)
+
+
 def _say_epoch(line: dict[str, Any]) -> None:
     scores = [
-        f"{form} "
-        + " ".join([f"{k} {shown(v)}" for k, v in line[form].items() if v is None or isinstance(v, float)][:SHOWN])
+        f"{form} " + " ".join([f"{k} {shown(v)}" for k, v in line[form].items() if _is_figure(v)][:SHOWN])
         for form in ("raw", "ema")
         if form in line
     ]
