@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from .errors import UsageError, choose, named_arguments
 from .reading import SMALL, read_text
 
+LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot count much longer
 LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an image takes minutes
 
 
@@ -53,6 +54,7 @@ CROPPED = Condition("by tasks that crop the picture in evaluation", lambda now: 
 SMOOTHED = Condition("by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
+WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)
 SOME_MOSAIC = Condition("where mosaic is above 0", lambda now: now.config.mosaic > 0)
 SEVERAL_IF_SYNC = Condition(
     "as sync only by several processes with a GPU each; allowed here: train, frozen",
@@ -137,6 +139,7 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
+    timeout: float = _field(5.0, "minutes that these may take for a batch before the run ends with an error", WORKERS)
     cache: bool = _field(False, "keep decoded images in memory")
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
     seed: int = _field(0, "of weights, order and augmentation")
@@ -157,6 +160,7 @@ class TrainConfig:
         rules: list[tuple[str, bool, str]] = [
             *((key, getattr(self, key) >= 1, "at least 1") for key in ("epochs", "batch_size", "accumulate")),
             ("eval_every", self.eval_every >= 1, "at least 1"),
+            ("timeout", 0 < self.timeout <= LONGEST_WAIT, f"above 0, at most {LONGEST_WAIT:g} minutes"),
             ("lr", self.lr > 0, "positive"),
             *((key, getattr(self, key) >= 0, "at least 0") for key in ("weight_decay", "warmup_epochs", "mixup")),
             *((key, getattr(self, key) >= 0, "at least 0") for key in ("cutmix", "workers", "threads")),

@@ -32,6 +32,7 @@ from .errors import DataError, ExportError, ModelError, UsageError, choose
 from .files import beside
 from .find import find
 from .images import read
+from .loading import patient
 from .predict import Predictor, described, load
 from .quantizers import QUANTIZERS, WRITERS
 from .reading import to_json
@@ -323,7 +324,7 @@ def prepare(
     held: list[Tensor] = []
 
     def watched() -> Iterator[Any]:
-        for batch in batches:
+        for batch in patient(batches):
             held.extend(batch.images[:1])
             yield batch
 

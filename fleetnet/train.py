@@ -36,9 +36,10 @@ from .errors import DataError, FleetnetError, ModelError, UsageError, named_argu
 from .files import append_line, write_text, writing
 from .find import find, names
 from .images import measure
+from .loading import Say, batches_of, patient
 from .reading import HISTORY, from_json, read_text, to_json
 from .tasks import Model, named
-from .transforms import Batch, ImageDataset, Preprocess, collate, mix, train_transform
+from .transforms import Batch, ImageDataset, Preprocess, mix, train_transform
 
 LOG = "log.jsonl"
 COUNTED = "epochs_from"  # in a line of the log: the number of the first epoch; version 0.1 counted from 0, unsaid
@@ -176,13 +177,13 @@ def _channels_last(model: nn.Module, device: torch.device) -> bool:
 
 def loader(data: ImageDataset, config: TrainConfig, sampler: Shuffled | None) -> DataLoader[Any]:
     """Batches in the sampler's order, without a smaller last one; in the data's own order, whole, if there is none."""
-    return DataLoader(
+    return batches_of(
         data,
-        batch_size=config.batch_size,
+        config.batch_size,
+        workers=config.workers,
+        minutes=config.timeout,
         sampler=sampler,
         drop_last=sampler is not None and len(data) >= config.batch_size,
-        num_workers=config.workers,
-        collate_fn=collate,
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
     )
 
@@ -195,12 +196,14 @@ def evaluate(
     batches: Any,
     classes: Sequence[str],
     on_prediction: Callable[[Prediction, int], None] | None = None,
+    on_wait: Say | None = None,
 ) -> dict[str, Any]:
     """The task's metric of a model over all batches; names of skipped images under "skipped".
 
     `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. Predictions
     are compared in the pixels of each picture, as it is in its file; `on_prediction` receives each with the index of
-    its sample. `classes` are names. Raises `DataError` where there is nothing to measure the task's first figure on,
+    its sample; `on_wait` gets a line for each half minute that `batches` of several processes are waited for.
+    `classes` are names. Raises `DataError` where there is nothing to measure the task's first figure on,
     and `ModelError` where the outputs are not finite.
     """
     tasks = find("tasks", task)
@@ -209,7 +212,7 @@ def evaluate(
     training = model.training
     model.eval()
     try:
-        for batch in batches:
+        for batch in patient(batches, on_wait):
             skipped += batch.skipped
             if len(batch.images) == 0:
                 continue
@@ -259,6 +262,7 @@ def train_one_epoch(
     clip: float | None = None,
     frozen: Callable[[], None] | None = None,
     kept: str = "",
+    on_wait: Say | None = None,
 ) -> dict[str, Any]:
     """One pass over the batches: means of the losses, images seen, names of skipped images.
 
@@ -272,7 +276,7 @@ def train_one_epoch(
         frozen()
     totals: dict[str, float] = {}
     images, skipped, lr = 0, [], 0.0
-    for step, batch in enumerate(batches):
+    for step, batch in enumerate(patient(batches, on_wait)):
         skipped += batch.skipped
         if len(batch.images) == 0 or (len(batch.images) == 1 and batch.skipped):
             continue  # one image is left of several: not enough for batch norms of one value a channel
@@ -326,6 +330,7 @@ def fit(
     progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_batch: Callable[[Tensor, Mapping[str, Any], Preprocess], None] | None = None,
+    on_wait: Say | None = None,
     claimed: Claim | None = None,
     other_data: bool = False,
 ) -> dict[str, Any]:
@@ -340,9 +345,10 @@ def fit(
     The preprocessing is what the starting weights expect, or ImageNet's mean and std, at the configured size unless
     given; afterwards `model.preprocess` holds it. `source` describes the starting weights and is kept in the
     checkpoints. `progress` is called after every step, `on_batch` gets the images and targets of each step as the
-    network sees them, and `on_epoch` each line of the log, whose epochs count from 1. Raises `UsageError` where another
-    run goes on in the folder, `DataError` for other samples, `WriteError` when the folder is gone or the disk full, and
-    `FleetnetError` when the loss or a weight is not finite; the state of the last whole epoch is kept.
+    network sees them, `on_epoch` each line of the log, whose epochs count from 1, and `on_wait` a line for each half
+    minute that the workers are waited for. Raises `UsageError` where another run goes on in the folder, `DataError` for
+    other samples, `WriteError` when the folder is gone or the disk full, and `FleetnetError` when the loss or a weight
+    is not finite or a worker died; the state of the last whole epoch is kept.
     """
     run = Path(run)
     val = by_name(val, train.classes, "the training data")
@@ -365,7 +371,8 @@ def fit(
     with claim(run) if claimed is None else nullcontext(claimed) as mine:
         return _train(
             model, train, val, config, run, preprocess=preprocess, resume=resume, source=source, progress=progress,
-            on_epoch=on_epoch, on_batch=on_batch, mine=mine, other_data=other_data, accelerator=accelerator,
+            on_epoch=on_epoch, on_batch=on_batch, on_wait=on_wait, mine=mine, other_data=other_data,
+            accelerator=accelerator,
         )  # fmt: skip
 
 
@@ -382,6 +389,7 @@ def _train(
     progress: Callable[[Progress], None] | None,
     on_epoch: Callable[[dict[str, Any]], None] | None,
     on_batch: Callable[[Tensor, Mapping[str, Any], Preprocess], None] | None,
+    on_wait: Say | None,
     mine: Claim,
     other_data: bool,
     accelerator: Any,
@@ -485,6 +493,7 @@ def _train(
             after_update=lambda: None if average is None else average.update_parameters(model),
             report=partial(report, epoch), clip=config.clip,
             frozen=partial(freeze_norms, model) if config.norm == "frozen" else None, kept=kept,
+            on_wait=on_wait,
         )  # fmt: skip
         figures = {key: value for key, value in trained.items() if key != "skipped"}
         line: dict[str, Any] = {"epoch": epoch + 1, COUNTED: 1, "train": figures}
@@ -499,7 +508,7 @@ def _train(
                 forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
                 forms += [] if average is None else [("ema", average.module)]
                 for form, net in forms:
-                    result = evaluate(net, model.task, val_batches, train.classes)
+                    result = evaluate(net, model.task, val_batches, train.classes, on_wait=on_wait)
                     skipped = skipped + result.pop("skipped")
                     line[form] = _figures(result)
                     key = next(iter(result))  # the task's first metric decides

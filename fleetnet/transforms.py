@@ -363,6 +363,7 @@ class ImageDataset(Dataset[Item | str]):
     ):
         self.split, self.transform, self.cache, self.target = split, transform, cache, target
         self.values = transform.values if isinstance(transform, Preprocess) else values
+        self.positions: Any = None  # `loading.Positions`: told what is read, where a worker reads it
         self.kept: list[images.Picture | str] = []  # of the first samples; text is the reason why there is no image
         used = 0
         for index in range(len(split.samples)) if cache else ():
@@ -434,6 +435,8 @@ class ImageDataset(Dataset[Item | str]):
         return targets
 
     def _read(self, index: int) -> images.Picture | str:
+        if self.positions is not None:
+            self.positions.reads(index)
         sample = self.split.samples[index]
         try:
             picture = images.load(sample.image() if callable(sample.image) else sample.image, self.values)

@@ -20,6 +20,7 @@ from zoo import image, random_model
 
 from fleetnet import __version__, checkpoint
 from fleetnet.errors import ModelError
+from fleetnet.files import write_text
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import Model, build
 from fleetnet.transforms import Preprocess
@@ -287,10 +288,10 @@ def test_trainer_state_that_is_not_there_or_damaged(tmp_path: Path) -> None:
 
 
 def test_text_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    checkpoint.write_text(tmp_path / "a.txt", "größe\n")
+    write_text(tmp_path / "a.txt", "größe\n")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "größe\n"
     monkeypatch.setattr(os, "fsync", lambda fd: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        checkpoint.write_text(tmp_path / "a.txt", "other")
+        write_text(tmp_path / "a.txt", "other")
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == "größe\n"
     assert len(list(tmp_path.iterdir())) == 1

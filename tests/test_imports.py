@@ -31,6 +31,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "data": "data images boxes find reading errors",
     "fingerprint": "data files reading errors",
     "transforms": "data images boxes config errors",
+    "loading": "transforms errors",
     "augment": "transforms data images boxes errors",
     "tasks": "tasks backbones layers boxes reparam find reading errors synonyms",
     "weights": "tasks backbones reparam files reading find errors",
@@ -40,13 +41,13 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "predict": "checkpoint weights reparam images runtimes tasks transforms boxes find errors",
     "equalize": "reparam errors",
     "quantizers": "runtimes reading errors",
-    "quantize": "quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam files "
-    "reading find errors",
-    "train": "tasks data transforms augment boxes images checkpoint config claims fingerprint files reading find "
-    "errors",
+    "quantize": "loading quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam "
+    "files reading find errors",
+    "train": "loading tasks data transforms augment boxes images checkpoint config claims fingerprint files reading "
+    "find errors",
     "cli": "cli backbones bench checkpoint claims config data devices errors files reading find fingerprint flops "
-    "images layers page predict quantize quantizers realistic reparam report runtimes synonyms tasks train transforms "
-    "weights __init__",
+    "images layers loading page predict quantize quantizers realistic reparam report runtimes synonyms tasks train "
+    "transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",
 }

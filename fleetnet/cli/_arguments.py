@@ -31,6 +31,7 @@ RESTRICTED = {  # the types of jsonargparse that have bounds
     "OpenUnitInterval": "a number between 0 and 1",
 }
 
+TIMEOUT = "minutes that these may take for a batch before it is an error (default: 5)"
 TRUST = "the file is from somebody you trust like a program: .pt2 can hide code, and is opened only then"
 
 

@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import NonNegativeInt, PositiveInt
+from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..errors import UsageError
 from ..reading import to_json
-from ._arguments import TRUST, check_outputs
+from ._arguments import TIMEOUT, TRUST, check_outputs
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
     parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
+    parser.add_argument("--timeout", type=PositiveFloat, help=TIMEOUT)
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
@@ -49,15 +50,15 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     check_outputs(given, folders=("plots",), files=("predictions",))
 
     import torch
-    from torch.utils.data import DataLoader
 
     from .. import data, report
     from ..data._names import by_name
     from ..find import find
+    from ..loading import MINUTES, batches_of
     from ..predict import load
     from ..tasks._coco import results
     from ..train import evaluate
-    from ..transforms import ImageDataset, collate
+    from ..transforms import ImageDataset
 
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(given["model"], threads=given.get("threads", 2), trust=bool(given.get("trust")))
@@ -66,9 +67,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
     split = data.load(given["data"], given.get("split", "val"), given.get("format"), target)
     split = by_name(split, predictor.classes, given["model"])
-    batches = DataLoader(
+    batches = batches_of(
         ImageDataset(split, predictor.preprocess, target=target), given.get("batch_size", IMAGES.get(target, 4)),
-        num_workers=given.get("workers", 0), collate_fn=collate,
+        workers=given.get("workers", 0), minutes=given.get("timeout", MINUTES),
     )  # fmt: skip
     found: list[dict[str, Any]] = []
 
@@ -78,7 +79,12 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         found.extend(results([prediction], [number], split.ids or range(1, len(split.classes) + 1)))
 
     result = evaluate(
-        predictor, predictor.task, batches, split.classes, on_prediction=keep if given.get("predictions") else None
+        predictor,
+        predictor.task,
+        batches,
+        split.classes,
+        on_prediction=keep if given.get("predictions") else None,
+        on_wait=say,
     )
     skipped = result.pop("skipped")
     rows = [[name, shown(value)] for name, value in result.items() if not isinstance(value, list | dict)]

@@ -5,9 +5,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..errors import ExportError, UsageError
+from ._arguments import TIMEOUT
 from ._show import say, table
 from .eval import IMAGES
 
@@ -44,6 +45,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--sensitivity", action="store_true", help="show what int8 does to each layer alone")
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads of torch (default: 2)")
     parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
+    parser.add_argument("--timeout", type=PositiveFloat, help=TIMEOUT)
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +54,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
 
     import torch
-    from torch.utils.data import DataLoader
 
     from .. import checkpoint, data
     from ..data._names import by_name
@@ -60,9 +61,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..files import check_writable
     from ..find import find
     from ..images import find_images
+    from ..loading import MINUTES, batches_of
     from ..quantize import calibration, lacks, prepare, quantize, source_of
     from ..quantizers import WRITERS
-    from ..transforms import ImageDataset, Preprocess, collate
+    from ..transforms import ImageDataset, Preprocess
 
     runtimes = [name.strip() for name in given["to"].split(",")]
     for name in runtimes:
@@ -85,9 +87,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         source = f"{given['data']}, train"
     images = calibration(sources, preprocess, given.get("images", 128))
     say(f"calibrating on {len(images)} pictures of {source}")
-    batches = DataLoader(
+    batches = batches_of(
         ImageDataset(val, preprocess, target=target), IMAGES.get(target, 4),
-        num_workers=given.get("workers", 0), collate_fn=collate,
+        workers=given.get("workers", 0), minutes=given.get("timeout", MINUTES),
     )  # fmt: skip
     prepared = prepare(
         path, images, batches, equalizing=given.get("equalize", True),

@@ -38,7 +38,15 @@ FIRST_KEYS = (  # of config.yaml, from the first version on
 )
 SHOWN = 3  # metrics a line, of COCO's twelve or twenty-four
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
-AFTER_RESUME = ("epochs", "device", "threads", "eval_every", "data", "format")  # what --resume lets one change
+AFTER_RESUME = (
+    "epochs",
+    "device",
+    "threads",
+    "eval_every",
+    "timeout",
+    "data",
+    "format",
+)  # what --resume lets one change
 
 
 def arguments(parser: "ArgumentParser") -> None:
@@ -150,7 +158,7 @@ def _train(
     try:
         best = fit(
             model, train, val, config, path, resume=resume, source=source, progress=progress,
-            on_epoch=_say_epoch, on_batch=batches, claimed=mine, other_data=other_data,
+            on_epoch=_say_epoch, on_batch=batches, on_wait=say, claimed=mine, other_data=other_data,
         )  # fmt: skip
         mine.check()
         progress.close()

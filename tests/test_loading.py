@@ -1,0 +1,138 @@
+"""Processes that read images: little shared memory, workers that die or stand still; nothing waits without end."""
+
+import ctypes
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from fleetnet import images, loading
+from fleetnet.data import load
+from fleetnet.errors import FleetnetError
+from fleetnet.loading import batches_of, patient
+from fleetnet.transforms import Batch, ImageDataset, Preprocess
+
+SIZE = 96  # a batch of 4 has 442 kB, more than goes through the pipe anyway
+
+
+def dataset(photos: Path, target: str = "label") -> ImageDataset:
+    return ImageDataset(load(str(photos), "train"), Preprocess((SIZE, SIZE)), target=target)
+
+
+def shapes(target: str) -> ImageDataset:
+    return ImageDataset(load("shapes:40", "val", target=target), Preprocess((SIZE, SIZE)), target=target)
+
+
+def flat(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    return [tensor for item in values for tensor in flat(item)]
+
+
+def same(one: Batch, other: Batch) -> bool:
+    a, b = flat(list(one)), flat(list(other))
+    alike = all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
+    return alike and (one.skipped, one.indices, one.places) == (other.skipped, other.indices, other.places)
+
+
+@pytest.mark.parametrize("free", [None, 0, 500_000], ids=["enough", "nothing", "room for one batch"])
+@pytest.mark.parametrize("target", ["label", "boxes", "masks", "semantic"])
+def test_batches_of_workers_are_those_of_this_process(target: str, free: int | None, monkeypatch) -> None:
+    """With little shared memory they go through the pipe."""
+    if free is not None:
+        monkeypatch.setattr(loading, "free_shared_memory", lambda: free)  # the workers are forks of this process
+    data = shapes(target)
+    here = list(batches_of(data, 4))
+    there = list(patient(batches_of(data, 4, workers=2)))
+    assert len(there) == len(here) > 1
+    assert all(map(same, here, there))
+    if free == 0:
+        assert not any(tensor.is_shared() for batch in there for tensor in flat(list(batch)))
+    elif free is None and loading.free_shared_memory():
+        assert all(batch.images.is_shared() for batch in there)
+
+
+def test_files_that_cannot_be_read_are_named_by_workers_too(photos: Path, tmp_path: Path) -> None:
+    shutil.copytree(photos / "train", tmp_path / "train")
+    next((tmp_path / "train").rglob("*.png")).write_bytes(b"nothing")
+    data = dataset(tmp_path)
+    skipped = [[line for batch in patient(batches_of(data, 4, workers=n)) for line in batch.skipped] for n in (0, 2)]
+    assert len(skipped[0]) == 1
+    assert skipped[0] == skipped[1]
+
+
+FATES = {  # what a worker does when it reads a certain picture, and what is said of it
+    "killed": (lambda: os.kill(os.getpid(), signal.SIGKILL), r"SIGKILL .*fewer --workers"),
+    "bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), r"SIGBUS .*--shm-size"),
+    "crashed": (lambda: ctypes.string_at(0), r"SIGSEGV .*--workers 0"),
+    "left": (lambda: os._exit(7), r"ended with code 7"),
+    "stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"no batch came within 0\.05 minutes .*--timeout"),
+    "asleep": (lambda: time.sleep(600), r"no batch came within 0\.05 minutes"),
+}
+
+
+@pytest.mark.parametrize("fate", FATES)
+def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
+    fate: str, photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = dataset(photos)
+    culprit = str(data.split.samples[9].image)
+    read = images.load
+
+    def reading(source: Any, *more: Any) -> Any:
+        if str(source) == culprit:
+            FATES[fate][0]()
+        return read(source, *more)
+
+    monkeypatch.setattr(images, "load", reading)
+    said: list[str] = []
+    monkeypatch.setattr(loading, "SAID_EVERY", 1.0)
+    began = time.monotonic()
+    with pytest.raises(FleetnetError, match=FATES[fate][1]) as caught:
+        for _ in patient(batches_of(data, 4, workers=2, minutes=0.05), said.append):
+            pass
+    assert time.monotonic() - began < 40
+    assert culprit in str(caught.value)
+    assert caught.value.exit_code == 1
+    if fate in ("stopped", "asleep"):
+        assert said
+        assert re.search(r"waiting for images since \d+ s; last read by process \d+: .*", said[0])
+    assert not [thread for thread in threading.enumerate() if isinstance(thread, loading._Watch) and not thread.done]
+
+
+def test_an_error_of_the_code_in_a_worker_stays_what_it_is(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(images, "load", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        list(patient(batches_of(dataset(photos), 4, workers=1)))
+
+
+SMALL_MEMORY = (
+    "mount -t tmpfs -o size=2m tmpfs /dev/shm && exec {python} -m fleetnet train --model fasternet_t0 --data {data} "
+    "--size 160 --batch-size 16 --epochs 1 --workers 2 --threads 1 --timeout 1 --run {run}"
+)
+
+
+def test_training_in_a_container_with_little_shared_memory(photos: Path, tmp_path: Path) -> None:
+    """A batch of 16 at 160 pixels has 4.9 MB, and /dev/shm is made to have 2."""
+    words = ["unshare", "--user", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this machine gives nobody a mount namespace of their own (unshare --user --mount)")
+    command = SMALL_MEMORY.format(python=sys.executable, data=photos, run=tmp_path / "run")
+    done = subprocess.run(
+        [*words, "sh", "-c", command], capture_output=True, text=True, timeout=240, check=False,
+        env={**os.environ, "PYTHONPATH": str(Path(loading.__file__).parents[1])},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "best.safetensors").is_file()
+    assert "Traceback" not in done.stderr
