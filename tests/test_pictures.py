@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from fleetnet import data
-from fleetnet.cli import _pictures, main
+from fleetnet.cli import _pictures, main, predict
 from fleetnet.data import Object, Sample, Split
 from fleetnet.find import names
 from fleetnet.transforms import Preprocess
@@ -55,13 +55,13 @@ def test_what_the_network_sees_is_drawn() -> None:
 def test_samples_are_of_all_classes() -> None:
     image = Path("x.png")
     many = [Sample(image, label=0)] * 500 + [Sample(image, label=1)] * 3 + [Sample(image, label=2)]
-    chosen = _pictures._spread(Split(many, ["a", "b", "c"]))
+    chosen = _pictures._spread(Split(many, ["a", "b", "c"]), 48)
     assert {many[i].label for i in chosen[:3]} == {0, 1, 2}
-    assert len(chosen) == len(set(chosen)) == _pictures.LOOKED_AT
+    assert len(chosen) == len(set(chosen)) == 48
     box = (0.0, 0.0, 5.0, 5.0)
     objects = [Sample(image, objects=(Object(box, 0),))] * 90 + [Sample(image, objects=(Object(box, 1),))]
-    assert 90 in _pictures._spread(Split(objects, ["a", "b"]))[:2]
-    assert len(_pictures._spread(data.load("shapes:40", "val", target="semantic"))) == 10
+    assert 90 in _pictures._spread(Split(objects, ["a", "b"]), 48)[:2]
+    assert len(_pictures._spread(data.load("shapes:40", "val", target="semantic"), 48)) == 10
 
 
 def test_mistakes_are_counted() -> None:
@@ -90,3 +90,11 @@ def test_mixed_labels_in_words() -> None:
     assert _pictures._words({"label": torch.tensor([0.7, 0.0, 0.3])}, ["cat", "dog", "cow"]) == "0.70 cat + 0.30 cow"
     assert _pictures._words({"label": torch.tensor(1)}, ["cat", "dog"]) == "dog"
     assert _pictures._words({"boxes": torch.zeros(1, 4)}, []) == "truth: 1 object"
+
+
+def test_the_sheet_of_predictions_is_of_all_classes() -> None:
+    blank = Image.new("RGB", (4, 4))
+    small = {"cat": {f"c{i}": blank for i in range(30)}, "dog": {"d0": blank}, "cow": {"w0": blank, "w1": blank}}
+    chosen = list(predict._of_all_classes(small))
+    assert chosen[:5] == ["c0", "d0", "w0", "c1", "w1"]
+    assert len(chosen) == 24

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from ..data import Split
+    from ..data import Sample, Split
     from ..transforms import Preprocess
 
 BATCHES = 2  # drawn of a training
@@ -70,7 +70,7 @@ def samples(run: Path, val: "Split") -> None:
     threshold = USUAL_SCORE if best_score is None else best_score
     looked: list[_Looked] = []
     began = time.monotonic()
-    for index in _spread(val):
+    for index in _spread(val, LOOKED_AT):
         if time.monotonic() - began > SECONDS:
             break
         try:
@@ -97,10 +97,15 @@ def samples(run: Path, val: "Split") -> None:
             report.grid(sheet, columns * len(looked[0].pictures), path)
 
 
-def _spread(val: "Split") -> list[int]:
-    """Indices of at most LOOKED_AT samples: one of each class in turn, where the annotation tells, then others."""
+def spread(split: "Split", count: int) -> "list[Sample]":
+    """At most `count` samples: one of each class in turn, where the annotation tells, then others."""
+    return [split.samples[i] for i in _spread(split, count)]
+
+
+def _spread(split: "Split", count: int) -> list[int]:
+    """The indices of what `spread` gives."""
     by_class: dict[int, list[int]] = {}
-    for index, sample in enumerate(val.samples):
+    for index, sample in enumerate(split.samples):
         if sample.label is not None:
             labels = [sample.label]
         else:
@@ -109,8 +114,8 @@ def _spread(val: "Split") -> list[int]:
             by_class.setdefault(label, []).append(index)
     longest = max(map(len, by_class.values()), default=0)
     in_turn = [indices[i] for i in range(longest) for _, indices in sorted(by_class.items()) if i < len(indices)]
-    step = max(1, len(val.samples) // LOOKED_AT)
-    return list(dict.fromkeys([*in_turn, *range(0, len(val.samples), step)]))[:LOOKED_AT]
+    step = max(1, len(split.samples) // count)
+    return list(dict.fromkeys([*in_turn, *range(0, len(split.samples), step)]))[:count]
 
 
 def _look(

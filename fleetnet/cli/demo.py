@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 from jsonargparse.typing import PositiveInt
 
 from ..errors import ExportError, UsageError
+from . import _pictures
 from ._show import TrainingProgress, duration, say, table, tell
 
 if TYPE_CHECKING:
@@ -135,8 +136,9 @@ def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confu
     plots.mkdir(exist_ok=True)
     report.curves(log, plots / "curves.png")
     report.confusion(confusion, val.classes, plots / "confusion.png")
-    pictures = [sample.image() for sample in val.samples[:18]]
+    shown: list[Any] = _pictures.spread(val, 18)  # generated: their images are functions
+    pictures = [sample.image() for sample in shown]
     names = [found[0][0] for found in file.predict(pictures, top=1)]
-    truths = [val.classes[sample.label] for sample in val.samples[:18]]
+    truths = [val.classes[sample.label] for sample in shown]
     report.predictions(pictures, truths, names, plots / "predictions.png")
     return [plots / name for name in ("curves.png", "predictions.png", "confusion.png")]

@@ -6,7 +6,8 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
@@ -172,18 +173,31 @@ def _classify(
 ) -> list[dict[str, Any]]:
     def names(source: Source, picture: "Picture") -> dict[str, Any]:
         named = predictor.predict([picture], top=given.get("top", 3), threshold=given.get("threshold"))[0]
-        if named and given.get("out") and len(small) < SHOWN:
-            small[str(source)] = picture.image.resize((160, 160))
+        if named and given.get("out"):
+            of_class = small.setdefault(named[0][0], {})
+            if len(of_class) < SHOWN and len(small) <= SHOWN:
+                of_class[str(source)] = picture.image.resize((160, 160))
         return {"predictions": [{"name": name, "score": score} for name, score in named]}
 
-    small: dict[str, Image.Image] = {}
+    small: dict[str, dict[str, Image.Image]] = {}  # class -> file -> the picture, of the first few of each class
     results = _each(predictor, sources, skipped, names)
     if given.get("out"):
-        _write(Path(given["out"]), {"model": given["model"], "results": results, "skipped": skipped}, small)
+        document = {"model": given["model"], "results": results, "skipped": skipped}
+        _write(Path(given["out"]), document, _of_all_classes(small))
     rows = [[r["file"], *(f"{p['name']} {p['score']:.3f}" for p in r["predictions"])] for r in results]
     if rows:
         table(f"{len(rows)} images", ["file", *(f"top {i}" for i in range(1, max(map(len, rows))))], rows)
     return results
+
+
+def _of_all_classes(small: "Mapping[str, Mapping[str, Image.Image]]") -> "dict[str, Image.Image]":
+    """At most SHOWN of the pictures: the first of each class, then the second of each, and so on."""
+    in_turn = [
+        (file, picture)
+        for pictures in zip_longest(*(of_class.items() for of_class in small.values()))
+        for file, picture in filter(None, pictures)
+    ]
+    return dict(in_turn[:SHOWN])
 
 
 def _detect(
