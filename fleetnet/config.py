@@ -92,6 +92,7 @@ class TrainConfig:
     model: str = _field("", "name of a model, as listed by `fleetnet models`")
     data: str = _field("", "folder or list file of images, or `shapes` (generated)")
     format: str | None = _field(None, "format of the data, where finding it out fails")
+    max_bad: float = _field(0.5, "largest share of the annotations that may be unusable; 1 takes what is left")
     weights: str | None = _field(None, "starting weights: a file, hf-hub:OWNER/NAME, or `default` (published)")
     epochs: int = _field(30, "passes over the training images")
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
@@ -167,6 +168,7 @@ class TrainConfig:
             ("color_jitter", self.color_jitter is None or self.color_jitter >= 0, "at least 0, or null"),
             *((key, 0 <= getattr(self, key) < 1, "from 0 to below 1") for key in ("label_smoothing", "momentum")),
             *((key, 0 <= getattr(self, key) <= 1, "from 0 to 1") for key in ("flip", "erasing", "mosaic")),
+            ("max_bad", 0 <= self.max_bad <= 1, "from 0 to 1"),
             ("head_lr", self.head_lr > 0, "positive"),
             ("multi_scale", 0 <= self.multi_scale < 1, "from 0 to below 1"),
             ("plain_epochs", self.plain_epochs >= 0, "at least 0"),

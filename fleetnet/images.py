@@ -180,8 +180,9 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
 def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None = None) -> np.ndarray:
     """The label map in an image file: (height, width) uint8, as stored, so the indices of a picture with a palette.
 
-    `colors` gives the label of each color, for files in RGB. Raises `DataError`, naming the file and the reason, for
-    what `load` refuses, values above 255, JPEG, colors without `colors`, and a color that is not in them.
+    `colors` gives the label of each color, for files in RGB, and for gray ones where all of these colors are gray.
+    Raises `DataError`, naming the file and the reason, for what `load` refuses, values above 255, JPEG, colors without
+    `colors`, a color that is not in them, and a palette whose colors they call otherwise than its indices.
     """
     try:
         with open_regular(path) as file:
@@ -190,7 +191,13 @@ def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None
                 raise DataError("labels are in a JPEG, which changes them; save them as PNG")
             _check_memory(image, file)
             parts = [_labels(band, colors) for band in _bands(file, image)]
-            return parts[0] if len(parts) == 1 else np.concatenate(parts)
+            labels = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            if colors and image.mode == "P":
+                _check_palette(image, labels, colors)
+            elif colors and not image.mode.startswith("RGB"):
+                by_gray = _of_gray(labels * 255 if image.mode == "1" else labels, colors)
+                labels = labels if by_gray is None else by_gray
+            return labels
     except Exception as error:  # as in `load`
         raise DataError(f"cannot read labels {str(path)!r}: {_reason(error, path)}") from error
 
@@ -220,6 +227,46 @@ def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | Non
         color = [int(strange[0]) >> shift & 255 for shift in (16, 8, 0)]
         raise DataError(f"{strange.size} pixels are of colors that the color map does not have, as {color}")
     return known[place, 1].astype(np.uint8)
+
+
+def _of_gray(values: np.ndarray, colors: dict[tuple[int, int, int], int]) -> np.ndarray | None:
+    """Labels of gray values by the color map, if all of its colors are gray and it has these values."""
+    grays = {r: label for (r, g, b), label in colors.items() if r == g == b}
+    there = np.unique(values).tolist()
+    if len(grays) < len(colors) or any(value not in grays for value in there):
+        return None
+    indices = set(grays.values()) - {255}  # 255 is no class
+    if all(value in indices for value in there) and any(grays[value] != value for value in there):
+        raise DataError(f"gray values {there} may be indices or colors of the color map, which differ; save it as RGB")
+    return np.array([grays.get(value, 0) for value in range(max(there) + 1)], np.uint8)[values]
+
+
+def _check_palette(image: Image.Image, labels: np.ndarray, colors: dict[tuple[int, int, int], int]) -> None:
+    """`DataError` where the color map calls a color of the palette another class than the index that has it."""
+    palette = _palette(image)
+    for index in np.unique(labels).tolist():
+        color = palette[index] if index < len(palette) else None
+        label = index if color is None else colors.get(color, index)
+        if label != index:
+            raise DataError(
+                f"the palette shows index {index} in {list(color or ())}, which the color map gives label {label}; "
+                "save it as RGB to go by colors, or rename the color map to go by indices"
+            )
+
+
+def _palette(image: Image.Image) -> list[tuple[int, int, int]]:
+    """The colors of a picture's palette, also of one that was read in bands, and so not by Pillow."""
+    raw = image.palette
+    if raw is None or not isinstance(raw.palette, bytes | bytearray):
+        return []
+    layout, values = raw.rawmode or raw.mode, np.frombuffer(bytes(raw.palette), np.uint8)
+    if layout == "RGB;L":  # all red, all green, all blue
+        values = values.reshape(3, -1).T
+    elif layout in ("RGB", "RGBA"):
+        values = values[: len(values) // len(layout) * len(layout)].reshape(-1, len(layout))[:, :3]
+    else:
+        return []
+    return [(r, g, b) for r, g, b in values.tolist()]
 
 
 def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:

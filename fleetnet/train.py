@@ -31,7 +31,9 @@ from .boxes import Prediction
 from .claims import Claim, claim
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .data import WORDS, Split
+from .data._contents import Contents, check_usable, contents_of
 from .data._names import by_name
+from .data._record import RECORD, record
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
 from .files import append_line, write_text, writing
 from .find import find, names
@@ -327,6 +329,7 @@ def fit(
     preprocess: Preprocess | None = None,
     resume: bool = False,
     source: dict[str, Any] | None = None,
+    contents: tuple[Contents, Contents] | None = None,
     progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
     on_batch: Callable[[Tensor, Mapping[str, Any], Preprocess], None] | None = None,
@@ -338,17 +341,19 @@ def fit(
 
     Labels of `val` go by the names of the classes: it may lack some, or have them in another order.
     `run` receives log.jsonl (a line an epoch), last.safetensors (raw weights), ema.safetensors (averaged weights),
-    best.safetensors (whichever of the two was best by the task's first metric), best.json (all that was measured of
-    it, by class too), data.json (which samples) and state/ (for `resume`). It belongs to this call alone until the end,
-    unless whoever calls has `claimed` it. A run that is resumed goes on with the samples it began with, or with others
-    if `other_data`; one that has all its epochs is finished: the model gets its last weights.
-    The preprocessing is what the starting weights expect, or ImageNet's mean and std, at the configured size unless
-    given; afterwards `model.preprocess` holds it. `source` describes the starting weights and is kept in the
-    checkpoints. `progress` is called after every step, `on_batch` gets the images and targets of each step as the
+    best.safetensors (whichever of the two was best by the task's first metric), best.json (all that was measured of it,
+    by class too), data.json (which samples), split.json (what was read, of which classes, and held back) and state/
+    (for `resume`). It belongs to this call alone until the end, unless whoever calls has `claimed` it. A run that is
+    resumed goes on with the samples it began with, or with others if `other_data`; one that has all its epochs is
+    finished: the model gets its last weights. The preprocessing is what the starting weights expect, or ImageNet's mean
+    and std, at the configured size unless given; afterwards `model.preprocess` holds it. `source` describes the
+    starting weights and is kept in the checkpoints; `contents` are what `contents_of` counted in train and val, where
+    that is known. `progress` is called after every step, `on_batch` gets the images and targets of each step as the
     network sees them, `on_epoch` each line of the log, whose epochs count from 1, and `on_wait` a line for each half
     minute that the workers are waited for. Raises `UsageError` where another run goes on in the folder, `DataError` for
-    other samples, `WriteError` when the folder is gone or the disk full, and `FleetnetError` when the loss or a weight
-    is not finite or a worker died; the state of the last whole epoch is kept.
+    other samples and for data with too little left to learn from or to measure on, `WriteError` when the folder is gone
+    or the disk full, and `FleetnetError` when the loss or a weight is not finite or a worker died; the state of the
+    last whole epoch is kept.
     """
     run = Path(run)
     val = by_name(val, train.classes, "the training data")
@@ -367,12 +372,15 @@ def fit(
     _check_batch(model, config, len(train.samples))
     for split in (train, val):
         _check_annotated(split, task.TARGET)
+    counted = contents or (contents_of(train, task.TARGET), contents_of(val, task.TARGET))
+    check_usable(train, counted[0], config.max_bad)
+    check_usable(val, counted[1], config.max_bad, learn=False)
 
     with claim(run) if claimed is None else nullcontext(claimed) as mine:
         return _train(
             model, train, val, config, run, preprocess=preprocess, resume=resume, source=source, progress=progress,
             on_epoch=on_epoch, on_batch=on_batch, on_wait=on_wait, mine=mine, other_data=other_data,
-            accelerator=accelerator,
+            accelerator=accelerator, counted=counted,
         )  # fmt: skip
 
 
@@ -393,6 +401,7 @@ def _train(
     mine: Claim,
     other_data: bool,
     accelerator: Any,
+    counted: tuple[Contents, Contents],
 ) -> dict[str, Any]:
     """`fit` in a folder that is claimed, with settings that were checked."""
     task = find("tasks", model.task)
@@ -443,6 +452,7 @@ def _train(
         best, log = state_of_run["best"], state_of_run["log"]
     else:
         _forget(run)
+    write_text(run / RECORD, to_json(record(train, val, counted)) + "\n")
     write_text(run / LOG, "".join(to_json(line) + "\n" for line in log))
 
     def loss_of(net: nn.Module, batch: Batch) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fleetnet.data import SPLITS, Sample, Split, folder, hold_out, listfile, load, shapes
+from fleetnet.data import Sample, Split, folder, hold_out, listfile, load, shapes
 from fleetnet.errors import DataError, UsageError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -37,7 +37,7 @@ def test_types_are_checked():
 # --- class folders
 
 
-@pytest.mark.parametrize("val", ["val", "valid", "validation", "test"])
+@pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_folder(tmp_path, val):
     make(tmp_path, "train/b/1.jpg", "train/b/sub/2.PNG", "train/B/3.jpg", "train/a/4.jpg", f"{val}/a/5.jpg")
     (tmp_path / "train" / ".hidden").mkdir()
@@ -52,14 +52,17 @@ def test_folder(tmp_path, val):
     assert "notes.txt" in train.skipped[0]
     with pytest.raises(DataError, match="choose one"):
         load(str(tmp_path), "all")
+    with pytest.raises(DataError, match=r"no split 'test' in .*; there is train \(.*/train'\), val \("):
+        load(str(tmp_path), "test")
 
 
 @pytest.mark.parametrize("above", ["", "train/"])
 def test_folder_without_val(tmp_path, above):
     make(tmp_path, *(f"{above}cat/{i:02}.jpg" for i in range(25)), f"{above}dog/1.jpg", f"{above}dog/2.jpg")
-    parts = {split: found(load(str(tmp_path), split), tmp_path) for split in SPLITS}
+    parts = {split: found(load(str(tmp_path), split), tmp_path) for split in ("train", "val", "all")}
     assert parts["val"] == [(f"{above}cat/09.jpg", 0), (f"{above}cat/19.jpg", 0), (f"{above}dog/2.jpg", 1)]
-    assert parts["test"] == parts["val"]
+    with pytest.raises(DataError, match="no split 'test'"):
+        load(str(tmp_path), "test")
     assert len(parts["all"]) == 27
     assert sorted(parts["train"] + parts["val"]) == parts["all"]
 
@@ -79,8 +82,8 @@ def test_hold_out():
         (["train/a/1.jpg", "train/b/1.jpg"], ["val/a"], "val", "class folder .*val/a' has no images"),
         (["a/1.jpg"], ["b"], "train", "class folder .*/b' has no images"),
         (["train/cats/1.jpg", "val/cat/1.jpg"], [], "val", "val/cat' .*did you mean 'cats'"),
-        (["train/a/1.jpg", "val/a/1.jpg"], [], "test", "no folder for 'test'.* there is train, val"),
-        (["val/a/1.jpg", "test/a/1.jpg"], [], "train", "no folder for 'train'"),
+        (["train/a/1.jpg", "val/a/1.jpg"], [], "test", "no split 'test'.* there is train .*, val "),
+        (["val/a/1.jpg", "test/a/1.jpg"], [], "train", "no split 'train' in .* there is val .*, test"),
     ],
 )
 def test_folder_faults(tmp_path, files, folders, split, message):
@@ -198,8 +201,10 @@ def test_lists_beside_each_other(tmp_path, train, val):
 def test_one_list_for_all(tmp_path, name):
     write_lists(tmp_path, "")
     (tmp_path / name).write_text("jpg/c.jpg 0\n" * 20 + "jpg/a b.jpg 1\n")
-    counts = {split: len(load(str(tmp_path / name), split).samples) for split in SPLITS}
-    assert counts == {"train": 19, "val": 2, "test": 2, "all": 21}
+    counts = {split: len(load(str(tmp_path / name), split).samples) for split in ("train", "val", "all", None)}
+    assert counts == {"train": 19, "val": 2, "all": 21, None: 21}
+    with pytest.raises(DataError, match=r"no split 'test' in .*, which has no splits"):
+        load(str(tmp_path / name), "test")
 
 
 @pytest.mark.parametrize(
@@ -228,10 +233,11 @@ def test_faulty_lists(tmp_path, train, val, labels, message):
 
 def test_list_faults_of_files(tmp_path):
     write_lists(tmp_path, "jpg/c.jpg 0\n")
-    with pytest.raises(DataError, match=r"no val_list\.txt in .* there is train_list\.txt"):
-        load(str(tmp_path), "val")
-    with pytest.raises(DataError, match="the list of 'val' should be"):
-        load(str(tmp_path / "train_list.txt"), "val")
+    for root in (tmp_path, tmp_path / "train_list.txt"):
+        with pytest.raises(DataError, match=r"no split 'test' in .* there is train \(.*train_list\.txt"):
+            load(str(root), "test")
+        with pytest.raises(DataError, match=r"no samples for 'val' in .*train_list.txt, every tenth.* too few"):
+            load(str(root), "val")
     (tmp_path / "train_list.txt").write_bytes("\njpg/größe.jpg 0\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"train_list\.txt, line 2: not UTF-8"):
         load(str(tmp_path), "train")

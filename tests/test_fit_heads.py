@@ -1,5 +1,6 @@
 """Training of detectors and segmenters: the settings that only they have, exact continuation, data that do not fit."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -113,3 +114,21 @@ def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
     assert line[0]["train"]["images"] == 2
     assert len(line[0]["skipped"]) == 1
     assert "lost.jpg" in line[0]["skipped"][0]
+
+
+def test_nothing_to_find_is_refused(tmp_path: Path):
+    """A task that lost its targets looks perfect: no object to learn from, or none to measure on, is an error."""
+    train_split, val = splits("boxes")
+    nothing = Split([Sample(s.image, objects=()) for s in val.samples], val.classes)
+    crowds = Split(
+        [Sample(s.image, objects=tuple(replace(item, crowd=True) for item in s.objects or ())) for s in val.samples],
+        val.classes,
+    )
+    for samples, split, message in (
+        (nothing, val, "nothing to learn from: no object in 4 images"),
+        (train_split, nothing, "nothing to measure on: no object in 4 images"),
+        (train_split, crowds, "nothing to measure on: .*; [0-9]+ crowds do not count"),
+    ):
+        with pytest.raises(DataError, match=message):
+            train.fit(detector("ssd/fasternet_t0"), samples, split, settings(epochs=1, max_bad=1.0), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -3,11 +3,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..errors import UsageError
 from ..reading import to_json
 from ._arguments import TIMEOUT, TRUST, check_outputs
+from ._data import say_data
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
@@ -27,7 +28,16 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
     parser.add_argument("--data", type=str, help="folder, list or annotation file of images, or `shapes`")
     parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
-    parser.add_argument("--split", type=str, help="train, val, test or all (default: val)")
+    parser.add_argument(
+        "--split", type=str,
+        help="train, val, test or all (default: what --data names; of a folder with splits val, else test; of data "
+        "that the run held pictures back from, these)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--max-bad",
+        type=ClosedUnitInterval,
+        help="largest share of the annotations that may be unusable (default: 0.5)",
+    )
     parser.add_argument("--plots", type=str, help="folder for figures: precision over recall, classes, confusion")
     parser.add_argument(
         "--predictions", type=str,
@@ -51,8 +61,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from .. import data, report
+    from .. import report
+    from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
+    from ..data._record import describe, to_measure
     from ..find import find
     from ..loading import MINUTES, batches_of
     from ..predict import load
@@ -65,8 +77,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     target = find("tasks", predictor.task).TARGET
     if given.get("predictions") and target not in ("boxes", "masks"):
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
-    split = data.load(given["data"], given.get("split", "val"), given.get("format"), target)
+    split = to_measure(given["data"], given.get("split"), given.get("format"), target, given["model"], predictor.facts)
     split = by_name(split, predictor.classes, given["model"])
+    contents = contents_of(split, target)
+    say_data("data", split, contents)
+    check_usable(split, contents, given.get("max_bad", 0.5), learn=False)
     batches = batches_of(
         ImageDataset(split, predictor.preprocess, target=target), given.get("batch_size", IMAGES.get(target, 4)),
         workers=given.get("workers", 0), minutes=given.get("timeout", MINUTES),
@@ -87,19 +102,21 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         on_wait=say,
     )
     skipped = result.pop("skipped")
+    read = describe(split, contents)
     rows = [[name, shown(value)] for name, value in result.items() if not isinstance(value, list | dict)]
-    table(f"{given['model']} on {given['data']}", ["metric", "value"], rows)
+    where = str(split.source) if split.source else given["data"]
+    table(f"{given['model']} on {where}: {len(split.samples)} images", ["metric", "value"], rows)
     _by_class(result)
     for note in result["notes"]:
         say(f"note: {note}")
-    for line in [*split.skipped, *skipped][:10]:
+    for line in skipped[:10]:
         say(f"skipped {line}")
     if given.get("plots"):
         files = report.metrics(result, split.classes, Path(given["plots"]))
         say(f"written: {', '.join(map(str, files))}")
     if given.get("predictions"):
         _write(Path(given["predictions"]), found, target == "masks")
-    return {"model": given["model"], "data": given["data"], **result, "skipped": skipped}
+    return {"model": given["model"], "data": given["data"], "read": read, **result, "skipped": skipped}
 
 
 def _by_class(result: dict[str, Any]) -> None:

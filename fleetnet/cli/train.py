@@ -19,6 +19,7 @@ from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteErro
 from ..reading import SMALL, from_json, links_out, read_text, to_json
 from . import Terminated, _pictures
 from ._arguments import add_settings, check_types, flag
+from ._data import say_data
 from ._show import TrainingProgress, duration, say, shown, table
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     from ..claims import Claim
     from ..data import Split
+    from ..data._contents import Contents
 
 STATE, CONFIG, ENVIRONMENT = "state/trainer.pt", "config.yaml", "environment.json"
 HASHED = "# sha256 of the lines above: "  # at the end of config.yaml, so that half of it does not pass for all
@@ -83,6 +85,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import data, weights
     from ..claims import claim
+    from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
     from ..find import find
     from ..tasks import split_name
@@ -97,10 +100,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     place = str(_place(path, config.data, "data" in given)) if path is not None and resume else config.data
     train, val = (data.load(place, split, config.format, task.TARGET) for split in ("train", "val"))
     val = by_name(val, train.classes, "the training data")
-    for split, samples in (("train", train), ("val", val)):
-        say(f"{split}: {len(samples.samples)} images, {len(samples.classes)} classes, {len(samples.skipped)} skipped")
-        for line in samples.skipped[:10]:
-            say(f"  skipped {line}")
+    contents = contents_of(train, task.TARGET), contents_of(val, task.TARGET)
+    for name, split, content in zip(("train", "val"), (train, val), contents, strict=True):
+        say_data(name, split, content)
+        check_usable(split, content, config.max_bad, learn=name == "train")
     torch.manual_seed(config.seed)
     start = config.weights if path is None or not resume or config.weights is None else _file(path, config.weights)
     model = weights.create_model(
@@ -123,7 +126,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         elif begun != (mine.folder / STATE).is_file():
             raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
         try:
-            return _train(mine, model, train, val, config, resume=begun, other_data="data" in given)
+            return _train(mine, model, train, val, contents, config, resume=begun, other_data="data" in given)
         except Exception:
             if resume is None and not (mine.folder / STATE).is_file():
                 _clear(mine)
@@ -131,10 +134,18 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _train(
-    mine: "Claim", model: Any, train: "Split", val: "Split", config: TrainConfig, resume: bool, other_data: bool
+    mine: "Claim",
+    model: Any,
+    train: "Split",
+    val: "Split",
+    contents: "tuple[Contents, Contents]",
+    config: TrainConfig,
+    resume: bool,
+    other_data: bool,
 ) -> dict[str, Any]:
     """Train in a claimed folder, and say how it went; `resume` goes on with the state that is there."""
     from .. import checkpoint, fingerprint
+    from ..data._record import describe
     from ..train import fit, read_log, settled
 
     path = mine.folder
@@ -157,7 +168,7 @@ def _train(
     batches = None if resume else _pictures.TrainingBatches(path / "plots", train.classes)
     try:
         best = fit(
-            model, train, val, config, path, resume=resume, source=source, progress=progress,
+            model, train, val, config, path, resume=resume, source=source, contents=contents, progress=progress,
             on_epoch=_say_epoch, on_batch=batches, on_wait=say, claimed=mine, other_data=other_data,
         )  # fmt: skip
         mine.check()
@@ -179,7 +190,8 @@ def _train(
     quoted = shlex.quote(str(path))
     say(f"next: fleetnet reparam --model {quoted}   or: fleetnet export --model {quoted} --to onnx")
     figures = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
-    return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped}
+    read = {"train": describe(train, contents[0]), "val": describe(val, contents[1])}
+    return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped, "data": read}
 
 
 def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> None:
@@ -345,7 +357,7 @@ def _clear(mine: "Claim") -> None:
             elif entry.name != CLAIM:
                 entry.unlink()
         return
-    for name in (CONFIG, ENVIRONMENT, "data.json", "log.jsonl", "state/samples.json"):
+    for name in (CONFIG, ENVIRONMENT, "data.json", "split.json", "log.jsonl", "state/samples.json"):
         (run / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is something else in it, or it is not there
         (run / "state").rmdir()
@@ -421,6 +433,7 @@ def _say_epoch(line: dict[str, Any]) -> None:
 def _write_figures(run: Path, classes: list[str]) -> None:
     """results.csv, plots/ and report.html from the state and the log in it."""
     from .. import page, report
+    from ..data._record import sources
     from ..files import write_rows, writing
     from ..train import best_of, settled
 
@@ -442,7 +455,8 @@ def _write_figures(run: Path, classes: list[str]) -> None:
     described = page.Page(
         title=run.name,
         about={
-            "model": config.get("model"), "data": config.get("data"), "input": "x".join(map(str, config["size"])),
+            "model": config.get("model"), "data": config.get("data"), **sources(run),
+            "input": "x".join(map(str, config["size"])),
             "classes": len(classes), "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
             "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
             "machine": environment["platform"], "command": shlex.join(environment["command"]),

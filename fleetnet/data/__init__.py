@@ -3,34 +3,66 @@
 A format has `load(root, split, target) -> Split` and, beside it, a pure `parse` of its text, so that its tests are
 tables of strings; `detect(root) -> bool` says whether a folder or file looks like this format, `EXPECTS` says in a line
 what it looks for, and `TARGETS` which kinds of annotation it can give. Samples hold paths and annotations, no pixels.
+A `Split` says what was read for it (`source`) and what became of its annotations (`annotations`).
 """
 
 import math
 import os
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError, choose, named_arguments
 from ..find import find, names
-from ..images import examine
+from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
+from ._splits import SPLIT_NAMES, SPLIT_OF, SPLITS, Part, files_beside, hold_out, part_of
 
 TARGETS = ("label", "boxes", "masks", "semantic")  # kinds of annotation: of the image, objects, their masks, each pixel
 WORDS = {"label": "label of an image", "boxes": "boxes", "masks": "instance masks", "semantic": "label of each pixel"}
 IGNORE = 255  # in label maps: a pixel of no known class
-SPLITS = ("train", "val", "test", "all")  # "all" is for data without a split of its own: nothing is held out
-SPLIT_NAMES = {  # what folders and files of a split are called; the first that is there counts
-    "train": ("train",),
-    "val": ("val", "valid", "validation", "test"),
-    "test": ("test",),
-}
-_T = TypeVar("_T")
+SHOWN = 5  # names in a message, where there may be any number
+LETTERS = 200  # of a user's own text in a message
+
+
+__all__ = [
+    "IGNORE",
+    "SPLITS",
+    "SPLIT_NAMES",
+    "SPLIT_OF",
+    "TARGETS",
+    "WORDS",
+    "Annotations",
+    "Notes",
+    "Object",
+    "Part",
+    "Sample",
+    "Source",
+    "Split",
+    "check_exists",
+    "check_images",
+    "few",
+    "files_beside",
+    "fit_box",
+    "hold_out",
+    "inside",
+    "load",
+    "measured",
+    "note_turned",
+    "number",
+    "parse_classes",
+    "part_of",
+    "shorten",
+    "text_of",
+    "whole",
+]
 
 
 @dataclass(frozen=True)
@@ -68,6 +100,61 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Source:
+    """What was read for a split."""
+
+    root: str  # as given
+    format: str
+    split: str  # "train", "val", "test", or "all" of data without splits
+    files: str  # the folder, list or annotation file that was read; several are joined by commas
+    take: str = "all"  # "all" of that, or our own part: "train" without, or "val" only, every tenth; or what was "kept"
+
+    def __str__(self) -> str:
+        part = {
+            "train": " without every tenth, held back for val",
+            "val": ", every tenth, held back from train",
+            "kept": ", those that the run held back",
+        }
+        return self.files + part.get(self.take, "")
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """How many annotations of objects or label maps there were to read, and how many of them fell away, and why."""
+
+    read: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
+
+    def lost(self) -> int:
+        return sum(self.dropped.values())
+
+    def __str__(self) -> str:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
+        return f"{self.lost()} of {self.read} annotations dropped" + (f": {reasons}" if reasons else "")
+
+
+class Notes:
+    """What a format keeps while it reads: a line for each thing left out, and what became of the annotations."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.read = 0  # annotations so far, dropped ones too
+        self.dropped: Counter[str] = Counter()  # reason -> how many
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    def drop(self, reason: str, line: str | None = None, count: int = 1) -> None:
+        """Count annotations as dropped; `reason` is a few words that go on after a number, `line` names the entry."""
+        self.dropped[reason] += count
+        if line is not None:
+            self.lines.append(line)
+
+    def annotations(self) -> Annotations:
+        return Annotations(self.read, dict(self.dropped))
+
+
+@dataclass(frozen=True)
 class Split:
     """The samples of one split ("train", "val", "test") with the class names that labels index."""
 
@@ -75,10 +162,12 @@ class Split:
     classes: list[str]
     skipped: list[str] = field(default_factory=list)  # one line for each file or entry left out, with the reason
     ids: list[int] | None = None  # category ids of the annotation file, in the order of `classes`
+    source: Source | None = field(default=None, compare=False)  # None: not read from data, but put together
+    annotations: Annotations = field(default=Annotations(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.samples:
-            raise DataError("no samples" + (f"; skipped: {self.skipped[0]}" if self.skipped else ""))
+            raise DataError(self._empty())
         for sample in self.samples:
             labels = [sample.label] if sample.label is not None else [item.label for item in sample.objects or ()]
             for label in labels:
@@ -88,26 +177,42 @@ class Split:
                         f"so labels are 0 to {len(self.classes) - 1}"
                     )
 
+    def _empty(self) -> str:
+        """Why there are no samples, and in what."""
+        where = f" for {self.source.split!r} in {self.source}" if self.source else ""
+        if self.skipped:
+            return f"no samples{where}; skipped: {self.skipped[0]}" + _more(len(self.skipped) - 1)
+        if self.source and self.source.take == "val":
+            return f"no samples{where}: it holds too few pictures to hold one back"
+        return f"no samples{where}"
+
 
 @named_arguments
-def load(root: str, split: str, format: str | None = None, target: str = "label") -> Split:
+def load(root: str, split: str | None, format: str | None = None, target: str = "label") -> Split:
     """The samples of one split of the data at `root`: a folder, an annotation file, or "shapes".
 
-    `target` is the kind of annotation wanted, one of TARGETS. The format is found out from what is there, unless it is
-    named. Raises `UsageError` for an unknown split, target or format, `DataError` for data that are missing, fit no
-    format, have no annotation of that kind, or are faulty.
+    `split` is one of SPLITS, or None for what there is to measure on: a named file or list itself, a folder's "val",
+    else its "test", else all of it. `target` is the kind of annotation wanted, one of TARGETS. The format is found out
+    from what is there, unless it is named. Raises `UsageError` for an unknown split, target or format, `DataError` for
+    data that are missing, fit no format, have no annotation of that kind, lack the split, or are faulty.
     """
-    if split not in SPLITS:
+    if split is not None and split not in SPLITS:
         raise UsageError(f"no split {split!r}: {choose(split, SPLITS)}")
     if target not in TARGETS:
         raise UsageError(f"no target {target!r}: {choose(target, TARGETS)}")
     root = str(root)
+    loaded: Split = find("data", _format_of(root, format, target)).load(root, split, target)
+    return loaded
+
+
+def _format_of(root: str, format: str | None, target: str) -> str:
+    """The name of the format to read with, which can give the target."""
     formats = names("data")
     able = [name for name in formats if target in find("data", name).TARGETS]
     if format is not None:
         if target not in find("data", format).TARGETS:
             raise UsageError(f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}")
-        return find("data", format).load(root, split, target)
+        return format
     # class folders last: they are what remains where no list or annotation file says what the folders mean
     fits = [name for name in formats if name != "folder" and find("data", name).detect(root)]
     fits = [name for name in fits if name in able] or fits[:1]
@@ -118,12 +223,46 @@ def load(root: str, split: str, format: str | None = None, target: str = "label"
     if not fits:
         check_exists(root)
         expected = "".join(f"\n  {name}: {find('data', name).EXPECTS}" for name in able)
-        raise DataError(f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}")
+        raise DataError(
+            f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
+            f"What is there: {_there(root)}"
+        )
     if target not in find("data", fits[0]).TARGETS:
         raise DataError(
             f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that have: {', '.join(able)}"
         )
-    return find("data", fits[0]).load(root, split, target)
+    return fits[0]
+
+
+def _there(root: str) -> str:
+    """What a folder holds, in a line: its first folders by name, its files by extension."""
+    path = Path(root)
+    if not path.is_dir():
+        return f"a file with the extension {path.suffix or '(none)'}"
+    try:
+        entries = sorted(entry for entry in path.iterdir() if not hidden(entry.name))
+    except OSError as error:
+        raise DataError(f"cannot list folder {root!r}: {error.strerror}") from error
+    folders = [entry.name for entry in entries if entry.is_dir()]
+    suffixes = Counter(entry.suffix.lower() or "(no extension)" for entry in entries if not entry.is_dir())
+    files = few([f"{count} {suffix}" for suffix, count in suffixes.most_common()])
+    return f"folders: {few(folders) or 'none'}; files: {files or 'none'}"
+
+
+def few(items: Iterable[object], shown: int = SHOWN) -> str:
+    """The first of some names, and how many more there are: few("abcdefg") -> "a, b, c, d, e and 2 more"."""
+    texts = [shorten(item) for item in items]
+    return ", ".join(texts[:shown]) + _more(len(texts) - shown)
+
+
+def shorten(text: object) -> str:
+    """A user's own text for a message, without its end where it is long."""
+    text = str(text)
+    return text if len(text) <= LETTERS else f"{text[:LETTERS]}... ({len(text)} characters)"
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def check_exists(root: str) -> None:
@@ -150,33 +289,32 @@ def check_images(paths: Sequence[Path], source: str) -> None:
     """Raise `DataError` naming the first of the images that do not exist."""
     missing = [str(path) for path in paths if not path.is_file()]
     if missing:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
-        raise DataError(f"{source}: no such image: {', '.join(missing[:5])}{more}")
+        raise DataError(f"{source}: no such image: {few(missing)}")
 
 
-def measured(image: Path, skipped: list[str], turned: list[Path]) -> tuple[int, int] | None:
-    """(height, width) of an image; None, with a line in `skipped`, if it cannot be read.
+def measured(image: Path, notes: Notes, turned: list[Path]) -> tuple[int, int] | None:
+    """(height, width) of an image; None, and said, if it cannot be read.
 
     An image that its EXIF orientation turns or mirrors is added to `turned`; the size is that of the upright picture.
     """
     try:
         (width, height), orientation = examine(image)
     except DataError as error:
-        skipped.append(f"{error}; left out")
+        notes.say(f"{error}; left out")
         return None
     if orientation != 1:
         turned.append(image)
     return height, width
 
 
-def note_turned(turned: Sequence[Path], skipped: list[str]) -> None:
-    """A line in `skipped`, ahead of the others, on annotated pictures that their EXIF orientation turns or mirrors.
+def note_turned(turned: Sequence[Path], notes: Notes) -> None:
+    """A line, ahead of the others, on annotated pictures that their EXIF orientation turns or mirrors.
 
     That their annotations were drawn on the upright picture cannot be seen from the files, where the sizes agree.
     """
     if turned:
         pictures, are, their = ("picture", "is", "its") if len(turned) == 1 else ("pictures", "are", "their")
-        skipped.insert(
+        notes.lines.insert(
             0,
             f"{len(turned)} {pictures}, as {str(turned[0])!r}, {are} turned or mirrored by {their} EXIF orientation: "
             f"{their} annotations are taken as of the upright picture; check that they lie right",
@@ -195,48 +333,67 @@ def text_of(path: Path) -> str:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
+def number(value: object) -> float | None:
+    """A number, also one that is written as text ("12", " 1.0"), as some tools do; None for anything else.
+
+    >>> number("12"), number(0.5), number(True), number("x")
+    (12.0, 0.5, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):  # no number, or too large for a float
+        return None
+
+
+def whole(value: object) -> int | None:
+    """A whole number, also one that is written as text or as 640.0; None for anything else."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,300}\s*", value):
+        return int(value)  # exactly: ids may have more digits than a float
+    found = number(value)
+    return int(found) if found is not None and found.is_integer() else None
+
+
 def parse_classes(text: str, source: str) -> list[str]:
-    """The class names of a file with one a line."""
+    """The class names of a file with one a line.
+
+    A first line `__ignore__`, as in labelme's labels.txt, is no class: it stands for index -1, the pixels of none.
+    """
     classes = [line.strip() for line in text.split("\n") if line.strip()]
+    if classes and classes[0] == "__ignore__":
+        classes = classes[1:]
     if not classes:
         raise DataError(f"{source} is empty: no class names")
-    twice = next((name for i, name in enumerate(classes) if name in classes[:i]), None)
+    twice = next((name for name, count in Counter(classes).items() if count > 1), None)
     if twice is not None:
-        raise DataError(f"{source}: class {twice!r} is there twice")
+        raise DataError(f"{source}: class {shorten(twice)!r} is there twice")
     return classes
 
 
 def fit_box(
-    box: tuple[float, float, float, float], size: tuple[int, int], entry: str, skipped: list[str]
+    box: tuple[float, float, float, float], size: tuple[int, int], entry: str, notes: Notes
 ) -> tuple[float, float, float, float] | None:
     """The part of a box xyxy that is inside of a picture (height, width); None if there is none.
 
-    What is dropped or cut is told in a line of `skipped`. A box that leaves the picture by less than a pixel stays as
-    it is: tools round. Raises `DataError` for values that are no numbers.
+    What is dropped or cut is said. A box that leaves the picture by less than a pixel stays as it is: tools round.
+    Raises `DataError` for values that are no numbers.
     """
     if not all(math.isfinite(value) for value in box):
         raise DataError(f"{entry}: box has values that are not finite: {box}")
     x0, y0, x1, y1 = box
     height, width = size
     if x1 <= x0 or y1 <= y0:
-        skipped.append(f"{entry}: dropped, its box is {x1 - x0:g} wide and {y1 - y0:g} high")
+        notes.drop("without an area", f"{entry}: dropped, its box is {x1 - x0:g} wide and {y1 - y0:g} high")
         return None
     if x0 > -1 and y0 > -1 and x1 < width + 1 and y1 < height + 1:
         return box
     x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
     if x1 <= x0 or y1 <= y0:
-        skipped.append(f"{entry}: dropped, its box {box} is outside of the picture of {width}x{height}")
+        line = f"{entry}: dropped, its box {box} is outside of the picture of {width}x{height}"
+        notes.drop("outside of the picture", line)
         return None
-    skipped.append(f"{entry}: its box {box} (x0, y0, x1, y1) leaves the picture of {width}x{height} and is cut")
+    notes.say(f"{entry}: its box {box} (x0, y0, x1, y1) leaves the picture of {width}x{height} and is cut")
     return x0, y0, x1, y1
-
-
-def hold_out(items: Sequence[_T], split: str) -> list[_T]:
-    """One class's part of data that come without a split: every tenth item is for "val" and "test", the rest "train".
-
-    The same items give the same parts on every machine. At least one is held out, unless there is only one.
-    """
-    if split == "all":
-        return list(items)
-    held = set(range(9, len(items), 10)) or ({len(items) - 1} if len(items) > 1 else set())
-    return [item for i, item in enumerate(items) if (i in held) != (split == "train")]

@@ -2,9 +2,10 @@
 
     root/annotations/instances_train.json  root/images/train/*.jpg     (also train2017, and _annotations.coco.json)
 
-`root` may also be one such file: if "train" or "val" is in its name, the file of the other split is the one beside it
-with the other name; if not, every tenth image is held out for "val". Classes are ordered by their category ids, which
-`Split.ids` keeps. Format: https://cocodataset.org/#format-data.
+`root` may also be one such file: if "train" or "val" is in its name, or is the name of its folder, the file of the
+other split is the one beside it with the other name. Where there is none for "val", every tenth image is held back.
+Classes are ordered by their category ids, which `Split.ids` keeps; categories of one name are one class. Numbers may be
+written as text, as some tools do. Format: https://cocodataset.org/#format-data.
 """
 
 import json
@@ -13,22 +14,30 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from ..errors import DataError, choose
+from ..errors import DataError
 from . import (
     SPLIT_NAMES,
+    Notes,
     Object,
     Sample,
+    Source,
     Split,
     check_exists,
     check_images,
+    few,
+    files_beside,
     fit_box,
     hold_out,
     inside,
     measured,
     note_turned,
+    number,
+    part_of,
+    shorten,
     text_of,
+    whole,
 )
 from ._masks import POINTS, NoMask, check_segmentation
 
@@ -41,7 +50,6 @@ _FILES = (
     *("annotations/{0}.json", "instances_{0}.json", "{0}.json", "{0}/_annotations.coco.json"),
 )
 _FOLDERS = ("images/{0}", "{0}", "images", "JPEGImages", ".")  # of images, below the root; then any */JPEGImages
-_SPLIT = re.compile("(?<![a-z])(train|val|test)(?=[^a-z]|$)")
 
 
 def detect(root: str) -> bool:
@@ -52,7 +60,7 @@ def detect(root: str) -> bool:
     return path.is_file() and path.suffix == ".json"
 
 
-def load(root: str, split: str, target: str = "boxes") -> Split:
+def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, in the order of the file; images without objects are among them.
 
     Images that cannot be read, or are not of the size that the file says, are left out with a line in `skipped`. With
@@ -60,34 +68,40 @@ def load(root: str, split: str, target: str = "boxes") -> Split:
     does not parse, images that do not exist and paths that leave the folder of the data.
     """
     check_exists(root)
-    path, wanted = _choose(Path(root), split)
+    own, there = _named(Path(root))
+    part = part_of(split, there, root, own)
+    path = there.get(part.there, Path(root))
     place = path.parent if Path(root).is_file() else Path(root)
     place = place.parent if Path(root).is_file() and place.name == "annotations" else place
-    parsed, sizes = _parse(text_of(path), str(path), target)
-    samples = hold_out(parsed.samples, wanted)
-    if not samples:
-        raise DataError(f"{path}: no samples for {split!r}: its only image is for 'train'")
-    names = [str(sample.image) for sample in samples]
-    for sample in samples:  # before any of them is looked for
+    parsed = _parse(text_of(path), str(path), target, part.take)
+    source = Source(root, "coco", part.split, str(path), part.take)
+    if not parsed.samples:
+        return Split([], parsed.classes, source=source)
+    notes = parsed.notes
+    names = [str(sample.image) for sample in parsed.samples]
+    for sample in parsed.samples:  # before any of them is looked for
         inside(place / str(sample.image), place, f"{path}, image {sample.id}")
     folder = _folder(place, path, names[0])
     paths = [inside(folder / name, place, str(path)) for name in names]
     check_images(paths, str(path))
     kept: list[Sample] = []
-    skipped: list[str] = []
     turned: list[Path] = []
-    for sample, image in zip(samples, paths, strict=True):
+    lines, notes.lines = notes.lines, []  # pictures are told before annotations
+    for sample, image in zip(parsed.samples, paths, strict=True):
         of_this: list[Path] = []
-        size, said = measured(image, skipped, of_this), sizes[sample.id]
+        size, said = measured(image, notes, of_this), parsed.sizes[sample.id]
         if size == said:
             kept.append(replace(sample, image=image))
             turned += of_this
-        elif size:
+            continue
+        if size:
             entry = f"{path}, image {sample.id}, says {said[1]}x{said[0]}"
             because = ", turned by its EXIF orientation" if of_this else ""
-            skipped.append(f"{str(image)!r}: left out, it is {size[1]}x{size[0]}{because}; {entry}")
-    note_turned(turned, skipped)
-    return replace(parsed, samples=kept, skipped=skipped + parsed.skipped)
+            notes.say(f"{str(image)!r}: left out, it is {size[1]}x{size[0]}{because}; {entry}")
+        if sample.objects:
+            notes.drop("of pictures left out", count=len(sample.objects))
+    note_turned(turned, notes)
+    return Split(kept, parsed.classes, notes.lines + lines, parsed.ids, source, notes.annotations())
 
 
 def parse(text: str, source: str, target: str = "boxes") -> Split:
@@ -96,11 +110,54 @@ def parse(text: str, source: str, target: str = "boxes") -> Split:
     Annotations without a size or of unknown images are dropped, with a line in `skipped`; so are those without a mask
     where `target` is "masks".
     """
-    return _parse(text, source, target)[0]
+    parsed = _parse(text, source, target)
+    notes = parsed.notes
+    return Split(parsed.samples, parsed.classes, notes.lines, parsed.ids, annotations=notes.annotations())
 
 
-def _parse(text: str, source: str, target: str) -> tuple[Split, dict[int | str | None, tuple[int, int]]]:
-    """What `parse` gives, and the (height, width) of each image by its id."""
+class _Parsed(NamedTuple):
+    """A COCO file, or our part of it."""
+
+    samples: list[Sample]  # `image` as in the file
+    classes: list[str]
+    ids: list[int]  # of the categories, in the order of classes
+    sizes: dict[int | str | None, tuple[int, int]]  # (height, width) of each image, by its id
+    notes: Notes
+
+
+def _parse(text: str, source: str, target: str, take: str = "all") -> _Parsed:
+    rows = _lists(text, source)
+    notes = Notes()
+    ids, classes = _categories(rows["categories"], source, notes)
+    pictures = dict(_pictures(rows["images"], source))
+    chosen = set(hold_out(list(pictures), take))
+    objects: dict[int | str, list[Object]] = {id: [] for id in pictures}
+    for i, row in enumerate(rows["annotations"]):
+        entry = f"{source}, annotation {shorten(row.get('id', f'number {i}'))}"
+        id, category = _id(row.get("image_id")), whole(row.get("category_id"))
+        if id in pictures and id not in chosen:
+            continue
+        notes.read += 1
+        if id is None or id not in pictures:
+            line = f"{entry}: dropped, there is no image with the id {shorten(repr(row.get('image_id')))}"
+            notes.drop("of an image that the file does not list", line)
+            continue
+        if category is None or category not in ids:
+            given = shorten(repr(row.get("category_id")))
+            raise DataError(f"{entry}: no category with the id {given}; there are {few(ids, 10)}")
+        item = _object(row, ids[category], pictures[id][1], entry, notes, target)
+        if item:
+            objects[id].append(item)
+    samples = [
+        Sample(Path(name), objects=tuple(objects[id]), id=id) for id, (name, _) in pictures.items() if id in chosen
+    ]
+    sizes: dict[int | str | None, tuple[int, int]] = {id: size for id, (_, size) in pictures.items()}
+    first = {label: id for id, label in reversed(ids.items())}
+    return _Parsed(samples, classes, [first[label] for label in range(len(classes))], sizes, notes)
+
+
+def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
+    """The three lists of a COCO file: images, annotations, categories."""
     try:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -112,42 +169,28 @@ def _parse(text: str, source: str, target: str) -> tuple[Split, dict[int | str |
     for key in ("images", "annotations", "categories"):
         rows[key] = document.get(key)
         if not isinstance(rows[key], list) or not all(isinstance(row, dict) for row in rows[key]):
-            raise DataError(f"{source}: no list of {key}; there is {', '.join(map(str, document)) or 'nothing'}")
+            raise DataError(f"{source}: no list of {key}, as COCO's files have; there is {few(document) or 'nothing'}")
         if not rows[key] and key != "annotations":
             raise DataError(f"{source}: the list of {key} is empty: no samples")
-    ids, classes = _categories(rows["categories"], source)
-    pictures = dict(_pictures(rows["images"], source))
-    objects: dict[int | str, list[Object]] = {id: [] for id in pictures}
-    skipped: list[str] = []
-    for i, row in enumerate(rows["annotations"]):
-        entry = f"{source}, annotation {row.get('id', f'number {i}')}"
-        id, category = row.get("image_id"), row.get("category_id")
-        if not isinstance(id, (int, str)) or id not in pictures:
-            skipped.append(f"{entry}: dropped, there is no image with the id {id!r}")
-            continue
-        if not _number(category) or category not in ids:
-            raise DataError(f"{entry}: no category with the id {category!r}; there are {_few(ids)}")
-        item = _object(row, ids[category], pictures[id][1], entry, skipped, target)
-        if item:
-            objects[id].append(item)
-    samples = [Sample(Path(name), objects=tuple(objects[id]), id=id) for id, (name, _) in pictures.items()]
-    return Split(samples, classes, skipped, list(ids)), {id: size for id, (_, size) in pictures.items()}
+    return rows
 
 
 def _object(
-    row: dict[str, Any], label: int, size: tuple[int, int], entry: str, skipped: list[str], target: str
+    row: dict[str, Any], label: int, size: tuple[int, int], entry: str, notes: Notes, target: str
 ) -> Object | None:
     """One annotation; None where it is dropped. `size` is the picture's (height, width)."""
     box = row.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(_number(value) for value in box):
-        raise DataError(f"{entry}: bbox is {box!r}; expected [x, y, width, height]")
-    x, y, width, height = map(float, box)
-    fitted = fit_box((x, y, x + width, y + height), size, entry, skipped)
+    values = [number(value) for value in box] if isinstance(box, list) else []
+    x, y, width, height = values if len(values) == 4 else [None] * 4
+    if x is None or y is None or width is None or height is None:
+        raise DataError(f"{entry}: bbox is {shorten(repr(box))}; expected [x, y, width, height]")
+    fitted = fit_box((x, y, x + width, y + height), size, entry, notes)
     if not fitted:
         return None
     mask = row.get("segmentation")
     if isinstance(mask, dict) and mask.get("size") != list(size):  # of another picture, and so may be its box
-        raise DataError(f"{entry}: RLE is of size {mask.get('size')}; the picture is {list(size)}, height and width")
+        given = shorten(mask.get("size"))
+        raise DataError(f"{entry}: RLE is of size {given}; the picture is {list(size)}, height and width")
     if target != "masks":
         mask = None
     else:
@@ -156,73 +199,74 @@ def _object(
         try:
             check_segmentation(mask, size)
         except NoMask as error:
-            skipped.append(f"{entry}: dropped, {error}")
+            notes.drop("without a usable mask", f"{entry}: dropped, {error}")
             return None
         except DataError as error:
             raise DataError(f"{entry}: {error}") from error
-    area: Any = row.get("area")
-    area = float(area) if _number(area) and 0 <= area < math.inf else None
-    return Object(fitted, label, mask, bool(row.get("iscrowd", 0)), area)
+    area = number(row.get("area"))
+    crowd = number(row.get("iscrowd") or 0)
+    if crowd is None and not isinstance(row["iscrowd"], bool):
+        raise DataError(f"{entry}: iscrowd is {shorten(repr(row['iscrowd']))}; expected 0 or 1")
+    known_area = area if area is not None and 0 <= area < math.inf else None
+    return Object(fitted, label, mask, crowd != 0, known_area)
 
 
-def _categories(rows: list[dict[str, Any]], source: str) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, and the names in the order of labels."""
-    found: dict[int, str] = {}
+def _id(value: Any) -> int | str | None:
+    """An id of an image: a number, also one written as text, or other text; None for anything else."""
+    count = whole(value)
+    if count is not None:
+        return count
+    return value if isinstance(value, str) else None
+
+
+def _categories(rows: list[dict[str, Any]], source: str, notes: Notes) -> tuple[dict[int, int], list[str]]:
+    """Category id -> label, in the order of ids, and the names in the order of labels."""
+    names: dict[int, str] = {}
     for row in rows:
-        id, name = row.get("id"), row.get("name")
-        if not isinstance(id, int) or not isinstance(name, str):
-            raise DataError(f"{source}, category {row}: expected an id that is a number, and a name")
-        if id in found:
+        id, name = whole(row.get("id")), row.get("name")
+        if id is None or not isinstance(name, str):
+            raise DataError(f"{source}, category {shorten(row)}: expected an id that is a number, and a name")
+        if id in names:
             raise DataError(f"{source}: two categories have the id {id}")
-        found[id] = name
-    return {id: label for label, id in enumerate(sorted(found))}, [found[id] for id in sorted(found)]
+        names[id] = name
+    labels: dict[int, int] = {}
+    first: dict[str, int] = {}  # name -> the first id that has it
+    for id in sorted(names):
+        name = names[id]
+        if name in first:
+            notes.say(f"{source}: categories {first[name]} and {id} are both called {shorten(name)!r}: one class")
+            labels[id] = labels[first[name]]
+        else:
+            labels[id] = len(first)
+            first[name] = id
+    return labels, list(first)
 
 
 def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[int | str, tuple[str, tuple[int, int]]]]:
     """(image id, (file name, (height, width))) of each image."""
     seen = set()
     for row in rows:
-        id, name = row.get("id"), row.get("file_name")
-        width: Any = row.get("width")
-        height: Any = row.get("height")
-        if not isinstance(id, (int, str)) or not isinstance(name, str) or not name:
-            raise DataError(f"{source}: image {row} needs an id and a file_name")
-        if not all(isinstance(side, int) and 0 < side < 1 << 31 for side in (width, height)):
-            raise DataError(f"{source}, image {id}: width is {width!r} and height is {height!r}; expected pixels")
+        id, name = _id(row.get("id")), row.get("file_name")
+        width, height = whole(row.get("width")), whole(row.get("height"))
+        if id is None or not isinstance(name, str) or not name or "\0" in name:
+            raise DataError(f"{source}: image {shorten(row)} needs an id and a file_name")
+        if width is None or height is None or not (0 < width < 1 << 31 and 0 < height < 1 << 31):
+            given = f"width is {shorten(repr(row.get('width')))} and height is {shorten(repr(row.get('height')))}"
+            raise DataError(f"{source}, image {id}: {given}; expected pixels")
         if id in seen:
             raise DataError(f"{source}: two images have the id {id!r}")
         seen.add(id)
         yield id, (name, (height, width))
 
 
-def _number(value: Any) -> bool:
-    """True for what JSON gives for a number, unless it is too large for a float."""
-    return isinstance(value, float) or (isinstance(value, int) and not isinstance(value, bool) and abs(value) < 1 << 63)
-
-
-def _few(ids: dict[int, int]) -> str:
-    return ", ".join(map(str, list(ids)[:10])) + (f" ... ({len(ids)} in all)" if len(ids) > 10 else "")
-
-
-def _choose(root: Path, split: str) -> tuple[Path, str]:
-    """The file to read, and the part to take of it: "all" unless the file holds every split."""
-    if root.is_dir():
-        files = {name: file for name in SPLIT_NAMES if (file := _file_of(root, name))}
-        if split == "all" and len(set(files.values())) == 1:
-            return next(iter(files.values())), "all"
-        if split not in files:
-            there = ", ".join(sorted({str(file) for file in files.values()})) or f"expected {EXPECTS}"
-            raise DataError(f"no COCO file for {split!r} in {str(root)!r}; {there}")
-        return files[split], "all"
-    named = _SPLIT.search(root.stem)
-    if not named or split == "all":
-        return root, split
-    for name in SPLIT_NAMES[split]:
-        other = root.with_name(_SPLIT.sub(name, root.stem, count=1) + root.suffix)
-        if other.is_file():
-            return other, "all"
-    near = choose(root.name, sorted(file.name for file in root.parent.glob("*.json")))
-    raise DataError(f"{str(root)!r} is the file of {named[0]!r}; there is none beside it for {split!r}; {near}")
+def _named(root: Path) -> tuple[str, dict[str, Path]]:
+    """The split that a named file is of, or ""; and the files of the splits that are there."""
+    if not root.is_dir():
+        return files_beside(root)
+    there = {split: file for split in SPLIT_NAMES if (file := _file_of(root, split))}
+    if not there:
+        raise DataError(f"no COCO file in {str(root)!r}; expected {EXPECTS}")
+    return "", there
 
 
 def _file_of(root: Path, split: str) -> Path | None:
@@ -240,4 +284,4 @@ def _folder(root: Path, file: Path, name: str) -> Path:
         if (place / name).is_file():
             return place
     tried = ", ".join(repr(str(place)) for place in dict.fromkeys(places))
-    raise DataError(f"{file}: no such image: {name!r}, neither in {tried}")
+    raise DataError(f"{file}: no such image: {shorten(name)!r}, neither in {tried}")

@@ -2,9 +2,10 @@
 
     root/train/CLASS/*.jpg  root/val/CLASS/*.jpg        or                root/CLASS/*.jpg
 
-Classes are numbered by name, as torchvision's ImageFolder does. Without folders for the splits, every tenth image of
-each class, by name, is held out for "val". The folder of "val" may also be called valid, validation or, if there is no
-such folder, test.
+Classes are numbered by name, as torchvision's ImageFolder does. Without folders for the splits, or with none for "val"
+(which may also be called valid or validation), every tenth image of each class, by name, is held back for it. `root`
+may also be the folder of a split, with that of "train" beside it. A folder `train` that holds images beside other
+folders that do is a class.
 """
 
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from pathlib import Path
 
 from ..errors import DataError, choose
 from ..images import EXTENSIONS, find_images, hidden
-from . import SPLIT_NAMES, Sample, Split, check_exists, hold_out
+from . import SPLIT_OF, Sample, Source, Split, check_exists, few, hold_out, part_of
 
 EXPECTS = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
 TARGETS = ("label",)
@@ -23,14 +24,14 @@ def detect(root: str) -> bool:
     path = Path(root)
     if not path.is_dir():
         return False
-    splits = [name for names in SPLIT_NAMES.values() for name in names if (path / name).is_dir()]
-    if splits:
-        return any(_folders(path / name) for name in splits)
+    splits = [child for child in _folders(path) if child.name in SPLIT_OF]
+    if any(_folders(split) for split in splits):
+        return True
     folders = _folders(path)
-    return len(folders) > 1 and any(_holds_image(folder) for folder in folders)
+    return len(folders) > 1 and len(folders) > len(splits) and any(_holds_image(folder) for folder in folders)
 
 
-def load(root: str, split: str, target: str = "label") -> Split:
+def load(root: str, split: str | None, target: str = "label") -> Split:
     """The samples of a split: classes of the train folder, in every split.
 
     Raises `DataError` naming the folder that is missing, empty, or of a class that the train folder does not have.
@@ -39,34 +40,69 @@ def load(root: str, split: str, target: str = "label") -> Split:
     path = Path(root)
     if not path.is_dir():
         raise DataError(f"{root!r} is not a folder; expected {EXPECTS}")
-    present = [name for name in SPLIT_NAMES["train"] + SPLIT_NAMES["val"] if (path / name).is_dir()]
-    if split == "all" and len(present) > 1:
-        raise DataError(f"{root!r} has the splits {', '.join(present)}: choose one")
-    first = path / present[0] if present else path
-    classes = [folder.name for folder in _folders(first)]
+    there, unread = _splits(path)
+    own = SPLIT_OF.get(path.absolute().name, "") if not there else ""
+    if own:  # a folder of a split itself
+        there = _beside(path)
+        there = there if "train" in there else {own: path} if split in (None, "all", own) else {}
+    part = part_of(split, there, root, own)
+    folder = there.get(part.there, path)
+    first = there.get("train", next(iter(there.values()), path))  # names the classes
+    classes = [child.name for child in _folders(first)]
     if not classes:
         raise DataError(f"no class folders in {str(first)!r}; expected {EXPECTS}")
-    # with one folder for all (only train/, or none) the split is ours
-    own = len(present) < 2 and (not present or present[0] == "train")
-    if own:
-        folder = first
-    else:
-        folder = next((path / name for name in SPLIT_NAMES.get(split, present) if name in present), path)
-        if folder == path:
-            raise DataError(f"no folder for {split!r} in {root!r}; there is {', '.join(present)}")
-    found, skipped = _scan(folder, classes, str(first))
-    return Split(parse(found, classes, split if own else "all"), classes, skipped)
+    images, skipped = _scan(folder, classes, str(first))
+    skipped += [f"{str(path / name)!r}: beside the folders of splits, not read" for name in unread]
+    source = Source(root, "folder", part.split, str(folder), part.take)
+    return Split(parse(images, classes, part.take), classes, skipped, source=source)
 
 
-def parse(found: Sequence[tuple[str, Sequence[Path]]], classes: Sequence[str], split: str) -> list[Sample]:
-    """Samples from (class name, its images); of each class those that `hold_out` gives to the split."""
+def parse(images: Sequence[tuple[str, Sequence[Path]]], classes: Sequence[str], take: str) -> list[Sample]:
+    """Samples from (class name, its images); of each class those that `hold_out` gives to the part."""
     index = {name: i for i, name in enumerate(classes)}
-    return [Sample(path, index[name]) for name, paths in found for path in hold_out(paths, split)]
+    return [Sample(path, index[name]) for name, paths in images for path in hold_out(paths, take)]
+
+
+def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
+    """The folders of splits below `root`, none where they are classes of these names; and what is not read then.
+
+    They are classes where one of them holds images itself and other folders hold images too. Raises `DataError` where
+    there are class folders below a split's and in other folders alike, which could be both.
+    """
+    folders = {child.name: child for child in _folders(root)}
+    splits = {name: folders[name] for name in SPLIT_OF if name in folders}
+    others = [name for name, child in folders.items() if name not in SPLIT_OF and _holds_image_below(child)]
+    if splits and others and any(_holds_image(folder) for folder in splits.values()):
+        return {}, []
+    if len(splits) == 1 and others:
+        (name,) = splits
+        raise DataError(
+            f"in {str(root)!r}, {name!r} may be the folder of a split or of a class: it has folders below it, and "
+            f"{few(others)} beside it hold images too. If it is a split, give {str(root / name)!r} as --data or move "
+            "the others away; if it is a class, give it another name"
+        )
+    there: dict[str, Path] = {}
+    for name, folder in splits.items():
+        if there.setdefault(SPLIT_OF[name], folder) != folder:
+            others.append(name)
+    return there, others if there else []
+
+
+def _beside(path: Path) -> dict[str, Path]:
+    """The folders of splits of which `path` is one, by its name."""
+    path = path.absolute()
+    beside = [path, *(path.parent / name for name in SPLIT_OF)]
+    there: dict[str, Path] = {}
+    for folder in beside:
+        if folder.is_dir() and _folders(folder):
+            there.setdefault(SPLIT_OF[folder.name], folder)
+    return there
 
 
 def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str, list[Path]]], list[str]]:
     """The images of each class below `folder`, and what was left out."""
-    found, skipped = [], []
+    by_class: list[tuple[str, list[Path]]] = []
+    skipped: list[str] = []
     for child in _folders(folder):
         if child.name not in classes:
             near = choose(child.name, classes)
@@ -76,11 +112,11 @@ def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str,
         if not images:
             reason = f"; left out: {left_out[0]}" if left_out else ""
             raise DataError(f"class folder {str(child)!r} has no images{reason}. Add images or delete the folder")
-        found.append((child.name, images))
+        by_class.append((child.name, images))
     for child in sorted(folder.iterdir()):
         if not child.is_dir() and not hidden(child.name):
             skipped.append(f"{str(child)!r}: not in a class folder")
-    return found, skipped
+    return by_class, skipped
 
 
 def _folders(path: Path) -> list[Path]:
@@ -91,4 +127,8 @@ def _folders(path: Path) -> list[Path]:
 
 
 def _holds_image(folder: Path) -> bool:
-    return any(c.suffix.lower() in EXTENSIONS and not hidden(c.name) for c in folder.iterdir())
+    return any(c.suffix.lower() in EXTENSIONS and not hidden(c.name) and c.is_file() for c in folder.iterdir())
+
+
+def _holds_image_below(folder: Path) -> bool:
+    return _holds_image(folder) or any(_holds_image(child) for child in _folders(folder))

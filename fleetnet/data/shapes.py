@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from ..errors import UsageError
-from . import SPLITS, Object, Sample, Split
+from . import SPLITS, Annotations, Object, Sample, Source, Split
 
 EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name is "./shapes")'
 TARGETS = ("label", "boxes", "masks", "semantic")
@@ -72,25 +72,29 @@ def detect(root: str) -> bool:
     return root == "shapes" or root.startswith("shapes:")
 
 
-def load(root: str, split: str, target: str = "label") -> Split:
-    """The samples of a split; `UsageError` for a count that is none. "all" is the pictures of "train".
+def load(root: str, split: str | None, target: str = "label") -> Split:
+    """The samples of a split; `UsageError` for a count that is none. "all" is the pictures of "train", None of "val".
 
     Label maps have "background" as their first class.
     """
-    count = parse(root)
+    count, split = parse(root), split or "val"
     first = "train" if split == "all" else split
     number = count if first == "train" else count // 4
+    source = Source(root, "shapes", split, f"{root} (generated)")
+    classes = list(CLASSES)
     if target == "label":
-        return Split([Sample(partial(draw, i, first), i % len(CLASSES)) for i in range(number)], list(CLASSES))
+        samples = [Sample(partial(draw, i, first), i % len(CLASSES)) for i in range(number)]
+        return Split(samples, classes, source=source)
     if target == "semantic":
         samples = [
             Sample(partial(draw_several, i, first), semantic=partial(label_map, i, first)) for i in range(number)
         ]
-        return Split(samples, ["background", *CLASSES])
+        return Split(samples, ["background", *CLASSES], source=source, annotations=Annotations(number))
     masks = target == "masks"
-    found = [several(i, first).objects for i in range(number)]
-    objects = [tuple(Object(x.box(), x.label, [x.polygon()] if masks else None) for x in shapes) for shapes in found]
-    return Split([Sample(partial(draw_several, i, first), objects=objects[i]) for i in range(number)], list(CLASSES))
+    shown = [several(i, first).objects for i in range(number)]
+    objects = [tuple(Object(x.box(), x.label, [x.polygon()] if masks else None) for x in shapes) for shapes in shown]
+    samples = [Sample(partial(draw_several, i, first), objects=objects[i]) for i in range(number)]
+    return Split(samples, classes, source=source, annotations=Annotations(sum(map(len, objects))))
 
 
 def parse(root: str) -> int:

@@ -3,9 +3,10 @@
     root/JPEGImages/NAME.jpg  root/Annotations/NAME.xml  root/SegmentationClass/NAME.png
     root/ImageSets/Main/train.txt  root/ImageSets/Segmentation/train.txt      (names, one a line)
 
-Without lists of the splits, every tenth image is held out for "val". Class names are the lines of classes.txt or
-labels.txt. Without these they are, for boxes, the names in the XML files of the train split, sorted; and for label maps
-VOC's 20, if the XML files have no others. For label maps "background" comes before them.
+Without lists of the splits, or without one for "val", every tenth image is held back for it. Class names are the lines
+of classes.txt, labels.txt or class_names.txt. Without these they are, for boxes, the names in the XML files of the
+train split, sorted; and for label maps VOC's 20, if the XML files have no others. For label maps "background" comes
+before them.
 Corners are taken as they are, without the shift by one pixel of VOC's own tools. Objects marked as difficult count as
 crowds: neither learned from nor counted. An XML file with a DOCTYPE is refused: entities may expand without end.
 """
@@ -21,20 +22,28 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import DataError, choose
-from ..images import EXTENSIONS, read_labels
+from ..images import EXTENSIONS, find_images, hidden, read_labels
 from . import (
     IGNORE,
+    SPLIT_NAMES,
+    Notes,
     Object,
+    Part,
     Sample,
+    Source,
     Split,
     check_exists,
+    few,
     fit_box,
     hold_out,
     inside,
     measured,
     note_turned,
+    number,
     parse_classes,
+    part_of,
     text_of,
+    whole,
 )
 from .masks import read
 
@@ -45,6 +54,8 @@ NAMES = (  # of VOC, whose label maps have them from 1 on
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _LISTS = {"boxes": "Main", "semantic": "Segmentation"}
+_CLASSES = ("classes.txt", "labels.txt", "class_names.txt")
+_MAPS = ("SegmentationClass", ".png", "label map")
 _SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 
 Box = tuple[float, float, float, float]
@@ -66,51 +77,57 @@ def detect(root: str) -> bool:
     return found is not None and (path / "JPEGImages").is_dir()
 
 
-def load(root: str, split: str, target: str = "boxes") -> Split:
+def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, in the order of its list, or by name.
 
     Raises `DataError` naming the file for XML that does not parse, images that do not exist or lie outside of the
     folder, and class names that are not known.
     """
     check_exists(root)
-    path, skipped, turned = Path(root), list[str](), list[Path]()
+    path, notes, turned = Path(root), Notes(), list[Path]()
     if not detect(root):
         raise DataError(f"{root!r} has no {EXPECTS}")
-    names = _names(path, split, target)
+    lists = _splits(path, target)
+    part = part_of(split, lists, root)
+    source = Source(root, "voc", part.split, str(lists.get(part.there, path)), part.take)
+    names = _names(path, part, lists, target, notes)
     annotations: dict[str, Annotation] = {}
     classes = _classes(path, target, annotations)
+    samples: list[Sample] = []
     if target == "semantic":
-        samples = []
         for name in names:
             labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name, None)
             if not labels.is_file():
                 raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
-            if measured(image, skipped, turned) is None:
+            notes.read += 1
+            if measured(image, notes, turned) is None:
+                notes.drop("of pictures left out")
                 continue
             samples.append(Sample(image, semantic=partial(read, labels, image, len(classes)), id=name))
-        note_turned(turned, skipped)
-        return Split(samples, classes, skipped)
-    samples = []
+        note_turned(turned, notes)
+        return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
     for name in names:
         file = _xml(path, name)
         annotation = annotations.get(name) or parse(text_of(file), str(file))
         image = _image(path, name, annotation.filename)
         of_this: list[Path] = []
-        size = measured(image, skipped, of_this)
+        size = measured(image, notes, of_this)
+        notes.read += len(annotation.objects)
         if size is None:
+            notes.drop("of pictures left out", count=len(annotation.objects))
             continue
         if of_this and annotation.size == size[::-1] != size:  # the boxes are of the picture before it is turned
             says = f"{file} says {annotation.size[1]}x{annotation.size[0]}"
             turns = f"it is {size[1]}x{size[0]}, turned by its EXIF orientation"
-            skipped.append(f"{str(image)!r}: left out, {turns}; {says}")
+            notes.drop("of pictures left out", f"{str(image)!r}: left out, {turns}; {says}", len(annotation.objects))
             continue
         turned += of_this
         if annotation.size not in (None, size):
-            skipped.append(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
-        objects = place(annotation, classes, size, str(file), skipped)
+            notes.say(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
+        objects = place(annotation, classes, size, str(file), notes)
         samples.append(Sample(image, objects=objects, id=name))
-    note_turned(turned, skipped)
-    return Split(samples, classes, skipped)
+    note_turned(turned, notes)
+    return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
 
 
 def parse(text: str, source: str) -> Annotation:
@@ -121,8 +138,8 @@ def parse(text: str, source: str) -> Annotation:
         tree = ElementTree.fromstring(text.removeprefix("\ufeff"))
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(f"{source}: not XML, or cut off: {error}") from error
-    sides = [(tree.findtext(f"size/{side}") or "").strip() for side in ("height", "width")]
-    size = (int(sides[0]), int(sides[1])) if all(re.fullmatch("[0-9]{1,9}", side) for side in sides) else None
+    height, width = (whole(tree.findtext(f"size/{side}")) for side in ("height", "width"))
+    size = (height, width) if height is not None and width is not None else None
     objects = []
     for i, item in enumerate(tree.iterfind("object"), 1):
         name = (item.findtext("name") or "").strip()
@@ -131,64 +148,67 @@ def parse(text: str, source: str) -> Annotation:
         words = [item.findtext(f"bndbox/{side}") for side in ("xmin", "ymin", "xmax", "ymax")]
         box = None
         if item.find("bndbox") is not None:
-            try:
-                x0, y0, x1, y1 = (float(word or "") for word in words)
-            except ValueError as error:
-                raise DataError(f"{source}, object {i} ({name}): box is {words}; expected four numbers") from error
+            x0, y0, x1, y1 = (number(word) for word in words)
+            if x0 is None or y0 is None or x1 is None or y1 is None:
+                raise DataError(f"{source}, object {i} ({name}): box is {words}; expected four numbers")
             box = x0, y0, x1, y1
-        objects.append((name, box, (item.findtext("difficult") or "").strip() == "1"))
+        objects.append((name, box, number(item.findtext("difficult")) == 1))
     return Annotation((tree.findtext("filename") or "").strip() or None, size, objects)
 
 
 def place(
-    annotation: Annotation, classes: Sequence[str], size: tuple[int, int], source: str, skipped: list[str]
+    annotation: Annotation, classes: Sequence[str], size: tuple[int, int], source: str, notes: Notes
 ) -> tuple[Object, ...]:
-    """The objects of a picture of `size` (height, width); what is dropped or cut is told in lines of `skipped`."""
+    """The objects of a picture of `size` (height, width); what is dropped or cut is noted."""
     objects = []
     for i, (name, box, difficult) in enumerate(annotation.objects, 1):
         entry = f"{source}, object {i} ({name})"
         if name not in classes:
             raise DataError(f"{entry}: the class is not known; {choose(name, classes)}")
         if box is None:
-            skipped.append(f"{entry}: dropped, it has no bndbox")
+            notes.drop("without a box", f"{entry}: dropped, it has no bndbox")
             continue
-        fitted = fit_box(box, size, entry, skipped)
+        fitted = fit_box(box, size, entry, notes)
         if fitted:
             objects.append(Object(fitted, classes.index(name), crowd=difficult))
     return tuple(objects)
 
 
-def _names(root: Path, split: str, target: str) -> list[str]:
-    """The names of a split's images, without extension."""
+def _splits(root: Path, target: str) -> dict[str, Path]:
+    """The lists of the splits that are there."""
     lists = root / "ImageSets" / _LISTS[target]
-    files = {name: lists / f"{name}.txt" for name in ("train", "val", "test") if (lists / f"{name}.txt").is_file()}
-    if not files:
-        annotated = (
-            (root / "Annotations").glob("*.xml") if target == "boxes" else (root / "SegmentationClass").glob("*")
-        )
-        return hold_out(sorted(file.stem for file in annotated if file.suffix in (".xml", ".png")), split)
-    if split == "val" and "val" not in files and "test" in files:
-        split = "test"
-    if split == "all" and len(files) == 1:
-        (split,) = files
-    if split not in files:
-        raise DataError(f"no list for {split!r} in {str(lists)!r}; there is {', '.join(files)}")
-    # a list of one class has lines `name 1`, `name -1` instead
-    names = [line.split()[0] for line in text_of(files[split]).split("\n") if line.strip()]
-    if not names:
-        raise DataError(f"{files[split]} is empty: no samples")
-    return names
+    return {name: lists / f"{name}.txt" for name in SPLIT_NAMES if (lists / f"{name}.txt").is_file()}
+
+
+def _names(root: Path, part: Part, lists: Mapping[str, Path], target: str, notes: Notes) -> list[str]:
+    """The names of a part's images, without extension."""
+    if part.there:
+        # a list of one class has lines `name 1`, `name -1` instead
+        names = [line.split()[0] for line in text_of(lists[part.there]).split("\n") if line.strip()]
+        if not names:
+            raise DataError(f"{lists[part.there]} is empty: no samples")
+        return hold_out(names, part.take)
+    folder, suffix, what = ("Annotations", ".xml", "XML file") if target == "boxes" else _MAPS
+    names = sorted(file.stem for file in (root / folder).iterdir() if file.suffix == suffix and not hidden(file.name))
+    pictures, _ = find_images(root / "JPEGImages")
+    alone = [file.name for file in pictures if file.stem not in set(names)]
+    if alone:
+        notes.say(f"{root / 'JPEGImages'}: {len(alone)} pictures have no {what} and are left out: {few(alone)}")
+    return hold_out(names, part.take)
 
 
 def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> list[str]:
     """The class names; the XML files that had to be read for them are put into `annotations`."""
-    file = next((root / name for name in ("classes.txt", "labels.txt") if (root / name).is_file()), None)
+    file = next((root / name for name in _CLASSES if (root / name).is_file()), None)
     if file:
         classes = parse_classes(text_of(file), str(file))
+        if target == "boxes" and classes[0] == "_background_":  # labelme's, whose boxes are never of it
+            classes = classes[1:]
     else:
-        listed = (root / "ImageSets" / "Main" / "train.txt").is_file()
-        files = sorted((root / "Annotations").glob("*.xml"))
-        for name in _names(root, "train", "boxes") if listed else [file.stem for file in files]:
+        lists = _splits(root, "boxes")
+        listed = {"train": lists["train"]} if "train" in lists else {}
+        every = Part("all", next(iter(listed), ""))
+        for name in _names(root, every, listed, "boxes", Notes()) if (root / "Annotations").is_dir() else []:
             annotations[name] = parse(text_of(_xml(root, name)), str(_xml(root, name)))
         classes = sorted({name for annotation in annotations.values() for name, _, _ in annotation.objects})
         if target == "semantic" and classes:
