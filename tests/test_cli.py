@@ -185,7 +185,7 @@ ERRORS = [  # words, exit code, parts of the message
     ("eval --model nothing.onnx --data photos", 4, ["nothing.onnx"]),
     ("eval --model foreign.onnx --data photos", 4, ["foreign.onnx", "fleetnet"]),
     ("eval --model pose.onnx --data photos", 4, ["pose.onnx", "'pose'"]),
-    ("eval --model run --data hollow", 3, ["zebra"]),
+    ("eval --model run --data hollow --split train", 3, ["zebra"]),
     ("eval --model run --data shapes", 3, ["circle"]),
     ("export --model run --to onix", 2, ["'onix'", "did you mean 'onnx'"]),
     ("export --model run --to onnx --opset 3", 2, ["opset", "3"]),
