@@ -52,6 +52,9 @@ class Condition:
 LABELS = Condition("by tasks that learn a label of an image", lambda now: now.task.TARGET == "label")
 CROPPED = Condition("by tasks that crop the picture in evaluation", lambda now: now.task.MODE == "crop")
 SMOOTHED = Condition("by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS)
+WEIGHTED = Condition(
+    "by losses over the classes of a label or a pixel", lambda now: "class_weights" in now.task.SETTINGS
+)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
 WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)
@@ -115,6 +118,14 @@ class TrainConfig:
         "batch norms of the backbone: frozen keeps them as they are, sync shares statistics among GPUs",
         SEVERAL_IF_SYNC,
     )
+    freeze: str | None = _field(
+        None, "what is not trained: globs of names of modules or parameters, such as backbone.stages.[0-2].*,head.x"
+    )
+    patience: int = _field(0, "epochs without a better one before training stops early; 0 for never")
+    class_weights: Literal["none", "balanced"] = _field(
+        "none", "in the loss; balanced: in inverse proportion to the samples or pixels of a class", WEIGHTED
+    )
+    balance: bool = _field(False, "draw each class equally often", LABELS)
     augment: Literal["default", "none", "classify", "ssd", "jitter", "segment", "mosaic"] = _field(
         "default", "of the training images; default: the task's own"
     )
@@ -172,6 +183,7 @@ class TrainConfig:
             ("head_lr", self.head_lr > 0, "positive"),
             ("multi_scale", 0 <= self.multi_scale < 1, "from 0 to below 1"),
             ("plain_epochs", self.plain_epochs >= 0, "at least 0"),
+            ("patience", self.patience >= 0, "at least 0"),
             ("scale", self.scale is None or 0 < self.scale <= 1, "above 0, at most 1, or null"),
             ("crop", 0 < self.crop <= 1, "above 0, at most 1"),
             ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
@@ -180,6 +192,8 @@ class TrainConfig:
         for key, holds, allowed in rules:
             if not holds:
                 raise UsageError(f"{key} is {getattr(self, key)}; allowed: {allowed}")
+        if self.balance and self.class_weights != "none":
+            raise UsageError("balance and class_weights both make up for classes of few samples: give one of them")
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -12,7 +12,7 @@ import re
 import resource
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,10 +23,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 
 from . import checkpoint, fingerprint
 from .augment import augmentation, multi_scale
+from .balance import Balanced, Shuffled, class_weights, labels_of
 from .boxes import Prediction
 from .claims import Claim, claim
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
@@ -37,6 +38,7 @@ from .data._record import RECORD, record
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
 from .files import append_line, write_text, writing
 from .find import find, names
+from .freezing import freeze
 from .images import measure
 from .loading import Say, batches_of, patient
 from .reading import HISTORY, from_json, read_text, to_json
@@ -62,20 +64,6 @@ class Progress:
     images_per_second: float
     memory: float  # MB, peak of the process or the GPU
     seconds_left: float
-
-
-class Shuffled(Sampler[int]):
-    """All indices in an order that depends on the seed and `epoch` alone."""
-
-    def __init__(self, data: Sized, seed: int):
-        self.data, self.seed, self.epoch = data, seed, 0
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        return iter(torch.randperm(len(self.data), generator=generator).tolist())
 
 
 def learning_rate(step: float, steps: int, warmup: float, peak: float) -> float:
@@ -405,7 +393,9 @@ def _train(
 ) -> dict[str, Any]:
     """`fit` in a folder that is claimed, with settings that were checked."""
     task = find("tasks", model.task)
-    settings = {key: getattr(config, key) for key in task.SETTINGS}
+    settings = {key: getattr(config, key) for key in task.SETTINGS if key != "class_weights"}
+    if config.class_weights != "none":
+        settings["class_weights"] = class_weights(train, task.TARGET)
     state_of_run = settled(run) if resume else None
     start = state_of_run["epochs"] if state_of_run else 0
     if config.epochs < start:
@@ -416,7 +406,7 @@ def _train(
     augment = _augmentation(config.augment, task, preprocess, config)
     train_data = ImageDataset(train, augment, preprocess.size if config.cache else None, target=task.TARGET)
     val_data = ImageDataset(val, preprocess, target=task.TARGET)
-    sampler = Shuffled(train_data, config.seed)
+    sampler = Balanced(labels_of(train), config.seed) if config.balance else Shuffled(len(train_data), config.seed)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
@@ -426,6 +416,7 @@ def _train(
     channels_last = config.channels_last and _channels_last(model, accelerator.device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
+    frozen_norms = freeze(model, config.freeze) if config.freeze else []
     optimizer: torch.optim.Optimizer
     groups = parameter_groups(model, config.weight_decay, config.head_lr)
     if config.optimizer == "sgd":
@@ -487,7 +478,15 @@ def _train(
             settings=config.to_dict(), metrics={**metrics, "weights": form}, source=source, category_ids=train.ids,
         )  # fmt: skip
 
+    def keep_frozen() -> None:
+        for norm in frozen_norms:
+            norm.eval()
+        if config.norm == "frozen":
+            freeze_norms(model)
+
     for epoch in range(start, config.epochs):
+        if stopped_early(log, best, config.patience):
+            break
         _seed(config.seed * 1_000_003 + epoch)
         sampler.epoch = epoch
         if config.epochs - epoch <= config.plain_epochs:
@@ -502,8 +501,7 @@ def _train(
             ),
             after_update=lambda: None if average is None else average.update_parameters(model),
             report=partial(report, epoch), clip=config.clip,
-            frozen=partial(freeze_norms, model) if config.norm == "frozen" else None, kept=kept,
-            on_wait=on_wait,
+            frozen=keep_frozen, kept=kept, on_wait=on_wait,
         )  # fmt: skip
         figures = {key: value for key, value in trained.items() if key != "skipped"}
         line: dict[str, Any] = {"epoch": epoch + 1, COUNTED: 1, "train": figures}
@@ -554,6 +552,12 @@ def _train(
     accelerator.unwrap_model(wrapped, keep_fp32_wrapper=False)  # takes autocast off model.forward
     model.preprocess = preprocess.to_dict()
     return best_of(run, best or {})
+
+
+def stopped_early(log: Sequence[dict[str, Any]], best: dict[str, Any] | None, patience: int) -> bool:
+    """Whether the last evaluation came `patience` epochs or more after the best one; never for a patience of 0."""
+    evaluated = [line["epoch"] for line in log if "raw" in line]
+    return bool(patience and best and evaluated and evaluated[-1] - best["epoch"] >= patience)
 
 
 def _figures(result: dict[str, Any]) -> dict[str, Any]:

@@ -20,6 +20,8 @@ from fleetnet.tasks import Model, build
 TASKS = names("tasks")
 VALUES: dict[str, Any] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
     "label_smoothing": 0.4,
+    "class_weights": "balanced",
+    "balance": True,
     "norm": "sync",
     "mosaic": 0.01,
     "plain_epochs": 1,
@@ -50,7 +52,8 @@ def model_of(task: str) -> Model:
 def splits(task: str) -> tuple[Split, Split]:
     target = find("tasks", task).TARGET
     train_split, val = (data.load("shapes:40", split, None, target) for split in ("train", "val"))
-    return Split(train_split.samples[:4], train_split.classes), Split(val.samples[:1], val.classes)
+    some = [train_split.samples[i] for i in (0, 1, 2, 6)]  # of labels: two of one class
+    return Split(some, train_split.classes), Split(val.samples[:1], val.classes)
 
 
 def config_of(**changes: Any) -> TrainConfig:
@@ -116,7 +119,14 @@ def test_a_setting_is_used_or_refused(
 def test_what_is_refused_makes_no_difference(task: str, usual: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without the refusal, all that is refused changes nothing: so nothing of use is refused."""
     monkeypatch.setattr(train, "check_settings", lambda *_, **__: None)
-    fails = ("norm", "auto_augment", "mixup", "cutmix")  # these would fail where they are refused
+    fails = (
+        "norm",
+        "auto_augment",
+        "mixup",
+        "cutmix",
+        "class_weights",
+        "balance",
+    )  # these would fail where they are refused
     fails += ("crop",)  # and this would move pictures in a letterbox, which nobody wants
     for augment in ("default", "none"):
         refused = {key: VALUES[key] for key in VALUES if key not in fails and not is_read(task, augment, key)}

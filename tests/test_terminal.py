@@ -155,7 +155,7 @@ def test_sentences_wrap_at_their_blanks_and_wide_letters_count_twice():
 @pytest.mark.parametrize("width", WIDTHS)
 def test_progress_fits_its_line(width: int):
     where = SimpleNamespace(
-        epoch=98, epochs=300, step=1234, steps=5004, loss=12.345, lr=1e-3, images_per_second=1234.5, memory=12345.0,
+        epoch=99, epochs=300, step=1234, steps=5004, loss=12.345, lr=1e-3, images_per_second=1234.5, memory=12345.0,
         seconds_left=123456.0,
     )  # fmt: skip
 

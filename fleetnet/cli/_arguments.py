@@ -123,7 +123,8 @@ def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:
             following = _as_flags(words[i + 1 :], flags)
             known = f"write {following}" if following else choose(name, flags, "flag", f"fleetnet {verb} --help")
             raise UsageError(f"{verb} has no flag {name}: {known}")
-        if (i == 0 or not words[i - 1].startswith("-")) and not Path(word).exists():
+        alone = not word.startswith("-") and (i == 0 or not words[i - 1].startswith("-"))
+        if alone and not Path(word).exists():
             settings = _as_flags(words[i:], flags, _positional(parser))
             if settings:
                 raise UsageError(f"{verb} takes its settings as flags: write {settings}")

@@ -45,6 +45,7 @@ AFTER_RESUME = (
     "device",
     "threads",
     "eval_every",
+    "patience",
     "timeout",
     "data",
     "format",
@@ -180,6 +181,8 @@ def _train(
         _say_what_is_kept(path, error, train.classes)
         raise
     log = read_log(path)
+    if len(log) < config.epochs:
+        say(f"stopped after epoch {len(log)}: no better one since epoch {best['epoch']} (patience {config.patience})")
     rows = [[k, shown(v)] for k, v in best.items() if not isinstance(v, list | dict)]
     table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
     skipped = sorted({name for line in log for name in line["skipped"]})

@@ -14,7 +14,7 @@ from ._counts import Pairs, by_class, mean, without_truth
 
 TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "label", "crop", "classify", 32
 OPTIONS: tuple[str, ...] = ()
-SETTINGS = ("label_smoothing",)
+SETTINGS = ("label_smoothing", "class_weights")
 
 
 class LastFeature(nn.Module):
@@ -42,10 +42,22 @@ def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
 
 
 def loss(
-    head: nn.Module, outputs: Tensor, targets: Mapping[str, Tensor], label_smoothing: float = 0.0
+    head: nn.Module,
+    outputs: Tensor,
+    targets: Mapping[str, Tensor],
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """Cross-entropy of logits (N, classes) against targets["label"]: (N,) indices or (N, classes) probabilities."""
-    return {"cross_entropy": F.cross_entropy(outputs, targets["label"], label_smoothing=label_smoothing)}
+    """Cross-entropy of logits (N, classes) against targets["label"]: (N,) indices or (N, classes) probabilities.
+
+    `class_weights` (classes,) multiply what each class adds; the mean over the batch is of weight 1 an image.
+    """
+    if class_weights is None:
+        return {"cross_entropy": F.cross_entropy(outputs, targets["label"], label_smoothing=label_smoothing)}
+    each = F.cross_entropy(
+        outputs, targets["label"], class_weights.to(outputs), label_smoothing=label_smoothing, reduction="none"
+    )
+    return {"cross_entropy": each.mean()}
 
 
 def decode(outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None = None) -> list[Prediction]:

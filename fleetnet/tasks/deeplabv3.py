@@ -41,7 +41,7 @@ DECODE = (
     "picture, and take the class of the largest logit."
 )
 OPTIONS: tuple[str, ...] = ("channels", "auxiliary")
-SETTINGS: tuple[str, ...] = ()
+SETTINGS = ("class_weights",)
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of dilation, by output stride
 IGNORE = 255  # in label maps: a pixel that teaches and counts nothing
 AUXILIARY_WEIGHT = 0.4
@@ -115,13 +115,22 @@ def head(backbone: Backbone, classes: int, channels: int = 256, auxiliary: bool 
     return DeepLabV3(backbone, classes, channels, auxiliary)
 
 
-def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Cross-entropy, mean over the pixels of targets["semantic"] (N, H, W) int64 that are not IGNORE; 0 if all are."""
+def loss(
+    head: nn.Module,
+    outputs: Mapping[str, Tensor],
+    targets: Mapping[str, Tensor],
+    class_weights: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Cross-entropy, mean over the pixels of targets["semantic"] (N, H, W) int64 that are not IGNORE; 0 if all are.
+
+    `class_weights` (classes,) multiply what a pixel of each class adds.
+    """
     truth = targets["semantic"]
     count = (truth != IGNORE).sum().clamp(min=1)
 
     def cross_entropy(logits: Tensor) -> Tensor:
-        return F.cross_entropy(logits.float(), truth, ignore_index=IGNORE, reduction="sum") / count
+        weights = None if class_weights is None else class_weights.to(logits.device)
+        return F.cross_entropy(logits.float(), truth, weights, ignore_index=IGNORE, reduction="sum") / count
 
     losses = {"cross_entropy": cross_entropy(outputs["logits"])}
     if "auxiliary" in outputs:

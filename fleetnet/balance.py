@@ -1,0 +1,83 @@
+"""Classes of few samples: weights in the loss, or an order in which each class comes equally often."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from .data import IGNORE, Split
+from .errors import DataError
+
+
+class Shuffled(Sampler[int]):
+    """All indices of `count` samples in an order that depends on the seed and `epoch` alone."""
+
+    def __init__(self, count: int, seed: int):
+        self.count, self.seed, self.epoch = count, seed, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(torch.randperm(self.count, generator=self.generator()).tolist())
+
+
+class Balanced(Shuffled):
+    """As many indices as there are samples, of each class equally often, up to one.
+
+    Samples of a class come in turn, in an order of each epoch: those of a small class several times an epoch, those of
+    a large one not in every epoch.
+    """
+
+    def __init__(self, labels: list[int], seed: int):
+        super().__init__(len(labels), seed)
+        self.of_class: dict[int, list[int]] = defaultdict(list)
+        for index, label in enumerate(labels):
+            self.of_class[label].append(index)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = self.generator()
+        turns = -(-self.count // len(self.of_class))  # of each class, rounded up
+        chosen: list[int] = []
+        for label in sorted(self.of_class):
+            indices = self.of_class[label]
+            rounds = -(-turns // len(indices))
+            orders = [torch.randperm(len(indices), generator=generator) for _ in range(rounds)]
+            chosen += [indices[place] for place in torch.cat(orders)[:turns].tolist()]
+        order = torch.randperm(len(chosen), generator=generator)[: self.count]
+        return iter([chosen[place] for place in order.tolist()])
+
+
+def labels_of(split: Split) -> list[int]:
+    return [sample.label for sample in split.samples if sample.label is not None]
+
+
+def class_weights(split: Split, target: str) -> Tensor:
+    """A weight for each class, (classes,), in inverse proportion to its samples or pixels; their mean over these is 1.
+
+    `target` is "label" or "semantic". A class that nothing is of has the weight 0. Label maps that cannot be read are
+    passed over here, as they are in training. Raises `DataError` for a pixel of a class that there is not.
+    """
+    counts = torch.zeros(len(split.classes), dtype=torch.float64)
+    if target == "label":
+        counts += torch.bincount(torch.tensor(labels_of(split)), minlength=len(counts))
+    else:
+        for sample in split.samples:
+            try:
+                labels = np.zeros(0) if sample.semantic is None else sample.semantic()
+            except DataError:  # named when it is met in training
+                continue
+            known = torch.from_numpy(labels[labels != IGNORE].astype(np.int64))
+            if len(known) and int(known.max()) >= len(counts):
+                raise DataError(f"{sample.image} has a pixel of class {int(known.max())} of {len(counts)}")
+            counts += torch.bincount(known, minlength=len(counts))
+    there = counts > 0
+    weights = torch.zeros_like(counts)
+    weights[there] = counts.sum() / (counts[there] * there.sum())
+    return weights.float()
