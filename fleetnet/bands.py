@@ -169,7 +169,7 @@ _KEPT = {  # what decoders of one strip need to know
 _Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, values as stored
 
 
-def tiff_bands(file: BinaryIO, image: Image.Image) -> Iterator[BinaryIO] | None:
+def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
     """Each strip (or row of tiles) of the first page, from the top, as a TIFF of its own, which is not turned.
 
     None for files that cannot be taken apart: of a single strip, of separate planes, or damaged.

@@ -58,6 +58,8 @@ _DECODERS = {  # bytes of memory for each pixel that a decoder takes besides the
     "BMP": 1,
     "PPM": 4,
 }
+# Of damaged metadata that we do not use; Pillow warns while it decodes, where other threads may be at work.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 _OPENING = threading.Lock()  # warnings.catch_warnings is not safe with threads
 if hasattr(os, "register_at_fork"):  # a process must not begin with a lock that a thread it does not have would release
     os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release)
@@ -167,7 +169,6 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
         image = _open(file)
         if not _is_deep(image):
             return None
-        _check_memory(image, file)
         extremes = []
         for band in _bands(file, image):
             values = band if isinstance(band, np.ndarray) else np.asarray(band)
@@ -189,9 +190,13 @@ def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None
             image = _open(file)
             if image.format == "JPEG":
                 raise DataError("labels are in a JPEG, which changes them; save them as PNG")
-            _check_memory(image, file)
-            parts = [_labels(band, colors) for band in _bands(file, image)]
-            labels = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            width, height = image.size
+            labels = np.empty((height, width), np.uint8)
+            row = 0
+            for band in _bands(file, image):
+                part = _labels(band, colors)
+                labels[row : row + len(part)] = part
+                row += len(part)
             if colors and image.mode == "P":
                 _check_palette(image, labels, colors)
             elif colors and not image.mode.startswith("RGB"):
@@ -315,23 +320,25 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
 
 def _of_file(file: BinaryIO, values: Range | None) -> Picture:
     image = _open(file)
-    _check_memory(image, file)
     laid = True
     if image.format == "TIFF" and image.has_transparency_data:
         laid = _is_transparency(_bands(file, image))
         image = _open(file)
     orientation = _stored_orientation(file, image)
     width, height = stored = image.size
-    if image.format == "TIFF" and not _in_bands(image):
+    if image.format == "TIFF" and (not _in_bands(image) or bands.tiff_bands(file) is None):
         orientation = 1  # Pillow turns it when it loads it, and gives its size as turned already
     elif image.format == "TIFF" and orientation >= 5:
         width, height = stored = height, width  # of the rows in the file
     if image.format in ("JPEG", "MPO") and width * height > LARGE:
+        _check_memory(image, file)
         # by its own decoder, which averages as well, and knows halves, quarters and eighths
         factor = 1 << math.ceil(math.log2(_factor(width, height)))
         image.draft(image.mode, (width // factor, height // factor))
         stored = image.size
-    upright = _upright(_assembled(_bands(file, image), stored, values, laid), orientation)
+    rgb = _assembled(_bands(file, image), stored, values, laid)
+    del image  # whose pixels may take as much again
+    upright = _upright(rgb, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
 
 
@@ -362,9 +369,10 @@ def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture
 
 
 def _parts(whole: Band) -> Iterator[Band]:
-    """A picture in memory in bands, or in one piece where it is small."""
+    """A picture in memory in bands, or in one piece where it is small or nothing has to be done."""
     width, height = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
-    if width * height <= 4 * bands.PIECE:
+    done = isinstance(whole, Image.Image) and whole.mode == "RGB" and width * height <= LARGE
+    if done or width * height <= 4 * bands.PIECE:
         yield whole
         return
     for top, bottom in bands.rows_of(width, height):
@@ -372,18 +380,19 @@ def _parts(whole: Band) -> Iterator[Band]:
 
 
 def _bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
-    """The bands of an opened file, from the top, as they are stored."""
+    """The bands of an opened file, from the top, as they are stored; `DataError` where that needs too much memory."""
     if image.format == "PNG" and not image.info.get("interlace") and (_is_deep(image) or _in_bands(image)):
         yield from bands.png_bands(file, image)
         return
-    strips = bands.tiff_bands(file, image) if image.format == "TIFF" and _in_bands(image) else None
-    if strips is not None:
-        for strip in strips:
-            yield from _parts(_whole(strip, _open(strip)))
+    strips = bands.tiff_bands(file) if image.format == "TIFF" and _in_bands(image) else None
+    if strips is None:
+        _check_memory(image, file)
+        yield from _parts(_whole(file, image))
         return
-    if image.format == "TIFF" and _in_bands(image):
-        raise DataError(f"a TIFF of {image.width}x{image.height} pixels in one piece; save it in strips or tiles")
-    yield from _parts(_whole(file, image))
+    for strip in strips:
+        part = _open(strip)
+        _check_memory(part, strip)
+        yield from _parts(_whole(strip, part))
 
 
 def _in_bands(image: Image.Image) -> bool:
@@ -435,13 +444,15 @@ def _factor(width: int, height: int) -> int:
 def _assembled(parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool) -> Image.Image:
     """One RGB image of the bands of a picture of `size` (width, height), reduced where that is large."""
     factor = _factor(*size)
-    whole = Image.new("RGB", (-(-size[0] // factor), -(-size[1] // factor)))
+    whole: Image.Image | None = None
     waiting: list[Image.Image] = []  # bands, of fewer rows than can be reduced
     row = done = 0
     for part in parts:
         band = _rgb(part, values, laid)
         if band.size == size and factor == 1:
             return band
+        if whole is None:
+            whole = Image.new("RGB", (-(-size[0] // factor), -(-size[1] // factor)))
         if band.width != size[0]:
             raise DataError(f"a part is {band.width} pixels wide, the picture {size[0]}")
         row += band.height
@@ -456,7 +467,7 @@ def _assembled(parts: Iterable[Band], size: tuple[int, int], values: Range | Non
         whole.paste(reduced, (0, done))
         done += reduced.height
         waiting = [band.crop((0, ready, band.width, rows))] if ready < rows else []
-    if row != size[1]:
+    if whole is None or row != size[1]:
         raise DataError(f"image file is truncated: {row} of {size[1]} rows")
     return whole
 
@@ -521,9 +532,14 @@ def _eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
         )
     if np.isnan(low):
         raise DataError("gray values that are no numbers (NaN)")
-    if values is None and largest == 65535:
-        return ((pixels.astype(np.uint32) + 128) // 257).astype(np.uint8)
     start, end = values or (0.0, largest)
+    if pixels.dtype.kind == "u":  # by a table: there are no more than 65536 values
+        return _scaled(np.arange(65536), start, end)[pixels]
+    return _scaled(pixels, start, end)
+
+
+def _scaled(pixels: np.ndarray, start: float, end: float) -> np.ndarray:
+    """uint8, rounded, of which 0 is `start` and less, and 255 is `end` and more."""
     scaled = (pixels.astype(np.float64) - start) * (255 / (end - start))
     return (scaled.clip(0, 255) + 0.5).astype(np.uint8)
 
@@ -545,8 +561,6 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 
 def _check_memory(image: Image.Image, file: BinaryIO) -> None:
     """`DataError` for a file whose decoder would take far more memory than the file has bytes."""
-    if _in_bands(image) and not image.info.get("interlace"):
-        return
     pixels, channels = image.width * image.height, len(image.getbands())
     needed = pixels * (4 if channels > 1 else {"I": 4, "F": 4}.get(image.mode, 2 if ";16" in image.mode else 1))
     needed += pixels * _DECODERS.get(image.format or "", 0)

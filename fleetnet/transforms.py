@@ -257,17 +257,46 @@ def _is_range(values: Any) -> bool:
 def _resize_plain(
     image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], interpolation: str
 ) -> Image.Image:
-    """A part of a picture (box: x0, y0, x1, y1 in its pixels), resized without antialiasing, in whole values."""
+    """A part of a picture (box: x0, y0, x1, y1 in its pixels), resized without antialiasing, in whole values.
+
+    Only the rows and columns that count are taken from the picture, which may be large.
+    """
     left, top, right, bottom = box
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None].float()  # (1, 3, rows, columns)
-    # centers of the result's pixels in the picture; grid_sample wants -1 and 1 at the picture's outer edges
-    y = (torch.arange(size[0]) + 0.5) * ((bottom - top) / size[0]) + top
-    x = (torch.arange(size[1]) + 0.5) * ((right - left) / size[1]) + left
+    reach = {"bilinear": 1, "bicubic": 2}[interpolation]  # neighbors of a point on each side
+    rows, y = _neighbors(top, bottom, size[0], image.height, reach)
+    columns, x = _neighbors(left, right, size[1], image.width, reach)
+    pixels = _taken(image, rows, columns)  # (h * 2 reach, w * 2 reach, 3)
+    # grid_sample wants -1 and 1 at the outer edges
     grid = torch.stack(
-        torch.meshgrid(2 * x / image.width - 1, 2 * y / image.height - 1, indexing="xy"), dim=-1
+        torch.meshgrid(2 * x / len(columns) - 1, 2 * y / len(rows) - 1, indexing="xy"), dim=-1
     )  # (h, w, 2)
-    result = F.grid_sample(pixels, grid[None], interpolation, padding_mode="border", align_corners=False)
+    result = F.grid_sample(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), grid[None], interpolation, padding_mode="border",
+        align_corners=False,
+    )  # fmt: skip
     return Image.fromarray(result[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def _neighbors(start: float, end: float, count: int, length: int, reach: int) -> tuple[np.ndarray, Tensor]:
+    """The pixels of a side of `length` around each of `count` centers between `start` and `end`, 2 * reach for each.
+
+    With them the centers among these pixels, put one after the other. Beyond the border its pixel is repeated.
+    """
+    centers = (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5  # 0 is the center of the first pixel
+    before = np.floor(centers).astype(np.int64)
+    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(0, length - 1)  # (count, 2 reach)
+    among = np.arange(count) * 2 * reach + reach - 1 + (centers - before) + 0.5
+    return pixels.reshape(-1), torch.from_numpy(among).float()
+
+
+def _taken(image: Image.Image, rows: np.ndarray, columns: np.ndarray, step: int = 64) -> np.ndarray:
+    """Some rows and columns of a picture: (len(rows), len(columns), 3) uint8, without a copy of the whole."""
+    parts = []
+    for some in (rows[i : i + step] for i in range(0, len(rows), step)):
+        first = int(some.min())
+        band = image.crop((0, first, image.width, int(some.max()) + 1))
+        parts.append(np.asarray(band)[some - first][:, columns])
+    return np.concatenate(parts)
 
 
 def train_transform(
