@@ -201,6 +201,18 @@ def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
     )
 
 
+def tiff_kind(file: BinaryIO) -> str:
+    """What a TIFF has for each pixel, such as "6 bands of 8 bits"; empty where it does not say."""
+    start = _content(file, 0, 16)
+    order = "<" if start[:2] == b"II" else ">"
+    try:
+        tags = _tags(file, start, order)
+        count, bits = _numbers(tags, 277, order, (1,))[0], _numbers(tags, 258, order, (1,))[0]
+    except (KeyError, IndexError, struct.error):
+        return ""
+    return f"{count} band{'s' if count > 1 else ''} of {bits} bit{'s' if bits > 1 else ''}"
+
+
 def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
     """The tags of the first page of a TIFF, or of a BigTIFF, whose numbers are wider."""
     big = start[2:4] in (b"\x2b\0", b"\0\x2b")

@@ -82,6 +82,20 @@ def parse_size(value: Any) -> tuple[int, int]:
     return height, width
 
 
+def parse_values(value: str) -> tuple[float, float] | None:
+    """(0.0, 4095.0) from "0,4095"; None from "auto" and "full"."""
+    if value in ("auto", "full"):
+        return None
+    parts = value.split(",")
+    try:
+        low, high = map(float, parts)
+    except ValueError:
+        low, high = 0.0, 0.0
+    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+        raise UsageError(f"scale_values is {value!r}; allowed: auto, full, or LOWEST,HIGHEST such as 0,4095")
+    return low, high
+
+
 def _options() -> Any:
     return dataclasses.field(
         default_factory=dict, metadata={"help": "the family's own, as --options.mixing conv", "read": ()}
@@ -152,6 +166,11 @@ class TrainConfig:
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
     timeout: float = _field(5.0, "minutes that these may take for a batch before the run ends with an error", WORKERS)
+    scale_values: str = _field(
+        "auto",
+        "range of values in files of more than 8 bits, as 0,4095, which becomes 0 to 255; full: all of 16 bits, floats "
+        "from 0 to 1; auto: what the training images have",
+    )
     cache: bool = _field(False, "keep decoded images in memory")
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
     seed: int = _field(0, "of weights, order and augmentation")
@@ -169,6 +188,7 @@ class TrainConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"options.{key} is {value}; allowed: a finite number")
         object.__setattr__(self, "size", parse_size(self.size))
+        parse_values(self.scale_values)
         rules: list[tuple[str, bool, str]] = [
             *((key, getattr(self, key) >= 1, "at least 1") for key in ("epochs", "batch_size", "accumulate")),
             ("eval_every", self.eval_every >= 1, "at least 1"),

@@ -614,7 +614,7 @@ def _name(source: Source) -> str:
 def _reason(error: BaseException, source: Source) -> str:
     """One line for a user: what is wrong with the file."""
     if isinstance(error, UnidentifiedImageError) and isinstance(source, bytes):
-        return _unidentified(source[:64])
+        return _unidentified(io.BytesIO(source))
     if not isinstance(source, (str, Path)):
         return str(error) or type(error).__name__
     path = source
@@ -626,18 +626,20 @@ def _reason(error: BaseException, source: Source) -> str:
         return error.strerror or str(error)
     if isinstance(error, UnidentifiedImageError):
         with open_regular(path) as file:
-            return _unidentified(file.read(64))
+            return _unidentified(file)
     return str(error) or type(error).__name__
 
 
-def _unidentified(start: bytes) -> str:
-    """What a file is that begins so, and that no decoder takes."""
+def _unidentified(file: BinaryIO) -> str:
+    """What a file is that no decoder takes."""
+    start = file.read(64)
     if not start:
         return "the file is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the image; `git lfs pull` fetches the image"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
-        return "a TIFF of bands, bits or a compression that are not read; allowed: 1, 3 or 4 bands of 8 or 16 bits"
+        kind = bands.tiff_kind(file)
+        return f"a TIFF of {kind or 'a damaged header'} is not read; allowed: 1, 3 or 4 bands of 8 or 16 bits"
     return f"not an image in a known format ({', '.join(FORMATS)}), or its header is damaged"
 
 

@@ -31,7 +31,6 @@ from .equalize import equalize
 from .errors import DataError, ExportError, ModelError, UsageError, choose
 from .files import beside
 from .find import find
-from .images import read
 from .loading import patient
 from .predict import Predictor, described, load
 from .quantizers import QUANTIZERS, WRITERS
@@ -131,7 +130,7 @@ def calibration(
     for i in range(min(count, len(sources))):
         source = sources[i * len(sources) // min(count, len(sources))]
         try:
-            images.append(preprocess(source() if callable(source) else read(source)))
+            images.append(preprocess(preprocess.read(source() if callable(source) else source)))
         except DataError as error:
             reason = str(error)
     if not images:

@@ -30,7 +30,7 @@ from .augment import augmentation, multi_scale
 from .balance import Balanced, Shuffled, class_weights, labels_of
 from .boxes import Prediction
 from .claims import Claim, claim
-from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
+from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, parse_values, unread
 from .data import WORDS, Split
 from .data._contents import Contents, check_usable, contents_of
 from .data._names import by_name
@@ -39,7 +39,8 @@ from .errors import DataError, FleetnetError, ModelError, UsageError, named_argu
 from .files import append_line, write_text, writing
 from .find import find, names
 from .freezing import freeze
-from .images import measure
+from .images import Range, measure
+from .images import value_range as range_of_files
 from .loading import Say, batches_of, patient
 from .reading import HISTORY, from_json, read_text, to_json
 from .tasks import Model, named
@@ -351,7 +352,10 @@ def fit(
         torch.set_num_threads(config.threads)
     if preprocess is None:
         preprocess = Preprocess.from_dict(model.preprocess) if model.preprocess else Preprocess(config.size)
-        preprocess = replace(preprocess, size=config.size, crop=config.crop, mode=find("tasks", model.task).MODE)
+        # what a run began with, it goes on with
+        values = preprocess.values if resume else value_range(config.scale_values, train)[0]
+        mode = find("tasks", model.task).MODE
+        preprocess = replace(preprocess, size=config.size, crop=config.crop, mode=mode, values=values)
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
     if not resume:
@@ -404,7 +408,8 @@ def _train(
         (run / "state").mkdir(exist_ok=True)
     fingerprint.check(run, {"train": train, "val": val}, start, other_data)
     augment = _augmentation(config.augment, task, preprocess, config)
-    train_data = ImageDataset(train, augment, preprocess.size if config.cache else None, target=task.TARGET)
+    cache = preprocess.size if config.cache else None
+    train_data = ImageDataset(train, augment, cache, target=task.TARGET, values=preprocess.values)
     val_data = ImageDataset(val, preprocess, target=task.TARGET)
     sampler = Balanced(labels_of(train), config.seed) if config.balance else Shuffled(len(train_data), config.seed)
     if config.norm == "frozen":
@@ -619,6 +624,19 @@ def _check_annotated(split: Split, target: str) -> None:
     for sample in split.samples:
         if getattr(sample, key) is None:
             raise DataError(f"{sample.image} has no {WORDS[target]}: load the data with target={target!r}")
+
+
+def value_range(setting: str, split: Split) -> tuple[Range | None, str]:
+    """What `scale_values` means for these training pictures, for `Preprocess.values`, and a sentence that says why.
+
+    `setting` is "auto", "full" or "LOWEST,HIGHEST". The sentence is empty where nothing is unusual.
+    """
+    files = [sample.image for sample in split.samples if not callable(sample.image)]
+    decided, why = range_of_files(files) if setting == "auto" else (parse_values(setting), "")
+    if decided is None:
+        return None, ""
+    kept = f"{decided[0]:g} to {decided[1]:g} becomes 0 to 255, here and wherever the model is used (--scale-values)"
+    return decided, f"{why}: {kept}" if why else f"values of files with more than 8 bits: {kept}"
 
 
 def _augmentation(name: str, task: Any, preprocess: Preprocess, config: TrainConfig) -> Any:

@@ -192,7 +192,10 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        if self.values is None:  # as in files from before there were any
+            del fields["values"]
+        return fields
 
     def describe(self, embedded: bool = False) -> dict[str, Any]:
         """All that an app has to do to a picture, in words and numbers, for the description beside an exported file.

@@ -147,7 +147,7 @@ def _train(
     """Train in a claimed folder, and say how it went; `resume` goes on with the state that is there."""
     from .. import checkpoint, fingerprint
     from ..data._record import describe
-    from ..train import fit, read_log, settled
+    from ..train import fit, read_log, settled, value_range
 
     path = mine.folder
     source = None
@@ -163,6 +163,12 @@ def _train(
         fingerprint.check(path, {"train": train, "val": val}, done, other_data)
         if done == config.epochs:
             say(f"{path} has been trained for all of its {done} epochs; more with --epochs")
+    if not resume:
+        values, why = value_range(config.scale_values, train)
+        if why:
+            say(why)
+        told = "full" if values is None else f"{values[0]:g},{values[1]:g}"
+        config = dataclasses.replace(config, scale_values=told)  # so that config.yaml holds what was decided
     _prepare(path, config, resume, other_data)
     say(f"run folder: {path}")
     progress = TrainingProgress()
