@@ -4,19 +4,76 @@
     select     all boxes with their class scores -> the best K of them, after NMS; also inside an exported graph
     best_after_nms, take    the two steps of it: which boxes, and their values
     unpad      what `select` gave for a batch -> one prediction a picture, without the padding
+    Limits     what is kept of all that a network finds: how many, above which score, how much apart, of which classes
 
 A prediction is a dict of tensors: boxes (n, 4), scores (n,) from 0 to 1, labels (n,) int64, most certain first, and
 for instance masks `masks` (n, h, w) bool. Intersection over union, areas and NMS are torchvision's (`torchvision.ops`).
 """
 
 import math
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image, nms
 
+from .errors import UsageError, choose
+
 Prediction = dict[str, Tensor]
+CANDIDATES = 1000  # of a picture that enter the NMS at least
+MOST = 10_000  # objects of a picture that may be kept: the NMS compares all pairs of candidates
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a detector keeps of all that its network finds in a picture."""
+
+    count: int  # objects at most, the best
+    iou: float  # of two boxes of a class that overlap more than this the less certain is dropped: NMS
+    score: float  # only objects of a score above this
+    only: tuple[int, ...] | None = None  # only objects of these classes; None: of all
+
+    @property
+    def candidates(self) -> int:
+        """How many pairs of a box and a class enter the NMS, the best."""
+        return max(CANDIDATES, 10 * self.count)
+
+    def to_dict(self, classes: Sequence[str]) -> dict[str, Any]:
+        """For JSON, under the names of the options, classes by name."""
+        only = None if self.only is None else [classes[label] for label in self.only]
+        return {"max_objects": self.count, "nms": self.iou, "score": self.score, "only": only}
+
+    def changed(self, given: Mapping[str, Any], classes: Sequence[str]) -> "Limits":
+        """These limits with those given: "max_objects", "nms", "score" and "only" (names of classes), each if not None.
+
+        Raises `UsageError` for an unknown key, class, or a value out of range.
+        """
+        fields = {"max_objects": "count", "nms": "iou", "score": "score", "only": "only"}
+        values: dict[str, Any] = {}
+        for key, value in given.items():
+            if key not in fields:
+                raise UsageError(f"no limit {key!r}: {choose(key, fields)}")
+            if value is not None:
+                values[fields[key]] = value
+        if "only" in values:
+            values["only"] = _labels(values["only"], classes)
+        changed = replace(self, **values)
+        if not 1 <= changed.count <= MOST:
+            raise UsageError(f"max_objects is {changed.count}; allowed: 1 to {MOST}")
+        for key, value in (("nms", changed.iou), ("score", changed.score)):
+            if not 0 <= value <= 1:
+                raise UsageError(f"{key} is {value}; allowed: 0 to 1")
+        return changed
+
+
+def _labels(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
+    """The indices of classes by name, rising."""
+    for name in names:
+        if name not in classes:
+            raise UsageError(f"only is {name!r}, which is no class of this model: {choose(name, classes)}")
+    return tuple(label for label, name in enumerate(classes) if name in names)
 
 
 class Place(NamedTuple):
@@ -68,7 +125,7 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def select(
-    boxes: Tensor, scores: Tensor, *, iou: float, threshold: float, count: int, candidates: int = 1000
+    boxes: Tensor, scores: Tensor, *, iou: float, threshold: float, count: int, candidates: int = CANDIDATES
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best boxes of one picture after NMS within each class, padded to `count` with zeros (a score of 0).
 
@@ -81,6 +138,30 @@ def select(
     keep = best_after_nms(chosen, best, label, classes, iou, count)
     keep = torch.where(take(best, keep) > threshold, keep, len(index))  # what is refused suppressed nothing better
     return take(chosen, keep), take(best, keep), take(label, keep)
+
+
+def select_within(boxes: Tensor, scores: Tensor, limits: Limits) -> tuple[Tensor, Tensor, Tensor]:
+    """`select` by the limits."""
+    return select(
+        boxes, only_of(scores, limits), iou=limits.iou, threshold=limits.score, count=limits.count,
+        candidates=limits.candidates,
+    )  # fmt: skip
+
+
+def only_of(scores: Tensor, limits: Limits) -> Tensor:
+    """The scores (n, classes), 0 for classes that are not wanted."""
+    if limits.only is None:
+        return scores
+    return scores * scores.new_tensor([float(label in limits.only) for label in range(scores.shape[1])])
+
+
+def within(prediction: Prediction, limits: Limits) -> Prediction:
+    """What the limits leave of objects that a network chose itself, best first; their NMS has been done."""
+    kept = prediction["scores"] > limits.score
+    if limits.only is not None:
+        kept &= torch.isin(prediction["labels"], torch.tensor(limits.only, device=kept.device))
+    index = kept.nonzero()[: limits.count, 0]
+    return {key: value[index] for key, value in prediction.items()}
 
 
 def unpad(outputs: dict[str, Tensor]) -> list[Prediction]:

@@ -19,9 +19,10 @@ from . import __version__
 from .errors import FleetnetError, ModelError
 from .facts import FORMAT, NO_CHECKPOINT, check
 from .files import replacing
+from .find import find
 from .reading import to_json
 from .reparam import reparameterize
-from .tasks import Model, build
+from .tasks import Model, build, limits_of
 from .transforms import Preprocess
 from .weights import check_finite, form_of, hash_tensors, locate, options_of_backbone, read_pickle, read_safetensors
 
@@ -141,6 +142,9 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     check_finite(state, path)
     model = _built(about, options, preprocess, path)
     _fill(model, state)
+    limits, task = limits_of(about), find("tasks", model.task)
+    if limits is not None and hasattr(task, "limit"):
+        task.limit(model.head, limits)
     model.preprocess = about["preprocess"]
     return Checkpoint(model.to(device), about["classes"], preprocess, about["metrics"], about)
 

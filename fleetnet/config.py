@@ -55,6 +55,7 @@ SMOOTHED = Condition("by losses that can smooth labels", lambda now: "label_smoo
 WEIGHTED = Condition(
     "by losses over the classes of a label or a pixel", lambda now: "class_weights" in now.task.SETTINGS
 )
+DETECTED = Condition("by detectors", lambda now: hasattr(now.task, "LIMITS"))
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
 WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)
@@ -160,6 +161,11 @@ class TrainConfig:
     mixup: float = _field(0.0, "alpha of mixup; 0 for none", LABELS)
     cutmix: float = _field(0.0, "alpha of cutmix; 0 for none", LABELS)
     crop: float = _field(1.0, "share of the shorter side kept in evaluation", CROPPED)
+    max_objects: int | None = _field(None, "objects of a picture that evaluation keeps, the best; null: 100", DETECTED)
+    nms: float | None = _field(
+        None, "overlap of two boxes of a class from which the less certain is dropped; null: the task's own", DETECTED
+    )
+    score: float | None = _field(None, "lowest score that evaluation keeps; null: the task's own", DETECTED)
     precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "of autocast; fp16 needs a GPU")
     channels_last: bool = _field(True, "memory format")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
@@ -200,6 +206,11 @@ class TrainConfig:
             *((key, 0 <= getattr(self, key) < 1, "from 0 to below 1") for key in ("label_smoothing", "momentum")),
             *((key, 0 <= getattr(self, key) <= 1, "from 0 to 1") for key in ("flip", "erasing", "mosaic")),
             ("max_bad", 0 <= self.max_bad <= 1, "from 0 to 1"),
+            ("max_objects", self.max_objects is None or self.max_objects >= 1, "at least 1, or null"),
+            *(
+                (key, getattr(self, key) is None or 0 <= getattr(self, key) <= 1, "from 0 to 1, or null")
+                for key in ("nms", "score")
+            ),
             ("head_lr", self.head_lr > 0, "positive"),
             ("multi_scale", 0 <= self.multi_scale < 1, "from 0 to below 1"),
             ("plain_epochs", self.plain_epochs >= 0, "at least 0"),

@@ -3,6 +3,7 @@
 A `Predictor` is the same for a checkpoint, run by torch, and for an exported file, run by its runtime.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,7 +17,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from . import checkpoint, images
-from .boxes import Place, Prediction
+from .boxes import Limits, Place, Prediction
 from .checkpoint import check_facts
 from .errors import DataError, ExportError, ModelError, UsageError, named_arguments
 from .find import find, names
@@ -39,7 +40,7 @@ from .runtimes import (
 )
 from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
-from .tasks import Model, named
+from .tasks import Model, limits_of, named
 from .transforms import Preprocess
 from .weights import check_finite, files_beside, hash_of, locate
 
@@ -48,6 +49,7 @@ Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a t
 Scale = tuple[float, float]  # pixels of an image in one of its picture, down and across; 1 unless it is reduced
 Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
+SCORE = 0.3  # of objects to show, where no better one was measured
 BOXES = (
     "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
     "labels: index of the class"
@@ -67,15 +69,34 @@ class Predictor(nn.Module):
     `facts` are those of the file. `device` is for checkpoints, `threads` for the runtimes of exported files, which get
     one image at a time. Any number of threads may share one; a fork of the process may not, and gets `FleetnetError`.
     `trust` says that a file comes from somebody who is trusted like a program: formats that can hide code (.pt2) are
-    opened only then. Raises `ModelError` for a file that is missing, damaged (its hash is compared with that in the
-    description beside it), not trusted, of another program or unknown task.
+    opened only then.
+
+    Of a detector `limits` are what is kept of all that is found: "max_objects" of a picture, "nms" (the overlap from
+    which the less certain of two boxes is dropped), the lowest "score", and "only" the classes of these names; what is
+    not given is as in the file, or usual for the task. `score` is the score that objects have to reach in `predict`,
+    and `score_from` says in words where it comes from.
+
+    Raises `ModelError` for a file that is missing, damaged (its hash is compared with that in the description beside
+    it), not trusted, of another program or unknown task, and `UsageError` for limits out of range, of another task, or
+    beyond what an exported file that chooses its objects itself can follow.
     """
 
     facts: dict[str, Any]
     classes: list[str]
     preprocess: Preprocess
+    limits: Limits | None  # None: no detector
+    score: float
+    score_from: str
 
-    def __init__(self, path: str | Path, device: str | torch.device = "cpu", threads: int = 1, *, trust: bool = False):
+    def __init__(
+        self,
+        path: str | Path,
+        device: str | torch.device = "cpu",
+        threads: int = 1,
+        limits: Mapping[str, Any] | None = None,
+        *,
+        trust: bool = False,
+    ):
         super().__init__()
         path = self._path = Path(path)
         if not path.exists() and path.suffix in by_suffix():
@@ -88,6 +109,7 @@ class Predictor(nn.Module):
             self._embed: Callable[[np.ndarray], np.ndarray] | None = Guarded(runner.embed, str(path))
             self.facts = runner.facts
             self._batch = BATCH
+            self._runner: _TorchRunner | None = runner
         else:
             holds_facts = hasattr(find("runtimes", self.runtime), "metadata")
             beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
@@ -96,12 +118,55 @@ class Predictor(nn.Module):
             self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
             self._embed = None
             self._batch = 1
+            self._runner = None
         self.task: str = self.facts["task"]
         self.classes = self.facts["classes"]
+        self._set_limits({key: value for key, value in (limits or {}).items() if value is not None})
         self.preprocess = Preprocess.from_dict(self.facts["preprocess"])
         if self.facts.get("embedded_preprocess"):  # the file takes pixels, 0 to 255
             pixels = (1 / 255,) * 3
             self.preprocess = dataclasses.replace(self.preprocess, mean=(0.0,) * 3, std=pixels, channel_order="RGB")
+
+    def _set_limits(self, given: dict[str, Any]) -> None:
+        """Limits and score from what was given, from the file, or usual."""
+        task, of_file = find("tasks", self.task), limits_of(self.facts)
+        self._of_file = of_file
+        self.limits, self.score, self.score_from = None, SCORE, "the usual one"
+        if of_file is None:
+            if given:
+                raise UsageError(f"{', '.join(given)} are for detectors; {self._path} is of the task {self.task}")
+            return
+        self._keep(of_file.changed(given, self.classes))
+        measured = (self.facts.get("metrics") or {}).get("score")
+        if "score" in given:
+            self.score, self.score_from = given["score"], "as given"
+        elif self.facts.get("limits") and of_file.score > task.LIMITS.score:
+            self.score, self.score_from = of_file.score, "the one that the file was exported with"
+        elif isinstance(measured, int | float):
+            self.score, self.score_from = measured, "the one of the best F1 on the validation set"
+
+    def _keep(self, limits: Limits) -> None:
+        """Keep what these limits leave; `UsageError` where an exported file cannot follow them."""
+        task = find("tasks", self.task)
+        chooses = hasattr(task, "limit")
+        if self._runner is not None and chooses:
+            task.limit(self._runner.model.head, limits)
+        if self._runner is None and (self.facts.get("embedded_decode") or chooses):
+            _check_follows(self._path, cast(Limits, self._of_file), limits, self.classes)
+        self.limits = limits
+
+    def show_from(self, score: float) -> None:
+        """Show objects from this score on in `predict`, and keep those of lower scores where that needs it."""
+        if self.limits is not None and score < self.limits.score:
+            self._keep(dataclasses.replace(self.limits, score=score))
+        self.score, self.score_from = score, "as given"
+
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Prediction]:
+        """What the task makes of the outputs, within the limits."""
+        task = find("tasks", self.task)
+        if self.limits is None:
+            return task.decode(outputs, size)
+        return task.decode(outputs, size, limits=self.limits)
 
     def raw(self, batch: np.ndarray) -> list[np.ndarray]:
         """Preprocessed images (N, 3, H, W), float32 -> the network's outputs in order, such as logits (N, classes)."""
@@ -128,7 +193,7 @@ class Predictor(nn.Module):
         task = find("tasks", self.task)
         predictions: list[Prediction] = []
         for batch, places, scales in self._batches(pictures, channels):
-            decoded = task.decode(self(batch), self.preprocess.size)
+            decoded = self.decode(self(batch), self.preprocess.size)
             for prediction, place, (y, x) in zip(decoded, places, scales, strict=True):
                 if task.TARGET == "boxes" or y == x == 1:
                     predictions.append(task.restore(prediction, place))
@@ -156,10 +221,12 @@ class Predictor(nn.Module):
         as OpenCV gives them.
 
         Of a classifier the `top` classes as (name, probability), most probable first. Of a detector a dict for each
-        object of a score above `threshold` (0.3 unless given). Raises `DataError` for a picture that cannot be read,
-        `UsageError` for what is none.
+        object of a score of at least `threshold` (`self.score` unless given). Raises `DataError` for a picture that
+        cannot be read, `UsageError` for what is none.
         """
         task = find("tasks", self.task)
+        if threshold is None and self.limits is not None:
+            threshold = self.score
         settings = {} if threshold is None else {"threshold": threshold}
         return [task.present(p, self.classes, top=top, **settings) for p in self.predictions(pictures, channels)]
 
@@ -204,9 +271,33 @@ class Predictor(nn.Module):
 
 
 @named_arguments
-def load(path: str | Path, device: str | torch.device = "cpu", threads: int = 1, *, trust: bool = False) -> Predictor:
+def load(
+    path: str | Path,
+    device: str | torch.device = "cpu",
+    threads: int = 1,
+    limits: Mapping[str, Any] | None = None,
+    *,
+    trust: bool = False,
+) -> Predictor:
     """A checkpoint, a run folder, or an exported file, ready to predict; see `Predictor`."""
-    return Predictor(path, device, threads, trust=trust)
+    return Predictor(path, device, threads, limits, trust=trust)
+
+
+def _check_follows(path: Path, of_file: Limits, wanted: Limits, classes: Sequence[str]) -> None:
+    """`UsageError` where a file that chooses its objects itself cannot give what is wanted."""
+    theirs, ours = of_file.to_dict(classes), wanted.to_dict(classes)
+    beyond = [key for key in ("max_objects",) if ours[key] > theirs[key]]
+    beyond += ["nms"] if ours["nms"] != theirs["nms"] else []
+    beyond += ["score"] if ours["score"] < theirs["score"] else []
+    if of_file.only is not None and not set(wanted.only or range(len(classes))) <= set(of_file.only):
+        beyond.append("only")
+    if beyond:
+        asked = ", ".join(f"{key} {ours[key]}" for key in beyond)
+        has = ", ".join(f"{key} {theirs[key]}" for key in beyond)
+        raise UsageError(
+            f"{path} chooses its objects itself, with {has}, and cannot follow {asked}; allowed: no more objects, no "
+            "lower score, the same nms. Export it again with what you want"
+        )
 
 
 def each(pictures: Pictures) -> Iterator[One]:
@@ -289,6 +380,7 @@ def export(
     dynamic: bool = False,
     embed_preprocess: bool = False,
     embed_decode: bool = False,
+    limits: Mapping[str, Any] | None = None,
     pictures: Pictures = (),
     explain: bool = False,
 ) -> Delivered:
@@ -298,9 +390,10 @@ def export(
     `preprocess` it was trained with, unless its weights brought one. `size` (height, width) is that of the
     preprocessing unless given, `precision` the first of the runtime; `dynamic` leaves the number of images open;
     `embed_preprocess` puts channel order, mean and std into the graph, which then takes RGB pixels, 0 to 255;
-    `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs. Outputs, and what they
-    mean, are compared on random images and on `pictures`; with `explain` the error of a file that differs names the
-    first layer that does. Raises `ModelError`, `DataError` for a picture, `UsageError`
+    `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs. `limits` of a detector
+    are those of `Predictor`: in the graph where the decode is, and in the description of the file. Outputs, and what
+    they mean, are compared on random images and on `pictures`; with `explain` the error of a file that differs names
+    the first layer that does. Raises `ModelError`, `DataError` for a picture, `UsageError`
     for an unknown runtime, precision or opset and for a decode that cannot be embedded, and `ExportError` if the file
     cannot be written or does not compute what the model computes.
     """
@@ -326,8 +419,9 @@ def export(
     preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
     facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
     facts |= {"embedded_preprocess": embed_preprocess, "embedded_decode": embed_decode}
-    task = find("tasks", model.task)
-    facts |= described(model.task, preprocess, embed_preprocess, embed_decode)
+    task, wanted = find("tasks", model.task), _wanted(model.task, facts, limits or {})
+    facts["limits"] = None if wanted is None else wanted.to_dict(facts["classes"])
+    facts |= described(model.task, preprocess, embed_preprocess, embed_decode, wanted)
     if embed_decode and not hasattr(task, "embed"):
         able = [name for name in names("tasks") if hasattr(find("tasks", name), "embed")]
         raise UsageError(
@@ -335,29 +429,53 @@ def export(
         )
     if embed_decode and dynamic:
         raise UsageError("an embedded decode takes one image at a time: leave dynamic or embed_decode out")
-    network, examples = _exported(model, preprocess, embed_preprocess, embed_decode, pictures)
-    meaning = _meaning(task, preprocess.size)
+    network, examples = _exported(model, preprocess, embed_preprocess, embed_decode, pictures, wanted)
+    meaning = _meaning(task, preprocess.size, wanted)
     return deliver(
         network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=dynamic,
         examples=examples, meaning=meaning, explain=explain,
     )  # fmt: skip
 
 
-def described(task: str, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool) -> dict[str, Any]:
+def described(
+    task: str, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, limits: Limits | None
+) -> dict[str, Any]:
     """All that an app has to know beside an exported file: from picture to input, from outputs to answers."""
     module = find("tasks", task)
     return {
         "decode": EMBEDDED.get(module.TARGET) if embed_decode else getattr(module, "DECODE", None),
         "preprocessing": preprocess.describe(embed_preprocess),
-        "decoding": module.decoding(embed_decode),
+        "decoding": module.decoding(embed_decode) if limits is None else module.decoding(embed_decode, limits),
     }
 
 
+def _wanted(task: str, facts: Mapping[str, Any], limits: Mapping[str, Any]) -> Limits | None:
+    """The limits of a file to export: those given, else those of its model; None where it is no detector."""
+    given = {key: value for key, value in limits.items() if value is not None}
+    of_model = limits_of(facts)
+    if of_model is None:
+        if given:
+            raise UsageError(f"{', '.join(given)} are for detectors; the model is of the task {task}")
+        return None
+    return of_model.changed(given, facts["classes"])
+
+
 def _exported(
-    model: Model, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, pictures: Pictures
+    model: Model,
+    preprocess: Preprocess,
+    embed_preprocess: bool,
+    embed_decode: bool,
+    pictures: Pictures,
+    limits: Limits | None,
 ) -> tuple[nn.Module, list[Tensor]]:
     """What a file is to compute, and the images (1, 3, H, W) to compare it on: four random ones, and `pictures`."""
-    network = find("tasks", model.task).embed(model) if embed_decode else cast(nn.Module, model)
+    task, network = find("tasks", model.task), cast(nn.Module, model)
+    if limits is not None and hasattr(task, "limit"):
+        limited = copy.deepcopy(model)  # the caller's stays as it is
+        task.limit(limited.head, limits)
+        network = limited
+    if embed_decode:
+        network = task.embed(network) if limits is None else task.embed(network, limits=limits)
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
     given = preprocess
@@ -407,18 +525,21 @@ def verify(
             f"{loaded.meta['model']} with {len(loaded.classes)}"
         )
     preprocess = Preprocess.from_dict(facts["preprocess"])
+    limits = limits_of(facts)
     network, examples = _exported(
         loaded.model,
         preprocess,
         facts.get("embedded_preprocess", False),
         facts.get("embedded_decode", False),
         pictures,
+        limits,
     )
     runtime = find("runtimes", name)
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     if precision not in runtime.tolerances:
         raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
-    tolerance, meaning = runtime.tolerances[precision], _meaning(find("tasks", loaded.model.task), preprocess.size)
+    tolerance = runtime.tolerances[precision]
+    meaning = _meaning(find("tasks", loaded.model.task), preprocess.size, limits)
     parity = compare_outputs(network, load_file(name, path, trust=trust), examples, tolerance, meaning)
     if not parity.passed:
         why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance, trust=trust)}"
@@ -426,7 +547,7 @@ def verify(
     return parity
 
 
-def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning | None:
+def _meaning(task: ModuleType, size: tuple[int, int], limits: Limits | None) -> Meaning | None:
     """What the outputs of a task's model mean, in pixels of the input, for the proof of an exported file.
 
     None where the outputs are the answer: logits.
@@ -435,7 +556,7 @@ def _meaning(task: ModuleType, size: tuple[int, int]) -> Meaning | None:
         return None
 
     def decode(outputs: Mapping[str, Tensor]) -> list[Prediction]:
-        found = task.decode(outputs, size)
+        found = task.decode(outputs, size) if limits is None else task.decode(outputs, size, limits=limits)
         return found if task.TARGET == "boxes" else [task.restore(prediction, Place(*size)) for prediction in found]
 
-    return Meaning(decode, getattr(task, "SCORE", 0.0), getattr(task, "COUNT", None))
+    return Meaning(decode) if limits is None else Meaning(decode, limits.score, limits.count)

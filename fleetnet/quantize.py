@@ -37,7 +37,7 @@ from .quantizers import QUANTIZERS, WRITERS
 from .reading import to_json
 from .reparam import reparameterize
 from .runtimes import _describe, files, hash_of, signed, version
-from .tasks import named
+from .tasks import limits_of, named
 from .train import evaluate
 from .transforms import Preprocess
 from .weights import locate
@@ -318,7 +318,7 @@ def prepare(
     facts = {
         **loaded.meta, "checkpoint": file.name, "checkpoint_sha256": hash_of([file]),
         "embedded_preprocess": False, "embedded_decode": False,
-        **described(loaded.model.task, loaded.preprocess, False, False), "form": "deploy",
+        **described(loaded.model.task, loaded.preprocess, False, False, limits_of(loaded.meta)), "form": "deploy",
     }  # fmt: skip
     held: list[Tensor] = []
 

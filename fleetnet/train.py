@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader
 from . import checkpoint, fingerprint
 from .augment import augmentation, multi_scale
 from .balance import Balanced, Shuffled, class_weights, labels_of
-from .boxes import Prediction
+from .boxes import Limits, Prediction
 from .claims import Claim, claim
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, parse_values, unread
 from .data import WORDS, Split
@@ -187,6 +187,7 @@ def evaluate(
     batches: Any,
     classes: Sequence[str],
     on_prediction: Callable[[Prediction, int], None] | None = None,
+    limits: Limits | None = None,
     on_wait: Say | None = None,
 ) -> dict[str, Any]:
     """The task's metric of a model over all batches; names of skipped images under "skipped".
@@ -194,11 +195,15 @@ def evaluate(
     `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is restored. Predictions
     are compared in the pixels of each picture, as it is in its file; `on_prediction` receives each with the index of
     its sample; `on_wait` gets a line for each half minute that `batches` of several processes are waited for.
-    `classes` are names. Raises `DataError` where there is nothing to measure the task's first figure on,
-    and `ModelError` where the outputs are not finite.
+    `classes` are names. `limits` are what a detector keeps of what it finds: those of a `Predictor`, else the task's
+    own, unless given; AP is of 100 objects a picture and class, as COCO has it, whatever they are. Raises `DataError`
+    where there is nothing to measure the task's first figure on, and `ModelError` where the outputs are not finite.
     """
     tasks = find("tasks", task)
     metric, skipped, count = tasks.metric(classes), [], 0
+    limits = limits or getattr(model, "limits", None) or getattr(tasks, "LIMITS", None)
+    decode = tasks.decode if limits is None else partial(tasks.decode, limits=limits)
+    reached = Reached()
     large = tasks.TARGET in ("masks", "semantic")  # then the predictions of one picture at a time are in memory
     training = model.training
     model.eval()
@@ -209,7 +214,9 @@ def evaluate(
                 continue
             outputs = model(batch.images)
             _check_finite(outputs)
-            decoded = tasks.decode(outputs, tuple(batch.images.shape[-2:]))
+            decoded = decode(outputs, tuple(batch.images.shape[-2:]))
+            if limits is not None:
+                reached.add(decoded, batch.targets["labels"], limits.count)
             at_once = 1 if large else len(decoded)
             for start in range(0, len(decoded), at_once):
                 part = slice(start, start + at_once)
@@ -225,10 +232,39 @@ def evaluate(
     if not count:
         raise DataError(f"no image could be read for evaluation; the first: {skipped[0] if skipped else 'none given'}")
     result = metric.result()
+    if limits is not None:
+        result |= reached.result(result["score"], limits.count, result["notes"])
     first = next(iter(result))
     if result[first] is None:
         raise DataError(f"nothing to measure {first} on in {count} images: {'; '.join(result['notes'])}")
     return {**result, "skipped": skipped}
+
+
+class Reached:
+    """How many pictures have as many objects as are kept at most, so that there may be more."""
+
+    def __init__(self) -> None:
+        self.lowest: list[float] = []  # score that is kept in each picture where the number of objects is reached
+        self.crowded = 0  # pictures with more objects in the truth
+
+    def add(self, predictions: Sequence[Prediction], truths: Sequence[Tensor], most: int) -> None:
+        """Predictions of a batch, and the labels (n,) of its pictures' objects."""
+        full = [prediction["scores"] for prediction in predictions if len(prediction["scores"]) >= most]
+        self.lowest += [scores.min().item() for scores in full]
+        self.crowded += sum(len(labels) > most for labels in truths)
+
+    def result(self, score: float | None, most: int, notes: Sequence[str]) -> dict[str, Any]:
+        """ "at_limit": how many pictures may have more objects of at least a score; with a note where there are any."""
+        at_limit = sum(score is not None and lowest >= score for lowest in self.lowest)
+        told = list(notes)
+        if at_limit:
+            told.append(
+                f"{at_limit} pictures have {most} objects of a score of at least {score:.2f}, which is all that is "
+                "kept: there may be more, see --max-objects"
+            )
+        if self.crowded:
+            told.append(f"{self.crowded} pictures show more than the {most} objects that are kept: see --max-objects")
+        return {"at_limit": at_limit, "notes": told}
 
 
 def _check_finite(outputs: Any) -> None:
@@ -400,6 +436,9 @@ def _train(
     settings = {key: getattr(config, key) for key in task.SETTINGS if key != "class_weights"}
     if config.class_weights != "none":
         settings["class_weights"] = class_weights(train, task.TARGET)
+    limits = _limits(config, task, train.classes)
+    if limits is not None and hasattr(task, "limit"):
+        task.limit(model.head, limits)
     state_of_run = settled(run) if resume else None
     start = state_of_run["epochs"] if state_of_run else 0
     if config.epochs < start:
@@ -521,7 +560,7 @@ def _train(
                 forms: list[tuple[str, nn.Module]] = [("raw", wrapped)]
                 forms += [] if average is None else [("ema", average.module)]
                 for form, net in forms:
-                    result = evaluate(net, model.task, val_batches, train.classes, on_wait=on_wait)
+                    result = evaluate(net, model.task, val_batches, train.classes, limits=limits, on_wait=on_wait)
                     skipped = skipped + result.pop("skipped")
                     line[form] = _figures(result)
                     key = next(iter(result))  # the task's first metric decides
@@ -563,6 +602,14 @@ def stopped_early(log: Sequence[dict[str, Any]], best: dict[str, Any] | None, pa
     """Whether the last evaluation came `patience` epochs or more after the best one; never for a patience of 0."""
     evaluated = [line["epoch"] for line in log if "raw" in line]
     return bool(patience and best and evaluated and evaluated[-1] - best["epoch"] >= patience)
+
+
+def _limits(config: TrainConfig, task: Any, classes: Sequence[str]) -> Limits | None:
+    """What evaluation keeps of what a detector finds; None for other tasks."""
+    if not hasattr(task, "LIMITS"):
+        return None
+    given = {"max_objects": config.max_objects, "nms": config.nms, "score": config.score}
+    return task.LIMITS.changed(given, classes)
 
 
 def _figures(result: dict[str, Any]) -> dict[str, Any]:

@@ -118,7 +118,10 @@ def overlap(box, others):
 
 def suppress(boxes, scores, how):
     """Boxes, scores and labels that are kept, best first."""
-    classes, flat = scores.shape[1], scores.ravel()
+    classes = scores.shape[1]
+    if how["only"] is not None:
+        scores = np.where(np.isin(np.arange(classes), how["only"]), scores, 0)
+    flat = scores.ravel()
     order = np.argsort(-flat, kind="stable")[: how["candidates"]]
     order = order[flat[order] > how["score_above"]]
     kept = []

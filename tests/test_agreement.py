@@ -62,7 +62,7 @@ def rounded(outputs: Outputs, tolerance: float) -> Outputs:
 
 SCENE = scene()
 EXPECTED = ssd.decode(SCENE, SIZE)
-MEANING = Meaning(lambda outputs: ssd.decode(outputs, SIZE), ssd.SCORE, ssd.COUNT)
+MEANING = Meaning(lambda outputs: ssd.decode(outputs, SIZE), ssd.LIMITS.score, ssd.LIMITS.count)
 
 
 @cache

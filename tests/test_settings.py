@@ -33,6 +33,9 @@ VALUES: dict[str, Any] = {  # of each setting that is not read everywhere: a val
     "mixup": 5.0,
     "cutmix": 5.0,
     "crop": 0.5,
+    "max_objects": 3,
+    "nms": 0.01,
+    "score": 0.5,
 }
 SMALL = {
     "fasternet_t0": {},
@@ -67,9 +70,10 @@ def is_read(task: str, augment: str, key: str) -> bool:
 
 
 def seen_in_training(task: str, patch: pytest.MonkeyPatch, run: Path, **changes: Any) -> tuple[float, ...]:
-    """Sums of what the network saw in training and evaluation, and the losses: these differ if a setting is used."""
+    """Sums of what the network saw in training and evaluation and of what was found, and the losses: these differ if a
+    setting is used."""
     seen: list[float] = []
-    forward, loss = Model.forward, find("tasks", task).loss
+    forward, loss, decode = Model.forward, find("tasks", task).loss, find("tasks", task).decode
 
     def watched(self: Model, image: torch.Tensor) -> Any:
         seen.append(float((image.double() * torch.linspace(1, 2, image.shape[-1])).sum()))
@@ -80,7 +84,13 @@ def seen_in_training(task: str, patch: pytest.MonkeyPatch, run: Path, **changes:
         seen.append(float(sum(value.detach() for value in losses.values())))
         return losses
 
+    def decoded(*arguments: Any, **settings: Any) -> Any:
+        predictions = decode(*arguments, **settings)
+        seen.extend(float(value.double().sum()) for prediction in predictions for value in prediction.values())
+        return predictions
+
     with patch.context() as inside:
+        inside.setattr(find("tasks", task), "decode", decoded)
         inside.setattr(Model, "forward", watched)
         inside.setattr(find("tasks", task), "loss", told)
         train.fit(model_of(task), *splits(task), config_of(**changes), run)

@@ -9,6 +9,7 @@ from ..errors import UsageError
 from ..reading import to_json
 from ._arguments import TIMEOUT, TRUST, check_outputs
 from ._data import say_data
+from ._limits import add_limits, limits
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--batch-size", type=PositiveInt, help="images at a time (default: 32; boxes: 16; masks and label maps: 4)"
     )
+    add_limits(parser, "detectors: lowest score of what is evaluated (default: of the task; 0.001 to 0.05)")
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
     parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
@@ -63,7 +65,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import report
     from ..data._contents import check_usable, contents_of
-    from ..data._names import by_name
+    from ..data._names import by_name, only
     from ..data._record import describe, to_measure
     from ..find import find
     from ..loading import MINUTES, batches_of
@@ -73,11 +75,15 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..transforms import ImageDataset
 
     torch.set_num_threads(given.get("threads", 2))
-    predictor = load(given["model"], threads=given.get("threads", 2), trust=bool(given.get("trust")))
+    predictor = load(
+        given["model"], threads=given.get("threads", 2), limits=limits(given), trust=bool(given.get("trust"))
+    )
     target = find("tasks", predictor.task).TARGET
     if given.get("predictions") and target not in ("boxes", "masks"):
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
     split = to_measure(given["data"], given.get("split"), given.get("format"), target, given["model"], predictor.facts)
+    if given.get("only"):
+        split = only(split, given["only"])
     split = by_name(split, predictor.classes, given["model"])
     contents = contents_of(split, target)
     say_data("data", split, contents)

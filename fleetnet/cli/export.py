@@ -13,6 +13,7 @@ from jsonargparse.typing import PositiveInt
 from ..errors import ExportError, ModelError, UsageError
 from ..find import names
 from ._arguments import usual_sizes
+from ._limits import add_limits, limits
 from ._show import say, table, tell
 
 if TYPE_CHECKING:
@@ -44,6 +45,10 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--embed-decode", action="store_true", help="give boxes after NMS, masks or class maps instead of raw outputs"
     )
+    add_limits(
+        parser, "detectors: lowest score that the file keeps, and that predict shows (default: of the task, and of the "
+        "best F1)"
+    )  # fmt: skip
     parser.add_argument("--data", type=str, help="verify on images of this data too, not on random ones alone")
     parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
     parser.add_argument("--explain", action="store_true", help="name the first layer of a file that differs")
@@ -133,6 +138,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             dynamic=bool(given.get("dynamic")),
             embed_preprocess=bool(given.get("embed_preprocess")),
             embed_decode=bool(given.get("embed_decode")),
+            limits=limits(given),
             pictures=pictures,
             explain=bool(given.get("explain")),
         )
@@ -232,7 +238,8 @@ def _tried(
         return {"result": "not installed", "said": missing}
     done = export(
         model, name, folder / f"model{runtime.suffix}", size=size, precision=precision, opset=given.get("opset"),
-        dynamic=bool(given.get("dynamic")), embed_decode=bool(given.get("embed_decode")), explain=True,
+        dynamic=bool(given.get("dynamic")), embed_decode=bool(given.get("embed_decode")), limits=limits(given),
+        explain=True,
     )  # fmt: skip
     if done.parity is None:
         return {"result": "ok", "said": f"converted and inspected, not run: {done.unverified}"}

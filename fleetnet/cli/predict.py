@@ -17,6 +17,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from ..errors import DataError, UsageError
 from ..reading import to_json
 from ._arguments import TRUST, check_outputs
+from ._limits import add_limits, limits
 from ._show import say, table
 
 if TYPE_CHECKING:
@@ -39,7 +40,11 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("source", nargs="*", type=str, help="image files, folders, patterns or http(s) addresses")
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
     parser.add_argument("--top", type=PositiveInt, help="classifiers: names an image (default: 3)")
-    parser.add_argument("--threshold", type=NonNegativeFloat, help="detectors: lowest score, 0 to 1 (default: 0.3)")
+    add_limits(
+        parser, "lowest score that is shown, 0 to 1 (default, of detectors: that of the best F1 on the validation set, "
+        "or 0.3 where the model does not know it)"
+    )  # fmt: skip
+    parser.add_argument("--threshold", type=NonNegativeFloat, help="the same as --score")
     parser.add_argument(
         "--out", type=str,
         help="folder for predictions.json and, of classifiers predictions.csv and predictions.png, of others the "
@@ -61,6 +66,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"no image given; example: {EXAMPLE}")
     if given.get("threshold", 0) > 1:
         raise UsageError(f"threshold is {given['threshold']}; allowed: 0 to 1")
+    if "threshold" in given and "score" in given:
+        raise UsageError("--threshold is the same as --score: give one of them")
+    score = given.get("score", given.get("threshold"))
 
     check_outputs(given, folders=("out",))
 
@@ -70,7 +78,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..predict import load
 
     torch.set_num_threads(given.get("threads", 2))
-    predictor = load(given["model"], threads=given.get("threads", 2), trust=bool(given.get("trust")))
+    # Of a score to show, a detector is told when it is known whether one that is lower has to be found first.
+    others = {key: value for key, value in limits(given).items() if key != "score"}
+    trust = bool(given.get("trust"))
+    predictor = load(given["model"], threads=given.get("threads", 2), limits=others, trust=trust)
+    if score is not None:
+        predictor.show_from(score)
+    given = {**given, "threshold": score}
     sources, skipped = _images(given["source"])
     kind = find("tasks", predictor.task).TARGET
     if given.get("embed"):
@@ -211,15 +225,18 @@ def _detect(
     from ..files import replacing
     from ..tasks._coco import area, present
 
-    threshold, out = given.get("threshold", 0.3), Path(given["out"]) if given.get("out") else None
+    threshold, out = predictor.score, Path(given["out"]) if given.get("out") else None
+    most = predictor.limits.count if predictor.limits else 0  # a detector has limits
+    say(f"lowest score: {threshold:.2f}, {predictor.score_from} (--score changes it)")
     ids = predictor.facts.get("category_ids") or list(range(1, len(predictor.classes) + 1))
-    stems, count = _stems(sources), 0
+    stems, count, full = _stems(sources), 0, 0
     images: list[dict[str, Any]] = []
 
     def boxes(source: Source, picture: "Picture") -> dict[str, Any]:
-        nonlocal count
+        nonlocal count, full
         prediction = predictor.predictions([picture])[0]
         good = prediction["scores"] >= threshold
+        full += int(good.sum()) >= most
         prediction = {key: value[good] for key, value in prediction.items()}
         if out is not None:
             drawn = f"drawn/{stems[source]}.jpg"
@@ -244,9 +261,11 @@ def _detect(
             categories = [{"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)]
             file.write(f'],\n"images": {to_json(images)},\n"categories": {to_json(categories)}}}\n'.encode())
         say(f"written: {out}/predictions.json ({count} objects), and {len(images)} pictures in {out}/drawn")
+    if full:
+        say(f"{full} pictures have the {most} objects that are kept at most, so there may be more: see --max-objects")
     names = [Counter(item["label"] for item in image["objects"]).most_common() for image in found[:ROWS]]
     rows = [[f["file"], ", ".join(f"{n} {name}" for name, n in some)] for f, some in zip(found, names, strict=False)]
-    _table(["file", f"found with a score of at least {threshold:g}"], rows, len(found))
+    _table(["file", f"found with a score of at least {threshold:.3g}"], rows, len(found))
     return found
 
 
@@ -259,7 +278,7 @@ def _segment(
     from ..find import find
 
     task, out, stems = find("tasks", predictor.task), Path(given["out"]) if given.get("out") else None, _stems(sources)
-    settings = {"threshold": given["threshold"]} if "threshold" in given else {}
+    settings = {} if given["threshold"] is None else {"threshold": given["threshold"]}
     for folder in [] if out is None else [out / "drawn", out / "maps"]:
         folder.mkdir(parents=True, exist_ok=True)
 

@@ -39,6 +39,18 @@ def by_name(split: Split, classes: Sequence[str], whose: str) -> Split:
     return replace(split, samples=samples, classes=list(classes), ids=_ids(split, classes))
 
 
+def only(split: Split, names: Sequence[str]) -> Split:
+    """The split with the objects of the classes of these names alone; pictures without them stay."""
+    labels = {label for label, name in enumerate(split.classes) if name in names}
+    samples = [
+        sample
+        if sample.objects is None
+        else replace(sample, objects=tuple(item for item in sample.objects if item.label in labels))
+        for sample in split.samples
+    ]
+    return replace(split, samples=samples)
+
+
 def _check_known(split: Split, index: dict[str, int], whose: str) -> None:
     used: Counter[str] = Counter()
     for sample in split.samples:

@@ -17,6 +17,9 @@
 
 Outputs are a tensor or a dict of tensors by name, batch first; exported files have them under the same names. Optional:
 
+    LIMITS                                       of detectors: what is kept of all that is found, see `boxes.Limits`;
+                                                 then `decode` and `embed` take others as their argument `limits`
+    limit(head, limits)                          before use, of a network that chooses what it keeps itself
     embed(model) -> nn.Module                    the model with `decode` in its graph; `decode` takes its outputs too
     prepare(head, pictures, size)                before training: what the head wants to know of the data
     convert(state) -> state                      the authors' names of the head's tensors to ours
@@ -41,6 +44,7 @@ from torch import Tensor, nn
 
 from ..backbones import Backbone, Option, backbone, family, variants
 from ..backbones import check_name as check_backbone
+from ..boxes import Limits
 from ..errors import ModelError, UsageError, choose
 from ..find import find, names
 from ..synonyms import head, plain
@@ -169,6 +173,22 @@ def check_options(name: str, options: Mapping[str, Option]) -> None:
         kinds = (float, int) if isinstance(known[key], float) else (type(known[key]),)
         if known[key] is not None and type(value) not in kinds:  # bool is an int, but no number
             raise UsageError(f"option {key} of {name} is {value!r}; allowed: {kinds[0].__name__}, as {known[key]!r}")
+
+
+def limits_of(about: Mapping[str, Any]) -> Limits | None:
+    """What a checkpoint or an exported file keeps of what its network finds; None where it is no detector.
+
+    Those it was exported with ("limits" of its facts), else those it was trained with, else those of the task.
+    """
+    usual = getattr(find("tasks", about["task"]), "LIMITS", None)
+    if usual is None:
+        return None
+    settings = about.get("settings") or {}
+    try:
+        given = about.get("limits") or {key: settings.get(key) for key in ("max_objects", "nms", "score")}
+        return usual.changed(given, about["classes"])
+    except (UsageError, AttributeError, TypeError) as error:
+        raise ModelError(f"the limits that the file's description gives are damaged: {error}") from error
 
 
 def named(outputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..boxes import Limits
+
 
 class Decoded(nn.Module):
     """image (N, 3, H, W) -> what `decode(outputs, (H, W))` makes of the model's outputs; in the model's mode."""
@@ -32,17 +34,18 @@ CHOSEN = {  # what a graph puts out that chose its boxes itself
 }
 
 
-def suppression(score: float, iou: float, candidates: int, most: int) -> dict[str, Any]:
+def suppression(limits: Limits) -> dict[str, Any]:
     """How boxes are chosen, as `boxes.select` does it."""
     return {
-        "score_above": score,
-        "candidates": candidates,
+        "only": None if limits.only is None else list(limits.only),  # indices of classes; the others are left out first
+        "score_above": limits.score,
+        "candidates": limits.candidates,
         "of_candidates": "pairs of a box and a class, those of the largest scores; equal ones by box, then class",
         "per_class": True,
-        "iou": iou,
+        "iou": limits.iou,
         "rule": "by falling score: a box is dropped if its intersection over union with one that was kept, of the same "
         "class, is above iou; sides are x1 - x0 and y1 - y0",
-        "max_objects": most,
+        "max_objects": limits.count,
     }
 
 

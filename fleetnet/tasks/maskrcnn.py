@@ -12,7 +12,8 @@ of the backbone, where torchvision divides sizes and rounds, which is wrong for 
 Masks are cut out and pasted with pixel centers at halves, as in Detectron2; torchvision is half a pixel off and rounds
 the boxes, so that a nucleus 12 pixels wide comes back from its own target with an IoU of 0.84 (here 1.00). In
 eval mode all shapes are fixed, so that the whole network can be exported: missing proposals and detections have a score
-of 0, and at most the best 1000 pairs of a proposal and a class enter the last NMS.
+of 0, and at most the best 1000 pairs of a proposal and a class (10 for each detection, if that is more) enter the last
+NMS. The network chooses its detections itself, so that `limit` is told to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,7 +34,7 @@ from torchvision.ops.poolers import initLevelMapper
 
 from .. import boxes as boxes_
 from ..backbones import Backbone
-from ..boxes import Place, Prediction, best_after_nms, take
+from ..boxes import Limits, Place, Prediction, best_after_nms, only_of, take, within
 from ..errors import ModelError
 from ._coco import CocoMetric
 from ._coco import present as present
@@ -47,15 +48,16 @@ SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR = ("head.roi_heads.box_predictor.bbox_pred.",)  # the four regressions of a class are four rows in turn
 
 DECODE = (
-    "The outputs are detections, padded to 100: boxes x0, y0, x1, y1 in pixels of the input, best first, with scores "
-    "(0 where there is none), labels from 0, and the 28x28 probabilities of the mask in the box. To paste one, scale "
-    "it bilinearly to its box, pixel centers at halves, and take what is above 0.5."
+    "The outputs are detections, padded to limits.max_objects: boxes x0, y0, x1, y1 in pixels of the input, best "
+    "first, with scores (above limits.score; 0 where there is none), labels from 0, and the 28x28 probabilities of the "
+    "mask in the box. To paste one, scale it bilinearly to its box, pixel centers at halves, and take what is above "
+    "0.5."
 )
 
 STRIDES = [4, 8, 16, 32]
 MAPS = ["p2", "p3", "p4", "p5"]  # 2^level is the stride
 RATIOS = (0.5, 1.0, 2.0)  # height / width of an anchor
-COUNT, CANDIDATES, SCORE, IOU = 100, 1000, 0.05, 0.5  # detections an image; of the last NMS
+LIMITS = Limits(count=100, iou=0.5, score=0.05)  # of the last NMS
 MASK = 28  # pixels
 
 
@@ -88,6 +90,7 @@ class MaskRCNN(nn.Module):
         self, backbone: Backbone, classes: int, channels: int, hidden: int, anchor: int, samples: int, proposals: int
     ):
         super().__init__()
+        self.limits = LIMITS
         if missing := [stride for stride in STRIDES if stride not in backbone.strides]:
             raise ModelError(
                 f"maskrcnn needs features of strides {STRIDES}; the backbone has none of stride {missing[0]}"
@@ -115,9 +118,9 @@ class MaskRCNN(nn.Module):
             batch_size_per_image=samples,
             positive_fraction=0.25,
             bbox_reg_weights=None,
-            score_thresh=SCORE,
-            nms_thresh=IOU,
-            detections_per_img=COUNT,
+            score_thresh=LIMITS.score,
+            nms_thresh=LIMITS.iou,
+            detections_per_img=LIMITS.count,
             mask_roi_pool=_pool(MASK // 2),
             mask_head=MaskRCNNHeads(channels, (channels,) * 4, 1),
             mask_predictor=MaskRCNNPredictor(channels, channels, classes + 1),
@@ -126,8 +129,8 @@ class MaskRCNN(nn.Module):
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """In training mode the maps p2 to p5 and "pool" (N, channels, h, w), and "size" (2,), of the image.
 
-        In eval mode boxes (N, 100, 4) in pixels, scores (N, 100), labels (N, 100) and masks (N, 100, 28, 28):
-        probabilities of the box's own class.
+        In eval mode boxes (N, K, 4) in pixels, scores (N, K), labels (N, K) and masks (N, K, 28, 28) of
+        K = `limits.count`: probabilities of the box's own class.
         """
         maps = self.fpn({name: features[i] for name, i in zip(MAPS, self.used, strict=True)})
         if self.training:
@@ -169,20 +172,20 @@ class MaskRCNN(nn.Module):
         self, maps: dict[str, Tensor], proposals: Tensor, there: Tensor, size: tuple[int, int]
     ) -> dict[str, Tensor]:
         """Proposals (N, P, 4), of which some are `there` -> padded detections, as torchvision's in eval mode."""
-        roi, sizes = self.roi_heads, [size] * len(proposals)
+        roi, sizes, limits = self.roi_heads, [size] * len(proposals), self.limits
         logits, deltas = roi.box_predictor(roi.box_head(roi.box_roi_pool(maps, list(proposals), sizes)))
         decoded = roi.box_coder.decode_single(deltas, proposals.flatten(0, 1))
         decoded = decoded.reshape(len(proposals), -1, logits.shape[1], 4)[:, :, 1:]  # without the background's
         boxes = clip_boxes_to_image(decoded.flatten(1, 2), size)
-        scores = logits.softmax(1)[:, 1:]
+        scores = only_of(logits.softmax(1)[:, 1:], limits)
         classes = scores.shape[1]
         scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(1)  # (N, P * classes)
-        scores = _without_empty(boxes, scores.where(scores > roi.score_thresh, -1.0), 1e-2)
+        scores = _without_empty(boxes, scores.where(scores > limits.score, -1.0), 1e-2)
         found: dict[str, list[Tensor]] = {"boxes": [], "scores": [], "labels": []}
         for b, s in zip(boxes, scores, strict=True):
-            s, index = s.topk(min(CANDIDATES, len(s)))
+            s, index = s.topk(min(limits.candidates, len(s)))
             b, label = b[index], index % classes
-            keep = best_after_nms(b, s, label, classes, roi.nms_thresh, COUNT)
+            keep = best_after_nms(b, s, label, classes, limits.iou, limits.count)
             s = take(s, keep).clamp(min=0)
             found["boxes"].append(take(b, keep) * (s > 0)[:, None])
             found["scores"].append(s)
@@ -270,10 +273,18 @@ def cut(masks: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
     return roi_align(masks[:, None].to(boxes), rois, MASK, aligned=True)[:, 0]
 
 
-def decode(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Prediction]:
-    """Padded detections -> boxes, scores, labels and mask_probabilities (n, 28, 28) of each image."""
+def decode(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits = LIMITS) -> list[Prediction]:
+    """Padded detections -> boxes, scores, labels and mask_probabilities (n, 28, 28) of each image.
+
+    Of `limits` all but the NMS is applied, which the network did by those that `limit` told it.
+    """
     named = {"mask_probabilities" if key == "masks" else key: value for key, value in outputs.items()}
-    return boxes_.unpad(named)
+    return [within(prediction, limits) for prediction in boxes_.unpad(named)]
+
+
+def limit(head: nn.Module, limits: Limits) -> None:
+    """Tell the network what to keep of what it finds."""
+    cast(MaskRCNN, head).limits = limits
 
 
 def restore(prediction: Prediction, place: Place) -> Prediction:
@@ -284,7 +295,7 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     return {**restored, "masks": paste(probabilities, boxes, (place.height, place.width))}
 
 
-def decoding(embedded: bool) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; the graph chooses boxes itself, so it is always `embedded`."""
     return {
         **CHOSEN,
@@ -323,6 +334,6 @@ def metric(classes: Sequence[str]) -> CocoMetric:
     return CocoMetric(classes, masks=True)
 
 
-def embed(model: nn.Module) -> nn.Module:
-    """The model itself: in eval mode its outputs are detections already."""
+def embed(model: nn.Module, limits: Limits = LIMITS) -> nn.Module:
+    """The model itself: in eval mode its outputs are detections already, by the limits that it was told."""
     return model

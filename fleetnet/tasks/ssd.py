@@ -20,6 +20,7 @@ it. An image without objects teaches its three hardest negatives and counts as o
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from math import sqrt
 from typing import Any
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from ..backbones import Backbone
-from ..boxes import Prediction, select, unpad
+from ..boxes import Limits, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from ..errors import ModelError
 from ..layers import ConvBN
@@ -52,11 +53,13 @@ VARIANCES = (0.1, 0.2)  # of centers and sizes: what regressions are divided by
 LARGEST_EXPONENT = 5  # of a size: no box is more than 148 times its anchor
 OVERLAP = 0.5  # intersection over union from which an anchor is an object
 NEGATIVES = 3  # background anchors that are learned for each positive one
-SCORE, NMS, COUNT = 0.01, 0.5, 100  # of detections: the least probability, the largest overlap, the number kept
+LIMITS = Limits(count=100, iou=0.5, score=0.01)
 DECODE = (
     "boxes are regressions at anchors of center x, center y, width, height in pixels: center = anchor center + 0.1 * "
     "regression * anchor size, size = anchor size * exp(0.2 * regression); clip to the input. scores = softmax(logits) "
-    f"without class 0, the background; keep those above {SCORE}, NMS within each class at IoU {NMS}, the best {COUNT}"
+    "without class 0, the background; keep those above limits.score, of them the best 1000 (10 times "
+    "limits.max_objects, if that is more), NMS within each class at an IoU of limits.nms, the best limits.max_objects. "
+    "Classes that limits.only does not name are left out before."
 )
 
 
@@ -187,25 +190,27 @@ def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, A
     }
 
 
-def _select(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
-    """The best boxes of each picture, padded: boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
+def _select(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits = LIMITS) -> dict[str, Tensor]:
+    """The best boxes of each picture, padded to K = `limits.count`: boxes (N, K, 4), scores (N, K), labels (N, K)."""
     boxes = clip_boxes_to_image(place(outputs["boxes"].float(), outputs["anchors"].float()), size)
     scores = outputs["logits"].float().softmax(-1)[..., 1:]  # without the background
-    found = [select(boxes[i], scores[i], iou=NMS, threshold=SCORE, count=COUNT) for i in range(boxes.shape[0])]
+    found = [select_within(boxes[i], scores[i], limits) for i in range(boxes.shape[0])]
     return {name: torch.stack(parts) for name, *parts in zip(("boxes", "scores", "labels"), *found, strict=True)}
 
 
-def decode(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Prediction]:
-    """At most 100 boxes of probability above 0.01 a picture, of raw outputs or those of `embed`, in input pixels."""
-    return unpad(dict(outputs) if "scores" in outputs else _select(outputs, size))
+def decode(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits = LIMITS) -> list[Prediction]:
+    """The best boxes of each picture within the limits, of raw outputs or those of `embed`, in input pixels."""
+    if "scores" in outputs:
+        return [within(prediction, limits) for prediction in unpad(dict(outputs))]
+    return unpad(_select(outputs, size, limits))
 
 
-def embed(model: nn.Module) -> nn.Module:
-    """image (N, 3, H, W) -> boxes (N, 100, 4) in its pixels, scores (N, 100) and labels (N, 100), best first."""
-    return Decoded(model, _select)
+def embed(model: nn.Module, limits: Limits = LIMITS) -> nn.Module:
+    """image (N, 3, H, W) -> boxes (N, K, 4) in its pixels, scores (N, K) and labels (N, K), best first."""
+    return Decoded(model, partial(_select, limits=limits))
 
 
-def decoding(embedded: bool) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     if embedded:
         return CHOSEN
@@ -224,7 +229,7 @@ def decoding(embedded: bool) -> dict[str, Any]:
             "output": "logits", "activation": "softmax", "background": 0,
             "classes": "class i of `classes` is column i + 1; the background's column is left out",
         },
-        "nms": suppression(SCORE, NMS, 1000, COUNT),
+        "nms": suppression(limits),
         "boxes_to_picture": TO_PICTURE,
     }  # fmt: skip
 

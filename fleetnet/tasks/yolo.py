@@ -22,6 +22,7 @@ weights per image; a fit of anchors is k-means by IoU (arXiv:1612.08242) without
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -30,7 +31,7 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, complete_box_iou_loss
 
 from ..backbones import Backbone, Option
-from ..boxes import Prediction, restore, select, unpad
+from ..boxes import Limits, Prediction, restore, select_within, unpad, within
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
 from ._coco import CocoMetric, present
@@ -58,11 +59,13 @@ OPTIONS = ("depth", "width", "layout")
 SETTINGS: tuple[str, ...] = ()
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
 BALANCE = (4.0, 1.0, 0.4)  # weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
-SCORE, IOU, COUNT = 0.001, 0.65, 100  # of what is predicted: least score, most overlap within a class, most boxes
+LIMITS = Limits(count=100, iou=0.65, score=0.001)
 DECODE = (
     "predictions (N, A, 5 + classes): center x, center y, width and height in pixels of the input, then probabilities "
-    "of an object and of each class. The score of a class is their product; scores above 0.001, the best 1000 of them, "
-    "enter a non-maximum suppression within each class at an IoU of 0.65; the best 100 are kept."
+    "of an object and of each class. The score of a class is their product; scores above limits.score, of them the "
+    "best 1000 (10 times limits.max_objects, if that is more), enter a non-maximum suppression within each class at an "
+    "IoU of limits.nms; the best limits.max_objects are kept. Classes that limits.only does not name are left out "
+    "before."
 )
 
 STOCK = """
@@ -432,28 +435,34 @@ def prepare(head: Network, pictures: Sequence[tuple[tuple[int, int], Tensor]], s
 # Predictions ---------------------------------------------------------------------------------------------------------
 
 
-def _padded(outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None) -> dict[str, Tensor]:
-    """Predictions (N, A, 5 + classes) -> boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
+def _padded(
+    outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None, limits: Limits = LIMITS
+) -> dict[str, Tensor]:
+    """Predictions (N, A, 5 + classes) -> boxes (N, K, 4), scores (N, K), labels (N, K) of K = `limits.count`."""
     found = []
     for row in outputs["predictions"]:
         boxes, scores = box_convert(row[:, :4], "cxcywh", "xyxy"), row[:, 4:5] * row[:, 5:]
-        found.append(select(boxes, scores, iou=IOU, threshold=SCORE, count=COUNT))
+        found.append(select_within(boxes, scores, limits))
     return dict(zip(("boxes", "scores", "labels"), (torch.stack(x) for x in zip(*found, strict=True)), strict=True))
 
 
-def decode(outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None = None) -> list[Prediction]:
-    """Outputs, raw or those of `embed`, -> the best 100 boxes of each picture, in input pixels."""
+def decode(
+    outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None = None, limits: Limits = LIMITS
+) -> list[Prediction]:
+    """Outputs, raw or those of `embed`, -> the best boxes of each picture within the limits, in input pixels."""
     if isinstance(outputs, Tensor):
         outputs = {"predictions": outputs}
-    return unpad(dict(outputs) if "scores" in outputs else _padded(outputs))
+    if "scores" in outputs:
+        return [within(prediction, limits) for prediction in unpad(dict(outputs))]
+    return unpad(_padded(outputs, size, limits))
 
 
-def embed(model: nn.Module) -> nn.Module:
-    """The model with its decode and NMS in the graph: image -> boxes (N, 100, 4), scores (N, 100), labels (N, 100)."""
-    return Decoded(model, _padded)
+def embed(model: nn.Module, limits: Limits = LIMITS) -> nn.Module:
+    """The model with its decode and NMS in the graph: image -> boxes (N, K, 4), scores (N, K), labels (N, K)."""
+    return Decoded(model, partial(_padded, limits=limits))
 
 
-def decoding(embedded: bool) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     if embedded:
         return CHOSEN
@@ -468,7 +477,7 @@ def decoding(embedded: bool) -> dict[str, Any]:
             "output": "predictions", "activation": "none: these are probabilities", "objectness": 4, "first_class": 5,
             "classes": "the score of class i of `classes` is column 4 * column 5 + i",
         },
-        "nms": suppression(SCORE, IOU, 1000, COUNT),
+        "nms": suppression(limits),
         "boxes_to_picture": TO_PICTURE,
     }  # fmt: skip
 
