@@ -4,6 +4,7 @@ Each test is of a kind of fault: annotations that fall away, names that mean two
 that are named but not read, pictures held back that change between training and evaluation.
 """
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -651,3 +652,17 @@ def test_counts_are_told_in_a_line():
     split = Split([Sample(Path("a.png"), objects=())], ["a"])
     assert contents_of(split, "boxes").counts == [0]
     assert yolo.parse("", "x", range(1), (3, 4), "boxes", Notes()) == ()
+
+
+def test_damaged_annotations_are_read_or_refused(tmp_path):
+    """A sample of benchmarks/mutated_annotations.py."""
+    path = Path(__file__).parents[1] / "benchmarks" / "mutated_annotations.py"
+    spec = importlib.util.spec_from_file_location("mutated_annotations", path)
+    assert spec is not None
+    assert spec.loader is not None
+    mutated = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(mutated)
+    outcomes, faults = mutated.campaign(60, 7, tmp_path)
+    assert faults == []
+    assert sum(outcomes.values()) == 60
+    assert min(outcomes["read"], outcomes["refused"]) > 10

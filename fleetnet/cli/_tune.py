@@ -165,6 +165,7 @@ def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
 def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge, float, str, list[Any]]:
     """What gives a file's score in percent, that of the model, what it is, and some pictures for proofs."""
     from .. import data
+    from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
     from ..find import find, names
     from ..images import find_images
@@ -180,6 +181,7 @@ def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge
         by = f"agreement with the model on {len(pictures)} images without labels"
         return _agreement(reference, pictures), 100.0, by, pictures[:PICTURES]
     split = by_name(data.load(root, "val", format, target), reference.classes, "the model")
+    check_usable(split, contents_of(split, target), max_bad=1.0, learn=False)
     metric, expected = _decisive(reference, split)
     samples = split.samples[:: -(-len(split.samples) // PICTURES)]
     pictures = [sample.image() if callable(sample.image) else sample.image for sample in samples]

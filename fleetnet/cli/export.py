@@ -188,7 +188,7 @@ def pictures_of(given: dict[str, Any], checkpoint: Path) -> list[Any]:
     if not given.get("data"):
         return []
     target = find("tasks", read_facts(checkpoint)["task"]).TARGET
-    samples = data.load(given["data"], "val", given.get("format"), target).samples
+    samples = data.load(given["data"], None, given.get("format"), target).samples
     return [sample.image() if callable(sample.image) else sample.image for sample in samples[:: -(-len(samples) // 16)]]
 
 

@@ -9,6 +9,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativ
 
 from ..errors import ExportError, UsageError
 from ._arguments import TIMEOUT
+from ._data import say_data
 from ._show import say, table
 from .eval import IMAGES
 
@@ -29,6 +30,11 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--out", type=str, help="folder (default: export/ beside the checkpoint)")
     parser.add_argument(
         "--max-drop", type=NonNegativeFloat, help="points that may be lost of the task's first figure (default: 1.0)"
+    )
+    parser.add_argument(
+        "--max-bad",
+        type=ClosedUnitInterval,
+        help="largest share of the annotations that may be unusable (default: 0.5)",
     )
     parser.add_argument("--images", type=PositiveInt, help="pictures to calibrate on (default: 128)")
     parser.add_argument("--calibrate-on", type=str, help="folder of other pictures to calibrate on; no labels needed")
@@ -56,7 +62,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import checkpoint, data
+    from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
+    from ..data._record import to_measure
     from ..errors import choose
     from ..files import check_writable
     from ..find import find
@@ -78,7 +86,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     check_writable(out, "--out", folder=True)
     about = checkpoint.read_facts(path)
     preprocess, target = Preprocess.from_dict(about["preprocess"]), find("tasks", about["task"]).TARGET
-    val = by_name(data.load(given["data"], "val", given.get("format"), target), about["classes"], str(path))
+    val = to_measure(given["data"], "val", given.get("format"), target, path, about)
+    val = by_name(val, about["classes"], str(path))
+    contents = contents_of(val, target)
+    say_data("judged on", val, contents)
+    check_usable(val, contents, given.get("max_bad", 0.5), learn=False)
     sources: list[Any]
     if given.get("calibrate_on"):
         sources, source = find_images(given["calibrate_on"])[0], given["calibrate_on"]

@@ -237,14 +237,14 @@ def _format_of(root: str, format: str | None, target: str) -> str:
 def _there(root: str) -> str:
     """What a folder holds, in a line: its first folders by name, its files by extension."""
     path = Path(root)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return f"a file with the extension {path.suffix or '(none)'}"
     try:
         entries = sorted(entry for entry in path.iterdir() if not hidden(entry.name))
     except OSError as error:
         raise DataError(f"cannot list folder {root!r}: {error.strerror}") from error
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    suffixes = Counter(entry.suffix.lower() or "(no extension)" for entry in entries if not entry.is_dir())
+    folders = [entry.name for entry in entries if os.path.isdir(entry)]
+    suffixes = Counter(entry.suffix.lower() or "(no extension)" for entry in entries if not os.path.isdir(entry))
     files = few([f"{count} {suffix}" for suffix, count in suffixes.most_common()])
     return f"folders: {few(folders) or 'none'}; files: {files or 'none'}"
 
@@ -268,10 +268,10 @@ def _more(count: int) -> str:
 def check_exists(root: str) -> None:
     """Raise `DataError` if nothing is at `root`, with the nearest name that is there."""
     path = Path(root)
-    if path.exists():
+    if os.path.exists(path):
         return
     place = path.absolute()
-    while not place.parent.is_dir():
+    while not os.path.isdir(place.parent):
         place = place.parent
     near = get_close_matches(place.name, sorted(os.listdir(place.parent)), n=1, cutoff=0.5)
     hint = f"; did you mean {str(place.parent / near[0])!r}?" if near else f"; {str(place.parent)!r} is there"
@@ -281,13 +281,13 @@ def check_exists(root: str) -> None:
 def inside(path: Path, root: Path, entry: str) -> Path:
     """`path` itself, or `DataError` naming the entry if it is not below `root`; links are the user's own."""
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise DataError(f"{entry}: {str(path)!r} is outside of the data, {str(root)!r}")
+        raise DataError(f"{shorten(entry)}: {shorten(path)!r} is outside of the data, {str(root)!r}")
     return path
 
 
 def check_images(paths: Sequence[Path], source: str) -> None:
     """Raise `DataError` naming the first of the images that do not exist."""
-    missing = [str(path) for path in paths if not path.is_file()]
+    missing = [str(path) for path in paths if not os.path.isfile(path)]
     if missing:
         raise DataError(f"{source}: no such image: {few(missing)}")
 
@@ -330,7 +330,7 @@ def text_of(path: Path) -> str:
         line = data.count(b"\n", 0, error.start) + 1
         raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
     except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
+        raise DataError(f"cannot read {shorten(path)!r}: {error.strerror}") from error
 
 
 def number(value: object) -> float | None:

@@ -55,7 +55,7 @@ def _name(sample: Sample, split: Split) -> str:
     if callable(sample.image):
         return repr(sample.image)
     root = Path(split.source.root) if split.source else Path()
-    return Path(os.path.relpath(sample.image, root if root.is_dir() else root.parent)).as_posix()
+    return Path(os.path.relpath(sample.image, root if os.path.isdir(root) else root.parent)).as_posix()
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -129,10 +129,10 @@ def sources(run: Path) -> dict[str, str]:
 
 def _read_record(model: Path) -> dict[str, Any] | None:
     """The record of the run that a model is of: its folder, or a file in it or in its export/; None without."""
-    folders = [model] if model.is_dir() else model.absolute().parents[:4]
+    folders = [model] if os.path.isdir(model) else model.absolute().parents[:4]
     for folder in folders:
         file = folder / RECORD
-        if not file.is_file():
+        if not os.path.isfile(file):
             continue
         try:
             kept = json.loads(read_bytes(file, HISTORY))

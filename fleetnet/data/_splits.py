@@ -84,14 +84,14 @@ def files_beside(path: Path) -> tuple[str, dict[str, Path]]:
     """
     word = _WORD.search(path.stem)
     if word:
-        files = {file.name.lower(): file for file in sorted(path.parent.iterdir()) if file.is_file()}
+        files = {file.name.lower(): file for file in sorted(path.parent.iterdir()) if os.path.isfile(file)}
         start, end = path.stem[: word.start()], path.stem[word.end() :] + path.suffix
         found = {name: files.get(f"{start}{name}{end}".lower()) for name in SPLIT_OF}
         said = word[0]
     elif path.parent.name.lower() in SPLIT_OF:
         folders = {folder.name.lower(): folder for folder in sorted(path.absolute().parent.parent.iterdir())}
         found = {
-            name: folders[name] / path.name for name in SPLIT_OF if (folders.get(name, path) / path.name).is_file()
+            name: folders[name] / path.name for name in SPLIT_OF if os.path.isfile(folders.get(name, path) / path.name)
         }
         said = path.parent.name
     else:
@@ -107,7 +107,7 @@ def files_beside(path: Path) -> tuple[str, dict[str, Path]]:
 def _check_no_lists(root: str) -> None:
     """`DataError` if lists of the user's own splits stand where we would hold pictures back by ourselves."""
     folder = Path(root)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return
     lists = [name for name in sorted(os.listdir(folder)) if name.lower() in _LISTS]
     if lists:

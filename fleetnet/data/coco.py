@@ -10,6 +10,7 @@ written as text, as some tools do. Format: https://cocodataset.org/#format-data.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -55,9 +56,9 @@ _FOLDERS = ("images/{0}", "{0}", "images", "JPEGImages", ".")  # of images, belo
 def detect(root: str) -> bool:
     """True for a JSON file, and for a folder with the file of a split."""
     path = Path(root)
-    if path.is_dir():
+    if os.path.isdir(path):
         return any(_file_of(path, split) for split in SPLIT_NAMES)
-    return path.is_file() and path.suffix == ".json"
+    return os.path.isfile(path) and path.suffix == ".json"
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
@@ -71,8 +72,8 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     own, there = _named(Path(root))
     part = part_of(split, there, root, own)
     path = there.get(part.there, Path(root))
-    place = path.parent if Path(root).is_file() else Path(root)
-    place = place.parent if Path(root).is_file() and place.name == "annotations" else place
+    place = path.parent if os.path.isfile(Path(root)) else Path(root)
+    place = place.parent if os.path.isfile(Path(root)) and place.name == "annotations" else place
     parsed = _parse(text_of(path), str(path), target, part.take)
     source = Source(root, "coco", part.split, str(path), part.take)
     if not parsed.samples:
@@ -261,7 +262,7 @@ def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[int | s
 
 def _named(root: Path) -> tuple[str, dict[str, Path]]:
     """The split that a named file is of, or ""; and the files of the splits that are there."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return files_beside(root)
     there = {split: file for split in SPLIT_NAMES if (file := _file_of(root, split))}
     if not there:
@@ -271,7 +272,7 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
 
 def _file_of(root: Path, split: str) -> Path | None:
     files = (root / file.format(name) for name in SPLIT_NAMES[split] for file in _FILES)
-    return next((file for file in files if file.is_file()), None)
+    return next((file for file in files if os.path.isfile(file)), None)
 
 
 def _folder(root: Path, file: Path, name: str) -> Path:
@@ -281,7 +282,7 @@ def _folder(root: Path, file: Path, name: str) -> Path:
     places = [root / place.format(word) for place in _FOLDERS for word in (tag, plain)] + [file.parent]
     places += sorted(root.glob("*/JPEGImages"))
     for place in dict.fromkeys(places):
-        if (place / name).is_file():
+        if os.path.isfile(place / name):
             return place
     tried = ", ".join(repr(str(place)) for place in dict.fromkeys(places))
     raise DataError(f"{file}: no such image: {shorten(name)!r}, neither in {tried}")

@@ -8,6 +8,7 @@ may also be the folder of a split, with that of "train" beside it. A folder `tra
 folders that do is a class.
 """
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -22,7 +23,7 @@ TARGETS = ("label",)
 def detect(root: str) -> bool:
     """True for a folder with folders of splits that hold folders, or with several folders of which one holds images."""
     path = Path(root)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return False
     splits = [child for child in _folders(path) if child.name in SPLIT_OF]
     if any(_folders(split) for split in splits):
@@ -38,7 +39,7 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
     """
     check_exists(root)
     path = Path(root)
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise DataError(f"{root!r} is not a folder; expected {EXPECTS}")
     there, unread = _splits(path)
     own = SPLIT_OF.get(path.absolute().name, "") if not there else ""
@@ -94,7 +95,7 @@ def _beside(path: Path) -> dict[str, Path]:
     beside = [path, *(path.parent / name for name in SPLIT_OF)]
     there: dict[str, Path] = {}
     for folder in beside:
-        if folder.is_dir() and _folders(folder):
+        if os.path.isdir(folder) and _folders(folder):
             there.setdefault(SPLIT_OF[folder.name], folder)
     return there
 
@@ -114,20 +115,20 @@ def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str,
             raise DataError(f"class folder {str(child)!r} has no images{reason}. Add images or delete the folder")
         by_class.append((child.name, images))
     for child in sorted(folder.iterdir()):
-        if not child.is_dir() and not hidden(child.name):
+        if not os.path.isdir(child) and not hidden(child.name):
             skipped.append(f"{str(child)!r}: not in a class folder")
     return by_class, skipped
 
 
 def _folders(path: Path) -> list[Path]:
     try:
-        return sorted((c for c in path.iterdir() if c.is_dir() and not hidden(c.name)), key=lambda c: c.name)
+        return sorted((c for c in path.iterdir() if os.path.isdir(c) and not hidden(c.name)), key=lambda c: c.name)
     except OSError as error:
         raise DataError(f"cannot list folder {str(path)!r}: {error.strerror}") from error
 
 
 def _holds_image(folder: Path) -> bool:
-    return any(c.suffix.lower() in EXTENSIONS and not hidden(c.name) and c.is_file() for c in folder.iterdir())
+    return any(c.suffix.lower() in EXTENSIONS and not hidden(c.name) and os.path.isfile(c) for c in folder.iterdir())
 
 
 def _holds_image_below(folder: Path) -> bool:

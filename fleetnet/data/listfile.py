@@ -24,9 +24,9 @@ LARGEST = 99_999  # label without a label list: a number beyond is a mistake soo
 def detect(root: str) -> bool:
     """True for a text file, and for a folder with a list of a split."""
     path = Path(root)
-    if path.is_dir():
+    if os.path.isdir(path):
         return bool(_lists(path))
-    return path.is_file() and path.suffix == ".txt"
+    return os.path.isfile(path) and path.suffix == ".txt"
 
 
 def load(root: str, split: str | None, target: str = "label") -> Split:
@@ -57,7 +57,7 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
         image = Path(os.path.abspath(folder / name))
         if not image.is_relative_to(os.path.abspath(folder)):  # without following links: those are the user's own
             raise DataError(f"{path}, line {number}: {shorten(name)!r} is outside of the folder of the list")
-        if not image.is_file():
+        if not os.path.isfile(image):
             missing.append(f"line {number}: {shorten(name)!r}")
         samples.append(Sample(folder / name, label))
     if missing:
@@ -119,14 +119,14 @@ def _lists(folder: Path) -> dict[str, Path]:
     """The lists of splits in a folder."""
     there: dict[str, Path] = {}
     for name, split in SPLIT_OF.items():
-        if (folder / f"{name}_list.txt").is_file():
+        if os.path.isfile(folder / f"{name}_list.txt"):
             there.setdefault(split, folder / f"{name}_list.txt")
     return there
 
 
 def _named(root: Path) -> tuple[str, dict[str, Path]]:
     """The split that a named list file is of, or ""; and the lists of the splits that are there."""
-    if not root.is_dir():
+    if not os.path.isdir(root):
         return files_beside(root)
     there = _lists(root)
     if not there:

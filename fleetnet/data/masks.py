@@ -11,6 +11,7 @@ Splits are the folders below images/, or the lists root/train.txt and root/val.t
 path, and may name its label map too). Without one for "val" every tenth image is held back for it.
 """
 
+import os
 import re
 from functools import partial
 from pathlib import Path
@@ -178,10 +179,10 @@ def parse(text: str, source: str) -> tuple[list[str], Colors]:
 
 
 def _classes(root: Path, folder: str) -> tuple[list[str], Colors | None]:
-    file = next((root / name for name in _COLORS if (root / name).is_file()), None)
+    file = next((root / name for name in _COLORS if os.path.isfile(root / name)), None)
     colors = parse(text_of(file), str(file)) if file else None
     named = [root / f"{folder}_classes.txt", root / "classes.txt"]
-    files = [name for name in named if name.is_file()][:1] or sorted(root.glob("*classes.txt"))
+    files = [name for name in named if os.path.isfile(name)][:1] or sorted(root.glob("*classes.txt"))
     if len(files) > 1:
         raise DataError(f"several files of class names: {few(files)}; name the right one {named[0].name}")
     if not colors and not files:
@@ -196,7 +197,7 @@ def _classes(root: Path, folder: str) -> tuple[list[str], Colors | None]:
 
 def _folders(images: Path) -> dict[str, Path]:
     """The folders of splits below the folder of images; none where other folders beside a single one are as good."""
-    folders = [child for child in sorted(images.iterdir()) if child.is_dir() and not hidden(child.name)]
+    folders = [child for child in sorted(images.iterdir()) if os.path.isdir(child) and not hidden(child.name)]
     splits = {child.name: child for child in folders if child.name in SPLIT_OF}
     if len(splits) == 1 and len(folders) > 1:
         return {}
@@ -212,14 +213,14 @@ def _lists(root: Path) -> dict[str, Path]:
     there: dict[str, Path] = {}
     for name, split in SPLIT_OF.items():
         for file in (root / f"{name}.txt", root / f"{name}_list.txt"):
-            if file.is_file():
+            if os.path.isfile(file):
                 there.setdefault(split, file)
     return there
 
 
 def _labels(root: Path) -> Path | None:
     """The folder of labels: the first of the usual names that holds a PNG."""
-    if not (root / "images").is_dir():
+    if not os.path.isdir(root / "images"):
         return None
     return next((root / name for name in _FOLDERS if next((root / name).rglob("*.png"), None)), None)
 

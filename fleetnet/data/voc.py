@@ -11,6 +11,7 @@ Corners are taken as they are, without the shift by one pixel of VOC's own tools
 crowds: neither learned from nor counted. An XML file with a DOCTYPE is refused: entities may expand without end.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ from . import (
     number,
     parse_classes,
     part_of,
+    shorten,
     text_of,
     whole,
 )
@@ -74,7 +76,7 @@ def detect(root: str) -> bool:
     """True for a folder JPEGImages beside one of XML files or of label maps."""
     path = Path(root)
     found = next((path / "Annotations").glob("*.xml"), None) or next((path / "SegmentationClass").glob("*.png"), None)
-    return found is not None and (path / "JPEGImages").is_dir()
+    return found is not None and os.path.isdir(path / "JPEGImages")
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
@@ -97,7 +99,7 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     if target == "semantic":
         for name in names:
             labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name, None)
-            if not labels.is_file():
+            if not os.path.isfile(labels):
                 raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
             notes.read += 1
             if measured(image, notes, turned) is None:
@@ -150,7 +152,9 @@ def parse(text: str, source: str) -> Annotation:
         if item.find("bndbox") is not None:
             x0, y0, x1, y1 = (number(word) for word in words)
             if x0 is None or y0 is None or x1 is None or y1 is None:
-                raise DataError(f"{source}, object {i} ({name}): box is {words}; expected four numbers")
+                raise DataError(
+                    f"{source}, object {i} ({shorten(name)}): box is {shorten(words)}; expected four numbers"
+                )
             box = x0, y0, x1, y1
         objects.append((name, box, number(item.findtext("difficult")) == 1))
     return Annotation((tree.findtext("filename") or "").strip() or None, size, objects)
@@ -162,9 +166,9 @@ def place(
     """The objects of a picture of `size` (height, width); what is dropped or cut is noted."""
     objects = []
     for i, (name, box, difficult) in enumerate(annotation.objects, 1):
-        entry = f"{source}, object {i} ({name})"
+        entry = f"{source}, object {i} ({shorten(name)})"
         if name not in classes:
-            raise DataError(f"{entry}: the class is not known; {choose(name, classes)}")
+            raise DataError(f"{entry}: the class is not known; {choose(shorten(name), classes)}")
         if box is None:
             notes.drop("without a box", f"{entry}: dropped, it has no bndbox")
             continue
@@ -177,7 +181,7 @@ def place(
 def _splits(root: Path, target: str) -> dict[str, Path]:
     """The lists of the splits that are there."""
     lists = root / "ImageSets" / _LISTS[target]
-    return {name: lists / f"{name}.txt" for name in SPLIT_NAMES if (lists / f"{name}.txt").is_file()}
+    return {name: lists / f"{name}.txt" for name in SPLIT_NAMES if os.path.isfile(lists / f"{name}.txt")}
 
 
 def _names(root: Path, part: Part, lists: Mapping[str, Path], target: str, notes: Notes) -> list[str]:
@@ -199,7 +203,7 @@ def _names(root: Path, part: Part, lists: Mapping[str, Path], target: str, notes
 
 def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> list[str]:
     """The class names; the XML files that had to be read for them are put into `annotations`."""
-    file = next((root / name for name in _CLASSES if (root / name).is_file()), None)
+    file = next((root / name for name in _CLASSES if os.path.isfile(root / name)), None)
     if file:
         classes = parse_classes(text_of(file), str(file))
         if target == "boxes" and classes[0] == "_background_":  # labelme's, whose boxes are never of it
@@ -208,7 +212,7 @@ def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> lis
         lists = _splits(root, "boxes")
         listed = {"train": lists["train"]} if "train" in lists else {}
         every = Part("all", next(iter(listed), ""))
-        for name in _names(root, every, listed, "boxes", Notes()) if (root / "Annotations").is_dir() else []:
+        for name in _names(root, every, listed, "boxes", Notes()) if os.path.isdir(root / "Annotations") else []:
             annotations[name] = parse(text_of(_xml(root, name)), str(_xml(root, name)))
         classes = sorted({name for annotation in annotations.values() for name, _, _ in annotation.objects})
         if target == "semantic" and classes:
@@ -228,7 +232,7 @@ def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Anno
     if strange:
         raise DataError(f"{problem}; XML files name {strange[0]!r}, which is none of VOC's classes")
     files = {root / "SegmentationClass" / f"{name}.png": annotations[name].objects for name in sorted(annotations)}
-    for file in islice(filter(Path.is_file, files), 10):
+    for file in islice(filter(os.path.isfile, files), 10):
         named = {NAMES.index(name) + 1 for name, _, _ in files[file]}
         try:
             values = set(np.unique(read_labels(file)).tolist()) - {0, IGNORE}
@@ -249,9 +253,9 @@ def _image(root: Path, name: str, filename: str | None) -> Path:
     folder = root / "JPEGImages"
     for suffix in _SUFFIXES:
         path = inside(folder / f"{name}{suffix}", root, name)
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     path = inside(folder / (filename or f"{name}.jpg"), root, str(root / "Annotations" / f"{name}.xml"))
-    if not path.is_file():
-        raise DataError(f"{root / 'Annotations' / name}.xml: no such image: {str(path)!r}")
+    if not os.path.isfile(path):
+        raise DataError(f"{shorten(_xml(root, name))}: no such image: {shorten(path)!r}")
     return path

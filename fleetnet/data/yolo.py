@@ -58,14 +58,14 @@ class _Loader(yaml.SafeLoader):
 def detect(root: str) -> bool:
     """True for a YAML file, and for a folder with data.yaml."""
     path = Path(root)
-    return (path / "data.yaml").is_file() or (path.is_file() and path.suffix in (".yaml", ".yml"))
+    return os.path.isfile(path / "data.yaml") or (os.path.isfile(path) and path.suffix in (".yaml", ".yml"))
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, by name. Raises `DataError` naming file and line for whatever cannot be used."""
     check_exists(root)
-    path = Path(root) / "data.yaml" if Path(root).is_dir() else Path(root)
-    if not path.is_file():
+    path = Path(root) / "data.yaml" if os.path.isdir(Path(root)) else Path(root)
+    if not os.path.isfile(path):
         raise DataError(f"no data.yaml in {root!r}; expected {EXPECTS}")
     described = parse_yaml(text_of(path), str(path))
     folder = inside(path.parent / described.path, path.parent, f"{path}, path")
@@ -75,7 +75,7 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     images = [image for entry in described.entries[part.there] for image in _images(folder, entry, where, notes)]
     images = hold_out(images, part.take)
     files = [_labels(image, path.parent) for image in images]
-    missing = [file for file in files if not file.is_file()]
+    missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         ratio = f"{len(missing)} of {len(files)} images have no file of labels, as {str(missing[0])!r}"
         if len(missing) == len(files):
@@ -85,7 +85,7 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     turned: list[Path] = []
     for image, file, id in zip(images, files, _ids(images, folder), strict=True):
         objects: tuple[Object, ...] = ()
-        if file.is_file():
+        if os.path.isfile(file):
             text, size = text_of(file), measured(image, notes, turned)
             if size is None:
                 lines = len([line for line in text.split("\n") if line.strip()])
@@ -232,17 +232,17 @@ def _named(names: Any, source: str) -> list[str]:
 def _images(base: Path, entry: str, source: str, notes: Notes) -> Sequence[Path]:
     """The images of one entry of the YAML file: a folder's, or those that a text file lists."""
     place = base / entry
-    if not place.exists() and entry.startswith("../"):  # as Roboflow writes, from a folder that it does not have
+    if not os.path.exists(place) and entry.startswith("../"):  # as Roboflow writes, from a folder that it does not have
         place = base / entry.removeprefix("../")
     inside(place, base, source)
-    if place.is_dir():
+    if os.path.isdir(place):
         images, left_out = find_images(place)
         notes.lines += left_out
         if not images:
             raise DataError(f"{source}: no images in {str(place)!r}")
         return images
-    if not place.is_file():
-        raise DataError(f"{source}: no such file or folder: {str(place)!r}")
+    if not os.path.isfile(place):
+        raise DataError(f"{source}: no such file or folder: {shorten(place)!r}")
     lines = [line.strip() for line in text_of(place).split("\n")]
     images = [inside(base / line, base, str(place)) for line in lines if line]
     check_images(images, str(place))
