@@ -17,6 +17,10 @@ class FleetnetError(Exception):
     exit_code = 1  # failure at run time
 
 
+class SlowerWarning(UserWarning):
+    """What was asked for is done rightly, but slower than it could be."""
+
+
 class WriteError(FleetnetError, OSError):
     """A file that cannot be written: the disk is full, the folder is gone or not ours."""
 

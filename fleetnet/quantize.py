@@ -6,7 +6,8 @@
 Unusual here: accuracy is not hoped for. Checkpoint and int8 file are both evaluated on the validation set. While more
 than `max_drop` is lost, the layers whose rounding disturbs the outputs most stay in float: 1, 2, 3, 4, 6 and so on. If
 a quarter of the layers is not enough, something else is wrong, such as images for calibration that are not what the
-network will see, and there is no file.
+network will see, and there is no file. The evaluation holds for every CPU, since the weights are rounded so that none
+computes something else with them (`runtimes/_int8.py`); a file of which that is not true is not handed over either.
 """
 
 import copy
@@ -37,12 +38,18 @@ from .quantizers import QUANTIZERS, WRITERS
 from .reading import to_json
 from .reparam import reparameterize
 from .runtimes import _describe, files, hash_of, signed, version
+from .runtimes._cpu import int8_class
+from .runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
 from .tasks import limits_of, named
 from .train import evaluate
 from .transforms import Preprocess
 from .weights import locate
 
 IMAGES = 128  # for calibration; of sixteen times as many values the extremes hardly change
+CPUS = (
+    "any: no two products of an output channel leave 16 bits, where x86 without VNNI adds them in pairs; VNNI, AMX and "
+    "Arm add in 32 bits"
+)
 MOST = 0.25  # share of the layers that the search may leave in float
 BATCH = 16  # images at a time, in torch
 Linear = nn.Conv2d | nn.Linear
@@ -193,7 +200,7 @@ def _agreement(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float | 
 
 
 def _rounded_weight(weight: Tensor) -> Tensor:
-    scale = weight.flatten(1).abs().amax(1).clamp_min(1e-12) / 127
+    scale = torch.from_numpy(safe_scales(weight.flatten(1).numpy())).to(weight.dtype)
     return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros_like(scale), 0, -127, 127)
 
 
@@ -390,6 +397,12 @@ def quantize(
             finished, sidecar = done / path.name, done / path.with_suffix(".json").name
             done.mkdir()
             rounded = write(set(skipped), finished, about)
+            weights = to.integer_weights(finished)
+            if unsafe := overflowing(weights):
+                raise ExportError(
+                    f"{path} was not written: pairs of products in {', '.join(unsafe)} leave 16 bits, so that CPUs "
+                    "without VNNI would compute something else"
+                )
             sidecar.write_text(to_json(about), encoding="utf-8")
             predictor = load(finished)
             result, logits = _evaluate(predictor, prepared.batches, prepared.facts["classes"])
@@ -428,6 +441,8 @@ def quantize(
                 "calibration": {"images": len(prepared.images), **(facts or {})},
                 "equalized": prepared.equalized, "recalibrated": prepared.recalibrated,
                 "quantizer": QUANTIZERS[runtime], "quantizer_version": version(QUANTIZERS[runtime]),
+                "cpus": CPUS, "largest_pair": max((int(pairs(w).max()) for w in weights.values()), default=0),
+                "largest_pair_allowed": LARGEST_PAIR, "evaluated_on": str(int8_class()),
             },
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip

@@ -1,9 +1,10 @@
 """The int8 file of a runtime, from its float file and pictures: onnxruntime's quantizer (QDQ) and NNCF (OpenVINO).
 
 Layers with weights are quantized: weights with a scale per output channel, symmetric; the map that a layer takes with
-one scale, asymmetric. Gates (squeeze-and-excite) stay in float. What lies between the layers of a backbone is in int8
-for onnxruntime, which else converts back and forth, and in float for OpenVINO, where int8 made nothing faster
-(measured by benchmarks/quantize.py and beside it). Accuracy is `quantize`'s concern.
+one scale, asymmetric. The scales of weights are the finest at which no CPU overflows 16 bits (`runtimes/_int8.py`): one
+bit less than eight where a channel has two large weights. Gates (squeeze-and-excite) stay in float. What lies between
+the layers of a backbone is in int8 for onnxruntime, which else converts back and forth, and in float for OpenVINO,
+where int8 made nothing faster (measured by benchmarks/quantize.py and beside it). Accuracy is `quantize`'s concern.
 """
 
 import contextlib
@@ -20,6 +21,7 @@ import numpy as np
 
 from .errors import ExportError
 from .reading import to_json
+from .runtimes._int8 import safe_scales
 
 # Cut off of both ends together when ranges are chosen for onnxruntime: one value in a hundred thousand. Against the
 # extremes themselves the logits have 1.5 dB less noise for parcnet_xs, 1 dB for repvit_m0_9, 0.4 dB for mobileone_s0,
@@ -129,6 +131,21 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
             calibrator.collect_data(Reader(images[i : i + some]))
         ranges = calibrator.compute_data()
 
+    def safe_ranges(graph: Any) -> dict[str, list[dict[str, Any]]]:
+        """The range of each channel of each weight, as the quantizer takes it: ±127 times the scale."""
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        ranges: dict[str, list[dict[str, Any]]] = {}
+        for node in graph.node:
+            if node.op_type not in LAYERS or len(node.input) < 2 or node.input[1] not in tensors:
+                continue
+            weight = onnx.numpy_helper.to_array(tensors[node.input[1]])
+            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+            rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
+            limits = [float(127 * scale) for scale in safe_scales(rows)]
+            ranges[node.input[1]] = [{"axis": axis, "rmin": -limit, "rmax": limit} for limit in limits]
+        return ranges
+
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
         model = network()
         with _quiet():
@@ -136,7 +153,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
                 model, per_channel=True, reduce_range=False, weight_qType=tools.QuantType.QInt8,
                 activation_qType=tools.QuantType.QUInt8, tensors_range=ranges, nodes_to_quantize=[],
                 nodes_to_exclude=sorted(in_float(model.graph, skip)), op_types_to_quantize=LAYERS + BETWEEN,
-                extra_options={"MatMulConstBOnly": True},
+                extra_options={"MatMulConstBOnly": True, "TensorQuantOverrides": safe_ranges(model.graph)},
             )  # fmt: skip
             quantizer.quantize_model()
         proto = quantizer.model.model
@@ -153,7 +170,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
 
 def _openvino(float_file: Path, images: np.ndarray) -> Write:
     """NNCF, which collects the ranges anew for every file."""
-    from .runtimes.openvino import FACTS, PRECISION, core, untold
+    from .runtimes.openvino import FACTS, PRECISION, core, integer_weights_of, untold
 
     try:
         with untold():
@@ -171,6 +188,20 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
         while source.get_input_size():
             source = source.input_value(0).get_node()
         return source.get_type_name() == "Constant" and source.get_element_type().to_string() in ("i8", "u8")
+
+    def rewrite_weights(network: Any, floats: Mapping[str, np.ndarray]) -> None:
+        """Round the float weights of each layer anew, to scales that are safe.
+
+        NNCF's own way, `overflow_fix`, costs half of all scales, and leaves out depthwise layers.
+        """
+        opset = import_module("openvino.opset8")
+        for weight in integer_weights_of(network):
+            exact = floats[weight.layer].reshape(weight.values.shape)
+            scales = safe_scales(weight.rows(exact)).reshape(weight.scales.shape).astype(np.float32)
+            values = np.clip(np.round(exact / scales), -127, 127).astype(np.int8)
+            for reader, array in ((weight.constant, values), (weight.scaling.input_value(1).get_node(), scales)):
+                for target in reader.output(0).get_target_inputs():
+                    target.replace_source_output(opset.constant(array).output(0))
 
     def slow(node: Any) -> bool:
         """Whether int8 is no gain: of groups with several channels ParC-Net's 3x3 ones take ten times as long as in
@@ -190,6 +221,11 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
             for node in network.get_ops()
             if node.get_type_name() not in KEPT or _module(node.get_friendly_name()) in skip or slow(node)
         ]
+        exact = {
+            node.get_friendly_name(): np.array(node.input_value(1).get_node().data)
+            for node in network.get_ops()
+            if node.get_type_name() in WEIGHTED and node.input_value(1).get_node().get_type_name() == "Constant"
+        }
         with _quiet():
             quantized = nncf.quantize(
                 network, nncf.Dataset(list(images), lambda image: image[None]),
@@ -198,6 +234,7 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
                 # the correction of biases changed the noise by at most 0.3 dB, either way, in twice the time
                 advanced_parameters=advanced(activations_range_estimator_params=ranges, disable_bias_correction=True),
             )  # fmt: skip
+        rewrite_weights(quantized, exact)
         quantized.set_rt_info(to_json(facts, ensure_ascii=False), FACTS)
         quantized.set_rt_info("int8", PRECISION)
         openvino.save_model(quantized, path, compress_to_fp16=False)

@@ -203,6 +203,10 @@ def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module
     return collapse(model)
 
 
+ROUNDING = 32
+WIDEST = 1e-3  # relative; a batch norm folded with an epsilon of 1e-3 for 1e-5 is at 2e-3
+
+
 def difference(reference: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[float, float]:
     """The largest absolute difference, and the same relative to the reference's standard deviation (worst output)."""
     largest = relative = 0.0
@@ -215,3 +219,14 @@ def difference(reference: Sequence[Tensor], other: Sequence[Tensor]) -> tuple[fl
         largest = max(largest, delta) if delta == delta else float("nan")
         relative = max(relative, delta / max(spread, 1e-30)) if delta == delta else float("nan")
     return largest, relative
+
+
+def allowed(tolerance: float, exact: Sequence[Tensor], reference: Sequence[Tensor]) -> float:
+    """How far from `reference`, computed in float32, something that computes the same may be: on any CPU, `tolerance`.
+
+    More where float32 leaves more of these weights: with the kernels of one CPU a deploy form is as exact as the
+    network itself, with those of another 14 times less (ParC-Net, AVX2). So `ROUNDING` times what lies between
+    `reference` and `exact`, the same in float64; but at most `WIDEST`, beyond which faults could hide.
+    """
+    own = difference(exact, reference)[1]
+    return max(tolerance, min(ROUNDING * own, WIDEST))

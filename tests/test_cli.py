@@ -13,6 +13,7 @@ import torch
 from fleetnet import cli
 from fleetnet.cli import main
 from fleetnet.find import names
+from fleetnet.reparam import reparameterize
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
@@ -242,3 +243,23 @@ def test_golden_pair_tests_the_file(run: Path, tmp_path: Path):
     golden = np.load(tmp_path / "onnx" / "golden.npz")
     [logits] = onnx.load(tmp_path / "onnx" / "model.onnx")(golden["image"])
     assert np.abs(logits - golden["logits"]).max() < 1e-4 * golden["logits"].std()
+
+
+def test_reparam_judges_a_network_by_what_float32_leaves_of_it(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """With a tolerance that rounding exceeds, as with the sums of another CPU, a right one is accepted."""
+    monkeypatch.setattr("fleetnet.cli.reparam.TOLERANCE", 1e-9)
+    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors"), "--json"]) == 0
+    folded = last_json(capsys)
+    assert 1e-9 < folded["relative_difference"] <= folded["tolerance"] < 1e-3
+
+    def wrong(*args: object) -> torch.nn.Module:
+        deploy = reparameterize(*args)
+        deploy.head.classifier[-1].bias.data[0] += 1e-3
+        return deploy
+
+    monkeypatch.setattr("fleetnet.reparam.reparameterize", wrong)
+    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "wrong.safetensors")]) == 5
+    assert "nothing is written" in capsys.readouterr().err
+    assert not (tmp_path / "wrong.safetensors").exists()

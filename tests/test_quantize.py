@@ -35,6 +35,7 @@ from fleetnet.quantize import (
 )  # fmt: skip
 from fleetnet.quantizers import WRITERS
 from fleetnet.reparam import reparameterize
+from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.transforms import Batch, Preprocess
 
 CLASSES, SIZE = 4, 24
@@ -246,8 +247,10 @@ def test_emulated_rounding() -> None:
     assert (rounded - x).abs().max() <= (high - low) / 255 * 0.51
     assert len(rounded.unique()) <= 256
     weight = torch.randn(5, 4, 3, 3) * torch.logspace(-4, 2, 5).view(-1, 1, 1, 1)
-    off = (_rounded_weight(weight) - weight).flatten(1).abs().amax(1) / weight.flatten(1).abs().amax(1)
-    assert (off <= 0.51 / 127).all()  # each channel by its own scale
+    off = (_rounded_weight(weight) - weight).flatten(1).abs().amax(1)
+    scales = torch.from_numpy(safe_scales(weight.flatten(1).numpy()))
+    assert (off <= 0.51 * scales).all()  # each channel by its own scale
+    assert (scales < 2.1 * weight.flatten(1).abs().amax(1) / 127).all()  # seven bits at least
 
 
 def test_sqnr() -> None:

@@ -9,7 +9,7 @@ from fleetnet import reparam
 from fleetnet.backbones.mobileone import Branches
 from fleetnet.errors import ModelError
 from fleetnet.layers import ConvBN
-from fleetnet.reparam import as_conv, difference, fold_bn_before, kernel, reparameterize
+from fleetnet.reparam import allowed, as_conv, difference, fold_bn_before, kernel, reparameterize
 
 GEOMETRIES = [  # inputs, outputs, size, stride, dilation, groups
     (6, 6, 3, 1, 1, 6),
@@ -205,3 +205,16 @@ def test_the_comparison_on_any_cpu_sees_a_fault(fault):
 
     with pytest.raises(AssertionError, match=FAULTS[fault]):
         assert_same_function(random_model("fasternet_t0"), wrong, image(64, 64))
+
+
+def test_what_is_allowed_follows_what_float32_leaves():
+    exact = [torch.randn(1000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)]
+    spread = exact[0].std().item()
+
+    def off(by: float) -> list[Tensor]:
+        return [exact[0] + by * spread * torch.eye(1000, dtype=torch.float64)[0]]
+
+    assert allowed(1e-4, exact, off(1e-6)) == 1e-4
+    assert allowed(1e-4, exact, off(1e-5)) == pytest.approx(3.2e-4)
+    assert allowed(1e-4, exact, off(1e-2)) == 1e-3
+    assert allowed(0.1, exact, off(1e-2)) == 0.1

@@ -14,7 +14,7 @@ from fleetnet import runtimes
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
-from fleetnet.reparam import as_conv, merge, reparameterize
+from fleetnet.reparam import WIDEST, as_conv, merge, reparameterize
 from fleetnet.runtimes import Meaning, Preprocessed, choice, deliver, files, label, load, onnx, verify
 from fleetnet.runtimes._agreement import compare
 
@@ -267,6 +267,27 @@ def test_rounding_is_told_from_a_wrong_fuse(image, tmp_path):
     with pytest.raises(ExportError, match=r"right in float64 .* amplify rounding"):
         deliver(model, image, tmp_path / "model.onnx", "onnx", FACTS)
     assert listing(tmp_path) == []
+
+
+def test_what_float32_leaves_of_the_weights_is_allowed_and_no_more(model, image, tmp_path, monkeypatch):
+    """A right network must not be refused on the CPU whose sums are in another order."""
+    rough = Small().eval()
+    for norm, sign in ((rough.body[0].large[1], 1), (rough.body[0].small[1], -1)):
+        nn.init.constant_(norm.bias, sign * 1e5)
+    parity = deliver(rough, image, tmp_path / "rough.onnx", "onnx", FACTS).parity
+    assert onnx.tolerances["fp32"] < parity.relative < parity.tolerance <= WIDEST
+    assert json.loads((tmp_path / "rough.json").read_text())["parity"]["tolerance"] == parity.tolerance
+
+    export, off = onnx.export, 5e-4 * model(image).std().item()
+
+    def wrong(model: nn.Module, *args: object, **options: object) -> None:
+        model.classifier.bias.data[0] += off
+        export(model, *args, **options)
+        model.classifier.bias.data[0] -= off
+
+    monkeypatch.setattr(onnx, "export", wrong)
+    with pytest.raises(ExportError, match=r"\(allowed 0\.0001\).* conversion to onnx"):
+        deliver(model, image, tmp_path / "model.onnx", "onnx", FACTS)
 
 
 def test_a_wrong_conversion_is_not_handed_over(model, image, tmp_path, monkeypatch):

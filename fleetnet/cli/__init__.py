@@ -10,9 +10,11 @@ import contextlib
 import signal
 import sys
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from ..errors import FleetnetError, UsageError, choose
+from ..errors import FleetnetError, SlowerWarning, UsageError, choose
 from ..reading import to_json
 from ._show import say
 
@@ -54,7 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
-        with _termination():
+        with _termination(), warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            warnings.simplefilter("always", SlowerWarning)  # of each file, not of the first
             return _dispatch(words)
     except FleetnetError as error:
         if debug:
@@ -107,6 +111,21 @@ def _of_the_system(error: OSError) -> str:
 
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
     return f"{': '.join([*names[:1], reason(error)])} (--debug shows where)"
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: Any = None,
+    line: str | None = None,
+) -> None:
+    """Ours in one line, without the place in the code; others as Python shows them."""
+    said = warnings.formatwarning(message, category, filename, lineno, line)
+    if issubclass(category, SlowerWarning):
+        said = f"fleetnet: warning: {message}\n"
+    sys.stderr.write(said)
 
 
 def _dispatch(words: list[str]) -> int:

@@ -6,6 +6,7 @@ What is missing or broken is reported; it is no failure of this verb.
 """
 
 import multiprocessing
+import os
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from importlib.util import find_spec
@@ -38,13 +39,16 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from .. import __version__
     from ..bench import version
     from ..runtimes import _isolated, choice
+    from ..runtimes._cpu import int8_class
 
     if given.get("install"):
         say(f"making the environment that converts for {given['install']}, in {_isolated.folder(given['install'])}")
         _isolated.create(given["install"])
     chosen = [choice(name)[0] for name in given["to"].split(",")] if given.get("to") else names("runtimes")
-    machine = _machine()
+    machine, int8 = _machine(), int8_class()
     table(f"fleetnet {__version__} on this machine", ["", ""], [[key, value or "no"] for key, value in machine.items()])
+
+    say(f"int8: {int8.meaning}")
 
     runtimes = [_runtime(name) for name in chosen]
     for runtime in runtimes if given.get("test") else ():
@@ -78,8 +82,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     if not given.get("test"):
         say("installed is not yet working: fleetnet doctor --test tries each")
     return {
-        "version": __version__, "machine": machine, "runtimes": runtimes, "environments": environments,
-        "packages": packages,
+        "version": __version__, "machine": machine, "int8": {"saturates": int8.saturates, "meaning": int8.meaning},
+        "runtimes": runtimes, "environments": environments, "packages": packages,
     }  # fmt: skip
 
 
@@ -88,11 +92,18 @@ def _machine() -> dict[str, Any]:
     import torch
 
     from ..bench import card
+    from ..runtimes._cpu import int8_class, onednn_saturates
 
+    kind = int8_class()
     known = card(threads=1, packages=("torch", "torchvision"))
     cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if _cuda() else []
+    capped = {}
+    if onednn_saturates() and not kind.saturates:
+        capped = {"int8, OpenVINO": f"ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']} leaves it without VNNI"}
     return {
         "processor": f"{known['cpu']}, {known['cores']} cores",
+        "int8": str(kind),
+        **capped,
         "CUDA": ", ".join(cuda),
         "MPS": "yes" if torch.backends.mps.is_available() else "",
         "system": known["platform"],

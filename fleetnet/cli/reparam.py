@@ -33,7 +33,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..config import parse_size
     from ..files import check_writable
     from ..flops import count
-    from ..reparam import difference, reparameterize
+    from ..reparam import allowed, difference, reparameterize
     from ..tasks import named
     from ..weights import locate
 
@@ -47,7 +47,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     height, width = parse_size(given["size"]) if given.get("size") else loaded.preprocess.size
     images = torch.randn(4, 3, height, width, generator=torch.Generator().manual_seed(0))
     deploy = reparameterize(model, images)
-    largest, relative = difference(_computed(model, images), _computed(deploy, images))
+    outputs = _computed(model, images)
+    largest, relative = difference(outputs, _computed(deploy, images))
+    tolerance = TOLERANCE
+    if relative > tolerance:  # by a fault, or by what float32 leaves of these weights
+        tolerance = allowed(tolerance, _computed(copy.deepcopy(model).double(), images.double()), outputs)
     with torch.no_grad():
         detects = "scores" in named(model(images[:1]))
     if detects:  # in float32, rounding may swap two of nearly equal score
@@ -55,14 +59,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         nets = exact, reparameterize(exact, images.double())
         with torch.no_grad():
             relative = max(relative, difference(*(list(net(images.double()).values()) for net in nets))[1])
-    if not relative <= TOLERANCE:
+    if not relative <= tolerance:
         raise ExportError(
-            f"the deploy form differs by {relative:.3g} relative; allowed: {TOLERANCE:.0e}; nothing is written"
+            f"the deploy form differs by {relative:.3g} relative; allowed: {tolerance:.1g}; nothing is written"
         )
     before, after = ({**_size(m), "macs": count(m, (height, width)).macs} for m in (model, deploy))
     rows = [[name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}"] for name in before]
     table(f"{path} at {height}x{width}", ["", "multi-branch", "deploy form"], rows)
-    tell(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {TOLERANCE:.0e}), on 4 random images")
+    tell(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {tolerance:.1g}), on 4 random images")
     checkpoint.save(
         out, deploy, classes=loaded.classes, preprocess=dataclasses.replace(loaded.preprocess, size=(height, width)),
         settings=loaded.meta.get("settings"), metrics=loaded.metrics, source=loaded.meta.get("source"), form="deploy",
@@ -71,7 +75,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     say(f"written: {out}")
     return {
         "model": str(path), "written": str(out), "largest_difference": largest, "relative_difference": relative,
-        "tolerance": TOLERANCE, "before": before, "after": after,
+        "tolerance": tolerance, "before": before, "after": after,
     }  # fmt: skip
 
 

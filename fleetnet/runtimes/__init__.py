@@ -58,7 +58,7 @@ from ..boxes import unpad
 from ..errors import ExportError, UsageError, choose
 from ..files import beside
 from ..find import find, names
-from ..reparam import difference, reparameterize
+from ..reparam import WIDEST, allowed, difference, reparameterize
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
 from ._agreement import compare, limits
@@ -214,7 +214,8 @@ def verify(
     """Compare `runner` with `reference` on batches of images, each (N, 3, H, W); a stack (k, N, 3, H, W) is k batches.
 
     Differences are relative to the spread of an output over all the examples: one image's few logits may lie close
-    together by chance. Integers must be the same (of class maps, nearly all). Padded detections are compared as sets,
+    together by chance. Where float32 leaves more of a reference that is a module, more than `tolerance` is allowed: see
+    `reparam.allowed`. Integers must be the same (of class maps, nearly all). Padded detections are compared as sets,
     and so are the boxes, masks and class maps that `meaning` finds in the outputs of both sides.
 
     Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or nothing would be
@@ -247,6 +248,8 @@ def verify(
     pairs = list(zip(references, others, strict=True))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     max_abs, relative = difference([a for a, _ in floats], [b for _, b in floats])
+    if tolerance < relative <= WIDEST and isinstance(reference, nn.Module):
+        tolerance = allowed(tolerance, _in_float64(reference, examples), [a for a, _ in floats])
     equal = [(a == b).double().mean().item() for a, b in pairs if not a.is_floating_point()]
     if equal and not floats and any(_one_value(a, tolerance) for a, _ in pairs):
         raise ExportError(
@@ -259,6 +262,14 @@ def verify(
     if len(references) == 1 and references[0].ndim == 2:
         top1 = (references[0].argmax(1) == others[0].argmax(1)).double().mean().item()
     return Parity(max_abs, relative, tolerance, top1, images, agreement)
+
+
+def _in_float64(model: nn.Module, examples: Sequence[Tensor] | Tensor) -> list[Tensor]:
+    """The floating outputs over all examples, of the same weights in float64."""
+    exact = copy.deepcopy(model).double()
+    outputs = [_named(exact(image.double() if image.is_floating_point() else image)) for image in examples]
+    floats = [name for name, output in outputs[0].items() if output.is_floating_point()]
+    return [torch.cat([output[name] for output in outputs]) for name in floats]
 
 
 def _examples(example: Tensor) -> list[Tensor]:

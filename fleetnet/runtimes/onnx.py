@@ -4,6 +4,7 @@ One file with the weights inside, input "image", facts as JSON in the metadata u
 """
 
 import ast
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
@@ -16,8 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..errors import ExportError, ModelError, UsageError
+from ..errors import ExportError, ModelError, SlowerWarning, UsageError
 from ..reading import from_json, to_json
+from ._cpu import int8_class
+from ._int8 import overflowing, slower
 from ._program import quiet
 
 suffix = ".onnx"
@@ -34,6 +37,16 @@ tolerances = {"fp32": 1e-4}
 OPSETS = range(18, 24)
 LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
 KEY = "fleetnet"  # of the metadata
+# Operators with weights, and which of their inputs these are.
+WEIGHTED = {
+    "Conv": 1,
+    "Gemm": 1,
+    "MatMul": 1,
+    "QLinearConv": 3,
+    "QLinearMatMul": 3,
+    "ConvInteger": 1,
+    "MatMulInteger": 1,
+}
 DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
 }  # fmt: skip
@@ -120,8 +133,37 @@ def export(
     onnx.save(proto, path)
 
 
-def _session(path: Path | str, threads: int, content: bytes | None = None) -> Any:
-    """onnxruntime's session of a file; of `content`, which is the file with changes, just as it stands."""
+def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
+    """The int8 weights of a file by layer, (output channels, n) each; none of a float file.
+
+    Raises `ModelError` if it is no ONNX file.
+    """
+    onnx = _package("onnx")
+    proto = _proto(path, with_weights=True)
+    tensors = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    if not tensors:
+        return {}
+    whole = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    weights = {}
+    for node in proto.graph.node:
+        index = WEIGHTED.get(node.op_type, len(node.input))
+        name = node.input[index] if index < len(node.input) else ""
+        tensor = tensors.get(whole.get(name, name))
+        if tensor is None:
+            continue
+        values = onnx.numpy_helper.to_array(tensor)
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        if "Conv" not in node.op_type and not transposed:  # a matrix of (inputs, outputs)
+            values = np.moveaxis(values, -1, 0)
+        weights[node.name or node.output[0]] = values.reshape(len(values), -1)
+    return weights
+
+
+def _session(path: Path | str, threads: int, content: bytes | None = None, *, in_32_bits: bool = False) -> Any:
+    """onnxruntime's session of a file; of `content`, which is the file with changes, just as it stands.
+
+    `in_32_bits` asks for kernels that add products of int8 without cutting them off, on any CPU.
+    """
     onnxruntime = _package("onnxruntime")
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
@@ -129,6 +171,8 @@ def _session(path: Path | str, threads: int, content: bytes | None = None) -> An
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.force_spinning_stop", "1")  # else threads spin for 0.1 s after a call
     options.log_severity_level = 3  # errors, which are also raised
+    if in_32_bits:
+        options.add_session_config_entry("session.x64quantprecision", "1")
     if content is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
@@ -140,11 +184,15 @@ def _session(path: Path | str, threads: int, content: bytes | None = None) -> An
 def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
-    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Raises `ExportError` if
-    onnxruntime is missing, `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for a
-    batch of another shape or kind.
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Int8 weights that this CPU
+    would compute wrongly get slower kernels, and a `SlowerWarning`. Raises `ExportError` if onnxruntime is missing,
+    `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for a batch of another shape or
+    kind.
     """
-    session = _session(path, threads)
+    layers = overflowing(integer_weights(path)) if int8_class().saturates else []
+    if layers:
+        warnings.warn(slower(path, layers), SlowerWarning, stacklevel=2)
+    session = _session(path, threads, in_32_bits=bool(layers))
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES:
         listed = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
@@ -193,16 +241,24 @@ def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str
     return run
 
 
-def metadata(path: Path | str) -> dict[str, object]:
-    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no ONNX file."""
+def _proto(path: Path | str, *, with_weights: bool = False) -> Any:
+    """The file as protobuf reads it, `with_weights` also those in files beside it. `ModelError` if it is none."""
     onnx = _package("onnx")
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
     try:
-        proto = onnx.load(path, load_external_data=False)
-        found = [from_json(entry.value) for entry in proto.metadata_props if entry.key == KEY]
-    except Exception as error:  # protobuf's DecodeError; JSON that is none
+        proto = onnx.load(path, load_external_data=with_weights)
+    except Exception as error:  # protobuf's DecodeError
         raise ModelError(f"{path}: not a readable ONNX file: {error}") from error
     if not proto.graph.node:  # to protobuf, an empty file is an empty message
         raise ModelError(f"{path}: not an ONNX file, or one without a network")
-    return found[0] if found else {}
+    return proto
+
+
+def metadata(path: Path | str) -> dict[str, object]:
+    """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no ONNX file."""
+    entries = [entry.value for entry in _proto(path).metadata_props if entry.key == KEY]
+    try:
+        return from_json(entries[0]) if entries else {}
+    except ValueError as error:
+        raise ModelError(f"{path}: its metadata are no JSON: {error}") from error

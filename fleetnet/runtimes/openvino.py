@@ -7,10 +7,13 @@ kernels of ParC for variables, which its CPU plugin refuses, and reports to its 
 """
 
 import importlib
+import math
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,9 +23,11 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..errors import ExportError, ModelError
+from ..errors import ExportError, ModelError, SlowerWarning
 from ..reading import from_json, to_json
 from . import onnx
+from ._cpu import onednn_saturates
+from ._int8 import overflowing, slower
 
 suffix = ".xml"
 package = "openvino"
@@ -35,6 +40,7 @@ tolerances = {"fp32": 1e-4, "bf16": 0.15}
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 FACTS, PRECISION = "fleetnet", "fleetnet_precision"  # of the file's rt_info
+WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 
 
 def lacks() -> str | None:
@@ -144,6 +150,60 @@ def _read(path: Path | str) -> Any:
     return network
 
 
+@dataclass(frozen=True)
+class IntegerWeight:
+    """The int8 weights of a layer: a constant, converted to float, multiplied by scales, and maybe reshaped."""
+
+    layer: str
+    values: np.ndarray  # int8
+    scales: np.ndarray  # float32, of as many dimensions: 1 where all values share one
+    constant: Any  # node
+    scaling: Any  # the node that multiplies
+
+    def rows(self, values: np.ndarray | None = None) -> np.ndarray:
+        """These values, or others of the same shape, by what shares a scale: an output channel. (channels, n)."""
+        values = self.values if values is None else values
+        own = [axis for axis, size in enumerate(self.scales.shape) if size > 1]
+        channels = math.prod(self.scales.shape)
+        return np.moveaxis(values, own, range(len(own))).reshape(channels, -1)
+
+
+def integer_weights_of(network: Any) -> list[IntegerWeight]:
+    """The int8 weights of a network, in the order of its layers."""
+    found = []
+    for node in network.get_ordered_ops():
+        if node.get_type_name() not in WEIGHTED:
+            continue
+        chain = [node.input_value(1).get_node()]  # from the layer back to the constant
+        while chain[-1].get_input_size():
+            chain.append(chain[-1].input_value(0).get_node())
+        constant = chain[-1]
+        scaling = next((step for step in chain if step.get_type_name() == "Multiply"), None)
+        if constant.get_type_name() != "Constant" or constant.get_element_type().to_string() != "i8" or scaling is None:
+            continue
+        values, scales = np.array(constant.data), np.array(scaling.input_value(1).get_node().data)
+        scales = scales.reshape((1,) * (values.ndim - scales.ndim) + scales.shape)
+        found.append(IntegerWeight(node.get_friendly_name(), values, scales, constant, scaling))
+    return found
+
+
+def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
+    """The int8 weights of a file by layer, (output channels, n) each; none of a float file.
+
+    Raises `ModelError` if it is no IR file.
+    """
+    return {weight.layer: weight.rows() for weight in integer_weights_of(_read(path))}
+
+
+def _with_float_weights(network: Any) -> None:
+    """Let the layers with int8 weights compute in float, in place: what they compute stays."""
+    opset = importlib.import_module("openvino.opset8")
+    for weight in integer_weights_of(network):
+        whole = opset.constant(weight.values.astype(np.float32) * weight.scales)
+        for reader in weight.scaling.output(0).get_target_inputs():
+            reader.replace_source_output(whole.output(0))
+
+
 def _info(network: Any, key: str) -> str | None:
     return network.get_rt_info([key]).value if network.has_rt_info([key]) else None
 
@@ -186,11 +246,18 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A bfloat16 file is computed
-    in float32 on a CPU without bfloat16. For one thread at a time. Raises `ExportError` if OpenVINO is missing
+    in float32 on a CPU without bfloat16; int8 weights that this CPU would compute wrongly in float, with a
+    `SlowerWarning`. For one thread at a time. Raises `ExportError` if OpenVINO is missing
     or cannot run the network, `ModelError` if a file is missing, damaged or has other inputs, and, on the call, for a
     batch of another shape or kind.
     """
-    return _runner(path, _read(path), threads)
+    network = _read(path)
+    weights = integer_weights_of(network) if onednn_saturates() else []
+    layers = overflowing({weight.layer: weight.rows() for weight in weights})
+    if layers:
+        warnings.warn(slower(path, layers), SlowerWarning, stacklevel=2)
+        _with_float_weights(network)
+    return _runner(path, network, threads)
 
 
 def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
