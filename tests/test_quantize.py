@@ -267,12 +267,12 @@ def test_the_planted_layer_is_the_most_sensitive() -> None:
     assert {layer.name for layer in usual} == {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)} | {
         "classifier.2"
     }
-    assert usual[0].sqnr > 20
+    assert usual[0].sqnr > 17  # its two largest weights leave a linear layer of four outputs seven bits
     plant(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     worst, second, *_ = sensitivity(model, images(8))
     assert worst.name == "pointwise"
-    assert worst.sqnr < 10 < 20 < second.sqnr
+    assert worst.sqnr < 10 < 17 < second.sqnr
     assert worst.agreement < 1
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert sensitivity(equalize(model, images())[0], images(8))[0].sqnr > worst.sqnr + 10
@@ -338,7 +338,7 @@ def test_openvino(tmp_path: Path) -> None:
     from fleetnet.runtimes import openvino
 
     source = prepared(tiny())
-    done = quantize(source, "openvino", tmp_path / "openvino-int8" / "model.xml", max_drop=10, skip=["last"])
+    done = quantize(source, "openvino", tmp_path / "openvino-int8" / "model.xml", max_drop=20, skip=["last"])
     constants = [n for n in openvino.core().read_model(done.path).get_ops() if n.get_type_name() == "Constant"]
     whole = [n.get_output_shape(0) for n in constants if n.get_element_type().to_string() == "i8"]
     assert len([shape for shape in whole if np.prod(shape) > 1]) == done.layers - len(done.skipped) - len(done.others)
