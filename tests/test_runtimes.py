@@ -192,7 +192,7 @@ def test_a_dynamic_file_takes_any_batch_and_a_static_one_says_what_it_takes(mode
 def test_a_dynamic_file_is_compared_at_another_batch_size(model, image, tmp_path, monkeypatch):
     seen = []
 
-    def load(path: Path) -> object:
+    def load(path: Path, threads: int = 1) -> object:
         run = real(path)
         return lambda batch: seen.append(len(batch)) or run(batch)
 
@@ -318,7 +318,9 @@ def test_the_advice_is_what_the_runtime_has(to, dynamic, advice, model, image, t
     name, precision = choice(to)
     module = find("runtimes", name)
     monkeypatch.setattr(module, "export", lambda *_, **__: None)
-    monkeypatch.setattr(module, "load", lambda _: lambda batch: [model(torch.from_numpy(batch)).detach().numpy() + 1])
+    monkeypatch.setattr(
+        module, "load", lambda *_, **__: lambda batch: [model(torch.from_numpy(batch)).detach().numpy() + 1]
+    )
     with pytest.raises(ExportError) as error:
         deliver(
             model, image, tmp_path / f"model{module.suffix}", name, FACTS, precision=precision, dynamic=dynamic,
