@@ -777,11 +777,13 @@ def read_log(run: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     try:
-        *lines, _ = read_text(path, HISTORY).split("\n")
+        *lines, rest = read_text(path, HISTORY).split("\n")
     except OSError as error:
         raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise ModelError(f"{path} is damaged: it is not UTF-8 text") from error
+    if "\x00" in rest:  # which no kill leaves, but a disk
+        raise ModelError(f"{path}, line {len(lines) + 1} is damaged: it holds zeros")
     entries = [_entry(line, f"{path}, line {number}") for number, line in enumerate(lines, 1)]
     return [line if COUNTED in line else {**line, "epoch": line["epoch"] + 1, COUNTED: 1} for line in entries]
 

@@ -167,12 +167,15 @@ def files_beside(path: Path, suffixes: Sequence[str]) -> str:
     return choose(path.name, near) if near else f"its folder has none that end in {', '.join(suffixes)}"
 
 
-def check_inside(path: Path, run: Path) -> None:
-    """`ModelError` if a file of a run folder is a link to a place outside of it: the run may be a stranger's."""
+def check_inside(path: Path, run: Path, instead: str = "copy the file into it, or give the file itself") -> None:
+    """`ModelError` if a file of a run folder is a link to a place outside of it: the run may be a stranger's.
+
+    `instead` says what to do.
+    """
     if leads_out(path, run):
         raise ModelError(
             f"{path} is a link that leads out of {run}, to {os.path.realpath(path)}: links in a run folder are not "
-            "followed, so copy the file into it, or give the file itself"
+            f"followed, so {instead}"
         )
 
 

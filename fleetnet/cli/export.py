@@ -115,10 +115,13 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from ..find import find
     from ..predict import export
     from ..runtimes import label, size_of
-    from ..weights import locate
+    from ..weights import check_inside, locate
 
     path = locate(Path(given["model"]))
     out = Path(given.get("out") or path.parent / "export")
+    if not given.get("out"):
+        for place in (out, *out.glob("*")):
+            check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
     pictures = pictures_of(given, path)
     stem = "model-decoded" if given.get("embed_decode") else "model"  # one does not take the place of the other

@@ -73,6 +73,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..quantize import calibration, lacks, prepare, quantize, source_of
     from ..quantizers import WRITERS
     from ..transforms import ImageDataset, Preprocess
+    from ..weights import check_inside
 
     runtimes = [name.strip() for name in given["to"].split(",")]
     for name in runtimes:
@@ -83,6 +84,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(given.get("threads", 2))
     path = source_of(given["model"])
     out = Path(given.get("out") or path.parent / "export")
+    if not given.get("out"):
+        for place in (out, *out.glob("*")):
+            check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
     about = checkpoint.read_facts(path)
     preprocess, target = Preprocess.from_dict(about["preprocess"]), find("tasks", about["task"]).TARGET
