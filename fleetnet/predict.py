@@ -319,6 +319,20 @@ def each(pictures: Pictures) -> Iterator[One]:
         )
 
 
+def _check_one_file(path: Path) -> None:
+    """`UsageError` for a folder or a pattern, with the files in place of it."""
+    if path.is_dir():
+        kind, folder, pattern = "folder", path, "*"
+    elif "*" in path.name and not path.exists():
+        kind, folder, pattern = "pattern", path.parent, path.name
+    else:
+        return
+    raise UsageError(
+        f"'{path}' is a {kind}; allowed: files, as sorted(Path({str(folder)!r}).glob({pattern!r})). "
+        f"The command `fleetnet predict` takes {kind}s"
+    )
+
+
 def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -> Picture:
     """A picture in any form as upright RGB; see `Predictor.predict` and `images.load`."""
     if isinstance(one, Picture):
@@ -332,6 +346,8 @@ def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -
         one = (array.permute(1, 2, 0) if array.ndim == 3 else array).contiguous().numpy()
     if isinstance(one, str) and one.startswith(("http://", "https://")):
         one = images.fetch(one)
+    if isinstance(one, (str, Path)):
+        _check_one_file(Path(one))
     return images.load(one, values, channels)
 
 

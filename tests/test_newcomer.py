@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -312,3 +314,53 @@ def test_a_failed_start_leaves_no_folder(words, code, part, tmp_path: Path, monk
     assert part in message
     assert "Error" not in message
     assert list(tmp_path.iterdir()) == []
+
+
+# ---- commands to paste ----------------------------------------------------------------------------------------------
+
+
+def pasted(text: str) -> list[list[str]]:
+    """The words after `fleetnet` of each command that a message shows, as a shell takes them."""
+    return [shlex.split(line)[1:] for line in re.findall(r"fleetnet [a-z]+ --.*?(?=   or: |\n|$)", text)]
+
+
+def test_closing_lines_can_be_pasted(run: Path, photos: Path, tmp_path: Path, capsys, monkeypatch):
+    """Also where a path has blanks and quotes in it; what is shown is executed."""
+    monkeypatch.chdir(tmp_path)
+    where = "it's my run"
+    shutil.copytree(run, where)
+    assert main(["train", "--resume", where]) == 0  # finished: it only says what comes next
+    reparam, export = pasted(capsys.readouterr().err)
+    assert (reparam[0], export[0]) == ("reparam", "export")
+    for shown in (reparam, [*export[:-1], "pt2"]):
+        assert main(shown) == 0
+    capsys.readouterr()
+    assert main(["train", "--model", "fasternet_t0", "--run", where, "--data", str(photos)]) == 2
+    [quoted] = re.findall(r"--resume (.*), or", capsys.readouterr().err)
+    assert shlex.split(quoted) == [where]
+
+
+def test_what_was_not_measured_is_a_dash(capsys: pytest.CaptureFixture[str]):
+    from fleetnet.cli.train import _say_epoch
+
+    _say_epoch({"epoch": 1, "train": {"loss": 1.0}, "raw": {"AP": None, "AP50": 1.5}, "seconds": 1, "skipped": []})
+    assert "raw AP - AP50 1.50" in capsys.readouterr().err
+
+
+# ---- pictures that are not there ------------------------------------------------------------------------------------
+
+
+def test_predict_says_what_it_takes(run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    predictor = fleetnet.load(run)
+    with pytest.raises(UsageError, match=r"'photos' is a folder; allowed: files, as sorted\(Path\('photos'\)\.glob"):
+        predictor.predict("photos/")
+    with pytest.raises(UsageError, match=r"'photos/\*.jpg' is a pattern; .*glob\('\*.jpg'\)"):
+        predictor.predict("photos/*.jpg")
+    with pytest.raises(UsageError, match="int is no picture; allowed: a path"):
+        predictor.predict(7)
+    answers = {"photoz/": "/photos'?", "photos": "no image in the folder 'photos'", "*.jpg": "the pattern '*.jpg'"}
+    for source, part in answers.items():
+        assert main(["predict", "--model", str(run), source]) == 3
+        assert part in capsys.readouterr().err

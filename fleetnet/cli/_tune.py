@@ -5,6 +5,7 @@ all others. It is judged by accuracy where images have labels, else by how often
 """
 
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -55,7 +56,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:
                 continue
             title = candidates[0].title
             scores[title] = score
-            commands[title] = f"fleetnet export --model {model} --to {name}:{precision}"
+            commands[title] = f"fleetnet export --model {shlex.quote(str(model))} --to {name}:{precision}"
             found += [replace(subject, model="") for subject in candidates]
         for path, other in others.items():
             say(f"judging {path}")

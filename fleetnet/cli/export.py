@@ -4,6 +4,7 @@ With --check it hands over nothing: it tries what each runtime makes of a networ
 """
 
 import re
+import shlex
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,10 +81,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     to = [choice(text) for text in given["to"].split(",")]
     if not given.get("check") and given["model"] in variants():
+        runtimes = shlex.quote(given["to"])
         raise ModelError(
             f"{given['model']!r} is the name of a network, and a trained one is exported. "
             f"`fleetnet train --model {given['model']} --data DATA` makes one; "
-            f"`fleetnet export --model {given['model']} --to {given['to']} --check` tries what the runtimes can hold"
+            f"`fleetnet export --model {given['model']} --to {runtimes} --check` tries what the runtimes can hold"
         )
     if given.get("isolated"):
         _make_environments([name for name, _ in to])

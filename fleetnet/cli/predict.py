@@ -122,10 +122,25 @@ def _images(sources: list[str]) -> tuple[list[Source], list[str]]:
             )
             lost = []
         if not found:
-            raise DataError(f"{source!r} is no image, no folder with images, and fits no file")
+            raise DataError(_no_image(source))
         images += found
         skipped += lost
     return list(dict.fromkeys(images)), skipped
+
+
+def _no_image(source: str) -> str:
+    """The message for a source that holds no image: what it is, and what is near it."""
+    from ..data import check_exists
+
+    if Path(source).is_dir():
+        return f"no image in the folder {source!r}; allowed: image files, folders of such, patterns as 'photos/*.jpg'"
+    if glob.has_magic(source):
+        return f"no file fits the pattern {source!r}"
+    try:
+        check_exists(source)
+    except DataError as error:
+        return str(error)
+    return f"{source!r} is no image"
 
 
 def _each(
