@@ -300,10 +300,19 @@ def confused(pairs: Sequence[Sequence[int]], classes: Sequence[str], path: Path 
     axes.barh(places, counts, color=WRONG)
     for y, count in enumerate(counts):
         axes.text(count, y, f" {count}", va="center", fontsize=8)
-    names = [f"{classes[truth]} taken for {classes[predicted]}".replace("$", r"\$") for truth, predicted, _ in shown]
+    names = [_mistake(classes[truth], classes[predicted]).replace("$", r"\$") for truth, predicted, _ in shown]
     axes.set_yticks(places, names)
     axes.set(title="most confused", xlim=(0, 1.15 * max(counts)), ylim=(len(shown) - 0.4, -0.6))
     _save(figure, path)
+
+
+def _mistake(truth: str, predicted: str) -> str:
+    """A pair of classes in words; of detectors one of the two may be NOTHING."""
+    if truth == NOTHING:
+        return f"{predicted} where nothing is"
+    if predicted == NOTHING:
+        return f"{truth} not found"
+    return f"{truth} taken for {predicted}"
 
 
 def over_score(curves: Mapping[str, Any], classes: Sequence[str], best: float | None, path: Path | str) -> None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 EXAMPLE = "fleetnet eval --model runs/classification/fasternet_t0-photos --data photos/"
 IMAGES = {"label": 32, "boxes": 16}  # at a time, by the kind of annotation; 4 of those that predict every pixel
 ROWS = 50  # of the table by class
+WORDS = {  # figures whose names need a word more
+    "score": "score of the best F1", "at_limit": "images at --max-objects",
+}  # fmt: skip
 BY_CLASS = {  # what a metric knows of a class -> the title of its column
     "class": "class", "images": "images", "objects": "objects", "pixels": "pixels", "mask_AP": "mask AP %",
     "AP": "AP %", "IoU": "IoU %", "precision": "precision %", "recall": "recall %", "F1": "F1 %",
@@ -109,7 +112,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     )
     skipped = result.pop("skipped")
     read = describe(split, contents)
-    rows = [[name, shown(value)] for name, value in result.items() if not isinstance(value, list | dict)]
+    rows = [
+        [WORDS.get(name, name), shown(value)] for name, value in result.items() if not isinstance(value, list | dict)
+    ]
     where = str(split.source) if split.source else given["data"]
     table(f"{given['model']} on {where}: {len(split.samples)} images", ["metric", "value"], rows)
     _by_class(result)
