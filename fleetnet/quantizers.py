@@ -82,6 +82,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
     from onnxruntime import quantization as tools
     from onnxruntime.quantization.calibrate import PercentileCalibrater
 
+    from .runtimes._opset import ask_for_lowest_ir
     from .runtimes.onnx import KEY
 
     def network() -> Any:
@@ -160,6 +161,7 @@ def _onnx(float_file: Path, images: np.ndarray) -> Write:
         for entry in [entry for entry in proto.metadata_props if entry.key == KEY]:
             proto.metadata_props.remove(entry)
         proto.metadata_props.add(key=KEY, value=to_json(facts, ensure_ascii=False))
+        ask_for_lowest_ir(proto)
         onnx.save(proto, path)
         rounded = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
         layers = [node for node in proto.graph.node if node.op_type in LAYERS and len(node.input) > 1]

@@ -360,8 +360,8 @@ def test_training_mode_is_refused(model, image, tmp_path):
     [
         ("a.onnx", "onx", None, "did you mean 'onnx'"),
         ("a.mnn", "onnx", None, r"ends in \.onnx, not in \.mnn"),
-        ("a.onnx", "onnx", 17, "opset is 17; allowed: 18 to 23"),
-        ("a.onnx", "onnx", 24, "opset is 24; allowed: 18 to 23"),
+        ("a.onnx", "onnx", 10, "opset is 10; allowed: 11 to 23"),
+        ("a.onnx", "onnx", 24, "opset is 24; allowed: 11 to 23"),
     ],
 )
 def test_usage_errors(path, runtime, opset, message, model, image, tmp_path):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, SlowerWarning, UsageError
 from ..reading import from_json, to_json
+from . import _opset
 from ._cpu import int8_class
 from ._int8 import overflowing, slower
 from ._program import quiet
@@ -30,11 +31,14 @@ default_opset = 20  # torch's default; the first with Gelu as one operator
 # What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to 3.5e-6 over all
 # families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so that logits reach 1e6. A batch norm
 # folded with an epsilon of 1e-3 for 1e-5 is at 2e-3.
-tolerances = {"fp32": 1e-4}
+# Float16, of 11 bits, in weights and arithmetic, as Core ML's (see there): with random weights at 64 pixels 6.2e-4
+# (parc_convnext_xt), 4.1e-3 (fasternet_t0), 1.8e-2 (repvit_m0_9), 2.2e-2 (yolo); 0.18 for parcnet_s, which amplifies
+# rounding: refused.
+tolerances = {"fp32": 1e-4, "fp16": 5e-2}
 
-# Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18; above 23 it has no
-# translations of its own.
-OPSETS = range(18, 24)
+# Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18: that is done here (see
+# `_opset`). Above 23 it has no translations of its own.
+OPSETS = range(_opset.LOWEST, 24)
 LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
 KEY = "fleetnet"  # of the metadata
 # Operators with weights, and which of their inputs these are.
@@ -94,8 +98,10 @@ def export(
     """Write `model` as it is, in eval mode, to one ONNX file; nothing is verified here (see `runtimes.deliver`).
 
     `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. `outputs` names the outputs
-    in their order. Raises `UsageError` for an opset that torch cannot write, `ExportError` if a package is missing, the
-    weights exceed the 2 GB of one file, or torch cannot translate the model.
+    in their order. The file asks for the earliest IR version of its operator set, so that runtimes of its time read
+    it. In "fp16" weights and arithmetic are float16; inputs, outputs and what a head makes of its numbers are float32.
+    Raises `UsageError` for an opset that cannot be written, `ExportError` if a package is missing, the weights exceed the 2 GB
+    of one file, torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
     """
     chosen = default_opset if opset is None else opset
     if chosen not in OPSETS:
@@ -116,7 +122,7 @@ def export(
                 (example,),
                 input_names=["image"],
                 output_names=list(outputs),
-                opset_version=chosen,
+                opset_version=max(chosen, _opset.WRITTEN),
                 dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
                 dynamo=True,
                 verbose=False,
@@ -126,9 +132,17 @@ def export(
         raise ExportError(f"{path}: torch cannot write this model as ONNX: {reason}") from error
     proto: Any = program.model_proto  # type: ignore[union-attr]
     written = {entry.domain: entry.version for entry in proto.opset_import}
-    if written.get("") != chosen:
+    if written.get("") != max(chosen, _opset.WRITTEN):
         raise ExportError(f"{path}: opset {chosen} was asked for, but this model could only be written as {written}")
     _name_by_module(proto.graph)
+    try:
+        if precision == "fp16":
+            proto = _opset.to_half(proto)
+        if chosen < _opset.WRITTEN:
+            _opset.lower(proto, chosen)
+    except ExportError as error:
+        raise ExportError(f"{path}: {error}") from error
+    _opset.ask_for_lowest_ir(proto)
     proto.metadata_props.add(key=KEY, value=to_json(metadata or {}, ensure_ascii=False))
     onnx.save(proto, path)
 

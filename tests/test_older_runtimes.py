@@ -1,0 +1,175 @@
+"""ONNX files for older runtimes: earlier operator sets, the earliest IR version, float16."""
+
+import json
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper, numpy_helper
+from torch import nn
+
+from fleetnet.errors import ExportError
+from fleetnet.runtimes import deliver, verify
+from fleetnet.runtimes import onnx as runtime
+from fleetnet.runtimes._opset import LOWEST, WRITTEN, lower, to_half
+
+EARLIEST = {
+    11: 6,
+    13: 7,
+    15: 8,
+    17: 8,
+    18: 8,
+    19: 9,
+    20: 9,
+    21: 10,
+}  # IR version of each operator set, from ONNX's table
+SHAPE = (2, 4, 6)
+
+
+def constants(**values: list[int] | np.ndarray) -> list[onnx.TensorProto]:
+    return [
+        numpy_helper.from_array(value if isinstance(value, np.ndarray) else np.array(value, np.int64), name)
+        for name, value in values.items()
+    ]
+
+
+WEIGHT = np.linspace(-1, 1, 6, dtype=np.float32)
+# what each rule rewrites: nodes of operator set 18 from "x" to "y", and their constants
+REWRITTEN = {
+    "split in equal parts": (
+        [
+            helper.make_node("Split", ["x"], ["a", "b"], axis=2, num_outputs=2),
+            helper.make_node("Sub", ["a", "b"], ["y"]),
+        ],
+        [],
+    ),
+    "split by sizes": (
+        [helper.make_node("Split", ["x", "sizes"], ["a", "y"], axis=2)],
+        constants(sizes=[1, 5]),
+    ),
+    "mean": (
+        [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1, noop_with_empty_axes=0)],
+        constants(axes=[1, 2]),
+    ),
+    "sum": ([helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)], constants(axes=[-1])),
+    "squeeze": (
+        [
+            helper.make_node("Unsqueeze", ["x", "axes"], ["a"]),
+            helper.make_node("Mul", ["a", "a"], ["b"]),
+            helper.make_node("Squeeze", ["b", "axes"], ["y"]),
+        ],
+        constants(axes=[1]),
+    ),
+    "layer norm": (
+        [helper.make_node("LayerNormalization", ["x", "weight", "bias"], ["y"], axis=-1, epsilon=1e-3)],
+        constants(weight=WEIGHT, bias=WEIGHT[::-1].copy()),
+    ),
+    "layer norm over two dimensions": (
+        [helper.make_node("LayerNormalization", ["x", "weight"], ["y"], axis=1, epsilon=1e-3)],
+        constants(weight=np.tile(WEIGHT, (4, 1))),
+    ),
+    "hard swish": ([helper.make_node("HardSwish", ["x"], ["y"])], []),
+    "comparison": (
+        [
+            helper.make_node("GreaterOrEqual", ["x", "zero"], ["a"]),
+            helper.make_node("LessOrEqual", ["x", "one"], ["b"]),
+            helper.make_node("And", ["a", "b"], ["c"]),
+            helper.make_node("Cast", ["c"], ["y"], to=TensorProto.FLOAT),
+        ],
+        constants(zero=np.zeros((), np.float32), one=np.ones((), np.float32)),
+    ),
+    "softmax": ([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], []),
+    "reshape": (
+        [helper.make_node("Reshape", ["x", "shape"], ["y"], allowzero=1)],
+        constants(shape=[2, -1]),
+    ),
+}
+
+
+def made(nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]) -> onnx.ModelProto:
+    """A model of operator set 18 from x (2, 4, 6) to y."""
+    graph = helper.make_graph(
+        nodes,
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, SHAPE)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        initializers,
+    )
+    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", WRITTEN)], ir_version=10)
+    return onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(proto.SerializeToString()))
+
+
+def computed(proto: onnx.ModelProto) -> np.ndarray:
+    x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
+
+
+@pytest.mark.parametrize("what", REWRITTEN)
+def test_operators_are_rewritten_for_earlier_sets(what):
+    expected = computed(made(*REWRITTEN[what]))
+    for opset in range(LOWEST, WRITTEN):
+        proto = made(*REWRITTEN[what])
+        lower(proto, opset)
+        assert [entry.version for entry in proto.opset_import] == [opset]
+        assert proto.ir_version <= 8
+        np.testing.assert_allclose(computed(proto), expected, atol=1e-6, err_msg=f"opset {opset}")
+
+
+@pytest.mark.parametrize(
+    ("nodes", "initializers", "message"),
+    [
+        ([helper.make_node("Mish", ["x"], ["y"], name="stages.1/Mish")], [], "cannot hold stages.1/Mish: it has no"),
+        ([helper.make_node("Softmax", ["x"], ["y"], axis=1)], [], "Softmax of an inner dimension"),
+        ([helper.make_node("Split", ["x", "x2"], ["a", "y"], axis=2)], [], "is computed while the network runs"),
+    ],
+)
+def test_what_an_earlier_set_cannot_say_is_named(nodes, initializers, message):
+    if message.startswith("is computed"):
+        nodes = [helper.make_node("Cast", ["sizes"], ["x2"], to=TensorProto.INT64), *nodes]
+        initializers = [numpy_helper.from_array(np.array([1, 5], np.int32), "sizes")]
+    with pytest.raises(ExportError, match=message):
+        lower(made(nodes, initializers), 11)
+
+
+@pytest.mark.parametrize("opset", EARLIEST)
+def test_a_file_asks_for_the_earliest_version_that_has_its_operators(opset, model, tmp_path):
+    image = torch.randn(1, 3, 16, 24)
+    path = deliver(model, image, tmp_path / "model.onnx", "onnx", {}, opset=opset).path
+    proto = onnx.load(path)
+    assert proto.ir_version == EARLIEST[opset]
+    assert json.loads(path.with_suffix(".json").read_text())["opset"] == opset
+
+
+def test_float16_halves_weights_and_keeps_float32_at_both_ends(model, tmp_path):
+    image = torch.randn(1, 3, 16, 24)
+    delivered = deliver(model, image, tmp_path / "model.onnx", "onnx", {}, precision="fp16")
+    assert 0 < delivered.parity.relative < delivered.parity.tolerance
+    proto = onnx.load(delivered.path)
+    types = {tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) == 4}
+    assert types == {TensorProto.FLOAT16}
+    (given,), (output,) = proto.graph.input, proto.graph.output
+    assert given.type.tensor_type.elem_type == output.type.tensor_type.elem_type == TensorProto.FLOAT
+
+
+class ConstantOutput(nn.Module):
+    """As ssd: one output is a constant, its anchors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, 4, 3)
+        self.register_buffer("anchors", torch.randn(5, 4) * 300)
+
+    def forward(self, image):
+        return {"boxes": self.backbone(image).mean((2, 3)), "anchors": self.anchors.expand(1, -1, -1)}
+
+
+def test_a_constant_output_survives_float16(tmp_path):
+    network, image = ConstantOutput().eval(), torch.randn(1, 3, 16, 24)
+    with torch.no_grad():
+        runtime.export(network, image, tmp_path / "model.onnx", outputs=["boxes", "anchors"], precision="fp16")
+    parity = verify(network, runtime.load(tmp_path / "model.onnx"), [image], runtime.tolerances["fp16"])
+    assert parity.passed
+    assert to_half(onnx.load(tmp_path / "model.onnx")).ByteSize()
