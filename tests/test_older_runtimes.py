@@ -81,6 +81,26 @@ REWRITTEN = {
         constants(zero=np.zeros((), np.float32), one=np.ones((), np.float32)),
     ),
     "softmax": ([helper.make_node("Softmax", ["x"], ["y"], axis=-1)], []),
+    "regions": (  # its default changed with 16
+        [
+            helper.make_node(
+                "RoiAlign",
+                ["map", "regions", "batch"],
+                ["a"],
+                output_height=2,
+                output_width=2,
+                sampling_ratio=2,
+                coordinate_transformation_mode="output_half_pixel",
+            ),
+            helper.make_node("ReduceMean", ["a"], ["b"], keepdims=0),
+            helper.make_node("Add", ["x", "b"], ["y"]),
+        ],
+        constants(
+            map=np.arange(64, dtype=np.float32).reshape(1, 1, 8, 8) ** 2,
+            regions=np.array([[1.3, 0.2, 5.1, 6.4]], np.float32),
+            batch=[0],
+        ),
+    ),
     "reshape": (
         [helper.make_node("Reshape", ["x", "shape"], ["y"], allowzero=1)],
         constants(shape=[2, -1]),

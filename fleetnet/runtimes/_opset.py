@@ -23,6 +23,7 @@ ADDED: dict[str, dict[str, Any]] = {
     "ReduceMin": {"noop_with_empty_axes": 0},
     "ReduceSum": {"noop_with_empty_axes": 0},
     "Resize": {"antialias": 0, "keep_aspect_ratio_policy": b"stretch"},
+    "GatherND": {"batch_dims": 0},
     "RoiAlign": {"coordinate_transformation_mode": b"output_half_pixel"},
     "Cast": {"saturate": 1},
     "ArgMax": {"select_last_index": 0},
@@ -205,10 +206,14 @@ RULES: dict[str, tuple[int, Callable[[_Graph, Any], Nodes]]] = {  # operator -> 
 }
 
 
-def _forget_added(graph: _Graph, node: Any) -> None:
-    """Leave out attributes of later sets where they say what earlier ones do anyway."""
+def _forget_added(graph: _Graph, node: Any, opset: int) -> None:
+    """Leave out attributes that the set does not have yet, where they say what it does anyway."""
     usual = ADDED.get(node.op_type, {})
-    _without(node, *(name for name, value in graph.attributes(node).items() if usual.get(name, object()) == value))
+    if not usual:
+        return
+    schema = graph.onnx.defs.get_schema(node.op_type, opset, node.domain)
+    said = graph.attributes(node).items()
+    _without(node, *(name for name, value in said if name not in schema.attributes and usual.get(name) == value))
 
 
 def _check(onnx: Any, node: Any, opset: int) -> None:
@@ -273,7 +278,7 @@ def lower(proto: Any, opset: int) -> None:
         try:
             if any(attribute.HasField("g") for attribute in node.attribute):
                 raise ExportError(f"its {kind} holds a graph of its own, which is not lowered")
-            _forget_added(graph, node)
+            _forget_added(graph, node, opset)
             if kind == "Split":
                 made = _split(graph, node, opset)
             else:

@@ -100,8 +100,8 @@ def export(
     `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. `outputs` names the outputs
     in their order. The file asks for the earliest IR version of its operator set, so that runtimes of its time read
     it. In "fp16" weights and arithmetic are float16; inputs, outputs and what a head makes of its numbers are float32.
-    Raises `UsageError` for an opset that cannot be written, `ExportError` if a package is missing, the weights exceed the 2 GB
-    of one file, torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
+    Raises `UsageError` for an opset that cannot be written, `ExportError` if a package is missing, the weights exceed
+    the 2 GB of one file, torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
     """
     chosen = default_opset if opset is None else opset
     if chosen not in OPSETS:
