@@ -149,11 +149,10 @@ def test_what_other_tools_words_mean_is_there():
         action.dest for verb in VERBS for action in new_parser(verb, "", find("cli", verb))._actions
     }  # fmt: skip
     ours = flags | KEYS | {"classes"}
-    later = {"patience", "nms", "max_objects"}  # flags of this version that other tools have too
     for word, meanings in synonyms.SETTINGS.items():
         assert synonyms.plain(word) == word
         for meaning in meanings:
-            assert meaning.partition("=")[0] in ours | later, word
+            assert meaning.partition("=")[0] in ours, word
     for word in (*synonyms.VALUES, *synonyms.HEADS, *(word for table in synonyms.INSTEAD.values() for word in table)):
         assert synonyms.plain(word) == word
     assert set(synonyms.HEADS.values()) <= set(names("tasks"))
