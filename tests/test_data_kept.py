@@ -654,6 +654,39 @@ def test_counts_are_told_in_a_line():
     assert yolo.parse("", "x", range(1), (3, 4), "boxes", Notes()) == ()
 
 
+@pytest.mark.parametrize("names_", ["ca\0t\ndog\n", "a" * 2000 + "\n"])
+def test_class_files_that_hold_no_names(tmp_path, names_):
+    make_voc(tmp_path, 3)
+    (tmp_path / "classes.txt").write_text(names_)
+    with pytest.raises(DataError, match=r"classes.txt: no class name: '(aaa|ca)") as caught:
+        load(str(tmp_path), "train", None, "boxes")
+    assert "\0" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "a" * 200 + "/" + "b" * 300])
+def test_names_that_no_file_can_have(tmp_path, name):
+    """Whatever is named in a list, the file system's own refusal is told in our words."""
+    make_voc(tmp_path / "voc", 3)
+    lists = tmp_path / "voc" / "ImageSets" / "Main"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text(f"00\n{name}\n")
+    (tmp_path / "voc" / "classes.txt").write_text("cat\n")
+    write_lists = tmp_path / "train_list.txt"
+    write_lists.write_text(f"{name}.png 0\n")
+    (tmp_path / "yolo").mkdir()
+    yolo_ = make_yolo(tmp_path / "yolo", "", f"names: [cat]\ntrain: {json.dumps(name)}\n")
+    images = [{"id": 1, "file_name": name, "width": 40, "height": 30}]
+    (tmp_path / "all.json").write_text(document({}, images=images))
+    for root, target in (
+        (str(tmp_path / "voc"), "boxes"), (str(write_lists), "label"), (yolo_, "boxes"),
+        (str(tmp_path / "all.json"), "boxes"), (str(tmp_path / name), "label"),
+    ):  # fmt: skip
+        with pytest.raises(DataError) as caught:
+            load(root, "all", None, target)
+        assert len(str(caught.value)) < 3000
+
+
 def test_damaged_annotations_are_read_or_refused(tmp_path):
     """A sample of benchmarks/mutated_annotations.py."""
     path = Path(__file__).parents[1] / "benchmarks" / "mutated_annotations.py"

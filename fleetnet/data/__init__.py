@@ -29,6 +29,7 @@ TARGETS = ("label", "boxes", "masks", "semantic")  # kinds of annotation: of the
 WORDS = {"label": "label of an image", "boxes": "boxes", "masks": "instance masks", "semantic": "label of each pixel"}
 IGNORE = 255  # in label maps: a pixel of no known class
 SHOWN = 5  # names in a message, where there may be any number
+LONGEST_NAME = 1000  # letters of a class
 LETTERS = 200  # of a user's own text in a message
 
 
@@ -214,11 +215,11 @@ def _format_of(root: str, format: str | None, target: str) -> str:
             raise UsageError(f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}")
         return format
     # class folders last: they are what remains where no list or annotation file says what the folders mean
-    fits = [name for name in formats if name != "folder" and find("data", name).detect(root)]
+    fits = [name for name in formats if name != "folder" and _fits(name, root)]
     fits = [name for name in fits if name in able] or fits[:1]
     if len(fits) > 1:
         raise DataError(f"{root!r} fits several formats: {', '.join(fits)}; choose one with --format")
-    if not fits and find("data", "folder").detect(root):
+    if not fits and _fits("folder", root):
         fits = ["folder"]
     if not fits:
         check_exists(root)
@@ -232,6 +233,13 @@ def _format_of(root: str, format: str | None, target: str) -> str:
             f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that have: {', '.join(able)}"
         )
     return fits[0]
+
+
+def _fits(name: str, root: str) -> bool:
+    try:
+        return bool(find("data", name).detect(root))
+    except (OSError, ValueError):  # a name that no file can have
+        return False
 
 
 def _there(root: str) -> str:
@@ -275,7 +283,7 @@ def check_exists(root: str) -> None:
         place = place.parent
     near = get_close_matches(place.name, sorted(os.listdir(place.parent)), n=1, cutoff=0.5)
     hint = f"; did you mean {str(place.parent / near[0])!r}?" if near else f"; {str(place.parent)!r} is there"
-    raise DataError(f"no such file or folder: {root!r}{hint}")
+    raise DataError(f"no such file or folder: {shorten(root)!r}{hint}")
 
 
 def inside(path: Path, root: Path, entry: str) -> Path:
@@ -331,6 +339,8 @@ def text_of(path: Path) -> str:
         raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
     except OSError as error:
         raise DataError(f"cannot read {shorten(path)!r}: {error.strerror}") from error
+    except ValueError as error:  # a null byte in the name
+        raise DataError(f"cannot read {shorten(path)!r}: {error}") from error
 
 
 def number(value: object) -> float | None:
@@ -367,6 +377,9 @@ def parse_classes(text: str, source: str) -> list[str]:
         classes = classes[1:]
     if not classes:
         raise DataError(f"{source} is empty: no class names")
+    strange = next((name for name in classes if "\0" in name or len(name) > LONGEST_NAME), None)
+    if strange is not None:
+        raise DataError(f"{source}: no class name: {shorten(repr(strange))}; expected one a line")
     twice = next((name for name, count in Counter(classes).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{source}: class {shorten(twice)!r} is there twice")

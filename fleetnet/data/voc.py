@@ -168,7 +168,7 @@ def place(
     for i, (name, box, difficult) in enumerate(annotation.objects, 1):
         entry = f"{source}, object {i} ({shorten(name)})"
         if name not in classes:
-            raise DataError(f"{entry}: the class is not known; {choose(shorten(name), classes)}")
+            raise DataError(f"{entry}: the class is not known; {choose(shorten(name), map(shorten, classes))}")
         if box is None:
             notes.drop("without a box", f"{entry}: dropped, it has no bndbox")
             continue
