@@ -7,13 +7,13 @@ or a network of the size of the memory. Keys that are not known here stay as the
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .errors import ModelError
 from .find import names
-from .reading import to_json
+from .reading import from_json, to_json
 
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
 NO_CHECKPOINT = "weights without a description go into a model with create_model(name, weights=...) or load_weights"
@@ -170,6 +170,12 @@ def own_hash(about: dict[str, Any]) -> str:
     """The hash of a description, of all keys but the one that holds it, whatever the layout of the JSON."""
     others = {key: value for key, value in about.items() if key != OWN_HASH}
     return hashlib.sha256(to_json(others, sort_keys=True).encode()).hexdigest()
+
+
+def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+    """A description as it will be read again (keys are text, nothing is NaN), with the hash of itself."""
+    read = from_json(to_json(about))
+    return {**read, OWN_HASH: own_hash(read)}
 
 
 def check_own_hash(about: dict[str, Any], path: str | Path) -> None:

@@ -36,6 +36,7 @@ from .data._contents import Contents, check_usable, contents_of
 from .data._names import by_name
 from .data._record import RECORD, record
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
+from .facts import OWN_HASH, check_own_hash, sealed
 from .files import append_line, write_text, writing
 from .find import find, names
 from .freezing import freeze
@@ -568,7 +569,7 @@ def _train(
                         which = {"epoch": epoch + 1, "weights": form}
                         best = {**line[form], **which}
                         save("best.safetensors", model if form == "raw" else net, line[form], form)
-                        details = to_json({**result, **which}, ensure_ascii=False)
+                        details = to_json(sealed({**result, **which}), ensure_ascii=False)
                         write_text(_staged(run, epoch + 1) / DETAILS, details + "\n")
             line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - epoch_began, 3)}
             save("last.safetensors", model, line.get("raw", {}), "raw")
@@ -620,12 +621,14 @@ def _figures(result: dict[str, Any]) -> dict[str, Any]:
 def best_of(run: Path, best: dict[str, Any]) -> dict[str, Any]:
     """The best result that the trainer's state knows, with what the metric found by class, from DETAILS.
 
-    The figures alone where the file is missing or of another epoch (a kill between the two).
+    The figures alone where the file is missing, damaged or of another epoch (a kill between the two).
     """
     try:
         details = from_json(read_text(run / DETAILS, HISTORY))
+        check_own_hash(details, run / DETAILS)
+        details.pop(OWN_HASH, None)
         of_best = (details["epoch"], details["weights"]) == (best["epoch"], best["weights"])
-    except (OSError, ValueError, LookupError, TypeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # a wrong hash is a ValueError too
         return best
     return {**details, **best} if of_best else best
 

@@ -45,8 +45,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "files reading find errors",
     "balance": "data errors",
     "freezing": "errors",
-    "train": "balance freezing loading tasks data transforms augment boxes images checkpoint config claims fingerprint "
-    "files reading find errors",
+    "train": "balance facts freezing loading tasks data transforms augment boxes images checkpoint config claims "
+    "fingerprint files reading find errors",
     "cli": "cli backbones bench checkpoint claims config data devices errors files reading find fingerprint flops "
     "images layers loading page predict quantize quantizers realistic reparam report runtimes synonyms tasks train "
     "transforms weights __init__",

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,15 @@ def test_a_layer_that_is_called_fuse_does_not_make_a_model_multi_branch() -> Non
     model.add_module("fuse_at", nn.Conv2d(3, 3, 1))
     assert form_of(model) == "deploy"
     assert form_of(fleetnet.create_model("mobileone_s0", 2)) == "multi-branch"
+
+
+def test_a_small_file_of_weights_that_unpacks_to_much_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.pth", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02N.")
+        archive.writestr("a/data/0", bytes(100_000_000))
+    assert (tmp_path / "a.pth").stat().st_size < 200_000
+    with pytest.raises(ModelError, match="unpack to 100 MB"):
+        weights.read(tmp_path / "a.pth", "fasternet_t0")
 
 
 # ---- addresses -------------------------------------------------------------------------------------------------------
@@ -305,6 +315,17 @@ def test_nothing_is_written_through_a_link_of_a_run(words: list[str], run: Path,
     assert (outside / "deploy.safetensors").read_text() == "mine"
     assert os.listdir(outside) == ["deploy.safetensors"]
     assert code == (0 if words[0] == "reparam" else 4)  # it replaces the link
+
+
+def test_a_damaged_result_of_the_best_epoch_is_left_out_of_the_report(run: Path, tmp_path: Path) -> None:
+    from fleetnet.train import best_of
+
+    folder = copied(run, tmp_path)
+    best = checkpoint.load_state(folder / "state")["best"]
+    assert len(best_of(folder, best)) > len(best)
+    details = json.loads((folder / "best.json").read_text())
+    (folder / "best.json").write_text(json.dumps({**details, "confusion": 1.5}))
+    assert best_of(folder, best) == best
 
 
 # ---- the terminal ----------------------------------------------------------------------------------------------------

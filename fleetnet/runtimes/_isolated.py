@@ -24,6 +24,7 @@ from ..errors import ExportError, UsageError, choose
 from ..find import find, names
 
 CARD = "environment.json"
+SECONDS = 3600  # that a conversion, or the download of its packages, may take
 SHARED = ("torch", "torchvision")
 
 
@@ -120,7 +121,9 @@ def run(name: str, script: Path, *arguments: str) -> None:
 def _call(words: Sequence[str], failed: str) -> str:
     """Standard output of a command; `ExportError` where it fails."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"{failed}: it has not ended after {SECONDS} s") from error
     except OSError as error:
         raise ExportError(f"{failed}: {error}") from error
     if done.returncode:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import FleetnetError, ModelError
-from ..facts import OWN_HASH, check_own_hash, check_values, own_hash
+from ..facts import OWN_HASH, check_own_hash, check_values, sealed
 from ..find import find
 from ..reading import DESCRIPTION, MODEL, blocks, check_regular, from_json, read_bytes, to_json
 
@@ -44,8 +44,7 @@ def hash_of(parts: list[Path]) -> str:
 
 def signed(document: Mapping[str, Any]) -> str:
     """The text of a sidecar, with the hash of its own content."""
-    about = from_json(to_json(document))  # as it will be read: keys are text, and nothing is NaN
-    return to_json({**about, OWN_HASH: own_hash(about)}, indent=1, ensure_ascii=False) + "\n"
+    return to_json(sealed(document), indent=1, ensure_ascii=False) + "\n"
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ integers = "float32"
 tolerances = {"fp32": 1e-4, "fp16": 3e-2}
 
 MAGIC = "7767517"  # first line of a .param file
+SECONDS = 900  # that converting may take
 TYPES = ("float32", "int64")  # of outputs, by the number that stands for them in the file
 OUTPUT = 20  # of the input layer's parameters: that of out0; ncnn has 32 of them and uses those up to 11
 NAMED = {  # a module with weights -> what pnnx may make of it
@@ -122,9 +123,13 @@ def _convert(model: nn.Module, example: Tensor, folder: Path, half: bool) -> tup
         raise ExportError(f"torch cannot trace this model: {reason(error)}") from error
     shape = ",".join(map(str, example.shape))
     command = [_package("pnnx").EXEC_PATH, "model.pt", f"inputshape=[{shape}]f32", f"fp16={int(half)}"]
-    done = subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL
-    )
+    try:
+        done = subprocess.run(
+            command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
+            timeout=SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        raise ExportError(f"pnnx has not converted this model after {SECONDS} s") from error
     files = [folder / f"model.{name}" for name in ("pnnx.param", "ncnn.param", "ncnn.bin")]
     if done.returncode or not all(file.is_file() for file in files):
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
