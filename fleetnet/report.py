@@ -21,6 +21,7 @@ METRICS = {  # of evaluations, as they are called in the log -> in a figure, in 
 NO_LOSS = ("images", "lr")  # numbers under "train" that are no losses
 FORMS = {"raw": "raw weights", "ema": "averaged weights"}
 RIGHT, WRONG = "#1a7f37", "#cf222e"
+COVERED_ROWS = 256
 COVER = 0.5  # share of a color in what it lies on
 CROWDED = 0.2  # share of a picture that names may hide
 LEGEND = 20  # names in a legend at most
@@ -499,7 +500,10 @@ def _legend(
 
 
 def _cover(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    pixels[mask] = ((1 - COVER) * pixels[mask] + COVER * np.array(color)).astype(np.uint8)
+    """Lay a color over the pixels of a mask, some rows at a time: as floats a whole photo takes half a gigabyte."""
+    for top in range(0, len(pixels), COVERED_ROWS):
+        rows, under = pixels[top : top + COVERED_ROWS], mask[top : top + COVERED_ROWS]
+        rows[under] = ((1 - COVER) * rows[under] + COVER * np.array(color)).astype(np.uint8)
 
 
 def _font(picture: Image.Image) -> Any:

@@ -243,6 +243,21 @@ def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
     assert next((tmp_path / "out" / "drawn").iterdir()).stat().st_size > 0
 
 
+@pytest.mark.parametrize("size", [(84, 110), (250, 331), (85, 221), (252, 330)])
+def test_masks_are_enlarged_as_run_lengths(size):
+    """As `encode` gives of the enlarged mask, whatever touches the border."""
+    from fleetnet.tasks._coco import encode, encode_enlarged
+
+    random = np.random.default_rng(0)
+    small = [random.random((84, 110)) < share for share in (0.0, 0.02, 0.5, 1.0)]
+    blob = np.zeros((84, 110), bool)
+    blob[30:, 10:60] = True
+    for mask in map(torch.from_numpy, [*small, blob, blob[::-1].copy()]):
+        rows, columns = (torch.arange(large) * few // large for large, few in zip(size, (84, 110), strict=True))
+        large = mask[rows][:, columns]
+        assert encode_enlarged(mask, size) == encode(large[None])[0]
+
+
 def test_label_maps_in_bands(tmp_path, monkeypatch):
     labels = (np.add.outer(np.arange(97), np.arange(61)) % 7).astype(np.uint8)
     Image.fromarray(labels).save(tmp_path / "gray.png")

@@ -332,19 +332,16 @@ def _coco_items(
     prediction: dict[str, Any], picture: "Picture", image_id: int, ids: list[int]
 ) -> Iterator[dict[str, Any]]:
     """COCO's results, one after the other, with masks of the picture's own size."""
-    import torch
+    from ..tasks._coco import encode_enlarged, results
 
-    from ..tasks._coco import results
-
-    if "masks" not in prediction or picture.image.size == (picture.width, picture.height):
+    size = picture.height, picture.width
+    if "masks" not in prediction or picture.image.size == size[::-1]:
         yield from results([prediction], [image_id], ids)
         return
-    rows = torch.arange(picture.height) * picture.image.height // picture.height
-    columns = torch.arange(picture.width) * picture.image.width // picture.width
-    for i in range(len(prediction["scores"])):  # one mask at a time is in memory
-        one = {key: value[i : i + 1] for key, value in prediction.items()}
-        one["masks"] = one["masks"][:, rows][:, :, columns]
-        yield from results([one], [image_id], ids)
+    masks = prediction["masks"]
+    without = {key: value for key, value in prediction.items() if key != "masks"}
+    for item, mask in zip(results([without], [image_id], ids), masks, strict=True):
+        yield {**item, "segmentation": encode_enlarged(mask, size)}
 
 
 def _table(columns: list[str], rows: list[list[str]], images: int) -> None:

@@ -215,7 +215,9 @@ def present(
 ) -> dict[str, float]:
     """The `top` classes by their share of the picture's pixels, largest first; none below `threshold` or not there."""
     labels = prediction["semantic"]
-    shares, indices = (labels.flatten().long().bincount(minlength=len(classes)) / labels.numel()).sort(
+    # rows at a time: as int64, the labels of a whole photo can take hundreds of megabytes
+    counts = sum(rows.flatten().long().bincount(minlength=IGNORE + 1) for rows in labels.split(ROWS))
+    shares, indices = (torch.as_tensor(counts)[: max(len(classes), 1)] / labels.numel()).sort(
         descending=True, stable=True
     )
     found = list(zip(indices.tolist(), shares.tolist(), strict=True))[:top]
