@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet import checkpoint, claims, data, fingerprint, report, train
+from fleetnet import checkpoint, claims, data, fingerprint, page, train
 from fleetnet.claims import claim, refuse_if_claimed
 from fleetnet.cli import main
 from fleetnet.config import TrainConfig
@@ -197,7 +197,7 @@ MOMENTS = {  # at which call a run is killed: module, name, epochs that the stat
     "before the state": (checkpoint, "save_state", 1),
     "after the state": (train, "_deliver", 2),
     "before the log": (train, "append_line", 2),
-    "before the report": (report, "page", 2),
+    "before the report": (page, "write", 2),
 }
 
 
