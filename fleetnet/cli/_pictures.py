@@ -35,6 +35,7 @@ class TrainingBatches:
         if self.drawn == BATCHES:
             return
         from .. import report
+        from ..files import writing
 
         self.drawn += 1
         sheet = []
@@ -42,7 +43,8 @@ class TrainingBatches:
             picture = preprocess.picture_of(image.detach().cpu())
             truth = {key: value[i] for key, value in targets.items()}
             sheet.append(report.captioned(_with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE))
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(exist_ok=True)  # a run folder that is gone is not made again
         report.grid(sheet, 4, self.folder / f"training_batch_{self.drawn}.jpg")
 
 

@@ -357,8 +357,13 @@ def _clear(mine: "Claim") -> None:
     """Remove what this command wrote into the folder of a run that failed before its first epoch ended.
 
     All of it where the folder was made for the run; else what a run writes first, for something of others may be there.
+    Nothing where the folder is gone, or belongs to another run by now.
     """
     run = mine.folder
+    try:
+        mine.check()
+    except WriteError:
+        return
     if mine.made:
         for entry in run.iterdir():
             if entry.is_dir() and not entry.is_symlink():
