@@ -11,7 +11,7 @@ import torch
 from fleetnet import config, data, train
 from fleetnet.cli import main
 from fleetnet.cli import train as verb
-from fleetnet.config import KEYS, READ, Situation, TrainConfig, read_recipe, unread
+from fleetnet.config import AUGMENTED, KEYS, MOSAIC, READ, Situation, TrainConfig, read_recipe, unread
 from fleetnet.data import Split
 from fleetnet.errors import UsageError
 from fleetnet.find import find, names
@@ -36,6 +36,7 @@ VALUES: dict[str, Any] = {  # of each setting that is not read everywhere: a val
     "max_objects": 3,
     "nms": 0.01,
     "score": 0.5,
+    "timeout": 9.0,
 }
 SMALL = {
     "fasternet_t0": {},
@@ -43,7 +44,9 @@ SMALL = {
     "deeplabv3": {"channels": 16},
     "maskrcnn": {"channels": 16, "hidden": 16},
 }
-WALK = [(task, augment, key) for task in TASKS for augment in ("default", "none") for key in VALUES]
+OF_AUGMENTATIONS = [key for key in VALUES if {AUGMENTED, MOSAIC} & set(READ[key])]
+WALK = [(task, "default", key) for task in TASKS for key in VALUES]
+WALK += [(task, "none", key) for task in TASKS for key in OF_AUGMENTATIONS]
 
 
 def model_of(task: str) -> Model:
@@ -55,7 +58,8 @@ def model_of(task: str) -> Model:
 def splits(task: str) -> tuple[Split, Split]:
     target = find("tasks", task).TARGET
     train_split, val = (data.load("shapes:40", split, None, target) for split in ("train", "val"))
-    some = [train_split.samples[i] for i in (0, 1, 2, 6)]  # of labels: two of one class
+    chosen = (0, 1, 2, 6) if task == "classification" else range(4)  # of labels, two of one class
+    some = [train_split.samples[i] for i in chosen]
     return Split(some, train_split.classes), Split(val.samples[:1], val.classes)
 
 
