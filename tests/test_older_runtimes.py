@@ -193,3 +193,39 @@ def test_a_constant_output_survives_float16(tmp_path):
     parity = verify(network, runtime.load(tmp_path / "model.onnx"), [image], runtime.tolerances["fp16"])
     assert parity.passed
     assert to_half(onnx.load(tmp_path / "model.onnx")).ByteSize()
+
+
+class Gated(nn.Module):
+    """A channel attention as ParC-Net's: a product with the hard sigmoid of something else; and a hard swish."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.reduce = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 1)
+        self.gate, self.act = nn.Hardsigmoid(), nn.Hardswish()
+
+    def forward(self, image):
+        x = self.act(self.backbone(image))
+        return (x * self.gate(6 * self.reduce(x.mean((2, 3), keepdim=True)))).mean((2, 3))
+
+
+def test_no_product_looks_like_a_hard_swish_that_is_none(tmp_path):
+    """OpenCV's reader takes x * HardSigmoid(y) for HardSwish(y): parcnet_xs computed something else there."""
+    image = torch.randn(1, 3, 16, 24)
+    path = deliver(Gated().eval(), image, tmp_path / "model.onnx", "onnx", {}).path
+    graph = onnx.load(path).graph
+    made_by = {output: node for node in graph.node for output in node.output}
+    for node in graph.node:
+        if node.op_type == "Mul":
+            gates = [made_by[name] for name in node.input if name in made_by and made_by[name].op_type == "HardSigmoid"]
+            assert all(gate.input[0] in node.input for gate in gates)
+
+
+def test_opencv_computes_the_same(tmp_path):
+    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
+    network, image = Gated().eval(), torch.randn(1, 3, 16, 24)
+    path = deliver(network, image, tmp_path / "model.onnx", "onnx", {}).path
+    net = cv2.dnn.readNetFromONNX(str(path))
+    net.setInput(image.numpy())
+    with torch.no_grad():
+        expected = network(image).numpy()
+    np.testing.assert_allclose(net.forward(), expected, atol=1e-4 * expected.std())

@@ -84,6 +84,36 @@ def _name_by_module(graph: Any) -> None:
         del node.metadata_props[:]
 
 
+def _spell_gates(onnx: ModuleType, graph: Any) -> None:
+    """Hard sigmoids that something else is multiplied by, as min(max(x / 6 + 1 / 2, 0), 1), which is what they are.
+
+    OpenCV's reader takes every product with a hard sigmoid for a hard swish, x * hard sigmoid(x), whatever it is of.
+    """
+    users: dict[str, list[Any]] = {}
+    for node in graph.node:
+        for name in node.input:
+            users.setdefault(name, []).append(node)
+    values = {"gate_scale": 1 / 6, "gate_shift": 0.5, "gate_least": 0.0, "gate_most": 1.0}
+    nodes, spelled = [], False
+    for node in graph.node:
+        if node.op_type != "HardSigmoid" or any(node.input[0] in user.input for user in users.get(node.output[0], [])):
+            nodes.append(node)
+            continue
+        given, output, module = node.input[0], node.output[0], node.name.rpartition("/")[0]
+        scaled, shifted = f"{output}_scaled", f"{output}_shifted"
+        nodes += [
+            onnx.helper.make_node("Mul", [given, "gate_scale"], [scaled], name=f"{module}/{scaled}"),
+            onnx.helper.make_node("Add", [scaled, "gate_shift"], [shifted], name=f"{module}/{shifted}"),
+            onnx.helper.make_node("Clip", [shifted, "gate_least", "gate_most"], [output], name=f"{module}/{output}"),
+        ]
+        spelled = True
+    if spelled:
+        del graph.node[:]
+        graph.node.extend(nodes)
+        for name, value in values.items():
+            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+
+
 def export(
     model: nn.Module,
     example: Tensor,
@@ -135,6 +165,8 @@ def export(
     if written.get("") != max(chosen, _opset.WRITTEN):
         raise ExportError(f"{path}: opset {chosen} was asked for, but this model could only be written as {written}")
     _name_by_module(proto.graph)
+    if next(model.parameters(), example).dtype == torch.float32:
+        _spell_gates(onnx, proto.graph)
     try:
         if precision == "fp16":
             proto = _opset.to_half(proto)
