@@ -18,6 +18,7 @@ from .reading import from_json, to_json
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
 NO_CHECKPOINT = "weights without a description go into a model with create_model(name, weights=...) or load_weights"
 NEEDED = ("model", "task", "form", "classes", "preprocess", "drop_path", "output_stride", "options", "metrics")
+WHICH_WEIGHTS = "weights"  # among the metrics of a run's checkpoint: "raw" or "ema"
 OWN_HASH = "description_sha256"  # of a sidecar: the hash of all its other keys
 MOST_CLASSES, MOST_OUTPUTS, LONGEST_NAME = 1_000_000, 1000, 10_000
 LARGEST_OPTION = 10_000
@@ -61,10 +62,16 @@ def _are_options(value: Any) -> bool:
 
 
 def _are_metrics(value: Any) -> bool:
-    """The first metric decides between networks: a number, or None where there was nothing to measure."""
+    """The first metric decides between networks: a number, or None where there was nothing to measure.
+
+    The last weights of an epoch without an evaluation have no metric, only which weights they are.
+    """
     if value is None:
         return True
-    return isinstance(value, dict) and all(first is None or _is_number(first) for first in list(value.values())[:1])
+    if not isinstance(value, dict):
+        return False
+    figures = [figure for name, figure in value.items() if name != WHICH_WEIGHTS]
+    return all(first is None or _is_number(first) for first in figures[:1])
 
 
 def _are_tensors(value: Any) -> bool:

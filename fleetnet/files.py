@@ -22,6 +22,7 @@ from .errors import UsageError, WriteError
 
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*")  # a file or folder, with its process
 BUSY_SECONDS = 600  # a younger one is spared while any process has its number
+BEGAN = time.time() - 1  # of this process; what is older is of one that had its number before, as in containers
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ADDED = 24  # bytes that a name gets while its file is being written
 SMALLEST_SPACE = 1 << 16  # bytes: with less left, a failure without a reason is one of space
@@ -189,11 +190,15 @@ def remove_leftovers(folder: Path, deep: bool = True) -> list[Path]:
 
 
 def _busy(left: Path, process: int) -> bool:
-    """Whether a process may still be writing: one of that number is there, and the file is young."""
-    if process == os.getpid():
-        return False
+    """Whether a process may still be writing: one of that number is there, and the file is young.
+
+    Our own may be of another thread, however long it takes.
+    """
     try:
-        return process_runs(process) and time.time() - left.lstat().st_mtime < BUSY_SECONDS
+        written = left.lstat().st_mtime
+        if process == os.getpid():
+            return written >= BEGAN
+        return process_runs(process) and time.time() - written < BUSY_SECONDS
     except OSError:  # it has gone in the meantime
         return True
 

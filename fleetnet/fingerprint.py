@@ -4,6 +4,7 @@ A sample is its path relative to the folder that all pictures have in common, th
 labels and annotations; neither the time of a file nor where the folder lies. So data may move, and a copy is the same.
 """
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,10 @@ def _plain(value: Any, folder: str) -> Any:
         return [os.path.relpath(value, folder) if folder else str(value), size]
     if isinstance(value, partial):
         return [_plain(value.func, folder), _plain(value.args, folder), _plain(value.keywords, folder)]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # such as label maps with other numbers
+        return _plain(
+            [type(value).__qualname__, *(getattr(value, field.name) for field in dataclasses.fields(value))], folder
+        )
     if isinstance(value, Mapping):
         return [[str(key), _plain(item, folder)] for key, item in value.items()]
     if isinstance(value, list | tuple):

@@ -36,7 +36,7 @@ from .data._contents import Contents, check_usable, contents_of
 from .data._names import by_name
 from .data._record import RECORD, record
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
-from .facts import OWN_HASH, check_own_hash, sealed
+from .facts import OWN_HASH, WHICH_WEIGHTS, check_own_hash, sealed
 from .files import append_line, write_text, writing
 from .find import find, names
 from .freezing import freeze
@@ -371,8 +371,9 @@ def fit(
     by class too), data.json (which samples), split.json (what was read, of which classes, and held back) and state/
     (for `resume`). It belongs to this call alone until the end, unless whoever calls has `claimed` it. A run that is
     resumed goes on with the samples it began with, or with others if `other_data`; one that has all its epochs is
-    finished: the model gets its last weights. The preprocessing is what the starting weights expect, or ImageNet's mean
-    and std, at the configured size unless given; afterwards `model.preprocess` holds it. `source` describes the
+    finished: the model gets its last weights. The preprocessing, unless given, is what the starting weights
+    expect, or ImageNet's mean and std, at the configured size, and in a run that is resumed what it began with;
+    afterwards `model.preprocess` holds it. `source` describes the
     starting weights and is kept in the checkpoints; `contents` are what `contents_of` counted in train and val, where
     that is known. `progress` is called after every step, `on_batch` gets the images and targets of each step as the
     network sees them, `on_epoch` each line of the log, whose epochs count from 1, and `on_wait` a line for each half
@@ -387,12 +388,6 @@ def fit(
         raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
     if config.threads:
         torch.set_num_threads(config.threads)
-    if preprocess is None:
-        preprocess = Preprocess.from_dict(model.preprocess) if model.preprocess else Preprocess(config.size)
-        # what a run began with, it goes on with
-        values = preprocess.values if resume else value_range(config.scale_values, train)[0]
-        mode = find("tasks", model.task).MODE
-        preprocess = replace(preprocess, size=config.size, crop=config.crop, mode=mode, values=values)
     accelerator = _accelerator(config)
     task = find("tasks", model.task)
     if not resume:
@@ -420,7 +415,7 @@ def _train(
     config: TrainConfig,
     run: Path,
     *,
-    preprocess: Preprocess,
+    preprocess: Preprocess | None,
     resume: bool,
     source: dict[str, Any] | None,
     progress: Callable[[Progress], None] | None,
@@ -441,6 +436,8 @@ def _train(
     if limits is not None and hasattr(task, "limit"):
         task.limit(model.head, limits)
     state_of_run = settled(run) if resume else None
+    if preprocess is None:
+        preprocess = _preprocess(model, train, config, run if resume else None)
     start = state_of_run["epochs"] if state_of_run else 0
     if config.epochs < start:
         raise UsageError(f"{run} has been trained for {start} epochs; give at least as many to continue")
@@ -520,7 +517,7 @@ def _train(
         mine.check()
         checkpoint.save(
             _staged(run, epoch + 1) / name, net, classes=train.classes, preprocess=preprocess,
-            settings=config.to_dict(), metrics={**metrics, "weights": form}, source=source, category_ids=train.ids,
+            settings=config.to_dict(), metrics={**metrics, WHICH_WEIGHTS: form}, source=source, category_ids=train.ids,
         )  # fmt: skip
 
     def keep_frozen() -> None:
@@ -566,7 +563,7 @@ def _train(
                     line[form] = _figures(result)
                     key = next(iter(result))  # the task's first metric decides
                     if best is None or not best[key] or result[key] > best[key]:  # of nothing right, the last
-                        which = {"epoch": epoch + 1, "weights": form}
+                        which = {"epoch": epoch + 1, WHICH_WEIGHTS: form}
                         best = {**line[form], **which}
                         save("best.safetensors", model if form == "raw" else net, line[form], form)
                         details = to_json(sealed({**result, **which}), ensure_ascii=False)
@@ -654,6 +651,17 @@ def check_settings(config: TrainConfig, task: str, given: Collection[str] = (), 
             f"{key} is {value}, but {task}{augment} has no use for it: "
             f"it is read {condition.words}{tasks}; leave it out"
         )
+
+
+def _preprocess(model: Model, train: Split, config: TrainConfig, begun: Path | None) -> Preprocess:
+    """What the starting weights expect of an image at the configured size; of a run that has `begun`, as it began."""
+    known = model.preprocess
+    if begun is not None:
+        known = checkpoint.read_facts(begun / "last.safetensors")["preprocess"]
+    preprocess = Preprocess.from_dict(known) if known else Preprocess(config.size)
+    values = preprocess.values if begun is not None else value_range(config.scale_values, train)[0]
+    mode = find("tasks", model.task).MODE
+    return replace(preprocess, size=config.size, crop=config.crop, mode=mode, values=values)
 
 
 def _check_made(config: TrainConfig, model: Model) -> None:

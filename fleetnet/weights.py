@@ -793,8 +793,10 @@ def _rows_by_name(model: Model, state: State, before: list[str], now: list[str])
     `before` and `now` are the class names of the weights and of the model. Rows of classes that the weights do not know
     are initial values; rows of no class (background, boxes) are those of the weights.
     """
-    kept = [name for name in now if name in before]
-    new = [name for name in now if name not in before]
+    labels_before, labels_now = ({name: label for label, name in enumerate(names)} for names in (before, now))
+    kept = [name for name in now if name in labels_before]
+    new = [name for name in now if name not in labels_before]
+    of_kept = [labels_before[name] for name in kept], [labels_now[name] for name in kept]
     initial = _new_head(model)
     tensors: State = {}
     for key, growth in growing(model.name, form_of(model), model.output_stride, tuple(model.options.items())).items():
@@ -807,13 +809,12 @@ def _rows_by_name(model: Model, state: State, before: list[str], now: list[str])
         shared_before = sorted(set(range(len(source))) - set(rows_before.flatten().tolist()))
         shared_now = sorted(set(range(len(tensor))) - set(rows_now.flatten().tolist()))
         tensor[shared_now] = source[shared_before]
-        for name in kept:
-            tensor[rows_now[now.index(name)]] = source[rows_before[before.index(name)]]
+        tensor[rows_now[of_kept[1]]] = source[rows_before[of_kept[0]]]
         tensors[key] = tensor.movedim(0, growth.dim)
     note = f"head: rows kept by name of {_few(kept)}" if kept else "head: no class name in common"
     if new:
         note += f"; new: {_few(new)}"
-    unknown = [name for name in before if name not in now]
+    unknown = [name for name in before if name not in labels_now]
     return tensors, note + (f"; not used: {_few(unknown)}" if unknown else "")
 
 

@@ -99,10 +99,20 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path):
         path.write_bytes(b"half")
     folder = tmp_path / f".export-{dead.pid}-abc"
     (folder / "deep").mkdir(parents=True)
+    os.utime(gone[1], (files.BEGAN - 9,) * 2)  # of a process that had our number, as the first of a container has
     os.utime(gone[2], (time.time() - 99_999,) * 2)
     assert sorted(remove_leftovers(tmp_path)) == sorted([*gone, folder])
     assert all(path.exists() for path in kept)
     assert not folder.exists()
+
+
+def test_threads_that_write_into_one_folder_leave_each_others_files(tmp_path: Path):
+    """Both have the number of this process."""
+    with files.beside(tmp_path / "model.onnx", "export") as first, files.replacing(tmp_path / "model.json") as file:
+        with files.beside(tmp_path / "model.xml", "export"):
+            assert first.is_dir()
+        file.write(b"{}")
+    assert (tmp_path / "model.json").read_bytes() == b"{}"
 
 
 def test_arrays_of_an_export_that_was_killed_go_with_the_next(tmp_path: Path):

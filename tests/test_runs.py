@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from fleetnet.claims import claim, refuse_if_claimed
 from fleetnet.cli import main
 from fleetnet.config import TrainConfig
 from fleetnet.data import Split
+from fleetnet.data._names import by_name
 from fleetnet.errors import FleetnetError, UsageError
 from fleetnet.find import find, names
 from fleetnet.tasks import build
+from fleetnet.transforms import Preprocess
 
 SHORT = ["--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "2", "--device", "cpu"]
 
@@ -221,7 +224,9 @@ def test_a_run_killed_at_any_moment_comes_to_its_end(
             main(["train", *SHORT, "--data", str(photos), "--run", str(run)])
     about = json.loads((run / "claim.json").read_text())
     (run / "claim.json").write_text(json.dumps({**about, "started": "before"}))
-    (run / f".last.safetensors.{os.getpid()}.tmp").write_bytes(b"half")
+    half = run / f".last.safetensors.{os.getpid()}.tmp"
+    half.write_bytes(b"half")
+    os.utime(half, (1, 1))  # of a process that had this number before
     assert main(["train", "--resume", str(run)]) == 0
     assert same(run, whole)
 
@@ -430,6 +435,44 @@ def test_a_run_continues_from_another_folder_and_after_its_data_moved(
     assert len(fingerprint.read(tmp_path / "moved" / "runs" / "a")) == 1
 
 
+def test_a_run_killed_in_its_first_epoch_starts_again_from_another_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_figures: None
+):
+    """More than once: what its paths are relative to is not forgotten by the first try."""
+    project = tmp_path / "project"
+    copy_of(photos, project / "photos")
+    monkeypatch.chdir(project)
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert main(["train", *SHORT, "--data", "photos", "--run", "run"]) == 130
+        monkeypatch.chdir(tmp_path)
+        assert main(["train", "--resume", "project/run"]) == 130
+    assert main(["train", "--resume", "project/run"]) == 0
+
+
+def test_a_run_continues_between_evaluations(photos: Path, tmp_path: Path, capsys):
+    """After an epoch that was not evaluated there are no metrics, and no best weights yet."""
+    words = ["--data", str(photos), "--run", str(tmp_path / "run"), "--epochs", "3", "--eval-every", "3"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fleetnet.cli.train._say_epoch", lambda line: os.kill(os.getpid(), signal.SIGINT))
+        assert main(["train", *SHORT, *words]) == 130
+    assert "no figures" not in capsys.readouterr().err
+    assert checkpoint.load(tmp_path / "run" / "last.safetensors").metrics == {"weights": "raw"}
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 0
+
+
+def test_fit_resumes_with_the_preprocessing_that_the_run_began_with(photos: Path, tmp_path: Path):
+    """Also of a model made anew, which knows nothing of it."""
+    with pytest.raises(KeyboardInterrupt):
+        fit(
+            photos, tmp_path / "run", 2, on_epoch=lambda _: (_ for _ in ()).throw(KeyboardInterrupt),
+            preprocess=Preprocess((32, 32), mean=(0.5, 0.5, 0.5), values=(0, 4095)),
+        )  # fmt: skip
+    fit(photos, tmp_path / "run", 2, resume=True)
+    preprocess = checkpoint.load(tmp_path / "run" / "last.safetensors").preprocess
+    assert (preprocess.mean, preprocess.values) == ((0.5, 0.5, 0.5), (0, 4095))
+
+
 @pytest.mark.parametrize("task", names("tasks"))
 def test_labels_and_annotations_belong_to_the_fingerprint(task: str):
     target = find("tasks", task).TARGET
@@ -440,6 +483,15 @@ def test_labels_and_annotations_belong_to_the_fingerprint(task: str):
     changed = Split([*split.samples[:-1], other[-1]], split.classes)
     assert fingerprint.lines_of(split) != fingerprint.lines_of(changed)
     assert fingerprint.lines_of(split) != fingerprint.lines_of(Split(split.samples[:-1], split.classes))
+
+
+def test_label_maps_in_another_order_belong_to_the_fingerprint():
+    split = data.load("shapes:20", "train", None, "semantic")
+    classes = split.classes[::-1]
+    last = replace(split.samples[-1], semantic=split.samples[0].semantic)  # the same picture
+    other = Split([*split.samples[:-1], last], split.classes)
+    assert fingerprint.lines_of(by_name(split, classes, "x")) != fingerprint.lines_of(by_name(other, classes, "x"))
+    assert fingerprint.lines_of(by_name(split, classes, "x")) != fingerprint.lines_of(split)
 
 
 def test_starting_weights_are_found_from_another_folder(photos: Path, whole: Path, tmp_path: Path, monkeypatch):

@@ -80,9 +80,7 @@ def samples(run: Path, val: "Split") -> None:
         except DataError:  # named when it was evaluated
             continue
         prediction = predictor.predictions([picture])[0]
-        looked.append(
-            _look(picture, truth, prediction, predictor.classes, USUAL_SCORE if threshold is None else threshold)
-        )
+        looked.append(_look(picture, truth, prediction, predictor.classes, threshold))
     if not looked:
         return
     columns = 4 // len(looked[0].pictures)

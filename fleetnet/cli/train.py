@@ -127,7 +127,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         elif begun != (mine.folder / STATE).is_file():
             raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
         try:
-            return _train(mine, model, train, val, contents, config, resume=begun, other_data="data" in given)
+            return _train(
+                mine, model, train, val, contents, config,
+                resume=begun, known=resume is not None, other_data="data" in given,
+            )  # fmt: skip
         except Exception:
             if resume is None and not (mine.folder / STATE).is_file():
                 _clear(mine)
@@ -142,19 +145,23 @@ def _train(
     contents: "tuple[Contents, Contents]",
     config: TrainConfig,
     resume: bool,
+    known: bool,
     other_data: bool,
 ) -> dict[str, Any]:
-    """Train in a claimed folder, and say how it went; `resume` goes on with the state that is there."""
+    """Train in a claimed folder, and say how it went; `resume` goes on with the state that is there.
+
+    `known`: the run was started before, by another command, whether or not it came to have a state.
+    """
     from .. import checkpoint, fingerprint
     from ..data._record import describe
     from ..train import fit, read_log, settled, value_range
 
     path = mine.folder
     source = None
-    if resume:  # what the run began with, and what those weights expect, its last checkpoint knows
+    if resume:  # what the run began with, its last checkpoint knows
         done = settled(path)["epochs"]
         facts = checkpoint.read_facts(path / "last.safetensors")
-        source, model.preprocess = facts["source"], facts["preprocess"]
+        source = facts["source"]
         if facts["classes"] != train.classes:
             raise DataError(
                 f"{path} was trained on {', '.join(facts['classes'])}; the data has {', '.join(train.classes)}"
@@ -169,7 +176,7 @@ def _train(
             say(why)
         told = "full" if values is None else f"{values[0]:g},{values[1]:g}"
         config = dataclasses.replace(config, scale_values=told)  # so that config.yaml holds what was decided
-    _prepare(path, config, resume, other_data)
+    _prepare(path, config, known, other_data)
     say(f"run folder: {path}")
     progress = TrainingProgress()
     batches = None if resume else _pictures.TrainingBatches(path / "plots", train.classes)
@@ -405,8 +412,11 @@ def _environment(run: Path) -> dict[str, Any]:
     return environment if isinstance(environment, dict) else {}
 
 
-def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> None:
-    """environment.json and config.yaml of the run folder; the second is there only if the first is."""
+def _prepare(run: Path, config: TrainConfig, known: bool, other_data: bool) -> None:
+    """environment.json and config.yaml of the run folder; the second is there only if the first is.
+
+    Of a run that is `known` the first stays that of the start, by which paths in the second are relative.
+    """
     import yaml
 
     from .. import bench
@@ -417,9 +427,9 @@ def _prepare(run: Path, config: TrainConfig, resume: bool, other_data: bool) -> 
         "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,
         "folder": os.getcwd(), "versions": {name: bench.version(name) for name in names},
     }  # fmt: skip
-    if resume:  # the rest stays that of the start
+    if known:
         environment = _environment(run) or environment
-    if (not resume or other_data or "data_path" not in environment) and os.path.exists(config.data):
+    if (not known or other_data or "data_path" not in environment) and os.path.exists(config.data):
         place = os.path.abspath(config.data)
         environment |= {"data_path": place, "data_from_run": os.path.relpath(place, run)}
     write_text(run / ENVIRONMENT, to_json(environment, indent=2) + "\n")

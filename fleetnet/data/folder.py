@@ -104,8 +104,9 @@ def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str,
     """The images of each class below `folder`, and what was left out."""
     by_class: list[tuple[str, list[Path]]] = []
     skipped: list[str] = []
+    known = set(classes)
     for child in _folders(folder):
-        if child.name not in classes:
+        if child.name not in known:
             near = choose(child.name, classes)
             raise DataError(f"class folder {str(child)!r} has no folder of that name in {first!r}: {near}")
         images, left_out = find_images(child)
