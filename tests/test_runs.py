@@ -174,6 +174,19 @@ def test_a_failed_start_leaves_no_folder(photos: Path, tmp_path: Path, monkeypat
     assert [path for path in tmp_path.rglob("*") if path.name not in ("runs", "classification")] == []
 
 
+def test_a_failed_start_leaves_a_folder_of_others_as_it_was(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "run" / "plots").mkdir(parents=True)
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    monkeypatch.setattr(train, "evaluate", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no")))
+    assert main(["train", *SHORT, "--data", str(photos), "--run", str(tmp_path / "run")]) == 1
+    assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "plots"] == [
+        path for path in before if path.name != "plots"
+    ]
+
+
 def test_default_names_never_meet(tmp_path: Path):
     from fleetnet.cli.train import _claim_free
 

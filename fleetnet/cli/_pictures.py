@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..data import Sample, Split
     from ..transforms import Preprocess
 
-BATCHES = 2  # drawn of a training
+TRAINING_BATCHES = ("plots/training_batch_1.jpg", "plots/training_batch_2.jpg")  # in a run folder
 SHOWN = 12  # pictures in one sheet
 LOOKED_AT = 48  # validation pictures among which mistakes are looked for
 SECONDS = 30.0  # for looking, at most: heads with masks take long
@@ -25,27 +25,27 @@ USUAL_SCORE = 0.3  # from which objects are shown, where F1 says nothing
 
 
 class TrainingBatches:
-    """Draws the first batches of a training into `folder`; `fit` calls it with each batch."""
+    """Draws the first batches of a training into plots/ of its `run`; `fit` calls it with each batch."""
 
-    def __init__(self, folder: Path, classes: Sequence[str]):
-        self.folder, self.classes, self.drawn = folder, classes, 0
+    def __init__(self, run: Path, classes: Sequence[str]):
+        self.files, self.classes = [run / name for name in TRAINING_BATCHES], classes
 
     def __call__(self, images: "Tensor", targets: Mapping[str, Any], preprocess: "Preprocess") -> None:
         """images (N, 3, H, W) and their targets, augmented and mixed."""
-        if self.drawn == BATCHES:
+        if not self.files:  # all are drawn
             return
         from .. import report
         from ..files import writing
 
-        self.drawn += 1
+        file = self.files.pop(0)
         sheet = []
         for i, image in enumerate(images[:SHOWN]):
             picture = preprocess.picture_of(image.detach().cpu())
             truth = {key: value[i] for key, value in targets.items()}
             sheet.append(report.captioned(_with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE))
-        with writing(self.folder):
-            self.folder.mkdir(exist_ok=True)  # a run folder that is gone is not made again
-        report.grid(sheet, 4, self.folder / f"training_batch_{self.drawn}.jpg")
+        with writing(file.parent):
+            file.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made again
+        report.grid(sheet, 4, file)
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,7 @@ def _train(
     _prepare(path, config, known, other_data)
     say(f"run folder: {path}")
     progress = TrainingProgress()
-    batches = None if resume else _pictures.TrainingBatches(path / "plots", train.classes)
+    batches = None if resume else _pictures.TrainingBatches(path, train.classes)
     try:
         best = fit(
             model, train, val, config, path, resume=resume, source=source, contents=contents, progress=progress,
@@ -378,10 +378,12 @@ def _clear(mine: "Claim") -> None:
             elif entry.name != CLAIM:
                 entry.unlink()
         return
-    for name in (CONFIG, ENVIRONMENT, "data.json", "split.json", "log.jsonl", "state/samples.json"):
+    written = [CONFIG, ENVIRONMENT, "data.json", "split.json", "log.jsonl", "state/samples.json"]
+    for name in (*written, *_pictures.TRAINING_BATCHES):
         (run / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError):  # there is something else in it, or it is not there
-        (run / "state").rmdir()
+    for name in ("state", "plots"):
+        with contextlib.suppress(OSError):  # there is something else in it, or it is not there
+            (run / name).rmdir()
 
 
 def _place(run: Path, given: str, anew: bool) -> str:
