@@ -219,10 +219,12 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_export_compares_on_pictures_in_every_form(exported, tmp_path):
     forms = forms_of(bytes_of(MODES["RGBA"][0], "png", 6), "png", tmp_path)
     assert exported.is_file()
-    network, examples = _exported(build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms["str"])
+    network, examples = _exported(
+        build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms["str"], None
+    )
     assert isinstance(network, torch.nn.Module)
     for name in ("PIL", "array", "tensor"):
-        others = _exported(build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms[name])[1]
+        others = _exported(build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms[name], None)[1]
         assert torch.equal(others[-1], examples[-1]), name
         assert len(others) == len(examples)
 
