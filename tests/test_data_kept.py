@@ -6,6 +6,7 @@ that are named but not read, pictures held back that change between training and
 
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -591,6 +592,26 @@ def test_eval_measures_what_the_run_held_back(tmp_path, photos, capsys):
     assert measured(root, model=run / "best.safetensors")["top1"] == first["top1"]
     (root / kept["val"]["held_back"][0]).unlink()
     assert measured(root)["read"]["images"] == first["read"]["images"] - 1
+
+
+def test_a_resumed_run_does_not_learn_from_what_it_held_back(tmp_path, photos, capsys):
+    """Nor does it measure on what it has learned from, where other pictures are every tenth now."""
+    root, run = tmp_path / "photos", tmp_path / "run"
+    shutil.copytree(photos / "train", root)
+    words = ["train", "--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "1"]
+    assert main([*words, "--data", str(root), "--run", str(run)]) == 0
+    before = json.loads((run / "split.json").read_text())
+    new = [folder / f"0{i}.png" for folder in root.iterdir() for i in range(12)]
+    for file in new:
+        picture(file, (40, 40))
+    (root / before["val"]["held_back"][0]).unlink()
+    assert set(names_of(load(str(root), "val"))) != set(before["val"]["held_back"][1:])
+    assert main(["train", "--resume", str(run), "--data", str(root), "--epochs", "2"]) == 0
+    assert f"from {root} without those that the run held back" in capsys.readouterr().err
+    after = json.loads((run / "split.json").read_text())
+    assert after["val"]["held_back"] == before["val"]["held_back"][1:]
+    assert after["train"]["images"] == before["train"]["images"] + len(new)
+    assert main(["train", "--resume", str(run), "--epochs", "3"]) == 0  # the same data: no need to name them
 
 
 # --- messages

@@ -88,6 +88,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..claims import claim
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
+    from ..data._record import to_continue
     from ..find import find
     from ..tasks import split_name
     from ..train import check_device, check_settings
@@ -98,8 +99,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         check_settings(config, task_name, given)
     check_device(config)
     begun = path is not None and (path / STATE).is_file()
-    place = str(_place(path, config.data, "data" in given)) if path is not None and resume else config.data
-    train, val = (data.load(place, split, config.format, task.TARGET) for split in ("train", "val"))
+    if path is not None and resume:
+        train, val = to_continue(_place(path, config.data, "data" in given), config.format, task.TARGET, path)
+    else:
+        train, val = (data.load(config.data, split, config.format, task.TARGET) for split in ("train", "val"))
     val = by_name(val, train.classes, "the training data")
     contents = contents_of(train, task.TARGET), contents_of(val, task.TARGET)
     for name, split, content in zip(("train", "val"), (train, val), contents, strict=True):

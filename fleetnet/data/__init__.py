@@ -108,13 +108,16 @@ class Source:
     format: str
     split: str  # "train", "val", "test", or "all" of data without splits
     files: str  # the folder, list or annotation file that was read; several are joined by commas
-    take: str = "all"  # "all" of that, or our own part: "train" without, or "val" only, every tenth; or what was "kept"
+    # "all" of that, or our own part: "train" without, or "val" only, every tenth; "rest" and "kept", what a run learns
+    # from and what it held back
+    take: str = "all"
 
     def __str__(self) -> str:
         part = {
             "train": " without every tenth, held back for val",
             "val": ", every tenth, held back from train",
             "kept": ", those that the run held back",
+            "rest": " without those that the run held back",
         }
         return self.files + part.get(self.take, "")
 

@@ -41,7 +41,7 @@ def record(train: Split, val: Split, contents: Sequence[Contents]) -> dict[str, 
     both = {"train": describe(train, contents[0]), "val": describe(val, contents[1])}
     for part, split in (("train", train), ("val", val)):
         both[part]["names_sha256"] = _digest(names_of(split))
-    if val.source and val.source.take == "val":
+    if val.source and val.source.take in ("val", "kept"):
         both["val"] |= {"root": os.path.abspath(val.source.root), "held_back": names_of(val)}
     return both
 
@@ -60,6 +60,26 @@ def _name(sample: Sample, split: Split) -> str:
 
 def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
+
+
+def to_continue(root: str, format: str | None, target: str, run: Path) -> tuple[Split, Split]:
+    """Train and val for a run that goes on: what it held back stays held back, and what came since is learned."""
+    train, val = (data.load(root, split, format, target) for split in ("train", "val"))
+    kept = _read_record(run)
+    names = set(kept["val"].get("held_back") or ()) if kept else set()
+    held_back_now = val.source is not None and val.source.take == "val"
+    if not held_back_now or names == set(names_of(val)):
+        return train, val
+    samples = [(_name(sample, val) in names, sample) for sample in (*train.samples, *val.samples)]
+    parts = [[sample for held, sample in samples if held is wanted] for wanted in (False, True)]
+    if not all(parts):
+        return train, val
+    takes = zip((train, val), parts, ("rest", "kept"), strict=True)
+    learned, measured = (
+        replace(split, samples=part, source=split.source and replace(split.source, take=take))
+        for split, part, take in takes
+    )
+    return learned, measured
 
 
 def to_measure(
