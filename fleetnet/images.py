@@ -142,7 +142,7 @@ def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, st
     from 0 to the largest of 8, 9, ... 16 bits; (None, "") where they take all of 16 bits, where floats keep to 0 to 1,
     and where there are none of these.
     """
-    some = paths[:: max(1, len(paths) // look)][:look]
+    some = paths[:: -(-len(paths) // look) or 1]
     low, high, deep, floats = math.inf, -math.inf, 0, False
     for path in some:
         try:
@@ -172,7 +172,8 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
         extremes = []
         for band in _bands(file, image):
             values = band if isinstance(band, np.ndarray) else np.asarray(band)
-            colors = values[..., : 3 if values.shape[-1] == 4 else 1] if values.ndim == 3 else values
+            has_alpha = values.ndim == 3 and values.shape[-1] in (2, 4)
+            colors = values[..., :-1] if has_alpha else values
             extremes.append((float(colors.min()), float(colors.max())))
         lows, highs = zip(*extremes, strict=True)
         return min(lows), max(highs), values.dtype.kind == "f"

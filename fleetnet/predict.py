@@ -115,6 +115,8 @@ class Predictor(nn.Module):
             beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
             run = load_file(self.runtime, path, threads, trust=trust)
             self.facts = checkpoint.check_facts(metadata(self.runtime, path) if holds_facts else beside, path)
+            if beside and not self.facts.get("metrics"):  # an int8 file is measured after it was written
+                self.facts = {**self.facts, "metrics": beside.get("metrics")}
             self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
             self._embed = None
             self._batch = 1

@@ -318,6 +318,9 @@ def prepare(
     file = source_of(model)
     loaded = checkpoint.load(file)
     network: torch.nn.Module = loaded.model.float()
+    task, limits = find("tasks", loaded.model.task), limits_of(loaded.meta)
+    if limits is not None and hasattr(task, "limit"):  # as `load` does, so that the file finds what the checkpoint does
+        task.limit(network.head, limits)
     network = recalibrate(network, images) if recalibrating else network
     deployed, pairs = reparameterize(network, images[:1]), 0
     if equalizing:
@@ -325,7 +328,8 @@ def prepare(
     facts = {
         **loaded.meta, "checkpoint": file.name, "checkpoint_sha256": hash_of([file]),
         "embedded_preprocess": False, "embedded_decode": False,
-        **described(loaded.model.task, loaded.preprocess, False, False, limits_of(loaded.meta)), "form": "deploy",
+        "limits": None if limits is None else limits.to_dict(loaded.classes),
+        **described(loaded.model.task, loaded.preprocess, False, False, limits), "form": "deploy",
     }  # fmt: skip
     held: list[Tensor] = []
 

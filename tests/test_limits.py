@@ -18,6 +18,7 @@ from fleetnet.data.shapes import CLASSES
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.find import find
 from fleetnet.predict import Predictor, export
+from fleetnet.quantize import prepare, quantize
 from fleetnet.tasks import Model, build, limits_of
 from fleetnet.transforms import Preprocess
 
@@ -260,3 +261,27 @@ def test_a_run_keeps_the_score_of_its_best_f1(tmp_path: Path) -> None:
     )  # fmt: skip
     assert result["score"] == pytest.approx(best["score"], abs=1e-6)
     assert result["F1"] == pytest.approx(best["F1"])
+    batches = train.loader(train.ImageDataset(some, predictor.preprocess, target="boxes"), config, None)
+    inputs = torch.cat([batch.images for batch in batches])
+    done = quantize(prepare(tmp_path, inputs, batches), "onnx", tmp_path / "int8" / "model.onnx", max_drop=100)
+    about = json.loads(done.sidecar.read_text())
+    assert about["limits"] == {"max_objects": 40, "nms": 0.5, "score": 0.01, "only": None}
+    assert about["metrics"]["score"] is not None
+    assert Predictor(done.path).score == about["metrics"]["score"]
+
+
+def test_int8_is_made_of_a_network_that_keeps_what_the_checkpoint_keeps(tmp_path: Path) -> None:
+    """A Mask R-CNN chooses its detections in the graph, so it must be told before."""
+    _, model = detector("maskrcnn")
+    checkpoint.save(
+        tmp_path / "mask.safetensors", model, classes=NAMES, preprocess=Preprocess(SIZE, mode="letterbox"),
+        settings={"max_objects": 7},
+    )  # fmt: skip
+    some = load("shapes:8", "train", None, "masks")
+    images = train.ImageDataset(Split(some.samples[:2], some.classes), Preprocess(SIZE), target="masks")
+    config = train.TrainConfig(model="maskrcnn/fasternet_t0", batch_size=2, size=64)
+    batches = train.loader(images, config, None)
+    source = prepare(tmp_path / "mask.safetensors", torch.rand(2, 3, *SIZE), batches, equalizing=False)
+    with torch.no_grad():
+        assert source.deployed(torch.rand(1, 3, *SIZE))["boxes"].shape == (1, 7, 4)
+    assert source.facts["limits"]["max_objects"] == 7

@@ -174,6 +174,26 @@ def test_float16_halves_weights_and_keeps_float32_at_both_ends(model, tmp_path):
     assert given.type.tensor_type.elem_type == output.type.tensor_type.elem_type == TensorProto.FLOAT
 
 
+class Normed(nn.Module):
+    """With a layer norm, which sets before 17 have as its formula."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GELU(), nn.AvgPool2d(3), nn.Conv2d(8, 8, 1))
+        self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 5)
+
+    def forward(self, image):
+        return self.linear(self.norm(self.backbone(image).mean((2, 3))))
+
+
+@pytest.mark.parametrize("opset", [11, 13, 20])
+def test_float16_is_valid_in_every_set(opset, tmp_path):
+    torch.manual_seed(0)
+    network, image = Normed().eval(), torch.randn(1, 3, 16, 24)
+    path = deliver(network, image, tmp_path / "model.onnx", "onnx", {}, precision="fp16", opset=opset).path
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
 class ConstantOutput(nn.Module):
     """As ssd: one output is a constant, its anchors."""
 

@@ -94,6 +94,18 @@ def test_range_of_whole_numbers(tmp_path, largest, expected):
     )
 
 
+def test_range_is_that_of_all_colors_and_of_files_from_first_to_last(tmp_path):
+    dim = np.stack([deep(200), deep(300), deep(4000)], -1)
+    write_png16(tmp_path / "colors.png", dim)
+    write_tiff(tmp_path / "colors.tiff", dim)
+    for path in sorted(tmp_path.iterdir()):
+        assert images.value_range([path])[0] == (0, 4095)
+    gray = [tmp_path / f"{i:03}.png" for i in range(90)]  # more than are looked at, the brightest last
+    for i, path in enumerate(gray):
+        Image.fromarray(deep(1000 if i < 70 else 9000)[-2:]).save(path)
+    assert images.value_range(gray, look=64)[0] == (0, 16383)
+
+
 def test_range_of_floats_and_of_nothing(tmp_path):
     Image.fromarray((RAMP * 300 - 50).astype(np.float32)).save(tmp_path / "a.tiff")
     assert images.value_range([tmp_path / "a.tiff"])[0] == (-50, 250)

@@ -261,8 +261,28 @@ def to_half(proto: Any) -> Any:
             nodes.append(node)
         defined.update(node.output)
     del half.graph.node[:]
-    half.graph.node.extend(nodes)
+    half.graph.node.extend(_in_order(nodes))  # the casts are at the end, which ONNX does not allow
+    del half.graph.value_info[:]  # some has the types of before
     return half
+
+
+def _in_order(nodes: Nodes) -> Nodes:
+    """The nodes, each behind those that make its inputs."""
+    maker = {output: i for i, node in enumerate(nodes) for output in node.output}
+    entered: set[int] = set()
+    ordered = []
+    for i in range(len(nodes)):
+        waiting = [] if i in entered else [i]  # a node, and on it one that it needs, and so on
+        entered.add(i)
+        while waiting:
+            needed = [maker[name] for name in nodes[waiting[-1]].input if name in maker]
+            first = next((other for other in needed if other not in entered), None)
+            if first is None:
+                ordered.append(nodes[waiting.pop()])
+            else:
+                entered.add(first)
+                waiting.append(first)
+    return ordered
 
 
 def lower(proto: Any, opset: int) -> None:

@@ -168,10 +168,10 @@ def export(
     if next(model.parameters(), example).dtype == torch.float32:
         _spell_gates(onnx, proto.graph)
     try:
-        if precision == "fp16":
-            proto = _opset.to_half(proto)
         if chosen < _opset.WRITTEN:
             _opset.lower(proto, chosen)
+        if precision == "fp16":
+            proto = _opset.to_half(proto)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
     _opset.ask_for_lowest_ir(proto)
