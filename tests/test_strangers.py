@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import threading
+import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from fleetnet import checkpoint, runtimes, weights
 from fleetnet.cli import VERBS, main
 from fleetnet.cli._arguments import new_parser
 from fleetnet.cli._show import printable, table
-from fleetnet.errors import ModelError
+from fleetnet.errors import ModelError, SlowerWarning
 from fleetnet.find import find
 from fleetnet.runtimes import pt2
 from fleetnet.weights import file_name, form_of
@@ -361,3 +362,18 @@ def test_no_verb_takes_a_number_that_is_not_finite(verb: str, capsys) -> None:
         if action.option_strings and "loat" in kind and "dict" not in kind:
             for value in ("inf", "-inf", "nan", ".inf", ".nan"):
                 assert main([verb, f"{action.option_strings[0]}={value}"]) == 2, (action.option_strings, value)
+
+
+@pytest.mark.parametrize("where", ["error", "warning"])
+def test_names_in_errors_and_warnings_are_printable(where: str, monkeypatch: pytest.MonkeyPatch, capsys):
+    """Names of files are a stranger's: neither the system's errors nor warnings write them as they are."""
+
+    def dispatch(words: list[str]) -> int:
+        if where == "error":
+            raise PermissionError(13, "Permission denied", "a\x1b[2J.png")
+        warnings.warn("a\x1b[2J.onnx is slow", SlowerWarning, stacklevel=1)
+        return 0
+
+    monkeypatch.setattr("fleetnet.cli._dispatch", dispatch)
+    assert main(["predict"]) == (where == "error")
+    assert "a\\x1b[2J." in capsys.readouterr().err

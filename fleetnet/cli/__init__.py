@@ -66,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"fleetnet: {error}")
         return error.exit_code
     except Terminated:
-        print("fleetnet: terminated (SIGTERM)", file=sys.stderr)
+        say("fleetnet: terminated (SIGTERM)")
         return 143
     except KeyboardInterrupt:
         if debug:
@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if debug:
             raise
-        print(f"fleetnet: {_of_the_system(error)}", file=sys.stderr)
+        say(f"fleetnet: {_of_the_system(error)}")
         return 1
     except Exception as error:
         if debug:
@@ -124,8 +124,8 @@ def _show_warning(
     """Ours in one line, without the place in the code; others as Python shows them."""
     said = warnings.formatwarning(message, category, filename, lineno, line)
     if issubclass(category, SlowerWarning):
-        said = f"fleetnet: warning: {message}\n"
-    sys.stderr.write(said)
+        said = f"fleetnet: warning: {message}"
+    say(said.rstrip("\n"))
 
 
 def _dispatch(words: list[str]) -> int:
