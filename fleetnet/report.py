@@ -110,6 +110,9 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
             axes.plot(*zip(*points, strict=True), label=text, marker="." if len(points) < 40 else None)
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        epochs = [line["epoch"] for line in lines]
+        if min(epochs) == max(epochs):
+            axes.set_xlim(epochs[0] - 1, epochs[0] + 1)  # else the axis has fractions of an epoch
         axes.grid(alpha=0.3)
         if len(named) > 1:
             axes.legend(fontsize="small")

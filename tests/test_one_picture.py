@@ -270,6 +270,22 @@ def test_predict_says_that_a_file_failed(runs, tmp_path, capsys, task):
     assert main([*words, str(tmp_path / "good.png")]) == 0
 
 
+def test_predict_says_that_a_file_is_missing(runs, tmp_path, capsys):
+    """The others are predicted; and where there are none, --json says why on the last line too."""
+    Image.fromarray(COLORS).save(tmp_path / "good.png")
+    words = ["predict", "--model", str(runs["classification"]), "--json", str(tmp_path / "none.png")]
+    assert main([*words, str(tmp_path / "good.png")]) == 3
+    streams = capsys.readouterr()
+    document = json.loads(streams.out.strip().splitlines()[-1])
+    assert "1 of 2 images could not be read" in streams.err
+    assert [Path(result["file"]).name for result in document["results"]] == ["good.png"]
+    assert "none.png" in document["skipped"][0]
+    assert main(words) == 3
+    document = last_json(capsys)
+    assert "none.png" in document["error"]
+    assert document["exit_code"] == 3
+
+
 @pytest.mark.parametrize("task", ["classification", "ssd", "deeplabv3", "maskrcnn", "yolo"])
 def test_embeddings(runs, tmp_path, capsys, task):
     content = bytes_of(MODES["RGB"][0], "png", 6)

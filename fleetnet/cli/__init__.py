@@ -64,6 +64,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug:
             raise
         say(f"fleetnet: {error}")
+        if "--json" in words:  # whoever reads the last line of the output finds the reason there
+            print(to_json({"error": str(error), "exit_code": error.exit_code}))
         return error.exit_code
     except Terminated:
         say("fleetnet: terminated (SIGTERM)")

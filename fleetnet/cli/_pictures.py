@@ -19,7 +19,7 @@ TRAINING_BATCHES = ("plots/training_batch_1.jpg", "plots/training_batch_2.jpg") 
 SHOWN = 12  # pictures in one sheet
 LOOKED_AT = 48  # validation pictures among which mistakes are looked for
 SECONDS = 30.0  # for looking, at most: heads with masks take long
-SIDE = 240  # pixels of one picture in a sheet
+SIDE = 320  # pixels of one picture in a sheet
 OVERLAP = 0.5  # IoU from which an object counts as found
 USUAL_SCORE = 0.3  # from which objects are shown, where F1 says nothing
 
@@ -133,7 +133,7 @@ def _look(
             return _Looked((picture,), (said,), 0.0)
         caption = f"{said}, is {classes[right]}"
         return _Looked((picture,), (caption,), 1 + float(probabilities[found] - probabilities[right]))
-    drawn = report.draw(picture, prediction, classes, threshold)
+    drawn = report.draw(*_enlarged(picture, prediction), classes, threshold)
     pictures = (_with_truth(picture, truth, classes), drawn)
     if "semantic" in truth:
         known = truth["semantic"] != 255
@@ -167,7 +167,23 @@ def _with_truth(picture: "Image.Image", truth: Mapping[str, Any], classes: Seque
     from .. import report
 
     drawable = {key: value for key, value in truth.items() if key in ("boxes", "labels", "masks", "semantic")}
-    return report.draw(picture, drawable, classes) if drawable else picture
+    return report.draw(*_enlarged(picture, drawable), classes) if drawable else picture
+
+
+def _enlarged(picture: "Image.Image", drawable: Mapping[str, Any]) -> "tuple[Image.Image, dict[str, Any]]":
+    """A small picture at the size of its place in a sheet, with its boxes, so that names do not cover it."""
+    factor = SIDE // max(picture.size)
+    if factor < 2:
+        return picture, dict(drawable)
+    larger = picture.resize((picture.width * factor, picture.height * factor))
+    moved = dict(drawable)
+    if "boxes" in moved:
+        moved["boxes"] = moved["boxes"] * factor
+    for key in ("masks", "semantic"):
+        if key in moved:
+            rows = moved[key].repeat_interleave(factor, -2)
+            moved[key] = rows.repeat_interleave(factor, -1)
+    return larger, moved
 
 
 def _words(truth: Mapping[str, Any], classes: Sequence[str]) -> str:
@@ -189,7 +205,7 @@ CAPTIONS = {  # files of plots/ -> what they show
     "training_batch_1": "The first training batch as the network sees it: augmented, with its annotation",
     "training_batch_2": "The second training batch",
     "samples": "Validation pictures: the truth beside what the best weights find",
-    "mistakes": f"The worst mistakes among the {LOOKED_AT} validation pictures that were looked at, or fewer",
+    "mistakes": f"The worst mistakes among the validation pictures that were looked at (at most {LOOKED_AT})",
     "confusion": "Confusion: a row is what it is, a column what was said",
     "confused": "Pairs of classes that are confused most",
     "over_score": "Precision, recall and F1 over the lowest score that is kept",

@@ -85,7 +85,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     if score is not None:
         predictor.show_from(score)
     given = {**given, "threshold": score}
-    sources, skipped = _images(given["source"])
+    sources, skipped, missing = _images(given["source"])
     kind = find("tasks", predictor.task).TARGET
     if given.get("embed"):
         results = _embed(predictor, sources, skipped, given)
@@ -96,19 +96,24 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     else:
         results = _detect(predictor, sources, skipped, given)
     document = {"model": given["model"], "results": results, "skipped": skipped}
-    failed = len(sources) - len(results)
+    failed = len(sources) - len(results) + missing
     if failed:
-        say(f"{failed} of {len(sources)} images could not be read (see above); the exit code is {DataError.exit_code}")
+        every = len(sources) + missing
+        say(f"{failed} of {every} images could not be read (see above); the exit code is {DataError.exit_code}")
         document["exit_code"] = DataError.exit_code
     return document
 
 
-def _images(sources: list[str]) -> tuple[list[Source], list[str]]:
-    """Image files of files, folders and patterns, and addresses, each once; one that holds none is a `DataError`."""
+def _images(sources: list[str]) -> tuple[list[Source], list[str], int]:
+    """Image files of files, folders and patterns, and addresses, each once; what was left out; how many hold none.
+
+    `DataError` where all of them hold none.
+    """
     from ..images import find_images
 
     images: list[Source] = []
     skipped: list[str] = []
+    empty: list[str] = []
     for source in sources:
         here = Path(source)
         if source.startswith(ADDRESS):
@@ -122,10 +127,12 @@ def _images(sources: list[str]) -> tuple[list[Source], list[str]]:
             )
             lost = []
         if not found:
-            raise DataError(_no_image(source))
+            empty.append(_no_image(source))
         images += found
         skipped += lost
-    return list(dict.fromkeys(images)), skipped
+    if not images:
+        raise DataError(empty[0])
+    return list(dict.fromkeys(images)), [*skipped, *empty], len(empty)
 
 
 def _no_image(source: str) -> str:

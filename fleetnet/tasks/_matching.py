@@ -74,7 +74,7 @@ class Matches:
         the classes, precision, recall and F1 there, and "best_F1" at "best_score" of each class alone. "confusion" and
         "confused" are of all that is found from this score on (see `Pairs.figures`), with one more class, the last, for
         nothing: as truth, what was found where nothing is; as prediction, what was not found. "curves" has lists over
-        101 scores.
+        101 scores, and the best one.
         """
         empty = (np.zeros(0), *(np.zeros(0, np.int64) for _ in range(3)))
         score, label, right, taken = (np.concatenate(parts) for parts in zip(empty, *self._rows, strict=True))
@@ -101,7 +101,7 @@ class Matches:
             "score": best,
             "by_class": rows,
             **self._confusion(score, label, taken, best),
-            "curves": self._curves(score[counts], label[counts], right[counts]),
+            "curves": self._curves(score[counts], label[counts], right[counts], best),
             "notes": notes,
         }
 
@@ -116,12 +116,15 @@ class Matches:
         pairs.add(torch.from_numpy(not_found), torch.full((len(not_found),), nothing))
         return pairs.figures()
 
-    def _curves(self, score: np.ndarray, label: np.ndarray, right: np.ndarray) -> dict[str, Any]:
-        curves = curve(score, right, int(self._truths.sum()))
+    def _curves(self, score: np.ndarray, label: np.ndarray, right: np.ndarray, best: float | None) -> dict[str, Any]:
+        steps = np.linspace(0, 1, STEPS)
+        if best is not None:  # the best F1 may be a peak between two steps, and is what one looks for
+            steps = np.unique(np.append(steps, best))
+        curves = curve(score, right, int(self._truths.sum()), steps)
         if len(self.classes) <= LISTED:
             groups = _groups(label, len(self.classes))
             curves["F1_by_class"] = [
-                curve(score[group], right[group], int(truths))["F1"]
+                curve(score[group], right[group], int(truths), steps)["F1"]
                 for group, truths in zip(groups, self._truths, strict=True)
             ]
         return curves
@@ -154,11 +157,16 @@ def best_score(score: np.ndarray, right: np.ndarray, truths: int) -> tuple[float
     return 100 * float(f1[best]), float((lowest + next_lower) / 2)
 
 
-def curve(score: np.ndarray, right: np.ndarray, truths: int) -> dict[str, Any]:
-    """ "score", "precision", "recall" and "F1" (percent; None over nothing) where all of at least a score are kept."""
+def curve(score: np.ndarray, right: np.ndarray, truths: int, steps: np.ndarray) -> dict[str, Any]:
+    """ "score", "precision", "recall" and "F1" (percent; None over nothing) where all of at least a score are kept.
+
+    `steps` are these scores, rising.
+    """
     order = np.argsort(score, kind="stable")
     rising, hits = score[order], np.append(0, np.cumsum(right[order][::-1]))  # hits[k]: of the k most certain
-    steps = np.linspace(0, 1, STEPS)
     kept = len(rising) - np.searchsorted(rising, steps, side="left")
     rows = [scores(int(hits[k]), truths, int(k)) for k in kept]
-    return {"score": steps.round(2).tolist(), **{name: [row[name] for row in rows] for name in rows[0]}}
+    return {
+        "score": [round(step, 4) for step in steps.tolist()],
+        **{name: [row[name] for row in rows] for name in rows[0]},
+    }
