@@ -4,7 +4,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import UsageError, choose
@@ -69,7 +68,7 @@ class Sizes:
 
     def trace(self, example: Tensor) -> Tensor:
         """An image of zeros in place of the example, (N, 3, H, W), at which torch sees nothing special."""
-        return torch.zeros(*example.shape[:2], *(self.step * steps for steps in TRACED), dtype=example.dtype)
+        return example.new_zeros(*example.shape[:2], *(self.step * steps for steps in TRACED))
 
 
 @dataclass(frozen=True)
