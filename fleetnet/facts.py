@@ -52,6 +52,13 @@ def _is_size(value: Any) -> bool:
     return isinstance(value, list) and len(value) == 2 and all(_is_whole(side, 1) for side in value)
 
 
+def _are_sizes(value: Any) -> bool:
+    """Of a file that takes several: multiples of a step between two limits."""
+    if not isinstance(value, dict) or not all(_is_whole(value.get(key), 1) for key in ("step", "least", "largest")):
+        return False
+    return value["least"] <= value["largest"]
+
+
 def _are_options(value: Any) -> bool:
     def fits(option: Any) -> bool:
         if isinstance(option, bool | str):
@@ -108,6 +115,7 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (_are_classes, f"a list of 1 to {MOST_CLASSES:,} names"),
     "category_ids": (_are_ids, "null, or a list of whole numbers, as many as there are classes"),
     "size": (_is_size, "height and width, whole numbers from 1"),
+    "sizes": (_or_none(_are_sizes), "null, or a mapping with step, least and largest, whole numbers from 1"),
     "preprocess": (_is_mapping, "a mapping"),
     "drop_path": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "output_stride": (lambda value: value in (None, 8, 16, 32), "null, 8, 16 or 32"),

@@ -25,18 +25,23 @@ from .images import Picture, Range, Source
 from .reparam import reparameterize
 from .runtimes import (
     Delivered,
+    Elsewhere,
     Guarded,
     Meaning,
     Parity,
     Preprocessed,
+    Sizes,
     by_suffix,
     check_hash,
+    check_open_size,
     checked,
     choice,
     deliver,
     explanation,
     metadata,
+    parse_open,
     read_sidecar,
+    verify_elsewhere,
 )
 from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
@@ -69,7 +74,8 @@ class Predictor(nn.Module):
     `facts` are those of the file. `device` is for checkpoints, `threads` for the runtimes of exported files, which get
     one image at a time. Any number of threads may share one; a fork of the process may not, and gets `FleetnetError`.
     `trust` says that a file comes from somebody who is trusted like a program: formats that can hide code (.pt2) are
-    opened only then.
+    opened only then. `size` (height, width) is for a file whose height and width are open; unless given, it is the one
+    that the file was made at.
 
     Of a detector `limits` are what is kept of all that is found: "max_objects" of a picture, "nms" (the overlap from
     which the less certain of two boxes is dropped), the lowest "score", and "only" the classes of these names; what is
@@ -78,7 +84,7 @@ class Predictor(nn.Module):
 
     Raises `ModelError` for a file that is missing, damaged (its hash is compared with that in the description beside
     it), not trusted, of another program or unknown task, and `UsageError` for limits out of range, of another task, or
-    beyond what an exported file that chooses its objects itself can follow.
+    beyond what an exported file that chooses its objects itself can follow, and for a size that the file does not take.
     """
 
     facts: dict[str, Any]
@@ -96,6 +102,7 @@ class Predictor(nn.Module):
         limits: Mapping[str, Any] | None = None,
         *,
         trust: bool = False,
+        size: tuple[int, int] | None = None,
     ):
         super().__init__()
         path = self._path = Path(path)
@@ -125,9 +132,28 @@ class Predictor(nn.Module):
         self.classes = self.facts["classes"]
         self._set_limits({key: value for key, value in (limits or {}).items() if value is not None})
         self.preprocess = Preprocess.from_dict(self.facts["preprocess"])
+        self._sizes = Sizes.from_dict(self.facts["sizes"]) if self.facts.get("sizes") else None
+        if size is not None:
+            self._set_size(size)
         if self.facts.get("embedded_preprocess"):  # the file takes pixels, 0 to 255
             pixels = (1 / 255,) * 3
             self.preprocess = dataclasses.replace(self.preprocess, mean=(0.0,) * 3, std=pixels, channel_order="RGB")
+
+    def _set_size(self, size: tuple[int, int]) -> None:
+        """Take pictures at this height and width; `UsageError` where the file does not."""
+        own = f"{self.preprocess.size[0]}x{self.preprocess.size[1]}"
+        if self._runner is not None:
+            raise UsageError(
+                f"{self._path} is a checkpoint, which is used at the size that it was trained at, {own}: a size can be "
+                'chosen for an exported file whose height and width are open (dynamic="size", --dynamic size)'
+            )
+        if self._sizes is None:
+            raise UsageError(
+                f"{self._path} takes images of {own} only: export it with its height and width open "
+                '(dynamic="size", --dynamic size), or at the size that is wanted'
+            )
+        self._sizes.check(size, str(self._path))
+        self.preprocess = dataclasses.replace(self.preprocess, size=size)
 
     def _set_limits(self, given: dict[str, Any]) -> None:
         """Limits and score from what was given, from the file, or usual."""
@@ -179,6 +205,8 @@ class Predictor(nn.Module):
         return {name: torch.from_numpy(output) for name, output in self._outputs(batch.cpu().numpy()).items()}
 
     def _outputs(self, batch: np.ndarray) -> Arrays:
+        if self._sizes is not None:
+            self._sizes.check((batch.shape[-2], batch.shape[-1]), str(self._path))
         parts = [self._run(batch[i : i + self._batch]) for i in range(0, len(batch), self._batch)]
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for name, values in outputs.items():
@@ -280,9 +308,10 @@ def load(
     limits: Mapping[str, Any] | None = None,
     *,
     trust: bool = False,
+    size: tuple[int, int] | None = None,
 ) -> Predictor:
     """A checkpoint, a run folder, or an exported file, ready to predict; see `Predictor`."""
-    return Predictor(path, device, threads, limits, trust=trust)
+    return Predictor(path, device, threads, limits, trust=trust, size=size)
 
 
 def _check_follows(path: Path, of_file: Limits, wanted: Limits, classes: Sequence[str]) -> None:
@@ -395,7 +424,7 @@ def export(
     preprocess: Preprocess | None = None,
     precision: str | None = None,
     opset: int | None = None,
-    dynamic: bool = False,
+    dynamic: bool | str = False,
     embed_preprocess: bool = False,
     embed_decode: bool = False,
     limits: Mapping[str, Any] | None = None,
@@ -406,16 +435,21 @@ def export(
 
     `model` is a checkpoint, a run folder, or a model in eval mode; with a model give the names of its `classes` and the
     `preprocess` it was trained with, unless its weights brought one. `size` (height, width) is that of the
-    preprocessing unless given, `precision` the first of the runtime; `dynamic` leaves the number of images open;
+    preprocessing unless given, `precision` the first of the runtime. `dynamic` leaves the number of images open (True
+    or "batch"), height and width ("size"), or all of them ("batch,size"); a file of open size (ONNX) takes every
+    multiple of the network's largest stride, and is compared at smaller, larger, wide and tall sizes too.
     `embed_preprocess` puts channel order, mean and std into the graph, which then takes RGB pixels, 0 to 255;
     `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs. `limits` of a detector
     are those of `Predictor`: in the graph where the decode is, and in the description of the file. Outputs, and what
     they mean, are compared on random images and on `pictures`; with `explain` the error of a file that differs names
-    the first layer that does. Raises `ModelError`, `DataError` for a picture, `UsageError`
-    for an unknown runtime, precision or opset and for a decode that cannot be embedded, and `ExportError` if the file
-    cannot be written or does not compute what the model computes.
+    the first layer that does. Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime,
+    precision or opset, for a decode that cannot be embedded, and for a size that cannot be left open in this runtime or
+    is no such multiple, and `ExportError` if the file cannot be written or does not compute what the model computes.
     """
     choice(f"{runtime}:{precision or ''}")  # before the model is read
+    open_batch, open_size = parse_open(dynamic)
+    if open_size:
+        check_open_size(runtime)
     if isinstance(model, Model):
         if preprocess is None:
             preprocess = (
@@ -445,13 +479,20 @@ def export(
         raise UsageError(
             f"{model.task} has no decode to embed: its outputs are the answer; it is for {', '.join(able)}"
         )
-    if embed_decode and dynamic:
+    if embed_decode and open_batch:
         raise UsageError("an embedded decode takes one image at a time: leave dynamic or embed_decode out")
-    network, examples = _exported(model, preprocess, embed_preprocess, embed_decode, pictures, wanted)
+    pictures = list(each(pictures))
+    network = _exported(model, preprocess, embed_preprocess, embed_decode, wanted)
+    examples = _examples(model, preprocess, embed_preprocess, pictures)
     meaning = _meaning(task, preprocess.size, wanted)
+    sizes, elsewhere = None, list[Elsewhere]()
+    if open_size:
+        sizes = Sizes.of_stride(max(model.backbone.strides))
+        sizes.check(preprocess.size, f"a {model.name} of open height and width")
+        elsewhere = _elsewhere(sizes, model, preprocess, embed_preprocess, pictures, wanted)
     return deliver(
-        network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=dynamic,
-        examples=examples, meaning=meaning, explain=explain,
+        network, examples[0], path, runtime, facts, precision=precision, opset=opset, dynamic=open_batch,
+        examples=examples, meaning=meaning, explain=explain, sizes=sizes, elsewhere=elsewhere,
     )  # fmt: skip
 
 
@@ -483,10 +524,9 @@ def _exported(
     preprocess: Preprocess,
     embed_preprocess: bool,
     embed_decode: bool,
-    pictures: Pictures,
     limits: Limits | None,
-) -> tuple[nn.Module, list[Tensor]]:
-    """What a file is to compute, and the images (1, 3, H, W) to compare it on: four random ones, and `pictures`."""
+) -> nn.Module:
+    """What a file is to compute."""
     task, network = find("tasks", model.task), cast(nn.Module, model)
     if limits is not None and hasattr(task, "limit"):
         limited = copy.deepcopy(model)  # the caller's stays as it is
@@ -494,16 +534,38 @@ def _exported(
         network = limited
     if embed_decode:
         network = task.embed(network) if limits is None else task.embed(network, limits=limits)
+    if embed_preprocess:
+        network = Preprocessed(network, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
+    return network
+
+
+def _examples(model: Model, preprocess: Preprocess, embed_preprocess: bool, pictures: Sequence[One]) -> list[Tensor]:
+    """The images (1, 3, H, W) to compare a file on: four random ones, and `pictures`."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
     given = preprocess
     if embed_preprocess:
-        network = Preprocessed(network, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
         given = dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
         inputs = [torch.rand(1, 3, *preprocess.size, generator=generator) * 255 for _ in range(4)]
     like = next(model.parameters())
-    inputs += [given(read_picture(one, given.values))[None] for one in each(pictures)]
-    return network, [image.to(like) for image in inputs]
+    inputs += [given(read_picture(one, given.values))[None] for one in pictures]
+    return [image.to(like) for image in inputs]
+
+
+def _elsewhere(
+    sizes: Sizes,
+    model: Model,
+    preprocess: Preprocess,
+    embed_preprocess: bool,
+    pictures: Sequence[One],
+    limits: Limits | None,
+) -> list[Elsewhere]:
+    """What a file of open height and width is compared on at other sizes than its own."""
+    task, found = find("tasks", model.task), []
+    for size in sizes.others(preprocess.size):
+        examples = _examples(model, dataclasses.replace(preprocess, size=size), embed_preprocess, pictures)
+        found.append(Elsewhere(examples, _meaning(task, size, limits)))
+    return found
 
 
 def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
@@ -528,7 +590,8 @@ def verify(
 ) -> Parity:
     """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
 
-    With `explain` the error names the first layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for
+    A file of open height and width is compared at the sizes of its export. With `explain` the error names the first
+    layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for
     files that do not belong together, are damaged or cannot be read, and `ExportError` if the file does not compute
     what the model computes.
     """
@@ -543,25 +606,27 @@ def verify(
             f"{loaded.meta['model']} with {len(loaded.classes)}"
         )
     preprocess = Preprocess.from_dict(facts["preprocess"])
-    limits = limits_of(facts)
-    network, examples = _exported(
-        loaded.model,
-        preprocess,
-        facts.get("embedded_preprocess", False),
-        facts.get("embedded_decode", False),
-        pictures,
-        limits,
-    )
+    limits, pictures = limits_of(facts), list(each(pictures))
+    embed_preprocess = facts.get("embedded_preprocess", False)
+    network = _exported(loaded.model, preprocess, embed_preprocess, facts.get("embedded_decode", False), limits)
+    examples = _examples(loaded.model, preprocess, embed_preprocess, pictures)
     runtime = find("runtimes", name)
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     if precision not in runtime.tolerances:
         raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
     tolerance = runtime.tolerances[precision]
     meaning = _meaning(find("tasks", loaded.model.task), preprocess.size, limits)
-    parity = compare_outputs(network, load_file(name, path, trust=trust), examples, tolerance, meaning)
+    runner = load_file(name, path, trust=trust)
+    parity = compare_outputs(network, runner, examples, tolerance, meaning)
     if not parity.passed:
         why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance, trust=trust)}"
         raise ExportError(f"{path} does not compute what the model computes: {parity}{why if explain else ''}")
+    if facts.get("sizes"):
+        sizes = Sizes.from_dict(facts["sizes"])
+        others = _elsewhere(sizes, loaded.model, preprocess, embed_preprocess, pictures, limits)
+        for at, proof in verify_elsewhere(network, runner, others, tolerance, path):
+            if not proof.passed:
+                raise ExportError(f"{path} does not compute what the model computes at {at}: {proof}")
     return parity
 
 

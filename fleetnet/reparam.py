@@ -138,6 +138,11 @@ def collapsible(model: nn.Module) -> bool:
     return any(_can(module, "fuse") or _can(module, "fuse_at") for module in model.modules())
 
 
+def of_one_size(model: nn.Module) -> list[str]:
+    """The names of the modules whose deploy form is for one feature size: those of ParC."""
+    return [name for name, module in model.named_modules() if _can(module, "fuse_at")]
+
+
 def _feature_sizes(model: nn.Module, example: Tensor) -> dict[nn.Module, tuple[int, int]]:
     """The (height, width) of the input that each module with `fuse_at` sees when the example runs."""
     sizes: dict[nn.Module, tuple[int, int]] = {}
@@ -174,7 +179,7 @@ def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module
             "mode: call model.eval() first"
         )
     model = copy.deepcopy(model)
-    sized = [name for name, m in model.named_modules() if _can(m, "fuse_at")]
+    sized = of_one_size(model)
     if sized and example is None:
         raise ModelError(
             f"{sized[0]!r} and {len(sized) - 1} more modules have kernels that depend on the feature size: "

@@ -101,6 +101,15 @@ REWRITTEN = {
             batch=[0],
         ),
     ),
+    "part of a shape": (
+        [
+            helper.make_node("Shape", ["x"], ["a"], start=1, end=2),
+            helper.make_node("Expand", ["one", "a"], ["b"]),
+            helper.make_node("ReduceSum", ["b", "axes"], ["c"], keepdims=1),
+            helper.make_node("Add", ["x", "c"], ["y"]),
+        ],
+        constants(one=np.ones(1, np.float32), axes=[0]),
+    ),
     "reshape": (
         [helper.make_node("Reshape", ["x", "shape"], ["y"], allowzero=1)],
         constants(shape=[2, -1]),

@@ -18,7 +18,7 @@ from fleetnet import checkpoint, images
 from fleetnet.cli import main
 from fleetnet.cli.predict import _stems
 from fleetnet.errors import DataError, UsageError
-from fleetnet.predict import _exported, each, export, load, read_picture
+from fleetnet.predict import _examples, each, export, load, read_picture
 from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
@@ -219,12 +219,10 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_export_compares_on_pictures_in_every_form(exported, tmp_path):
     forms = forms_of(bytes_of(MODES["RGBA"][0], "png", 6), "png", tmp_path)
     assert exported.is_file()
-    network, examples = _exported(
-        build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms["str"], None
-    )
-    assert isinstance(network, torch.nn.Module)
+    model, preprocess = build("fasternet_t0", 3).eval(), Preprocess((32, 32))
+    examples = _examples(model, preprocess, False, list(each(forms["str"])))
     for name in ("PIL", "array", "tensor"):
-        others = _exported(build("fasternet_t0", 3).eval(), Preprocess((32, 32)), False, False, forms[name], None)[1]
+        others = _examples(model, preprocess, False, list(each(forms[name])))
         assert torch.equal(others[-1], examples[-1]), name
         assert len(others) == len(examples)
 

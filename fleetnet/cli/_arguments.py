@@ -32,6 +32,7 @@ RESTRICTED = {  # the types of jsonargparse that have bounds
 }
 
 TIMEOUT = "minutes that these may take for a batch before it is an error (default: 5)"
+OF_OPEN_SIZE = "height and width, as 192x256, for a file that was exported with --dynamic size (default: as exported)"
 TRUST = "the file is from somebody you trust like a program: .pt2 can hide code, and is opened only then"
 
 

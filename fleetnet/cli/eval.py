@@ -7,7 +7,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt, PositiveFloa
 
 from ..errors import UsageError
 from ..reading import to_json
-from ._arguments import TIMEOUT, TRUST, check_outputs
+from ._arguments import OF_OPEN_SIZE, TIMEOUT, TRUST, check_outputs
 from ._data import say_data
 from ._limits import add_limits, limits
 from ._show import say, shown, table
@@ -30,6 +30,7 @@ BY_CLASS = {  # what a metric knows of a class -> the title of its column
 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
+    parser.add_argument("--size", type=str | None, help=OF_OPEN_SIZE)
     parser.add_argument("--data", type=str, help="folder, list or annotation file of images, or `shapes`")
     parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
     parser.add_argument(
@@ -67,6 +68,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import report
+    from ..config import parse_size
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name, only
     from ..data._record import describe, to_measure
@@ -79,8 +81,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(
-        given["model"], threads=given.get("threads", 2), limits=limits(given), trust=bool(given.get("trust"))
-    )
+        given["model"], threads=given.get("threads", 2), limits=limits(given), trust=bool(given.get("trust")),
+        size=parse_size(given["size"]) if given.get("size") else None,
+    )  # fmt: skip
     target = find("tasks", predictor.task).TARGET
     if given.get("predictions") and target not in ("boxes", "masks"):
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")

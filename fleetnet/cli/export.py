@@ -41,7 +41,11 @@ def arguments(parser: "ArgumentParser") -> None:
         help=f"size to deploy at, 224 or 192x256 (default: of the checkpoint; of a name {usual_sizes()})",
     )
     parser.add_argument("--opset", type=int | None, help="ONNX operator set (default: the runtime's)")
-    parser.add_argument("--dynamic", action="store_true", help="leave the number of images open")
+    parser.add_argument(
+        "--dynamic", nargs="?", const="batch", type=str, metavar="batch,size",
+        help="leave open: batch, the number of images (without a word); size, height and width (onnx; multiples of the "
+        "network's largest stride, usually 32; not ParC, Mask R-CNN); batch,size",
+    )  # fmt: skip
     parser.add_argument("--embed-preprocess", action="store_true", help="take pixels 0 to 255, RGB; normalize inside")
     parser.add_argument(
         "--embed-decode", action="store_true", help="give boxes after NMS, masks or class maps instead of raw outputs"
@@ -87,9 +91,19 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             f"`fleetnet train --model {given['model']} --data DATA` makes one; "
             f"`fleetnet export --model {given['model']} --to {runtimes} --check` tries what the runtimes can hold"
         )
+    _check_dynamic(given, to)
     if given.get("isolated"):
         _make_environments([name for name, _ in to])
     return _check(given, to) if given.get("check") else _export(given, to)
+
+
+def _check_dynamic(given: dict[str, Any], to: list[tuple[str, str]]) -> None:
+    """`UsageError` for a word that --dynamic does not know, and for a runtime whose files cannot do that."""
+    from ..runtimes import check_open_size, parse_open
+
+    _, open_size = parse_open(given.get("dynamic") or False)
+    for name, _ in to if open_size else []:
+        check_open_size(name)
 
 
 def _check_format(given: dict[str, Any]) -> None:
@@ -140,7 +154,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             size=parse_size(given["size"]) if given.get("size") else None,
             precision=precision,
             opset=given.get("opset"),
-            dynamic=bool(given.get("dynamic")),
+            dynamic=given.get("dynamic") or False,
             embed_preprocess=bool(given.get("embed_preprocess")),
             embed_decode=bool(given.get("embed_decode")),
             limits=limits(given),
@@ -152,6 +166,8 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             say(f"{file} was a file for {before} before, and is one for {sizes[-1]} now")
         parity = done.parity.to_dict() if done.parity else {"passed": None}
         agreements.append(done.parity and done.parity.agreement)
+        for (height, width), proof in done.elsewhere.items():
+            say(f"{title}: the same at {height}x{width}: relative {proof.relative:.1e}, allowed {proof.tolerance:.0e}")
         delivered.append(
             {"runtime": name, "precision": precision, "path": str(done.path), "sidecar": str(done.sidecar), **parity}
             | {"unverified": done.unverified, "bytes": size_of(done.path)}
@@ -174,11 +190,17 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _input_of(file: Path) -> str | None:
-    """The size of image that an exported file takes, "224x224"; None without a sidecar that says it."""
+    """The size of image that an exported file takes, "224x224", of several "224x224, multiples of 32".
+
+    None without a sidecar that says it.
+    """
     from ..predict import facts_of
 
     try:
-        shape = facts_of(file)[1]["inputs"][0]["shape"]
+        facts = facts_of(file)[1]
+        shape = facts["inputs"][0]["shape"]
+        if facts.get("sizes"):
+            return f"{facts['size'][0]}x{facts['size'][1]}, multiples of {facts['sizes']['step']}"
     except (ModelError, LookupError, TypeError):
         return None
     return f"{shape[2]}x{shape[3]}"
@@ -243,7 +265,7 @@ def _tried(
         return {"result": "not installed", "said": missing}
     done = export(
         model, name, folder / f"model{runtime.suffix}", size=size, precision=precision, opset=given.get("opset"),
-        dynamic=bool(given.get("dynamic")), embed_decode=bool(given.get("embed_decode")), limits=limits(given),
+        dynamic=given.get("dynamic") or False, embed_decode=bool(given.get("embed_decode")), limits=limits(given),
         explain=True,
     )  # fmt: skip
     if done.parity is None:

@@ -16,7 +16,7 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 
 from ..errors import DataError, UsageError
 from ..reading import to_json
-from ._arguments import TRUST, check_outputs
+from ._arguments import OF_OPEN_SIZE, TRUST, check_outputs
 from ._limits import add_limits, limits
 from ._show import say, table
 
@@ -39,6 +39,7 @@ Source = str | Path  # an address, or a file
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("source", nargs="*", type=str, help="image files, folders, patterns or http(s) addresses")
     parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
+    parser.add_argument("--size", type=str | None, help=OF_OPEN_SIZE)
     parser.add_argument("--top", type=PositiveInt, help="classifiers: names an image (default: 3)")
     add_limits(
         parser, "lowest score that is shown, 0 to 1 (default, of detectors: that of the best F1 on the validation set, "
@@ -74,6 +75,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
+    from ..config import parse_size
     from ..find import find
     from ..predict import load
 
@@ -81,7 +83,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     # Of a score to show, a detector is told when it is known whether one that is lower has to be found first.
     others = {key: value for key, value in limits(given).items() if key != "score"}
     trust = bool(given.get("trust"))
-    predictor = load(given["model"], threads=given.get("threads", 2), limits=others, trust=trust)
+    size = parse_size(given["size"]) if given.get("size") else None
+    predictor = load(given["model"], threads=given.get("threads", 2), limits=others, trust=trust, size=size)
     if score is not None:
         predictor.show_from(score)
     given = {**given, "threshold": score}

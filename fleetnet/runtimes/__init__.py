@@ -14,6 +14,8 @@ A runtime is a module:
     trace(path, threads) -> callable(ndarray) -> dict[str, ndarray]
                     optional: what the layers of the file put out, by name, in the order of execution (see `_explain`)
     integers        optional: the type of integer outputs in a file that has no int64
+    OPEN_SIZE       optional: True of a format that can leave height and width open; `export` then takes `sizes`, which
+                    says which are allowed
     RUNS_CODE       optional: True of a format that can hide code, which runs when a file is read; `load` and `trace`
                     then take `trust`, and refuse without it
     one_pool        optional: True where all files of a process share one number of threads
@@ -41,9 +43,9 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
@@ -55,10 +57,10 @@ import torch
 from torch import Tensor, nn
 
 from ..boxes import unpad
-from ..errors import ExportError, UsageError, choose
+from ..errors import ExportError, FleetnetError, ModelError, UsageError, choose
 from ..files import beside
 from ..find import find, names
-from ..reparam import WIDEST, allowed, difference, reparameterize
+from ..reparam import WIDEST, allowed, difference, of_one_size, reparameterize
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
 from ._agreement import compare, limits
@@ -75,6 +77,11 @@ from ._opened import read_sidecar as read_sidecar
 from ._opened import signed as signed
 from ._opened import size_of as size_of
 from ._preprocess import Preprocessed as Preprocessed
+from ._program import reason
+from ._sizes import Elsewhere as Elsewhere
+from ._sizes import Sizes as Sizes
+from ._sizes import open_shape
+from ._sizes import parse_open as parse_open
 
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
 Outputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
@@ -121,6 +128,7 @@ class Delivered:
     parity: Parity | None  # None: this machine cannot run the file, see `unverified`
     seconds: float  # of collapsing and exporting
     unverified: str | None = None  # why the file was only inspected, and what the inspection found
+    elsewhere: Mapping[tuple[int, int], Parity] = field(default_factory=dict)  # at other sizes, of a file that has any
 
 
 def choice(text: str) -> tuple[str, str]:
@@ -285,11 +293,68 @@ def _examples(example: Tensor) -> list[Tensor]:
     return batches
 
 
-def _describe(name: str, value: Tensor, dynamic: bool, integers: str = "int64") -> dict[str, object]:
+def _with_batch(examples: Sequence[Tensor]) -> list[Tensor]:
+    """The examples, and a batch of another number of images than was traced."""
+    return [*examples, torch.cat([examples[0], examples[0], *examples[1:2]])]
+
+
+def _describe(name: str, value: Tensor, dynamic: bool, integers: str = "int64") -> dict[str, Any]:
     shape = ["batch" if dynamic else value.shape[0], *value.shape[1:]]
     dtype = integers if value.dtype == torch.int64 else str(value.dtype).removeprefix("torch.")
     layout = {"layout": "NCHW"} if value.ndim == 4 else {}
     return {"name": name, "shape": shape, "dtype": dtype, **layout}
+
+
+def check_open_size(name: str) -> None:
+    """`UsageError` for a runtime whose files cannot leave height and width open."""
+    if not getattr(find("runtimes", name), "OPEN_SIZE", False):
+        able = [other for other in names("runtimes") if getattr(find("runtimes", other), "OPEN_SIZE", False)]
+        raise UsageError(
+            f"{name} takes the size that a file was exported at: height and width can be left open for "
+            f"{', '.join(able)} only; leave size out of dynamic, or export a file for each size"
+        )
+
+
+def _check_any_size(model: nn.Module, path: Path, values: Mapping[str, Tensor]) -> None:
+    """`ExportError` for a network that is written for one size, with the reason."""
+    kernels = of_one_size(model)
+    why = ""
+    if kernels:
+        why = (
+            f"the kernels of {kernels[0]} and {len(kernels) - 1} more modules (ParC) are frozen at the size of their "
+            "feature when they are collapsed"
+        )
+    elif _padded(values):
+        why = "detections are chosen in its graph, which is written for one size (raw outputs of ssd and yolo are not)"
+    if why:
+        raise ExportError(f"{path} was not written: its height and width cannot be left open: {why}")
+
+
+def _values_at(model: nn.Module, image: Tensor, path: Path, outputs: Sequence[str]) -> dict[str, Tensor]:
+    """What a model computes at another size than its own; `ExportError` where it cannot."""
+    try:
+        with torch.no_grad():
+            return _named(model(image), outputs)
+    except Exception as error:  # networks of timm have errors of many kinds for sizes that they cannot have
+        size = f"{image.shape[-2]}x{image.shape[-1]}"
+        raise ExportError(
+            f"{path} was not written: its height and width cannot be left open: the network does not compute at "
+            f"{size}: {reason(error)}"
+        ) from error
+
+
+def verify_elsewhere(
+    reference: Reference, runner: Runner, elsewhere: Sequence[Elsewhere], tolerance: float, path: Path
+) -> list[tuple[Elsewhere, Parity]]:
+    """`verify` at each other size of a file that leaves it open; `ExportError` where the file cannot compute at all."""
+    proofs = []
+    for at in elsewhere:
+        try:
+            proofs.append((at, verify(reference, runner, at.examples, tolerance, at.meaning)))
+        except FleetnetError as error:
+            wrong = error if isinstance(error, ModelError) else f"{path}: {error}"
+            raise ExportError(f"at {at}, another size than its own, the file does not compute: {wrong}") from error
+    return proofs
 
 
 def _in_torch(model: nn.Module, device: torch.device) -> Runner:
@@ -350,6 +415,8 @@ def deliver(
     outputs: Sequence[str] = ("logits",),
     meaning: Meaning | None = None,
     explain: bool = False,
+    sizes: Sizes | None = None,
+    elsewhere: Sequence[Elsewhere] = (),
 ) -> Delivered:
     """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
 
@@ -361,11 +428,13 @@ def deliver(
     preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs` names the outputs of a model that
     gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too; with
     `explain` the error of a file that differs names the first layer that does. A file that
-    this machine cannot run (Core ML on Linux) is inspected instead, and says so.
+    this machine cannot run (Core ML on Linux) is inspected instead, and says so. With `sizes` the file takes other
+    heights and widths too, and is compared at each size of `elsewhere` by the same rules.
 
     Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError` for a model in
-    training mode, `UsageError` for an unknown runtime, suffix or opset, and for `dynamic` where detections are chosen
-    in the graph, `ExportError` if export or comparison fails.
+    training mode, `UsageError` for an unknown runtime, suffix or opset, for `dynamic` where detections are chosen
+    in the graph, and for `sizes` of a runtime without; `ExportError` if export or comparison fails, and for `sizes` of
+    a network that is written for one.
     """
     path = Path(path)
     runtime, precision = choice(f"{runtime}:{precision or ''}")
@@ -373,39 +442,70 @@ def deliver(
     tolerance = to.tolerances[precision]
     if path.suffix != to.suffix:
         raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
+    if sizes is not None:
+        check_open_size(runtime)
+        if len(elsewhere) < 2:
+            raise UsageError("a file that leaves its size open is compared at several others: give `elsewhere`")
+        sizes.check((example.shape[-2], example.shape[-1]), "a file that leaves its size open")
     examples = _examples(example) if examples is None else list(examples)
     if dynamic:
-        examples.append(torch.cat([example, example, *examples[1:2]]))  # a batch of another size than was traced
+        examples = _with_batch(examples)
+        elsewhere = [replace(at, examples=_with_batch(at.examples)) for at in elsewhere]
     sidecar, golden = path.with_suffix(".json"), path.with_suffix(".golden.npz")
     if path.stem == "model":
         golden = path.with_name("golden.npz")
 
     start = time.perf_counter()
-    deployed = reparameterize(model, example)
     with torch.no_grad():
         values = _named(model(example), outputs)
+    if sizes is not None:
+        _check_any_size(model, path, values)
+    deployed = reparameterize(model, example)
     if dynamic and _padded(values):
         raise UsageError("a graph that chooses detections takes one image at a time: dynamic must be off")
     integers = getattr(to, "integers", "int64")
     described = [_describe(name, value, dynamic, integers) for name, value in values.items()]
-    facts = {**facts, "form": "deploy", "outputs": described}
+    image = _describe("image", example, dynamic)
+    more: dict[str, Any] = {}
+    if sizes is not None:
+        height, width = example.shape[-2:]
+        larger = height + sizes.step, width + 2 * sizes.step  # by which the one is told from the other
+        known: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
+        there = _values_at(model, example.new_zeros(*example.shape[:2], *larger), path, outputs)
+        for about, (name, value) in zip(described, values.items(), strict=True):
+            about["shape"] = about["shape"][:1] + open_shape(value, there[name], known)[1:]
+        image["shape"] = [*image["shape"][:2], "height", "width"]
+        more = {"sizes": {"made_at": list(example.shape[-2:]), **sizes.to_dict()}}
+    facts = {**facts, "form": "deploy", "outputs": described, **more}
     with beside(path, "export") as folder:  # a folder, since some formats are two files
         file = folder / path.name
         to.export(
             deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=list(values),
-            precision=precision,
+            precision=precision, **({} if sizes is None else {"sizes": sizes}),
         )  # fmt: skip
         seconds = time.perf_counter() - start
+        proofs: list[tuple[Elsewhere, Parity]] = []
         parity, unverified = None, to.cannot_run() if hasattr(to, "inspect") else None
         if unverified:
             unverified = f"{unverified}; {to.inspect(file, deployed)}"
         else:
-            parity = verify(model, load(runtime, file, trust=True), examples, tolerance, meaning)  # our own file
+            runner = load(runtime, file, trust=True)  # our own file
+            parity = verify(model, runner, examples, tolerance, meaning)
+            proofs = verify_elsewhere(model, runner, elsewhere if sizes else (), tolerance, path)
         if parity and not parity.passed:
             advice = _advice(tolerance, model, deployed, examples, runtime, precision, dynamic, meaning)
             if explain:
                 advice += f". {explanation(deployed, file, runtime, examples, tolerance, trust=True)}"
             raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
+        for at, proof in proofs:
+            if not proof.passed:
+                advice = ""
+                if explain:
+                    advice = f". {explanation(deployed, file, runtime, list(at.examples), tolerance, trust=True)}"
+                raise ExportError(
+                    f"{path} was not written: at {at}, another size than its own, its outputs are not those of the "
+                    f"model: {proof}{advice}"
+                )
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
         np.savez(folder / golden.name, allow_pickle=False, **arrays)
         document = {
@@ -417,8 +517,9 @@ def deliver(
             "runtime_version": version(to.package),
             "precision": precision,
             "opset": to.default_opset if opset is None else opset,
-            "inputs": [_describe("image", example, dynamic)],
+            "inputs": [image],
             "parity": parity.to_dict() if parity else None,
+            **({"parity_at": {str(at): proof.to_dict() for at, proof in proofs}} if proofs else {}),
             "unverified": unverified,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -428,4 +529,4 @@ def deliver(
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(finished, target)
-    return Delivered(path, sidecar, golden, parity, seconds, unverified)
+    return Delivered(path, sidecar, golden, parity, seconds, unverified, {at.size: proof for at, proof in proofs})

@@ -192,6 +192,22 @@ def _pad(graph: _Graph, node: Any) -> Nodes:
     return [node]
 
 
+def _shape(graph: _Graph, node: Any) -> Nodes:
+    """A part of a shape can be asked for from 15 on; before, it is cut out of the whole."""
+    given, output = graph.attributes(node), node.output[0]
+    if "end" not in given:
+        return [node]
+    whole = f"{output}_whole"
+    start, end, axis = (
+        graph.constant(f"{output}_{name}", np.array([value], np.int64))
+        for name, value in (("start", given.get("start", 0)), ("end", given["end"]), ("axis", 0))
+    )
+    return [
+        graph.node("Shape", [node.input[0]], whole),
+        graph.node("Slice", [whole, start, end, axis], output),
+    ]
+
+
 RULES: dict[str, tuple[int, Callable[[_Graph, Any], Nodes]]] = {  # operator -> below which set, and what is done
     **{name: (below, _axes_as_attribute) for name, below in AXES.items()},
     "LayerNormalization": (17, _layer_norm),
@@ -203,6 +219,7 @@ RULES: dict[str, tuple[int, Callable[[_Graph, Any], Nodes]]] = {  # operator -> 
     "Pad": (18, _pad),
     "Reshape": (14, _reshape),
     "Resize": (13, _resize),
+    "Shape": (15, _shape),
 }
 
 

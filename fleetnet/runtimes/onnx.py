@@ -23,10 +23,12 @@ from . import _opset
 from ._cpu import int8_class
 from ._int8 import overflowing, slower
 from ._program import quiet
+from ._sizes import Sizes, open_name
 
 suffix = ".onnx"
 package = "onnxruntime"
 calls = "many"  # onnxruntime allows it
+OPEN_SIZE = True
 default_opset = 20  # torch's default; the first with Gelu as one operator
 # What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to 3.5e-6 over all
 # families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so that logits reach 1e6. A batch norm
@@ -41,6 +43,7 @@ tolerances = {"fp32": 1e-4, "fp16": 5e-2}
 OPSETS = range(_opset.LOWEST, 24)
 LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
 KEY = "fleetnet"  # of the metadata
+NO_MODULES = ("", "_empty_nn_module_stack_from_metadata_hook")  # scopes of the exporter: the network, open sizes
 # Operators with weights, and which of their inputs these are.
 WEIGHTED = {
     "Conv": 1,
@@ -78,7 +81,7 @@ def _name_by_module(graph: Any) -> None:
     for node in graph.node:
         known = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(known.get("pkg.torch.onnx.name_scopes", "[]"))  # modules, then the node's own name
-        name = "/".join([*[scope for scope in scopes[-2:-1] if scope], node.op_type])
+        name = "/".join([*[scope for scope in scopes[-2:-1] if scope not in NO_MODULES], node.op_type])
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name]}"
         del node.metadata_props[:]
@@ -114,6 +117,44 @@ def _spell_gates(onnx: ModuleType, graph: Any) -> None:
             graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
 
 
+def _open_dimensions(dynamic: bool, sizes: Sizes | None) -> Any:
+    """The dimensions of the image that torch is to leave open, as its exporter takes them; None of a fixed shape."""
+    dimensions: dict[int, Any] = {}
+    if dynamic:
+        dimensions[0] = torch.export.Dim("batch")
+    if sizes is not None:
+        least, largest = sizes.least // sizes.step, sizes.largest // sizes.step
+        for axis, name in ((2, "rows"), (3, "columns")):
+            dimensions[axis] = sizes.step * torch.export.Dim(name, min=least, max=largest)
+    return (dimensions,) if dimensions else None
+
+
+def _check_open(graph: Any, dynamic: bool, sizes: Sizes | None) -> None:
+    """`ExportError` for a dimension of the image that was to be open, and that a network made torch fix."""
+    image = graph.input[0].type.tensor_type.shape.dim
+    wanted = {0: "number of images"} if dynamic else {}
+    wanted |= {2: "height", 3: "width"} if sizes is not None else {}
+    for axis, name in wanted.items():
+        if not image[axis].dim_param:
+            raise ExportError(f"the {name} of this model cannot be left open: torch takes it for a constant")
+
+
+def _name_open_dimensions(graph: Any) -> None:
+    """Call open dimensions of inputs and outputs by names, "height", in place of the exporter's formulas, "32*rows".
+
+    Formulas of what is between are left out: onnxruntime finds its own, and trusts those that it is given.
+    """
+    image = graph.input[0].type.tensor_type.shape.dim
+    known: dict[Any, str] = {image[2].dim_param: "height", image[3].dim_param: "width"}
+    if image[0].dim_param:
+        known[image[0].dim_param] = image[0].dim_param
+    for value in [*graph.input, *graph.output]:
+        for dimension in value.type.tensor_type.shape.dim:
+            if dimension.dim_param:
+                dimension.dim_param = open_name(known, dimension.dim_param)
+    del graph.value_info[:]
+
+
 def export(
     model: nn.Module,
     example: Tensor,
@@ -124,12 +165,14 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to one ONNX file; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. `outputs` names the outputs
-    in their order. The file asks for the earliest IR version of its operator set, so that runtimes of its time read
-    it. In "fp16" weights and arithmetic are float16; inputs, outputs and what a head makes of its numbers are float32.
+    `example` (N, 3, H, W) fixes the size unless `sizes` says which others are allowed; `dynamic` leaves N open.
+    `metadata` must be JSON. `outputs` names the outputs in their order. The file asks for the earliest IR version of
+    its operator set, so that runtimes of its time read it. In "fp16" weights and arithmetic are float16; inputs,
+    outputs and what a head makes of its numbers are float32.
     Raises `UsageError` for an opset that cannot be written, `ExportError` if a package is missing, the weights exceed
     the 2 GB of one file, torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
     """
@@ -145,6 +188,8 @@ def export(
         )
     if dynamic and len(example) == 1:
         example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
+    if sizes is not None:
+        example = sizes.trace(example)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -153,13 +198,14 @@ def export(
                 input_names=["image"],
                 output_names=list(outputs),
                 opset_version=max(chosen, _opset.WRITTEN),
-                dynamic_shapes=({0: torch.export.Dim("batch")},) if dynamic else None,
+                dynamic_shapes=_open_dimensions(dynamic, sizes),
                 dynamo=True,
                 verbose=False,
             )
     except Exception as error:  # the exporter raises whatever its passes raise; their cause says what went wrong
         reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
-        raise ExportError(f"{path}: torch cannot write this model as ONNX: {reason}") from error
+        how = "" if sizes is None else " with its height and width open"
+        raise ExportError(f"{path}: torch cannot write this model as ONNX{how}: {reason}") from error
     proto: Any = program.model_proto  # type: ignore[union-attr]
     written = {entry.domain: entry.version for entry in proto.opset_import}
     if written.get("") != max(chosen, _opset.WRITTEN):
@@ -168,12 +214,15 @@ def export(
     if next(model.parameters(), example).dtype == torch.float32:
         _spell_gates(onnx, proto.graph)
     try:
+        _check_open(proto.graph, dynamic, sizes)
         if chosen < _opset.WRITTEN:
             _opset.lower(proto, chosen)
         if precision == "fp16":
             proto = _opset.to_half(proto)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
+    if sizes is not None:
+        _name_open_dimensions(proto.graph)
     _opset.ask_for_lowest_ir(proto)
     proto.metadata_props.add(key=KEY, value=to_json(metadata or {}, ensure_ascii=False))
     onnx.save(proto, path)

@@ -102,7 +102,7 @@ class SSD(nn.Module):
             found.append(y.permute(0, 3, 4, 1, 2).flatten(1, 3))
         raw = torch.cat(found, 1)  # (N, A, 4 + 1 + classes)
         anchors = make_anchors([(x.shape[-2], x.shape[-1]) for x in maps], size).to(raw.device)  # float32
-        return {"logits": raw[..., 4:], "boxes": raw[..., :4], "anchors": anchors.expand(len(raw), -1, -1)}
+        return {"logits": raw[..., 4:], "boxes": raw[..., :4], "anchors": anchors.expand(raw.shape[0], -1, -1)}
 
     def _refuse_one_image(self, size: tuple[int, int]) -> None:
         """Batch norm cannot train on one value a channel, which is all that a map of one pixel has of one image."""
