@@ -232,7 +232,8 @@ def test_coco_boxes_that_round_stay():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "not JSON"), ("[" * 100_000, "not JSON"), ("{}", "no list of images"), ("1" * 10_000, "not JSON"),
+        ("", "not JSON"), ("[" * 100_000, "not JSON"), ("{}", "no list of images"),
+        ("1" * 10_000, "not JSON|expected an object"),
         (document(images=[1]), "no list of images"), (document(categories=[]), "categories is empty"),
         (document(categories=[{"id": 1, "name": "a"}] * 2), "two categories have the id 1"),
         (document(categories=[{"id": "x", "name": "a"}]), "id that is a number"),
