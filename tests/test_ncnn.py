@@ -16,6 +16,7 @@ from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import deliver, ncnn, verify
+from fleetnet.runtimes._agreement import limits
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")
@@ -68,7 +69,10 @@ def test_heads_with_raw_outputs_and_class_maps(name: str, tmp_path: Path):
         model, "ncnn", tmp_path / "m.param", size=(72, 108), embed_decode=embedded, pictures=pictures
     )
     agreement = done.parity.agreement
-    assert agreement.pixels == 1 if embedded else agreement.paired == agreement.boxes > 20
+    if embedded:  # a pixel of two nearly equal classes may have the other one, as in every proof of class maps
+        assert agreement.pixels >= limits(done.parity.tolerance).pixels
+    else:
+        assert agreement.paired == agreement.boxes > 20
     found = fleetnet.load(done.path).predictions(pictures)
     assert all(len(one["semantic"].unique()) > 1 if embedded else len(one["boxes"]) for one in found)
 
