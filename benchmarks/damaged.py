@@ -199,7 +199,7 @@ class Reader:
         process.stdin.write(json.dumps([kind, str(folder), file]) + "\n")
         process.stdin.flush()
         lines: queue.Queue[str] = queue.Queue()
-        threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()  # type: ignore[union-attr]
+        threading.Thread(target=lambda: lines.put(process.stdout.readline()), daemon=True).start()
         try:
             line = lines.get(timeout=SECONDS)
         except queue.Empty:
@@ -290,7 +290,7 @@ def made(folder: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--count", type=int, default=500)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--run", type=Path, help="a run with exports (default: one is made)")

@@ -15,6 +15,7 @@ import argparse
 import io
 import json
 import multiprocessing
+import queue
 import random
 import resource
 import struct
@@ -77,7 +78,7 @@ def in_process(path: Path, read: Callable[[Path], Any] | None = None, wait: floa
     process.start()
     try:
         return results.get(timeout=wait)
-    except Exception:
+    except queue.Empty:
         process.join(0.1)
         code = process.exitcode
         died = f"RAW died with exit code {code}" if code is not None else f"RAW hangs for {wait:.0f} s"

@@ -169,9 +169,7 @@ def _built(about: Mapping[str, Any], options: Mapping[str, Any], preprocess: Pre
         model = build(about["model"], len(about["classes"]), about["drop_path"], about["output_stride"], options).eval()
         if about["form"] == "deploy":
             model = cast(Model, reparameterize(model, torch.zeros(1, 3, *preprocess.size)))
-    except FleetnetError as error:
-        raise ModelError(f"{path}: the network of its description cannot be built: {error}") from error
-    except (TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # of layers that cannot be
+    except (FleetnetError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # or of torch's layers
         raise ModelError(f"{path}: the network of its description cannot be built: {error}") from error
     return model
 

@@ -14,7 +14,6 @@ import math
 import os
 import stat
 import threading
-import time
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 from . import bands
 from .bands import Band
 from .errors import DataError, UsageError
+from .fetching import receive
 from .reading import open_regular
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
@@ -282,38 +282,13 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
     whatever the server or the way to it refuses.
     """
     from http.client import HTTPException
-    from urllib import request
 
-    opener = request.OpenerDirector()  # unlike urlopen's, it knows no files and no FTP, to which a server could send it
-    for handler in (
-        request.ProxyHandler(),
-        request.UnknownHandler(),
-        request.HTTPHandler(),
-        request.HTTPSHandler(),
-        request.HTTPDefaultErrorHandler(),
-        request.HTTPRedirectHandler(),
-        request.HTTPErrorProcessor(),
-    ):
-        opener.add_handler(handler)
-    until, blocks, received = time.monotonic() + seconds, [], 0
+    content = io.BytesIO()
     try:
-        with opener.open(address, timeout=min(seconds, 20.0)) as response:
-            said = response.headers.get("Content-Length") or ""
-            expected = int(said) if said.isdecimal() else 0
-            if expected > limit:
-                raise DataError(f"it has {expected} bytes; at most {limit} are fetched")
-            while block := response.read1(1 << 16):  # what has come, so that a slow server does not outwait the limit
-                received += len(block)
-                if received > limit:
-                    raise DataError(f"it has more than the {limit} bytes that are fetched")
-                if time.monotonic() > until:
-                    raise DataError(f"only {received} bytes came within {seconds:g} s")
-                blocks.append(block)
-            if received < expected:
-                raise DataError(f"it ended after {received} of {expected} bytes")
-    except (HTTPException, OSError, ValueError) as error:  # DataError is a ValueError
+        receive(address, content, limit, seconds, silence=min(seconds, 20.0))
+    except (HTTPException, OSError, ValueError) as error:
         raise DataError(f"cannot fetch {address!r}: {str(error) or type(error).__name__}") from error
-    return b"".join(blocks)
+    return content.getvalue()
 
 
 # ---- forms of a picture ----------------------------------------------------------------------------------------------

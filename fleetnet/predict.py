@@ -22,6 +22,7 @@ from .checkpoint import check_facts
 from .errors import DataError, ExportError, ModelError, UsageError, named_arguments
 from .find import find, names
 from .images import Picture, Range, Source
+from .reading import hash_of
 from .reparam import reparameterize
 from .runtimes import (
     Delivered,
@@ -47,7 +48,7 @@ from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
 from .tasks import Model, limits_of, named
 from .transforms import Preprocess
-from .weights import check_finite, files_beside, hash_of, locate
+from .weights import check_finite, files_beside, locate
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
@@ -591,9 +592,8 @@ def verify(
     """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
 
     A file of open height and width is compared at the sizes of its export. With `explain` the error names the first
-    layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for
-    files that do not belong together, are damaged or cannot be read, and `ExportError` if the file does not compute
-    what the model computes.
+    layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for files that do not belong together, are
+    damaged or cannot be read, and `ExportError` if the file does not compute what the model computes.
     """
     path = Path(path)
     name, facts = facts_of(path)

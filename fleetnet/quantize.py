@@ -35,9 +35,9 @@ from .find import find
 from .loading import patient
 from .predict import Predictor, described, load
 from .quantizers import QUANTIZERS, WRITERS
-from .reading import to_json
+from .reading import hash_of, to_json
 from .reparam import reparameterize
-from .runtimes import _describe, files, hash_of, signed, version
+from .runtimes import _describe, files, signed, version
 from .runtimes._cpu import int8_class
 from .runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
 from .tasks import limits_of, named

@@ -5,11 +5,12 @@ one. Whatever this package reads from a path goes through here, or is checked he
 """
 
 import errno
+import hashlib
 import json
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -80,6 +81,15 @@ def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
     with open_regular(path) as file:
         while block := file.read(size):
             yield block
+
+
+def hash_of(files: Iterable[Path]) -> str:
+    """SHA-256 of the content of files, one after the other, in hexadecimal digits; `OSError` as of `open_regular`."""
+    hashed = hashlib.sha256()
+    for file in files:
+        for block in blocks(file):
+            hashed.update(block)
+    return hashed.hexdigest()
 
 
 def to_json(value: Any, **settings: Any) -> str:

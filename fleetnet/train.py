@@ -371,16 +371,15 @@ def fit(
     by class too), data.json (which samples), split.json (what was read, of which classes, and held back) and state/
     (for `resume`). It belongs to this call alone until the end, unless whoever calls has `claimed` it. A run that is
     resumed goes on with the samples it began with, or with others if `other_data`; one that has all its epochs is
-    finished: the model gets its last weights. The preprocessing, unless given, is what the starting weights
-    expect, or ImageNet's mean and std, at the configured size, and in a run that is resumed what it began with;
-    afterwards `model.preprocess` holds it. `source` describes the
-    starting weights and is kept in the checkpoints; `contents` are what `contents_of` counted in train and val, where
-    that is known. `progress` is called after every step, `on_batch` gets the images and targets of each step as the
-    network sees them, `on_epoch` each line of the log, whose epochs count from 1, and `on_wait` a line for each half
-    minute that the workers are waited for. Raises `UsageError` where another run goes on in the folder, `DataError` for
-    other samples and for data with too little left to learn from or to measure on, `WriteError` when the folder is gone
-    or the disk full, and `FleetnetError` when the loss or a weight is not finite or a worker died; the state of the
-    last whole epoch is kept.
+    finished: the model gets its last weights. The preprocessing, unless given, is what the starting weights expect, or
+    ImageNet's mean and std, at the configured size, and in a run that is resumed what it began with; afterwards
+    `model.preprocess` holds it. `source` describes the starting weights and is kept in the checkpoints; `contents` are
+    what `contents_of` counted in train and val, where that is known. `progress` is called after every step, `on_batch`
+    gets the images and targets of each step as the network sees them, `on_epoch` each line of the log, whose epochs
+    count from 1, and `on_wait` a line for each half minute that the workers are waited for. Raises `UsageError` where
+    another run goes on in the folder, `DataError` for other samples and for data with too little left to learn from or
+    to measure on, `WriteError` when the folder is gone or the disk full, and `FleetnetError` when the loss or a weight
+    is not finite or a worker died; the state of the last whole epoch is kept.
     """
     run = Path(run)
     val = by_name(val, train.classes, "the training data")

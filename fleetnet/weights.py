@@ -14,22 +14,22 @@ import hashlib
 import os
 import pickle
 import re
-import time
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .backbones import Option, Pretrained, family, pretrained, variants
 from .errors import FleetnetError, ModelError, choose, named_arguments
+from .fetching import receive
 from .files import replacing
 from .find import find, names
-from .reading import MEGABYTE, WEIGHTS, blocks, check_regular, from_json, leads_out, open_regular
+from .reading import MEGABYTE, WEIGHTS, check_regular, from_json, hash_of, leads_out, open_regular
 from .reparam import collapsible, reparameterize
 from .tasks import Model, build, defaults, described_by, split_name
 
@@ -44,6 +44,7 @@ RAW = ("model", "state_dict", "model_state_dict")  # under which names training 
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")  # ... and their moving average
 PREFIXES = ("module.", "model.")  # DataParallel and AveragedModel; Lightning
 LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 4_000_000_000, 3600.0  # bytes; seconds
+SILENCE = 30.0  # seconds that a server may send nothing
 
 
 @dataclass(frozen=True)
@@ -297,7 +298,6 @@ def _download(url: str) -> Path:
     """A file at an address, kept in torch's cache folder."""
     from http.client import HTTPException
     from urllib.parse import urldefrag
-    from urllib.request import urlopen
 
     try:
         address, fragment = urldefrag(url)
@@ -310,14 +310,14 @@ def _download(url: str) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with urlopen(address, timeout=30) as response, replacing(path) as file:
-            _receive(response, file, url)
+        with replacing(path) as file:
+            receive(address, file, LARGEST_DOWNLOAD, LONGEST_DOWNLOAD, SILENCE)
             file.flush()
             _check_hash(Path(file.name), expected_hash, url)  # before it gets its name
     except FleetnetError:  # which is a ValueError too
         raise
     except (HTTPException, OSError, ValueError) as error:
-        raise ModelError(f"{url} cannot be fetched: {error}") from error
+        raise ModelError(f"{url} cannot be fetched: {error}; fetch it yourself and give the file") from error
     return path
 
 
@@ -349,33 +349,6 @@ def _hash_asked_for(fragment: str, url: str) -> str | None:
 def _check_hash(path: Path, expected: str | None, what: str) -> None:
     if expected is not None and (found := hash_of([path])) != expected:
         raise ModelError(f"{what} has the hash {found}, not {expected} as asked for")
-
-
-def hash_of(files: Iterable[Path]) -> str:
-    """SHA-256 of the content of files, one after the other, in hexadecimal digits."""
-    hashed = hashlib.sha256()
-    for file in files:
-        for block in blocks(file):
-            hashed.update(block)
-    return hashed.hexdigest()
-
-
-def _receive(response: Any, file: BinaryIO, url: str) -> None:
-    """Copy what a server sends; `ModelError` if it is more than is allowed, less than it said, or takes too long."""
-    said, received, until = response.headers.get("Content-Length") or "", 0, time.monotonic() + LONGEST_DOWNLOAD
-    expected = int(said) if said.isdecimal() else 0
-    too_large = f"{url} has more than the {LARGEST_DOWNLOAD / 1e9:g} GB that are fetched: fetch it yourself"
-    if expected > LARGEST_DOWNLOAD:
-        raise ModelError(too_large)
-    while block := response.read(1 << 20):
-        received += len(block)
-        if received > LARGEST_DOWNLOAD:
-            raise ModelError(too_large)
-        if time.monotonic() > until:
-            raise ModelError(f"{url} has sent {received} bytes after {LONGEST_DOWNLOAD:.0f} s: fetch it yourself")
-        file.write(block)
-    if received < expected:
-        raise ModelError(f"{url} ended after {received} of {expected} bytes")
 
 
 # ---- unwrap ----------------------------------------------------------------------------------------------------------

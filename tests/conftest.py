@@ -1,15 +1,30 @@
 """One thread in every test: pytest-xdist runs several at once, and oversubscribed threads make all of them slow."""
 
+import importlib.util
 import signal
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 torch.set_num_threads(1)
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
+
+
+def benchmark(name: str) -> Any:
+    """The module of benchmarks/NAME.py, of which a test runs a small sample."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses and other processes look it up
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(autouse=True)

@@ -1,12 +1,11 @@
 """Counts of classes: equal to torchmetrics, no matrix of many classes, nothing measured over nothing."""
 
-import importlib.util
 import json
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import benchmark
 from torch import nn
 
 from fleetnet import checkpoint, report, train
@@ -200,12 +199,6 @@ def test_many_classes_are_small(tmp_path: Path) -> None:
 
 def test_many_classes_cost_no_more() -> None:
     """A small sample of benchmarks/many_classes.py, with room for a busy machine."""
-    spec = importlib.util.spec_from_file_location("many_classes", ROOT / "benchmarks" / "many_classes.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["many_classes"] = module
-    spec.loader.exec_module(module)
-    taken = module.measure([10, 20_000], images=128, side=256, rounds=3, seed=0)
+    taken = benchmark("many_classes").measure([10, 20_000], images=128, side=256, rounds=3, seed=0)
     fewest, most = (min(taken[count]) for count in (10, 20_000))
     assert most < 1.6 * fewest  # 1.1 to 1.2; with a matrix for each image it was 400 times

@@ -4,7 +4,6 @@ Each test is of a kind of fault: annotations that fall away, names that mean two
 that are named but not read, pictures held back that change between training and evaluation.
 """
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHARED
+from conftest import SHARED, benchmark
 from PIL import Image
 from test_formats import document, make_voc, make_yolo, picture, xml
 
@@ -710,12 +709,7 @@ def test_names_that_no_file_can_have(tmp_path, name):
 
 def test_damaged_annotations_are_read_or_refused(tmp_path):
     """A sample of benchmarks/mutated_annotations.py."""
-    path = Path(__file__).parents[1] / "benchmarks" / "mutated_annotations.py"
-    spec = importlib.util.spec_from_file_location("mutated_annotations", path)
-    assert spec is not None
-    assert spec.loader is not None
-    mutated = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(mutated)
+    mutated = benchmark("mutated_annotations")
     outcomes, faults = mutated.campaign(60, 7, tmp_path)
     assert faults == []
     assert sum(outcomes.values()) == 60

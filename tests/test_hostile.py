@@ -1,10 +1,8 @@
 """Large and hostile pictures, by the code of benchmarks/hostile.py: a sample of what it does at length."""
 
-import importlib.util
 import io
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from types import ModuleType
@@ -13,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 from PIL import Image
 
 from fleetnet import bands, images
@@ -21,18 +20,10 @@ from fleetnet.errors import DataError
 from fleetnet.predict import load
 from fleetnet.transforms import ImageDataset, Preprocess
 
-SCRIPT = Path(__file__).parents[1] / "benchmarks" / "hostile.py"
-
 
 @pytest.fixture(scope="module")
 def hostile() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hostile", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["hostile"] = module
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("hostile")
 
 
 def test_a_sample_of_mutations(hostile, tmp_path):

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import benchmark
 from PIL import Image
 
 from fleetnet import checkpoint, claims, data, fingerprint, page, train
@@ -30,6 +31,7 @@ from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
 SHORT = ["--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "2", "--device", "cpu"]
+equal = benchmark("kills").equal  # of nested values, tensors to the bit
 
 
 def fit(photos: Path, run: Path, epochs: int = 2, **options: Any) -> dict[str, Any]:
@@ -257,16 +259,6 @@ def same(run: Path, whole: Path) -> bool:
         for folder in (run, whole)
     ]
     return logs[0] == logs[1] and equal(*states) and all(equal(*weights[i : i + 2]) for i in (0, 2, 4))
-
-
-def equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor):
-        return torch.equal(one, other)
-    if isinstance(one, dict):
-        return one.keys() == other.keys() and all(equal(one[key], other[key]) for key in one)
-    if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(map(equal, one, other))
-    return one == other
 
 
 def test_a_run_killed_in_its_first_epoch_starts_again(whole: Path, photos: Path, tmp_path: Path, monkeypatch):

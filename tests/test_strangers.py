@@ -1,7 +1,6 @@
 """Files of strangers: addresses, hidden code, links out of a run, control characters; and damaged files of our own."""
 
 import http.server
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import benchmark
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -49,13 +49,7 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_sample_of_the_campaign(exported: Path) -> None:
-    file = Path(__file__).parents[1] / "benchmarks" / "damaged.py"
-    spec = importlib.util.spec_from_file_location("damaged", file)
-    damaged = importlib.util.module_from_spec(spec)
-    import sys
-
-    sys.modules["damaged"] = damaged  # dataclasses look their module up
-    spec.loader.exec_module(damaged)
+    damaged = benchmark("damaged")
     cases = damaged.cases_of(exported, 48, 7)
     assert {case.change for case in cases} == {"bits", "cut", "zeros", "value", "forged", "alone"}
     bad = [outcome for outcome in damaged.campaign(exported, cases) if not outcome.good]

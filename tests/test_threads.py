@@ -1,17 +1,18 @@
 """One loaded network, many threads; and what a fork of the process is told."""
 
-import importlib.util
 import logging
 import os
 import subprocess
 import sys
 import threading
 import warnings
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 from torch import nn
 
 from fleetnet import checkpoint
@@ -21,16 +22,8 @@ from fleetnet.runtimes import _program, deliver, load, trace
 from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
-BENCHMARK = Path(__file__).parents[1] / "benchmarks" / "threads.py"
+campaign = partial(benchmark, "threads")  # the large campaign, whose sample is here
 SIZE = (32, 32)
-
-
-def campaign():
-    """The module of the large campaign, whose sample is here."""
-    spec = importlib.util.spec_from_file_location("threads_campaign", BENCHMARK)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

@@ -134,7 +134,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
                 mine, model, train, val, contents, config,
                 resume=begun, known=resume is not None, other_data="data" in given,
             )  # fmt: skip
-        except Exception:
+        except Exception:  # whatever it was, a start that failed leaves no folder
             if resume is None and not (mine.folder / STATE).is_file():
                 _clear(mine)
             raise
@@ -191,12 +191,12 @@ def _train(
         mine.check()
         progress.close()
         _pictures.samples(path, val)
-        _write_figures(path, train.classes)
+        log = read_log(path)
+        _write_figures(path, train.classes, log, best)
     except (Exception, KeyboardInterrupt) as error:
         progress.close()
         _say_what_is_kept(path, error, train.classes)
         raise
-    log = read_log(path)
     if len(log) < config.epochs:
         say(f"stopped after epoch {len(log)}: no better one since epoch {best['epoch']} (patience {config.patience})")
     rows = [[k, shown(v)] for k, v in best.items() if not isinstance(v, list | dict)]
@@ -219,8 +219,11 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
         return
     in_haste = isinstance(error, Terminated)  # whoever sent that may kill soon; resuming writes the figures
     if (path / STATE).is_file() and not in_haste:
+        from ..train import best_of, settled
+
         try:
-            _write_figures(path, classes)
+            state = settled(path)
+            _write_figures(path, classes, state["log"], best_of(path, state["best"] or {}))
         except FleetnetError as other:
             say(f"no figures: {other}")
     say(f"to continue: fleetnet train --resume {shlex.quote(str(path))}")
@@ -459,15 +462,12 @@ def _say_epoch(line: dict[str, Any]) -> None:
     say(f"epoch {line['epoch']}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
 
 
-def _write_figures(run: Path, classes: list[str]) -> None:
-    """results.csv, plots/ and report.html from the state and the log in it."""
+def _write_figures(run: Path, classes: list[str], log: list[dict[str, Any]], best: dict[str, Any]) -> None:
+    """results.csv, plots/ and report.html from the lines of the log and the best result."""
     from .. import page, report
     from ..data._record import sources
     from ..files import write_rows, writing
-    from ..train import best_of, settled
 
-    state = settled(run)
-    log, best = state["log"], best_of(run, state["best"] or {})
     flat = [
         {
             "epoch": e["epoch"],

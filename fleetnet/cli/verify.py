@@ -29,7 +29,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             raise UsageError(f"{'the file' if key == 'file' else '--model'} is missing; example: {EXAMPLE}")
 
     from ..predict import facts_of, verify
-    from ..weights import hash_of, locate
+    from ..reading import hash_of
+    from ..weights import locate
 
     file = Path(given["file"])
     runtime, facts = facts_of(file)

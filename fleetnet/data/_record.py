@@ -1,7 +1,6 @@
 """What a run keeps of its data, and the pictures that it is to be measured on because of that."""
 
 import hashlib
-import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -10,7 +9,7 @@ from typing import Any
 
 from .. import data
 from ..errors import DataError
-from ..reading import HISTORY, read_bytes
+from ..reading import HISTORY, from_json, read_bytes
 from . import Sample, Split
 from ._contents import Contents
 
@@ -155,11 +154,11 @@ def _read_record(model: Path) -> dict[str, Any] | None:
         if not os.path.isfile(file):
             continue
         try:
-            kept = json.loads(read_bytes(file, HISTORY))
+            kept = from_json(read_bytes(file, HISTORY))
             val, train = kept["val"], kept["train"]
             names = val.get("held_back") or []
             if isinstance(train, dict) and isinstance(names, list) and all(isinstance(name, str) for name in names):
                 return {"train": train, "val": {"root": None, **val}}
-        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None
     return None

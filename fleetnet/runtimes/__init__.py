@@ -60,6 +60,7 @@ from ..boxes import unpad
 from ..errors import ExportError, FleetnetError, ModelError, UsageError, choose
 from ..files import beside
 from ..find import find, names
+from ..reading import hash_of
 from ..reparam import WIDEST, allowed, difference, of_one_size, reparameterize
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
@@ -70,7 +71,6 @@ from ._guarded import check_threads, lock_of
 from ._opened import check_hash as check_hash
 from ._opened import checked as checked
 from ._opened import files as files
-from ._opened import hash_of as hash_of
 from ._opened import metadata as metadata
 from ._opened import opened
 from ._opened import read_sidecar as read_sidecar

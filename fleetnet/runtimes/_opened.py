@@ -6,7 +6,6 @@ whatever it raises becomes a `ModelError` that names the file.
 """
 
 import glob
-import hashlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ import numpy as np
 from ..errors import FleetnetError, ModelError
 from ..facts import OWN_HASH, check_own_hash, check_values, sealed
 from ..find import find
-from ..reading import DESCRIPTION, MODEL, blocks, check_regular, from_json, read_bytes, to_json
+from ..reading import DESCRIPTION, MODEL, check_regular, from_json, hash_of, read_bytes, to_json
 
 Call = Callable[[np.ndarray], Any]
 
@@ -31,15 +30,6 @@ def files(path: Path) -> list[Path]:
 def size_of(path: Path) -> int:
     """Bytes of an exported file with all its parts."""
     return sum(file.stat().st_size for file in files(path))
-
-
-def hash_of(parts: list[Path]) -> str:
-    """SHA-256 of the content of files, one after the other, in hexadecimal digits."""
-    hashed = hashlib.sha256()
-    for part in parts:
-        for block in blocks(part):
-            hashed.update(block)
-    return hashed.hexdigest()
 
 
 def signed(document: Mapping[str, Any]) -> str:

@@ -314,8 +314,7 @@ def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str
     what `load` raises.
     """
     onnx = _package("onnx")
-    metadata(path)  # refuses what is no ONNX file
-    proto = onnx.load(path)
+    proto = _proto(path, with_weights=True)
     names = {
         output: f"{node.name or output}:{i}" if i else node.name or output
         for node in proto.graph.node
