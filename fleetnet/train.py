@@ -146,15 +146,13 @@ def _check_batch(model: Model, config: TrainConfig, images: int) -> None:
 
 def _accelerator(config: TrainConfig) -> Any:
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState
+    from accelerate.state import AcceleratorState, GradientState
 
     gpu = check_device(config)
     AcceleratorState._reset_state(reset_partial_state=True)  # a second run in one process may have another precision
-    accelerator = Accelerator(
-        cpu=not gpu,
-        mixed_precision={"fp32": "no"}.get(config.precision, config.precision),
-        gradient_accumulation_steps=config.accumulate,
-    )
+    GradientState._reset_state()  # of another trainer, which may have been stopped within a group
+    precision = "no" if config.precision == "fp32" else config.precision
+    accelerator = Accelerator(cpu=not gpu, mixed_precision=precision)
     if accelerator.num_processes > 1:
         raise UsageError(f"started in {accelerator.num_processes} processes; allowed: one, on one device")
     return accelerator
@@ -287,6 +285,7 @@ def train_one_epoch(
     rate: Callable[[int], float],
     after_update: Callable[[], None],
     report: Callable[[int, float, float, int], None],
+    accumulate: int = 1,
     clip: float | None = None,
     frozen: Callable[[], None] | None = None,
     kept: str = "",
@@ -294,9 +293,11 @@ def train_one_epoch(
 ) -> dict[str, Any]:
     """One pass over the batches: means of the losses, images seen, names of skipped images.
 
-    The model is put into training mode; then `frozen` may take parts out of it. `rate(step)` is the learning rate;
-    `after_update` runs after each optimizer step; `report(step, loss, lr, images)` after each batch. `kept` is what the
-    message of an error says of earlier epochs.
+    The model is put into training mode; then `frozen` may take parts out of it. Gradients are
+    summed over groups of `accumulate` batches; the last group of an epoch may have fewer.
+    `rate(group)` is the learning rate of a group, counted from 0; `after_update` runs after each
+    optimizer step; `report(step, loss, lr, images)` after each batch. `kept` is what the message of
+    an error says of earlier epochs.
     Raises `FleetnetError` at the first loss that is not finite, before it reaches the weights.
     """
     model.train()
@@ -304,14 +305,13 @@ def train_one_epoch(
         frozen()
     totals: dict[str, float] = {}
     images, skipped, lr = 0, [], 0.0
+    summed = False  # whether there are gradients of a group that has had no update yet
     for step, batch in enumerate(patient(batches, on_wait)):
         skipped += batch.skipped
-        if len(batch.images) == 0 or (len(batch.images) == 1 and batch.skipped):
-            continue  # one image is left of several: not enough for batch norms of one value a channel
-        lr = rate(step)
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_multiple"]
-        with accelerator.accumulate(model):
+        # one image that is left of several is not enough for batch norms of one value a channel
+        usable = len(batch.images) > 1 or (len(batch.images) == 1 and not batch.skipped)
+        if usable:
+            lr = rate(step // accumulate)
             losses = loss_of(model, batch)  # only the model itself is under autocast: boxes need float32
             total = torch.stack(list(losses.values())).sum()
             value = total.item()
@@ -320,18 +320,25 @@ def train_one_epoch(
                     f"the loss is {value} at step {step + 1} of this epoch, at learning rate {lr:.3g}{kept}. "
                     "Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
                 )
-            accelerator.backward(total)
-            if accelerator.sync_gradients and clip is not None:
+            accelerator.backward(total / accumulate)
+            summed = True
+            n = len(batch.images)
+            images += n
+            for name, item in losses.items():
+                totals[name] = totals.get(name, 0.0) + n * item.item()
+        # a group ends by its place in the epoch, so that batches without an image move no other's
+        group_ends = (step + 1) % accumulate == 0 or step + 1 == len(batches)
+        if group_ends and summed:
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_multiple"]
+            if clip is not None:
                 accelerator.clip_grad_norm_(model.parameters(), clip)
             optimizer.step()
             optimizer.zero_grad()
-        if accelerator.sync_gradients:
             after_update()
-        n = len(batch.images)
-        images += n
-        for name, item in losses.items():
-            totals[name] = totals.get(name, 0.0) + n * item.item()
-        report(step + 1, value, lr, n)
+            summed = False
+        if usable:
+            report(step + 1, value, lr, n)
     if not images:
         raise DataError(f"no image could be read for training; the first: {skipped[0] if skipped else 'none given'}")
     losses_mean = {name: total / images for name, total in totals.items()}
@@ -536,12 +543,12 @@ def _train(
         kept = f"; the state of epoch {epoch} is kept" if epoch else "; no epoch has ended, so nothing is kept"
         trained = train_one_epoch(
             wrapped, batches, optimizer, accelerator, loss_of,
-            rate=lambda step, e=epoch: learning_rate(  # type: ignore[misc]
-                e * updates + step // config.accumulate, config.epochs * updates,
+            rate=lambda group, e=epoch: learning_rate(  # type: ignore[misc]
+                e * updates + group, config.epochs * updates,
                 min(config.warmup_epochs, config.epochs / 2) * updates, config.lr,
             ),
             after_update=lambda: None if average is None else average.update_parameters(model),
-            report=partial(report, epoch), clip=config.clip,
+            report=partial(report, epoch), accumulate=config.accumulate, clip=config.clip,
             frozen=keep_frozen, kept=kept, on_wait=on_wait,
         )  # fmt: skip
         figures = {key: value for key, value in trained.items() if key != "skipped"}

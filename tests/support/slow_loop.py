@@ -1,0 +1,245 @@
+"""The training loop in plain lines: `fleetnet.fit` has to compute the same weights.
+
+No accelerate, no data loader, and nothing of `fleetnet.train`. Pictures, augmentations, losses,
+metrics and torch's optimizers are used as they are. What a loop decides is written out again:
+order, batches, groups, rates, clipping, the average, the sizes of multi-scale, the last epochs
+without mosaic, and which weights are the best.
+"""
+
+import copy
+import math
+import random
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fleetnet.config import TrainConfig
+from fleetnet.transforms import Batch, Item, collate, mix
+
+Weights = dict[str, Tensor]
+
+
+@dataclass
+class Course:
+    """What a run computed."""
+
+    raw: Weights = field(default_factory=dict)
+    average: Weights | None = None
+    best: Weights = field(default_factory=dict)
+    best_of: tuple[int, str, float] = (0, "", 0.0)  # epoch from 1, "raw" or "ema", score
+    # of each epoch: loss, lr and images, and where it was evaluated the scores "raw" and "ema"
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_slowly(
+    model: nn.Module,
+    config: TrainConfig,
+    count: int,
+    read: Callable[[int, bool], Item | str],
+    loss: Callable[[Any, Any], dict[str, Tensor]],
+    score: Callable[[nn.Module], float],
+    labels: list[int] | None = None,
+) -> Course:
+    """Train `model` in place on `count` samples.
+
+    `read(index, mosaic)` makes an input of a sample, `loss(outputs, targets)` has named parts,
+    `score(model)` is the figure by which weights are the best, and `labels` are those of the
+    samples, for `config.balance`.
+    """
+    frozen = frozen_parts(model, config)
+    for part in frozen:
+        part.requires_grad_(False)
+    optimizer = optimizer_of(model, config)
+    averaged = copy.deepcopy(model)
+    averagings = 0
+    course = Course()
+    for epoch in range(config.epochs):
+        seed_all(config.seed * 1_000_003 + epoch)
+        order = order_of(count, config.seed, epoch)
+        if config.balance:
+            order = balanced_order(labels, config.seed, epoch)
+        batches = chunks(order, config.batch_size)
+        if count >= config.batch_size:  # a smaller last one is left out
+            batches = [batch for batch in batches if len(batch) == config.batch_size]
+        mosaic = epoch < config.epochs - config.plain_epochs
+        inputs = one_ahead(batch_of(batch, read, mosaic) for batch in batches)
+        model.train()
+        for part in frozen:
+            part.eval()
+        groups = chunks(batches, config.accumulate)
+        sums: dict[str, float] = {}
+        images, rate = 0, 0.0
+        for update, group in enumerate(groups):
+            learned = False
+            for _ in group:
+                batch = next(inputs)
+                if len(batch.images) == 0 or (len(batch.images) == 1 and batch.skipped):
+                    continue  # of unreadable files
+                learned = True
+                rate = rate_of(epoch * len(groups) + update, len(groups), config)
+                losses = loss(*outputs_of(model, batch, config))
+                total = torch.stack(list(losses.values())).sum()
+                (total / config.accumulate).backward()  # of a last group with fewer batches too
+                images += len(batch.images)
+                for name, value in losses.items():
+                    sums[name] = sums.get(name, 0.0) + len(batch.images) * value.item()
+            if not learned:
+                continue
+            clip([p.grad for p in model.parameters() if p.grad is not None], config.clip)
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate * parameters["multiple"]
+            optimizer.step()
+            optimizer.zero_grad()
+            if config.ema is not None:
+                average(averaged.state_dict(), model.state_dict(), config.ema, averagings)
+                averagings += 1
+        mean = sum(value / images for value in sums.values())
+        line: dict[str, Any] = {"loss": mean, "lr": rate, "images": images}
+        course.log.append(line)
+        if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            for form, net in (("raw", model), ("ema", averaged)):
+                if form == "raw" or config.ema is not None:
+                    line[form] = score(net)
+                    best = course.best_of[2]
+                    if best == 0 or line[form] > best:  # of nothing right, the last
+                        course.best_of = (epoch + 1, form, line[form])
+                        course.best = copy.deepcopy(net.state_dict())
+            if 0 < config.patience <= epoch + 1 - course.best_of[0]:
+                break
+    course.raw = model.state_dict()
+    course.average = None if config.ema is None else averaged.state_dict()
+    return course
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, each of them handed on when the next one is made.
+
+    Augmentations draw from the same global random states as what follows in a step (mixing, sizes),
+    so which numbers each gets depends on who comes first: `fit` begins an epoch with one draw for
+    its data loader, and reads one batch ahead. Nothing else in this file depends on that.
+    """
+    torch.empty((), dtype=torch.int64).random_()
+    before = None
+    for batch in batches:
+        if before is not None:
+            yield before
+        before = batch
+    if before is not None:
+        yield before
+
+
+def batch_of(indices: list[int], read: Callable[[int, bool], Item | str], mosaic: bool) -> Batch:
+    return collate([read(index, mosaic) for index in indices])
+
+
+def order_of(count: int, seed: int, epoch: int) -> list[int]:
+    return shuffled(list(range(count)), generator_of(seed, epoch))
+
+
+def balanced_order(labels: list[int], seed: int, epoch: int) -> list[int]:
+    """As many indices as labels, of each class equally many, up to one, in a random order."""
+    generator = generator_of(seed, epoch)
+    classes = sorted(set(labels))
+    turns = math.ceil(len(labels) / len(classes))
+    drawn = []
+    for label in classes:
+        members = [index for index, other in enumerate(labels) if other == label]
+        of_class = []
+        while len(of_class) < turns:
+            of_class += shuffled(members, generator)
+        drawn += of_class[:turns]
+    return shuffled(drawn, generator)[: len(labels)]
+
+
+def shuffled(items: list[int], generator: torch.Generator) -> list[int]:
+    return [items[place] for place in torch.randperm(len(items), generator=generator)]
+
+
+def generator_of(seed: int, epoch: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+
+
+def chunks(items: list[Any], size: int) -> list[list[Any]]:
+    return [items[start : start + size] for start in range(0, len(items), size)]
+
+
+def frozen_parts(model: nn.Module, config: TrainConfig) -> list[nn.Module]:
+    pattern = config.freeze or ""
+    parts = [part for name, part in model.named_modules() if pattern and fnmatchcase(name, pattern)]
+    if config.norm == "frozen":
+        parts += [part for part in model.backbone.modules() if isinstance(part, nn.BatchNorm2d)]
+    return parts
+
+
+def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    groups = [
+        {
+            "params": [parameter],
+            # not of norms and biases
+            "weight_decay": config.weight_decay if parameter.ndim > 1 else 0.0,
+            "multiple": config.head_lr if name.startswith("head.") else 1.0,
+        }
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    ]
+    momentum = config.momentum
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(groups, config.lr, betas=(momentum, 0.999))
+    return torch.optim.SGD(groups, config.lr, momentum=momentum, nesterov=momentum > 0)
+
+
+def rate_of(update: int, updates_an_epoch: int, config: TrainConfig) -> float:
+    """Up in a line, for at most half of the run, then down in half a cosine."""
+    updates = config.epochs * updates_an_epoch
+    warmup = min(config.warmup_epochs * updates_an_epoch, updates / 2)
+    if update < warmup:
+        return config.lr * (update + 1) / (warmup + 1)
+    return config.lr * (1 + math.cos(math.pi * (update - warmup) / (updates - warmup))) / 2
+
+
+def outputs_of(model: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Any, dict[str, Any]]:
+    """What the network makes of a batch in training, and the targets that go with it."""
+    images, targets = batch.images, dict(batch.targets)  # (N, 3, H, W)
+    if config.mixup or config.cutmix:
+        images, targets = mix(images, targets, model.classes, config.mixup, config.cutmix)
+    if config.multi_scale:
+        ratio = random.uniform(1 - config.multi_scale, 1 + config.multi_scale)
+        height, width = images.shape[-2:]
+        size = [max(32, 32 * round(side * ratio / 32)) for side in (height, width)]
+        if size != [height, width]:
+            images = F.interpolate(images, size, mode="bilinear")  # (N, 3, *size)
+        if "boxes" in targets:
+            x, y = size[1] / width, size[0] / height
+            targets["boxes"] = [boxes * torch.tensor([x, y, x, y]) for boxes in targets["boxes"]]
+    if config.channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    return model(images), targets
+
+
+def clip(gradients: list[Tensor], largest: float | None) -> None:
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    if largest is not None and norm > largest:
+        for gradient in gradients:
+            gradient.mul_(largest / (norm + 1e-6))
+
+
+def average(averages: Weights, weights: Weights, decay: float, before: int) -> None:
+    """Move averages toward weights: all of the way at first, then by less, down to 1 - `decay`."""
+    share = 1.0 if before == 0 else 1 - min(decay, (1 + before) / (10 + before))
+    for name, value in averages.items():
+        if value.is_floating_point():
+            value.lerp_(weights[name], share)
+        else:
+            value.copy_(weights[name])  # the counters of batch norms
