@@ -137,8 +137,7 @@ class Predictor(nn.Module):
         if size is not None:
             self._set_size(size)
         if self.facts.get("embedded_preprocess"):  # the file takes pixels, 0 to 255
-            pixels = (1 / 255,) * 3
-            self.preprocess = dataclasses.replace(self.preprocess, mean=(0.0,) * 3, std=pixels, channel_order="RGB")
+            self.preprocess = self.preprocess.for_pixels()
 
     def _set_size(self, size: tuple[int, int]) -> None:
         """Take pictures at this height and width; `UsageError` where the file does not."""
@@ -546,7 +545,7 @@ def _examples(model: Model, preprocess: Preprocess, embed_preprocess: bool, pict
     inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
     given = preprocess
     if embed_preprocess:
-        given = dataclasses.replace(preprocess, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
+        given = preprocess.for_pixels()
         inputs = [torch.rand(1, 3, *preprocess.size, generator=generator) * 255 for _ in range(4)]
     like = next(model.parameters())
     inputs += [given(read_picture(one, given.values))[None] for one in pictures]

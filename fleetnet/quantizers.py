@@ -22,6 +22,7 @@ import numpy as np
 from .errors import ExportError
 from .reading import to_json
 from .runtimes._int8 import safe_scales
+from .runtimes.openvino import WEIGHTED
 
 # Cut off of both ends together when ranges are chosen for onnxruntime: one value in a hundred thousand. Against the
 # extremes themselves the logits have 1.5 dB less noise for parcnet_xs, 1 dB for repvit_m0_9, 0.4 dB for mobileone_s0,
@@ -33,8 +34,7 @@ PERCENTILE = 99.999
 # fasternet_t0 1.59 and 1.46 times; at 0.2 and 1.1 dB more noise.
 LAYERS = ["Conv", "Gemm", "MatMul", "Relu"]
 BETWEEN = ["Add", "Mul", "Concat", "Split", "Slice", "Sigmoid"]
-WEIGHTED = {"Convolution", "GroupConvolution", "MatMul"}  # of OpenVINO
-KEPT = WEIGHTED | {"Relu", "MaxPool", "Parameter", "Constant", "Result"}
+KEPT = {*WEIGHTED, "Relu", "MaxPool", "Parameter", "Constant", "Result"}  # of OpenVINO
 
 # Layers to leave in float, file, facts -> the layers that are in int8: quantizers leave some in float by themselves.
 Write = Callable[[set[str], Path, Mapping[str, object]], set[str]]
@@ -184,13 +184,6 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
             f"int8 for OpenVINO needs nncf, which is not installed: pip install 'fleetnet[quantize]' ({error})"
         ) from error
 
-    def rounded(node: Any) -> bool:
-        """Whether a node's weights are stored as integers; conversion and scaling are behind them."""
-        source = node.input_value(1).get_node()
-        while source.get_input_size():
-            source = source.input_value(0).get_node()
-        return source.get_type_name() == "Constant" and source.get_element_type().to_string() in ("i8", "u8")
-
     def rewrite_weights(network: Any, floats: Mapping[str, np.ndarray]) -> None:
         """Round the float weights of each layer anew, to scales that are safe.
 
@@ -201,8 +194,8 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
             exact = floats[weight.layer].reshape(weight.values.shape)
             scales = safe_scales(weight.rows(exact)).reshape(weight.scales.shape).astype(np.float32)
             values = np.clip(np.round(exact / scales), -127, 127).astype(np.int8)
-            for reader, array in ((weight.constant, values), (weight.scaling.input_value(1).get_node(), scales)):
-                for target in reader.output(0).get_target_inputs():
+            for before, array in ((weight.constant, values), (weight.scaling.input_value(1).get_node(), scales)):
+                for target in before.output(0).get_target_inputs():
                     target.replace_source_output(opset.constant(array).output(0))
 
     def slow(node: Any) -> bool:
@@ -240,8 +233,7 @@ def _openvino(float_file: Path, images: np.ndarray) -> Write:
         quantized.set_rt_info(to_json(facts, ensure_ascii=False), FACTS)
         quantized.set_rt_info("int8", PRECISION)
         openvino.save_model(quantized, path, compress_to_fp16=False)
-        weighted = [node for node in quantized.get_ops() if node.get_type_name() in WEIGHTED]
-        return {_module(node.get_friendly_name()) for node in weighted if rounded(node)}
+        return {_module(weight.layer) for weight in integer_weights_of(quantized)}
 
     return write
 

@@ -190,6 +190,10 @@ class Preprocess:
         pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
+    def for_pixels(self) -> "Preprocess":
+        """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""
+        return dataclasses.replace(self, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         fields = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}

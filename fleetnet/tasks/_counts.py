@@ -29,13 +29,15 @@ class Pairs:
         self._codes = torch.zeros(0, dtype=torch.int64)  # of the pairs counted so far: truth * classes + prediction
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._waiting: list[Tensor] = []
+        self._count_waiting = 0  # pairs in it; to add them up at each batch would take longer with each batch
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
         """Count class indices (n,) int64 of the truth with those that were predicted."""
         codes = truth * self.classes + predicted
         if self._matrix is None:
             self._waiting.append(codes)
-            if sum(map(len, self._waiting)) > WAITING:
+            self._count_waiting += len(codes)
+            if self._count_waiting > WAITING:
                 self._fold()
         elif len(codes) < len(self._matrix):
             self._matrix.index_add_(0, codes, torch.ones_like(codes))
@@ -48,7 +50,7 @@ class Pairs:
         both = torch.cat([self._counts, counts])
         self._codes, place = torch.cat([self._codes, codes]).unique(return_inverse=True)
         self._counts = torch.zeros_like(self._codes).index_add_(0, place, both)
-        self._waiting = []
+        self._waiting, self._count_waiting = [], 0
 
     def counted(self) -> tuple[Tensor, Tensor, Tensor]:
         """Truth (k,), prediction (k,) and count (k,) of the pairs that occur, in the order of the classes."""
