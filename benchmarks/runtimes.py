@@ -41,7 +41,7 @@ from fleetnet.runtimes import label
 from fleetnet.tasks import build
 from fleetnet.train import evaluate
 from fleetnet.transforms import ImageDataset, collate
-from fleetnet.weights import locate
+from fleetnet.weights.read import locate
 
 NETWORKS = (
     "parcnet_s", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "mobileone_s4", "parc_convnext_xt",

@@ -21,10 +21,11 @@ from .facts import FORMAT, NO_CHECKPOINT, check
 from .files import replacing
 from .find import find
 from .reading import to_json
-from .reparam import reparameterize
+from .reparam import form_of, reparameterize
 from .tasks import Model, build, limits_of
 from .transforms import Preprocess
-from .weights import check_finite, form_of, hash_tensors, locate, options_of_backbone, read_pickle, read_safetensors
+from .weights.identify import options_of_backbone
+from .weights.read import check_finite, hash_tensors, locate, read_pickle, read_safetensors
 
 STATE, STATE_HASH = "trainer.pt", "sha256"
 

@@ -48,7 +48,7 @@ from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
 from .tasks import Model, limits_of, named
 from .transforms import Preprocess
-from .weights import check_finite, files_beside, locate
+from .weights.read import check_finite, files_beside, locate
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)

@@ -43,7 +43,7 @@ from .runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
 from .tasks import limits_of, named
 from .train import evaluate
 from .transforms import Preprocess
-from .weights import locate
+from .weights.read import locate
 
 IMAGES = 128  # for calibration; of sixteen times as many values the extremes hardly change
 CPUS = (

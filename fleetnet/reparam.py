@@ -15,7 +15,7 @@ A module without either method is left as it is: a batch norm that nobody knows 
 
 import copy
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,8 @@ from .errors import ModelError, named_arguments
 
 Kernel = tuple[Tensor, Tensor]  # float64: weight (out, in / groups, kh, kw) and bias (out,)
 AnyNorm = nn.BatchNorm1d | nn.BatchNorm2d
+Form = Literal["multi-branch", "deploy"]
+FORMS: tuple[Form, ...] = ("multi-branch", "deploy")
 
 
 def kernel(conv: nn.Conv2d) -> Kernel:
@@ -136,6 +138,11 @@ def _can(module: nn.Module, method: str) -> bool:
 def collapsible(model: nn.Module) -> bool:
     """Whether any module of a model has a method that collapses it: whether the model is in multi-branch form."""
     return any(_can(module, "fuse") or _can(module, "fuse_at") for module in model.modules())
+
+
+def form_of(model: nn.Module) -> Form:
+    """ "multi-branch" while any module can still be collapsed, else "deploy"."""
+    return "multi-branch" if collapsible(model) else "deploy"
 
 
 def of_one_size(model: nn.Module) -> list[str]:

@@ -21,10 +21,9 @@ from zoo import image, random_model
 from fleetnet import __version__, checkpoint
 from fleetnet.errors import ModelError
 from fleetnet.files import write_text
-from fleetnet.reparam import reparameterize
+from fleetnet.reparam import FORMS, form_of, reparameterize
 from fleetnet.tasks import Model, build
 from fleetnet.transforms import Preprocess
-from fleetnet.weights import FORMS, form_of
 
 SMALL = "fasternet_t0"
 PREPROCESS = Preprocess((64, 96), crop=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3), channel_order="BGR")

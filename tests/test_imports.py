@@ -35,7 +35,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "loading": "transforms errors",
     "augment": "transforms data images boxes errors",
     "tasks": "tasks backbones layers boxes reparam find reading errors synonyms",
-    "weights": "tasks backbones reparam fetching files reading find errors",
+    "weights": "weights tasks backbones reparam fetching files reading find errors",
     "checkpoint": "facts tasks transforms weights reparam files reading find errors __init__",
     "runtimes": "runtimes facts scopes boxes reparam parc files reading find errors",
     "realistic": "",

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fleetnet import checkpoint, data, images, weights
+from fleetnet import checkpoint, data, images
 from fleetnet.config import TrainConfig, read_recipe
 from fleetnet.data import text_of
 from fleetnet.errors import DataError, FleetnetError, UsageError
@@ -19,6 +19,7 @@ from fleetnet.predict import facts_of, load
 from fleetnet.reading import from_json, leads_out, links_out, open_regular, read_bytes, to_json
 from fleetnet.tasks import _layout
 from fleetnet.train import read_log
+from fleetnet.weights.read import read_weights
 
 FAULTS = ("a pipe", "a device", "a folder", "16 TB")
 
@@ -76,7 +77,7 @@ READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {  # a reader: the name 
     "log": ("log.jsonl", lambda path: read_log(path.parent)),
     "checkpoint": ("a.safetensors", checkpoint.load),
     "facts": ("a.safetensors", checkpoint.read_facts),
-    "weights": ("a.pth", lambda path: weights.read(path, "fasternet_t0")),
+    "weights": ("a.pth", lambda path: read_weights(path, "fasternet_t0")),
     "state": ("trainer.pt", lambda path: checkpoint.load_state(path.parent)),
     "sidecar": ("a.json", lambda path: facts_of(path.with_suffix(".onnx"))),
     "exported file": ("a.onnx", load),

@@ -20,14 +20,16 @@ from safetensors.torch import save_file
 from torch import nn
 
 import fleetnet
-from fleetnet import checkpoint, runtimes, weights
+from fleetnet import checkpoint, runtimes
 from fleetnet.cli import VERBS, main
 from fleetnet.cli._arguments import new_parser
 from fleetnet.cli._show import printable, table
 from fleetnet.errors import ModelError, SlowerWarning
 from fleetnet.find import find
+from fleetnet.reading import hash_of
+from fleetnet.reparam import form_of
 from fleetnet.runtimes import pt2
-from fleetnet.weights import file_name, form_of
+from fleetnet.weights.read import file_name, read_weights
 
 ROOT = Path(fleetnet.__file__).parent
 
@@ -145,7 +147,7 @@ def test_a_small_file_of_weights_that_unpacks_to_much_is_refused(tmp_path: Path)
         archive.writestr("a/data/0", bytes(100_000_000))
     assert (tmp_path / "a.pth").stat().st_size < 200_000
     with pytest.raises(ModelError, match="unpack to 100 MB"):
-        weights.read(tmp_path / "a.pth", "fasternet_t0")
+        read_weights(tmp_path / "a.pth", "fasternet_t0")
 
 
 # ---- addresses -------------------------------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ def test_names_from_addresses_stay_in_the_folder(address: str, name: str) -> Non
 )
 def test_addresses_of_no_weights_are_refused_before_anything_is_fetched(address: str) -> None:
     with pytest.raises(ModelError, match=r"must end in \.safetensors"):
-        weights.read(address, "fasternet_t0")
+        read_weights(address, "fasternet_t0")
 
 
 class Answer(http.server.BaseHTTPRequestHandler):
@@ -207,21 +209,21 @@ def test_what_is_fetched_has_the_length_and_hash_that_were_said(
 ) -> None:
     content = (run / "best.safetensors").read_bytes()
     monkeypatch.setattr(Answer, "content", content)
-    monkeypatch.setattr(weights, "LARGEST_DOWNLOAD", len(content) - 1)
+    monkeypatch.setattr("fleetnet.weights.read.LARGEST_DOWNLOAD", len(content) - 1)
     for length in (str(len(content)), None, "nonsense"):  # before it is read, and while it is read
         monkeypatch.setattr(Answer, "length", length)
         with pytest.raises(ModelError, match="fetch it yourself"):
-            weights.read(f"{server}/a.safetensors", "fasternet_t0")
+            read_weights(f"{server}/a.safetensors", "fasternet_t0")
     assert not any(path.is_file() for path in (tmp_path / "cache").rglob("*"))
-    monkeypatch.setattr(weights, "LARGEST_DOWNLOAD", len(content))
-    right = weights.hash_of([run / "best.safetensors"])
+    monkeypatch.setattr("fleetnet.weights.read.LARGEST_DOWNLOAD", len(content))
+    right = hash_of([run / "best.safetensors"])
     with pytest.raises(ModelError, match="has the hash"):
-        weights.read(f"{server}/a.safetensors#sha256={'0' * 64}", "fasternet_t0")
+        read_weights(f"{server}/a.safetensors#sha256={'0' * 64}", "fasternet_t0")
     with pytest.raises(ModelError, match="allowed: sha256="):
-        weights.read(f"{server}/a.safetensors#md5=0", "fasternet_t0")
-    assert weights.read(f"{server}/a.safetensors#sha256={right}", "fasternet_t0").facts["model"] == "fasternet_t0"
+        read_weights(f"{server}/a.safetensors#md5=0", "fasternet_t0")
+    assert read_weights(f"{server}/a.safetensors#sha256={right}", "fasternet_t0").facts["model"] == "fasternet_t0"
     with pytest.raises(ModelError, match=r"fetched from .* earlier, has the hash"):  # from the cache
-        weights.read(f"{server}/a.safetensors#sha256={'0' * 64}", "fasternet_t0")
+        read_weights(f"{server}/a.safetensors#sha256={'0' * 64}", "fasternet_t0")
     assert [path.parent for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [
         tmp_path / "cache" / "checkpoints"
     ]

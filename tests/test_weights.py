@@ -20,10 +20,12 @@ from zoo import VARIANTS, image, on_meta, random_model
 from fleetnet import checkpoint
 from fleetnet.backbones import pretrained
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.reparam import difference, reparameterize
+from fleetnet.reparam import FORMS, difference, form_of, reparameterize
 from fleetnet.tasks import Model, build
 from fleetnet.transforms import Preprocess
-from fleetnet.weights import FORMS, create_model, form_of, list_models, load_weights, plan, read, unwrap
+from fleetnet.weights import create_model, list_models, load_weights
+from fleetnet.weights.identify import plan
+from fleetnet.weights.read import read_weights, unwrap
 
 State = dict[str, Tensor]
 SMALL = "fasternet_t0"
@@ -103,19 +105,19 @@ def write(path: Path, content: Any) -> Path:
 @pytest.mark.parametrize("given", [Path, str])
 def test_files_are_read(tmp_path: Path, file: str, given: type) -> None:
     content = {"w": torch.arange(3.0)} if file == "a.safetensors" else {"model": {"w": torch.arange(3.0)}}
-    found = read(given(write(tmp_path / file, content)), SMALL)
+    found = read_weights(given(write(tmp_path / file, content)), SMALL)
     assert found.state["w"].tolist() == [0, 1, 2]
     assert found.source.startswith(str(tmp_path / file))
 
 
 def test_old_torch_files_are_read(tmp_path: Path) -> None:
     torch.save({"w": W}, tmp_path / "a.pth", _use_new_zipfile_serialization=False)
-    assert torch.equal(read(tmp_path / "a.pth", SMALL).state["w"], W)
+    assert torch.equal(read_weights(tmp_path / "a.pth", SMALL).state["w"], W)
 
 
 def test_arguments_in_a_namespace_are_read(tmp_path: Path) -> None:
     content = {"model": {"w": W}, "model_ema": {"w": E}, "args": argparse.Namespace(lr=0.1, data={"path": "x"})}
-    assert torch.equal(read(write(tmp_path / "a.pth", content), SMALL, ema=True).state["w"], E)
+    assert torch.equal(read_weights(write(tmp_path / "a.pth", content), SMALL, ema=True).state["w"], E)
 
 
 class Evil:
@@ -131,17 +133,17 @@ class Evil:
 def test_code_in_a_pickle_is_refused_and_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.pth", {"model": {"w": W}, "callback": Evil(tmp_path / "mark")})
     with pytest.raises(ModelError, match=r"a\.pth was refused: it is a pickle that would run (posix|nt)\.system"):
-        read(file, SMALL)
+        read_weights(file, SMALL)
     assert not (tmp_path / "mark").exists()
     (tmp_path / "bare.pkl.pth").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
     with pytest.raises(ModelError, match=r"is not a file of torch\.save"):
-        read(tmp_path / "bare.pkl.pth", SMALL)
+        read_weights(tmp_path / "bare.pkl.pth", SMALL)
     assert not (tmp_path / "mark").exists()
 
 
 def test_whole_models_in_a_pickle_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"would run torch\.nn\.modules\.linear\.Linear"):
-        read(write(tmp_path / "a.pth", torch.nn.Linear(2, 2)), SMALL)
+        read_weights(write(tmp_path / "a.pth", torch.nn.Linear(2, 2)), SMALL)
 
 
 @pytest.mark.parametrize("file", ["a.safetensors", "a.pth"])
@@ -151,25 +153,25 @@ def test_files_that_are_cut_short(tmp_path: Path, file: str, share: float) -> No
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
     with pytest.raises(ModelError, match=r"a\.\w+ \(\d+ bytes\) is (damaged, cut short|not a file of torch)"):
-        read(path, SMALL)
+        read_weights(path, SMALL)
 
 
 @pytest.mark.parametrize("file", ["a.safetensors", "a.pth"])
 def test_a_web_page_or_a_pointer_is_no_weights_file(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(ModelError, match=r"is damaged|is not a file of torch\.save: it begins with b've'"):
-        read(tmp_path / file, SMALL)
+        read_weights(tmp_path / file, SMALL)
 
 
 def test_paths_that_are_wrong(tmp_path: Path) -> None:
     write(tmp_path / "fasternet_t0.pth", {"w": W})
     with pytest.raises(ModelError, match=r"no file '.*fasternet_to\.pth': did you mean 'fasternet_t0\.pth'"):
-        read(tmp_path / "fasternet_to.pth", SMALL)
+        read_weights(tmp_path / "fasternet_to.pth", SMALL)
     with pytest.raises(ModelError, match=r"is a folder without best\.safetensors"):
-        read(tmp_path, SMALL)
+        read_weights(tmp_path, SMALL)
     (tmp_path / "a.onnx").write_bytes(b"PK")
     with pytest.raises(ModelError, match=r"weights are read from .*; this is '\.onnx'"):
-        read(tmp_path / "a.onnx", SMALL)
+        read_weights(tmp_path / "a.onnx", SMALL)
 
 
 # ---- the hub and other addresses -------------------------------------------------------------------------------------
@@ -240,19 +242,19 @@ def test_the_hub_gives_safetensors_else_a_pickle(web: Server, tmp_path: Path, mo
         "/o/none/resolve/main/README.md": b"",
     }
     for repo, value in (("o/both", W), ("o/pickle", E), ("o/tagged@v1.0", E)):
-        found = read(f"hf-hub:{repo}", SMALL)
+        found = read_weights(f"hf-hub:{repo}", SMALL)
         assert torch.equal(found.state["w"], value)
         assert found.source == f"hf-hub:{repo}"
     with pytest.raises(ModelError, match=r"hf-hub:o/none has neither model\.safetensors nor pytorch_model\.bin"):
-        read("hf-hub:o/none", SMALL)
+        read_weights("hf-hub:o/none", SMALL)
     with pytest.raises(ModelError, match=r"hf-hub:o/unknown cannot be fetched: .*Repository Not Found"):
-        read("hf-hub:o/unknown", SMALL)
+        read_weights("hf-hub:o/unknown", SMALL)
     with pytest.raises(ModelError, match=r"hf-hub:a b/c cannot be fetched: Repo id must"):
-        read("hf-hub:a b/c", SMALL)
+        read_weights("hf-hub:a b/c", SMALL)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    assert torch.equal(read("hf-hub:o/pickle", SMALL).state["w"], E)  # from the cache
+    assert torch.equal(read_weights("hf-hub:o/pickle", SMALL).state["w"], E)  # from the cache
     with pytest.raises(ModelError, match=r"hf-hub:o/new is not in the cache, and the hub cannot be reached"):
-        read("hf-hub:o/new", SMALL)
+        read_weights("hf-hub:o/new", SMALL)
 
 
 def test_default_means_the_published_weights(web: Server, tmp_path: Path) -> None:
@@ -281,14 +283,14 @@ def test_an_address_is_downloaded_once_and_whole(web: Server, tmp_path: Path) ->
     url = f"{web.url}/files/weights%20a.pth"
     web.short = 10
     with pytest.raises(ModelError, match=r"ended after \d+ of \d+ bytes|cannot be fetched"):
-        read(url, SMALL)
+        read_weights(url, SMALL)
     assert not list((tmp_path / "torch").rglob("*.*"))
     web.short = 0
     for _ in range(2):
-        assert torch.equal(read(url, SMALL).state["w"], W)
+        assert torch.equal(read_weights(url, SMALL).state["w"], W)
     assert web.requests == ["/files/weights%20a.pth"] * 2  # the failed one and one more
     with pytest.raises(ModelError, match=r"/none\.pth cannot be fetched: HTTP Error 404"):
-        read(f"{web.url}/none.pth", SMALL)
+        read_weights(f"{web.url}/none.pth", SMALL)
 
 
 # ---- form, options and number of classes -----------------------------------------------------------------------------

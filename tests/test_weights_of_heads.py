@@ -13,10 +13,11 @@ from zoo import image, randomize
 from fleetnet import checkpoint
 from fleetnet.errors import ModelError
 from fleetnet.find import names
-from fleetnet.reparam import reparameterize
+from fleetnet.reparam import FORMS, form_of, reparameterize
 from fleetnet.tasks import Model, build
 from fleetnet.transforms import Preprocess
-from fleetnet.weights import FORMS, create_model, form_of, load_weights, plan, shapes_of
+from fleetnet.weights import create_model, load_weights
+from fleetnet.weights.identify import plan, shapes_of
 
 State = dict[str, Tensor]
 GOLDEN = {

@@ -131,7 +131,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from ..find import find
     from ..predict import export
     from ..runtimes import label, size_of
-    from ..weights import check_inside, locate
+    from ..weights.read import check_inside, locate
 
     path = locate(Path(given["model"]))
     out = Path(given.get("out") or path.parent / "export")

@@ -58,8 +58,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from ..flops import fvcore_table, parts
-    from ..reparam import reparameterize
-    from ..weights import form_of
+    from ..reparam import form_of, reparameterize
 
     model, (height, width) = _model(given)
     wanted = [form_of(model)] if form_of(model) == "deploy" and form == "both" else FORMS if form == "both" else [form]

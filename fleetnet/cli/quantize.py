@@ -73,7 +73,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..quantize import calibration, lacks, prepare, quantize, source_of
     from ..quantizers import WRITERS
     from ..transforms import ImageDataset, Preprocess
-    from ..weights import check_inside
+    from ..weights.read import check_inside
 
     runtimes = [name.strip() for name in given["to"].split(",")]
     for name in runtimes:

@@ -35,7 +35,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..flops import count
     from ..reparam import allowed, difference, reparameterize
     from ..tasks import named
-    from ..weights import locate
+    from ..weights.read import locate
 
     path = locate(Path(given["model"]))
     out = Path(given.get("out") or path.with_name("deploy.safetensors"))

@@ -84,14 +84,16 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from .. import data, weights
+    from .. import data
     from ..claims import claim
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
     from ..data._record import to_continue
     from ..find import find
+    from ..reparam import form_of
     from ..tasks import split_name
     from ..train import check_device, check_settings
+    from ..weights import create_model
 
     task_name = split_name(config.model)[0]
     task = find("tasks", task_name)
@@ -110,13 +112,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         check_usable(split, content, config.max_bad, learn=name == "train")
     torch.manual_seed(config.seed)
     start = config.weights if path is None or not resume or config.weights is None else _file(path, config.weights)
-    model = weights.create_model(
+    model = create_model(
         config.model, train.classes, None if begun else start,
         drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
     )  # fmt: skip
     if model.report is not None:
         say(model.report.summary())
-    if weights.form_of(model) == "deploy":
+    if form_of(model) == "deploy":
         raise ModelError(
             f"{config.weights} is in deploy form, which has no branches and batch norms to train; "
             "start from the multi-branch weights"
@@ -233,7 +235,7 @@ def _check_start(config: TrainConfig, folder: Path | None) -> None:
     """What can be known to be wrong before the data are read and a folder is made."""
     from ..files import check_writable
     from ..tasks import check_options
-    from ..weights import locate
+    from ..weights.read import locate
 
     check_options(config.model, config.options)
     weights = config.weights or "default"

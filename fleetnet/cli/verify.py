@@ -30,7 +30,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from ..predict import facts_of, verify
     from ..reading import hash_of
-    from ..weights import locate
+    from ..weights.read import locate
 
     file = Path(given["file"])
     runtime, facts = facts_of(file)

@@ -1,0 +1,109 @@
+"""Weights: a file, an address or a state dict into a model, strictly and with a report.
+
+    read        a file, an address or a dict  ->  a state: tensors by the names of whoever wrote it
+    identify    which model the state is of; the authors' names and timm's  ->  ours
+    place       into the model, whole, or an error that says what these weights look like
+
+These three are the parts; what is here is public.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..backbones import Option, variants
+from ..errors import named_arguments
+from ..reparam import FORMS
+from ..tasks import Model, build, defaults, described_by, split_name
+from .identify import backbone_of, deployed, head_of, implied_by, plan, shapes_of
+from .place import Report as Report
+from .place import place_weights
+from .read import Weights, read_weights
+
+
+@named_arguments
+def create_model(
+    name: str,
+    classes: int | Sequence[str] | None = None,
+    weights: str | Path | Mapping[str, Tensor] | None = None,
+    *,
+    drop_path: float = 0.0,
+    output_stride: int | None = None,
+    options: Mapping[str, Option] | None = None,
+) -> Model:
+    """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
+
+    `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or as many as
+    usual (1000; of detectors 80, of segmenters 21), unless given: their number, or their names. With names, and weights
+    that have some too, the head keeps what it has learned of each class that both know. `weights` are
+    what `read_weights` takes, in any names and either form: the model gets the form, the output stride and the options
+    (heads, branches) that they were made with, unless these are given. Weights of another task give their backbone.
+    `model.report` then tells what was loaded, and `model.preprocess` what the weights expect of an image, where that is
+    known.
+    Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
+    """
+    class_names = None if classes is None or isinstance(classes, int) else list(classes)
+    if class_names is not None:
+        classes = len(class_names)
+    classes = cast(int | None, classes)
+    if weights is None:
+        return build(name, classes, drop_path, output_stride, options)
+    name, of_file, described = described_by(name)
+    classes, options = of_file if classes is None else classes, {**described, **(options or {})}
+    found = read_weights(weights, name)
+    state, settled, of_head = found.state, dict(options or {}), head_of(name, found, options)
+    implied: dict[str, Any] = {}
+    if of_head in (None, split_name(name)[0]):
+        implied = implied_by(name, state)
+        settled = {**implied["options"], **settled}
+        output_stride = implied.get("output_stride") if output_stride is None else output_stride
+        if found.facts.get("model") == name:
+            settled = {**found.facts["options"], **settled}
+            output_stride = found.facts["output_stride"] if output_stride is None else output_stride
+    else:
+        expected = shapes_of(name, FORMS[0], output_stride, tuple(settled.items()))
+        state, _ = backbone_of(of_head, name, state, expected)
+        if _same_backbone(found, name):
+            of_backbone = defaults(split_name(name)[1]).keys() & defaults(name).keys()
+            shared = {key: value for key, value in found.facts["options"].items() if key in of_backbone}
+            settled = {**shared, **settled}
+    made = plan(name, state, output_stride, settled)
+    classes = made.classes if classes is None else classes
+    model = build(name, classes, drop_path, output_stride, made.options)
+    if made.form == "deploy":
+        model = deployed(model, found.size).train()
+    model.report, model.preprocess = (
+        place_weights(model, found, class_names),
+        found.preprocess or implied.get("preprocess"),
+    )
+    return model
+
+
+def _same_backbone(weights: Weights, name: str) -> bool:
+    return "model" in weights.facts and split_name(weights.facts["model"])[1] == split_name(name)[1]
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that `create_model` takes and that fit a pattern such as "repvit_*"; beside them, timm/NAME."""
+    return list(variants(pattern))
+
+
+@named_arguments
+def load_weights(
+    model: Model,
+    source: str | Path | Mapping[str, Tensor],
+    *,
+    ema: bool = False,
+    classes: Sequence[str] | None = None,
+) -> Report:
+    """Load weights into `model` in place, all of them or none, and report; see `read_weights` for `source` and `ema`.
+
+    Names may be ours, the authors' or timm's; the model keeps its dtype and device. `classes` are the names of the
+    model's classes: where the weights have names too, rows of the head follow them. Otherwise what depends on the
+    number of classes starts anew if that differs, and the whole head if the weights have none or another task's.
+    Anything else that is missing, left over or of another shape is a `ModelError`, and so are weights of the other form
+    (collapse after loading, since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
+    """
+    return place_weights(model, read_weights(source, model.name, ema), classes)
