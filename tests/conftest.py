@@ -1,15 +1,20 @@
 """One thread in every test: pytest-xdist runs several at once, and oversubscribed threads make all of them slow."""
 
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-import torch
-from torch import Tensor, nn
+# Where a test does use several threads, those that wait sleep: by default they spin, and on fewer free cores than
+# threads a network of many small layers then takes thirty times as long. It is read when torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
 
 torch.set_num_threads(1)
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -25,6 +30,14 @@ def benchmark(name: str) -> Any:
     sys.modules[name] = module  # where dataclasses and other processes look it up
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """One thread before each test: eval, predict and quantize leave torch with the two that are their default."""
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
