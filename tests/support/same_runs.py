@@ -59,7 +59,7 @@ class SmallRun:
 
 RUNS = {
     "classifier": SmallRun(
-        "--model fasternet_t0 --data shapes:36 --size 64 --batch-size 8 --epochs 3 --lr 0.002 "
+        "--model fasternet_t0 --data shapes:40 --size 64 --batch-size 8 --epochs 3 --lr 0.002 "
         "--ema 0.9 --accumulate 2 --clip 1 --mixup 0.2 --drop-path 0.2 --erasing 0.3"
     ),
     "ssd": SmallRun(
