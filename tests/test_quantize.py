@@ -333,6 +333,59 @@ def test_onnx(tmp_path: Path) -> None:
     assert sorted(f.name for f in done.path.parent.iterdir()) == ["golden.npz", "model.json", "model.onnx"]
 
 
+class Timms(nn.Module):
+    """As timm has mobile networks: batch norms that the deploy form keeps, and ReLU6."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, 2, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(16)
+        self.depthwise = nn.Conv2d(16, 16, 3, 1, 1, groups=16, bias=False)
+        self.norm2 = nn.BatchNorm2d(16)
+        self.pointwise = nn.Conv2d(16, 32, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(32)
+        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu6(self.norm1(self.stem(x)))
+        x = F.relu6(self.norm2(self.depthwise(x)))
+        return self.classifier(F.relu6(self.norm3(self.pointwise(x))))
+
+
+@torch.no_grad()
+def timms(scale: float) -> Timms:
+    """With maps before each ReLU6 that are `scale` times as wide as those of a new batch norm."""
+    torch.manual_seed(0)
+    model = Timms().train()
+    for _ in range(30):
+        model(images(64, 3))  # for the statistics
+    for norm in (model.norm1, model.norm2, model.norm3):
+        norm.weight.mul_(scale)
+    return model.eval()
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_layers_before_batch_norms_go_by_their_own_names(tmp_path: Path, runtime: str) -> None:
+    if runtime == "openvino":
+        pytest.importorskip("nncf")
+    source = prepared(timms(1.0))
+    file = tmp_path / f"model{find('runtimes', runtime).suffix}"
+    done = quantize(source, runtime, file, max_drop=100)
+    assert done.others == []
+    assert done.macs == 1
+    skipping = quantize(source, runtime, file, max_drop=100, skip=["depthwise"])
+    names = {name.split("/")[0] for name in find("runtimes", runtime).integer_weights(file)}
+    assert "depthwise" not in names
+    assert names >= {"pointwise", "classifier.2"}
+    assert skipping.macs < 1
+
+
+def test_a_relu6_bounds_the_range_of_the_layer_before_it(tmp_path: Path) -> None:
+    """With the layer's own range, ten times as wide, the outputs have 34 dB."""
+    done = quantize(prepared(timms(20.0)), "onnx", tmp_path / "model.onnx", max_drop=100)
+    assert done.sqnr > 37  # 40
+
+
 def test_openvino(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     from fleetnet.runtimes import openvino

@@ -76,12 +76,20 @@ def _package(name: str) -> ModuleType:
 def _name_by_module(graph: Any) -> None:
     """Give nodes the names of their modules, "backbone.stages.0.conv/Conv", in place of what the exporter knows of
     them: numbers, and stack traces of the exporting machine with its paths.
+
+    A layer with weights is named by these: where the exporter merged a batch norm into a
+    convolution, it knows the convolution by the name of the norm.
     """
+    constants = {tensor.name for tensor in graph.initializer}
     used: Counter[str] = Counter()
     for node in graph.node:
         known = {entry.key: entry.value for entry in node.metadata_props}
         scopes = ast.literal_eval(known.get("pkg.torch.onnx.name_scopes", "[]"))  # modules, then the node's own name
-        name = "/".join([*[scope for scope in scopes[-2:-1] if scope not in NO_MODULES], node.op_type])
+        modules = [scope for scope in scopes[-2:-1] if scope not in NO_MODULES]
+        weight = node.input[1] if node.op_type in WEIGHTED and len(node.input) > 1 else ""
+        if weight in constants and weight.endswith(".weight"):
+            modules = [weight.removesuffix(".weight")]
+        name = "/".join([*modules, node.op_type])
         used[name] += 1
         node.name = name if used[name] == 1 else f"{name}_{used[name]}"
         del node.metadata_props[:]
