@@ -24,11 +24,10 @@ import numpy as np
 import torch
 
 import fleetnet
-from fleetnet import bench
+from fleetnet import bench, int8
 from fleetnet.errors import ExportError
 from fleetnet.find import find
 from fleetnet.flops import count
-from fleetnet.quantizers import WRITERS
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import choice, deliver, label, load
 from fleetnet.weights import create_model
@@ -98,7 +97,8 @@ def prepared(names: list[str], threads: int, folder: Path) -> tuple[dict[str, Ca
             source = folder / f"{name} {runtime}" / f"model{module.suffix}"
             if source.exists():
                 path = source.with_name(f"int8{module.suffix}")
-                WRITERS[runtime](source, torch.randn(CALIBRATION, 3, 224, 224).numpy())(set(), path, {})
+                images = torch.randn(CALIBRATION, 3, 224, 224).numpy()
+                int8.find(runtime).writer(source, images)(set(), path, {})
                 calls[title] = partial(load(runtime, path, threads, trust=True), example.numpy())
                 precisions[title] = "int8"
     return calls, precisions, missing

@@ -10,7 +10,6 @@ change of a backbone's file.
 import torch
 
 from fleetnet.backbones import pretrained, variants
-from fleetnet.find import find, names
 from fleetnet.flops import count
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import build
@@ -45,11 +44,6 @@ def main() -> None:
             for text in (weights.measured_by, weights.license, weights.source):
                 print(f'        "{text}",')
             print("    ),")
-    print("}")
-    print("USUAL = {  # of each head: height and width in pixels that it is usually trained at, and how many classes")
-    for task in names("tasks"):
-        if task != "classification":
-            print(f'    "{task}": ({find("tasks", task).SIZE}, {find("tasks", task).CLASSES}),')
     print("}")
 
 

@@ -21,9 +21,8 @@ from torch.utils.data import DataLoader
 
 from fleetnet import bench, checkpoint, data
 from fleetnet.errors import ExportError
-from fleetnet.find import find
+from fleetnet.find import find, names
 from fleetnet.quantize import Prepared, calibration, prepare, quantize, source_of
-from fleetnet.quantizers import WRITERS
 from fleetnet.transforms import ImageDataset, Preprocess, collate
 
 COLUMNS = {
@@ -93,7 +92,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--images", type=int, default=128)
     parser.add_argument("--max-drop", type=float, default=1.0)
-    parser.add_argument("--runtimes", nargs="+", default=list(WRITERS))
+    parser.add_argument("--runtimes", nargs="+", default=names("int8"))
     parser.add_argument("--ablate", action="store_true")
     parser.add_argument("--rounds", type=int, default=100, help="of the measurement of speed; 0 for none")
     args = parser.parse_args()

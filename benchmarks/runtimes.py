@@ -292,7 +292,7 @@ def main() -> None:
     for run in args.classifiers:
         name = read_facts(run)["model"]
         for runtime in (None, *runtimes):
-            if runtime and hasattr(find("runtimes", runtime), "inspect") and find("runtimes", runtime).cannot_run():
+            if runtime and find("runtimes", runtime).cannot_run():
                 continue
             key = {"classifier": name, "runtime": runtime, "weights": weights_of(run)}
             scores.append(record.done(key, classified, run, args.data, runtime))

@@ -111,7 +111,7 @@ def questions(
         return {str(n): value for n, value in enumerate(predictor.raw(batches[i]))}
 
     asked: dict[str, Callable[[int], Answer]] = {"predictions": predictions, "raw": raw}
-    if path is not None and hasattr(find("runtimes", predictor.runtime), "trace"):
+    if path is not None and find("runtimes", predictor.runtime).trace is not None:
         traced = trace(predictor.runtime, path, trust=True)
         asked["trace"] = lambda i: dict(traced(batches[i]))
     return asked

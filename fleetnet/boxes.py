@@ -13,7 +13,7 @@ for instance masks `masks` (n, h, w) bool. Intersection over union, areas and NM
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,8 @@ from torchvision.ops import clip_boxes_to_image, nms
 from .errors import UsageError, choose
 
 Prediction = dict[str, Tensor]
+# How a picture becomes the input, see `transforms.Preprocess`.
+Mode = Literal["crop", "stretch", "letterbox"]
 CANDIDATES = 1000  # of a picture that enter the NMS at least
 MOST = 10_000  # objects of a picture that may be kept: the NMS compares all pairs of candidates
 

@@ -15,11 +15,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from . import __version__
+from . import __version__, tasks
 from .errors import FleetnetError, ModelError
 from .facts import FORMAT, NO_CHECKPOINT, check
 from .files import replacing
-from .find import find
 from .reading import to_json
 from .reparam import form_of, reparameterize
 from .tasks import Model, build, limits_of
@@ -143,8 +142,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     check_finite(state, path)
     model = _built(about, options, preprocess, path)
     _fill(model, state)
-    limits, task = limits_of(about), find("tasks", model.task)
-    if limits is not None and hasattr(task, "limit"):
+    limits, task = limits_of(about), tasks.find(model.task)
+    if limits is not None and task.limit is not None:
         task.limit(model.head, limits)
     model.preprocess = about["preprocess"]
     return Checkpoint(model.to(device), about["classes"], preprocess, about["metrics"], about)

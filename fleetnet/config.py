@@ -19,7 +19,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from .errors import UsageError, choose, named_arguments
 from .reading import SMALL, read_text
@@ -28,12 +28,29 @@ LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot 
 LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an image takes minutes
 
 
+class Trained(Protocol):
+    """What a task says that decides whether settings are read.
+
+    It is a part of `tasks.Task`, which stands above this file.
+    """
+
+    TARGET: str
+    AUGMENT: str
+    SETTINGS: tuple[str, ...]
+
+    @property
+    def MODE(self) -> str: ...
+
+    @property
+    def LIMITS(self) -> object | None: ...
+
+
 @dataclass(frozen=True)
 class Situation:
     """What decides whether a setting is read."""
 
     config: "TrainConfig"
-    task: Any  # a file of the folder tasks: TARGET, MODE, AUGMENT, SETTINGS
+    task: Trained
     processes: int = 1
 
     @property
@@ -55,7 +72,7 @@ SMOOTHED = Condition("by losses that can smooth labels", lambda now: "label_smoo
 WEIGHTED = Condition(
     "by losses over the classes of a label or a pixel", lambda now: "class_weights" in now.task.SETTINGS
 )
-DETECTED = Condition("by detectors", lambda now: hasattr(now.task, "LIMITS"))
+DETECTED = Condition("by detectors", lambda now: now.task.LIMITS is not None)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
 WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)

@@ -1,11 +1,16 @@
 """A folder is a table: the file name is the name a user types.
 
-`backbones/`, `tasks/`, `data/` and `runtimes/` are the four things this library lets you add to. Each holds one file
-per entry; adding an entry is adding a file. A file is imported only when asked for, so that a missing runtime breaks
-nothing but itself. Files that begin with an underscore are parts of others, not entries.
+`backbones/`, `tasks/`, `data/` and `runtimes/` are the four things this library lets you add to,
+and `int8/` holds the quantizers of runtimes. Each holds one file per entry; adding an entry is adding a
+file. Its contract is a Protocol in the folder's `__init__.py`, which also has a `find` of that type.
+A file is imported only when asked for, so that a missing runtime breaks nothing but itself. Files
+that begin with an underscore are parts of others, not entries.
 """
 
+import ast
+import re
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +19,7 @@ from .errors import UsageError, choose
 
 def names(folder: str) -> list[str]:
     """The entries of a folder, without importing any: names("runtimes") -> ["onnx"]."""
-    files = (Path(__file__).parent / folder).iterdir()
+    files = [file for place in _places(folder) for file in place.iterdir()]
     return sorted(f.stem for f in files if f.suffix == ".py" and not f.name.startswith("_"))
 
 
@@ -23,3 +28,24 @@ def find(folder: str, name: str) -> ModuleType:
     if name not in names(folder):
         raise UsageError(f"no {name!r} in {folder}: {choose(name, names(folder))}")
     return import_module(f"{__package__}.{folder}.{name}")
+
+
+def constant(folder: str, name: str, key: str) -> object:
+    """A literal at the top level of an entry's file, without importing it.
+
+    >>> constant("tasks", "ssd", "SIZE")
+    (320, 320)
+    """
+    files = [place / f"{name}.py" for place in _places(folder)]
+    text = next(file for file in files if file.is_file()).read_text(encoding="utf-8")
+    assignment = re.search(rf"^{key}(: [^=]+)? = (?P<value>.+)$", text, re.MULTILINE)
+    if assignment is None:
+        raise AttributeError(f"{folder}/{name}.py has no line that begins with {key} =")
+    return ast.literal_eval(assignment["value"])
+
+
+def _places(folder: str) -> list[Path]:
+    """Where the files of a table lie: its package's path, to which a folder can be added."""
+    package = find_spec(f"{__package__}.{folder}")
+    places = None if package is None else package.submodule_search_locations
+    return [Path(place) for place in places or ()]

@@ -8,7 +8,6 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
@@ -16,11 +15,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import checkpoint, images
+from . import checkpoint, images, runtimes, tasks
 from .boxes import Limits, Place, Prediction
 from .checkpoint import check_facts
 from .errors import DataError, ExportError, ModelError, UsageError, named_arguments
-from .find import find, names
+from .find import names
 from .images import Picture, Range, Source
 from .reading import hash_of
 from .reparam import reparameterize
@@ -46,7 +45,7 @@ from .runtimes import (
 )
 from .runtimes import load as load_file
 from .runtimes import verify as compare_outputs
-from .tasks import Model, limits_of, named
+from .tasks import Limiting, Model, Task, limits_of, named
 from .transforms import Preprocess
 from .weights.read import check_finite, files_beside, locate
 
@@ -56,18 +55,9 @@ Scale = tuple[float, float]  # pixels of an image in one of its picture, down an
 Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
 SCORE = 0.3  # of objects to show, where no better one was measured
-BOXES = (
-    "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no box; "
-    "labels: index of the class"
-)
-EMBEDDED = {  # how outputs are to be read after `embed`, by the kind of annotation that the task learns from
-    "boxes": BOXES,
-    "masks": f"{BOXES}; masks: probabilities, to be resized to the box, inside above 0.5",
-    "semantic": "semantic: index of the class of each pixel of the input",
-}
 
 
-class Predictor(nn.Module):
+class Predictor(Limiting):
     """A checkpoint, a run folder (its best.safetensors), or a file that `export` wrote, ready to use.
 
     `predict` names what is in pictures, `raw` computes outputs from a batch. It is a module (of torch tensors, in eval
@@ -91,7 +81,6 @@ class Predictor(nn.Module):
     facts: dict[str, Any]
     classes: list[str]
     preprocess: Preprocess
-    limits: Limits | None  # None: no detector
     score: float
     score_from: str
 
@@ -119,7 +108,7 @@ class Predictor(nn.Module):
             self._batch = BATCH
             self._runner: _TorchRunner | None = runner
         else:
-            holds_facts = hasattr(find("runtimes", self.runtime), "metadata")
+            holds_facts = runtimes.find(self.runtime).metadata is not None
             beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
             run = load_file(self.runtime, path, threads, trust=trust)
             self.facts = checkpoint.check_facts(metadata(self.runtime, path) if holds_facts else beside, path)
@@ -157,10 +146,10 @@ class Predictor(nn.Module):
 
     def _set_limits(self, given: dict[str, Any]) -> None:
         """Limits and score from what was given, from the file, or usual."""
-        task, of_file = find("tasks", self.task), limits_of(self.facts)
+        usual, of_file = tasks.find(self.task).LIMITS, limits_of(self.facts)
         self._of_file = of_file
         self.limits, self.score, self.score_from = None, SCORE, "the usual one"
-        if of_file is None:
+        if usual is None or of_file is None:
             if given:
                 raise UsageError(f"{', '.join(given)} are for detectors; {self._path} is of the task {self.task}")
             return
@@ -168,18 +157,17 @@ class Predictor(nn.Module):
         measured = (self.facts.get("metrics") or {}).get("score")
         if "score" in given:
             self.score, self.score_from = given["score"], "as given"
-        elif self.facts.get("limits") and of_file.score > task.LIMITS.score:
+        elif self.facts.get("limits") and of_file.score > usual.score:
             self.score, self.score_from = of_file.score, "the one that the file was exported with"
         elif isinstance(measured, int | float):
             self.score, self.score_from = measured, "the one of the best F1 on the validation set"
 
     def _keep(self, limits: Limits) -> None:
         """Keep what these limits leave; `UsageError` where an exported file cannot follow them."""
-        task = find("tasks", self.task)
-        chooses = hasattr(task, "limit")
-        if self._runner is not None and chooses:
+        task = tasks.find(self.task)
+        if self._runner is not None and task.limit is not None:
             task.limit(self._runner.model.head, limits)
-        if self._runner is None and (self.facts.get("embedded_decode") or chooses):
+        if self._runner is None and (self.facts.get("embedded_decode") or task.limit is not None):
             _check_follows(self._path, cast(Limits, self._of_file), limits, self.classes)
         self.limits = limits
 
@@ -191,10 +179,7 @@ class Predictor(nn.Module):
 
     def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Prediction]:
         """What the task makes of the outputs, within the limits."""
-        task = find("tasks", self.task)
-        if self.limits is None:
-            return task.decode(outputs, size)
-        return task.decode(outputs, size, limits=self.limits)
+        return tasks.find(self.task).decode(outputs, size, self.limits)
 
     def raw(self, batch: np.ndarray) -> list[np.ndarray]:
         """Preprocessed images (N, 3, H, W), float32 -> the network's outputs in order, such as logits (N, classes)."""
@@ -220,7 +205,7 @@ class Predictor(nn.Module):
         Masks and label maps of a picture of more than `images.LARGE` pixels are of the size of its reduced image (see
         `images.Picture`), boxes of its own.
         """
-        task = find("tasks", self.task)
+        task = tasks.find(self.task)
         predictions: list[Prediction] = []
         for batch, places, scales in self._batches(pictures, channels):
             decoded = self.decode(self(batch), self.preprocess.size)
@@ -254,11 +239,12 @@ class Predictor(nn.Module):
         object of a score of at least `threshold` (`self.score` unless given). Raises `DataError` for a picture that
         cannot be read, `UsageError` for what is none.
         """
-        task = find("tasks", self.task)
+        task = tasks.find(self.task)
         if threshold is None and self.limits is not None:
             threshold = self.score
-        settings = {} if threshold is None else {"threshold": threshold}
-        return [task.present(p, self.classes, top=top, **settings) for p in self.predictions(pictures, channels)]
+        lowest = 0.0 if threshold is None else threshold
+        found = self.predictions(pictures, channels)
+        return [task.present(prediction, self.classes, top, lowest) for prediction in found]
 
     def embed(self, pictures: Pictures, channels: str = "RGB") -> np.ndarray:
         """The backbone's last feature of each picture, averaged over its height and width: (N, C) float32.
@@ -455,7 +441,7 @@ def export(
             preprocess = (
                 Preprocess.from_dict(model.preprocess)
                 if model.preprocess
-                else Preprocess((224, 224), mode=find("tasks", model.task).MODE)
+                else Preprocess(tasks.find(model.task).SIZE, mode=tasks.find(model.task).MODE)
             )
         check_finite(model.state_dict(), f"the {model.name}")
         facts = checkpoint.facts(model, classes or [str(i) for i in range(model.classes)], preprocess)
@@ -471,11 +457,11 @@ def export(
     preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
     facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
     facts |= {"embedded_preprocess": embed_preprocess, "embedded_decode": embed_decode}
-    task, wanted = find("tasks", model.task), _wanted(model.task, facts, limits or {})
+    task, wanted = tasks.find(model.task), _wanted(model.task, facts, limits or {})
     facts["limits"] = None if wanted is None else wanted.to_dict(facts["classes"])
     facts |= described(model.task, preprocess, embed_preprocess, embed_decode, wanted)
-    if embed_decode and not hasattr(task, "embed"):
-        able = [name for name in names("tasks") if hasattr(find("tasks", name), "embed")]
+    if embed_decode and task.embed is None:
+        able = [name for name in names("tasks") if tasks.find(name).embed is not None]
         raise UsageError(
             f"{model.task} has no decode to embed: its outputs are the answer; it is for {', '.join(able)}"
         )
@@ -500,11 +486,11 @@ def described(
     task: str, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, limits: Limits | None
 ) -> dict[str, Any]:
     """All that an app has to know beside an exported file: from picture to input, from outputs to answers."""
-    module = find("tasks", task)
+    of_task = tasks.find(task)
     return {
-        "decode": EMBEDDED.get(module.TARGET) if embed_decode else getattr(module, "DECODE", None),
+        "decode": of_task.EMBEDDED if embed_decode else of_task.DECODE,
         "preprocessing": preprocess.describe(embed_preprocess),
-        "decoding": module.decoding(embed_decode) if limits is None else module.decoding(embed_decode, limits),
+        "decoding": of_task.decoding(embed_decode, limits),
     }
 
 
@@ -527,13 +513,13 @@ def _exported(
     limits: Limits | None,
 ) -> nn.Module:
     """What a file is to compute."""
-    task, network = find("tasks", model.task), cast(nn.Module, model)
-    if limits is not None and hasattr(task, "limit"):
+    task, network = tasks.find(model.task), cast(nn.Module, model)
+    if limits is not None and task.limit is not None:
         limited = copy.deepcopy(model)  # the caller's stays as it is
         task.limit(limited.head, limits)
         network = limited
-    if embed_decode:
-        network = task.embed(network) if limits is None else task.embed(network, limits=limits)
+    if embed_decode and task.embed is not None:
+        network = task.embed(network, limits)
     if embed_preprocess:
         network = Preprocessed(network, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
     return network
@@ -561,7 +547,7 @@ def _elsewhere(
     limits: Limits | None,
 ) -> list[Elsewhere]:
     """What a file of open height and width is compared on at other sizes than its own."""
-    task, found = find("tasks", model.task), []
+    task, found = tasks.find(model.task), []
     for size in sizes.others(preprocess.size):
         examples = _examples(model, dataclasses.replace(preprocess, size=size), embed_preprocess, pictures)
         found.append(Elsewhere(examples, _meaning(task, size, limits)))
@@ -571,12 +557,12 @@ def _elsewhere(
 def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
     """The runtime of an exported file, and what the description beside it says."""
     path = Path(path)
-    runtimes = by_suffix()
-    if path.suffix not in runtimes:
-        raise ModelError(f"{path} is no exported file; those end in {', '.join(runtimes)}")
+    runtime_of = by_suffix()
+    if path.suffix not in runtime_of:
+        raise ModelError(f"{path} is no exported file; those end in {', '.join(runtime_of)}")
     if not path.exists():
         raise ModelError(f"{path}: no such file; {files_beside(path, [path.suffix])}")
-    return runtimes[path.suffix], read_sidecar(path)
+    return runtime_of[path.suffix], read_sidecar(path)
 
 
 @named_arguments
@@ -609,12 +595,12 @@ def verify(
     embed_preprocess = facts.get("embedded_preprocess", False)
     network = _exported(loaded.model, preprocess, embed_preprocess, facts.get("embedded_decode", False), limits)
     examples = _examples(loaded.model, preprocess, embed_preprocess, pictures)
-    runtime = find("runtimes", name)
+    runtime = runtimes.find(name)
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     if precision not in runtime.tolerances:
         raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
     tolerance = runtime.tolerances[precision]
-    meaning = _meaning(find("tasks", loaded.model.task), preprocess.size, limits)
+    meaning = _meaning(tasks.find(loaded.model.task), preprocess.size, limits)
     runner = load_file(name, path, trust=trust)
     parity = compare_outputs(network, runner, examples, tolerance, meaning)
     if not parity.passed:
@@ -629,7 +615,7 @@ def verify(
     return parity
 
 
-def _meaning(task: ModuleType, size: tuple[int, int], limits: Limits | None) -> Meaning | None:
+def _meaning(task: Task, size: tuple[int, int], limits: Limits | None) -> Meaning | None:
     """What the outputs of a task's model mean, in pixels of the input, for the proof of an exported file.
 
     None where the outputs are the answer: logits.
@@ -638,7 +624,7 @@ def _meaning(task: ModuleType, size: tuple[int, int], limits: Limits | None) -> 
         return None
 
     def decode(outputs: Mapping[str, Tensor]) -> list[Prediction]:
-        found = task.decode(outputs, size) if limits is None else task.decode(outputs, size, limits=limits)
+        found = task.decode(outputs, size, limits)
         return found if task.TARGET == "boxes" else [task.restore(prediction, Place(*size)) for prediction in found]
 
     return Meaning(decode) if limits is None else Meaning(decode, limits.score, limits.count)

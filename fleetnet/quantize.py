@@ -27,14 +27,13 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import checkpoint
+from . import checkpoint, int8, runtimes, tasks
 from .equalize import equalize
 from .errors import DataError, ExportError, ModelError, UsageError, choose
 from .files import beside
-from .find import find
+from .find import names
 from .loading import patient
 from .predict import Predictor, described, load
-from .quantizers import QUANTIZERS, WRITERS
 from .reading import hash_of, to_json
 from .reparam import reparameterize
 from .runtimes import _describe, files, signed, version
@@ -318,9 +317,10 @@ def prepare(
     file = source_of(model)
     loaded = checkpoint.load(file)
     network: torch.nn.Module = loaded.model.float()
-    task, limits = find("tasks", loaded.model.task), limits_of(loaded.meta)
-    if limits is not None and hasattr(task, "limit"):  # as `load` does, so that the file finds what the checkpoint does
-        task.limit(network.head, limits)
+    task, limits = tasks.find(loaded.model.task), limits_of(loaded.meta)
+    # As `load` does, so that the file finds what the checkpoint does.
+    if limits is not None and task.limit is not None:
+        task.limit(loaded.model.head, limits)
     network = recalibrate(network, images) if recalibrating else network
     deployed, pairs = reparameterize(network, images[:1]), 0
     if equalizing:
@@ -344,10 +344,14 @@ def prepare(
 
 
 def lacks(runtime: str) -> str | None:
-    """What int8 files for a runtime of `WRITERS` would need and is missing here, with the command; None if nothing."""
-    if find_spec(QUANTIZERS[runtime]) is None:
-        return f"int8 for {runtime} needs {QUANTIZERS[runtime]}: pip install 'fleetnet[quantize]'"
-    return find("runtimes", runtime).lacks()
+    """What int8 files for a runtime would need and is missing here, with the command.
+
+    None if nothing is; the runtimes are those of `int8`.
+    """
+    package = int8.find(runtime).package
+    if find_spec(package) is None:
+        return f"int8 for {runtime} needs {package}: pip install 'fleetnet[quantize]'"
+    return runtimes.find(runtime).lacks()
 
 
 def quantize(
@@ -371,17 +375,17 @@ def quantize(
     beyond `max_drop`: then nothing is written, and files that were at `path` stay.
     """
     path, metric = Path(path), prepared.metric
-    if runtime not in WRITERS:
-        raise UsageError(f"no int8 for the runtime {runtime!r}: {choose(runtime, WRITERS)}")
+    if runtime not in names("int8"):
+        raise UsageError(f"no int8 for the runtime {runtime!r}: {choose(runtime, names('int8'))}")
     if max_drop < 0 or not 0 <= most <= 1:
         raise UsageError(f"max_drop is {max_drop} and most is {most}; allowed: 0 or more points, a share from 0 to 1")
-    to = find("runtimes", runtime)
+    to, quantizer = runtimes.find(runtime), int8.find(runtime)
     if missing := lacks(runtime):
         raise ExportError(missing)
     if path.suffix != to.suffix:
         raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
-    names, example, before = list(_layers(prepared.deployed)), prepared.images[:1], _first(prepared.result)
-    chosen = _matching(names, skip)
+    layers, example, before = list(_layers(prepared.deployed)), prepared.images[:1], _first(prepared.result)
+    chosen = _matching(layers, skip)
     with torch.no_grad():
         values = named(prepared.deployed(example))
     # The metrics of the checkpoint are not those of the file, which come to the sidecar when they are known.
@@ -391,8 +395,8 @@ def quantize(
     with beside(path, "quantize") as folder:
         between = folder / f"float{to.suffix}"
         to.export(prepared.deployed, example, between, outputs=list(values))
-        write = WRITERS[runtime](between, prepared.images.numpy())
-        for more in _steps(min(int(most * len(names)), len(names) - len(chosen))):
+        write = quantizer.writer(between, prepared.images.numpy())
+        for more in _steps(min(int(most * len(layers)), len(layers) - len(chosen))):
             if more == 1:
                 report("measuring how much each layer disturbs the outputs")
             others = [layer.name for layer in prepared.sensitivity if layer.name not in chosen] if more else []
@@ -401,7 +405,7 @@ def quantize(
             finished, sidecar = done / path.name, done / path.with_suffix(".json").name
             done.mkdir()
             rounded = write(set(skipped), finished, about)
-            weights = to.integer_weights(finished)
+            weights = quantizer.integer_weights(finished)
             if unsafe := overflowing(weights):
                 raise ExportError(
                     f"{path} was not written: pairs of products in {', '.join(unsafe)} leave 16 bits, so that CPUs "
@@ -412,18 +416,18 @@ def quantize(
             result, logits = _evaluate(predictor, prepared.batches, prepared.facts["classes"])
             attempts.append(Attempt(skipped, result, before - _first(result)))
             report(
-                f"{len(skipped)} of {len(names)} layers in float: {metric} {_first(result):.2f}, {before:.2f} before"
+                f"{len(skipped)} of {len(layers)} layers in float: {metric} {_first(result):.2f}, {before:.2f} before"
             )
             if attempts[-1].drop <= max_drop:  # false for NaN
                 break
         else:
-            tried = ", ".join(f"{a.drop:.2f} with {len(a.skipped)} of {len(names)} layers in float" for a in attempts)
+            tried = ", ".join(f"{a.drop:.2f} with {len(a.skipped)} of {len(layers)} layers in float" for a in attempts)
             raise ExportError(
                 f"{path} was not written: int8 loses more than the {max_drop:g} points of {metric} that are allowed "
                 f"(float: {before:.2f}): {tried}. Calibrate on pictures like those in use, allow more, or leave more "
                 "layers in float"
             )
-        left = [name for name in names if name not in rounded and name not in skipped]
+        left = [name for name in layers if name not in rounded and name not in skipped]
         noise = sqnr(_answers(prepared.deployed, prepared.held), _answers(predictor, prepared.held))
         agreement = None if logits is None or prepared.logits is None else _agreement([prepared.logits], [logits])
         macs = _macs(prepared.deployed, example)
@@ -438,13 +442,13 @@ def quantize(
             "inputs": [_describe("image", example, False)], "parity": None, "unverified": None,
             "int8": {
                 "metric": metric, "float": figures(prepared.result), "int8": figures(result), "max_drop": max_drop,
-                "drop": attempts[-1].drop, "agreement": agreement, "sqnr_db": noise, "layers": len(names),
+                "drop": attempts[-1].drop, "agreement": agreement, "sqnr_db": noise, "layers": len(layers),
                 "skipped": skipped, "others_in_float": left, "macs": in_int8,
                 "attempts": [{"skipped": attempt.skipped, "drop": attempt.drop} for attempt in attempts],
                 "sensitivity": [asdict(layer) for layer in prepared.__dict__.get("sensitivity", ())] or None,
                 "calibration": {"images": len(prepared.images), **(facts or {})},
                 "equalized": prepared.equalized, "recalibrated": prepared.recalibrated,
-                "quantizer": QUANTIZERS[runtime], "quantizer_version": version(QUANTIZERS[runtime]),
+                "quantizer": quantizer.package, "quantizer_version": version(quantizer.package),
                 "cpus": CPUS, "largest_pair": max((int(pairs(w).max()) for w in weights.values()), default=0),
                 "largest_pair_allowed": LARGEST_PAIR, "evaluated_on": str(int8_class()),
             },
@@ -455,5 +459,5 @@ def quantize(
             os.replace(one, path.with_name(one.name))
     return Quantized(
         path, path.with_name(sidecar.name), path.with_name(golden.name), result, attempts[-1].drop, agreement, noise,
-        skipped, left, len(names), in_int8, attempts,
+        skipped, left, len(layers), in_int8, attempts,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import re
 import resource
 import shutil
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 
-from . import checkpoint, fingerprint
+from . import checkpoint, fingerprint, tasks
 from .augment import augmentation, multi_scale
 from .balance import Balanced, Shuffled, class_weights, labels_of
 from .boxes import Limits, Prediction
@@ -38,13 +38,13 @@ from .data._record import RECORD, record
 from .errors import DataError, FleetnetError, ModelError, UsageError, named_arguments
 from .facts import OWN_HASH, WHICH_WEIGHTS, check_own_hash, sealed
 from .files import append_line, write_text, writing
-from .find import find, names
+from .find import names
 from .freezing import freeze
 from .images import Range, measure
 from .images import value_range as range_of_files
 from .loading import Say, batches_of, patient
 from .reading import HISTORY, from_json, read_text, to_json
-from .tasks import Model, named
+from .tasks import Annotated, Limiting, Model, Outputs, Task, named
 from .transforms import Batch, ImageDataset, Preprocess, mix, train_transform
 
 LOG = "log.jsonl"
@@ -198,12 +198,12 @@ def evaluate(
     own, unless given; AP is of 100 objects a picture and class, as COCO has it, whatever they are. Raises `DataError`
     where there is nothing to measure the task's first figure on, and `ModelError` where the outputs are not finite.
     """
-    tasks = find("tasks", task)
-    metric, skipped, count = tasks.metric(classes), [], 0
-    limits = limits or getattr(model, "limits", None) or getattr(tasks, "LIMITS", None)
-    decode = tasks.decode if limits is None else partial(tasks.decode, limits=limits)
+    of_task = tasks.find(task)
+    metric, skipped, count = of_task.metric(classes), [], 0
+    limits = limits or (model.limits if isinstance(model, Limiting) else None) or of_task.LIMITS
     reached = Reached()
-    large = tasks.TARGET in ("masks", "semantic")  # then the predictions of one picture at a time are in memory
+    # Of these the predictions of one picture at a time are in memory.
+    large = of_task.TARGET in ("masks", "semantic")
     training = model.training
     model.eval()
     try:
@@ -211,16 +211,17 @@ def evaluate(
             skipped += batch.skipped
             if len(batch.images) == 0:
                 continue
-            outputs = model(batch.images)
+            outputs = named(model(batch.images))
             _check_finite(outputs)
-            decoded = decode(outputs, tuple(batch.images.shape[-2:]))
+            height, width = batch.images.shape[-2:]
+            decoded = of_task.decode(outputs, (height, width), limits)
             if limits is not None:
                 reached.add(decoded, batch.targets["labels"], limits.count)
             at_once = 1 if large else len(decoded)
             for start in range(0, len(decoded), at_once):
                 part = slice(start, start + at_once)
                 pairs = zip(decoded[part], batch.places[part], strict=True)
-                predictions = [tasks.restore(prediction, place) for prediction, place in pairs]
+                predictions = [of_task.restore(prediction, place) for prediction, place in pairs]
                 metric.add(predictions, {key: value[part] for key, value in batch.targets.items()})
                 if on_prediction is not None:
                     for prediction, sample in zip(predictions, batch.indices[part], strict=True):
@@ -266,9 +267,9 @@ class Reached:
         return {"at_limit": at_limit, "notes": told}
 
 
-def _check_finite(outputs: Any) -> None:
+def _check_finite(outputs: Outputs) -> None:
     """`ModelError` for outputs with NaN or infinity: compared with anything they would count as an answer."""
-    for name, output in named(outputs).items():
+    for name, output in outputs.items():
         if output.is_floating_point() and not output.isfinite().all():
             raise ModelError(
                 f"the network's output {name!r} has NaN or infinity, so nothing can be measured: its weights are "
@@ -395,7 +396,7 @@ def fit(
     if config.threads:
         torch.set_num_threads(config.threads)
     accelerator = _accelerator(config)
-    task = find("tasks", model.task)
+    task = tasks.find(model.task)
     if not resume:
         check_settings(config, model.task, processes=accelerator.num_processes)
         _check_made(config, model)
@@ -434,12 +435,12 @@ def _train(
     counted: tuple[Contents, Contents],
 ) -> dict[str, Any]:
     """`fit` in a folder that is claimed, with settings that were checked."""
-    task = find("tasks", model.task)
+    task = tasks.find(model.task)
     settings = {key: getattr(config, key) for key in task.SETTINGS if key != "class_weights"}
     if config.class_weights != "none":
         settings["class_weights"] = class_weights(train, task.TARGET)
     limits = _limits(config, task, train.classes)
-    if limits is not None and hasattr(task, "limit"):
+    if limits is not None and task.limit is not None:
         task.limit(model.head, limits)
     state_of_run = settled(run) if resume else None
     if preprocess is None:
@@ -459,7 +460,7 @@ def _train(
         freeze_norms(model)
     elif config.norm == "sync":
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if hasattr(task, "prepare") and not resume:
+    if not resume:
         task.prepare(model.head, _pictures(train_data, preprocess), preprocess.size)
     channels_last = config.channels_last and _channels_last(model, accelerator.device)
     if channels_last:
@@ -505,7 +506,7 @@ def _train(
             on_batch(images, targets, preprocess)
         if channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        return task.loss(model.head, net(images), targets, **settings)
+        return task.loss(model.head, named(net(images)), targets, **settings)
 
     began, seen = time.monotonic(), 0
 
@@ -608,9 +609,9 @@ def stopped_early(log: Sequence[dict[str, Any]], best: dict[str, Any] | None, pa
     return bool(patience and best and evaluated and evaluated[-1] - best["epoch"] >= patience)
 
 
-def _limits(config: TrainConfig, task: Any, classes: Sequence[str]) -> Limits | None:
+def _limits(config: TrainConfig, task: Task, classes: Sequence[str]) -> Limits | None:
     """What evaluation keeps of what a detector finds; None for other tasks."""
-    if not hasattr(task, "LIMITS"):
+    if task.LIMITS is None:
         return None
     given = {"max_objects": config.max_objects, "nms": config.nms, "score": config.score}
     return task.LIMITS.changed(given, classes)
@@ -645,17 +646,17 @@ def check_settings(config: TrainConfig, task: str, given: Collection[str] = (), 
         value = getattr(config, key)
         if value == default and key not in given:
             continue
-        condition = unread(key, Situation(config, find("tasks", task), processes))
+        condition = unread(key, Situation(config, tasks.find(task), processes))
         if condition is None:
             continue
         readers = [
-            name for name in names("tasks") if unread(key, Situation(config, find("tasks", name), processes)) is None
+            name for name in names("tasks") if unread(key, Situation(config, tasks.find(name), processes)) is None
         ]
         augment = "" if config.augment == "default" else f" with augment {config.augment}"
-        tasks = f" ({', '.join(readers)})" if readers else ""
+        named_readers = f" ({', '.join(readers)})" if readers else ""
         raise UsageError(
             f"{key} is {value}, but {task}{augment} has no use for it: "
-            f"it is read {condition.words}{tasks}; leave it out"
+            f"it is read {condition.words}{named_readers}; leave it out"
         )
 
 
@@ -666,7 +667,7 @@ def _preprocess(model: Model, train: Split, config: TrainConfig, begun: Path | N
         known = checkpoint.read_facts(begun / "last.safetensors")["preprocess"]
     preprocess = Preprocess.from_dict(known) if known else Preprocess(config.size)
     values = preprocess.values if begun is not None else value_range(config.scale_values, train)[0]
-    mode = find("tasks", model.task).MODE
+    mode = tasks.find(model.task).MODE
     return replace(preprocess, size=config.size, crop=config.crop, mode=mode, values=values)
 
 
@@ -703,7 +704,7 @@ def value_range(setting: str, split: Split) -> tuple[Range | None, str]:
     return decided, f"{why}: {kept}" if why else f"values of files with more than 8 bits: {kept}"
 
 
-def _augmentation(name: str, task: Any, preprocess: Preprocess, config: TrainConfig) -> Any:
+def _augmentation(name: str, task: Task, preprocess: Preprocess, config: TrainConfig) -> Any:
     """The function of `ImageDataset` that a setting of `augment` names."""
     name = task.AUGMENT if name == "default" else name
     if (name == "classify") != (task.TARGET == "label") and name != "none":
@@ -719,9 +720,8 @@ def _augmentation(name: str, task: Any, preprocess: Preprocess, config: TrainCon
     return augmentation(name, preprocess, config.to_dict())
 
 
-def _pictures(data: ImageDataset, preprocess: Preprocess) -> list[tuple[tuple[int, int], Tensor]]:
+def _pictures(data: ImageDataset, preprocess: Preprocess) -> Iterator[Annotated]:
     """For each readable picture its (height, width) and its boxes in pixels of the input."""
-    pictures = []
     for index in range(len(data)):
         sample = data.split.samples[index]
         try:
@@ -729,8 +729,7 @@ def _pictures(data: ImageDataset, preprocess: Preprocess) -> list[tuple[tuple[in
         except DataError:  # counted when it is met in training
             continue
         boxes = torch.tensor([item.box for item in sample.objects or () if not item.crowd]).view(-1, 4)
-        pictures.append(((height, width), preprocess.place(height, width).into(boxes)))
-    return pictures
+        yield (height, width), preprocess.place(height, width).into(boxes)
 
 
 # The files of a run ---------------------------------------------------------------------------------------------------

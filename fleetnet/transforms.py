@@ -20,7 +20,7 @@ from torchvision.ops import box_area
 from torchvision.transforms import v2
 
 from . import images
-from .boxes import Place
+from .boxes import Mode, Place
 from .config import LARGEST_SIDE
 from .data import Sample, Split
 from .data._masks import mask_of
@@ -98,7 +98,7 @@ class Preprocess:
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"
     antialias: bool = True  # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
-    mode: Literal["crop", "stretch", "letterbox"] = "crop"
+    mode: Mode = "crop"
     # range of the values in files of more than 8 bits that becomes 0 to 255; None: all of 16 bits, floats from 0 to 1
     values: tuple[float, float] | None = None
 

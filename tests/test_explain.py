@@ -20,8 +20,9 @@ from fleetnet.find import find, names
 from fleetnet.predict import export
 from fleetnet.realistic import realistic
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import _explain, _opened, deliver, files, onnx
+from fleetnet.runtimes import deliver, files, onnx
 from fleetnet.runtimes._explain import explain, explanation
+from fleetnet.runtimes._guarded import Run
 from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
@@ -127,7 +128,7 @@ def example() -> Tensor:
     return image(16, 24, batch=1)
 
 
-ABLE = [name for name in names("runtimes") if hasattr(find("runtimes", name), "trace")]
+ABLE = [name for name in names("runtimes") if find("runtimes", name).trace is not None]
 
 
 @pytest.fixture(scope="module", params=ABLE)
@@ -164,7 +165,7 @@ Kept = dict[str, np.ndarray]
 def shown(monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[Kept], Kept]) -> None:
     """A runtime of which `model` is the file, and which shows what its modules put out, changed by `change`."""
 
-    def trace(path: Path, threads: int = 1) -> Callable[[np.ndarray], Kept]:
+    def trace(path: Path, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], Kept]:
         def run(batch: np.ndarray) -> Kept:
             kept: Kept = {}
             hooks = [
@@ -179,12 +180,11 @@ def shown(monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[K
 
         return run
 
-    def load(path: Path, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def load(path: Path, threads: int = 1, *, trust: bool = False) -> Run:
         return lambda batch: [model(torch.from_numpy(batch)).detach().numpy()]
 
-    runtime = SimpleNamespace(load=load, trace=trace)
-    for module in (_explain, _opened, runtimes):
-        monkeypatch.setattr(module, "find", lambda *_: runtime)
+    runtime = SimpleNamespace(load=load, trace=trace, calls="file")
+    monkeypatch.setattr(runtimes, "find", lambda name: runtime)
 
 
 def wrong(model: nn.Module, layer: str, change: float = 3.0) -> nn.Module:
@@ -270,7 +270,7 @@ def test_values_that_are_none_are_a_difference(example: Tensor, small: nn.Module
 
 
 def test_a_runtime_that_shows_nothing(example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(_explain, "find", lambda *_: SimpleNamespace())
+    monkeypatch.setattr(runtimes, "find", lambda name: SimpleNamespace(trace=None))
     with pytest.raises(ExportError, match="tflite cannot show what its layers put out"):
         explain(small, Path(), "tflite", [example], 1e-4)
     said = explanation(small, Path(), "tflite", [example], 1e-4)
@@ -278,11 +278,11 @@ def test_a_runtime_that_shows_nothing(example: Tensor, small: nn.Module, monkeyp
 
 
 def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(example: Tensor, small: nn.Module, monkeypatch):
-    def trace(path: Path, threads: int = 1) -> None:
+    def trace(path: Path, threads: int = 1, *, trust: bool = False) -> None:
         raise ModelError("ncnn cannot compute 'x'.")
 
     shown(monkeypatch, small, lambda kept: kept)
-    monkeypatch.setattr(_explain.find(), "trace", trace)
+    monkeypatch.setattr(runtimes.find("ncnn"), "trace", trace)
     said = explanation(small, Path(), "ncnn", [example], 1e-4)
     assert said == "The layer that differs cannot be named: ncnn cannot compute 'x'"
 

@@ -41,15 +41,15 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "realistic": "",
     "predict": "checkpoint weights reparam reading images runtimes tasks transforms boxes find errors",
     "equalize": "reparam errors",
-    "quantizers": "runtimes reading errors",
-    "quantize": "loading quantizers equalize checkpoint weights images runtimes predict train transforms tasks reparam "
+    "int8": "int8 runtimes find reading errors",
+    "quantize": "loading int8 equalize checkpoint weights images runtimes predict train transforms tasks reparam "
     "files reading find errors",
     "balance": "data errors",
     "freezing": "errors",
     "train": "balance facts freezing loading tasks data transforms augment boxes images checkpoint config claims "
     "fingerprint files reading find errors",
     "cli": "cli backbones bench checkpoint claims config data devices errors files reading find fingerprint flops "
-    "images layers loading page predict quantize quantizers realistic reparam report runtimes synonyms tasks train "
+    "images layers loading page predict quantize realistic reparam report runtimes synonyms tasks train "
     "transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",

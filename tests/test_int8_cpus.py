@@ -18,12 +18,11 @@ import torch
 from test_quantize import images, prepared, tiny
 
 import fleetnet
-from fleetnet import quantizers
+from fleetnet import int8
 from fleetnet.cli import main
 from fleetnet.errors import ExportError, SlowerWarning
-from fleetnet.find import find
+from fleetnet.find import find, names
 from fleetnet.quantize import quantize
-from fleetnet.quantizers import WRITERS
 from fleetnet.runtimes import _cpu, _int8
 from fleetnet.runtimes import onnx as onnx_runtime
 from fleetnet.runtimes._cpu import Int8Class
@@ -63,6 +62,12 @@ def coarse_scales(weight: np.ndarray) -> np.ndarray:
     return np.abs(weight).max(1) / 127
 
 
+def round_coarsely(patch: pytest.MonkeyPatch) -> None:
+    """Every quantizer takes the scales of earlier versions."""
+    for name in names("int8"):
+        patch.setattr(int8.find(name), "safe_scales", coarse_scales)
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Path]]:
     """Of each runtime the file of a small network as earlier versions wrote it, and as it is written now."""
@@ -72,7 +77,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
             continue
         folder = tmp_path_factory.mktemp(runtime)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(quantizers, "safe_scales", coarse_scales)
+            round_coarsely(patch)
             patch.setattr("fleetnet.quantize.overflowing", lambda weights: [])
             older = quantize(source, runtime, path_in(folder / "older", runtime), max_drop=30).path
         found[runtime] = older, quantize(source, runtime, path_in(folder / "safe", runtime), max_drop=30).path
@@ -133,7 +138,7 @@ def test_a_file_that_saturates_is_not_handed_over(
 ) -> None:
     if runtime == "openvino":
         pytest.importorskip("nncf")
-    monkeypatch.setattr(quantizers, "safe_scales", coarse_scales)
+    round_coarsely(monkeypatch)
     with pytest.raises(ExportError, match=r"pairs of products in .*pointwise.* leave 16 bits"):
         quantize(prepared(tiny()), runtime, path_in(tmp_path, runtime), max_drop=30)
     assert not list(tmp_path.iterdir())
@@ -248,7 +253,7 @@ def test_eval_says_it_in_one_line(
     tmp_path: Path, photos: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("fleetnet.quantize.overflowing", lambda weights: [])
-    monkeypatch.setattr(quantizers, "safe_scales", coarse_scales)
+    round_coarsely(monkeypatch)
     words = f"quantize --model {run} --data {photos} --to onnx --images 8 --max-drop 100 --threads 1 --out {tmp_path}"
     assert main(words.split()) == 0
     monkeypatch.setattr(onnx_runtime, "int8_class", lambda: AVX2)
@@ -327,8 +332,3 @@ def test_doctor_names_the_class(monkeypatch: pytest.MonkeyPatch, capsys: pytest.
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert main(["doctor", "--to", "onnx"]) == 0
     assert "leaves it without VNNI" in capsys.readouterr().out
-
-
-def test_writers_and_runtimes_agree() -> None:
-    """Whatever writes int8 can be read again by its runtime."""
-    assert all(hasattr(find("runtimes", name), "integer_weights") for name in WRITERS)

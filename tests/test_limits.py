@@ -46,7 +46,7 @@ def image() -> torch.Tensor:
 
 @torch.no_grad()
 def found(task: ModuleType, model: Model, limits: Limits) -> dict[str, torch.Tensor]:
-    if hasattr(task, "limit"):
+    if task.limit is not None:
         task.limit(model.head, limits)
     return task.decode(model(image()), SIZE, limits=limits)[0]
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from zoo import randomize
 
 import fleetnet
-from fleetnet import cli
+from fleetnet import cli, int8
 from fleetnet.backbones.mobileone import MobileOne
 from fleetnet.boxes import Place
 from fleetnet.cli import main
@@ -33,7 +33,6 @@ from fleetnet.quantize import (
     sensitivity,
     sqnr,
 )  # fmt: skip
-from fleetnet.quantizers import WRITERS
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.transforms import Batch, Preprocess
@@ -374,7 +373,7 @@ def test_layers_before_batch_norms_go_by_their_own_names(tmp_path: Path, runtime
     assert done.others == []
     assert done.macs == 1
     skipping = quantize(source, runtime, file, max_drop=100, skip=["depthwise"])
-    names = {name.split("/")[0] for name in find("runtimes", runtime).integer_weights(file)}
+    names = {name.split("/")[0] for name in int8.find(runtime).integer_weights(file)}
     assert "depthwise" not in names
     assert names >= {"pointwise", "classifier.2"}
     assert skipping.macs < 1
@@ -420,7 +419,7 @@ def test_openvino_keeps_groups_of_several_channels_in_float(tmp_path: Path) -> N
         modules.add_module(name, layer)
         modules.add_module(f"{name}_relu", nn.ReLU())
     openvino.export(modules.eval(), images(1), tmp_path / "float.xml")
-    rounded = WRITERS["openvino"](tmp_path / "float.xml", images().numpy())(set(), tmp_path / "int8.xml", {})
+    rounded = int8.find("openvino").writer(tmp_path / "float.xml", images().numpy())(set(), tmp_path / "int8.xml", {})
     assert rounded == layers.keys() - {"doubled", "grouped"}
 
 
@@ -438,7 +437,7 @@ def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> 
     def rounded(model: nn.Module, name: str) -> dict[str, bool]:
         source = tmp_path / f"{name}.float.onnx"
         find("runtimes", "onnx").export(model, images(1), source)
-        WRITERS["onnx"](source, images().numpy())(set(), tmp_path / f"{name}.onnx", {})
+        int8.find("onnx").writer(source, images().numpy())(set(), tmp_path / f"{name}.onnx", {})
         nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
         kept = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
         return {n.op_type: n.output[0] in kept for n in nodes if n.op_type in ("Add", "Sigmoid", "Gelu")}
@@ -523,14 +522,14 @@ def test_command(
     del notes["tensors_sha256"]  # of the tensors as they were
     save_file({key: v.half() if v.is_floating_point() else v for key, v in state.items()}, half, notes)
     words = f"quantize --model {half} --data {photos} --images 16 --max-drop 100 --threads 1 --out {tmp_path / 'half'}"
-    made_by = WRITERS["onnx"]
-    monkeypatch.setitem(WRITERS, "onnx", fails)
+    made_by = int8.find("onnx").writer
+    monkeypatch.setattr(int8.find("onnx"), "writer", fails)
     assert main([*words.split(), "--to", "onnx,openvino"]) == 5  # one is refused, the other is written
     error = capsys.readouterr().err.replace("\n", " ")
     assert "this one fails" in error
     assert "written:" in error
     assert (tmp_path / "half" / "openvino-int8" / "model.xml").exists()
-    monkeypatch.setitem(WRITERS, "onnx", made_by)
+    monkeypatch.setattr(int8.find("onnx"), "writer", made_by)
     monkeypatch.setattr("fleetnet.quantize.find_spec", lambda name: None)
     assert main([*words.split(), "--to", "openvino"]) == 5
     assert "int8 for openvino needs nncf: pip install 'fleetnet[quantize]'" in capsys.readouterr().err

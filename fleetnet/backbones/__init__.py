@@ -1,8 +1,7 @@
-"""Backbones: an image in, a list of feature maps out. One file is one paper.
+"""Backbones: an image in, a list of feature maps out. One file is one paper: a family.
 
-Every file has a table VARIANTS of constructors; their names are the names users type, so that a search for
-"fasternet_t0" finds the line that defines it. Beside it: WEIGHTS (what was published for a variant) and
-`convert(state)` (the authors' and timm's key names to ours).
+`Family` says what such a file holds. The names in its table VARIANTS are the names users type, so
+that a search for "fasternet_t0" finds the line that defines it.
 """
 
 import inspect
@@ -11,15 +10,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
-from ..find import find, names
+from ..find import find as find_module
+from ..find import names
 from ..synonyms import plain
 
 Option = bool | int | float | str
+State = dict[str, Tensor]
 OF_TIMM = "resne|wideresne|efficient|mobilenet|mobilevit|vit|swin|convnext|regnet|ghostnet|levit|deit|vgg|densenet"
 
 
@@ -50,13 +51,47 @@ class Pretrained:
     antialias: bool = True  # of the resizing; False is how OpenCV resizes
 
 
+class Family(Protocol):
+    """What the file of a family holds, all of it at its top level.
+
+    What a family has no use for is an empty table; a function comes from `_defaults`.
+    """
+
+    @property
+    def VARIANTS(self) -> Mapping[str, Callable[..., Backbone]]:
+        """The constructors by name; they take `drop_path`, `output_stride` and some of OPTIONS."""
+
+    @property
+    def OPTIONS(self) -> tuple[str, ...]:
+        """Arguments of the constructors that a user may set."""
+
+    @property
+    def WEIGHTS(self) -> Mapping[str, Pretrained]:
+        """What was published for a variant, by its name."""
+
+    @property
+    def VERSIONS(self) -> tuple[Callable[[State], State], ...]:
+        """Of blocks that were published in versions: a state in our names -> each of these."""
+
+    def convert(self, state: State) -> State:
+        """The authors' names of tensors, and timm's, to ours; other names stay."""
+
+    def options_of(self, state: State) -> dict[str, Option]:
+        """The options that a state in our names was made with, as far as its names tell."""
+
+
+def find(name: str) -> Family:
+    """The file of a family; `UsageError` with the nearest name if there is none."""
+    return cast(Family, find_module("backbones", name))
+
+
 def _files() -> list[str]:
     return [file for file in names("backbones") if file != "timm"]
 
 
 def variants(pattern: str = "*") -> dict[str, Callable[..., Backbone]]:
     """The constructors of our own variants by name, in the order of the files: variants("repvit_*")."""
-    tables = [find("backbones", file).VARIANTS for file in _files()]
+    tables = [find(file).VARIANTS for file in _files()]
     return {name: make for table in tables for name, make in table.items() if fnmatch(name, pattern)}
 
 
@@ -65,7 +100,7 @@ def family(name: str) -> str:
     if name.startswith("timm/"):
         return "timm"
     for file in _files():
-        if name in find("backbones", file).VARIANTS:
+        if name in find(file).VARIANTS:
             return file
     raise ModelError(f"no backbone {name!r}: {_meant(name)}")
 
@@ -74,21 +109,25 @@ def _meant(name: str) -> str:
     """What may have been meant by a name that no file defines: ours otherwise written, a family, or one of timm's."""
     for file in _files():
         if plain(name) == plain(file):
-            return f"it is a family; its networks are {', '.join(find('backbones', file).VARIANTS)}"
+            return f"it is a family; its networks are {', '.join(find(file).VARIANTS)}"
     if re.match(OF_TIMM, plain(name)) and find_spec("timm") is not None:
-        return f"ours are listed by `fleetnet models`; of timm's: {find('backbones', 'timm').nearest(name)}"
+        from .timm import nearest
+
+        return f"ours are listed by `fleetnet models`; of timm's: {nearest(name)}"
     return f"{choose(name, variants(), 'model', 'fleetnet models')}; networks of timm are named timm/NAME"
 
 
 def check_name(name: str) -> None:
     """`ModelError` unless there is a backbone of this name; builds nothing."""
     if family(name) == "timm":
-        find("backbones", "timm").check_name(name.removeprefix("timm/"))
+        from .timm import check_name as check_name_of_timm
+
+        check_name_of_timm(name.removeprefix("timm/"))
 
 
 def pretrained(name: str) -> Pretrained | None:
     """What was published for a variant; None where nothing was."""
-    return getattr(find("backbones", family(name)), "WEIGHTS", {}).get(name)
+    return find(family(name)).WEIGHTS.get(name)
 
 
 def backbone(
@@ -105,9 +144,12 @@ def backbone(
     if not 0 <= drop_path < 1:
         raise UsageError(f"drop_path is {drop_path}; allowed: 0 <= drop_path < 1")
     if family(name) == "timm":
-        return find("backbones", "timm").make(name.removeprefix("timm/"), drop_path, output_stride, options or {})
+        from .timm import make as make_of_timm
+
+        return make_of_timm(name.removeprefix("timm/"), drop_path, output_stride, options or {})
     make = variants()[name]
-    allowed = [key for key in inspect.signature(make).parameters if key in find("backbones", family(name)).OPTIONS]
+    of_family = find(family(name)).OPTIONS
+    allowed = [key for key in inspect.signature(make).parameters if key in of_family]
     for key in options or {}:
         if key not in allowed:
             raise UsageError(f"{name} has no option {key!r}: {choose(key, allowed) if allowed else 'it has none'}")

@@ -36,8 +36,10 @@ from torchvision.ops import StochasticDepth
 from ..errors import ModelError, UsageError, choose
 from ..layers import ConvBN, check_batch, drop_rates
 from . import Pretrained
+from ._defaults import options_of as options_of
 
 OPTIONS = ("mixing", "output_norm")
+VERSIONS = ()
 MIXINGS = ("pconv", "conv", "dwconv", "pwconv")
 
 

@@ -45,8 +45,10 @@ from ..errors import UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch
 from ..reparam import Kernel, as_conv, fold_bn, identity, kernel, merge
 from . import Pretrained
+from ._defaults import options_of as options_of
 
 OPTIONS = ("branches", "norm")
+VERSIONS = ()
 NORMS = ("in_branches", "after_sum")
 SHARE = 0.2  # of the skip's variance, with which the sum of the other branches begins
 DEPTHS = (2, 8, 10, 1)  # of stages 1 to 4; the paper's table shows the third in two halves

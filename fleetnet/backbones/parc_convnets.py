@@ -38,9 +38,11 @@ from ..errors import ModelError
 from ..layers import ConvBN, drop_rates
 from ..parc import CircularConv, ParC, ParCBN
 from ..reparam import as_linear, linear_kernel
-from . import Pretrained
+from . import Backbone, Pretrained
+from ._defaults import options_of as options_of
 
 OPTIONS: tuple[str, ...] = ()
+VERSIONS = ()
 WEIGHTS: dict[str, Pretrained] = {}  # none were released
 
 
@@ -303,7 +305,7 @@ class MobileNetV2(Staged):
         ).apply(_init_conv)  # fmt: skip
 
 
-VARIANTS = {  # with a classifier of 1000 classes
+VARIANTS: dict[str, Callable[..., Backbone]] = {  # with a classifier of 1000 classes
     "convnext_xt": partial(ConvNeXt, (48, 96, 192, 384), (3, 3, 9, 3), (0, 0, 0, 0)),  # 7,438,360 parameters
     "parc_convnext_xt": partial(ConvNeXt, (48, 96, 192, 384), (3, 3, 9, 3), (0, 0, 3, 1)),  # 7,412,824
     "parc_resnet50": partial(ResNet, (3, 4, 6, 3), (0, 0, 3, 1)),  # 23,737,640

@@ -44,9 +44,11 @@ from ..layers import ConvBN, drop_rates
 from ..parc import ParC
 from ..reparam import as_conv, fold_bn, fold_bn_before, kernel
 from . import Pretrained
+from ._defaults import options_of as options_of
 
 LENGTHS = (32, 16, 8)  # of the ParC kernels of stages 3, 4, 5: their features at 256 x 256
 OPTIONS = ("dilate",)
+VERSIONS = ()
 
 
 class InvertedResidual(nn.Module):

@@ -40,6 +40,7 @@ from ..errors import ModelError, UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch, drop_rates
 from ..reparam import as_conv, as_linear, fold_bn, identity, kernel, linear_kernel, merge
 from . import Pretrained
+from ._defaults import options_of as options_of
 
 OPTIONS = ("distillation", "taps")
 TAPS = ("last", "before_pre_block")
@@ -362,3 +363,6 @@ def to_v1(state: dict[str, Tensor]) -> dict[str, Tensor]:
         bias = (scale * (offset.double() - mean) + bias).to(offset)
         state.update({f"{mixer}.conv1.1.{part}": value for part, value in _unit_norm(bias).items()})
     return state
+
+
+VERSIONS = (to_current, to_v1)

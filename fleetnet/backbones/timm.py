@@ -25,15 +25,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
-from . import Backbone, Option, Pretrained
+from . import Backbone, Option, Pretrained, State
+from ._defaults import convert as convert
 
 VARIANTS: dict[str, Callable[..., Backbone]] = {}  # timm's own names are not copied: see `make`
 OPTIONS: tuple[str, ...] = ("classifier",)
+VERSIONS = ()
 WEIGHTS: dict[str, Pretrained] = {}
 CLASSIFIERS = ("own", "linear")  # timm's whole network; pooling and one linear layer on its feature maps
 BUILD_ERRORS = (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, AttributeError)
-
-State = dict[str, Tensor]
 
 TRUNK, OWN_HEAD, LINEAR = "backbone.model.", "head.classifier.model.", "head.classifier.2.weight"
 OURS = (TRUNK, OWN_HEAD)  # how our names begin; no network of timm calls its own parts so

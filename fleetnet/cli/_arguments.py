@@ -13,13 +13,13 @@ from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType, NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
 from ..errors import UsageError, choose
+from ..find import constant, names
 from ..synonyms import meanings, plain
-from ._table import SIZE, USUAL
 
 EXAMPLES = {int: "a whole number, such as 8", float: "a number, such as 0.001", bool: "true or false", str: "a text"}
 RESTRICTED = {  # the types of jsonargparse that have bounds
@@ -42,11 +42,25 @@ def flag(name: str) -> str:
 
 def usual_sizes() -> str:
     """The size in pixels that each task is usually trained at, for help texts."""
-    return "; ".join([f"{SIZE[0]}", *(f"{task} {size[0]}" for task, (size, _) in USUAL.items())])
+    sides = [f"{task} {_side(task)}" for task in _heads()]
+    return "; ".join([str(_side("classification")), *sides])
 
 
 def usual_classes() -> str:
-    return "; ".join(["1000", *(f"{task} {classes}" for task, (_, classes) in USUAL.items())])
+    """How many classes each task usually has, for help texts."""
+    classes = [f"{task} {constant('tasks', task, 'CLASSES')}" for task in _heads()]
+    return "; ".join([str(constant("tasks", "classification", "CLASSES")), *classes])
+
+
+def _side(task: str) -> int:
+    """The height in pixels, and with these tasks the width, read without importing torch."""
+    height, _ = cast(tuple[int, int], constant("tasks", task, "SIZE"))
+    return height
+
+
+def _heads() -> list[str]:
+    """The tasks that stand before the backbone in the name of a model."""
+    return [task for task in names("tasks") if task != "classification"]
 
 
 def add_settings(parser: ArgumentParser, settings: type, required: Sequence[str] = ()) -> None:

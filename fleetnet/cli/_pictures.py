@@ -59,14 +59,13 @@ class _Looked:
 
 def samples(run: Path, val: "Split") -> None:
     """plots/samples.jpg and plots/mistakes.jpg of the run's best weights on some of the validation pictures."""
-    from .. import report
+    from .. import report, tasks
     from ..errors import DataError
-    from ..find import find
     from ..predict import load
     from ..transforms import ImageDataset
 
     predictor = load(run / "best.safetensors")
-    task = find("tasks", predictor.task)
+    task = tasks.find(predictor.task)
     data = ImageDataset(val, predictor.preprocess, target=task.TARGET)
     best_score = predictor.facts["metrics"].get("score")  # where F1 was best
     threshold = USUAL_SCORE if best_score is None else best_score

@@ -39,9 +39,9 @@ class Subject:
     @property
     def waits(self) -> bool:
         """Whether the time that this process does not compute is time that it waits for a core."""
-        from ..find import find
+        from .. import runtimes
 
-        return self.runtime == "torch" or not hasattr(find("runtimes", self.runtime), "inspect")
+        return self.runtime == "torch" or runtimes.find(self.runtime).inspect is None
 
     def name(self, several: bool) -> str:
         """For tables; with the number of threads where there are `several` such numbers."""
@@ -121,9 +121,9 @@ def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> 
 
 def possible(runtime: str, threads: Sequence[int]) -> Sequence[int]:
     """The numbers of threads that a runtime can be timed with in one process: all, or the first."""
-    from ..find import find
+    from .. import runtimes
 
-    alone = runtime != "torch" and getattr(find("runtimes", runtime), "one_pool", False)
+    alone = runtime != "torch" and runtimes.find(runtime).one_pool
     return threads[:1] if alone else threads
 
 
@@ -146,13 +146,13 @@ def of_file(
     """An exported file with each number of threads; `trust` is that of `predict.load`."""
     import torch
 
-    from ..find import find
+    from .. import runtimes
     from ..predict import facts_of, load
     from ..runtimes import label, size_of
     from ..runtimes import load as load_file
 
     predictor = load(path, trust=trust)
-    runtime, size = find("runtimes", predictor.runtime), predictor.preprocess.size
+    runtime, size = runtimes.find(predictor.runtime), predictor.preprocess.size
     facts = facts_of(path)[1] if path.with_suffix(".json").exists() else predictor.facts
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     known = precision in runtime.tolerances
@@ -185,7 +185,7 @@ def _of_model(
     skipped: list[str],
 ) -> list[Subject]:
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
-    from ..find import find
+    from .. import runtimes
     from ..flops import count
     from ..runtimes import deliver, label, size_of
     from ..runtimes import load as load_file
@@ -203,7 +203,7 @@ def _of_model(
         found += [Subject(model, "deploy", "torch", "torch", n, pixels, call, accuracy, counts) for n in threads]
     outputs = tuple(named(eager(deploy, example)())) if to else ()
     for name, precision in to:
-        runtime, title = find("runtimes", name), label(name, precision)
+        runtime, title = runtimes.find(name), label(name, precision)
         file = folder / title / f"model{runtime.suffix}"
         try:
             # a peer of timm is compared with what timm's own collapsing made of it
@@ -231,10 +231,10 @@ def _networks(model: str, size: str | None) -> tuple["nn.Module", "nn.Module", "
     """A model as it is, its deploy form, an image, the form it is in, and its accuracy where that is known."""
     import torch
 
+    from .. import tasks
     from ..backbones import pretrained
     from ..checkpoint import load
     from ..config import parse_size
-    from ..find import find
     from ..reparam import reparameterize
     from ..tasks import split_name
     from ..weights import create_model
@@ -247,8 +247,7 @@ def _networks(model: str, size: str | None) -> tuple["nn.Module", "nn.Module", "
     if model.startswith("timm/"):
         return *_peer(model.removeprefix("timm/")), torch.randn(1, 3, *parse_size(size or 224)), FORMS[0], None
     net = create_model(model).eval()
-    usual = getattr(find("tasks", split_name(model)[0]), "SIZE", 224)
-    example = torch.randn(1, 3, *parse_size(size or usual))
+    example = torch.randn(1, 3, *parse_size(size or tasks.find(split_name(model)[0]).SIZE))
     published = pretrained(model) if net.task == "classification" else None
     accuracy = ("ImageNet top-1", published.top1) if published else None
     return net, reparameterize(net, example), example, FORMS[0], accuracy

@@ -158,9 +158,3 @@ PUBLISHED = {  # ImageNet-1k top-1 in percent, who measured it, license, and whe
         "hf-hub:timm/repvit_m3.dist_in1k",
     ),
 }
-USUAL = {  # of each head: height and width in pixels that it is usually trained at, and how many classes
-    "deeplabv3": ((512, 512), 21),
-    "maskrcnn": ((512, 512), 80),
-    "ssd": ((320, 320), 80),
-    "yolo": ((640, 640), 80),
-}

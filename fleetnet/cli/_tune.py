@@ -129,22 +129,23 @@ def _in_torch(model: str, threads: Sequence[int]) -> list[Subject]:
 
 def _choices(to: str | None) -> list[tuple[str, str]]:
     """Runtimes and precisions to try: those asked for, or all that run here."""
-    from ..find import find, names
+    from .. import runtimes
+    from ..find import names
     from ..runtimes import choice
 
     if to is not None:
         return [choice(text) for text in to.split(",")]
-    modules = {name: find("runtimes", name) for name in names("runtimes")}
+    modules = {name: runtimes.find(name) for name in names("runtimes")}
     # what is only inspected, since another machine runs it, cannot be timed
-    able = [name for name, m in modules.items() if not m.lacks() and not (hasattr(m, "inspect") and m.cannot_run())]
+    able = [name for name, m in modules.items() if not m.lacks() and not m.cannot_run()]
     return [(name, precision) for name in able for precision in modules[name].tolerances]
 
 
 def _export(model: str, name: str, precision: str, folder: Path, pictures: Sequence[Any]) -> Path:
-    from ..find import find
+    from .. import runtimes
     from ..predict import export
 
-    path = folder / f"{name}-{precision}" / f"model{find('runtimes', name).suffix}"
+    path = folder / f"{name}-{precision}" / f"model{runtimes.find(name).suffix}"
     delivered = export(model, name, path, precision=precision, pictures=pictures)
     if delivered.unverified:
         raise ExportError(f"{path.name} cannot be run here: {delivered.unverified}")
@@ -165,14 +166,15 @@ def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
 
 def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge, float, str, list[Any]]:
     """What gives a file's score in percent, that of the model, what it is, and some pictures for proofs."""
-    from .. import data
+    from .. import data, tasks
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
-    from ..find import find, names
+    from ..find import names
     from ..images import find_images
 
-    target = find("tasks", reference.task).TARGET
-    formats = [module for module in (find("data", name) for name in names("data")) if target in module.TARGETS]
+    target = tasks.find(reference.task).TARGET
+    formats = [data.find(name) for name in names("data")]
+    formats = [format for format in formats if target in format.TARGETS]
     if format is None and Path(root).is_dir() and not any(module.detect(root) for module in formats):
         pictures: list[Any] = find_images(root)[0]
         if not pictures:
@@ -194,11 +196,11 @@ def _decisive(predictor: "Predictor", split: Any) -> tuple[str, float]:
     """The first metric of the task, by name; `DataError` where there is nothing to measure it on."""
     from torch.utils.data import DataLoader
 
-    from ..find import find
+    from .. import tasks
     from ..train import evaluate
     from ..transforms import ImageDataset, collate
 
-    images = ImageDataset(split, predictor.preprocess, target=find("tasks", predictor.task).TARGET)
+    images = ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET)
     result = evaluate(predictor, predictor.task, DataLoader(images, BATCH, collate_fn=collate), split.classes)
     return next(iter(result.items()))
 

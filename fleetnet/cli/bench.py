@@ -134,11 +134,10 @@ def measure(
     """The rows, the conditions, which are shown before, and what `bench.watch` saw."""
     import torch
 
-    from .. import bench
-    from ..find import find
+    from .. import bench, runtimes
 
     names = {subject.runtime for subject in by_name.values()} - {"torch"}
-    packages = [find("runtimes", name).package for name in sorted(names)]
+    packages = [runtimes.find(name).package for name in sorted(names)]
     most = max(subject.threads for subject in by_name.values())
     card = bench.card(most, ["fleetnet", "torch", *packages])
     conditions(card)

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..find import find, names
+from ..find import names
 from ._show import say, table
 
 if TYPE_CHECKING:
@@ -132,9 +132,10 @@ def _there(module: str) -> bool:
 
 def _runtime(name: str) -> dict[str, Any]:
     """What is known of a runtime without running it."""
+    from .. import runtimes
     from ..bench import version
 
-    module = find("runtimes", name)
+    module = runtimes.find(name)
     try:
         lacks = module.lacks()
     except Exception as error:  # a package that is there in part
@@ -146,7 +147,7 @@ def _runtime(name: str) -> dict[str, Any]:
         "package": module.package,
         "version": version(module.package),
         "lacks": lacks,
-        "cannot_run": module.cannot_run() if hasattr(module, "cannot_run") else None,
+        "cannot_run": module.cannot_run(),
         "test": None,
     }
 
@@ -177,12 +178,13 @@ def _trial(name: str) -> str:
     import torch
     from torch import nn
 
+    from .. import runtimes
     from ..runtimes import deliver
 
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{find('runtimes', name).suffix}"
+        path = Path(folder) / f"model{runtimes.find(name).suffix}"
         done = deliver(model, torch.randn(1, 3, 16, 16), path, name, {})
     if done.parity is None:
         return f"converted and inspected in {done.seconds:.1f} s"

@@ -67,12 +67,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from .. import report
+    from .. import report, tasks
     from ..config import parse_size
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name, only
     from ..data._record import describe, to_measure
-    from ..find import find
     from ..loading import MINUTES, batches_of
     from ..predict import load
     from ..tasks._coco import results
@@ -84,7 +83,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         given["model"], threads=given.get("threads", 2), limits=limits(given), trust=bool(given.get("trust")),
         size=parse_size(given["size"]) if given.get("size") else None,
     )  # fmt: skip
-    target = find("tasks", predictor.task).TARGET
+    target = tasks.find(predictor.task).TARGET
     if given.get("predictions") and target not in ("boxes", "masks"):
         raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
     split = to_measure(given["data"], given.get("split"), given.get("format"), target, given["model"], predictor.facts)

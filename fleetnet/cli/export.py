@@ -126,9 +126,9 @@ def _make_environments(to: list[str]) -> None:
 
 
 def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
+    from .. import runtimes
     from ..config import parse_size
     from ..files import check_writable
-    from ..find import find
     from ..predict import export
     from ..runtimes import label, size_of
     from ..weights.read import check_inside, locate
@@ -144,7 +144,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     delivered, agreements, sizes = [], [], list[str | None]()
     for name, precision in to:
         title = label(name, precision)
-        file = out / title / f"{stem}{find('runtimes', name).suffix}"
+        file = out / title / f"{stem}{runtimes.find(name).suffix}"
         say(f"exporting {path} to {title}")
         before = _input_of(file)
         done = export(
@@ -208,13 +208,12 @@ def _input_of(file: Path) -> str | None:
 
 def pictures_of(given: dict[str, Any], checkpoint: Path) -> list[Any]:
     """Pictures of up to 16 samples of --data, spread over the list; none where it is not given."""
-    from .. import data
+    from .. import data, tasks
     from ..checkpoint import read_facts
-    from ..find import find
 
     if not given.get("data"):
         return []
-    target = find("tasks", read_facts(checkpoint)["task"]).TARGET
+    target = tasks.find(read_facts(checkpoint)["task"]).TARGET
     samples = data.load(given["data"], None, given.get("format"), target).samples
     return [sample.image() if callable(sample.image) else sample.image for sample in samples[:: -(-len(samples) // 16)]]
 
@@ -256,10 +255,10 @@ def _tried(
     model: Any, size: tuple[int, int], name: str, precision: str, folder: Path, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The result in one runtime, which raises where it is not good."""
-    from ..find import find
+    from .. import runtimes
     from ..predict import export
 
-    runtime = find("runtimes", name)
+    runtime = runtimes.find(name)
     missing = runtime.lacks()
     if missing:
         return {"result": "not installed", "said": missing}
@@ -277,9 +276,8 @@ def _tried(
 
 def _checked(given: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
     """The model to try, in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it."""
-    from .. import checkpoint
+    from .. import checkpoint, tasks
     from ..config import parse_size
-    from ..find import find
     from ..realistic import realistic
     from ..tasks import build
 
@@ -290,5 +288,5 @@ def _checked(given: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
     model = build(
         given["model"], given.get("classes"), output_stride=given.get("output_stride"), options=given.get("options")
     )
-    usual: tuple[int, int] = getattr(find("tasks", model.task), "SIZE", (224, 224))
-    return realistic(model, size or usual), size or usual
+    size = size or tasks.find(model.task).SIZE
+    return realistic(model, size), size

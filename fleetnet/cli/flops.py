@@ -99,9 +99,8 @@ def _line(row: dict[str, Any]) -> list[str]:
 
 def _model(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     """The model in eval mode, and the size to count at."""
-    from .. import checkpoint
+    from .. import checkpoint, tasks
     from ..config import parse_size
-    from ..find import find
     from ..tasks import build
 
     size = parse_size(given["size"]) if given.get("size") else None
@@ -115,5 +114,4 @@ def _model(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     model = build(
         given["model"], given.get("classes"), output_stride=given.get("output_stride"), options=given.get("options")
     ).eval()
-    usual: tuple[int, int] = getattr(find("tasks", model.task), "SIZE", (224, 224))
-    return model, size or usual
+    return model, size or tasks.find(model.task).SIZE

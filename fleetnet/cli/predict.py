@@ -75,8 +75,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
+    from .. import tasks
     from ..config import parse_size
-    from ..find import find
     from ..predict import load
 
     torch.set_num_threads(given.get("threads", 2))
@@ -89,7 +89,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         predictor.show_from(score)
     given = {**given, "threshold": score}
     sources, skipped, missing = _images(given["source"])
-    kind = find("tasks", predictor.task).TARGET
+    kind = tasks.find(predictor.task).TARGET
     if given.get("embed"):
         results = _embed(predictor, sources, skipped, given)
     elif kind == "label":
@@ -298,11 +298,11 @@ def _segment(
     predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
-    from .. import report
+    from .. import report, tasks
     from ..files import write_text
-    from ..find import find
 
-    task, out, stems = find("tasks", predictor.task), Path(given["out"]) if given.get("out") else None, _stems(sources)
+    task, stems = tasks.find(predictor.task), _stems(sources)
+    out = Path(given["out"]) if given.get("out") else None
     settings = {} if given["threshold"] is None else {"threshold": given["threshold"]}
     for folder in [] if out is None else [out / "drawn", out / "maps"]:
         folder.mkdir(parents=True, exist_ok=True)

@@ -61,24 +61,23 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from .. import checkpoint, data
+    from .. import checkpoint, data, runtimes, tasks
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
     from ..data._record import to_measure
     from ..errors import choose
     from ..files import check_writable
-    from ..find import find
+    from ..find import names
     from ..images import find_images
     from ..loading import MINUTES, batches_of
     from ..quantize import calibration, lacks, prepare, quantize, source_of
-    from ..quantizers import WRITERS
     from ..transforms import ImageDataset, Preprocess
     from ..weights.read import check_inside
 
-    runtimes = [name.strip() for name in given["to"].split(",")]
-    for name in runtimes:
-        if name not in WRITERS:
-            raise UsageError(f"no int8 for the runtime {name!r}: {choose(name, WRITERS, 'runtime')}")
+    chosen = [name.strip() for name in given["to"].split(",")]
+    for name in chosen:
+        if name not in names("int8"):
+            raise UsageError(f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}")
         if missing := lacks(name):  # before anything is measured
             raise ExportError(missing)
     torch.set_num_threads(given.get("threads", 2))
@@ -89,7 +88,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
     about = checkpoint.read_facts(path)
-    preprocess, target = Preprocess.from_dict(about["preprocess"]), find("tasks", about["task"]).TARGET
+    preprocess, target = Preprocess.from_dict(about["preprocess"]), tasks.find(about["task"]).TARGET
     val = to_measure(given["data"], "val", given.get("format"), target, path, about)
     val = by_name(val, about["classes"], str(path))
     contents = contents_of(val, target)
@@ -122,9 +121,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     settings = {key: given[key] for key in ("max_drop", "most") if key in given}
     skip = [pattern.strip() for pattern in given["skip"].split(",")] if given.get("skip") else []
     found, refused = [], []
-    for name in runtimes:
+    for name in chosen:
         say(f"quantizing {path} for {name}")
-        file = out / f"{name}-int8" / f"model{find('runtimes', name).suffix}"
+        file = out / f"{name}-int8" / f"model{runtimes.find(name).suffix}"
         try:
             done = quantize(prepared, name, file, skip=skip, facts={"source": source}, report=say, **settings)
         except ExportError as error:  # the others may do better

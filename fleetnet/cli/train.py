@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..claims import NAME as CLAIM
-from ..config import KEYS_AND_DEFAULTS, TrainConfig, read_recipe
+from ..config import TrainConfig, read_recipe
 from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
 from ..reading import SMALL, from_json, links_out, read_text, to_json
 from . import Terminated, _pictures
@@ -84,19 +84,18 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from .. import data
+    from .. import data, tasks
     from ..claims import claim
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
     from ..data._record import to_continue
-    from ..find import find
     from ..reparam import form_of
     from ..tasks import split_name
     from ..train import check_device, check_settings
     from ..weights import create_model
 
     task_name = split_name(config.model)[0]
-    task = find("tasks", task_name)
+    task = tasks.find(task_name)
     if resume is None:
         check_settings(config, task_name, given)
     check_device(config)
@@ -248,12 +247,12 @@ def _check_start(config: TrainConfig, folder: Path | None) -> None:
 
 def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     """The model of a layout file by name and options, and the size that its task is usually trained at."""
-    from ..find import find
+    from .. import tasks
     from ..tasks import check_name, described_by, split_name
 
     name, _, options = described_by(settings["model"])
     check_name(name)
-    size = getattr(find("tasks", split_name(name)[0]), "SIZE", KEYS_AND_DEFAULTS["size"])
+    size = tasks.find(split_name(name)[0]).SIZE
     return {"model": name, "size": settings.get("size", size), "options": {**options, **settings.get("options", {})}}
 
 

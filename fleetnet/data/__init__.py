@@ -1,9 +1,8 @@
-"""Data: annotated images on disk -> samples. One file is one format; the file name is what --format takes.
+"""Data: annotated images on disk -> samples. One file is one format.
 
-A format has `load(root, split, target) -> Split` and, beside it, a pure `parse` of its text, so that its tests are
-tables of strings; `detect(root) -> bool` says whether a folder or file looks like this format, `EXPECTS` says in a line
-what it looks for, and `TARGETS` which kinds of annotation it can give. Samples hold paths and annotations, no pixels.
-A `Split` says what was read for it (`source`) and what became of its annotations (`annotations`).
+The file name is what --format takes; `Format` says what the file holds. Samples hold paths and
+annotations, no pixels. A `Split` says what was read for it (`source`) and what became of its
+annotations (`annotations`).
 """
 
 import math
@@ -14,13 +13,14 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError, choose, named_arguments
-from ..find import find, names
+from ..find import find as find_module
+from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from ._splits import SPLIT_NAMES, SPLIT_OF, SPLITS, Part, files_beside, hold_out, part_of
@@ -41,6 +41,7 @@ __all__ = [
     "TARGETS",
     "WORDS",
     "Annotations",
+    "Format",
     "Notes",
     "Object",
     "Part",
@@ -51,6 +52,7 @@ __all__ = [
     "check_images",
     "few",
     "files_beside",
+    "find",
     "fit_box",
     "hold_out",
     "inside",
@@ -191,6 +193,34 @@ class Split:
         return f"no samples{where}"
 
 
+class Format(Protocol):
+    """What the file of a format holds, all of it at its top level."""
+
+    EXPECTS: str  # what the format looks for, in a line
+    TARGETS: tuple[str, ...]  # the kinds of annotation that it can give, of `TARGETS`
+    FALLBACK: bool  # whether it is asked only where no other format fits
+
+    def detect(self, root: str) -> bool:
+        """Whether a folder, a file or a word looks like this format."""
+
+    def load(self, root: str, split: str | None, target: str = ...) -> Split:
+        """The samples of a split with annotations of the kind `target`; see `load` of this table.
+
+        Raises `DataError`, which names file and line, for what is missing or faulty.
+        """
+
+    def parse(self, *args: Any, **kwargs: Any) -> Any:
+        """What the text of an annotation file says, without reading any other file.
+
+        It is pure, so that its tests are tables of strings.
+        """
+
+
+def find(name: str) -> Format:
+    """The file of a format; `UsageError` with the nearest name if there is none."""
+    return cast(Format, find_module("data", name))
+
+
 @named_arguments
 def load(root: str, split: str | None, format: str | None = None, target: str = "label") -> Split:
     """The samples of one split of the data at `root`: a folder, an annotation file, or "shapes".
@@ -205,33 +235,31 @@ def load(root: str, split: str | None, format: str | None = None, target: str = 
     if target not in TARGETS:
         raise UsageError(f"no target {target!r}: {choose(target, TARGETS)}")
     root = str(root)
-    loaded: Split = find("data", _format_of(root, format, target)).load(root, split, target)
-    return loaded
+    return find(_format_of(root, format, target)).load(root, split, target)
 
 
 def _format_of(root: str, format: str | None, target: str) -> str:
     """The name of the format to read with, which can give the target."""
     formats = names("data")
-    able = [name for name in formats if target in find("data", name).TARGETS]
+    able = [name for name in formats if target in find(name).TARGETS]
     if format is not None:
-        if target not in find("data", format).TARGETS:
+        if target not in find(format).TARGETS:
             raise UsageError(f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}")
         return format
-    # class folders last: they are what remains where no list or annotation file says what the folders mean
-    fits = [name for name in formats if name != "folder" and _fits(name, root)]
+    fits = [name for name in formats if not find(name).FALLBACK and _fits(name, root)]
     fits = [name for name in fits if name in able] or fits[:1]
     if len(fits) > 1:
         raise DataError(f"{root!r} fits several formats: {', '.join(fits)}; choose one with --format")
-    if not fits and _fits("folder", root):
-        fits = ["folder"]
+    if not fits:
+        fits = [name for name in formats if find(name).FALLBACK and _fits(name, root)][:1]
     if not fits:
         check_exists(root)
-        expected = "".join(f"\n  {name}: {find('data', name).EXPECTS}" for name in able)
+        expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
         raise DataError(
             f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
             f"What is there: {_there(root)}"
         )
-    if target not in find("data", fits[0]).TARGETS:
+    if target not in find(fits[0]).TARGETS:
         raise DataError(
             f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that have: {', '.join(able)}"
         )
@@ -240,7 +268,7 @@ def _format_of(root: str, format: str | None, target: str) -> str:
 
 def _fits(name: str, root: str) -> bool:
     try:
-        return bool(find("data", name).detect(root))
+        return find(name).detect(root)
     except (OSError, ValueError):  # a name that no file can have
         return False
 

@@ -45,7 +45,8 @@ from ._masks import POINTS, NoMask, check_segmentation
 EXPECTS = (
     "ROOT/annotations/instances_train.json and instances_val.json, with ROOT/images/train or ROOT/images; or a .json"
 )
-TARGETS = ("boxes", "masks")
+TARGETS: tuple[str, ...] = ("boxes", "masks")
+FALLBACK = False
 _FILES = (
     *("annotations/instances_{0}.json", "annotations/instances_{0}2017.json", "annotations/instances_{0}2014.json"),
     *("annotations/{0}.json", "instances_{0}.json", "{0}.json", "{0}/_annotations.coco.json"),

@@ -17,7 +17,8 @@ from ..images import EXTENSIONS, find_images, hidden
 from . import SPLIT_OF, Sample, Source, Split, check_exists, few, hold_out, part_of
 
 EXPECTS = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
-TARGETS = ("label",)
+TARGETS: tuple[str, ...] = ("label",)
+FALLBACK = True  # the folders mean classes where no list or annotation file says otherwise
 
 
 def detect(root: str) -> bool:

@@ -17,7 +17,8 @@ from ..errors import DataError
 from . import SPLIT_OF, Sample, Source, Split, check_exists, few, files_beside, hold_out, part_of, shorten, text_of
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
-TARGETS = ("label",)
+TARGETS: tuple[str, ...] = ("label",)
+FALLBACK = False
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 
 

@@ -39,7 +39,8 @@ from . import (
 )
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, semantic, annotations) and ROOT/classes.txt"
-TARGETS = ("semantic",)
+TARGETS: tuple[str, ...] = ("semantic",)
+FALLBACK = False
 _FOLDERS = ("labels", "masks", "semantic", "annotations")
 _COLORS = ("colors.txt", "class_colors.txt")
 _NO_CLASS = ("ignore", "void")

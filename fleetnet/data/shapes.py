@@ -20,7 +20,8 @@ from ..errors import UsageError
 from . import SPLITS, Annotations, Object, Sample, Source, Split
 
 EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name is "./shapes")'
-TARGETS = ("label", "boxes", "masks", "semantic")
+TARGETS: tuple[str, ...] = ("label", "boxes", "masks", "semantic")
+FALLBACK = False
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNT, SIZE = 2000, 96
 SMALLEST = 8  # pictures: fewer would leave val without a second one

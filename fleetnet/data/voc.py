@@ -50,7 +50,8 @@ from . import (
 from .masks import read
 
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
-TARGETS = ("boxes", "semantic")
+TARGETS: tuple[str, ...] = ("boxes", "semantic")
+FALLBACK = False
 NAMES = (  # of VOC, whose label maps have them from 1 on
     *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),

@@ -43,7 +43,8 @@ from . import (
 from ._masks import NoMask, check_segmentation
 
 EXPECTS = "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt"
-TARGETS = ("boxes", "masks")
+TARGETS: tuple[str, ...] = ("boxes", "masks")
+FALLBACK = False
 _SHOWN = reprlib.Repr()  # of values in errors: aliases make some without end
 _SHOWN.maxlevel = 3
 

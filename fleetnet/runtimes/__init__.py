@@ -1,32 +1,7 @@
 """Runtimes: the deploy form as a file that a device runs, handed over only with proof. One file is one runtime.
 
-A runtime is a module:
-
-    suffix          of the file, such as ".onnx"; a file of two parts (".xml" and ".bin") is named by the first
-    package         the distribution that runs the file: its version goes into the sidecar
-    default_opset   the operator set used unless one is asked for; None where the format has none
-    tolerances      precision -> largest difference allowed, relative to the standard deviation of the model's own
-                    outputs, with the reason in a comment; the first precision is the default
-    export(model, example, path, *, opset, dynamic, metadata, outputs, precision)
-    load(path, threads) -> callable(ndarray (N, 3, H, W)) -> list[ndarray]
-    lacks() -> None, or what is missing here, with the command that would add it
-    metadata(path)  optional, of a format that holds the facts: what `export` was given as metadata
-    trace(path, threads) -> callable(ndarray) -> dict[str, ndarray]
-                    optional: what the layers of the file put out, by name, in the order of execution (see `_explain`)
-    integers        optional: the type of integer outputs in a file that has no int64
-    OPEN_SIZE       optional: True of a format that can leave height and width open; `export` then takes `sizes`, which
-                    says which are allowed
-    RUNS_CODE       optional: True of a format that can hide code, which runs when a file is read; `load` and `trace`
-                    then take `trust`, and refuse without it
-    one_pool        optional: True where all files of a process share one number of threads
-    calls           optional, of what `load` gives: "many" where any number of threads may call it at once, "process"
-                    where only one call of all files of the runtime may run; one call of a file at a time unless given
-    inspect(path, model) -> what was looked at, in words
-                    optional, only of a format that cannot be run on every machine: raises ExportError where the file
-                    is not what it should be
-    cannot_run() -> None, or the reason; only beside `inspect`
-
-The precision that a file was written in is written in the file or beside it: `load` gives what `verify` saw.
+`Runtime` says what such a file holds. The precision that an exported file was written in is written
+in the file or beside it: `load` gives what `verify` saw.
 
 `load` is the piece to protect: verifying compares two such calls, a benchmark repeats one, a prediction is one and a
 decode; none of them knows which runtime it is. Nobody but `load` and `trace` of this file calls a module's own: they
@@ -50,7 +25,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as _version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -59,19 +34,19 @@ from torch import Tensor, nn
 from ..boxes import unpad
 from ..errors import ExportError, FleetnetError, ModelError, UsageError, choose
 from ..files import beside
-from ..find import find, names
+from ..find import find as find_module
+from ..find import names
 from ..reading import hash_of
 from ..reparam import WIDEST, allowed, difference, of_one_size, reparameterize
 from ._agreement import Agreement as Agreement
 from ._agreement import Meaning as Meaning
 from ._agreement import compare, limits
 from ._explain import explanation as explanation
+from ._guarded import Calls, check_threads, lock_of
 from ._guarded import Guarded as Guarded
-from ._guarded import check_threads, lock_of
 from ._opened import check_hash as check_hash
 from ._opened import checked as checked
 from ._opened import files as files
-from ._opened import metadata as metadata
 from ._opened import opened
 from ._opened import read_sidecar as read_sidecar
 from ._opened import signed as signed
@@ -83,9 +58,101 @@ from ._sizes import Sizes as Sizes
 from ._sizes import open_shape
 from ._sizes import parse_open as parse_open
 
+Value = TypeVar("Value")
+Opened = TypeVar("Opened", covariant=True)
 Runner = Callable[[np.ndarray], Sequence[np.ndarray]]
 Outputs = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Reference = Callable[[Tensor], Outputs]
+
+
+class Opener(Protocol[Opened]):
+    """`load` or `trace` of a runtime: an exported file -> a function of one batch (N, 3, H, W).
+
+    Raises `ModelError` for a file that is missing, damaged or has other inputs, `ExportError` where
+    a package is missing. Reading some formats can run code that is hidden in the file: they refuse
+    unless `trust` says that it comes from somebody who is trusted like a program.
+    """
+
+    def __call__(
+        self, path: Path | str, threads: int = 1, *, trust: bool = False
+    ) -> Callable[[np.ndarray], Opened]: ...
+
+
+class Runtime(Protocol):
+    """What the file of a runtime holds, all of it at its top level.
+
+    What a runtime does not have is None where the contract allows that.
+    """
+
+    suffix: str  # of the exported file, such as ".onnx"; of two parts (".xml", ".bin") the first
+    package: str  # the distribution that runs the file: its version goes into the sidecar
+    # Precision -> largest difference allowed, relative to the standard deviation of the model's own
+    # outputs, with the reason in a comment; the first precision is the default.
+    tolerances: dict[str, float]
+    # Of what `load` gives: "many" where any number of threads may call it at once, "file" where one
+    # call of a file may run at a time, "process" where one call of all files of the runtime may.
+    calls: Calls
+    one_pool: bool  # whether all files of a process share one number of threads
+    integers: str  # the type of integer outputs in the file: "int64" unless it has none
+    OPEN_SIZE: bool  # whether a file can leave height and width open; then `export` takes `sizes`
+    isolated: tuple[str, ...]  # what a converter needs that cannot live beside torch: `_isolated`
+
+    @property
+    def default_opset(self) -> int | None:
+        """The operator set, unless another is asked for; None where the format has none."""
+
+    def lacks(self) -> str | None:
+        """None, or what is missing here, with the command that would add it."""
+
+    def cannot_run(self) -> str | None:
+        """None, or why this machine cannot run the file, which `inspect` looks at then."""
+
+    def export(
+        self,
+        model: nn.Module,
+        example: Tensor,
+        path: Path | str,
+        *,
+        opset: int | None = None,
+        dynamic: bool = False,
+        metadata: Mapping[str, object] | None = None,
+        outputs: Sequence[str] = ...,
+        precision: str = ...,
+        sizes: Sizes | None = None,
+    ) -> None:
+        """Write `model` as it is, in eval mode; nothing is verified here (see `deliver`).
+
+        `example` (N, 3, H, W) fixes the size unless `sizes` says which others are allowed;
+        `dynamic` leaves N open. `metadata`, which must be JSON, goes into the file where the format
+        can hold it; `outputs` names the outputs in their order. Raises `UsageError` for what the
+        format cannot have, `ExportError` where a package is missing or the model cannot be
+        converted.
+        """
+
+    @property
+    def load(self) -> Opener[list[np.ndarray]]:
+        """What runs a file: its outputs in their order."""
+
+    @property
+    def trace(self) -> Opener[dict[str, np.ndarray]] | None:
+        """What a file's layers put out, by name, in the order of execution; None where hidden."""
+
+    @property
+    def metadata(self) -> Callable[[Path | str], dict[str, object]] | None:
+        """metadata(path) -> what `export` was given; None of a format that cannot hold it."""
+
+    @property
+    def inspect(self) -> Callable[[Path | str, nn.Module], str] | None:
+        """inspect(path, model) -> what was looked at in a file that cannot be run, in words.
+
+        Raises `ExportError` where the file is not what it should be. None of a format that every
+        machine runs.
+        """
+
+
+def find(name: str) -> Runtime:
+    """The file of a runtime; `UsageError` with the nearest name if there is none."""
+    return cast(Runtime, find_module("runtimes", name))
 
 
 @dataclass(frozen=True)
@@ -139,7 +206,7 @@ def choice(text: str) -> tuple[str, str]:
     name, _, precision = text.strip().partition(":")
     if name not in names("runtimes"):
         raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'), 'runtime')}")
-    allowed = list(find("runtimes", name).tolerances)
+    allowed = list(find(name).tolerances)
     if precision and precision not in allowed:
         raise UsageError(f"{name} has no precision {precision!r}: {choose(precision, allowed, 'precision')}")
     return name, precision or allowed[0]
@@ -147,22 +214,27 @@ def choice(text: str) -> tuple[str, str]:
 
 def by_suffix() -> dict[str, str]:
     """The runtime of an exported file, by the suffix of its name."""
-    return {find("runtimes", name).suffix: name for name in names("runtimes")}
+    return {find(name).suffix: name for name in names("runtimes")}
 
 
 def label(name: str, precision: str) -> str:
     """The folder and the title of a runtime's file: "mnn", or "mnn-fp16" for a precision that is not the default."""
-    return name if precision == next(iter(find("runtimes", name).tolerances)) else f"{name}-{precision}"
+    return name if precision == next(iter(find(name).tolerances)) else f"{name}-{precision}"
 
 
-def _guard(name: str, action: str, path: Path | str, threads: int, trust: bool) -> Guarded[Any]:
+def _guard(
+    name: str,
+    opener: Opener[Value],
+    path: Path | str,
+    threads: int,
+    trust: bool,
+) -> Guarded[Value]:
     """What a runtime's `load` or `trace` makes of a file, for many threads."""
     check_threads(str(path), threads)
-    module = find("runtimes", name)
-    calls = getattr(module, "calls", "file")
-    lock = {"many": None, "process": lock_of(name), "file": threading.RLock()}[calls]
+    lock = {"many": None, "process": lock_of(name), "file": threading.RLock()}[find(name).calls]
     with lock or nullcontext(), lock_of("loading"):
-        return Guarded(opened(name, action, Path(path), threads, trust), str(path), lock)
+        run = opened(name, lambda: opener(path, threads, trust=trust), Path(path))
+        return Guarded(run, str(path), lock)
 
 
 def load(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) -> Guarded[list[np.ndarray]]:
@@ -171,12 +243,36 @@ def load(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) 
     Any number of threads of this process may call it; a fork of the process may not. Raises what the runtime's own
     `load` raises, and `FleetnetError` for several `threads` in a fork of a process that has computed.
     """
-    return _guard(name, "load", path, threads, trust)
+    return _guard(name, find(name).load, path, threads, trust)
 
 
 def trace(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) -> Guarded[dict[str, np.ndarray]]:
-    """A function of one batch that gives what the layers of a file put out, as `load` for threads and errors."""
-    return _guard(name, "trace", path, threads, trust)
+    """A function of one batch that gives what the layers of a file put out.
+
+    Threads may call it as that of `load`. Raises `ExportError` for a runtime that hides its layers,
+    else what `load` raises.
+    """
+    opener = find(name).trace
+    if opener is None:
+        raise ExportError(f"{name} cannot show what its layers put out")
+    return _guard(name, opener, path, threads, trust)
+
+
+def metadata(name: str, path: Path) -> dict[str, object] | None:
+    """The facts that a file holds itself, None if the format holds none.
+
+    Raises `ModelError` where they cannot be read.
+    """
+    read = find(name).metadata
+    if read is None:
+        return None
+    try:
+        return read(path)
+    except FleetnetError:
+        raise
+    except Exception as error:  # parsers of damaged files raise nearly anything
+        said = f"{type(error).__name__}: {error}"
+        raise ModelError(f"{path}: its description cannot be read: {said}") from error
 
 
 def version(package: str) -> str | None:
@@ -307,8 +403,8 @@ def _describe(name: str, value: Tensor, dynamic: bool, integers: str = "int64") 
 
 def check_open_size(name: str) -> None:
     """`UsageError` for a runtime whose files cannot leave height and width open."""
-    if not getattr(find("runtimes", name), "OPEN_SIZE", False):
-        able = [other for other in names("runtimes") if getattr(find("runtimes", other), "OPEN_SIZE", False)]
+    if not find(name).OPEN_SIZE:
+        able = [other for other in names("runtimes") if find(other).OPEN_SIZE]
         raise UsageError(
             f"{name} takes the size that a file was exported at: height and width can be left open for "
             f"{', '.join(able)} only; leave size out of dynamic, or export a file for each size"
@@ -378,7 +474,7 @@ def _advice(
     example = examples[0]
     collapsed = verify(model, _in_torch(deployed, example.device), examples, tolerance, meaning)
     if collapsed.passed:
-        to = find("runtimes", runtime)
+        to = find(runtime)
         finest = min(to.tolerances, key=to.tolerances.__getitem__)
         tries = [f"{runtime}:{finest}"] if precision != finest else []
         tries += ["another opset"] if to.default_opset is not None and not tries else []
@@ -438,7 +534,7 @@ def deliver(
     """
     path = Path(path)
     runtime, precision = choice(f"{runtime}:{precision or ''}")
-    to = find("runtimes", runtime)
+    to = find(runtime)
     tolerance = to.tolerances[precision]
     if path.suffix != to.suffix:
         raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
@@ -463,8 +559,7 @@ def deliver(
     deployed = reparameterize(model, example)
     if dynamic and _padded(values):
         raise UsageError("a graph that chooses detections takes one image at a time: dynamic must be off")
-    integers = getattr(to, "integers", "int64")
-    described = [_describe(name, value, dynamic, integers) for name, value in values.items()]
+    described = [_describe(name, value, dynamic, to.integers) for name, value in values.items()]
     image = _describe("image", example, dynamic)
     more: dict[str, Any] = {}
     if sizes is not None:
@@ -481,12 +576,12 @@ def deliver(
         file = folder / path.name
         to.export(
             deployed, example, file, opset=opset, dynamic=dynamic, metadata=facts, outputs=list(values),
-            precision=precision, **({} if sizes is None else {"sizes": sizes}),
+            precision=precision, sizes=sizes,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         proofs: list[tuple[Elsewhere, Parity]] = []
-        parity, unverified = None, to.cannot_run() if hasattr(to, "inspect") else None
-        if unverified:
+        parity, unverified = None, to.cannot_run()
+        if unverified and to.inspect is not None:
             unverified = f"{unverified}; {to.inspect(file, deployed)}"
         else:
             runner = load(runtime, file, trust=True)  # our own file

@@ -23,7 +23,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError
-from ..find import find
 from ..scopes import scopes
 
 # A layer and an operator are a pair, though not the same, where their mean difference is at most this share of the
@@ -189,11 +188,10 @@ def explain(
     layers, or by what the runtime does when it runs the file as a whole. `trust` is that of `load`. Raises
     `ExportError` if the runtime cannot show its layers.
     """
-    to = find("runtimes", runtime)
-    if not hasattr(to, "trace"):
-        raise ExportError(f"{runtime} cannot show what its layers put out")
-    from . import load, trace
+    from . import find, load, trace
 
+    if find(runtime).trace is None:
+        raise ExportError(f"{runtime} cannot show what its layers put out")
     run, worst, image = load(runtime, path, trust=trust), [-1.0], examples[0]
     for example in examples:
         with torch.no_grad():

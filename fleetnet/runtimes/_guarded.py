@@ -11,13 +11,19 @@ import threading
 import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
 
 from ..errors import FleetnetError
 
+# How many calls of loaded files may run at once: any number, one of a file, one of all files.
+Calls = Literal["many", "file", "process"]
+# Functions of one batch (N, 3, H, W): a file's outputs in their order; what its layers put out, by
+# name.
+Run = Callable[[np.ndarray], list[np.ndarray]]
+Traced = Callable[[np.ndarray], dict[str, np.ndarray]]
 Value = TypeVar("Value")
 
 

@@ -1,7 +1,8 @@
 """Environments of their own for converters that cannot live beside the pinned torch: one venv each, never made unasked.
 
-A runtime whose converter needs one has `isolated`, the requirements. `fleetnet doctor --install NAME` makes it, and so
-does `fleetnet export --isolated`. It lies in the folder of that name in $FLEETNET_ENVS, or in ~/.cache/fleetnet/envs.
+A runtime whose converter needs one names its requirements in `isolated`. It is made by `fleetnet
+doctor --install NAME` and by `fleetnet export --isolated`, and lies in the folder of that name in
+$FLEETNET_ENVS, or in ~/.cache/fleetnet/envs.
 
 It installs into itself only what is not here or has another version here: it looks for packages in its own folder
 first, then where this process has torch. So it stays small (torch with CUDA has gigabytes), and both sides have the
@@ -21,7 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ExportError, UsageError, choose
-from ..find import find, names
+from ..find import names
+from . import find
 
 CARD = "environment.json"
 SECONDS = 3600  # that a conversion, or the download of its packages, may take
@@ -30,7 +32,7 @@ SHARED = ("torch", "torchvision")
 
 def converters() -> list[str]:
     """The runtimes whose converter has an environment of its own."""
-    return [name for name in names("runtimes") if hasattr(find("runtimes", name), "isolated")]
+    return [name for name in names("runtimes") if find(name).isolated]
 
 
 def command(name: str) -> str:
@@ -58,7 +60,7 @@ def _requirements(name: str) -> list[str]:
     """What a runtime asks for, and the torch that is here."""
     if name not in converters():
         raise UsageError(f"{name} needs no environment of its own: {choose(name, converters())}")
-    return [*find("runtimes", name).isolated, *(f"{package}=={version(package)}" for package in SHARED)]
+    return [*find(name).isolated, *(f"{package}=={version(package)}" for package in SHARED)]
 
 
 def _card(name: str) -> dict[str, Any]:

@@ -8,16 +8,15 @@ whatever it raises becomes a `ModelError` that names the file.
 import glob
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import FleetnetError, ModelError
 from ..facts import OWN_HASH, check_own_hash, check_values, sealed
-from ..find import find
 from ..reading import DESCRIPTION, MODEL, check_regular, from_json, hash_of, read_bytes, to_json
 
-Call = Callable[[np.ndarray], Any]
+Value = TypeVar("Value")
 
 
 def files(path: Path) -> list[Path]:
@@ -92,39 +91,30 @@ def checked(path: Path, *, needed: bool = True) -> dict[str, Any] | None:
     return about
 
 
-def opened(name: str, action: str, path: Path, threads: int, trust: bool) -> Call:
-    """What `load` or `trace` of a runtime, the `action`, makes of a file; whatever it raises is a `ModelError`."""
-    module = find("runtimes", name)
-    settings = {"trust": trust} if getattr(module, "RUNS_CODE", False) else {}
+def opened(
+    name: str, open_file: Callable[[], Callable[[np.ndarray], Value]], path: Path
+) -> Callable[[np.ndarray], Value]:
+    """What `load` or `trace` of a runtime makes of a file.
 
-    def attempt(call: Callable[..., Any], *arguments: Any, **settings: Any) -> Any:
-        try:
-            return call(*arguments, **settings)
-        except FleetnetError:
-            raise
-        except Exception as error:  # parsers of damaged files raise nearly anything
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise ModelError(f"{path}: {name} cannot use this file: {reason}") from error
-
-    if not Path(path).is_dir():
+    Whatever that raises, or a call of it, becomes a `ModelError`.
+    """
+    if not path.is_dir():
         try:
             check_regular(path, MODEL)
         except FileNotFoundError:
             pass  # the runtime says it, after what else is missing
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    run = attempt(getattr(module, action), path, threads, **settings)
-    return lambda image: attempt(run, image)
+    run = _attempt(name, path, open_file)
+    return lambda image: _attempt(name, path, lambda: run(image))
 
 
-def metadata(name: str, path: Path) -> Any:
-    """The facts that a file holds itself; `ModelError` where they cannot be read, None if the format holds none."""
-    module = find("runtimes", name)
-    if not hasattr(module, "metadata"):
-        return None
+def _attempt(name: str, path: Path, call: Callable[[], Value]) -> Value:
+    """What a call into a runtime gives."""
     try:
-        return module.metadata(path)
+        return call()
     except FleetnetError:
         raise
-    except Exception as error:  # of damaged files, as above
-        raise ModelError(f"{path}: its description cannot be read: {type(error).__name__}: {error}") from error
+    except Exception as error:  # parsers of damaged files raise nearly anything
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise ModelError(f"{path}: {name} cannot use this file: {reason}") from error

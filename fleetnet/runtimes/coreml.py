@@ -11,7 +11,7 @@ import platform
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,20 @@ from torch import Tensor, nn
 from ..errors import ExportError, ModelError, UsageError
 from ..reading import from_json, to_json
 from . import _mil
+from ._guarded import Calls, Run
 from ._preprocess import Preprocessed
 from ._program import capture, quiet, reason
+from ._sizes import Sizes
 
 suffix = ".mlpackage"
 package = "coremltools"
 default_opset = None
+calls: Calls = "file"
+one_pool = False
 integers = "int32"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+trace = None
 # Of programs computed by torch (see `_mil`), with random batch norms: fp32 0 to 9.6e-7, since every operator has its
 # like in torch; fp16 1.4e-3 to 2.2e-3, and 1.2e-2 for yolo, whose outputs hold pixels and probabilities. The neural
 # engine rounds sums too, for which there is a factor of 4.
@@ -73,6 +80,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp16",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to a package; nothing is verified here (see `runtimes.deliver`).
 
@@ -220,7 +228,7 @@ def _scaled(mine: np.ndarray, its: np.ndarray, rounding: float) -> bool:
     return bool(same.all() and (np.abs(factor - 1) > rounding).mean() > 0.5)
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file, only on a Mac, and returns its outputs in order.
 
     macOS chooses processor and `threads`. Raises `ExportError` if coremltools is missing or this is no Mac,

@@ -23,13 +23,20 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError, ModelError, UsageError
 from ..parc import with_products
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run
 from ._program import quiet, reason
+from ._sizes import Sizes
 
 suffix = ".pte"
 package = "executorch"
 default_opset = None
-calls = "process"  # a call may exchange the pool of all files
+calls: Calls = "process"  # a call may exchange the pool of all files
 one_pool = True
+integers = "int64"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+trace, metadata, inspect = None, None, None
 # What XNNPACK's own order of sums does in float32: 1.9e-6 to 3e-5 over all families and heads with random weights
 # (collapsing alone: up to 1.8e-5), 1.0e-6 to 9.6e-6 trained. One weight of mobileone_s0 with the wrong sign is at
 # 3.3e-4.
@@ -119,6 +126,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
 
@@ -176,7 +184,7 @@ class _Pool:
         return cls.age
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W), of the N of the file, that runs it and returns its outputs in order.
 
     ExecuTorch has one pool of threads for all files. A call makes it one of `threads`; if it was of another size, the

@@ -21,17 +21,24 @@ from torch import Tensor, nn
 from ..errors import ExportError, ModelError
 from ..reading import from_json, to_json
 from . import _isolated
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run, Traced
 from ._program import capture, quiet, silent
+from ._sizes import Sizes
 
 suffix = ".tflite"
 package = "ai-edge-litert"
 default_opset = None
+calls: Calls = "file"
+one_pool = False
 integers = "int32"
+OPEN_SIZE = False
+inspect = None
 # As for ONNX, what rounding does in float32: 2.2e-6 to 1.0e-5 over all families and heads, with random batch norms.
 tolerances = {"fp32": 1e-4}
 
 # All but the first are what it was measured with; pip would look for versions that fit each other for minutes.
-isolated = (
+isolated: tuple[str, ...] = (
     "litert-torch==0.10.0", "ai-edge-litert==2.3.0", "litert-converter==0.5.0", "jax==0.10.2", "transformers==5.23.0",
     "pydantic==2.11.10", "typing-inspection==0.4.2", "anyio==4.14.2",
 )  # fmt: skip
@@ -81,6 +88,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to one .tflite file; nothing is verified here (see `runtimes.deliver`).
 
@@ -142,7 +150,7 @@ def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
     return feed
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type. Raises `ExportError` if ai-edge-litert is missing, `ModelError` if
@@ -164,7 +172,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     return run
 
 
-def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives what every operator of the file puts out, in the order of execution.
 
     Run by LiteRT's own kernels instead of the faster ones of XNNPACK, which keep nothing between operators. Raises what

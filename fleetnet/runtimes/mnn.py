@@ -27,12 +27,20 @@ from torch import Tensor, nn
 from ..errors import ExportError, ModelError, UsageError
 from ..reading import from_json, to_json
 from . import onnx
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run, Traced
 from ._program import silent
+from ._sizes import Sizes
 
 suffix = ".mnn"
 package = "MNN"
 default_opset = onnx.default_opset  # of the ONNX file in between
+calls: Calls = "file"
+one_pool = False
 integers = "int32"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+inspect = None
 # Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} with random batch norms at
 # 128 and 224 pixels, and for classifiers trained on clothing10. Float32: 4.3e-7 to 5.3e-6 without GELU; with its tanh
 # form up to 5.4e-5 random, 1.3e-3 trained (fasternet_t0). Float16 weights: 7.8e-4 to 1.6e-2 (mobileone_s0) trained.
@@ -116,6 +124,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to one MNN file; nothing is verified here (see `runtimes.deliver`).
 
@@ -226,7 +235,7 @@ def _checked(path: Path | str, about: Mapping[str, Any], image: np.ndarray) -> n
     return np.ascontiguousarray(image, dtype)
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order, integers as int64.
 
     The batch is cast to float32; a file of uint8 pixels takes only those. For one thread at a time. Raises
@@ -245,7 +254,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     return run
 
 
-def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives the float outputs of the file's layers by name, in the order of execution.
 
     Layers that only move or view values are left out, as are those that the converter merged with others. Raises what

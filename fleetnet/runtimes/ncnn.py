@@ -27,12 +27,20 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError, UsageError
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run, Traced
 from ._program import quiet, reason
+from ._sizes import Sizes
 
 suffix = ".param"
 package = "ncnn"
 default_opset = None
+calls: Calls = "file"
+one_pool = False
 integers = "float32"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+metadata, inspect = None, None
 # Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} at 224 pixels, ssd, yolo and
 # deeplabv3. Float32: 1.0e-6 to 3.1e-5 with random weights (collapsing alone: up to 1.8e-5), 1.0e-6 to 6.5e-6 trained;
 # one weight of mobileone_s0 with the wrong sign is at 3.3e-4. Random weights that amplify rounding so that collapsing
@@ -189,6 +197,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to two files; nothing is verified here (see `runtimes.deliver`).
 
@@ -268,7 +277,7 @@ class _Network:
         return np.array(value)
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of a batch (N, 3, H, W) that runs the file on one image after the other and returns its outputs.
 
     Raises `ExportError` if ncnn is missing, `ModelError` if a file is missing, damaged or not of this library, and, on
@@ -291,7 +300,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     return run
 
 
-def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one image (1, 3, H, W) that gives what every layer puts out, by its name, in order of execution.
 
     Further outputs of a layer have ":1" and so on behind its name. There is no dimension of the batch. Copies for

@@ -6,7 +6,7 @@ One file with the weights inside, input "image", facts as JSON in the metadata u
 import ast
 import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,15 +21,21 @@ from ..errors import ExportError, ModelError, SlowerWarning, UsageError
 from ..reading import from_json, to_json
 from . import _opset
 from ._cpu import int8_class
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run, Traced
 from ._int8 import overflowing, slower
 from ._program import quiet
 from ._sizes import Sizes, open_name
 
 suffix = ".onnx"
 package = "onnxruntime"
-calls = "many"  # onnxruntime allows it
-OPEN_SIZE = True
 default_opset = 20  # torch's default; the first with Gelu as one operator
+calls: Calls = "many"  # onnxruntime allows it
+one_pool = False
+integers = "int64"
+OPEN_SIZE = True
+isolated: tuple[str, ...] = ()
+inspect = None
 # What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to 3.5e-6 over all
 # families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so that logits reach 1e6. A batch norm
 # folded with an epsilon of 1e-3 for 1e-5 is at 2e-3.
@@ -284,7 +290,7 @@ def _session(path: Path | str, threads: int, content: bytes | None = None, *, in
         raise ModelError(f"{path}: onnxruntime cannot load this file: {str(error).strip().splitlines()[0]}") from error
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Int8 weights that this CPU
@@ -315,7 +321,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     return run
 
 
-def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives what every node of the file puts out, by the node's name, in their order.
 
     Nothing is merged or left out, as `load` does. A node with several outputs has them under "name", "name:1". Raises

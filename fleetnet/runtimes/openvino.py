@@ -27,11 +27,20 @@ from ..errors import ExportError, ModelError, SlowerWarning
 from ..reading import from_json, to_json
 from . import onnx
 from ._cpu import onednn_saturates
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run, Traced
 from ._int8 import overflowing, slower
+from ._sizes import Sizes
 
 suffix = ".xml"
 package = "openvino"
 default_opset = onnx.default_opset  # of the ONNX file in between
+calls: Calls = "file"
+one_pool = False
+integers = "int64"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+inspect = None
 # Float32 rounding: 3.9e-7 to 3.0e-6 over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4,
 # parc_convnext_xt} with random batch norms at 128 and 224 pixels, up to 8.1e-6 for classifiers trained on clothing10. A
 # batch norm folded with an epsilon of 1e-3 for 1e-5 is at 2e-3. Bfloat16 has 8 bits: 1.4e-3 to 1.6e-2 over the same,
@@ -105,6 +114,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to an IR file and its weights beside it; nothing is verified here.
 
@@ -242,7 +252,7 @@ def _runner(path: Path | str, network: Any, threads: int) -> Callable[[np.ndarra
     return run
 
 
-def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A bfloat16 file is computed
@@ -260,7 +270,7 @@ def load(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], list[np.n
     return _runner(path, network, threads)
 
 
-def trace(path: Path | str, threads: int = 1) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives the float outputs of the file's layers by name, in the order of execution.
 
     What the conversion or OpenVINO adds of its own is left out. A layer with several outputs has them under "name",

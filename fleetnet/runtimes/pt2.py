@@ -19,23 +19,31 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError
 from ..reading import from_json, to_json
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run, Traced
 from ._program import quiet, reason
+from ._sizes import Sizes
 
 suffix = ".pt2"
 package = "torch"
-calls = "process"  # a call sets the number of threads of all of torch
 default_opset = None
+calls: Calls = "process"  # a call sets the number of threads of all of torch
+one_pool = False
+integers = "int64"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+inspect = None
 # The same operators as in torch, so what is left is the rounding of collapsing: 2.9e-7 to 1.2e-5 over all families and
 # heads, trained ones among them, 1.8e-5 for a repvit_m0_9 with random weights. One weight of mobileone_s0 with the
 # wrong sign is at 3.3e-4.
 tolerances = {"fp32": 1e-4}
 
-RUNS_CODE = True  # when torch reads the file; see `load`
 KEY = "fleetnet.json"  # of the files inside
 
 
-def lacks() -> None:
+def lacks() -> str | None:
     """Nothing: torch runs it."""
+    return None
 
 
 @contextmanager
@@ -62,6 +70,7 @@ def export(
     metadata: Mapping[str, object] | None = None,
     outputs: Sequence[str] = ("logits",),
     precision: str = "fp32",
+    sizes: Sizes | None = None,
 ) -> None:
     """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
 
@@ -122,7 +131,7 @@ def _network(path: Path | str, trust: bool) -> tuple[fx.GraphModule, Callable[[n
         return program.module(), prepare
 
 
-def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], list[np.ndarray]]:
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. During a call torch has
@@ -160,7 +169,7 @@ class _Recorder(fx.Interpreter):
         return output
 
 
-def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives what every operator of the file puts out, in the order of execution.
 
     The names are those of module and operator, "backbone.stages.0.conv/conv2d"; further outputs of an operator have

@@ -1,55 +1,176 @@
-"""Tasks: what is made of the features, how it is trained, what it means. One file is one task; it keeps no state.
+"""Tasks: what is made of the features, how it is trained, what it means. One file is one task.
 
-    TARGET            the annotation it learns from: "label", "boxes", "masks" or "semantic" (see `data`)
-    MODE              how a picture becomes the input: "crop", "stretch" or "letterbox" (see `transforms.Preprocess`)
-    AUGMENT           the augmentation it trains with unless told otherwise (see `augment`)
-    OUTPUT_STRIDE     of the backbone, unless told otherwise
-    SIZE, CLASSES     height and width that it is usually trained at and how many classes, if not 224 and 1000
-    OPTIONS           arguments of `head` that a user may set, beside those of the backbone
-    SETTINGS          settings of the training that `loss` takes
-    head(backbone, classes, **options) -> nn.Module      forward(features, (height, width) of the image) -> outputs
-    loss(head, outputs, targets, **settings) -> dict     outputs in training mode -> named scalars, to minimize in sum
-    decode(outputs, size) -> list[Prediction]            outputs in eval mode -> a prediction a picture, in input pixels
-    restore(prediction, place) -> Prediction             the same in the pixels of the picture
-    present(prediction, classes, ...) -> Any             the same in words, for a user
-    decoding(embedded) -> dict                           `decode` and `restore` in words and numbers, for apps
-    metric(classes) -> object                            add(predictions, targets); result() -> dict; the first decides
-
-Outputs are a tensor or a dict of tensors by name, batch first; exported files have them under the same names. Optional:
-
-    LIMITS                                       of detectors: what is kept of all that is found, see `boxes.Limits`;
-                                                 then `decode` and `embed` take others as their argument `limits`
-    limit(head, limits)                          before use, of a network that chooses what it keeps itself
-    embed(model) -> nn.Module                    the model with `decode` in its graph; `decode` takes its outputs too
-    prepare(head, pictures, size)                before training: what the head wants to know of the data
-    convert(state) -> state                      the authors' names of the head's tensors to ours
-    implied(state) -> dict                       arguments of `build`, and `preprocess`, for the authors' state
-    from_file(path) -> (name, classes, options)  a model that a layout file (.yaml) describes
-    CLASS_MAJOR                                  tensors of the head whose rows go by class before anything else
-    stored(options, backbone) -> options         options as a model keeps them: text in place of files; checked
-
-`create_model` puts a backbone and a head together; the name says both: "fasternet_t0" is a classifier,
-"ssd/fasternet_t0" a detector.
+A task keeps no state; `Task` says what its file holds. `create_model` puts a backbone and a head
+together; the name says both: "fasternet_t0" is a classifier, "ssd/fasternet_t0" a detector.
 """
 
 import inspect
 import os
 import shlex
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from ..backbones import Backbone, Option, backbone, family, variants
 from ..backbones import check_name as check_backbone
-from ..boxes import Limits
+from ..backbones import find as find_family
+from ..boxes import Limits, Mode, Place, Prediction
 from ..errors import ModelError, UsageError, choose
-from ..find import find, names
+from ..find import find as find_module
+from ..find import names
 from ..synonyms import head, plain
 
+State = dict[str, Tensor]
+# Of a network, by name, batch first; exported files have them under the same names.
+Outputs = Mapping[str, Tensor]
+# (height, width) of a picture, and its boxes (n, 4) in pixels of the network's input.
+Annotated = tuple[tuple[int, int], Tensor]
+
 WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".onnx", ".pt2")  # endings of files, not of names
+
+
+class Metric(Protocol):
+    """Counts predictions against the truth, both in the pixels of their pictures."""
+
+    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
+        """Count the predictions of some pictures; `targets` has a value a picture by each name."""
+
+    def result(self) -> dict[str, Any]:
+        """The figures by name, of which the first decides; "notes" are sentences about them."""
+
+
+class Task(Protocol):
+    """What the file of a task holds, all of it at its top level.
+
+    What a task does not have is None where the contract allows that; a function that it has no use
+    for comes from `_defaults`.
+    """
+
+    TARGET: str  # the annotation it learns from: "label", "boxes", "masks" or "semantic"
+    MODE: Mode  # how a picture becomes the input, see `transforms.Preprocess`
+    AUGMENT: str  # the augmentation it is trained with, unless another is asked for; see `augment`
+    OUTPUT_STRIDE: int  # of the backbone, unless another is asked for
+    SIZE: tuple[int, int]  # height and width in pixels that it is usually trained at
+    CLASSES: int  # how many it usually has
+    OPTIONS: tuple[str, ...]  # arguments of `head` that a user may set, beside the backbone's
+    SETTINGS: tuple[str, ...]  # settings of the training that `loss` takes
+    CLASS_MAJOR: tuple[str, ...]  # how names of tensors begin whose rows go by class first
+
+    @property
+    def LIMITS(self) -> Limits | None:
+        """What a detector keeps of all that its network finds, unless other limits are given."""
+
+    @property
+    def DECODE(self) -> str | None:
+        """How the outputs are to be read, in words; None where they are the answer."""
+
+    @property
+    def EMBEDDED(self) -> str | None:
+        """The same where `embed` put the decode into the graph."""
+
+    def head(self, backbone: Backbone, classes: int, *args: Any, **options: Any) -> nn.Module:
+        """A head with random weights: forward(features, (height, width) of the input) -> outputs.
+
+        Those of a classifier are a tensor, the logits; all others are tensors by name. The options
+        are OPTIONS.
+        """
+
+    def loss(
+        self,
+        head: nn.Module,
+        outputs: Outputs,
+        targets: Mapping[str, Any],
+        *args: Any,
+        **settings: Any,
+    ) -> dict[str, Tensor]:
+        """Outputs in training mode -> scalars by name, to be minimized in sum.
+
+        The settings are SETTINGS.
+        """
+
+    def decode(
+        self,
+        outputs: Outputs,
+        size: tuple[int, int],
+        limits: Limits | None = None,
+    ) -> list[Prediction]:
+        """Outputs in eval mode -> a prediction a picture, in pixels of the input.
+
+        The outputs may be those of `embed` too; `size` is (height, width) of the input. A detector
+        keeps what `limits` say, LIMITS unless given; others have none.
+        """
+
+    def restore(self, prediction: Prediction, place: Place) -> Prediction:
+        """A prediction in pixels of the input -> in the pixels of the picture."""
+
+    def present(
+        self,
+        prediction: Prediction,
+        classes: Sequence[str],
+        top: int = ...,
+        threshold: float = ...,
+    ) -> Any:
+        """A prediction in the pixels of the picture -> in words, for a user."""
+
+    def decoding(self, embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+        """`decode` and `restore` in words and numbers, for apps.
+
+        `embedded` is of a file with its decode inside.
+        """
+
+    def metric(self, classes: Sequence[str]) -> Metric:
+        """What measures predictions of these classes."""
+
+    @property
+    def embed(self) -> Callable[[nn.Module, Limits | None], nn.Module] | None:
+        """embed(model, limits) -> the model with `decode` in its graph.
+
+        None where the outputs are the answer.
+        """
+
+    @property
+    def limit(self) -> Callable[[nn.Module, Limits], None] | None:
+        """limit(head, limits), before use: what a network is to keep that chooses itself.
+
+        None of networks whose outputs `decode` chooses from.
+        """
+
+    def prepare(
+        self,
+        head: nn.Module,
+        pictures: Iterable[Annotated],
+        size: tuple[int, int],
+    ) -> None:
+        """Before training at a size: what the head takes from the data.
+
+        The pictures are read one by one, and only where they are asked for.
+        """
+
+    def convert(self, state: State) -> State:
+        """The authors' names of the head's tensors to ours; other names stay."""
+
+    def implied(self, state: State) -> dict[str, Any]:
+        """Arguments of `build`, and `preprocess`, that the authors' weights go with."""
+
+    def stored(self, options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
+        """Options as a model on a backbone keeps them: checked, and text in place of files."""
+
+    @property
+    def from_file(self) -> Callable[[str], tuple[str, int, dict[str, Option]]] | None:
+        """from_file(path) -> name, classes and options of the model in a layout file (.yaml)."""
+
+
+def find(name: str) -> Task:
+    """The file of a task; `UsageError` with the nearest name if there is none."""
+    return cast(Task, find_module("tasks", name))
+
+
+class Limiting(nn.Module):
+    """A network that says itself what is to be kept of what it finds; `evaluate` keeps to it."""
+
+    limits: Limits | None  # None: no detector
 
 
 class Model(nn.Module):
@@ -73,9 +194,8 @@ class Model(nn.Module):
         check_options(name, self.options)
         self.report: Any = None
         self.preprocess: dict[str, Any] | None = None
-        task = find("tasks", self.task)
-        if hasattr(task, "stored"):
-            self.options = task.stored(self.options, backbone_name)
+        task = find(self.task)
+        self.options = task.stored(self.options, backbone_name)
         self.output_stride: int = task.OUTPUT_STRIDE if output_stride is None else output_stride
         of_head = {key: value for key, value in self.options.items() if key in task.OPTIONS}
         of_backbone = {key: value for key, value in self.options.items() if key not in task.OPTIONS}
@@ -137,7 +257,7 @@ def build(
     name, of_file, described = described_by(name)
     classes, options = of_file if classes is None else classes, {**described, **(options or {})}
     if classes is None:
-        classes = getattr(find("tasks", split_name(name)[0]), "CLASSES", 1000)
+        classes = find(split_name(name)[0]).CLASSES
     if classes < 1:
         raise ModelError(f"classes is {classes}; a model needs at least 1")
     return Model(name, classes, drop_path, output_stride, options)
@@ -147,17 +267,18 @@ def described_by(name: str) -> tuple[str, int | None, dict[str, Option]]:
     """Name, number of classes and options of the model in a layout file (.yaml); of any other name itself."""
     if not name.endswith((".yaml", ".yml")):
         return name, None, {}
-    task = next(task for task in map(partial(find, "tasks"), names("tasks")) if hasattr(task, "from_file"))
-    return task.from_file(name)
+    readers = [task.from_file for task in map(find, names("tasks")) if task.from_file is not None]
+    return readers[0](name)
 
 
 def defaults(name: str) -> dict[str, Option]:
     """The options of a model with their defaults: first those of its backbone, then those of its head."""
     task_name, backbone_name = split_name(name)
-    task = find("tasks", task_name)
-    made = [(task.head, task.OPTIONS)]
+    task = find(task_name)
+    made: list[tuple[Callable[..., object], tuple[str, ...]]] = [(task.head, task.OPTIONS)]
     if family(backbone_name) != "timm":
-        made.insert(0, (variants()[backbone_name], find("backbones", family(backbone_name)).OPTIONS))
+        of_family = find_family(family(backbone_name))
+        made.insert(0, (variants()[backbone_name], of_family.OPTIONS))
     elif task_name == "classification":
         return {"classifier": "own"}  # of timm's networks; the other tasks have no use for their classifier
     arguments = [(inspect.signature(make).parameters, options) for make, options in made]
@@ -180,7 +301,7 @@ def limits_of(about: Mapping[str, Any]) -> Limits | None:
 
     Those it was exported with ("limits" of its facts), else those it was trained with, else those of the task.
     """
-    usual = getattr(find("tasks", about["task"]), "LIMITS", None)
+    usual = find(about["task"]).LIMITS
     if usual is None:
         return None
     settings = about.get("settings") or {}
@@ -191,6 +312,6 @@ def limits_of(about: Mapping[str, Any]) -> Limits | None:
         raise ModelError(f"the limits that the file's description gives are damaged: {error}") from error
 
 
-def named(outputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named(outputs: Tensor | Outputs) -> dict[str, Tensor]:
     """Outputs by name; a bare tensor is "logits"."""
     return {"logits": outputs} if isinstance(outputs, Tensor) else dict(outputs)

@@ -20,6 +20,10 @@ class Decoded(nn.Module):
         return self.decode(self.model(image), (image.shape[-2], image.shape[-1]))
 
 
+BOXES = (  # how outputs are to be read that `select` chose, for the writer of an app
+    "boxes: x0, y0, x1, y1 in pixels of the input; scores: 0 to 1, best first, 0 where there is no "
+    "box; labels: index of the class"
+)
 TO_PICTURE = {  # from pixels of the input to those of the picture, with the places of "preprocessing"
     "x": "(x - left) / scale_x, clipped to 0 and the picture's width",
     "y": "(y - top) / scale_y, clipped to 0 and the picture's height",

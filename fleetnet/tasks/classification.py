@@ -8,13 +8,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone, Option
-from ..boxes import Place, Prediction
+from ..boxes import Limits, Mode, Place, Prediction
 from ..errors import ModelError
+from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
+from ._defaults import convert as convert
+from ._defaults import implied as implied
+from ._defaults import prepare as prepare
 
-TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "label", "crop", "classify", 32
+TARGET, AUGMENT, OUTPUT_STRIDE = "label", "classify", 32
+MODE: Mode = "crop"
+SIZE = (224, 224)
+CLASSES = 1000
 OPTIONS: tuple[str, ...] = ()
-SETTINGS = ("label_smoothing", "class_weights")
+SETTINGS: tuple[str, ...] = ("label_smoothing", "class_weights")
+CLASS_MAJOR: tuple[str, ...] = ()
+LIMITS = None  # no detector
+DECODE, EMBEDDED, embed = None, None, None  # the logits are the answer
+limit, from_file = None, None
 
 
 class LastFeature(nn.Module):
@@ -43,7 +54,7 @@ def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
 
 def loss(
     head: nn.Module,
-    outputs: Tensor,
+    outputs: Tensor | Outputs,
     targets: Mapping[str, Tensor],
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
@@ -52,21 +63,24 @@ def loss(
 
     `class_weights` (classes,) multiply what each class adds; the mean over the batch is of weight 1 an image.
     """
+    logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
     if class_weights is None:
-        return {"cross_entropy": F.cross_entropy(outputs, targets["label"], label_smoothing=label_smoothing)}
+        return {"cross_entropy": F.cross_entropy(logits, targets["label"], label_smoothing=label_smoothing)}
     each = F.cross_entropy(
-        outputs, targets["label"], class_weights.to(outputs), label_smoothing=label_smoothing, reduction="none"
+        logits, targets["label"], class_weights.to(logits), label_smoothing=label_smoothing, reduction="none"
     )
     return {"cross_entropy": each.mean()}
 
 
-def decode(outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None = None) -> list[Prediction]:
+def decode(
+    outputs: Tensor | Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
+) -> list[Prediction]:
     """Logits (N, classes) -> {"logits": (classes,)} for each image."""
     logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
     return [{"logits": row} for row in logits.float()]
 
 
-def decoding(embedded: bool) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
     """`decode` and `present` in words and numbers."""
     return {"scores": {"output": "logits", "activation": "softmax", "axis": 1, "classes": "column i is class i"}}
 

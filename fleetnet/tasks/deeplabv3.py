@@ -27,21 +27,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbones import Backbone
-from ..boxes import Place, Prediction
+from ..boxes import Limits, Mode, Place, Prediction
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
+from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
 from ._decoded import Decoded, of_authors
+from ._defaults import prepare as prepare
+from ._defaults import stored as stored
 
-TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "semantic", "letterbox", "segment", 16
+TARGET, AUGMENT, OUTPUT_STRIDE = "semantic", "segment", 16
+MODE: Mode = "letterbox"
 SIZE = (512, 512)
 CLASSES = 21
+LIMITS = None  # no detector
 DECODE = (
     "logits (N, classes, H, W) of the input's pixels: cut out what shows the picture, resize it bilinearly to the "
     "picture, and take the class of the largest logit."
 )
+EMBEDDED = "semantic: index of the class of each pixel of the input"
 OPTIONS: tuple[str, ...] = ("channels", "auxiliary")
-SETTINGS = ("class_weights",)
+SETTINGS: tuple[str, ...] = ("class_weights",)
+CLASS_MAJOR: tuple[str, ...] = ()
+limit, from_file = None, None
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of dilation, by output stride
 IGNORE = 255  # in label maps: a pixel that teaches and counts nothing
 AUXILIARY_WEIGHT = 0.4
@@ -117,7 +125,7 @@ def head(backbone: Backbone, classes: int, channels: int = 256, auxiliary: bool 
 
 def loss(
     head: nn.Module,
-    outputs: Mapping[str, Tensor],
+    outputs: Outputs,
     targets: Mapping[str, Tensor],
     class_weights: Tensor | None = None,
 ) -> dict[str, Tensor]:
@@ -138,23 +146,23 @@ def loss(
     return losses
 
 
-def decode(outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None) -> list[Prediction]:
+def decode(outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None) -> list[Prediction]:
     """{"logits": (classes, H, W)} for each image of the input's size; from `embed`, {"semantic": (H, W)}."""
     if "semantic" in outputs:
         return [{"semantic": labels} for labels in outputs["semantic"]]
     return [{"logits": logits} for logits in outputs["logits"].float()]
 
 
-def _classes(outputs: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
+def _classes(outputs: Outputs, size: tuple[int, int]) -> dict[str, Tensor]:
     return {"semantic": outputs["logits"].argmax(1)}
 
 
-def embed(model: nn.Module) -> nn.Module:
+def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     """image (N, 3, H, W) -> {"semantic": (N, H, W) int64}, the most probable class of each pixel."""
     return Decoded(model, _classes)
 
 
-def decoding(embedded: bool) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     places = {
         "row": "of the picture's row i: (i + 0.5) * scale_y + top - 0.5, as an index of a row of the output",

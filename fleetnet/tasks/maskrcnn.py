@@ -34,18 +34,26 @@ from torchvision.ops.poolers import initLevelMapper
 
 from .. import boxes as boxes_
 from ..backbones import Backbone
-from ..boxes import Limits, Place, Prediction, best_after_nms, only_of, take, within
+from ..boxes import Limits, Mode, Place, Prediction, best_after_nms, only_of, take, within
 from ..errors import ModelError
+from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present
-from ._decoded import CHOSEN
+from ._decoded import BOXES, CHOSEN
+from ._defaults import convert as convert
+from ._defaults import implied as implied
+from ._defaults import prepare as prepare
+from ._defaults import stored as stored
 
-TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "masks", "letterbox", "jitter", 32
+TARGET, AUGMENT, OUTPUT_STRIDE = "masks", "jitter", 32
+MODE: Mode = "letterbox"
 SIZE = (512, 512)
 CLASSES = 80
 OPTIONS: tuple[str, ...] = ("channels", "hidden", "anchor", "samples", "proposals")
 SETTINGS: tuple[str, ...] = ()
-CLASS_MAJOR = ("head.roi_heads.box_predictor.bbox_pred.",)  # the four regressions of a class are four rows in turn
+# The four regressions of a class are four rows in turn.
+CLASS_MAJOR: tuple[str, ...] = ("head.roi_heads.box_predictor.bbox_pred.",)
+from_file = None
 
 DECODE = (
     "The outputs are detections, padded to limits.max_objects: boxes x0, y0, x1, y1 in pixels of the input, best "
@@ -53,6 +61,7 @@ DECODE = (
     "mask in the box. To paste one, scale it bilinearly to its box, pixel centers at halves, and take what is above "
     "0.5."
 )
+EMBEDDED = f"{BOXES}; masks: probabilities, to be resized to the box, inside above 0.5"
 
 STRIDES = [4, 8, 16, 32]
 MAPS = ["p2", "p3", "p4", "p5"]  # 2^level is the stride
@@ -231,7 +240,7 @@ def head(
     return MaskRCNN(backbone, classes, **given)
 
 
-def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
+def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[str, Tensor]:
     """torchvision's five losses of the pyramid against targets["boxes"], ["labels"] and ["masks"], a list each.
 
     Boxes without an area are left out. Images without objects teach what is background.
@@ -273,13 +282,13 @@ def cut(masks: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
     return roi_align(masks[:, None].to(boxes), rois, MASK, aligned=True)[:, 0]
 
 
-def decode(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits = LIMITS) -> list[Prediction]:
+def decode(outputs: Outputs, size: tuple[int, int], limits: Limits | None = None) -> list[Prediction]:
     """Padded detections -> boxes, scores, labels and mask_probabilities (n, 28, 28) of each image.
 
     Of `limits` all but the NMS is applied, which the network did by those that `limit` told it.
     """
     named = {"mask_probabilities" if key == "masks" else key: value for key, value in outputs.items()}
-    return [within(prediction, limits) for prediction in boxes_.unpad(named)]
+    return [within(prediction, limits or LIMITS) for prediction in boxes_.unpad(named)]
 
 
 def limit(head: nn.Module, limits: Limits) -> None:
@@ -295,7 +304,7 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     return {**restored, "masks": paste(probabilities, boxes, (place.height, place.width))}
 
 
-def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; the graph chooses boxes itself, so it is always `embedded`."""
     return {
         **CHOSEN,
@@ -334,6 +343,6 @@ def metric(classes: Sequence[str]) -> CocoMetric:
     return CocoMetric(classes, masks=True)
 
 
-def embed(model: nn.Module, limits: Limits = LIMITS) -> nn.Module:
+def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     """The model itself: in eval mode its outputs are detections already, by the limits that it was told."""
     return model

@@ -31,19 +31,25 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from ..backbones import Backbone
-from ..boxes import Limits, Prediction, select_within, unpad, within
+from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from ..errors import ModelError
 from ..layers import ConvBN
+from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present
-from ._decoded import CHOSEN, TO_PICTURE, Decoded, of_authors, suppression
+from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, of_authors, suppression
+from ._defaults import prepare as prepare
+from ._defaults import stored as stored
 
-TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "stretch", "ssd", 32
+TARGET, AUGMENT, OUTPUT_STRIDE = "boxes", "ssd", 32
+MODE: Mode = "stretch"
 SIZE = (320, 320)
 CLASSES = 80
 OPTIONS: tuple[str, ...] = ()
 SETTINGS: tuple[str, ...] = ()
+CLASS_MAJOR: tuple[str, ...] = ()
+limit, from_file = None, None
 
 EXTRA = (256, 128, 128)  # channels of the maps at strides 64, 128 and 256
 WIDTHS = (512, 256, *EXTRA, 64)  # channels that are predicted from
@@ -61,6 +67,7 @@ DECODE = (
     "limits.max_objects, if that is more), NMS within each class at an IoU of limits.nms, the best limits.max_objects. "
     "Classes that limits.only does not name are left out before."
 )
+EMBEDDED = BOXES
 
 
 class SSD(nn.Module):
@@ -166,7 +173,7 @@ def match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return index, best >= OVERLAP
 
 
-def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, Any]) -> dict[str, Tensor]:
+def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[str, Tensor]:
     """Smooth L1 of the positive anchors and cross-entropy of these and three times as many hard negatives an image.
 
     Both are sums, divided by the number of positive anchors in the batch.
@@ -190,7 +197,7 @@ def loss(head: nn.Module, outputs: Mapping[str, Tensor], targets: Mapping[str, A
     }
 
 
-def _select(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits = LIMITS) -> dict[str, Tensor]:
+def _select(outputs: Outputs, size: tuple[int, int], limits: Limits) -> dict[str, Tensor]:
     """The best boxes of each picture, padded to K = `limits.count`: boxes (N, K, 4), scores (N, K), labels (N, K)."""
     boxes = clip_boxes_to_image(place(outputs["boxes"].float(), outputs["anchors"].float()), size)
     scores = outputs["logits"].float().softmax(-1)[..., 1:]  # without the background
@@ -198,19 +205,20 @@ def _select(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits
     return {name: torch.stack(parts) for name, *parts in zip(("boxes", "scores", "labels"), *found, strict=True)}
 
 
-def decode(outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits = LIMITS) -> list[Prediction]:
+def decode(outputs: Outputs, size: tuple[int, int], limits: Limits | None = None) -> list[Prediction]:
     """The best boxes of each picture within the limits, of raw outputs or those of `embed`, in input pixels."""
+    limits = limits or LIMITS
     if "scores" in outputs:
         return [within(prediction, limits) for prediction in unpad(dict(outputs))]
     return unpad(_select(outputs, size, limits))
 
 
-def embed(model: nn.Module, limits: Limits = LIMITS) -> nn.Module:
+def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     """image (N, 3, H, W) -> boxes (N, K, 4) in its pixels, scores (N, K) and labels (N, K), best first."""
-    return Decoded(model, partial(_select, limits=limits))
+    return Decoded(model, partial(_select, limits=limits or LIMITS))
 
 
-def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     if embedded:
         return CHOSEN
@@ -229,7 +237,7 @@ def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
             "output": "logits", "activation": "softmax", "background": 0,
             "classes": "class i of `classes` is column i + 1; the background's column is left out",
         },
-        "nms": suppression(limits),
+        "nms": suppression(limits or LIMITS),
         "boxes_to_picture": TO_PICTURE,
     }  # fmt: skip
 

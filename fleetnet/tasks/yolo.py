@@ -21,7 +21,7 @@ weights per image; a fit of anchors is k-means by IoU (arXiv:1612.08242) without
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -31,32 +31,26 @@ from torch.nn import functional as F
 from torchvision.ops import box_convert, complete_box_iou_loss
 
 from ..backbones import Backbone, Option
-from ..boxes import Limits, Prediction, restore, select_within, unpad, within
+from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
+from ..boxes import restore as restore
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
-from ._coco import CocoMetric, present
-from ._decoded import CHOSEN, TO_PICTURE, Decoded, suppression
+from . import Outputs
+from ._coco import CocoMetric
+from ._coco import present as present
+from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, suppression
+from ._defaults import convert as convert
+from ._defaults import implied as implied
 from ._layout import ANY, STRIDES, Layout, Row, parse, read
 
-__all__ = [
-    "decode",
-    "decoding",
-    "embed",
-    "from_file",
-    "head",
-    "loss",
-    "metric",
-    "prepare",
-    "present",
-    "restore",
-    "stored",
-]
-
-TARGET, MODE, AUGMENT, OUTPUT_STRIDE = "boxes", "letterbox", "mosaic", 32
+TARGET, AUGMENT, OUTPUT_STRIDE = "boxes", "mosaic", 32
+MODE: Mode = "letterbox"
 SIZE = (640, 640)
 CLASSES = 80
-OPTIONS = ("depth", "width", "layout")
+OPTIONS: tuple[str, ...] = ("depth", "width", "layout")
 SETTINGS: tuple[str, ...] = ()
+CLASS_MAJOR: tuple[str, ...] = ()
+limit = None
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
 BALANCE = (4.0, 1.0, 0.4)  # weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
 LIMITS = Limits(count=100, iou=0.65, score=0.001)
@@ -67,6 +61,7 @@ DECODE = (
     "IoU of limits.nms; the best limits.max_objects are kept. Classes that limits.only does not name are left out "
     "before."
 )
+EMBEDDED = BOXES
 
 STOCK = """
 nc: 80
@@ -341,8 +336,8 @@ def assign(boxes: Tensor, anchors: Tensor, stride: int, height: int, width: int)
 
 
 def loss(
-    head: Network,
-    outputs: Mapping[str, Tensor],
+    head: nn.Module,
+    outputs: Outputs,
     targets: Mapping[str, Any],
     box_gain: float = 0.05,
     objectness_gain: float = 1.0,
@@ -353,7 +348,7 @@ def loss(
     The gains are for 3 levels, 640x640 pixels and 80 classes, and are scaled from there. An image without objects
     teaches only that there are none.
     """
-    detect = head.detect
+    detect = cast(Network, head).detect
     labels = torch.cat(list(targets["labels"]))
     boxes = box_convert(torch.cat(list(targets["boxes"])).float(), "xyxy", "cxcywh")  # of all images
     image = torch.cat([torch.full_like(x, i) for i, x in enumerate(targets["labels"])])
@@ -414,13 +409,13 @@ def fit_anchors(sizes: Tensor, count: int, rounds: int = 100) -> Tensor:
 
 
 @torch.no_grad()
-def prepare(head: Network, pictures: Sequence[tuple[tuple[int, int], Tensor]], size: tuple[int, int]) -> None:
+def prepare(head: nn.Module, pictures: Iterable[tuple[tuple[int, int], Tensor]], size: tuple[int, int]) -> None:
     """Fit the anchors to the boxes of the training data, where that fits better than the anchors there are.
 
     Better: no fewer boxes have an anchor within a factor of 4, and the mean fit is higher. Boxes under 2 pixels are
     left out; with fewer boxes than anchors the anchors stay.
     """
-    old = head.detect.anchors
+    old = cast(Network, head).detect.anchors
     sizes = torch.cat([torch.zeros(0, 2), *[(b[:, 2:] - b[:, :2]).float().cpu() for _, b in pictures]])
     sizes = sizes[(sizes >= 2).all(1)]
     count = old.shape[0] * old.shape[1]
@@ -435,9 +430,7 @@ def prepare(head: Network, pictures: Sequence[tuple[tuple[int, int], Tensor]], s
 # Predictions ---------------------------------------------------------------------------------------------------------
 
 
-def _padded(
-    outputs: Mapping[str, Tensor], size: tuple[int, int] | None = None, limits: Limits = LIMITS
-) -> dict[str, Tensor]:
+def _padded(outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits = LIMITS) -> dict[str, Tensor]:
     """Predictions (N, A, 5 + classes) -> boxes (N, K, 4), scores (N, K), labels (N, K) of K = `limits.count`."""
     found = []
     for row in outputs["predictions"]:
@@ -447,22 +440,23 @@ def _padded(
 
 
 def decode(
-    outputs: Tensor | Mapping[str, Tensor], size: tuple[int, int] | None = None, limits: Limits = LIMITS
+    outputs: Tensor | Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
 ) -> list[Prediction]:
     """Outputs, raw or those of `embed`, -> the best boxes of each picture within the limits, in input pixels."""
     if isinstance(outputs, Tensor):
         outputs = {"predictions": outputs}
+    limits = limits or LIMITS
     if "scores" in outputs:
         return [within(prediction, limits) for prediction in unpad(dict(outputs))]
     return unpad(_padded(outputs, size, limits))
 
 
-def embed(model: nn.Module, limits: Limits = LIMITS) -> nn.Module:
+def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     """The model with its decode and NMS in the graph: image -> boxes (N, K, 4), scores (N, K), labels (N, K)."""
-    return Decoded(model, partial(_padded, limits=limits))
+    return Decoded(model, partial(_padded, limits=limits or LIMITS))
 
 
-def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     if embedded:
         return CHOSEN
@@ -477,7 +471,7 @@ def decoding(embedded: bool, limits: Limits = LIMITS) -> dict[str, Any]:
             "output": "predictions", "activation": "none: these are probabilities", "objectness": 4, "first_class": 5,
             "classes": "the score of class i of `classes` is column 4 * column 5 + i",
         },
-        "nms": suppression(limits),
+        "nms": suppression(limits or LIMITS),
         "boxes_to_picture": TO_PICTURE,
     }  # fmt: skip
 

@@ -9,9 +9,11 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
-from ..backbones import Option, family
+from .. import backbones, tasks
+from ..backbones import Family, Option, family
+from ..backbones.timm import convert_for, expected_of_image
 from ..errors import FleetnetError
-from ..find import find, names
+from ..find import names
 from ..reparam import FORMS, reparameterize
 from ..tasks import Model, build, defaults, split_name
 from .read import State, Weights, preprocess_of
@@ -28,19 +30,22 @@ def convert(name: str, state: State, expected: Mapping[str, Any]) -> State:
     Where a block was published in two versions (RepViT), the state becomes the one that `expected` has: equal in eval
     mode, though not in training.
     """
-    module, renamed = find("backbones", family(split_name(name)[1])), in_our_names(name, state)
-    states = [_attempt(getattr(module, to), renamed) for to in ("to_current", "to_v1") if hasattr(module, to)]
+    renamed = in_our_names(name, state)
+    states = [_attempt(change, renamed) for change in family_of(name).VERSIONS]
     return max([renamed, *states], key=lambda converted: len(converted.keys() & expected.keys()))  # the first of equals
 
 
 def in_our_names(name: str, state: State) -> State:
     task, backbone_name = split_name(name)
-    for module in (find("backbones", family(backbone_name)), find("tasks", task)):
-        if hasattr(module, "convert_for"):  # of timm, where the names depend on the network
-            state = _attempt(module.convert_for(backbone_name.removeprefix("timm/"), task), state)
-        if hasattr(module, "convert"):
-            state = _attempt(module.convert, state)
-    return state
+    if family(backbone_name) == "timm":  # there the names depend on the network
+        state = _attempt(convert_for(backbone_name.removeprefix("timm/"), task), state)
+    state = _attempt(family_of(name).convert, state)
+    return _attempt(tasks.find(task).convert, state)
+
+
+def family_of(name: str) -> Family:
+    """The file of a model's backbone."""
+    return backbones.find(family(split_name(name)[1]))
 
 
 def _attempt(change: Callable[[State], State], state: State) -> State:
@@ -196,19 +201,17 @@ def head_of(name: str, weights: Weights, options: Mapping[str, Option] | None = 
 def implied_by(name: str, state: State) -> dict[str, Any]:
     """The output stride and options that the authors' weights go with, as far as the model `name` has such options."""
     task_name, backbone_name = split_name(name)
-    task = find("tasks", task_name)
-    implied = dict(task.implied(state)) if hasattr(task, "implied") else {}
+    implied = tasks.find(task_name).implied(state)
     implied["options"] = {**options_of_backbone(name, state), **implied.get("options", {})}
     if family(backbone_name) == "timm" and "preprocess" not in implied:
-        published = find("backbones", "timm").expected_of_image(backbone_name.removeprefix("timm/"), state)
+        published = expected_of_image(backbone_name.removeprefix("timm/"), state)
         implied["preprocess"] = None if published is None else preprocess_of(published)
     return {**implied, "options": {k: v for k, v in implied.get("options", {}).items() if k in defaults(name)}}
 
 
 def options_of_backbone(name: str, state: State) -> dict[str, Option]:
     """The options of the backbone that a state was made with, as far as the names of its tensors tell."""
-    module = find("backbones", family(split_name(name)[1]))
-    return module.options_of(state) if hasattr(module, "options_of") else {}
+    return family_of(name).options_of(state)
 
 
 def backbone_of(task: str, name: str, state: State, expected: Mapping[str, Any]) -> tuple[State, list[str]]:
@@ -231,13 +234,13 @@ def looks_like(state: State) -> tuple[str, str, float]:
 
     candidates = []  # of each family its first variant, in both forms: compare names without their numbers
     for file in names("backbones"):
-        table = getattr(find("backbones", file), "VARIANTS", {})
+        table = backbones.find(file).VARIANTS
         for name, form in ((name, form) for name in list(table)[:1] for form in FORMS):
             expected = shapes_of(name, form)
             candidates.append((alike(pattern(expected), pattern(convert(name, state, expected))), form, list(table)))
-    _, form, table = max(candidates, key=lambda candidate: candidate[0])
+    _, form, of_family = max(candidates, key=lambda candidate: candidate[0])
     best, share = "", -1.0
-    for name in table:
+    for name in of_family:
         expected = shapes_of(name, form)
         converted = convert(name, state, expected)
         ours, theirs = names_of_backbone(expected), names_of_backbone(converted)

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..backbones import family
+from .. import tasks
 from ..errors import ModelError
-from ..find import find
 from ..reparam import form_of, reparameterize
 from ..tasks import Model, defaults, split_name
 from .identify import (
@@ -20,6 +19,7 @@ from .identify import (
     backbone_of,
     convert,
     counted,
+    family_of,
     growing,
     head_of,
     implied_by,
@@ -111,7 +111,7 @@ def place_weights(model: Model, weights: Weights, classes: Sequence[str] | None 
 
 def _has_versions(model: Model) -> bool:
     """Whether the blocks of the model's backbone were published in two versions."""
-    return hasattr(find("backbones", family(split_name(model.name)[1])), "to_v1")
+    return bool(family_of(model.name).VERSIONS)
 
 
 def _fresh_head(model: Model, ours: State, state: State, missing: list[str], wrong: list[str]) -> tuple[State, str]:
@@ -139,7 +139,7 @@ def _fresh_head(model: Model, ours: State, state: State, missing: list[str], wro
 
 def _new_head(model: Model) -> State:
     """Initial values of all of a model's head."""
-    task = find("tasks", model.task)
+    task = tasks.find(model.task)
     options = {key: value for key, value in model.options.items() if key in task.OPTIONS}
     head: nn.Module = task.head(model.backbone, model.classes, **options)
     if form_of(model) == "deploy":
@@ -162,7 +162,7 @@ def _rows_by_name(model: Model, state: State, before: list[str], now: list[str])
     for key, growth in growing(model.name, form_of(model), model.output_stride, tuple(model.options.items())).items():
         if key not in state or growth.classes(state[key].shape) != len(before):
             continue
-        inner = key.startswith(getattr(find("tasks", model.task), "CLASS_MAJOR", ("\0",)))
+        inner = key.startswith(tasks.find(model.task).CLASS_MAJOR)
         rows_before, rows_now = growth.rows(len(before), inner), growth.rows(len(now), inner)
         tensor = initial[key].clone().movedim(growth.dim, 0)
         source = state[key].to(tensor).movedim(growth.dim, 0)

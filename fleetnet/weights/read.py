@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from ..backbones import Pretrained, family, pretrained, variants
+from ..backbones.timm import pretrained as pretrained_by_timm
 from ..errors import FleetnetError, ModelError, choose
 from ..fetching import receive
 from ..files import replacing
-from ..find import find
 from ..reading import MEGABYTE, WEIGHTS, check_regular, from_json, hash_of, leads_out, open_regular
 from ..tasks import split_name
 
@@ -84,7 +84,7 @@ def read_weights(source: str | Path | Mapping[str, Tensor], name: str, ema: bool
     address, backbone_name = str(source), split_name(name)[1]
     published = pretrained(backbone_name)
     if address == "default" and family(backbone_name) == "timm":
-        of_timm, published = find("backbones", "timm").pretrained(backbone_name.removeprefix("timm/"))
+        of_timm, published = pretrained_by_timm(backbone_name.removeprefix("timm/"))
         return Weights(of_timm, published.source, {}, published)
     if address == "default":
         if published is None:

@@ -1,0 +1,40 @@
+"""Quantizers: the int8 file of a runtime, from its float file and pictures. One file is one.
+
+The file has the name of the runtime; `Quantizer` says what it holds. Layers with weights are
+quantized: weights with a scale per output channel, symmetric; the map that a layer takes with one
+scale, asymmetric. The scales of weights are the finest at which no CPU overflows 16 bits
+(`runtimes/_int8.py`): one bit less than eight where a channel has two large weights. Gates
+(squeeze-and-excite) stay in float. Accuracy is the concern of `quantize`.
+"""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+
+from ..find import find as find_module
+
+# Layers to leave in float, file, facts -> the layers that are in int8: quantizers leave some in
+# float by themselves.
+Write = Callable[[set[str], Path, Mapping[str, object]], set[str]]
+
+
+class Quantizer(Protocol):
+    """What the file of a quantizer holds, all of it at its top level."""
+
+    package: str  # the distribution that quantizes: its version goes into the sidecar
+
+    def writer(self, float_file: Path, images: np.ndarray) -> Write:
+        """What writes int8 files from a file of the runtime, calibrated on images (N, 3, H, W).
+
+        Raises `ExportError` where the package is missing.
+        """
+
+    def integer_weights(self, path: Path | str) -> dict[str, np.ndarray]:
+        """The int8 weights in a file by layer, each as rows: (output channels, values)."""
+
+
+def find(name: str) -> Quantizer:
+    """The file of a quantizer; `UsageError` with the nearest name if there is none."""
+    return cast(Quantizer, find_module("int8", name))

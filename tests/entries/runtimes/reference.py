@@ -1,0 +1,56 @@
+"""A runtime that a test adds: our ONNX file, run by the slow evaluator of the onnx package."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..errors import ModelError
+from . import onnx
+from ._defaults import cannot_run as cannot_run
+from ._guarded import Calls, Run
+from ._sizes import Sizes
+
+suffix = ".reference"
+package = "onnx"
+default_opset = onnx.default_opset
+calls: Calls = "file"
+one_pool = False
+integers = "int64"
+OPEN_SIZE = False
+isolated: tuple[str, ...] = ()
+trace, metadata, inspect = None, None, None
+tolerances = {"fp32": 1e-4}
+
+
+def lacks() -> str | None:
+    return onnx.lacks()
+
+
+def export(
+    model: nn.Module,
+    example: Tensor,
+    path: Path | str,
+    *,
+    opset: int | None = None,
+    dynamic: bool = False,
+    metadata: Mapping[str, object] | None = None,
+    outputs: Sequence[str] = ("logits",),
+    precision: str = "fp32",
+    sizes: Sizes | None = None,
+) -> None:
+    onnx.export(model, example, path, opset=opset, dynamic=dynamic, outputs=outputs)
+
+
+def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
+    from onnx.reference import ReferenceEvaluator
+
+    if not Path(path).is_file():
+        raise ModelError(f"{path}: no such file")
+    evaluator = ReferenceEvaluator(str(path))
+
+    def run(image: np.ndarray) -> list[np.ndarray]:
+        return [np.asarray(output) for output in evaluator.run(None, {"image": image})]
+
+    return run
