@@ -12,9 +12,9 @@ from typing import Any
 # threads a network of many small layers then takes thirty times as long. It is read when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-import pytest  # noqa: E402
-import torch  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+import pytest
+import torch
+from torch import Tensor, nn
 
 torch.set_num_threads(1)
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

@@ -48,8 +48,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "freezing": "errors",
     "train": "balance facts freezing loading tasks data transforms augment boxes images checkpoint config claims "
     "fingerprint files reading find errors",
-    "cli": "cli backbones bench checkpoint claims config data devices errors files reading find fingerprint flops "
-    "images layers loading page predict quantize realistic reparam report runtimes synonyms tasks train "
+    "cli": "cli backbones bench boxes checkpoint claims config data devices errors files reading find fingerprint "
+    "flops images layers loading page predict quantize realistic reparam report runtimes synonyms tasks train "
     "transforms weights __init__",
     "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
     "__main__": "cli",

@@ -118,7 +118,7 @@ def _spread(split: "Split", count: int) -> list[int]:
 
 
 def _look(
-    picture: "Image.Image", truth: Mapping[str, Any], prediction: Mapping[str, Any], classes: Sequence[str],
+    picture: "Image.Image", truth: Mapping[str, "Tensor"], prediction: Mapping[str, "Tensor"], classes: Sequence[str],
     threshold: float,
 ) -> _Looked:  # fmt: skip
     from .. import report
@@ -142,7 +142,9 @@ def _look(
     return _Looked(pictures, (_words(truth, classes), f"{missed} missed, {wrong} wrong"), float(missed + wrong))
 
 
-def _missed_and_wrong(truth: Mapping[str, Any], prediction: Mapping[str, Any], threshold: float) -> tuple[int, int]:
+def _missed_and_wrong(
+    truth: Mapping[str, "Tensor"], prediction: Mapping[str, "Tensor"], threshold: float
+) -> tuple[int, int]:
     """Objects that were not found, and boxes that are no object of their class, by IoU; crowds count for neither."""
     from torchvision.ops import box_iou
 
@@ -162,14 +164,14 @@ def _missed_and_wrong(truth: Mapping[str, Any], prediction: Mapping[str, Any], t
     return int(free.sum()), wrong
 
 
-def _with_truth(picture: "Image.Image", truth: Mapping[str, Any], classes: Sequence[str]) -> "Image.Image":
+def _with_truth(picture: "Image.Image", truth: Mapping[str, "Tensor"], classes: Sequence[str]) -> "Image.Image":
     from .. import report
 
     drawable = {key: value for key, value in truth.items() if key in ("boxes", "labels", "masks", "semantic")}
     return report.draw(*_enlarged(picture, drawable), classes) if drawable else picture
 
 
-def _enlarged(picture: "Image.Image", drawable: Mapping[str, Any]) -> "tuple[Image.Image, dict[str, Any]]":
+def _enlarged(picture: "Image.Image", drawable: Mapping[str, "Tensor"]) -> "tuple[Image.Image, dict[str, Tensor]]":
     """A small picture at the size of its place in a sheet, with its boxes, so that names do not cover it."""
     factor = SIDE // max(picture.size)
     if factor < 2:
@@ -185,7 +187,7 @@ def _enlarged(picture: "Image.Image", drawable: Mapping[str, Any]) -> "tuple[Ima
     return larger, moved
 
 
-def _words(truth: Mapping[str, Any], classes: Sequence[str]) -> str:
+def _words(truth: Mapping[str, "Tensor"], classes: Sequence[str]) -> str:
     """The annotation of one picture in a few words."""
     if "label" in truth:
         label = truth["label"]

@@ -18,7 +18,8 @@ from ._subjects import Subject, eager, of_file, one_pool, threads_of
 
 if TYPE_CHECKING:
     from ..bench import Row
-    from ..predict import Predictor
+    from ..data import Split
+    from ..predict import One, Predictor
 
 MAX_DROP = 1.0  # points
 PICTURES = 8  # of the data, for the proof of each export
@@ -141,7 +142,7 @@ def _choices(to: str | None) -> list[tuple[str, str]]:
     return [(name, precision) for name in able for precision in modules[name].tolerances]
 
 
-def _export(model: str, name: str, precision: str, folder: Path, pictures: Sequence[Any]) -> Path:
+def _export(model: str, name: str, precision: str, folder: Path, pictures: "Sequence[One]") -> Path:
     from .. import runtimes
     from ..predict import export
 
@@ -164,7 +165,7 @@ def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
     return file
 
 
-def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge, float, str, list[Any]]:
+def _judge(reference: "Predictor", root: str, format: str | None) -> "tuple[Judge, float, str, Sequence[One]]":
     """What gives a file's score in percent, that of the model, what it is, and some pictures for proofs."""
     from .. import data, tasks
     from ..data._contents import check_usable, contents_of
@@ -176,7 +177,7 @@ def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge
     formats = [data.find(name) for name in names("data")]
     formats = [format for format in formats if target in format.TARGETS]
     if format is None and Path(root).is_dir() and not any(module.detect(root) for module in formats):
-        pictures: list[Any] = find_images(root)[0]
+        pictures: list[One] = [*find_images(root)[0]]
         if not pictures:
             raise DataError(f"no images in {root!r}")
         if target not in ("label", "semantic"):
@@ -192,7 +193,7 @@ def _judge(reference: "Predictor", root: str, format: str | None) -> tuple[Judge
     return lambda predictor: _decisive(predictor, split)[1], expected, by, pictures
 
 
-def _decisive(predictor: "Predictor", split: Any) -> tuple[str, float]:
+def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
     """The first metric of the task, by name; `DataError` where there is nothing to measure it on."""
     from torch.utils.data import DataLoader
 
@@ -205,7 +206,7 @@ def _decisive(predictor: "Predictor", split: Any) -> tuple[str, float]:
     return next(iter(result.items()))
 
 
-def _agreement(reference: "Predictor", pictures: Sequence[Any]) -> Judge:
+def _agreement(reference: "Predictor", pictures: "Sequence[One]") -> Judge:
     """The share of images, or of pixels, that a file gives the same class as the model."""
     import torch
 

@@ -20,6 +20,9 @@ from ._show import say, table, tell
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
+    from ..predict import One
+    from ..tasks import Model
+
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
 LEAST = ("images", "largest difference", "input", "allowed")  # columns left out first where it is narrow
 OF_CHECK = ("classes", "output_stride", "options")
@@ -206,7 +209,7 @@ def _input_of(file: Path) -> str | None:
     return f"{shape[2]}x{shape[3]}"
 
 
-def pictures_of(given: dict[str, Any], checkpoint: Path) -> list[Any]:
+def pictures_of(given: dict[str, Any], checkpoint: Path) -> "list[One]":
     """Pictures of up to 16 samples of --data, spread over the list; none where it is not given."""
     from .. import data, tasks
     from ..checkpoint import read_facts
@@ -252,7 +255,7 @@ def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
 
 
 def _tried(
-    model: Any, size: tuple[int, int], name: str, precision: str, folder: Path, given: dict[str, Any]
+    model: "Model", size: tuple[int, int], name: str, precision: str, folder: Path, given: dict[str, Any]
 ) -> dict[str, Any]:
     """The result in one runtime, which raises where it is not good."""
     from .. import runtimes
@@ -274,7 +277,7 @@ def _tried(
     }  # fmt: skip
 
 
-def _checked(given: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
+def _checked(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     """The model to try, in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it."""
     from .. import checkpoint, tasks
     from ..config import parse_size
@@ -289,4 +292,5 @@ def _checked(given: dict[str, Any]) -> tuple[Any, tuple[int, int]]:
         given["model"], given.get("classes"), output_stride=given.get("output_stride"), options=given.get("options")
     )
     size = size or tasks.find(model.task).SIZE
-    return realistic(model, size), size
+    realistic(model, size)  # in place
+    return model, size

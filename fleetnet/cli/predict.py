@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
     from PIL import Image
 
+    from ..boxes import Prediction
     from ..images import Picture
     from ..predict import Predictor
 
@@ -327,7 +328,7 @@ def _segment(
     return found
 
 
-def _draw(picture: "Picture", prediction: dict[str, Any], classes: list[str]) -> "Image.Image":
+def _draw(picture: "Picture", prediction: "Prediction", classes: list[str]) -> "Image.Image":
     """What was found, on the image of a picture: of a large one, that is a reduced copy."""
     from .. import report
 
@@ -339,7 +340,7 @@ def _draw(picture: "Picture", prediction: dict[str, Any], classes: list[str]) ->
 
 
 def _coco_items(
-    prediction: dict[str, Any], picture: "Picture", image_id: int, ids: list[int]
+    prediction: "Prediction", picture: "Picture", image_id: int, ids: list[int]
 ) -> Iterator[dict[str, Any]]:
     """COCO's results, one after the other, with masks of the picture's own size."""
     from ..tasks._coco import encode_enlarged, results

@@ -114,7 +114,7 @@ class Task(Protocol):
     ) -> Any:
         """A prediction in the pixels of the picture -> in words, for a user."""
 
-    def decoding(self, embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+    def decoding(self, embedded: bool, limits: Limits | None = None) -> dict[str, object]:
         """`decode` and `restore` in words and numbers, for apps.
 
         `embedded` is of a file with its decode inside.

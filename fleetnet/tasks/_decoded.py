@@ -29,7 +29,7 @@ TO_PICTURE = {  # from pixels of the input to those of the picture, with the pla
     "y": "(y - top) / scale_y, clipped to 0 and the picture's height",
     "dropped": "boxes that then have no width or no height",
 }
-CHOSEN = {  # what a graph puts out that chose its boxes itself
+CHOSEN: dict[str, object] = {  # what a graph puts out that chose its boxes itself
     "boxes": {"output": "boxes", "coding": "x0, y0, x1, y1 in pixels of the input"},
     "scores": {"output": "scores", "values": "0 to 1, best first; 0 where there is no box"},
     "labels": {"output": "labels", "values": "index of the class"},
@@ -38,7 +38,7 @@ CHOSEN = {  # what a graph puts out that chose its boxes itself
 }
 
 
-def suppression(limits: Limits) -> dict[str, Any]:
+def suppression(limits: Limits) -> dict[str, object]:
     """How boxes are chosen, as `boxes.select` does it."""
     return {
         "only": None if limits.only is None else list(limits.only),  # indices of classes; the others are left out first

@@ -80,7 +80,7 @@ def decode(
     return [{"logits": row} for row in logits.float()]
 
 
-def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     """`decode` and `present` in words and numbers."""
     return {"scores": {"output": "logits", "activation": "softmax", "axis": 1, "classes": "column i is class i"}}
 

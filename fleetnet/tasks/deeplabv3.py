@@ -162,7 +162,7 @@ def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     return Decoded(model, _classes)
 
 
-def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     places = {
         "row": "of the picture's row i: (i + 0.5) * scale_y + top - 0.5, as an index of a row of the output",

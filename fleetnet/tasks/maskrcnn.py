@@ -304,7 +304,7 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     return {**restored, "masks": paste(probabilities, boxes, (place.height, place.width))}
 
 
-def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     """`decode` and `restore` in words and numbers; the graph chooses boxes itself, so it is always `embedded`."""
     return {
         **CHOSEN,

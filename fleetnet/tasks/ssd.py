@@ -218,7 +218,7 @@ def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     return Decoded(model, partial(_select, limits=limits or LIMITS))
 
 
-def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     if embedded:
         return CHOSEN

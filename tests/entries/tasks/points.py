@@ -93,7 +93,7 @@ def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     return Decoded(model, partial(_select, limits=limits or LIMITS))
 
 
-def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, Any]:
+def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     if embedded:
         return CHOSEN
     return {"nms": suppression(limits or LIMITS), "boxes_to_picture": TO_PICTURE}
