@@ -1,6 +1,6 @@
 """Exported detectors and segmenters find what the checkpoint finds, or are not handed over.
 
-The table of all heads and backbones, raw and decoded, is in test_heads; here are one backbone's predictions against
+The table of all heads and backbones, each raw or decoded, is in test_heads; here are one backbone's predictions against
 those of the checkpoint, and what is written beside the file.
 """
 

@@ -27,13 +27,13 @@ SIZE = (64, 96)
 OTHERS = [(64, 96), (32, 32), (96, 64), (160, 96), (128, 224)]  # its own, the least, tall, larger, wide
 NETWORKS = {  # every family that can, and every head that can
     "ssd/fasternet_t0": {},
-    "yolo/repvit_m0_9": {"width": 0.25},
+    "yolo/repvit_m0_6": {"width": 0.25},
     "deeplabv3/mobileone_s0": {"channels": 16},
 }
-STEPS = {"ssd/fasternet_t0": 32, "yolo/repvit_m0_9": 32, "deeplabv3/mobileone_s0": 16}
+STEPS = {"ssd/fasternet_t0": 32, "yolo/repvit_m0_6": 32, "deeplabv3/mobileone_s0": 16}
 SHAPES = {
     "ssd/fasternet_t0": [[1, "count", 4], [1, "count", 4], [1, "count", 4]],
-    "yolo/repvit_m0_9": [[1, "count", 8]],
+    "yolo/repvit_m0_6": [[1, "count", 8]],
     "deeplabv3/mobileone_s0": [[1, 3, "height", "width"]],
 }
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import benchmark
+from matplotlib.figure import Figure
 from PIL import Image
 
 from fleetnet import checkpoint, claims, data, fingerprint, page, train
@@ -41,6 +42,21 @@ def fit(photos: Path, run: Path, epochs: int = 2, **options: Any) -> dict[str, A
     return train.fit(build("fasternet_t0", 3), *splits, config, run, **options)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def undrawn(run: Path) -> Iterator[None]:
+    """Figures are written as files, but not drawn: it takes a third of a tiny run, and tests/test_report.py draws.
+
+    Those of `run` were drawn before, since other tests have it too.
+    """
+
+    def savefig(self: Figure, file: Any, **_: Any) -> None:
+        file.write(b"a figure")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", savefig)
+        yield
+
+
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """These take most of the time of a tiny run."""
@@ -54,7 +70,7 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 def going_on(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """A folder with a claim of another process that is alive."""
     code = "import sys, time; from fleetnet.claims import claim; from pathlib import Path; claim(Path(sys.argv[1]))"
-    words = [sys.executable, "-c", f"{code}; print(flush=True); time.sleep(60)", str(tmp_path / "run")]
+    words = [sys.executable, "-c", f"{code}; print(flush=True); time.sleep(600)", str(tmp_path / "run")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
@@ -84,7 +100,7 @@ def test_a_second_run_in_a_folder_is_refused(going_on: tuple[Path, int], photos:
 def test_the_claim_of_a_process_that_is_gone_is_taken_over(going_on: tuple[Path, int]):
     folder, process = going_on
     os.kill(process, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while Path(f"/proc/{process}/stat").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text():
         assert time.monotonic() < deadline
     (folder / f".best.safetensors.{process}.tmp").write_bytes(b"half")

@@ -59,7 +59,7 @@ def test_many_threads_share_a_file(files, name, action):
 
 def test_the_campaign_sees_answers_that_are_mixed_up():
     """Its own check: a function that keeps its input where another thread can change it."""
-    kept, barrier = [0], threading.Barrier(2, timeout=5)
+    kept, barrier = [0], threading.Barrier(2, timeout=60)
     alone = threading.get_ident()
 
     def ask(i: int) -> dict[str, np.ndarray]:
@@ -157,17 +157,17 @@ def test_two_threads_that_are_quiet_leave_streams_and_levels_as_they_were(withou
     def first() -> None:
         with without():
             entered.set()
-            leave.wait(5)
+            leave.wait(60)
         left.set()
 
     def second() -> None:
         with without():
-            left.wait(5)
+            left.wait(60)
 
     before = os.fstat(1).st_ino, logging.root.manager.disable, list(warnings.filters)
     workers = [threading.Thread(target=work) for work in (first, second)]
     workers[0].start()
-    entered.wait(5)
+    entered.wait(60)
     workers[1].start()
     workers[1].join(0.2)
     leave.set()
