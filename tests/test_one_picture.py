@@ -152,6 +152,18 @@ def test_arrays_of_other_types_and_channels(array, like):
     assert np.array_equal(np.asarray(read_picture(tensor).image), expected)
 
 
+@pytest.mark.parametrize("alpha", [False, True])
+@pytest.mark.parametrize("deep", [False, True])
+def test_colors_in_the_order_of_opencv(alpha, deep):
+    """Alpha stays the last of four channels, and what it makes transparent is laid on white."""
+    array = np.dstack([COLORS, ALPHA]) if alpha else COLORS
+    array = sixteen(array) if deep else array
+    swapped = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    expected = np.asarray(images.load(array).image)
+    assert np.array_equal(np.asarray(images.load(swapped, channels="BGR").image), expected)
+    assert (expected[ALPHA == 0] == 255).all() == alpha
+
+
 @pytest.mark.parametrize(
     ("picture", "error", "match"),
     [

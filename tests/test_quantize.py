@@ -1,12 +1,14 @@
 """Int8: what comes before keeps what a network computes; what is refused leaves nothing; what is given loads."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -14,7 +16,7 @@ from torch.nn import functional as F
 from zoo import randomize
 
 import fleetnet
-from fleetnet import cli, int8
+from fleetnet import checkpoint, cli, int8
 from fleetnet.backbones.mobileone import MobileOne
 from fleetnet.boxes import Place
 from fleetnet.cli import main
@@ -35,6 +37,7 @@ from fleetnet.quantize import (
 )  # fmt: skip
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes._int8 import safe_scales
+from fleetnet.tasks import build
 from fleetnet.transforms import Batch, Preprocess
 
 CLASSES, SIZE = 4, 24
@@ -234,6 +237,35 @@ def test_recalibrating_needs_norms_and_images() -> None:
         recalibrate(tiny(), images())
     with pytest.raises(UsageError, match="at least 2"):
         recalibrate(nn.Sequential(nn.BatchNorm2d(3)), images(1))
+
+
+def test_norms_are_recalibrated_where_that_is_asked_for(tmp_path: Path) -> None:
+    """Before they are folded, as the sidecar will say."""
+    model = randomize(build("fasternet_t0", CLASSES), 0)
+    preprocess = Preprocess((32, 32))
+    checkpoint.save(tmp_path / "best.safetensors", model, classes=[*"abcd"], preprocess=preprocess)
+    seen = F.interpolate(images(8), preprocess.size)
+    labels = {"label": torch.zeros(len(seen), dtype=torch.int64)}
+    batches = [Batch(seen, labels, [], [*range(8)], [Place(32, 32)] * len(seen))]
+    for asked, norms_of in ((False, model), (True, recalibrate(model, seen))):
+        source = prepare(tmp_path, seen, batches, equalizing=False, recalibrating=asked)
+        assert source.recalibrated == asked
+        with torch.no_grad():
+            expected, actual = norms_of(seen), source.deployed(seen)
+        assert (actual - expected).abs().max() < 1e-4 * expected.std()
+
+
+def test_calibration_takes_pictures_from_everywhere() -> None:
+    """Data are often sorted by class: the first pictures would be of one."""
+    grays = [partial(Image.new, "RGB", (SIZE, SIZE), (gray,) * 3) for gray in range(100)]
+    preprocess = Preprocess((SIZE, SIZE), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+    def taken(count: int) -> list[int]:
+        pictures = calibration(grays, preprocess, count)  # (N, 3, H, W)
+        return [round(255 * picture.mean().item()) for picture in pictures]
+
+    assert taken(10) == [*range(0, 100, 10)]
+    assert taken(200) == [*range(100)]
 
 
 # ---- sensitivity -----------------------------------------------------------------------------------------------------
@@ -540,8 +572,6 @@ def test_command(
     assert "no int8 for the runtime 'mnn'" in capsys.readouterr().err
     black = tmp_path / "black"
     black.mkdir()
-    from PIL import Image
-
     Image.new("RGB", (32, 32)).save(black / "a.png")
     words = f"quantize --model {run} --data {photos} --to onnx --calibrate-on {black} --max-drop 100 --threads 1"
     assert main([*words.split(), "--out", str(tmp_path / "black")]) == 0

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -186,6 +187,26 @@ def test_collate():
     assert batch.images.shape == (3, 3, 2, 2)
     assert batch.targets["label"].tolist() == [0, 1, 2]
     assert batch.skipped == []
+
+
+def test_the_other_pictures_of_a_mosaic_are_any_of_the_samples():
+    """Each as often as another; the first is the sample itself."""
+
+    class Labels:
+        pictures = 4
+
+        def __call__(self, items):
+            return torch.stack([targets["label"] for _, targets in items]), {}
+
+    samples = [Sample(partial(Image.new, "RGB", (8, 8)), label) for label in range(8)]
+    data = ImageDataset(Split(samples, list("abcdefgh")), Labels())
+    torch.manual_seed(0)
+    drawn = torch.stack([data[index].image for index in [*range(8)] * 20])  # (160, 4) labels
+    assert drawn[:, 0].tolist() == [*range(8)] * 20
+    for place in (1, 2, 3):
+        counts = drawn[:, place].bincount(minlength=8)
+        assert counts.min() >= 8, counts  # of 20 expected
+        assert counts.max() <= 36, counts
 
 
 def test_cache(tmp_path):

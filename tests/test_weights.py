@@ -5,7 +5,7 @@ import hashlib
 import os
 import pickle
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,7 +25,7 @@ from fleetnet.tasks import Model, build
 from fleetnet.transforms import Preprocess
 from fleetnet.weights import create_model, list_models, load_weights
 from fleetnet.weights.identify import plan
-from fleetnet.weights.read import read_weights, unwrap
+from fleetnet.weights.read import hash_tensors, read_weights, unwrap
 
 State = dict[str, Tensor]
 SMALL = "fasternet_t0"
@@ -172,6 +172,29 @@ def test_paths_that_are_wrong(tmp_path: Path) -> None:
     (tmp_path / "a.onnx").write_bytes(b"PK")
     with pytest.raises(ModelError, match=r"weights are read from .*; this is '\.onnx'"):
         read_weights(tmp_path / "a.onnx", SMALL)
+
+
+CHANGES: dict[str, Callable[[State], State]] = {
+    "another value": lambda state: {**state, "b": state["b"] + 1},
+    "another name": lambda state: {"a": state["a"], "c": state["b"]},
+    "another shape": lambda state: {**state, "b": state["b"].reshape(3, 2)},
+    "another type": lambda state: {**state, "b": state["b"].view(torch.int32)},
+    "names exchanged": lambda state: {"a": state["b"], "b": state["a"]},
+    "one left out": lambda state: {"a": state["a"]},
+    "one more": lambda state: {**state, "c": W},
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_tensors_that_were_changed_after_they_were_hashed(change: str, tmp_path: Path) -> None:
+    """The hash is of names, types, shapes and values: all that a file of tensors says."""
+    state = {"a": torch.arange(6.0), "b": torch.arange(6.0, 12.0)}
+    notes = {"fleetnet": "{}", "tensors_sha256": hash_tensors(state)}
+    save_file(state, tmp_path / "same.safetensors", notes)
+    assert set(read_weights(tmp_path / "same.safetensors", SMALL).state) == {"a", "b"}
+    save_file(CHANGES[change](state), tmp_path / "other.safetensors", notes)
+    with pytest.raises(ModelError, match="the hash of its tensors is not the one that was written"):
+        read_weights(tmp_path / "other.safetensors", SMALL)
 
 
 # ---- the hub and other addresses -------------------------------------------------------------------------------------
