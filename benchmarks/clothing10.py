@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 import fleetnet
-from fleetnet.config import read_recipe
 from fleetnet.tasks import Model
+from fleetnet.training.config import read_recipe
 
 NAMES = ("fasternet_t0", "mobileone_s0", "repvit_m0_9", "parcnet_xs")
 RECIPE = Path(__file__).parents[1] / "recipes" / "clothing10.yaml"

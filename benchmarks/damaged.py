@@ -149,7 +149,7 @@ def read(kind: str, folder: Path, file: str) -> Any:
     import fleetnet
     from fleetnet import checkpoint
     from fleetnet.cli.train import _read_config
-    from fleetnet.train import read_log
+    from fleetnet.training.log import read_log
 
     if kind == "config":
         return _read_config(folder).to_dict()

@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
-from fleetnet import checkpoint, train
+from fleetnet import checkpoint
 from fleetnet.cli import main as fleetnet_main
+from fleetnet.training.log import read_log
 
 EPOCHS = 5
 WORDS = (
@@ -123,7 +124,7 @@ def contents(run: Path) -> dict[str, Any]:
     return {
         "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
         "state": state,
-        "log": [{**line, "seconds": 0} for line in train.read_log(run)],
+        "log": [{**line, "seconds": 0} for line in read_log(run)],
         **weights,
     }
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fleetnet.data import Sample, Split
-from fleetnet.train import evaluate
+from fleetnet.training.evaluate import evaluate
 from fleetnet.transforms import ImageDataset, Preprocess, collate
 
 ALLOWED = 1.2

@@ -39,7 +39,7 @@ from fleetnet.predict import export, load
 from fleetnet.realistic import realistic
 from fleetnet.runtimes import label
 from fleetnet.tasks import build
-from fleetnet.train import evaluate
+from fleetnet.training.evaluate import evaluate
 from fleetnet.transforms import ImageDataset, collate
 from fleetnet.weights.read import locate
 

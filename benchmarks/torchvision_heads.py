@@ -37,9 +37,9 @@ import fleetnet
 from fleetnet import boxes, data
 from fleetnet.boxes import Place, Prediction
 from fleetnet.cli._arguments import add_settings, check_types
-from fleetnet.config import read_recipe
 from fleetnet.find import find
 from fleetnet.tasks import Model
+from fleetnet.training.config import read_recipe
 
 OPTIONS = {"ssd": (), "maskrcnn": ("anchor", "samples", "proposals"), "deeplabv3": ("auxiliary",)}
 

@@ -2,7 +2,7 @@
 
     model = fleetnet.create_model("repvit_m0_9", classes=10, weights="default")
     data = {split: fleetnet.load_data("photos/", split) for split in ("train", "val")}
-    fleetnet.fit(model, data["train"], data["val"], config, run)
+    fleetnet.fit(model, data["train"], data["val"], config, "runs/x")
     fleetnet.export("runs/x", "onnx", "model.onnx")           collapsed, verified, then handed over
     fleetnet.load("model.onnx").predict(["a.jpg"])            [[("cat", 0.98), ...]]
 
@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING
 from .errors import DataError, ExportError, FleetnetError, ModelError, UsageError
 
 if TYPE_CHECKING:
-    from .config import TrainConfig
     from .data import Sample
     from .data import load as load_data
     from .predict import export, load
     from .reparam import reparameterize
-    from .train import evaluate, fit
+    from .training.config import TrainConfig
+    from .training.evaluate import evaluate
+    from .training.fit import fit
     from .transforms import Preprocess
     from .weights import create_model, list_models, load_weights
 
@@ -49,11 +50,11 @@ __all__ = [
 _HOME = {  # of each name that is loaded when first used: its module, and its name there where that differs
     "Preprocess": "transforms",
     "Sample": "data",
-    "TrainConfig": "config",
+    "TrainConfig": "training.config",
     "create_model": "weights",
-    "evaluate": "train",
+    "evaluate": "training.evaluate",
     "export": "predict",
-    "fit": "train",
+    "fit": "training.fit",
     "list_models": "weights",
     "load": "predict",
     "load_data": "data:load",

@@ -2,6 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,19 @@ from torch.utils.data import Sampler
 
 from .data import IGNORE, Split
 from .errors import DataError
+
+
+class Order(Protocol):
+    """In which order an epoch goes through the samples: their indices, some left out or repeated if it likes.
+
+    It is a function of the epoch alone, so that a run that continues goes on as if it had never stopped.
+    """
+
+    epoch: int  # from 0; set before each pass
+
+    def __iter__(self) -> Iterator[int]: ...
+
+    def __len__(self) -> int: ...
 
 
 class Shuffled(Sampler[int]):

@@ -10,7 +10,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import sharedctypes
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Sampler, get_worker_info
+from torch.utils.data import DataLoader, get_worker_info
 
 from .errors import FleetnetError
 from .transforms import Batch, ImageDataset, Item, collate
@@ -177,7 +177,7 @@ def batches_of(
     *,
     workers: int = 0,
     minutes: float = MINUTES,
-    sampler: Sampler[int] | None = None,
+    sampler: Iterable[int] | None = None,
     drop_last: bool = False,
     pin_memory: bool = False,
 ) -> DataLoader[Any]:

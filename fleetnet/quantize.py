@@ -40,7 +40,7 @@ from .runtimes import _describe, files, signed, version
 from .runtimes._cpu import int8_class
 from .runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
 from .tasks import limits_of, named
-from .train import evaluate
+from .training.evaluate import evaluate
 from .transforms import Preprocess
 from .weights.read import locate
 

@@ -21,10 +21,10 @@ from torchvision.transforms import v2
 
 from . import images
 from .boxes import Mode, Place
-from .config import LARGEST_SIDE
 from .data import Sample, Split
 from .data._masks import mask_of
 from .errors import DataError, ModelError, UsageError, choose
+from .preprocess import LARGEST_SIDE
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 AUTO_AUGMENT = {

@@ -8,11 +8,15 @@ import torch
 from conftest import benchmark
 from torch import nn
 
-from fleetnet import checkpoint, report, train
+from fleetnet import checkpoint, report
 from fleetnet.data import Sample, Split, load
 from fleetnet.errors import DataError, ModelError
 from fleetnet.tasks import _counts, build, classification, deeplabv3
 from fleetnet.tasks._counts import Pairs
+from fleetnet.training.config import TrainConfig
+from fleetnet.training.evaluate import evaluate
+from fleetnet.training.fit import fit
+from fleetnet.training.run import best_of
 from fleetnet.transforms import Batch
 
 ROOT = Path(__file__).parents[1]
@@ -143,7 +147,7 @@ def test_a_whole_set_without_anything_to_measure_is_an_error() -> None:
     ]
     for task, outputs, targets, first in cases:
         with pytest.raises(DataError, match=f"nothing to measure {first} on in 1 images: .*"):
-            train.evaluate(Fixed(outputs), task, [batch(targets)], ["ant", "bee"])
+            evaluate(Fixed(outputs), task, [batch(targets)], ["ant", "bee"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -153,15 +157,15 @@ def test_outputs_that_are_not_finite_are_an_error(value: float) -> None:
         ("deeplabv3", {"logits": torch.full((1, 2, 8, 8), value)}, {"semantic": [torch.zeros(8, 8).long()]}),
     ):
         with pytest.raises(ModelError, match="has NaN or infinity"):
-            train.evaluate(Fixed(outputs), task, [batch(targets)], ["ant", "bee"])
+            evaluate(Fixed(outputs), task, [batch(targets)], ["ant", "bee"])
 
 
 def test_the_best_of_nothing_is_an_error_not_a_choice(tmp_path: Path) -> None:
     training, val = (load("shapes:40", part, None, "boxes") for part in ("train", "val"))
     empty = Split([Sample(sample.image, objects=()) for sample in val.samples[:2]], val.classes)
-    config = train.TrainConfig(batch_size=4, size=64, epochs=1, ema=None)
+    config = TrainConfig(batch_size=4, size=64, epochs=1, ema=None)
     with pytest.raises(DataError, match="nothing to measure on: no object in 2 images"):
-        train.fit(build("ssd/fasternet_t0", 6), Split(training.samples[:4], training.classes), empty, config, tmp_path)
+        fit(build("ssd/fasternet_t0", 6), Split(training.samples[:4], training.classes), empty, config, tmp_path)
     assert not (tmp_path / "best.safetensors").exists()
 
 
@@ -173,9 +177,9 @@ def test_the_state_of_a_run_holds_figures_alone(run: Path) -> None:
     assert details.items() >= best.items()
     assert len(details["confusion"]) == len(details["by_class"]) == 3
     details = {key: value for key, value in details.items() if key != "description_sha256"}
-    assert train.best_of(run, best) == details
-    assert train.best_of(run, {**best, "epoch": 7}) == {**best, "epoch": 7}  # a kill between the two files
-    assert train.best_of(run / "plots", best) == best
+    assert best_of(run, best) == details
+    assert best_of(run, {**best, "epoch": 7}) == {**best, "epoch": 7}  # a kill between the two files
+    assert best_of(run / "plots", best) == best
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert not any(isinstance(value, list | dict) for value in lines[0]["raw"].values())
 

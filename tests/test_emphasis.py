@@ -8,14 +8,18 @@ import numpy as np
 import pytest
 import torch
 
-from fleetnet import balance, checkpoint, data, train
+import fleetnet
+from fleetnet import balance, checkpoint, data
 from fleetnet.balance import Balanced, Shuffled, class_weights
-from fleetnet.config import TrainConfig
 from fleetnet.data import Sample, Split
 from fleetnet.errors import DataError, UsageError
 from fleetnet.find import find
-from fleetnet.freezing import freeze
 from fleetnet.tasks import build
+from fleetnet.training import learner, objective
+from fleetnet.training.config import TrainConfig
+from fleetnet.training.freezing import freeze
+from fleetnet.training.run import epochs_of
+from fleetnet.training.schedule import stopped_early
 
 
 def fit(photos: Path, run: Path, **settings: Any) -> tuple[dict[str, Any], torch.nn.Module]:
@@ -24,7 +28,8 @@ def fit(photos: Path, run: Path, **settings: Any) -> tuple[dict[str, Any], torch
     usual = {"size": 32, "batch_size": 8, "epochs": 2, "device": "cpu", "optimizer": "sgd", "lr": 0.05}
     options = {key: settings.pop(key) for key in ("resume", "on_epoch") if key in settings}
     splits = [data.load(str(photos), split) for split in ("train", "val")]
-    return train.fit(model, *splits, TrainConfig(**{**usual, **settings}), run, **options), model
+    config = TrainConfig(**{**usual, **settings})
+    return fleetnet.fit(model, *splits, config, run, report=False, **options), model
 
 
 # Classes of few samples
@@ -94,7 +99,9 @@ def test_balance_reaches_the_training(photos: Path, tmp_path: Path, monkeypatch:
     fit(photos, tmp_path / "a", balance=True)
     assert used == [0, 1]
     weighed = []
-    monkeypatch.setattr(train, "class_weights", lambda *words: weighed.append(words) or balance.class_weights(*words))
+    monkeypatch.setattr(
+        objective, "class_weights", lambda *words: weighed.append(words) or balance.class_weights(*words)
+    )
     fit(photos, tmp_path / "b", class_weights="balanced", mixup=0.2, epochs=1)
     assert len(weighed) == 1
     with pytest.raises(UsageError, match="give one of them"):
@@ -153,16 +160,16 @@ def test_a_module_stands_for_all_that_is_in_it():
 def test_when_training_stops(evaluated: list[int], best: int, patience: int, stops: bool):
     last = evaluated[-1] if evaluated else 0
     log = [{"epoch": epoch, **({"raw": {}} if epoch in evaluated else {})} for epoch in range(1, last + 1)]
-    assert train.stopped_early(log, {"epoch": best}, patience) == stops
+    assert stopped_early(log, {"epoch": best}, patience) == stops
 
 
 def test_a_run_that_stopped_early_stays_so(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Also where a kill came before its end; and goes on with more patience."""
     figures = iter([50.0, 40.0, 40.0, 60.0, 10.0])
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: {"top1": next(figures), "images": 12, "skipped": []})
+    monkeypatch.setattr(learner, "evaluate", lambda *_, **__: {"top1": next(figures), "images": 12, "skipped": []})
     best, _ = fit(photos, tmp_path, epochs=9, patience=2, ema=None)
-    assert (best["epoch"], train.epochs_of(tmp_path)) == (1, 3)
+    assert (best["epoch"], epochs_of(tmp_path)) == (1, 3)
     again, _ = fit(photos, tmp_path, epochs=9, patience=2, ema=None, resume=True)
-    assert (again, train.epochs_of(tmp_path)) == (best, 3)
+    assert (again, epochs_of(tmp_path)) == (best, 3)
     best, _ = fit(photos, tmp_path, epochs=5, patience=4, ema=None, resume=True)
-    assert (best["epoch"], train.epochs_of(tmp_path)) == (4, 5)
+    assert (best["epoch"], epochs_of(tmp_path)) == (4, 5)

@@ -7,16 +7,22 @@ import pytest
 import torch
 
 import fleetnet
-from fleetnet import checkpoint, train
+from fleetnet import checkpoint
 from fleetnet.data import Sample, Split, load
 from fleetnet.errors import DataError, UsageError
 from fleetnet.tasks import build
+from fleetnet.training.freezing import freeze_norms
+from fleetnet.training.schedule import parameter_groups
 
 SMALL = {"batch_size": 4, "size": 64, "optimizer": "sgd", "lr": 1e-3, "warmup_epochs": 0, "clip": 1.0}
 
 
 def settings(**changes: object) -> fleetnet.TrainConfig:
     return fleetnet.TrainConfig(**{**SMALL, **changes})
+
+
+def fit(*arguments: object, **options: object) -> dict:
+    return fleetnet.fit(*arguments, report=False, **options)
 
 
 def splits(target: str, count: int = 8) -> tuple[Split, Split]:
@@ -37,10 +43,10 @@ def test_a_resumed_detector_is_the_same(tmp_path: Path):
         if line["epoch"] == 2:
             raise KeyboardInterrupt
 
-    train.fit(detector(), *splits("boxes"), config, tmp_path / "whole")
+    fit(detector(), *splits("boxes"), config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        train.fit(detector(), *splits("boxes"), config, tmp_path / "cut", on_epoch=stop)
-    train.fit(detector(), *splits("boxes"), config, tmp_path / "cut", resume=True)
+        fit(detector(), *splits("boxes"), config, tmp_path / "cut", on_epoch=stop)
+    fit(detector(), *splits("boxes"), config, tmp_path / "cut", resume=True)
     whole, cut = (checkpoint.load(tmp_path / run / "last.safetensors").model.state_dict() for run in ("whole", "cut"))
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     before = detector().state_dict()
@@ -53,8 +59,8 @@ def test_a_resumed_detector_is_the_same(tmp_path: Path):
 
 def test_head_lr_and_frozen_norms_reach_the_optimizer():
     model = detector("ssd/fasternet_t0")
-    train.freeze_norms(model)
-    groups = train.parameter_groups(model, 0.01, head_lr=5.0)
+    freeze_norms(model)
+    groups = parameter_groups(model, 0.01, head_lr=5.0)
     assert {group["lr_multiple"] for group in groups if group["params"]} == {1.0, 5.0}
     of_head = {id(p) for p in model.head.parameters()}
     for group in groups:
@@ -73,7 +79,7 @@ def test_multi_scale_and_mosaic_change_what_is_seen(tmp_path: Path, monkeypatch:
         return whole(self, image)
 
     monkeypatch.setattr(fleetnet.tasks.Model, "forward", forward)
-    train.fit(detector(), *splits("boxes"), settings(epochs=4, multi_scale=0.5), tmp_path)
+    fit(detector(), *splits("boxes"), settings(epochs=4, multi_scale=0.5), tmp_path)
     sizes = {size for size in seen if size}
     assert sizes <= {(32, 32), (64, 64), (96, 96)}
     assert len(sizes) > 1
@@ -91,14 +97,14 @@ def test_multi_scale_and_mosaic_change_what_is_seen(tmp_path: Path, monkeypatch:
 )
 def test_settings_that_a_detector_has_no_use_for(changes: dict, error: str, tmp_path: Path):
     with pytest.raises(UsageError, match=error):
-        train.fit(detector("ssd/fasternet_t0"), *splits("boxes"), settings(epochs=1, **changes), tmp_path)
+        fit(detector("ssd/fasternet_t0"), *splits("boxes"), settings(epochs=1, **changes), tmp_path)
 
 
 def test_data_loaded_for_another_task(tmp_path: Path):
     with pytest.raises(DataError, match="has no boxes: load the data with target='boxes'"):
-        train.fit(detector(), *splits("label"), settings(epochs=1), tmp_path)
+        fit(detector(), *splits("label"), settings(epochs=1), tmp_path)
     with pytest.raises(DataError, match="has no label of an image: load the data with target='label'"):
-        train.fit(build("fasternet_t0", 6), *splits("boxes"), settings(epochs=1), tmp_path)
+        fit(build("fasternet_t0", 6), *splits("boxes"), settings(epochs=1), tmp_path)
 
 
 def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
@@ -107,7 +113,7 @@ def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
     broken = [Sample(tmp_path / "lost.jpg", semantic=train_split.samples[0].semantic), *train_split.samples[1:]]
     model = build("deeplabv3/fasternet_t0", 7, options={"channels": 16})
     line: list = []
-    train.fit(
+    fit(
         model, Split(broken, train_split.classes), val, settings(epochs=1, batch_size=2), tmp_path / "run",
         on_epoch=line.append,
     )  # fmt: skip
@@ -130,5 +136,5 @@ def test_nothing_to_find_is_refused(tmp_path: Path):
         (train_split, crowds, "nothing to measure on: .*; [0-9]+ crowds do not count"),
     ):
         with pytest.raises(DataError, match=message):
-            train.fit(detector("ssd/fasternet_t0"), samples, split, settings(epochs=1, max_bad=1.0), tmp_path / "run")
+            fit(detector("ssd/fasternet_t0"), samples, split, settings(epochs=1, max_bad=1.0), tmp_path / "run")
     assert not (tmp_path / "run").exists()

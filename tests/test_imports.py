@@ -14,9 +14,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "facts": "reading find errors",
     "find": "errors",
     "files": "errors",
-    "claims": "files reading errors",
     "boxes": "errors",
-    "config": "reading errors",
+    "preprocess": "errors",
     "reparam": "errors",
     "bench": "errors",
     "bands": "errors",
@@ -25,33 +24,31 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "flops": "scopes errors",
     "devices": "bench reading errors",
     "report": "files errors",
-    "page": "files errors",
+    "page": "files",
     "layers": "reparam errors",
-    "parc": "reparam layers errors",
+    "parc": "reparam errors",
     "backbones": "backbones layers parc reparam find errors synonyms",
-    "data": "data images boxes find reading errors",
-    "fingerprint": "data files reading errors",
-    "transforms": "data images boxes config errors",
+    "data": "data images find reading errors",
+    "transforms": "data images boxes preprocess errors",
     "loading": "transforms errors",
-    "augment": "transforms data images boxes errors",
-    "tasks": "tasks backbones layers boxes reparam find reading errors synonyms",
+    "balance": "data errors",
+    "augment": "transforms data boxes errors",
+    "tasks": "tasks backbones layers boxes find reading errors synonyms",
     "weights": "weights tasks backbones reparam fetching files reading find errors",
-    "checkpoint": "facts tasks transforms weights reparam files reading find errors __init__",
+    "checkpoint": "facts tasks transforms weights reparam files reading errors __init__",
     "runtimes": "runtimes facts scopes boxes reparam parc files reading find errors",
     "realistic": "",
     "predict": "checkpoint weights reparam reading images runtimes tasks transforms boxes find errors",
-    "equalize": "reparam errors",
+    "training": "training augment balance boxes checkpoint data facts images loading page predict preprocess report "
+    "tasks transforms files reading find errors __init__",
+    "equalize": "",
     "int8": "int8 runtimes find reading errors",
-    "quantize": "loading int8 equalize checkpoint weights images runtimes predict train transforms tasks reparam "
+    "quantize": "loading int8 equalize checkpoint weights runtimes predict training transforms tasks reparam "
     "files reading find errors",
-    "balance": "data errors",
-    "freezing": "errors",
-    "train": "balance facts freezing loading tasks data transforms augment boxes images checkpoint config claims "
-    "fingerprint files reading find errors",
-    "cli": "cli backbones bench boxes checkpoint claims config data devices errors files reading find fingerprint "
-    "flops images layers loading page predict quantize realistic reparam report runtimes synonyms tasks train "
+    "cli": "cli backbones bench boxes checkpoint data devices errors files reading find flops preprocess training "
+    "images loading predict quantize realistic reparam report runtimes synonyms tasks "
     "transforms weights __init__",
-    "__init__": "checkpoint config data errors predict reparam tasks train transforms weights",
+    "__init__": "data errors predict reparam training transforms weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))
@@ -71,6 +68,13 @@ def imported(file: Path) -> set[str]:
             names = ["__init__" if name == "__version__" else name for name in names]
             parts |= {name.split(".")[0] for name in names} if outside else {part(file)}
     return parts
+
+
+def test_no_permission_is_left_unused():
+    used: dict[str, set[str]] = {name: set() for name in MAY_IMPORT}
+    for file in FILES:
+        used[part(file)] |= imported(file)
+    assert {name: set(allowed.split()) for name, allowed in MAY_IMPORT.items()} == used
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: str(f.relative_to(ROOT)))

@@ -10,7 +10,7 @@ import torch
 from torchvision.ops import box_iou
 from zoo import randomize
 
-from fleetnet import checkpoint, train
+from fleetnet import checkpoint
 from fleetnet.boxes import Limits, within
 from fleetnet.cli import main
 from fleetnet.data import Split, load
@@ -20,7 +20,11 @@ from fleetnet.find import find
 from fleetnet.predict import Predictor, export
 from fleetnet.quantize import prepare, quantize
 from fleetnet.tasks import Model, build, limits_of
-from fleetnet.transforms import Preprocess
+from fleetnet.training.config import TrainConfig
+from fleetnet.training.evaluate import Reached, evaluate
+from fleetnet.training.fit import fit
+from fleetnet.training.setup import loader
+from fleetnet.transforms import ImageDataset, Preprocess
 
 NAMES = list(CLASSES)
 SMALL: dict[str, dict[str, Any]] = {
@@ -220,7 +224,7 @@ def test_commands_take_limits(files: Path, tmp_path: Path, capsys: pytest.Captur
 
 
 def test_a_limit_that_is_reached_is_said() -> None:
-    reached = train.Reached()
+    reached = Reached()
     full = {"scores": torch.tensor([0.9, 0.5])}
     reached.add([full, {"scores": torch.tensor([0.8])}], [torch.zeros(1), torch.zeros(3)], 2)
     assert reached.result(0.4, 2, ["a"])["at_limit"] == 1
@@ -237,7 +241,7 @@ def test_a_run_keeps_the_score_of_its_best_f1(tmp_path: Path) -> None:
     training = load("shapes:20", "train", None, "boxes")
     torch.manual_seed(0)
     model = build("ssd/fasternet_t0", len(training.classes))
-    config = train.TrainConfig(
+    config = TrainConfig(
         model="ssd/fasternet_t0",
         batch_size=4,
         size=64,
@@ -250,18 +254,18 @@ def test_a_run_keeps_the_score_of_its_best_f1(tmp_path: Path) -> None:
         cache=True,
     )
     some = Split(training.samples[:8], training.classes)
-    best = train.fit(model, some, some, config, tmp_path)
+    best = fit(model, some, some, config, tmp_path, report=False)
     assert best["score"] is not None
     predictor = Predictor(tmp_path)
     assert predictor.limits == Limits(40, 0.5, 0.01)
     assert predictor.score == best["score"]
-    result = train.evaluate(
+    result = evaluate(
         predictor, "ssd",
-        train.loader(train.ImageDataset(some, predictor.preprocess, target="boxes"), config, None), some.classes,
+        loader(ImageDataset(some, predictor.preprocess, target="boxes"), config, None), some.classes,
     )  # fmt: skip
     assert result["score"] == pytest.approx(best["score"], abs=1e-6)
     assert result["F1"] == pytest.approx(best["F1"])
-    batches = train.loader(train.ImageDataset(some, predictor.preprocess, target="boxes"), config, None)
+    batches = loader(ImageDataset(some, predictor.preprocess, target="boxes"), config, None)
     inputs = torch.cat([batch.images for batch in batches])
     done = quantize(prepare(tmp_path, inputs, batches), "onnx", tmp_path / "int8" / "model.onnx", max_drop=100)
     about = json.loads(done.sidecar.read_text())
@@ -278,9 +282,9 @@ def test_int8_is_made_of_a_network_that_keeps_what_the_checkpoint_keeps(tmp_path
         settings={"max_objects": 7},
     )  # fmt: skip
     some = load("shapes:8", "train", None, "masks")
-    images = train.ImageDataset(Split(some.samples[:2], some.classes), Preprocess(SIZE), target="masks")
-    config = train.TrainConfig(model="maskrcnn/fasternet_t0", batch_size=2, size=64)
-    batches = train.loader(images, config, None)
+    images = ImageDataset(Split(some.samples[:2], some.classes), Preprocess(SIZE), target="masks")
+    config = TrainConfig(model="maskrcnn/fasternet_t0", batch_size=2, size=64)
+    batches = loader(images, config, None)
     source = prepare(tmp_path / "mask.safetensors", torch.rand(2, 3, *SIZE), batches, equalizing=False)
     with torch.no_grad():
         assert source.deployed(torch.rand(1, 3, *SIZE))["boxes"].shape == (1, 7, 4)

@@ -21,10 +21,10 @@ from fleetnet.backbones import pretrained, variants
 from fleetnet.cli import VERBS, main
 from fleetnet.cli._arguments import new_parser
 from fleetnet.cli._table import PUBLISHED, SIZES
-from fleetnet.config import KEYS
 from fleetnet.errors import ArgumentError, FleetnetError, UsageError, WriteError, choose
 from fleetnet.files import check_writable
 from fleetnet.find import find, names
+from fleetnet.training.config import KEYS
 
 LINES = 8  # of a message, at most, at 100 characters
 TRAIN = "train --model fasternet_t0 --data photos"
@@ -343,9 +343,9 @@ def test_closing_lines_can_be_pasted(run: Path, photos: Path, tmp_path: Path, ca
 
 
 def test_what_was_not_measured_is_a_dash(capsys: pytest.CaptureFixture[str]):
-    from fleetnet.cli.train import _say_epoch
+    from fleetnet.cli._training import say_epoch
 
-    _say_epoch({"epoch": 1, "train": {"loss": 1.0}, "raw": {"AP": None, "AP50": 1.5}, "seconds": 1, "skipped": []})
+    say_epoch({"epoch": 1, "train": {"loss": 1.0}, "raw": {"AP": None, "AP50": 1.5}, "seconds": 1, "skipped": []})
     assert "raw AP - AP50 1.50" in capsys.readouterr().err
 
 

@@ -14,15 +14,16 @@ import torch
 from torch import nn
 
 import fleetnet
-from fleetnet import checkpoint, data, runtimes, tasks, train
+from fleetnet import checkpoint, data, runtimes, tasks
 from fleetnet.backbones import variants
 from fleetnet.boxes import Limits
 from fleetnet.cli._arguments import usual_classes, usual_sizes
-from fleetnet.config import TrainConfig
 from fleetnet.data import Split, shapes
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.find import names
 from fleetnet.reparam import difference, reparameterize
+from fleetnet.training.checks import check_settings
+from fleetnet.training.config import TrainConfig
 from fleetnet.transforms import Preprocess
 
 ENTRIES = Path(__file__).parent / "entries"
@@ -81,7 +82,7 @@ def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     few = Split(some.samples[:4], some.classes)
     config = TrainConfig(size=(64, 64), batch_size=2, epochs=1, device="cpu", norm="frozen", ema=None, max_objects=5)
     model = tasks.build("points/fasternet_t0", len(some.classes))
-    best = train.fit(model, few, few, config, tmp_path / "run")
+    best = fleetnet.fit(model, few, few, config, tmp_path / "run", report=False)
     assert best["images"] == 4
     assert next(iter(best)) == "AP"
 
@@ -98,7 +99,7 @@ def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     assert done.parity is not None
     assert done.parity.passed
     with pytest.raises(UsageError, match=r"mixup is 1\.0, but points has no use for it"):
-        train.check_settings(TrainConfig(mixup=1.0), "points")
+        check_settings(TrainConfig(mixup=1.0), "points")
 
 
 def test_a_data_format(add: Add, tmp_path: Path):

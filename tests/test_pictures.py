@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 
 from fleetnet import data
-from fleetnet.cli import _pictures, main, predict
+from fleetnet.cli import main, predict
 from fleetnet.data import Object, Sample, Split
 from fleetnet.find import names
+from fleetnet.training import pictures
 from fleetnet.transforms import Preprocess
 
 TASKS = {"classification": "fasternet_t0", **{t: f"{t}/fasternet_t0" for t in names("tasks") if t != "classification"}}
@@ -55,13 +56,13 @@ def test_what_the_network_sees_is_drawn() -> None:
 def test_samples_are_of_all_classes() -> None:
     image = Path("x.png")
     many = [Sample(image, label=0)] * 500 + [Sample(image, label=1)] * 3 + [Sample(image, label=2)]
-    chosen = _pictures._spread(Split(many, ["a", "b", "c"]), 48)
+    chosen = pictures._spread(Split(many, ["a", "b", "c"]), 48)
     assert {many[i].label for i in chosen[:3]} == {0, 1, 2}
     assert len(chosen) == len(set(chosen)) == 48
     box = (0.0, 0.0, 5.0, 5.0)
     objects = [Sample(image, objects=(Object(box, 0),))] * 90 + [Sample(image, objects=(Object(box, 1),))]
-    assert 90 in _pictures._spread(Split(objects, ["a", "b"]), 48)[:2]
-    assert len(_pictures._spread(data.load("shapes:40", "val", target="semantic"), 48)) == 10
+    assert 90 in pictures._spread(Split(objects, ["a", "b"]), 48)[:2]
+    assert len(pictures._spread(data.load("shapes:40", "val", target="semantic"), 48)) == 10
 
 
 def test_mistakes_are_counted() -> None:
@@ -76,7 +77,7 @@ def test_mistakes_are_counted() -> None:
         labels = torch.tensor([label for _, label, _ in items], dtype=torch.int64)
         return {"boxes": boxes, "labels": labels, "scores": torch.tensor([score for _, _, score in items])}
 
-    count = _pictures._missed_and_wrong
+    count = pictures._missed_and_wrong
     assert count(truth, found(), 0.3) == (2, 0)
     right = ([0.0, 0, 10, 9], 0, 0.9), ([20.0, 20, 30, 31], 1, 0.8)
     assert count(truth, found(*right), 0.3) == (0, 0)
@@ -87,9 +88,9 @@ def test_mistakes_are_counted() -> None:
 
 
 def test_mixed_labels_in_words() -> None:
-    assert _pictures._words({"label": torch.tensor([0.7, 0.0, 0.3])}, ["cat", "dog", "cow"]) == "0.70 cat + 0.30 cow"
-    assert _pictures._words({"label": torch.tensor(1)}, ["cat", "dog"]) == "dog"
-    assert _pictures._words({"boxes": torch.zeros(1, 4)}, []) == "truth: 1 object"
+    assert pictures._words({"label": torch.tensor([0.7, 0.0, 0.3])}, ["cat", "dog", "cow"]) == "0.70 cat + 0.30 cow"
+    assert pictures._words({"label": torch.tensor(1)}, ["cat", "dog"]) == "dog"
+    assert pictures._words({"boxes": torch.zeros(1, 4)}, []) == "truth: 1 object"
 
 
 def test_the_sheet_of_predictions_is_of_all_classes() -> None:

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from fleetnet import checkpoint, data, images
-from fleetnet.config import TrainConfig, read_recipe
 from fleetnet.data import text_of
 from fleetnet.errors import DataError, FleetnetError, UsageError
 from fleetnet.predict import facts_of, load
 from fleetnet.reading import from_json, leads_out, links_out, open_regular, read_bytes, to_json
 from fleetnet.tasks import _layout
-from fleetnet.train import read_log
+from fleetnet.training.config import TrainConfig, read_recipe
+from fleetnet.training.log import read_log
 from fleetnet.weights.read import read_weights
 
 FAULTS = ("a pipe", "a device", "a folder", "16 TB")

@@ -20,15 +20,20 @@ from conftest import benchmark
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fleetnet import checkpoint, claims, data, fingerprint, page, train
-from fleetnet.claims import claim, refuse_if_claimed
+import fleetnet
+from fleetnet import checkpoint, data, page
 from fleetnet.cli import main
-from fleetnet.config import TrainConfig
 from fleetnet.data import Split
 from fleetnet.data._names import by_name
 from fleetnet.errors import FleetnetError, UsageError
 from fleetnet.find import find, names
 from fleetnet.tasks import build
+from fleetnet.training import claims, fingerprint
+from fleetnet.training import run as run_folder
+from fleetnet.training.claims import claim, refuse_if_claimed
+from fleetnet.training.config import TrainConfig
+from fleetnet.training.log import read_log
+from fleetnet.training.run import epochs_of, settled
 from fleetnet.transforms import Preprocess
 
 SHORT = ["--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "2", "--device", "cpu"]
@@ -39,7 +44,7 @@ def fit(photos: Path, run: Path, epochs: int = 2, **options: Any) -> dict[str, A
     torch.manual_seed(0)
     splits = options.pop("splits", None) or [data.load(str(photos), split) for split in ("train", "val")]
     config = TrainConfig(size=(32, 32), batch_size=8, epochs=epochs, device="cpu", optimizer="sgd", lr=0.05)
-    return train.fit(build("fasternet_t0", 3), *splits, config, run, **options)
+    return fleetnet.fit(build("fasternet_t0", 3), *splits, config, run, report=False, **options)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -60,7 +65,7 @@ def undrawn(run: Path) -> Iterator[None]:
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """These take most of the time of a tiny run."""
-    monkeypatch.setattr("fleetnet.cli.train._write_figures", lambda *_: None)
+    monkeypatch.setattr("fleetnet.training.fit.write_figures", lambda *_: None)
 
 
 # Two runs in one folder
@@ -69,8 +74,9 @@ def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def going_on(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     """A folder with a claim of another process that is alive."""
-    code = "import sys, time; from fleetnet.claims import claim; from pathlib import Path; claim(Path(sys.argv[1]))"
-    words = [sys.executable, "-c", f"{code}; print(flush=True); time.sleep(600)", str(tmp_path / "run")]
+    code = "import sys, time; from pathlib import Path; from fleetnet.training.claims import claim"
+    code += "; claim(Path(sys.argv[1])); print(flush=True); time.sleep(600)"
+    words = [sys.executable, "-c", code, str(tmp_path / "run")]
     process = subprocess.Popen(words, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
@@ -144,7 +150,7 @@ def test_one_of_many_gets_the_folder(links: bool, tmp_path: Path):
     code = """
 import os, sys, time
 from pathlib import Path
-from fleetnet import claims
+from fleetnet.training import claims
 from fleetnet.errors import UsageError
 if sys.argv[2] == "False":
     def link(*_): raise OSError(95, "not supported")
@@ -186,7 +192,9 @@ def test_a_claim_does_not_outlive_an_error(error: BaseException, photos: Path, t
 
 def test_a_failed_start_leaves_no_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(train, "train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no")))
+    monkeypatch.setattr(
+        "fleetnet.training.fit.train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no"))
+    )
     assert main(["train", *SHORT, "--data", str(photos)]) == 1
     assert main(["train", *SHORT, "--data", str(photos), "--run", "here"]) == 1
     assert [path for path in tmp_path.rglob("*") if path.name not in ("runs", "classification")] == []
@@ -198,7 +206,9 @@ def test_a_failed_start_leaves_a_folder_of_others_as_it_was(
     (tmp_path / "run" / "plots").mkdir(parents=True)
     (tmp_path / "run" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    monkeypatch.setattr(train, "evaluate", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no")))
+    monkeypatch.setattr(
+        "fleetnet.training.learner.evaluate", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no"))
+    )
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(tmp_path / "run")]) == 1
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "plots"] == [
         path for path in before if path.name != "plots"
@@ -229,8 +239,8 @@ def whole(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 MOMENTS = {  # at which call a run is killed: module, name, epochs that the state has by then
     "before the checkpoints": (checkpoint, "save", 1),
     "before the state": (checkpoint, "save_state", 1),
-    "after the state": (train, "_deliver", 2),
-    "before the log": (train, "append_line", 2),
+    "after the state": (run_folder, "_deliver", 2),
+    "before the log": (run_folder, "append_line", 2),
     "before the report": (page, "write", 2),
 }
 
@@ -243,7 +253,7 @@ def test_a_run_killed_at_any_moment_comes_to_its_end(
     run, function = tmp_path / "run", getattr(module, name)
 
     def killed(*arguments: Any, **options: Any) -> Any:
-        if (run / "state" / "trainer.pt").exists() and train.epochs_of(run) == epochs:
+        if (run / "state" / "trainer.pt").exists() and epochs_of(run) == epochs:
             raise Killed
         return function(*arguments, **options)
 
@@ -265,10 +275,10 @@ def test_a_run_killed_at_any_moment_comes_to_its_end(
 def same(run: Path, whole: Path) -> bool:
     """Whether two runs have the same files, with the same weights and state in them."""
     assert {p.relative_to(run) for p in run.rglob("*")} == {p.relative_to(whole) for p in whole.rglob("*")}
-    states = [train.settled(folder) for folder in (run, whole)]
+    states = [settled(folder) for folder in (run, whole)]
     for state in states:
         state["log"] = [{**line, "seconds": 0} for line in state["log"]]
-    logs = [[{**line, "seconds": 0} for line in train.read_log(folder)] for folder in (run, whole)]
+    logs = [[{**line, "seconds": 0} for line in read_log(folder)] for folder in (run, whole)]
     weights = [
         checkpoint.load(folder / f"{name}.safetensors").model.state_dict()
         for name in ("best", "last", "ema")
@@ -284,7 +294,7 @@ def test_a_run_killed_in_its_first_epoch_starts_again(whole: Path, photos: Path,
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", killed)
+        patch.setattr("fleetnet.training.fit.train_one_epoch", killed)
         patch.setattr(claims.Claim, "release", lambda self: None)
         with pytest.raises(Killed):
             main(["train", *SHORT, "--data", str(photos), "--run", str(run)])
@@ -319,7 +329,7 @@ def test_a_folder_that_goes_while_training_is_an_error(what: str, photos: Path, 
             claim(run)
             (run / "config.yaml").write_text("of another run")
 
-    monkeypatch.setattr("fleetnet.cli.train._say_epoch", take)
+    monkeypatch.setattr("fleetnet.cli._training.say_epoch", take)
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(run)]) == 1
     shown = capsys.readouterr()
     expected = (
@@ -349,7 +359,7 @@ def test_a_full_disk_stops_a_run_that_can_go_on(
             path.parent.mkdir(exist_ok=True)
             path.with_name(f".{path.name}.{os.getpid()}.tmp").symlink_to("/dev/full")
 
-    monkeypatch.setattr("fleetnet.cli.train._say_epoch", fill)
+    monkeypatch.setattr("fleetnet.cli._training.say_epoch", fill)
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(run)]) == 1
     shown = capsys.readouterr().err
     assert f"{name} cannot be written: the disk is full" in shown
@@ -368,14 +378,14 @@ def test_signals_keep_the_last_epoch_and_say_so(
     number: int, code: int, word: str, photos: Path, whole: Path, tmp_path: Path, capsys, monkeypatch
 ):
     run = tmp_path / "run"
-    monkeypatch.setattr("fleetnet.cli.train._say_epoch", lambda line: os.kill(os.getpid(), number))
+    monkeypatch.setattr("fleetnet.cli._training.say_epoch", lambda line: os.kill(os.getpid(), number))
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(run)]) == code
     shown = capsys.readouterr().err
     assert f"to continue: fleetnet train --resume {run}" in shown
     assert f"fleetnet: {word}" in shown
     assert not (run / "claim.json").exists()
     assert not list(run.rglob("*.tmp"))
-    assert train.epochs_of(run) == 1
+    assert epochs_of(run) == 1
     assert (run / "report.html").exists() == (number == signal.SIGINT)  # who terminates may kill soon
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
@@ -421,7 +431,7 @@ def test_other_data_are_refused_unless_named_anew(
     shown = capsys.readouterr().err
     assert words in shown
     assert "name them anew with --data" in shown
-    assert train.epochs_of(run) == 3
+    assert epochs_of(run) == 3
     assert main(["train", "--resume", str(run), "--epochs", "4", "--data", str(root)]) == 0
     assert [record["from_epoch"] for record in fingerprint.read(run)] == [1, 4]
     assert main(["train", "--resume", str(run), "--epochs", "5"]) == 0  # these count from now on
@@ -464,7 +474,9 @@ def test_a_run_killed_in_its_first_epoch_starts_again_from_another_folder(
     copy_of(photos, project / "photos")
     monkeypatch.chdir(project)
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "fleetnet.training.fit.train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         assert main(["train", *SHORT, "--data", "photos", "--run", "run"]) == 130
         monkeypatch.chdir(tmp_path)
         assert main(["train", "--resume", "project/run"]) == 130
@@ -475,7 +487,7 @@ def test_a_run_continues_between_evaluations(photos: Path, tmp_path: Path, capsy
     """After an epoch that was not evaluated there are no metrics, and no best weights yet."""
     words = ["--data", str(photos), "--run", str(tmp_path / "run"), "--epochs", "3", "--eval-every", "3"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fleetnet.cli.train._say_epoch", lambda line: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr("fleetnet.cli._training.say_epoch", lambda line: os.kill(os.getpid(), signal.SIGINT))
         assert main(["train", *SHORT, *words]) == 130
     assert "no figures" not in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "run" / "last.safetensors").metrics == {"weights": "raw"}
@@ -521,7 +533,9 @@ def test_starting_weights_are_found_from_another_folder(photos: Path, whole: Pat
     shutil.copy(whole / "best.safetensors", tmp_path / "project" / "start.safetensors")
     monkeypatch.chdir(tmp_path / "project")
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            "fleetnet.training.fit.train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+        )
         words = ["--data", str(photos), "--weights", "start.safetensors", "--run", "run"]
         assert main(["train", *SHORT, *words]) == 130
     monkeypatch.chdir(tmp_path)
@@ -539,7 +553,7 @@ def test_epochs_count_from_one_everywhere(photos: Path, tmp_path: Path, capsys):
     document = json.loads(shown.out.splitlines()[-1])
     with (run / "results.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
-    assert [line["epoch"] for line in train.read_log(run)] == [1, 2]
+    assert [line["epoch"] for line in read_log(run)] == [1, 2]
     assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
     assert [line.split(":")[0] for line in shown.err.splitlines() if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
     best = document["best"]["epoch"]
@@ -568,8 +582,8 @@ def test_a_run_of_the_first_version_continues(whole: Path, tmp_path: Path):
     (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     for name in ("data.json", "state/samples.json"):
         (run / name).unlink()
-    assert [line["epoch"] for line in train.read_log(run)] == [1, 2]
-    assert train.settled(run)["best"] == state["best"]
+    assert [line["epoch"] for line in read_log(run)] == [1, 2]
+    assert settled(run)["best"] == state["best"]
     assert main(["train", "--resume", str(run), "--epochs", "3"]) == 0
-    assert [line["epoch"] for line in train.read_log(run)] == [1, 2, 3]
+    assert [line["epoch"] for line in read_log(run)] == [1, 2, 3]
     assert fingerprint.read(run)[0]["from_epoch"] == 3

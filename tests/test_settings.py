@@ -8,14 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from fleetnet import config, data, train
+from fleetnet import data
 from fleetnet.cli import main
 from fleetnet.cli import train as verb
-from fleetnet.config import AUGMENTED, KEYS, MOSAIC, READ, Situation, TrainConfig, read_recipe, unread
 from fleetnet.data import Split
 from fleetnet.errors import UsageError
 from fleetnet.find import find, names
 from fleetnet.tasks import Model, build
+from fleetnet.training import checks, config
+from fleetnet.training.checks import check_settings
+from fleetnet.training.config import AUGMENTED, KEYS, MOSAIC, READ, Situation, TrainConfig, read_recipe, unread
+from fleetnet.training.fit import fit
 
 TASKS = names("tasks")
 VALUES: dict[str, Any] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
@@ -97,7 +100,7 @@ def seen_in_training(task: str, patch: pytest.MonkeyPatch, run: Path, **changes:
         inside.setattr(find("tasks", task), "decode", decoded)
         inside.setattr(Model, "forward", watched)
         inside.setattr(find("tasks", task), "loss", told)
-        train.fit(model_of(task), *splits(task), config_of(**changes), run)
+        fit(model_of(task), *splits(task), config_of(**changes), run, report=False)
     return tuple(seen)
 
 
@@ -118,8 +121,8 @@ def test_every_setting_with_a_condition_is_walked():
 
 def test_a_limit_of_waiting_is_refused_where_nobody_is_waited_for():
     with pytest.raises(UsageError, match=r"timeout.*workers"):
-        train.check_settings(config_of(timeout=1.0), "classification")
-    train.check_settings(config_of(timeout=1.0, workers=1), "classification")
+        check_settings(config_of(timeout=1.0), "classification")
+    check_settings(config_of(timeout=1.0, workers=1), "classification")
 
 
 @pytest.mark.parametrize(("task", "augment", "key"), WALK, ids=["-".join(step) for step in WALK])
@@ -131,14 +134,14 @@ def test_a_setting_is_used_or_refused(
         assert seen_in_training(task, monkeypatch, tmp_path / "run", **changes) != usual[task, augment]
         return
     with pytest.raises(UsageError, match=f"^{key} is .*, but {task}.* has no use for it: it is read .*leave it out"):
-        train.fit(model_of(task), *splits(task), config_of(**changes), tmp_path / "run")
+        fit(model_of(task), *splits(task), config_of(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("task", TASKS)
 def test_what_is_refused_makes_no_difference(task: str, usual: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Without the refusal, all that is refused changes nothing: so nothing of use is refused."""
-    monkeypatch.setattr(train, "check_settings", lambda *_, **__: None)
+    monkeypatch.setattr(checks, "check_settings", lambda *_, **__: None)
     fails = (
         "norm",
         "auto_augment",
@@ -163,7 +166,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
         def __getattribute__(self, name: str) -> Any:
             caller = sys._getframe(1).f_code
             passes_on = caller.co_filename in (config.__file__, dataclasses.__file__)
-            if name in KEYS and not passes_on and caller is not train.check_settings.__code__:
+            if name in KEYS and not passes_on and caller is not check_settings.__code__:
                 names_read.add(name)
             return super().__getattribute__(name)
 
@@ -186,7 +189,6 @@ def test_every_other_setting_is_read(task: str, read: set[str], tmp_path: Path):
 def test_a_flag_of_the_usual_value_is_given_and_a_recipe_may_hold_defaults(tmp_path: Path, capsys):
     recipe = tmp_path / "resolved.yaml"
     recipe.write_text("mosaic: 1.0\nlabel_smoothing: 0.1\nflip: 0.5\nmixup: 0\n")
-    check_settings = train.check_settings
     check_settings(TrainConfig(**read_recipe(recipe)), "ssd")
     with pytest.raises(UsageError, match=r"mosaic is 1.0, but ssd has .* with the augmentation mosaic \(yolo\)"):
         check_settings(TrainConfig(), "ssd", given=["mosaic"])
@@ -225,4 +227,4 @@ def test_refused_before_the_data_are_read(words: str, message: str, capsys):
 )
 def test_fit_does_not_make_the_model(changes: dict, message: str, tmp_path: Path):
     with pytest.raises(UsageError, match=message):
-        train.fit(model_of("classification"), *splits("classification"), config_of(**changes), tmp_path / "run")
+        fit(model_of("classification"), *splits("classification"), config_of(**changes), tmp_path / "run")

@@ -22,11 +22,10 @@ from torch import nn
 import fleetnet
 from fleetnet.augment import augmentation
 from fleetnet.balance import class_weights
-from fleetnet.config import TrainConfig
 from fleetnet.data import Object, Split, load
 from fleetnet.find import find
 from fleetnet.tasks import Model
-from fleetnet.train import fit
+from fleetnet.training.config import TrainConfig
 from fleetnet.transforms import ImageDataset, Item, Preprocess, collate, train_transform
 
 # everything off; 22 pictures in batches of 4 are five batches an epoch, and two left over
@@ -201,9 +200,9 @@ def fast(
     model = tiny(task, len(train.classes))
     if stop_after is not None:
         with pytest.raises(KeyboardInterrupt):
-            fit(model, train, val, config, run, on_epoch=stop)
+            fleetnet.fit(model, train, val, config, run, on_epoch=stop, report=False)
         model = tiny(task, len(train.classes))
-    fit(model, train, val, config, run, resume=stop_after is not None)
+    fleetnet.fit(model, train, val, config, run, resume=stop_after is not None, report=False)
     return model
 
 

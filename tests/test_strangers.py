@@ -315,7 +315,7 @@ def test_nothing_is_written_through_a_link_of_a_run(words: list[str], run: Path,
 
 
 def test_a_damaged_result_of_the_best_epoch_is_left_out_of_the_report(run: Path, tmp_path: Path) -> None:
-    from fleetnet.train import best_of
+    from fleetnet.training.run import best_of
 
     folder = copied(run, tmp_path)
     best = checkpoint.load_state(folder / "state")["best"]

@@ -13,12 +13,17 @@ import torch
 from torch import nn
 
 import fleetnet
-from fleetnet import checkpoint, data, train
+from fleetnet import checkpoint, data
 from fleetnet.cli import main
-from fleetnet.config import TrainConfig, parse_size, read_recipe
 from fleetnet.data import Split
 from fleetnet.errors import DataError, FleetnetError, UsageError
+from fleetnet.preprocess import parse_size
 from fleetnet.tasks import Model, build
+from fleetnet.training import schedule, setup
+from fleetnet.training.config import TrainConfig, read_recipe
+from fleetnet.training.run import epochs_of
+from fleetnet.training.setup import loader, may_be_channels_last
+from fleetnet.transforms import ImageDataset, Preprocess
 
 
 def splits(photos: Path) -> tuple[Split, Split]:
@@ -34,21 +39,21 @@ def fit(photos: Path, run: Path, **changes: object) -> dict:
     torch.manual_seed(0)
     model = build("fasternet_t0", 3)
     resume = bool(changes.pop("resume", False))
-    return train.fit(model, *splits(photos), settings(**changes), run, resume=resume)
+    return fleetnet.fit(model, *splits(photos), settings(**changes), run, resume=resume, report=False)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
-    rates = [train.learning_rate(step, 100, 10, 1.0) for step in range(101)]
+    rates = [schedule.learning_rate(step, 100, 10, 1.0) for step in range(101)]
     assert rates[:10] == sorted(rates[:10])
     assert rates[10] == max(rates) == 1.0
     assert rates[10:] == sorted(rates[10:], reverse=True)
     assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert 0 < train.learning_rate(0, 100, 10, 1.0) < 0.1
+    assert 0 < schedule.learning_rate(0, 100, 10, 1.0) < 0.1
 
 
 def test_norms_and_biases_do_not_decay():
     model = build("repvit_m0_6", 3)
-    decayed, free = train.parameter_groups(model, 0.1)
+    decayed, free = schedule.parameter_groups(model, 0.1)
     assert {p.ndim for p in free["params"]} == {1}
     assert all(p.ndim > 1 for p in decayed["params"])
     assert free["weight_decay"] == 0
@@ -57,10 +62,10 @@ def test_norms_and_biases_do_not_decay():
 
 def test_first_steps_count_more_in_the_average():
     averages, current = [torch.zeros(2), torch.tensor(3)], [torch.ones(2), torch.tensor(7)]
-    train._average(0.99, averages, current, 0)
+    schedule.move_averages(0.99, averages, current, 0)
     assert averages[0].tolist() == pytest.approx([0.9, 0.9])
     assert averages[1].item() == 7  # counters are copied
-    train._average(0.99, averages, [torch.zeros(2), torch.tensor(8)], 10_000)
+    schedule.move_averages(0.99, averages, [torch.zeros(2), torch.tensor(8)], 10_000)
     assert averages[0].tolist() == pytest.approx([0.9 * 0.99] * 2)
 
 
@@ -96,7 +101,8 @@ def interrupt_after(photos: Path, run: Path, **changes: object) -> None:
         raise KeyboardInterrupt
 
     torch.manual_seed(0)
-    train.fit(build("fasternet_t0", 3), *splits(photos), settings(**changes), run, on_epoch=stop)
+    model = build("fasternet_t0", 3)
+    fleetnet.fit(model, *splits(photos), settings(**changes), run, on_epoch=stop, report=False)
 
 
 def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: Path):
@@ -113,7 +119,7 @@ def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: 
     before = len(log_of(run))
     for name in ("best", "last", "ema"):
         checkpoint.load(run / f"{name}.safetensors")  # whole
-    kept = train.epochs_of(run)
+    kept = epochs_of(run)
     assert kept >= before - 1
     assert main(["train", "--resume", str(run), "--epochs", str(kept + 2)]) == 0
     assert [line["epoch"] for line in log_of(run)] == list(range(1, kept + 3))
@@ -139,7 +145,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_state(
         fit(photos, tmp_path, epochs=3, resume=True)
     with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* no epoch has ended, so nothing is kept. "):
         fit(photos, tmp_path / "first", epochs=3)
-    assert train.epochs_of(tmp_path) == 1
+    assert epochs_of(tmp_path) == 1
     after = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
     assert all(torch.equal(good[key], after[key]) for key in good)
 
@@ -193,8 +199,8 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
         import fleetnet.transforms as transforms
 
         with pytest.MonkeyPatch.context() as patch:  # no random crop: the order of random numbers differs
-            patch.setattr(train, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size))
-            train.fit(model, *data_splits, config, tmp_path / run)
+            patch.setattr(setup, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size))
+            fleetnet.fit(model, *data_splits, config, tmp_path / run, report=False)
         states.append(model.state_dict())
     for key in states[0]:
         assert torch.allclose(states[0][key], states[1][key], rtol=1e-4, atol=1e-6)
@@ -203,10 +209,10 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
 def test_other_classes_are_refused(photos: Path, tmp_path: Path):
     train_split, val = splits(photos)
     with pytest.raises(DataError, match="4 classes, the data 3"):
-        train.fit(build("fasternet_t0", 4), train_split, val, settings(), tmp_path)
+        fleetnet.fit(build("fasternet_t0", 4), train_split, val, settings(), tmp_path)
     other = Split(val.samples, ["a", "b", "c"])
     with pytest.raises(DataError, match="3 classes that the training data does not know: 'a'"):
-        train.fit(build("fasternet_t0", 3), train_split, other, settings(), tmp_path)
+        fleetnet.fit(build("fasternet_t0", 3), train_split, other, settings(), tmp_path)
 
 
 def test_a_finished_run_is_finished_again(photos: Path, tmp_path: Path):
@@ -229,7 +235,7 @@ def test_a_log_line_cut_short_does_not_stop_a_resume(photos: Path, tmp_path: Pat
 def test_weights_that_are_not_finite_are_not_saved(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     fit(photos, tmp_path, epochs=1)
     last = 5  # of two epochs of three steps: this update breaks them, and no loss is computed after it
-    monkeypatch.setattr(train, "learning_rate", lambda step, *_: float("nan") if step == last else 0.01)
+    monkeypatch.setattr(schedule, "learning_rate", lambda step, *_: float("nan") if step == last else 0.01)
     with pytest.raises(FleetnetError, match="a weight is not finite after epoch 2"):
         fit(photos, tmp_path, epochs=2, resume=True)
     state = checkpoint.load_state(tmp_path / "state")
@@ -252,8 +258,8 @@ def test_settings_are_checked(key: str, value: object, message: str):
 
 def test_preprocessing_of_the_starting_weights_is_kept(photos: Path, tmp_path: Path):
     model = build("fasternet_t0", 3)
-    model.preprocess = {**train.Preprocess((224, 224)).to_dict(), "channel_order": "BGR", "std": [1.0, 1.0, 1.0]}
-    train.fit(model, *splits(photos), settings(epochs=1), tmp_path)
+    model.preprocess = {**Preprocess((224, 224)).to_dict(), "channel_order": "BGR", "std": [1.0, 1.0, 1.0]}
+    fleetnet.fit(model, *splits(photos), settings(epochs=1), tmp_path, report=False)
     kept = checkpoint.load(tmp_path / "last.safetensors").preprocess
     assert (kept.size, kept.channel_order, kept.std) == ((32, 32), "BGR", (1.0, 1.0, 1.0))
     assert model.preprocess == kept.to_dict()
@@ -261,15 +267,15 @@ def test_preprocessing_of_the_starting_weights_is_kept(photos: Path, tmp_path: P
 
 def test_a_strided_1x1_of_the_image_is_not_channels_last_on_cpu():
     cpu, ours = torch.device("cpu"), build("mobileone_s0", 3)
-    assert train._channels_last(ours, cpu)
+    assert may_be_channels_last(ours, cpu)
     unsafe = nn.Sequential(nn.Conv2d(3, 8, 1, stride=2))
-    assert not train._channels_last(unsafe, cpu)
-    assert train._channels_last(unsafe, torch.device("cuda"))
+    assert not may_be_channels_last(unsafe, cpu)
+    assert may_be_channels_last(unsafe, torch.device("cuda"))
 
 
 def test_evaluate_counts(photos: Path):
     val = splits(photos)[1]
-    loader = train.loader(train.ImageDataset(val, train.Preprocess((32, 32))), settings(), None)
+    batches = loader(ImageDataset(val, Preprocess((32, 32))), settings(), None)
     perfect = iter([s.label for s in val.samples])
 
     class Oracle(nn.Module):
@@ -278,7 +284,7 @@ def test_evaluate_counts(photos: Path):
             return torch.eye(3)[[next(perfect) for _ in images]] * 50
 
     oracle = Oracle().train()
-    result = fleetnet.evaluate(oracle, "classification", loader, val.classes)
+    result = fleetnet.evaluate(oracle, "classification", batches, val.classes)
     assert oracle.training
     assert (result["top1"], result["correct"], result["images"]) == (100.0, 12, 12)
     assert [sum(row) for row in result["confusion"]] == [result["confusion"][i][i] for i in range(3)]

@@ -12,10 +12,10 @@ from PIL import Image
 
 from fleetnet import data, images, quantize
 from fleetnet.cli import main
-from fleetnet.config import TrainConfig, read_recipe
 from fleetnet.errors import UsageError
 from fleetnet.predict import load, read_picture
-from fleetnet.train import value_range
+from fleetnet.training.config import TrainConfig, read_recipe
+from fleetnet.training.setup import value_range
 from fleetnet.transforms import ImageDataset, Preprocess
 
 RAMP = np.linspace(0, 1, 24 * 20).reshape(20, 24)  # (height, width), 0 to 1

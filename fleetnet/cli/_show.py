@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ..train import Progress
+    from ..training.hooks import Progress
 
 SHORTEST_BAR = 8  # characters, with the blank before it
 # C0 but for tab and line break, DEL and C1; marks of direction, which let "gpj.exe" read as "exe.jpg"; separators

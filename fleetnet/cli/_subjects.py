@@ -234,7 +234,7 @@ def _networks(model: str, size: str | None) -> tuple["nn.Module", "nn.Module", "
     from .. import tasks
     from ..backbones import pretrained
     from ..checkpoint import load
-    from ..config import parse_size
+    from ..preprocess import parse_size
     from ..reparam import reparameterize
     from ..tasks import split_name
     from ..weights import create_model

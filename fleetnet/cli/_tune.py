@@ -198,7 +198,7 @@ def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
     from torch.utils.data import DataLoader
 
     from .. import tasks
-    from ..train import evaluate
+    from ..training.evaluate import evaluate
     from ..transforms import ImageDataset, collate
 
     images = ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET)

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, cast
 from jsonargparse.typing import PositiveInt
 
 from ..errors import ExportError, UsageError
-from . import _pictures
 from ._show import TrainingProgress, duration, say, table, tell
 
 if TYPE_CHECKING:
@@ -30,14 +29,16 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import bench, checkpoint, data
-    from ..claims import refuse_if_claimed
-    from ..config import TrainConfig
     from ..files import check_writable
     from ..flops import count
     from ..predict import export, load
     from ..reparam import difference, reparameterize
     from ..tasks import build
-    from ..train import evaluate, fit, loader
+    from ..training.claims import refuse_if_claimed
+    from ..training.config import TrainConfig
+    from ..training.evaluate import evaluate
+    from ..training.fit import fit
+    from ..training.setup import loader
     from ..transforms import ImageDataset
 
     began = time.monotonic()
@@ -67,7 +68,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         say(f"  {line['epoch']}/{config.epochs} loss {line['train']['loss']:.3f}{top1}")
 
     try:
-        fit(model, train, val, config, folder, progress=progress, on_epoch=on_epoch)
+        fit(model, train, val, config, folder, progress=progress, on_epoch=on_epoch, report=False)
     finally:
         progress.close()
     trained = time.monotonic() - began
@@ -131,12 +132,13 @@ def show_forms(model: str, lines: list[list[str]]) -> None:
 
 def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]) -> list[Path]:
     from .. import report
+    from ..training.pictures import spread
 
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
     report.curves(log, plots / "curves.png")
     report.confusion(confusion, val.classes, plots / "confusion.png")
-    shown: list[Any] = _pictures.spread(val, 18)  # generated: their images are functions
+    shown: list[Any] = spread(val, 18)  # generated: their images are functions
     pictures = [sample.image() for sample in shown]
     names = [found[0][0] for found in file.predict(pictures, top=1)]
     truths = [val.classes[sample.label] for sample in shown]

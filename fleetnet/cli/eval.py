@@ -68,14 +68,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import report, tasks
-    from ..config import parse_size
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name, only
     from ..data._record import describe, to_measure
     from ..loading import MINUTES, batches_of
     from ..predict import load
+    from ..preprocess import parse_size
     from ..tasks._coco import results
-    from ..train import evaluate
+    from ..training.evaluate import evaluate
     from ..transforms import ImageDataset
 
     torch.set_num_threads(given.get("threads", 2))

@@ -130,9 +130,9 @@ def _make_environments(to: list[str]) -> None:
 
 def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from .. import runtimes
-    from ..config import parse_size
     from ..files import check_writable
     from ..predict import export
+    from ..preprocess import parse_size
     from ..runtimes import label, size_of
     from ..weights.read import check_inside, locate
 
@@ -280,7 +280,7 @@ def _tried(
 def _checked(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     """The model to try, in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it."""
     from .. import checkpoint, tasks
-    from ..config import parse_size
+    from ..preprocess import parse_size
     from ..realistic import realistic
     from ..tasks import build
 

@@ -22,7 +22,7 @@ def arguments(parser: "ArgumentParser") -> None:
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
-    from ..config import parse_size
+    from ..preprocess import parse_size
 
     pattern = given.get("pattern") or "*"
     size = parse_size(given.get("size") or SIZE)

@@ -77,8 +77,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import tasks
-    from ..config import parse_size
     from ..predict import load
+    from ..preprocess import parse_size
 
     torch.set_num_threads(given.get("threads", 2))
     # Of a score to show, a detector is told when it is known whether one that is lower has to be found first.

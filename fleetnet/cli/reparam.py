@@ -30,9 +30,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import checkpoint
-    from ..config import parse_size
     from ..files import check_writable
     from ..flops import count
+    from ..preprocess import parse_size
     from ..reparam import allowed, difference, reparameterize
     from ..tasks import named
     from ..weights.read import locate

@@ -4,33 +4,28 @@ import contextlib
 import dataclasses
 import hashlib
 import os
-import platform
 import shlex
-import shutil
-import sys
 from collections.abc import Iterator
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..claims import NAME as CLAIM
-from ..config import TrainConfig, read_recipe
 from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
-from ..reading import SMALL, from_json, links_out, read_text, to_json
-from . import Terminated, _pictures
+from ..reading import SMALL, links_out, read_text
+from ..training.config import TrainConfig, read_recipe
+from ..training.folder import BEST, CONFIG, HASHED, STATE, environment_of
+from . import Terminated
 from ._arguments import add_settings, check_types, flag
 from ._data import say_data
-from ._show import TrainingProgress, duration, say, shown, table
+from ._show import say
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..claims import Claim
     from ..data import Split
     from ..data._contents import Contents
+    from ..tasks import Model
+    from ..training.claims import Claim
 
-STATE, CONFIG, ENVIRONMENT = "state/trainer.pt", "config.yaml", "environment.json"
-HASHED = "# sha256 of the lines above: "  # at the end of config.yaml, so that half of it does not pass for all
 FIRST_KEYS = (  # of config.yaml, from the first version on
     *("model", "data", "format", "weights", "epochs", "size", "batch_size", "accumulate", "optimizer", "lr"),
     *("momentum", "weight_decay", "warmup_epochs", "label_smoothing", "clip", "ema", "drop_path", "output_stride"),
@@ -38,7 +33,6 @@ FIRST_KEYS = (  # of config.yaml, from the first version on
     *("color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "crop", "precision", "channels_last", "device"),
     *("threads", "workers", "cache", "eval_every", "seed"),
 )
-SHOWN = 3  # metrics a line, of COCO's twelve or twenty-four
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
 AFTER_RESUME = (
     "epochs",
@@ -71,50 +65,108 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         path = Path(resume)
         config = _resumed(path, given, recipe, folder)
     else:
-        settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
-        settings = {**settings, **given}
-        if "model" in settings:
-            settings |= _resolved(settings)
-        config = TrainConfig(**settings)
-        for key in ("model", "data"):
-            if not getattr(config, key):
-                raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
         path = Path(folder) if folder else None
+        config = _settings(given, recipe)
         _check_start(config, path)
 
-    import torch
-
-    from .. import data, tasks
-    from ..claims import claim
-    from ..data._contents import check_usable, contents_of
-    from ..data._names import by_name
-    from ..data._record import to_continue
-    from ..reparam import form_of
     from ..tasks import split_name
-    from ..train import check_device, check_settings
-    from ..weights import create_model
+    from ..training.checks import check_device, check_settings
+    from ..training.claims import claim
 
-    task_name = split_name(config.model)[0]
-    task = tasks.find(task_name)
+    task = split_name(config.model)[0]
     if resume is None:
-        check_settings(config, task_name, given)
+        check_settings(config, task, given)
     check_device(config)
     begun = path is not None and (path / STATE).is_file()
-    if path is not None and resume:
-        train, val = to_continue(_place(path, config.data, "data" in given), config.format, task.TARGET, path)
+    train, val = _splits(config, task, path if resume else None, "data" in given)
+    contents = _counted(train, val, config, task)
+    start = None if begun else _starting_weights(config, path if resume else None)
+    model = _model(config, train.classes, start)
+    # the weights decide these too
+    config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)
+    usual = Path("runs") / task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
+    with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
+        if resume is None:
+            _check_unused(mine.folder, claimed=True)
+        elif begun != (mine.folder / STATE).is_file():
+            raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
+        return _train(
+            mine,
+            model,
+            train,
+            val,
+            contents,
+            config,
+            resume=begun,
+            restart=resume is not None and not begun,
+            other_data="data" in given,
+        )
+
+
+def _settings(given: dict[str, Any], recipe: str | None) -> TrainConfig:
+    """The settings of a new run: those of the recipe, over which flags win."""
+    settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
+    settings = {**settings, **given}
+    if "model" in settings:
+        settings |= _resolved(settings)
+    config = TrainConfig(**settings)
+    for key in ("model", "data"):
+        if not getattr(config, key):
+            raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
+    return config
+
+
+def _splits(config: TrainConfig, task: str, run: Path | None, anew: bool) -> "tuple[Split, Split]":
+    """Train and val; of a `run` that goes on those that it began with, unless they are named `anew`."""
+    from .. import data, tasks
+    from ..data._names import by_name
+    from ..data._record import to_continue
+
+    target = tasks.find(task).TARGET
+    if run is None:
+        train, val = (data.load(config.data, split, config.format, target) for split in ("train", "val"))
     else:
-        train, val = (data.load(config.data, split, config.format, task.TARGET) for split in ("train", "val"))
-    val = by_name(val, train.classes, "the training data")
-    contents = contents_of(train, task.TARGET), contents_of(val, task.TARGET)
+        train, val = to_continue(_place(run, config.data, anew), config.format, target, run)
+    return train, by_name(val, train.classes, "the training data")
+
+
+def _counted(train: "Split", val: "Split", config: TrainConfig, task: str) -> "tuple[Contents, Contents]":
+    """What there is of each class, which is said; `DataError` where it is too little."""
+    from .. import tasks
+    from ..data._contents import check_usable, contents_of
+
+    target = tasks.find(task).TARGET
+    contents = contents_of(train, target), contents_of(val, target)
     for name, split, content in zip(("train", "val"), (train, val), contents, strict=True):
         say_data(name, split, content)
         check_usable(split, content, config.max_bad, learn=name == "train")
+    return contents
+
+
+def _starting_weights(config: TrainConfig, run: Path | None) -> str | None:
+    """Where the weights are that the settings name, also from another working folder than that of the `run`."""
+    if run is None or config.weights is None:
+        return config.weights
+    there = Path(environment_of(run).get("folder", "."), config.weights)
+    return str(there) if there.exists() else config.weights
+
+
+def _model(config: TrainConfig, classes: list[str], start: str | None) -> "Model":
+    """The network of the settings; what was loaded into it is said."""
+    import torch
+
+    from ..reparam import form_of
+    from ..weights import create_model
+
     torch.manual_seed(config.seed)
-    start = config.weights if path is None or not resume or config.weights is None else _file(path, config.weights)
     model = create_model(
-        config.model, train.classes, None if begun else start,
-        drop_path=config.drop_path, output_stride=config.output_stride, options=config.options,
-    )  # fmt: skip
+        config.model,
+        classes,
+        start,
+        drop_path=config.drop_path,
+        output_stride=config.output_stride,
+        options=config.options,
+    )
     if model.report is not None:
         say(model.report.summary())
     if form_of(model) == "deploy":
@@ -122,96 +174,64 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             f"{config.weights} is in deploy form, which has no branches and batch norms to train; "
             "start from the multi-branch weights"
         )
-    config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)  # weights decide too
-    name = f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
-    usual = Path("runs") / model.task / name
-    with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
-        if resume is None:
-            _check_unused(mine.folder, claimed=True)
-        elif begun != (mine.folder / STATE).is_file():
-            raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
-        try:
-            return _train(
-                mine, model, train, val, contents, config,
-                resume=begun, known=resume is not None, other_data="data" in given,
-            )  # fmt: skip
-        except Exception:  # whatever it was, a start that failed leaves no folder
-            if resume is None and not (mine.folder / STATE).is_file():
-                _clear(mine)
-            raise
+    return model
 
 
 def _train(
     mine: "Claim",
-    model: Any,
+    model: "Model",
     train: "Split",
     val: "Split",
     contents: "tuple[Contents, Contents]",
     config: TrainConfig,
+    *,
     resume: bool,
-    known: bool,
+    restart: bool,
     other_data: bool,
 ) -> dict[str, Any]:
-    """Train in a claimed folder, and say how it went; `resume` goes on with the state that is there.
+    """Train in a claimed folder, and say how it went.
 
-    `known`: the run was started before, by another command, whether or not it came to have a state.
+    `resume` goes on with the state that is there; `restart` begins a run again that had come to none.
     """
-    from .. import checkpoint, fingerprint
     from ..data._record import describe
-    from ..train import fit, read_log, settled, value_range
+    from ..training.fit import fit
+    from ..training.log import read_log
+    from ..training.setup import with_values
+    from ._training import Terminal, say_result, skipped_in
 
     path = mine.folder
-    source = None
-    if resume:  # what the run began with, its last checkpoint knows
-        done = settled(path)["epochs"]
-        facts = checkpoint.read_facts(path / "last.safetensors")
-        source = facts["source"]
-        if facts["classes"] != train.classes:
-            raise DataError(
-                f"{path} was trained on {', '.join(facts['classes'])}; the data has {', '.join(train.classes)}"
-            )
-        # here already, so that a refused command leaves the settings as they were
-        fingerprint.check(path, {"train": train, "val": val}, done, other_data)
-        if done == config.epochs:
-            say(f"{path} has been trained for all of its {done} epochs; more with --epochs")
     if not resume:
-        values, why = value_range(config.scale_values, train)
+        config, why = with_values(config, train)
         if why:
             say(why)
-        told = "full" if values is None else f"{values[0]:g},{values[1]:g}"
-        config = dataclasses.replace(config, scale_values=told)  # so that config.yaml holds what was decided
-    _prepare(path, config, known, other_data)
-    say(f"run folder: {path}")
-    progress = TrainingProgress()
-    batches = None if resume else _pictures.TrainingBatches(path, train.classes)
+    terminal = Terminal()
     try:
         best = fit(
-            model, train, val, config, path, resume=resume, source=source, contents=contents, progress=progress,
-            on_epoch=_say_epoch, on_batch=batches, on_wait=say, claimed=mine, other_data=other_data,
-        )  # fmt: skip
-        mine.check()
-        progress.close()
-        _pictures.samples(path, val)
-        log = read_log(path)
-        _write_figures(path, train.classes, log, best)
+            model,
+            train,
+            val,
+            config,
+            path,
+            resume=resume,
+            restart=restart,
+            contents=contents,
+            hooks=[terminal],
+            on_wait=say,
+            claimed=mine,
+            other_data=other_data,
+        )
     except (Exception, KeyboardInterrupt) as error:
-        progress.close()
-        _say_what_is_kept(path, error, train.classes)
+        terminal.close()
+        if terminal.progress is not None:
+            _say_what_is_kept(path, error, train.classes)
         raise
-    if len(log) < config.epochs:
-        say(f"stopped after epoch {len(log)}: no better one since epoch {best['epoch']} (patience {config.patience})")
-    rows = [[k, shown(v)] for k, v in best.items() if not isinstance(v, list | dict)]
-    table(f"Best of {len(log)} epochs: {path / 'best.safetensors'}", ["metric", "value"], rows)
-    skipped = sorted({name for line in log for name in line["skipped"]})
-    for note in best.get("notes", ()):
-        say(f"note: {note}")
-    if skipped:
-        say(f"skipped {len(skipped)} unreadable images: " + "; ".join(skipped[:10]))
-    quoted = shlex.quote(str(path))
-    say(f"next: fleetnet reparam --model {quoted}   or: fleetnet export --model {quoted} --to onnx")
-    figures = {k: v for k, v in best.items() if k not in ("pr", "mask_pr")}  # curves of 101 points a class: see plots/
+    terminal.close()
+    log = read_log(path)
+    say_result(path, config, log, best)
+    # without curves of 101 points a class: see plots/
+    figures = {name: value for name, value in best.items() if name not in ("pr", "mask_pr")}
     read = {"train": describe(train, contents[0]), "val": describe(val, contents[1])}
-    return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped, "data": read}
+    return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped_in(log), "data": read}
 
 
 def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> None:
@@ -220,11 +240,12 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
         return
     in_haste = isinstance(error, Terminated)  # whoever sent that may kill soon; resuming writes the figures
     if (path / STATE).is_file() and not in_haste:
-        from ..train import best_of, settled
+        from ..training.figures import write_figures
+        from ..training.run import best_of, settled
 
         try:
             state = settled(path)
-            _write_figures(path, classes, state["log"], best_of(path, state["best"] or {}))
+            write_figures(path, classes, state["log"], best_of(path, state["best"] or {}))
         except FleetnetError as other:
             say(f"no figures: {other}")
     say(f"to continue: fleetnet train --resume {shlex.quote(str(path))}")
@@ -261,44 +282,57 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
 
     A run that stopped before its first epoch ended has no state, and starts anew with the same settings.
     """
-    from ..claims import refuse_if_claimed
+    from ..training.claims import refuse_if_claimed
 
-    if not (run / CONFIG).is_file():
-        near = [str(p.parent) for p in run.parent.glob("*/config.yaml")] if run.parent.is_dir() else []
-        raise UsageError(
-            f"no run in {str(run)!r} (config.yaml is missing)" + (f": {choose(str(run), near)}" if near else "")
-        )
-    if out := links_out(run):
-        raise ModelError(
-            f"{out[0]} is a link that leads out of the run folder, and --resume would write there: replace it by what "
-            "it stands for, or delete it"
-        )
+    _check_folder(run)
     if recipe or folder:
         raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
-    for key in given:
-        if key not in AFTER_RESUME:
-            raise UsageError(
-                f"--resume continues exactly, so {flag(key)} cannot change; allowed: {', '.join(AFTER_RESUME)}"
-            )
-    if "format" in given and "data" not in given:
-        raise UsageError("with --resume, --format goes with --data: it says how the data named anew are to be read")
+    _check_changes(given)
     refuse_if_claimed(run)
     before = _read_config(run)
     config = dataclasses.replace(before, **given)
+    if not config.data:
+        raise UsageError(
+            f"{run} was trained from Python, on data that no setting names: say where they are with --data, "
+            "or continue it from there, with fit(..., resume=True)"
+        )
     if not (run / STATE).is_file():
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
         return config
     if "epochs" in given:
-        from ..train import epochs_of
+        from ..training.run import epochs_of
 
-        done = epochs_of(run)
-        if config.epochs <= done:
+        trained = epochs_of(run)
+        if config.epochs <= trained:
             raise UsageError(
-                f"{run} has been trained for {done} epochs; --epochs is {config.epochs}, give more to continue"
+                f"{run} has been trained for {trained} epochs; --epochs is {config.epochs}, give more to continue"
             )
     if config.epochs != before.epochs:
         say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
     return config
+
+
+def _check_folder(run: Path) -> None:
+    """`UsageError` if there is no run to continue, `ModelError` if it would be written somewhere else."""
+    if not (run / CONFIG).is_file():
+        near = [str(p.parent) for p in run.parent.glob(f"*/{CONFIG}")] if run.parent.is_dir() else []
+        nearest = f": {choose(str(run), near)}" if near else ""
+        raise UsageError(f"no run in {str(run)!r} ({CONFIG} is missing){nearest}")
+    if out := links_out(run):
+        raise ModelError(
+            f"{out[0]} is a link that leads out of the run folder, and --resume would write there: "
+            "replace it by what it stands for, or delete it"
+        )
+
+
+def _check_changes(given: dict[str, Any]) -> None:
+    """`UsageError` for a flag beside --resume that would make the run another one."""
+    for key in given:
+        if key not in AFTER_RESUME:
+            allowed = ", ".join(AFTER_RESUME)
+            raise UsageError(f"--resume continues exactly, so {flag(key)} cannot change; allowed: {allowed}")
+    if "format" in given and "data" not in given:
+        raise UsageError("with --resume, --format goes with --data: it says how the data named anew are to be read")
 
 
 def _read_config(run: Path) -> TrainConfig:
@@ -325,19 +359,19 @@ def _read_config(run: Path) -> TrainConfig:
 
 def _check_unused(run: Path, claimed: bool = False) -> None:
     """`UsageError` if a folder holds a run, or if one is going on in it and we have not claimed it."""
-    from ..claims import refuse_if_claimed
+    from ..training.claims import refuse_if_claimed
 
     if not claimed:
         refuse_if_claimed(run)
-    if (run / STATE).is_file() or (run / "best.safetensors").is_file():
+    if (run / STATE).is_file() or (run / BEST).is_file():
         continued = f"continue it with --resume {shlex.quote(str(run))}, or " if (run / STATE).is_file() else ""
         raise UsageError(f"{run} holds a run already: {continued}give another --run")
 
 
 def _claim_free(path: Path) -> "Claim":
     """The claim of the path, or of the first of path-2, path-3, ... that does not exist."""
-    from ..claims import claim
     from ..files import writing
+    from ..training.claims import claim
 
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -367,142 +401,16 @@ def _tidied(run: Path) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _clear(mine: "Claim") -> None:
-    """Remove what this command wrote into the folder of a run that failed before its first epoch ended.
-
-    All of it where the folder was made for the run; else what a run writes first, for something of others may be there.
-    Nothing where the folder is gone, or belongs to another run by now.
-    """
-    run = mine.folder
-    try:
-        mine.check()
-    except WriteError:
-        return
-    if mine.made:
-        for entry in run.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != CLAIM:
-                entry.unlink()
-        return
-    written = [CONFIG, ENVIRONMENT, "data.json", "split.json", "log.jsonl", "state/samples.json"]
-    for name in (*written, *_pictures.TRAINING_BATCHES):
-        (run / name).unlink(missing_ok=True)
-    for name in ("state", "plots"):
-        with contextlib.suppress(OSError):  # there is something else in it, or it is not there
-            (run / name).rmdir()
-
-
 def _place(run: Path, given: str, anew: bool) -> str:
     """Where the data of a run are: as named with --data, else where they were, also from another working folder.
 
     They may have moved together with the run. Raises `DataError` where they are not.
     """
-    path = _environment(run).get("data_path")
+    path = environment_of(run).get("data_path")
     if anew or path is None:  # of a version that kept no record, or generated
         return given
-    with_run = os.path.normpath(run / _environment(run).get("data_from_run", "."))
+    with_run = os.path.normpath(run / environment_of(run).get("data_from_run", "."))
     for place in (path, with_run):
         if os.path.exists(place):
             return place
     raise DataError(f"the data of {run} were at {path}, and are not there: say where they are now with --data")
-
-
-def _file(run: Path, name: str) -> str:
-    """A file of the settings of a run, which are relative to the folder that the run was started in."""
-    return str(there) if (there := Path(_environment(run).get("folder", "."), name)).exists() else name
-
-
-def _environment(run: Path) -> dict[str, Any]:
-    try:
-        environment = from_json(read_text(run / ENVIRONMENT, SMALL))
-    except (OSError, ValueError):  # it is a record; the data are compared by what they are
-        return {}
-    return environment if isinstance(environment, dict) else {}
-
-
-def _prepare(run: Path, config: TrainConfig, known: bool, other_data: bool) -> None:
-    """environment.json and config.yaml of the run folder; the second is there only if the first is.
-
-    Of a run that is `known` the first stays that of the start, by which paths in the second are relative.
-    """
-    import yaml
-
-    from .. import bench
-    from ..files import write_text
-
-    names = ("fleetnet", "torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
-    environment = {
-        "python": platform.python_version(), "platform": platform.platform(), "command": sys.argv,
-        "folder": os.getcwd(), "versions": {name: bench.version(name) for name in names},
-    }  # fmt: skip
-    if known:
-        environment = _environment(run) or environment
-    if (not known or other_data or "data_path" not in environment) and os.path.exists(config.data):
-        place = os.path.abspath(config.data)
-        environment |= {"data_path": place, "data_from_run": os.path.relpath(place, run)}
-    write_text(run / ENVIRONMENT, to_json(environment, indent=2) + "\n")
-    values = {**config.to_dict(), "size": list(config.size)}
-    text = yaml.safe_dump(values, sort_keys=False)
-    write_text(run / CONFIG, f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n")
-
-
-def _is_figure(value: Any) -> bool:
-    """Whether a value of a metric is a figure, measured or, as None, not to be had."""
-    return value is None or isinstance(value, float)
-
-
-def _say_epoch(line: dict[str, Any]) -> None:
-    scores = [
-        f"{form} " + " ".join([f"{k} {shown(v)}" for k, v in line[form].items() if _is_figure(v)][:SHOWN])
-        for form in ("raw", "ema")
-        if form in line
-    ]
-    lost = f"  skipped {len(line['skipped'])} unreadable" if line["skipped"] else ""
-    loss, seconds = line["train"]["loss"], duration(line["seconds"])
-    say(f"epoch {line['epoch']}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
-
-
-def _write_figures(run: Path, classes: list[str], log: list[dict[str, Any]], best: dict[str, Any]) -> None:
-    """results.csv, plots/ and report.html from the lines of the log and the best result."""
-    from .. import page, report
-    from ..data._record import sources
-    from ..files import write_rows, writing
-
-    flat = [
-        {
-            "epoch": e["epoch"],
-            **{f"{part}_{k}": v for part in ("train", "raw", "ema") for k, v in e.get(part, {}).items()},
-        }
-        for e in log
-    ]
-    write_rows(run / "results.csv", list(dict.fromkeys(k for row in flat for k in row)), flat)
-    with writing(run / "plots"):
-        (run / "plots").mkdir(exist_ok=True)
-    report.curves(log, run / "plots" / "curves.png")
-    written = [run / "plots" / "curves.png", *report.metrics(best, classes, run / "plots")]
-    config, environment = _readable(run / CONFIG), _readable(run / ENVIRONMENT)
-    described = page.Page(
-        title=run.name,
-        about={
-            "model": config.get("model"), "data": config.get("data"), **sources(run),
-            "input": "x".join(map(str, config["size"])),
-            "classes": len(classes), "written": datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-            "versions": ", ".join(f"{name} {version}" for name, version in environment["versions"].items()),
-            "machine": environment["platform"], "command": shlex.join(environment["command"]),
-        },
-        best={key: value for key, value in best.items() if not isinstance(value, list | dict)},
-        notes=best.get("notes", ()),
-        by_class=best.get("by_class", ()),
-        figures=_pictures.figures(run / "plots", written),
-        epochs=flat,
-        settings=config,
-    )  # fmt: skip
-    page.write(described, run / "report.html")
-
-
-def _readable(file: Path) -> dict[str, Any]:
-    """A YAML or JSON file of the run folder."""
-    import yaml
-
-    return yaml.safe_load(read_text(file, SMALL))

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fleetnet.config import TrainConfig
+from fleetnet.training.config import TrainConfig
 from fleetnet.transforms import Batch, Item, collate, mix
 
 Weights = dict[str, Tensor]

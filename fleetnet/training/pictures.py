@@ -1,19 +1,25 @@
-"""The pictures of a run: training batches as the network sees them, samples with the truth beside what was found, and
-the worst mistakes among them.
+"""The pictures of a run: training batches as the network sees them, samples with the truth beside
+what was found, and the worst mistakes among them.
 """
 
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from PIL import Image
-    from torch import Tensor
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_iou
 
-    from ..data import Sample, Split
-    from ..transforms import Preprocess
+from .. import report, tasks
+from ..data import Sample, Split
+from ..errors import DataError
+from ..files import writing
+from ..predict import load
+from ..transforms import ImageDataset, Preprocess
+from .folder import BEST
+from .hooks import Hook
+from .objective import Targets
 
 TRAINING_BATCHES = ("plots/training_batch_1.jpg", "plots/training_batch_2.jpg")  # in a run folder
 SHOWN = 12  # pictures in one sheet
@@ -24,25 +30,27 @@ OVERLAP = 0.5  # IoU from which an object counts as found
 USUAL_SCORE = 0.3  # from which objects are shown, where F1 says nothing
 
 
-class TrainingBatches:
-    """Draws the first batches of a training into plots/ of its `run`; `fit` calls it with each batch."""
+class TrainingBatches(Hook):
+    """Draws the first batches of a training into plots/ of its `run`."""
+
+    may_stop = True
 
     def __init__(self, run: Path, classes: Sequence[str]):
         self.files, self.classes = [run / name for name in TRAINING_BATCHES], classes
 
-    def __call__(self, images: "Tensor", targets: Mapping[str, Any], preprocess: "Preprocess") -> None:
-        """images (N, 3, H, W) and their targets, augmented and mixed."""
+    def batch(self, images: Tensor, targets: Targets, preprocess: Preprocess) -> None:
         if not self.files:  # all are drawn
             return
-        from .. import report
-        from ..files import writing
-
         file = self.files.pop(0)
         sheet = []
         for i, image in enumerate(images[:SHOWN]):
             picture = preprocess.picture_of(image.detach().cpu())
             truth = {key: value[i] for key, value in targets.items()}
-            sheet.append(report.captioned(_with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE))
+            sheet.append(
+                report.captioned(
+                    _with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE
+                )
+            )
         with writing(file.parent):
             file.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made again
         report.grid(sheet, 4, file)
@@ -52,19 +60,14 @@ class TrainingBatches:
 class _Looked:
     """A validation picture with its truth and what was found, in words and drawn."""
 
-    pictures: tuple["Image.Image", ...]  # one, or truth and prediction
+    pictures: tuple[Image.Image, ...]  # one, or truth and prediction
     captions: tuple[str, ...]
     mistake: float  # how bad; 0 where all is right
 
 
-def samples(run: Path, val: "Split") -> None:
-    """plots/samples.jpg and plots/mistakes.jpg of the run's best weights on some of the validation pictures."""
-    from .. import report, tasks
-    from ..errors import DataError
-    from ..predict import load
-    from ..transforms import ImageDataset
-
-    predictor = load(run / "best.safetensors")
+def samples(run: Path, val: Split) -> None:
+    """plots/samples.jpg and plots/mistakes.jpg: the best weights on some validation pictures."""
+    predictor = load(run / BEST)
     task = tasks.find(predictor.task)
     data = ImageDataset(val, predictor.preprocess, target=task.TARGET)
     best_score = predictor.facts["metrics"].get("score")  # where F1 was best
@@ -96,12 +99,12 @@ def samples(run: Path, val: "Split") -> None:
             report.grid(sheet, columns * len(looked[0].pictures), path)
 
 
-def spread(split: "Split", count: int) -> "list[Sample]":
-    """At most `count` samples: one of each class in turn, where the annotation tells, then others."""
+def spread(split: Split, count: int) -> list[Sample]:
+    """At most `count` samples: one of each class in turn, where classes are known, then others."""
     return [split.samples[i] for i in _spread(split, count)]
 
 
-def _spread(split: "Split", count: int) -> list[int]:
+def _spread(split: Split, count: int) -> list[int]:
     """The indices of what `spread` gives."""
     by_class: dict[int, list[int]] = {}
     for index, sample in enumerate(split.samples):
@@ -112,17 +115,23 @@ def _spread(split: "Split", count: int) -> list[int]:
         for label in labels:
             by_class.setdefault(label, []).append(index)
     longest = max(map(len, by_class.values()), default=0)
-    in_turn = [indices[i] for i in range(longest) for _, indices in sorted(by_class.items()) if i < len(indices)]
+    in_turn = [
+        indices[i]
+        for i in range(longest)
+        for _, indices in sorted(by_class.items())
+        if i < len(indices)
+    ]
     step = max(1, len(split.samples) // count)
     return list(dict.fromkeys([*in_turn, *range(0, len(split.samples), step)]))[:count]
 
 
 def _look(
-    picture: "Image.Image", truth: Mapping[str, "Tensor"], prediction: Mapping[str, "Tensor"], classes: Sequence[str],
+    picture: Image.Image,
+    truth: Mapping[str, Tensor],
+    prediction: Mapping[str, Tensor],
+    classes: Sequence[str],
     threshold: float,
-) -> _Looked:  # fmt: skip
-    from .. import report
-
+) -> _Looked:
     if "label" in truth:
         right = int(truth["label"])
         probabilities = prediction["logits"].softmax(0)
@@ -131,23 +140,29 @@ def _look(
         if found == right:
             return _Looked((picture,), (said,), 0.0)
         caption = f"{said}, is {classes[right]}"
-        return _Looked((picture,), (caption,), 1 + float(probabilities[found] - probabilities[right]))
+        return _Looked(
+            (picture,), (caption,), 1 + float(probabilities[found] - probabilities[right])
+        )
     drawn = report.draw(*_enlarged(picture, prediction), classes, threshold)
     pictures = (_with_truth(picture, truth, classes), drawn)
     if "semantic" in truth:
         known = truth["semantic"] != 255
-        share = float((prediction["semantic"].cpu() == truth["semantic"])[known].float().mean()) if known.any() else 1.0
+        share = (
+            float((prediction["semantic"].cpu() == truth["semantic"])[known].float().mean())
+            if known.any()
+            else 1.0
+        )
         return _Looked(pictures, ("truth", f"{share:.1%} of the pixels right"), 1 - share)
     missed, wrong = _missed_and_wrong(truth, prediction, threshold)
-    return _Looked(pictures, (_words(truth, classes), f"{missed} missed, {wrong} wrong"), float(missed + wrong))
+    return _Looked(
+        pictures, (_words(truth, classes), f"{missed} missed, {wrong} wrong"), float(missed + wrong)
+    )
 
 
 def _missed_and_wrong(
-    truth: Mapping[str, "Tensor"], prediction: Mapping[str, "Tensor"], threshold: float
+    truth: Mapping[str, Tensor], prediction: Mapping[str, Tensor], threshold: float
 ) -> tuple[int, int]:
-    """Objects that were not found, and boxes that are no object of their class, by IoU; crowds count for neither."""
-    from torchvision.ops import box_iou
-
+    """Objects that were missed, and boxes that are no object of their class; crowds are neither."""
     kept = prediction["scores"] >= threshold
     boxes, labels = prediction["boxes"][kept], prediction["labels"][kept]
     single = ~truth["crowd"] if "crowd" in truth else truth["labels"] >= 0
@@ -164,15 +179,21 @@ def _missed_and_wrong(
     return int(free.sum()), wrong
 
 
-def _with_truth(picture: "Image.Image", truth: Mapping[str, "Tensor"], classes: Sequence[str]) -> "Image.Image":
-    from .. import report
-
-    drawable = {key: value for key, value in truth.items() if key in ("boxes", "labels", "masks", "semantic")}
+def _with_truth(
+    picture: Image.Image, truth: Mapping[str, Tensor], classes: Sequence[str]
+) -> Image.Image:
+    drawable = {
+        key: value
+        for key, value in truth.items()
+        if key in ("boxes", "labels", "masks", "semantic")
+    }
     return report.draw(*_enlarged(picture, drawable), classes) if drawable else picture
 
 
-def _enlarged(picture: "Image.Image", drawable: Mapping[str, "Tensor"]) -> "tuple[Image.Image, dict[str, Tensor]]":
-    """A small picture at the size of its place in a sheet, with its boxes, so that names do not cover it."""
+def _enlarged(
+    picture: Image.Image, drawable: Mapping[str, Tensor]
+) -> tuple[Image.Image, dict[str, Tensor]]:
+    """A small picture at the size of its place in a sheet, so that names do not cover it."""
     factor = SIDE // max(picture.size)
     if factor < 2:
         return picture, dict(drawable)
@@ -193,34 +214,11 @@ def _words(truth: Mapping[str, "Tensor"], classes: Sequence[str]) -> str:
         label = truth["label"]
         if label.ndim == 0:
             return classes[int(label)]
-        shares = [(float(share), classes[i]) for i, share in enumerate(label) if share > 0.01]  # mixed pictures
+        shares = [
+            (float(share), classes[i]) for i, share in enumerate(label) if share > 0.01
+        ]  # mixed pictures
         return " + ".join(f"{share:.2f} {name}" for share, name in sorted(shares, reverse=True))
     if "boxes" in truth:
         count = len(truth["boxes"])
         return f"truth: {count} object{'' if count == 1 else 's'}"
     return "truth"
-
-
-CAPTIONS = {  # files of plots/ -> what they show
-    "curves": "Losses, figures of the evaluation, and the learning rate",
-    "training_batch_1": "The first training batch as the network sees it: augmented, with its annotation",
-    "training_batch_2": "The second training batch",
-    "samples": "Validation pictures: the truth beside what the best weights find",
-    "mistakes": f"The worst mistakes among the validation pictures that were looked at (at most {LOOKED_AT})",
-    "confusion": "Confusion: a row is what it is, a column what was said",
-    "confused": "Pairs of classes that are confused most",
-    "over_score": "Precision, recall and F1 over the lowest score that is kept",
-    "precision_recall": "Precision over recall at an IoU of 0.5",
-    "mask_precision_recall": "Precision over recall of masks at an IoU of 0.5",
-}
-
-
-def figures(plots: Path, written: Sequence[Path]) -> list[tuple[Path, str]]:
-    """What the page shows, in order: pictures that are there, then the other figures, each with its caption."""
-    first = [plots / f"{name}{suffix}" for name, suffix in (
-        ("curves", ".png"), ("samples", ".jpg"), ("mistakes", ".jpg"),
-        ("training_batch_1", ".jpg"), ("training_batch_2", ".jpg"),
-    )]  # fmt: skip
-    files = [file for file in first if file.is_file()]
-    files += [file for file in written if file not in files]
-    return [(file, CAPTIONS.get(file.stem, file.stem.replace("_", " "))) for file in files]

@@ -1,31 +1,35 @@
-"""Settings of a training run: defaults < recipe (YAML) < command line. Unknown keys are errors with the nearest name.
+"""Settings of a training run: defaults < recipe (YAML) < command line.
 
-One frozen dataclass is the whole list: its field names are the recipe's keys and, with dashes, the flags of
-`fleetnet train`; the `help` beside each field is what `fleetnet train --help` shows.
+Unknown keys are errors with the nearest name.
+
+One frozen dataclass is the whole list: its field names are the recipe's keys and, with dashes, the
+flags of `fleetnet train`; the `help` beside each field is what `fleetnet train --help` shows.
 
 To add a setting:
-1. Add a line to `TrainConfig`: `patience: int = _field(0, "epochs without a better one before training stops")`.
-2. If some tasks or other settings leave it unread, say when it is read, by one or more `Condition`s:
-   `_field(0.0, "probability of ...", LABELS, AUGMENTED)`. All of them have to hold; else the setting is refused where
-   it was given (`train.check_settings`: the command line, recipes and `fit`). Zero, null and "none" are never refused:
-   they ask for nothing. A condition sees a `Situation`: the whole config, the task's file, the number of processes.
+1. Add a line to `TrainConfig`:
+   `patience: int = _field(0, "epochs without a better one before training stops")`.
+2. If some tasks or other settings leave it unread, say when it is read, by one or more
+   `Condition`s: `_field(0.0, "probability of ...", LABELS, AUGMENTED)`. All of them have to hold;
+   else the setting is refused where it was given (`checks.check_settings`: the command line,
+   recipes and `fit`). Zero, null and "none" are never refused: they ask for nothing. A condition
+   sees a `Situation`: the whole config, the task's file, the number of processes.
 3. Add its range to the rules in `__post_init__`, and a value other than the default to VALUES in
-   tests/test_settings.py: that test trains with it for every task and shows that it is refused or used.
+   tests/test_settings.py: that test trains with it for every task and shows that it is refused or
+   used.
 """
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
-from .errors import UsageError, choose, named_arguments
-from .reading import SMALL, read_text
+from ..errors import UsageError, choose, named_arguments
+from ..preprocess import parse_size
+from ..reading import SMALL, read_text
 
 LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot count much longer
-LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an image takes minutes
 
 
 class Trained(Protocol):
@@ -66,11 +70,18 @@ class Condition:
     holds: Callable[[Situation], bool]
 
 
-LABELS = Condition("by tasks that learn a label of an image", lambda now: now.task.TARGET == "label")
-CROPPED = Condition("by tasks that crop the picture in evaluation", lambda now: now.task.MODE == "crop")
-SMOOTHED = Condition("by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS)
+LABELS = Condition(
+    "by tasks that learn a label of an image", lambda now: now.task.TARGET == "label"
+)
+CROPPED = Condition(
+    "by tasks that crop the picture in evaluation", lambda now: now.task.MODE == "crop"
+)
+SMOOTHED = Condition(
+    "by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS
+)
 WEIGHTED = Condition(
-    "by losses over the classes of a label or a pixel", lambda now: "class_weights" in now.task.SETTINGS
+    "by losses over the classes of a label or a pixel",
+    lambda now: "class_weights" in now.task.SETTINGS,
 )
 DETECTED = Condition("by detectors", lambda now: now.task.LIMITS is not None)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
@@ -87,19 +98,6 @@ def _field(default: Any, help: str, *read: Condition) -> Any:
     return dataclasses.field(default=default, metadata={"help": help, "read": read})
 
 
-def parse_size(value: Any) -> tuple[int, int]:
-    """(height, width) in pixels from 224, "224", "192x256", [192, 256] or (192, 256)."""
-    parts = re.split("[x,]", value) if isinstance(value, str) else value if isinstance(value, list | tuple) else [value]
-    whole = [int(part) for part in parts if type(part) is int or (isinstance(part, str) and part.isdecimal())]
-    height, width = (whole[0], whole[-1]) if whole else (0, 0)
-    if len(whole) != len(parts) or len(parts) > 2 or min(height, width) < 1 or max(height, width) > LARGEST_SIDE:
-        raise UsageError(
-            f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256 (192,256 is the same), "
-            f"up to {LARGEST_SIDE}"
-        )
-    return height, width
-
-
 def parse_values(value: str) -> tuple[float, float] | None:
     """(0.0, 4095.0) from "0,4095"; None from "auto" and "full"."""
     if value in ("auto", "full"):
@@ -110,13 +108,16 @@ def parse_values(value: str) -> tuple[float, float] | None:
     except ValueError:
         low, high = 0.0, 0.0
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
-        raise UsageError(f"scale_values is {value!r}; allowed: auto, full, or LOWEST,HIGHEST such as 0,4095")
+        raise UsageError(
+            f"scale_values is {value!r}; allowed: auto, full, or LOWEST,HIGHEST such as 0,4095"
+        )
     return low, high
 
 
 def _options() -> Any:
     return dataclasses.field(
-        default_factory=dict, metadata={"help": "the family's own, as --options.mixing conv", "read": ()}
+        default_factory=dict,
+        metadata={"help": "the family's own, as --options.mixing conv", "read": ()},
     )
 
 
@@ -127,8 +128,12 @@ class TrainConfig:
     model: str = _field("", "name of a model, as listed by `fleetnet models`")
     data: str = _field("", "folder or list file of images, or `shapes` (generated)")
     format: str | None = _field(None, "format of the data, where finding it out fails")
-    max_bad: float = _field(0.5, "largest share of the annotations that may be unusable; 1 takes what is left")
-    weights: str | None = _field(None, "starting weights: a file, hf-hub:OWNER/NAME, or `default` (published)")
+    max_bad: float = _field(
+        0.5, "largest share of the annotations that may be unusable; 1 takes what is left"
+    )
+    weights: str | None = _field(
+        None, "starting weights: a file, hf-hub:OWNER/NAME, or `default` (published)"
+    )
     epochs: int = _field(30, "passes over the training images")
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
     batch_size: int = _field(32, "images a step on each device")
@@ -137,35 +142,52 @@ class TrainConfig:
     lr: float = _field(1e-3, "peak learning rate, for the batch size as given")
     momentum: float = _field(0.9, "of sgd; the first beta of adamw")
     weight_decay: float = _field(0.05, "not applied to norms and biases")
-    warmup_epochs: float = _field(2.0, "epochs of linear warm-up, at most half of all, before the cosine to zero")
+    warmup_epochs: float = _field(
+        2.0, "epochs of linear warm-up, at most half of all, before the cosine to zero"
+    )
     label_smoothing: float = _field(0.1, "share of the target given to all classes alike", SMOOTHED)
     clip: float | None = _field(None, "largest norm of the gradient")
     ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
     drop_path: float = _field(0.0, "largest probability of stochastic depth")
-    output_stride: int | None = _field(None, "8 and 16 dilate instead of striding; null: the task's own")
+    output_stride: int | None = _field(
+        None, "8 and 16 dilate instead of striding; null: the task's own"
+    )
     options: dict[str, bool | int | float | str] = _options()  # noqa: RUF009  (it returns a field)
     head_lr: float = _field(1.0, "learning rate of the head, as a multiple of lr")
     norm: Literal["train", "frozen", "sync"] = _field(
         "train",
-        "batch norms of the backbone: frozen keeps them as they are, sync shares statistics among GPUs",
+        "batch norms of the backbone: frozen keeps them as they are, "
+        "sync shares statistics among GPUs",
         SEVERAL_IF_SYNC,
     )
     freeze: str | None = _field(
-        None, "what is not trained: globs of names of modules or parameters, such as backbone.stages.[0-2].*,head.x"
+        None,
+        "what is not trained: globs of names of modules or parameters, "
+        "such as backbone.stages.[0-2].*,head.x",
     )
-    patience: int = _field(0, "epochs without a better one before training stops early; 0 for never")
+    patience: int = _field(
+        0, "epochs without a better one before training stops early; 0 for never"
+    )
     class_weights: Literal["none", "balanced"] = _field(
-        "none", "in the loss; balanced: in inverse proportion to the samples or pixels of a class", WEIGHTED
+        "none",
+        "in the loss; balanced: in inverse proportion to the samples or pixels of a class",
+        WEIGHTED,
     )
     balance: bool = _field(False, "draw each class equally often", LABELS)
     augment: Literal["default", "none", "classify", "ssd", "jitter", "segment", "mosaic"] = _field(
         "default", "of the training images; default: the task's own"
     )
-    mosaic: float = _field(1.0, "probability of joining four images, where the augmentation is mosaic", MOSAIC)
+    mosaic: float = _field(
+        1.0, "probability of joining four images, where the augmentation is mosaic", MOSAIC
+    )
     plain_epochs: int = _field(0, "last epochs without mosaic", MOSAIC, SOME_MOSAIC)
-    multi_scale: float = _field(0.0, "each step at a size of its own, at most this share smaller or larger")
+    multi_scale: float = _field(
+        0.0, "each step at a size of its own, at most this share smaller or larger"
+    )
     scale: float | None = _field(
-        None, "smallest area of a random crop, as a share of the image; null: the usual one", AUGMENTED
+        None,
+        "smallest area of a random crop, as a share of the image; null: the usual one",
+        AUGMENTED,
     )
     flip: float = _field(0.5, "probability of a horizontal flip", AUGMENTED)
     color_jitter: float | None = _field(
@@ -178,21 +200,30 @@ class TrainConfig:
     mixup: float = _field(0.0, "alpha of mixup; 0 for none", LABELS)
     cutmix: float = _field(0.0, "alpha of cutmix; 0 for none", LABELS)
     crop: float = _field(1.0, "share of the shorter side kept in evaluation", CROPPED)
-    max_objects: int | None = _field(None, "objects of a picture that evaluation keeps, the best; null: 100", DETECTED)
-    nms: float | None = _field(
-        None, "overlap of two boxes of a class from which the less certain is dropped; null: the task's own", DETECTED
+    max_objects: int | None = _field(
+        None, "objects of a picture that evaluation keeps, the best; null: 100", DETECTED
     )
-    score: float | None = _field(None, "lowest score that evaluation keeps; null: the task's own", DETECTED)
+    nms: float | None = _field(
+        None,
+        "overlap of two boxes of a class from which the less certain is dropped; "
+        "null: the task's own",
+        DETECTED,
+    )
+    score: float | None = _field(
+        None, "lowest score that evaluation keeps; null: the task's own", DETECTED
+    )
     precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "of autocast; fp16 needs a GPU")
     channels_last: bool = _field(True, "memory format")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
-    timeout: float = _field(5.0, "minutes that these may take for a batch before the run ends with an error", WORKERS)
+    timeout: float = _field(
+        5.0, "minutes that these may take for a batch before the run ends with an error", WORKERS
+    )
     scale_values: str = _field(
         "auto",
-        "range of values in files of more than 8 bits, as 0,4095, which becomes 0 to 255; full: all of 16 bits, floats "
-        "from 0 to 1; auto: what the training images have",
+        "range of values in files of more than 8 bits, as 0,4095, which becomes 0 to 255; "
+        "full: all of 16 bits, floats from 0 to 1; auto: what the training images have",
     )
     cache: bool = _field(False, "keep decoded images in memory")
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
@@ -204,7 +235,9 @@ class TrainConfig:
             if get_origin(hint) is Literal and value not in allowed_values:
                 raise UsageError(f"{key} is {value!r}: {choose(str(value), allowed_values)}")
             if value is None and type(None) not in allowed_values:
-                raise UsageError(f"{key} is null; allowed: a value such as {KEYS_AND_DEFAULTS[key]!r}")
+                raise UsageError(
+                    f"{key} is null; allowed: a value such as {KEYS_AND_DEFAULTS[key]!r}"
+                )
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{key} is {value}; allowed: a finite number")
         for key, value in self.options.items():
@@ -213,19 +246,50 @@ class TrainConfig:
         object.__setattr__(self, "size", parse_size(self.size))
         parse_values(self.scale_values)
         rules: list[tuple[str, bool, str]] = [
-            *((key, getattr(self, key) >= 1, "at least 1") for key in ("epochs", "batch_size", "accumulate")),
-            ("eval_every", self.eval_every >= 1, "at least 1"),
-            ("timeout", 0 < self.timeout <= LONGEST_WAIT, f"above 0, at most {LONGEST_WAIT:g} minutes"),
-            ("lr", self.lr > 0, "positive"),
-            *((key, getattr(self, key) >= 0, "at least 0") for key in ("weight_decay", "warmup_epochs", "mixup")),
-            *((key, getattr(self, key) >= 0, "at least 0") for key in ("cutmix", "workers", "threads")),
-            ("color_jitter", self.color_jitter is None or self.color_jitter >= 0, "at least 0, or null"),
-            *((key, 0 <= getattr(self, key) < 1, "from 0 to below 1") for key in ("label_smoothing", "momentum")),
-            *((key, 0 <= getattr(self, key) <= 1, "from 0 to 1") for key in ("flip", "erasing", "mosaic")),
-            ("max_bad", 0 <= self.max_bad <= 1, "from 0 to 1"),
-            ("max_objects", self.max_objects is None or self.max_objects >= 1, "at least 1, or null"),
             *(
-                (key, getattr(self, key) is None or 0 <= getattr(self, key) <= 1, "from 0 to 1, or null")
+                (key, getattr(self, key) >= 1, "at least 1")
+                for key in ("epochs", "batch_size", "accumulate")
+            ),
+            ("eval_every", self.eval_every >= 1, "at least 1"),
+            (
+                "timeout",
+                0 < self.timeout <= LONGEST_WAIT,
+                f"above 0, at most {LONGEST_WAIT:g} minutes",
+            ),
+            ("lr", self.lr > 0, "positive"),
+            *(
+                (key, getattr(self, key) >= 0, "at least 0")
+                for key in ("weight_decay", "warmup_epochs", "mixup")
+            ),
+            *(
+                (key, getattr(self, key) >= 0, "at least 0")
+                for key in ("cutmix", "workers", "threads")
+            ),
+            (
+                "color_jitter",
+                self.color_jitter is None or self.color_jitter >= 0,
+                "at least 0, or null",
+            ),
+            *(
+                (key, 0 <= getattr(self, key) < 1, "from 0 to below 1")
+                for key in ("label_smoothing", "momentum")
+            ),
+            *(
+                (key, 0 <= getattr(self, key) <= 1, "from 0 to 1")
+                for key in ("flip", "erasing", "mosaic")
+            ),
+            ("max_bad", 0 <= self.max_bad <= 1, "from 0 to 1"),
+            (
+                "max_objects",
+                self.max_objects is None or self.max_objects >= 1,
+                "at least 1, or null",
+            ),
+            *(
+                (
+                    key,
+                    getattr(self, key) is None or 0 <= getattr(self, key) <= 1,
+                    "from 0 to 1, or null",
+                )
                 for key in ("nms", "score")
             ),
             ("head_lr", self.head_lr > 0, "positive"),
@@ -241,7 +305,10 @@ class TrainConfig:
             if not holds:
                 raise UsageError(f"{key} is {getattr(self, key)}; allowed: {allowed}")
         if self.balance and self.class_weights != "none":
-            raise UsageError("balance and class_weights both make up for classes of few samples: give one of them")
+            raise UsageError(
+                "balance and class_weights both make up for classes of few samples: "
+                "give one of them"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -256,14 +323,14 @@ READ: dict[str, tuple[Condition, ...]] = {
 
 
 def unread(key: str, now: Situation) -> Condition | None:
-    """The condition for which nothing reads a setting here; None where it is read, or asks for nothing."""
+    """The condition by which nothing reads a setting here; None: read, or asking for nothing."""
     if getattr(now.config, key) in (0, None, "none"):
         return None
     return next((condition for condition in READ[key] if not condition.holds(now)), None)
 
 
 def plain_yaml() -> Any:
-    """A loader of YAML without aliases: a few lines of them stand for more values than there is memory."""
+    """A loader of YAML without aliases: a few lines of them can stand for all of the memory."""
     import yaml
 
     class Plain(yaml.SafeLoader):
@@ -278,24 +345,36 @@ def plain_yaml() -> Any:
 def read_recipe(path: str | Path) -> dict[str, Any]:
     """The settings that a recipe file gives; keys may have dashes or underscores.
 
-    Raises `UsageError` for a missing file, YAML that is not a mapping, and an unknown key (with the nearest name).
+    Raises `UsageError` for a missing file, YAML that is not a mapping, and an unknown key (with the
+    nearest name).
     """
     import yaml
 
     path = Path(path)
     if not path.is_file():
         near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise UsageError(f"no recipe {str(path)!r}: " + (choose(path.stem, near) if near else "the folder has none"))
+        raise UsageError(
+            f"no recipe {str(path)!r}: "
+            + (choose(path.stem, near) if near else "the folder has none")
+        )
     try:
         values = yaml.load(read_text(path, SMALL), plain_yaml())
     except OSError as error:
         raise UsageError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a date that there is not is a ValueError
         raise UsageError(f"{path} is not YAML: {error}") from error
     if not isinstance(values, Mapping):
-        raise UsageError(f"{path}: a recipe is a mapping of keys to values, but this is {type(values).__name__}")
+        raise UsageError(
+            f"{path}: a recipe is a mapping of keys to values, but this is {type(values).__name__}"
+        )
     recipe = {str(key).replace("-", "_"): value for key, value in values.items()}
     for key in recipe:
         if key not in KEYS:
-            raise UsageError(f"{path}: unknown key {key!r}: {choose(key, KEYS, 'key', 'fleetnet train --help')}")
+            raise UsageError(
+                f"{path}: unknown key {key!r}: {choose(key, KEYS, 'key', 'fleetnet train --help')}"
+            )
     return recipe

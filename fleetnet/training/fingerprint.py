@@ -1,7 +1,8 @@
-"""Whether a run goes on with the samples that it began with: a fingerprint of them, kept in the run folder.
+"""Whether a run goes on with the samples that it began with: a fingerprint of them.
 
-A sample is its path relative to the folder that all pictures have in common, the size of its files in bytes, and its
-labels and annotations; neither the time of a file nor where the folder lies. So data may move, and a copy is the same.
+A sample is its path relative to the folder that all pictures have in common, the size of its files
+in bytes, and its labels and annotations; neither the time of a file nor where the folder lies. So
+data may move, and a copy is the same.
 """
 
 import dataclasses
@@ -14,22 +15,31 @@ from typing import Any
 
 import numpy as np
 
-from .data import Sample, Split
-from .errors import DataError
-from .files import write_text
-from .reading import ANNOTATIONS, DESCRIPTION, from_json, read_text, to_json
+from ..data import Sample, Split
+from ..errors import DataError
+from ..files import write_text
+from ..reading import ANNOTATIONS, DESCRIPTION, from_json, read_text, to_json
 
 RECORD = "data.json"
+NAMES = "state/samples.json"  # what is known of each sample
 NAMED = 100_000  # samples that are kept one by one, so that a later difference can be named
 Lines = dict[str, str]  # of each sample its name and the hash of all that is known of it, in order
 
 
 def lines_of(split: Split) -> Lines:
-    pictures = [os.path.abspath(sample.image) for sample in split.samples if isinstance(sample.image, Path)]
-    folder = os.path.commonpath([os.path.dirname(picture) for picture in pictures]) if pictures else ""
+    pictures = [
+        os.path.abspath(sample.image) for sample in split.samples if isinstance(sample.image, Path)
+    ]
+    folder = (
+        os.path.commonpath([os.path.dirname(picture) for picture in pictures]) if pictures else ""
+    )
     lines: Lines = {}
     for index, sample in enumerate(split.samples):
-        name = os.path.relpath(sample.image, folder) if isinstance(sample.image, Path) else f"picture {index}"
+        name = (
+            os.path.relpath(sample.image, folder)
+            if isinstance(sample.image, Path)
+            else f"picture {index}"
+        )
         known = to_json(_plain(_contents(sample), folder), ensure_ascii=False)
         key = name if name not in lines else f"{name} ({index})"  # a picture may be listed twice
         lines[key] = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
@@ -37,7 +47,9 @@ def lines_of(split: Split) -> Lines:
 
 
 def _contents(sample: Sample) -> list[Any]:
-    objects = None if sample.objects is None else [list(vars(item).values()) for item in sample.objects]
+    objects = (
+        None if sample.objects is None else [list(vars(item).values()) for item in sample.objects]
+    )
     return [sample.image, sample.label, objects, sample.semantic]
 
 
@@ -47,11 +59,15 @@ def _plain(value: Any, folder: str) -> Any:
         size = value.stat().st_size if value.is_file() else -1
         return [os.path.relpath(value, folder) if folder else str(value), size]
     if isinstance(value, partial):
-        return [_plain(value.func, folder), _plain(value.args, folder), _plain(value.keywords, folder)]
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):  # such as label maps with other numbers
-        return _plain(
-            [type(value).__qualname__, *(getattr(value, field.name) for field in dataclasses.fields(value))], folder
-        )
+        return [
+            _plain(value.func, folder),
+            _plain(value.args, folder),
+            _plain(value.keywords, folder),
+        ]
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        # such as label maps with other numbers
+        values = [getattr(value, field.name) for field in dataclasses.fields(value)]
+        return _plain([type(value).__qualname__, *values], folder)
     if isinstance(value, Mapping):
         return [[str(key), _plain(item, folder)] for key, item in value.items()]
     if isinstance(value, list | tuple):
@@ -70,7 +86,8 @@ def _plain(value: Any, folder: str) -> Any:
 def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> None:
     """Compare the splits ("train", "val") with those that the run was trained on, and record them.
 
-    `epochs` have been trained. Raises `DataError` that names what differs unless `accept`, which records the new ones.
+    `epochs` have been trained. Raises `DataError` that names what differs unless `accept`, which
+    records the new ones.
     """
     now = {name: lines_of(split) for name, split in splits.items()}
     records = read(run) if epochs else []
@@ -82,22 +99,27 @@ def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> 
             return
         if not accept:
             known = _named(run)
+            counts = {name: before["splits"][name]["samples"] for name in differing}
             words = "; ".join(
-                f"{name}: {_difference(before['splits'][name]['samples'], known.get(name), now[name])}"
+                f"{name}: {_difference(counts[name], known.get(name), now[name])}"
                 for name in differing
             )
             raise DataError(
-                f"the data are not those that {run} was trained on ({words}), and a resumed run continues exactly. "
-                "To go on with the data as they are now, name them anew with --data; that is then recorded"
+                f"the data are not those that {run} was trained on ({words}), and a resumed run "
+                "continues exactly. To go on with the data as they are now, name them anew with "
+                "--data; that is then recorded"
             )
     about = {name: {"samples": len(lines), "sha256": hashes[name]} for name, lines in now.items()}
     few = {name: lines for name, lines in now.items() if len(lines) <= NAMED}
-    write_text(run / "state" / "samples.json", to_json(few, ensure_ascii=True))
-    write_text(run / RECORD, to_json([*records, {"from_epoch": epochs + 1, "splits": about}], indent=1) + "\n")
+    write_text(run / NAMES, to_json(few, ensure_ascii=True))
+    write_text(
+        run / RECORD,
+        to_json([*records, {"from_epoch": epochs + 1, "splits": about}], indent=1) + "\n",
+    )
 
 
 def read(run: Path) -> list[dict[str, Any]]:
-    """What a run was trained on, {"from_epoch", "splits"} for each set of data; empty where that is not known."""
+    """What a run was trained on, {"from_epoch", "splits"} for each set of data; empty: unknown."""
     try:
         records = from_json(read_text(run / RECORD, DESCRIPTION))
     except (OSError, ValueError):
@@ -110,7 +132,7 @@ def read(run: Path) -> list[dict[str, Any]]:
 
 def _named(run: Path) -> dict[str, Lines]:
     try:
-        named = from_json(read_text(run / "state" / "samples.json", ANNOTATIONS))
+        named = from_json(read_text(run / NAMES, ANNOTATIONS))
     except (OSError, ValueError):
         return {}
     return named if isinstance(named, dict) else {}
@@ -126,7 +148,9 @@ def _difference(count: int, before: Lines | None, now: Lines) -> str:
     parts = [
         _some("added", [name for name in now if name not in before]),
         _some("gone", [name for name in before if name not in now]),
-        _some("of another size or annotation", [n for n in now if n in before and now[n] != before[n]]),
+        _some(
+            "of another size or annotation", [n for n in now if n in before and now[n] != before[n]]
+        ),
     ]
     return ", ".join(part for part in parts if part) or "the same in another order"
 

@@ -1,8 +1,9 @@
 """A run folder belongs to one process at a time, which says so in a file of the folder.
 
-The file `claim.json` names the host, the process and when that process started, and appears at once with all of it.
-Where the process is gone, or another one has its number by now, the claim is stale and taken over. What runs on
-another host cannot be known from here: then the message says which file to remove.
+The file `claim.json` names the host, the process and when that process started, and appears at once
+with all of it. Where the process is gone, or another one has its number by now, the claim is stale
+and taken over. What runs on another host cannot be known from here: then the message says which
+file to remove.
 """
 
 import os
@@ -19,9 +20,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from .errors import UsageError, WriteError
-from .files import process_runs, remove_leftovers, writing
-from .reading import SMALL, from_json, read_text, to_json
+from ..errors import UsageError, WriteError
+from ..files import process_runs, remove_leftovers, writing
+from ..reading import SMALL, from_json, read_text, to_json
 
 NAME = "claim.json"
 PATIENCE = 2.0  # seconds that a claim may stay without content: whoever writes it may be about to
@@ -36,19 +37,21 @@ class Claim:
     made: bool  # whether the folder was made for it
 
     def check(self) -> None:
-        """Raise `WriteError` if the folder was deleted or renamed since, or if another process has taken it."""
+        """`WriteError` if the folder is not here any more, or if another process has taken it."""
         owner = _read(self.folder / NAME)
         if owner.get("token") == self.token:
             return
         if owner:
-            raise WriteError(f"{self.folder} was taken over by {_who(owner)} while this run was writing to it")
+            raise WriteError(
+                f"{self.folder} was taken over by {_who(owner)} while this run was writing to it"
+            )
         raise WriteError(
-            f"{self.folder} was deleted or renamed while this run was writing to it: nothing more is written; "
-            "if it was renamed, continue it there with --resume"
+            f"{self.folder} was deleted or renamed while this run was writing to it: "
+            "nothing more is written; if it was renamed, continue it there with --resume"
         )
 
     def release(self) -> None:
-        """Give the folder back, and remove it if it was made for this claim and nothing is in it."""
+        """Give the folder back; remove it if it was made for this claim and nothing is in it."""
         if _read(self.folder / NAME).get("token") != self.token:
             return
         (self.folder / NAME).unlink(missing_ok=True)
@@ -60,15 +63,19 @@ class Claim:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.release()
 
 
 def claim(folder: Path) -> Claim:
-    """Claim a run folder, making it where there is none, and remove what killed runs left half written in it.
+    """Claim a run folder, made where there is none, and remove what killed runs left half written.
 
-    Raises `UsageError` naming host and process where another one runs in it, `WriteError` where it cannot be written.
+    Raises `UsageError` naming host and process where another one runs in it, `WriteError` where it
+    cannot be written.
     """
     made = not folder.exists()
     with writing(folder / NAME):
@@ -80,13 +87,16 @@ def claim(folder: Path) -> Claim:
                 (folder / NAME).unlink(missing_ok=True)  # a stale one
                 if not _write(folder, token):  # another host was faster
                     refuse_if_claimed(folder)
-                    raise UsageError(f"{folder} was claimed by another run at the same moment: give another --run")
+                    raise UsageError(
+                        f"{folder} was claimed by another run at the same moment: "
+                        "give another --run"
+                    )
     remove_leftovers(folder)
     return Claim(folder, token, made)
 
 
 def refuse_if_claimed(folder: Path) -> None:
-    """`UsageError` naming host and process if a run is going on in a folder, or could be on another host."""
+    """`UsageError` naming host and process if a run goes on in a folder, or could elsewhere."""
     path = folder / NAME
     owner, waited = _read(path), time.monotonic()
     while not owner and path.exists() and time.monotonic() - waited < PATIENCE:
@@ -96,13 +106,13 @@ def refuse_if_claimed(folder: Path) -> None:
         return
     if owner.get("host") != _host():
         raise UsageError(
-            f"{folder} belongs to a run of {_who(owner)}. Whether it still runs cannot be known from here, "
-            f"{_host()}: if it does not, remove {path} and try again"
+            f"{folder} belongs to a run of {_who(owner)}. Whether it still runs cannot be "
+            f"known from here, {_host()}: if it does not, remove {path} and try again"
         )
     if _runs(owner):
         raise UsageError(
-            f"{folder} belongs to a run that goes on: {_who(owner)}. Wait for it, end it (kill {owner['process']}), "
-            "or give another --run"
+            f"{folder} belongs to a run that goes on: {_who(owner)}. Wait for it, "
+            f"end it (kill {owner['process']}), or give another --run"
         )
 
 
@@ -132,7 +142,7 @@ def _write(folder: Path, token: str) -> bool:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """One process of this host at a time: two of them must not both take over the same stale claim."""
+    """One process of this host at a time: two must not both take over the same stale claim."""
     try:
         import fcntl
     except ImportError:  # Windows
@@ -157,21 +167,24 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _runs(owner: dict[str, Any]) -> bool:
-    """Whether the process of a claim of this host is still there, and not another one of its number."""
+    """Whether the process of a claim of this host is still there, not another of its number."""
     return process_runs(owner["process"]) and owner.get("started") == _started(owner["process"])
 
 
 def _started(process: int) -> str | None:
-    """When a process started, as text that no later process of its number has; None where that cannot be told."""
+    """When a process started, as text that no later process of its number has; None: unknown."""
     try:
         after_name = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {after_name[19]}"  # field 22 of the whole line: clock ticks after the start of the system
+        # field 22 of the whole line: clock ticks after the start of the system
+        return f"{boot} {after_name[19]}"
     except (OSError, IndexError):
         pass
     if (ps := shutil.which("ps")) is None:
         return None
-    told = subprocess.run([ps, "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False)
+    told = subprocess.run(
+        [ps, "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False
+    )
     return told.stdout.strip() or None
 
 

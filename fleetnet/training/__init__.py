@@ -1,0 +1,25 @@
+"""Training: from a model, pictures and settings to a run folder. A reading order:
+
+    fit          from the first check to the last figure
+    checks       what is looked at before the first step
+    setup        what a run is made of: device, preprocessing, augmentation, batches
+    learner      what is trained, together with all that it is trained with
+    epoch        one pass over the training images
+    objective    the loss of a batch; mixing and sizes
+    schedule     learning rate, groups of parameters, the average of the weights, an early end
+    evaluate     the figures of a model on annotated images
+    run          the run folder: what is written, in which order
+    hooks        what listens: loggers, progress
+
+and what these need:
+
+    config       the settings, and which of them are read when
+    freezing     parts of a model that are not trained
+    claims       a run folder belongs to one process at a time
+    fingerprint  whether a run goes on with the data that it began with
+    log          log.jsonl
+    pictures     batches, samples and mistakes, drawn
+    figures      results.csv, plots/ and report.html
+
+Nothing is imported here, so that the settings can be listed without loading torch.
+"""

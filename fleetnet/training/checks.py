@@ -1,0 +1,135 @@
+"""What is looked at before the first step, since it could not be mended after an hour."""
+
+import copy
+import re
+from collections.abc import Collection
+
+import torch
+
+from .. import tasks
+from ..data import WORDS, Split
+from ..data._contents import Contents, check_usable, contents_of
+from ..errors import DataError, UsageError
+from ..find import names
+from ..tasks import Model
+from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
+
+MADE_BEFORE = "`fit` trains the model as it is, so give this to create_model, or leave it out"
+
+
+def check(
+    model: Model,
+    train: Split,
+    val: Split,
+    config: TrainConfig,
+    *,
+    resume: bool = False,
+    contents: tuple[Contents, Contents] | None = None,
+    processes: int = 1,
+) -> tuple[Contents, Contents]:
+    """Raise `UsageError` or `DataError` where model, data and settings do not go together.
+
+    Gives what train and val have of each class; `contents` is the same where it was counted before.
+    """
+    if model.classes != len(train.classes):
+        raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
+    if not resume:
+        check_settings(config, model.task, processes=processes)
+        check_made(config, model)
+    check_batch(model, config, len(train.samples))
+    target = tasks.find(model.task).TARGET
+    for split in (train, val):
+        check_annotated(split, target)
+    counted = contents or (contents_of(train, target), contents_of(val, target))
+    check_usable(train, counted[0], config.max_bad)
+    check_usable(val, counted[1], config.max_bad, learn=False)
+    return counted
+
+
+def check_device(config: TrainConfig) -> bool:
+    """Whether the GPU is used; `UsageError` for one that is not to be had here."""
+    gpu = torch.cuda.is_available() and config.device != "cpu"
+    if config.device == "cuda" and not gpu:
+        raise UsageError("device is cuda, but torch sees no GPU; allowed here: cpu, auto")
+    if config.precision == "fp16" and not gpu:
+        raise UsageError("precision is fp16, which needs a GPU with CUDA; allowed here: fp32, bf16")
+    return gpu
+
+
+def check_settings(
+    config: TrainConfig, task: str, given: Collection[str] = (), processes: int = 1
+) -> None:
+    """`UsageError` for a setting that nothing reads where this task is trained; it says what does.
+
+    Looked at are settings other than their default, and those that were `given` whatever their
+    value.
+    """
+    for key, default in KEYS_AND_DEFAULTS.items():
+        value = getattr(config, key)
+        if value == default and key not in given:
+            continue
+        condition = unread(key, Situation(config, tasks.find(task), processes))
+        if condition is None:
+            continue
+        readers = [
+            name
+            for name in names("tasks")
+            if unread(key, Situation(config, tasks.find(name), processes)) is None
+        ]
+        augment = "" if config.augment == "default" else f" with augment {config.augment}"
+        named_readers = f" ({', '.join(readers)})" if readers else ""
+        raise UsageError(
+            f"{key} is {value}, but {task}{augment} has no use for it: "
+            f"it is read {condition.words}{named_readers}; leave it out"
+        )
+
+
+def check_made(config: TrainConfig, model: Model) -> None:
+    """`UsageError` for a setting of how a model is made that the model was not made with."""
+    for key in ("drop_path", "output_stride"):
+        wanted, made = getattr(config, key), getattr(model, key)
+        if wanted and wanted != made:
+            raise UsageError(
+                f"{key} is {wanted}, but the model was made with {made}: {MADE_BEFORE}"
+            )
+    if missing := sorted(config.options.keys() - model.options.keys()):
+        raise UsageError(
+            f"options have {', '.join(missing)}, but the model was made without: {MADE_BEFORE}"
+        )
+    if config.weights is not None and model.report is None:
+        raise UsageError(
+            f"weights is {config.weights!r}, but none were loaded into the model: {MADE_BEFORE}"
+        )
+
+
+def check_batch(model: Model, config: TrainConfig, images: int) -> None:
+    """`UsageError` where a batch norm would see one value a channel: one image, of few pixels."""
+    count, (height, width) = min(config.batch_size, images), config.size
+    if count > 1:
+        return
+    network = copy.deepcopy(model).to("meta")  # shapes alone, without computing
+    try:
+        network.train()(torch.empty(count, 3, height, width, device="meta"))
+    except ValueError as error:
+        if not re.search("(more than 1|one) value per channel", str(error)):
+            raise
+        raise UsageError(
+            f"{model.name} cannot be trained on batches of one image at {height}x{width}: its last "
+            "feature is a single pixel, and a batch norm needs two. Give --batch-size 2 or "
+            "more (and as many images), or a larger --size"
+        ) from error
+    except (
+        NotImplementedError,
+        RuntimeError,
+    ):  # shapes that depend on values: proposals of Mask R-CNN
+        return
+
+
+def check_annotated(split: Split, target: str) -> None:
+    """`DataError` unless every sample has the annotation that a task learns from."""
+    key = {"boxes": "objects", "masks": "objects"}.get(target, target)
+    for sample in split.samples:
+        if getattr(sample, key) is None:
+            raise DataError(
+                f"{sample.image} has no {WORDS[target]}: load the data with target={target!r}"
+            )

@@ -1,0 +1,105 @@
+"""One pass over the training images."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, FleetnetError
+from ..loading import Say, patient
+from ..transforms import Batch
+from .hooks import Hook, Pace
+from .learner import Learner
+from .log import Result
+from .objective import mixed_and_sized
+
+
+def train_one_epoch(
+    learner: Learner, epoch: int, pace: Pace, hook: Hook, on_wait: Say | None = None
+) -> Result:
+    """Train for an epoch, counted from 0: means of the losses, images seen, names of skipped ones.
+
+    Gradients are summed over groups of `accumulate` batches; the last group of an epoch may have
+    fewer. `hook` sees each batch and each step. Raises `FleetnetError` at the first loss that is
+    not finite, before it reaches the weights.
+    """
+    learner.begin(epoch)
+    accumulate = learner.config.accumulate
+    means = _Means()
+    skipped: list[str] = []
+    lr = 0.0
+    summed = False  # whether there are gradients of a group that has had no update yet
+    for step, batch in enumerate(patient(learner.batches, on_wait)):
+        skipped += batch.skipped
+        usable = not _is_too_small(batch)
+        if usable:
+            lr = learner.schedule.rate(epoch, step // accumulate)
+            images, targets = mixed_and_sized(
+                batch, learner.model.classes, learner.config
+            )  # (N, 3, H, W)
+            hook.batch(images, targets, learner.preprocess)
+            losses = learner.losses(images, targets)
+            total = torch.stack(list(losses.values())).sum()
+            loss = total.item()
+            _check_loss(loss, epoch, step, lr)
+            learner.accelerator.backward(total / accumulate)
+            summed = True
+            means.add(losses, len(images))
+        # a group ends by its place in the epoch, so that batches without an image move no other's
+        group_ends = (step + 1) % accumulate == 0 or step + 1 == len(learner.batches)
+        if group_ends and summed:
+            learner.update(lr)
+            summed = False
+        if usable:
+            hook.step(pace.progress(epoch, step + 1, loss, lr, len(images)))
+    if not means.images:
+        first = skipped[0] if skipped else "none given"
+        raise DataError(f"no image could be read for training; the first: {first}")
+    return {**means.result(), "lr": lr, "images": means.images, "skipped": skipped}
+
+
+class _Means:
+    """Of losses over the images of several batches."""
+
+    def __init__(self) -> None:
+        self.images = 0
+        self.sums: dict[str, float] = {}
+
+    def add(self, losses: dict[str, Tensor], images: int) -> None:
+        self.images += images
+        for name, loss in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + images * loss.item()
+
+    def result(self) -> dict[str, float]:
+        means = {name: total / self.images for name, total in self.sums.items()}
+        return {"loss": sum(means.values()), **means}
+
+
+def _is_too_small(batch: Batch) -> bool:
+    """Whether one image of several is left, which is too few for some batch norms, or none."""
+    return len(batch.images) == 0 or (len(batch.images) == 1 and bool(batch.skipped))
+
+
+def _check_loss(loss: float, epoch: int, step: int, lr: float) -> None:
+    """`FleetnetError` for a loss that is not finite; epoch and step count from 0."""
+    if not math.isfinite(loss):
+        raise FleetnetError(
+            f"the loss is {loss} at step {step + 1} of this epoch, at learning rate {lr:.3g}"
+            f"{kept(epoch)}. Try a lower lr, a longer warm-up, clip: 1.0, or precision: fp32"
+        )
+
+
+def kept(epoch: int) -> str:
+    """What is left of a run that stops in an epoch (from 0), for the message of its error."""
+    if epoch:
+        return f"; the state of epoch {epoch} is kept"
+    return "; no epoch has ended, so nothing is kept"
+
+
+def check_weights(learner: Learner, epoch: int) -> None:
+    """`FleetnetError` if the last update of an epoch broke the weights: no loss would tell."""
+    if not all(parameter.isfinite().all() for parameter in learner.model.parameters()):
+        raise FleetnetError(
+            f"a weight is not finite after epoch {epoch + 1}, though the losses were{kept(epoch)}. "
+            "Try a lower lr or clip: 1.0"
+        )

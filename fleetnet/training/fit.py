@@ -1,0 +1,143 @@
+"""Training from the first check to the last figure: `fit`.
+
+Unusual here: the learning rate is a pure function of the step, and order and augmentation are
+seeded by the epoch, so that a run resumed after any epoch continues exactly as if it had never
+stopped. The state of a run is one file, replaced atomically once an epoch: killing the process
+loses at most the epoch in progress. No task is named in this folder.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..balance import Order
+from ..data import Split
+from ..data._contents import Contents
+from ..data._names import by_name
+from ..errors import named_arguments
+from ..loading import Say
+from ..tasks import Model
+from ..transforms import Preprocess
+from .checks import check
+from .claims import Claim, claim
+from .config import TrainConfig
+from .epoch import check_weights, train_one_epoch
+from .figures import write_figures
+from .folder import AVERAGE, LAST
+from .hooks import Callbacks, Hook, Hooks, Pace, Progress
+from .learner import Learner, set_up
+from .log import COUNTED, Line, Result, figures_of, read_log
+from .objective import Objective, Targets
+from .pictures import TrainingBatches, samples
+from .run import Before, Run, best_of
+from .setup import accelerator_of, training_of
+
+
+@named_arguments
+def fit(
+    model: Model,
+    train: Split,
+    val: Split,
+    config: TrainConfig,
+    run: str | Path,
+    *,
+    preprocess: Preprocess | None = None,
+    resume: bool = False,
+    source: dict[str, Any] | None = None,
+    contents: tuple[Contents, Contents] | None = None,
+    objective: Objective | None = None,
+    order: Order | None = None,
+    hooks: Sequence[Hook] = (),
+    progress: Callable[[Progress], None] | None = None,
+    on_epoch: Callable[[Line], None] | None = None,
+    on_batch: Callable[[Tensor, Targets, Preprocess], None] | None = None,
+    on_wait: Say | None = None,
+    report: bool = True,
+    claimed: Claim | None = None,
+    restart: bool = False,
+    other_data: bool = False,
+) -> Result:
+    """Train  `model` in place and return the figures of the best epoch; `run` is a folder for all.
+
+    It is the folder that `fleetnet train` leaves (docs/training.md), with pictures and a page;
+    unless `report`, without what describes and shows the run: config.yaml, environment.json,
+    results.csv, plots/ and report.html. It belongs to this call alone until the end, unless whoever
+    calls has `claimed` it.
+
+    Labels of `val` go by the names of the classes: it may lack some, or have them in another order.
+    `contents` are what `contents_of` counted in train and val, where that is known. The
+    preprocessing, unless given, is what the starting weights expect, or ImageNet's mean and std, at
+    the configured size; afterwards `model.preprocess` holds it. `source` describes the starting
+    weights. The loss is the task's own unless there is an `objective`, and the order of the samples
+    that of the settings unless there is an `order`. `progress` is called after every step,
+    `on_batch` gets what the network sees in it, `on_epoch` each line of the log, `on_wait` a line
+    for each half minute that the workers are waited for; `hooks` get all of this, and may fail.
+
+    `resume` goes on with a run: with its preprocessing, and its samples unless `other_data`;
+    `restart` is for one that was stopped before its first epoch ended. Raises `UsageError` where
+    another run goes on in the folder, `DataError` for other samples and for data with too little to
+    learn from or to measure on, `WriteError` when the folder is gone or the disk full, and
+    `FleetnetError` when the loss or a weight is not finite or a worker died; then the state of the
+    last whole epoch is kept.
+    """
+    val = by_name(val, train.classes, "the training data")
+    accelerator = accelerator_of(config)
+    counted = check(
+        model,
+        train,
+        val,
+        config,
+        resume=resume,
+        contents=contents,
+        processes=accelerator.num_processes,
+    )
+    with claim(Path(run)) if claimed is None else nullcontext(claimed) as mine:
+        before = Before.read(mine.folder) if resume else None
+        training = training_of(model, train, config, preprocess, source, before)
+        with Run(mine, training, before, restart=restart) as this_run:
+            this_run.begin(train, val, other_data=other_data, described=report)
+            pictures = (
+                [TrainingBatches(mine.folder, train.classes)] if report and not resume else []
+            )
+            hook = Hooks([Callbacks(progress, on_epoch, on_batch), *pictures, *hooks], say=on_wait)
+            hook.start(this_run, training.config)
+            learner = set_up(model, train, val, training, accelerator, objective, order, before)
+            this_run.record(train, val, counted)
+            pace = Pace(this_run.epochs, config.epochs, len(learner.batches))
+            while this_run.epochs < config.epochs and not this_run.stopped_early():
+                hook.epoch(_epoch(learner, this_run, pace, hook, on_wait))
+            learner.finish()
+            best = best_of(mine.folder, this_run.best or {})
+            if report:
+                this_run.claim.check()
+                samples(mine.folder, val)
+                write_figures(mine.folder, train.classes, read_log(mine.folder), best)
+            hook.end(best)
+    return best
+
+
+def _epoch(learner: Learner, run: Run, pace: Pace, hook: Hook, on_wait: Say | None) -> Result:
+    """Train , evaluate and keep one epoch; its line of the log."""
+    epoch, began = run.epochs, time.monotonic()
+    trained = train_one_epoch(learner, epoch, pace, hook, on_wait)
+    skipped = trained.pop("skipped")
+    line: Line = {"epoch": epoch + 1, COUNTED: 1, "train": trained}
+    check_weights(learner, epoch)
+    with run.staging():
+        if learner.is_evaluated_after(epoch):
+            for form, network, weights in learner.forms():
+                result = learner.evaluate(network, on_wait)
+                skipped = skipped + result.pop("skipped")
+                line[form] = figures_of(result)
+                run.compare(result, weights, form)
+        line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - began, 3)}
+        run.save(LAST, learner.model, line.get("raw", {}), "raw")
+        if learner.average is not None:
+            run.save(AVERAGE, learner.average.module, line.get("ema", {}), "ema")
+        run.save_state(learner.state(), line)
+    run.deliver()
+    return line

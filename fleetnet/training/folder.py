@@ -1,0 +1,28 @@
+"""The names of the files in a run folder, and what it says of where it was started."""
+
+from pathlib import Path
+from typing import Any
+
+from ..reading import SMALL, from_json, read_text
+
+BEST = "best.safetensors"  # the best epoch's weights
+LAST = "last.safetensors"  # raw weights of the last epoch
+AVERAGE = "ema.safetensors"  # averaged weights of the last epoch
+DETAILS = (
+    "best.json"  # the whole result of the best epoch, with what the metric knows of each class
+)
+LOG = "log.jsonl"  # a line for each epoch
+CONFIG = "config.yaml"  # the settings, resolved
+ENVIRONMENT = "environment.json"  # versions, command, and where the data were
+STATE = "state/trainer.pt"  # what is needed to go on
+# at the end of CONFIG, so that half of it does not pass for all
+HASHED = "# sha256 of the lines above: "
+
+
+def environment_of(run: Path) -> dict[str, Any]:
+    """ENVIRONMENT of a run; empty where it cannot be read: it is a record, and nothing else."""
+    try:
+        environment = from_json(read_text(run / ENVIRONMENT, SMALL))
+    except (OSError, ValueError):
+        return {}
+    return environment if isinstance(environment, dict) else {}

@@ -1,0 +1,208 @@
+"""What is trained, with all that it is trained with: `set_up` makes a `Learner`, `fit` runs it."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from .. import tasks
+from ..balance import Order
+from ..boxes import Limits
+from ..data import Split
+from ..loading import Say
+from ..tasks import Model
+from ..transforms import ImageDataset, Preprocess
+from .config import TrainConfig
+from .evaluate import evaluate
+from .freezing import freeze, freeze_norms
+from .log import Result
+from .objective import Objective, Targets, task_objective
+from .run import Before, Training
+from .schedule import Schedule, average_of, optimizer_of
+from .setup import (
+    augmentation_of,
+    evaluation_limits,
+    loader,
+    may_be_channels_last,
+    order_of,
+    sizes_and_boxes,
+)
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass
+class Learner:
+    """A model, its data, and what changes its weights."""
+
+    config: TrainConfig
+    model: Model
+    network: nn.Module  # the same, as accelerate wraps it: under autocast
+    accelerator: "Accelerator"
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    objective: Objective
+    average: AveragedModel | None
+    data: ImageDataset  # of training
+    order: Order  # in which the samples come
+    batches: Any  # of training
+    val_batches: Any
+    preprocess: Preprocess
+    classes: list[str]
+    limits: Limits | None  # of what evaluation keeps of what a detector finds
+    channels_last: bool
+    frozen_norms: list[nn.Module] = field(default_factory=list)  # which stay in eval mode
+
+    def begin(self, epoch: int) -> None:
+        """Bring all into the state in which an epoch (from 0) begins, whatever came before it."""
+        seed_all(self.config.seed * 1_000_003 + epoch)
+        self.order.epoch = epoch
+        if self.config.epochs - epoch <= self.config.plain_epochs:
+            plain = replace(self.config, mosaic=0.0)
+            self.data.transform = augmentation_of(
+                tasks.find(self.model.task), self.preprocess, plain
+            )
+        self.network.train()
+        for norm in self.frozen_norms:
+            norm.eval()
+        if self.config.norm == "frozen":
+            freeze_norms(self.model)
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """What is to be minimized of a batch, images (N, 3, H, W), in sum."""
+        if self.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        return self.objective.losses(self.network, images, targets)
+
+    def update(self, rate: float) -> None:
+        """Change the weights by the gradients that were summed, and the average with them."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_multiple"]
+        if self.config.clip is not None:
+            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    def forms(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
+        """Which weights there are: "raw" or "ema", the network to evaluate, the model to save."""
+        yield "raw", self.network, self.model
+        if self.average is not None:
+            yield "ema", self.average.module, self.average.module
+
+    def is_evaluated_after(self, epoch: int) -> bool:
+        """Whether an epoch (from 0) ends with an evaluation; the last one always does."""
+        return (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs
+
+    def evaluate(self, network: nn.Module, on_wait: Say | None = None) -> Result:
+        return evaluate(
+            network,
+            self.model.task,
+            self.val_batches,
+            self.classes,
+            limits=self.limits,
+            on_wait=on_wait,
+        )
+
+    def state(self) -> dict[str, Any]:
+        """All that changes from epoch to epoch; order and random numbers follow from its number."""
+        scaler = self.accelerator.scaler
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": None if self.average is None else self.average.state_dict(),
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        if state["scaler"] is not None and self.accelerator.scaler is not None:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+
+    def finish(self) -> None:
+        """Leave the model as one that can be used without the run."""
+        self.accelerator.unwrap_model(
+            self.network, keep_fp32_wrapper=False
+        )  # takes autocast off model.forward
+        self.model.preprocess = self.preprocess.to_dict()
+
+
+def set_up(
+    model: Model,
+    train: Split,
+    val: Split,
+    training: Training,
+    accelerator: "Accelerator",
+    objective: Objective | None = None,
+    order: Order | None = None,
+    before: Before | None = None,
+) -> Learner:
+    """Everything that a run trains with, in the state that it had `before`.
+
+    What the head wants to know of the data it is told at the start of a run alone: its state holds
+    it.
+    """
+    config, preprocess = training.config, training.preprocess
+    task = tasks.find(model.task)
+    objective = task_objective(model, config, train) if objective is None else objective
+    order = order_of(config, train) if order is None else order
+    limits = evaluation_limits(config, model, train.classes)
+    cache = preprocess.size if config.cache else None
+    augment = augmentation_of(task, preprocess, config)
+    data = ImageDataset(train, augment, cache, target=task.TARGET, values=preprocess.values)
+    val_data = ImageDataset(val, preprocess, target=task.TARGET)
+    if config.norm == "frozen":
+        freeze_norms(model)
+    elif config.norm == "sync":
+        model = cast(Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    if before is None:
+        task.prepare(model.head, sizes_and_boxes(data, preprocess), preprocess.size)
+    channels_last = config.channels_last and may_be_channels_last(model, accelerator.device)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    frozen_norms = freeze(model, config.freeze) if config.freeze else []
+    network, optimizer, batches, val_batches = accelerator.prepare(
+        model,
+        optimizer_of(model, config),
+        loader(data, config, order),
+        loader(val_data, config, None),
+    )
+    learner = Learner(
+        config=config,
+        model=model,
+        network=network,
+        accelerator=accelerator,
+        optimizer=optimizer,
+        schedule=Schedule(config, len(batches)),
+        objective=objective,
+        average=None if config.ema is None else average_of(model, config.ema),
+        data=data,
+        order=order,
+        batches=batches,
+        val_batches=val_batches,
+        preprocess=preprocess,
+        classes=train.classes,
+        limits=limits,
+        channels_last=channels_last,
+        frozen_norms=frozen_norms,
+    )
+    if before is not None:
+        learner.load(before.state)
+    return learner
+
+
+def seed_all(seed: int) -> None:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)

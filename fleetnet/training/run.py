@@ -1,0 +1,345 @@
+"""A run folder: what is in it, and in which order it is written.
+
+At the end of an epoch the checkpoints are written into state/next-EPOCH/, then the state with the
+whole log in it, and only then the checkpoints are moved to their places and the log gets its line.
+So a kill at any moment leaves files that the state can bring in order: those of an epoch that it
+knows are moved, others removed.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from torch import nn
+
+from .. import __version__, checkpoint
+from ..data import Split
+from ..data._contents import Contents
+from ..data._record import RECORD, record
+from ..errors import DataError, UsageError, WriteError
+from ..facts import OWN_HASH, WHICH_WEIGHTS, check_own_hash, sealed
+from ..files import append_line, write_text, writing
+from ..reading import HISTORY, from_json, read_text, to_json
+from ..transforms import Preprocess
+from . import fingerprint
+from .claims import NAME as CLAIM
+from .claims import Claim
+from .config import TrainConfig
+from .folder import BEST, CONFIG, DETAILS, ENVIRONMENT, HASHED, LAST, LOG, STATE, environment_of
+from .log import Line, Result, figures_of, read_log
+from .pictures import TRAINING_BATCHES
+from .schedule import stopped_early
+
+PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What every checkpoint of a run says of its training."""
+
+    config: TrainConfig
+    classes: list[str]
+    category_ids: list[int] | None
+    preprocess: Preprocess
+    source: dict[str, Any] | None  # of the starting weights; None: what the model says
+
+
+@dataclass(frozen=True)
+class Before:
+    """What a run that goes on left: the state after its last epoch, the facts of its weights."""
+
+    state: dict[str, Any]
+    facts: dict[str, Any]
+
+    @classmethod
+    def read(cls, folder: Path) -> "Before":
+        """Raises `ModelError` where there is no state."""
+        state = settled(folder)
+        return cls(state, checkpoint.read_facts(folder / LAST))
+
+
+class Run:
+    """A run folder that this process trains in.
+
+    `epochs` are those that it was trained for so far, `log` has a line for each, and `best` has the
+    figures of the best one. As a context it leaves nothing of a start that failed.
+    """
+
+    def __init__(
+        self,
+        claimed: Claim,
+        training: Training,
+        before: Before | None = None,
+        *,
+        restart: bool = False,
+    ):
+        """`before` is of a run that goes on; a `restart` of one that has no state yet."""
+        self.claim = claimed
+        self.folder = claimed.folder
+        self.training = training
+        self.before = before
+        self.began_before = restart or before is not None
+        state: dict[str, Any] = (
+            {"epochs": 0, "best": None, "log": []} if before is None else before.state
+        )
+        self.epochs: int = state["epochs"]
+        self.best: Result | None = state["best"]
+        self.log: list[Line] = state["log"]
+        self.written: list[str] = []  # before the first epoch has ended
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        failed = isinstance(error, Exception)  # what was interrupted can be continued
+        if failed and not self.began_before and not (self.folder / STATE).is_file():
+            self._clear()
+
+    # Before the first step
+
+    def begin(self, train: Split, val: Split, *, other_data: bool, described: bool) -> None:
+        """Write what is known before anything is made; `described`: settings and environment too.
+
+        Raises `DataError` for data other than those that the run began with, unless `other_data`.
+        """
+        config, classes = self.training.config, self.training.classes
+        if self.before is not None and self.before.facts["classes"] != classes:
+            known = ", ".join(self.before.facts["classes"])
+            raise DataError(
+                f"{self.folder} was trained on {known}; the data has {', '.join(classes)}"
+            )
+        if config.epochs < self.epochs:
+            raise UsageError(
+                f"{self.folder} has been trained for {self.epochs} epochs; "
+                "give at least as many to continue"
+            )
+        with writing(self.folder / "state"):
+            (self.folder / "state").mkdir(exist_ok=True)
+        self.written += [fingerprint.RECORD, fingerprint.NAMES]
+        fingerprint.check(self.folder, {"train": train, "val": val}, self.epochs, other_data)
+        if self.before is None:
+            self._forget()
+        if described:
+            self._describe(config, other_data)
+
+    def record(self, train: Split, val: Split, contents: tuple[Contents, Contents]) -> None:
+        """Write split.json, and the log as the state has it; from now on batches may be drawn."""
+        self._write(RECORD, to_json(record(train, val, contents)) + "\n")
+        self._write(LOG, "".join(to_json(line) + "\n" for line in self.log))
+        self.written += TRAINING_BATCHES
+
+    def _forget(self) -> None:
+        """Remove what an earlier run in this folder left to be resumed."""
+        (self.folder / STATE).unlink(missing_ok=True)
+        for folder in (self.folder / "state").glob("next-*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def _describe(self, config: TrainConfig, other_data: bool) -> None:
+        """Write environment.json and config.yaml; the second is there only if the first is.
+
+        Of a run that began before, the first stays that of its start, by which paths in the second
+        are relative.
+        """
+        import yaml
+
+        environment = environment_of(self.folder) if self.began_before else {}
+        environment = environment or environment_now()
+        is_new = not self.began_before or other_data or "data_path" not in environment
+        if is_new and os.path.exists(config.data):
+            place = os.path.abspath(config.data)
+            environment |= {
+                "data_path": place,
+                "data_from_run": os.path.relpath(place, self.folder),
+            }
+        self._write(ENVIRONMENT, to_json(environment, indent=2) + "\n")
+        text = yaml.safe_dump({**config.to_dict(), "size": list(config.size)}, sort_keys=False)
+        self._write(CONFIG, f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+    def _write(self, name: str, text: str) -> None:
+        self.written.append(name)
+        write_text(self.folder / name, text)
+
+    def _clear(self) -> None:
+        """Remove what was written into the folder of a run that failed in its first epoch.
+
+        All of it where the folder was made for the run; else what this run wrote, for something of
+        others may be there. Nothing where the folder is gone, or belongs to another run by now.
+        """
+        try:
+            self.claim.check()
+        except WriteError:
+            return
+        if self.claim.made:
+            _empty(self.folder)
+            return
+        for name in self.written:
+            (self.folder / name).unlink(missing_ok=True)
+        for name in ("state", "plots"):
+            with suppress(OSError):  # there is something else in it, or it is not there
+                (self.folder / name).rmdir()
+
+    # Epoch by epoch
+
+    def stopped_early(self) -> bool:
+        """Whether the settings say that it is over before all epochs were trained."""
+        return stopped_early(self.log, self.best, self.training.config.patience)
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        """While it lasts, the files of the next epoch are written; all go again if one fails."""
+        staged = _staged(self.folder, self.epochs + 1)
+        try:
+            yield
+        except Exception:  # such as a full disk: what is half there would take the space
+            shutil.rmtree(staged, ignore_errors=True)
+            raise
+
+    def save(self, name: str, model: nn.Module, figures: Result, form: str) -> None:
+        """Write a checkpoint of the next epoch; `form` is that of its weights, "raw" or "ema"."""
+        self.claim.check()
+        checkpoint.save(
+            _staged(self.folder, self.epochs + 1) / name,
+            model,
+            classes=self.training.classes,
+            preprocess=self.training.preprocess,
+            settings=self.training.config.to_dict(),
+            metrics={**figures, WHICH_WEIGHTS: form},
+            source=self.training.source,
+            category_ids=self.training.category_ids,
+        )
+
+    def compare(self, result: Result, model: nn.Module, form: str) -> None:
+        """Save a model as the best if it is, by the first figure; of nothing right, the last."""
+        decisive = next(iter(result))
+        is_better = (
+            not self.best or not self.best[decisive] or result[decisive] > self.best[decisive]
+        )
+        if not is_better:
+            return
+        which = {"epoch": self.epochs + 1, WHICH_WEIGHTS: form}
+        figures = figures_of(result)
+        self.best = {**figures, **which}
+        self.save(BEST, model, figures, form)
+        details = to_json(sealed({**result, **which}), ensure_ascii=False)
+        write_text(_staged(self.folder, self.epochs + 1) / DETAILS, details + "\n")
+
+    def save_state(self, state: dict[str, Any], line: Line) -> None:
+        """Write what is needed to go on after the next epoch, of which `line` is for the log."""
+        self.log.append(line)
+        self.claim.check()
+        of_run = {"epochs": self.epochs + 1, "best": self.best, "log": self.log}
+        checkpoint.save_state(self.folder / "state", {**of_run, **state})
+
+    def deliver(self) -> None:
+        """Move the files of the epoch whose state was saved to their places: it is over."""
+        self.epochs += 1
+        _deliver(self.folder, self.epochs)
+        append_line(self.folder / LOG, to_json(self.log[-1]))
+        self.claim.check()
+
+
+def _empty(folder: Path) -> None:
+    """Remove all that is in a claimed folder but the claim."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != CLAIM:
+            entry.unlink()
+
+
+def environment_now() -> dict[str, Any]:
+    """Where and by what a run is started."""
+    versions = {"fleetnet": __version__}
+    for name in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):  # a fork of another name
+            versions[name] = metadata.version(name)
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "command": sys.argv,
+        "folder": os.getcwd(),
+        "versions": versions,
+    }
+
+
+# What stays in the folder ----------------------------------------------------------------------
+
+
+def _staged(run: Path, epochs: int) -> Path:
+    return run / "state" / f"next-{epochs}"
+
+
+def _deliver(run: Path, epochs: int) -> None:
+    """Move the checkpoints of an epoch that the state knows to their places."""
+    folder = _staged(run, epochs)
+    for path in sorted(folder.iterdir()):
+        with writing(run / path.name):
+            path.replace(run / path.name)
+    folder.rmdir()
+
+
+def settled(run: Path) -> dict[str, Any]:
+    """The state of a run, after its files were made those of the state; epochs in it count from 1.
+
+    "epochs" are those trained, "log" is a line of each. Raises `ModelError` where there is no
+    state.
+    """
+    state = checkpoint.load_state(run / "state")
+    if "epochs" not in state:  # as version 0.1 wrote it
+        epochs = state.pop("epoch") + 1
+        best = (
+            None
+            if state["best"] is None
+            else {**state["best"], "epoch": state["best"]["epoch"] + 1}
+        )
+        log = [line for line in read_log(run) if line["epoch"] <= epochs]
+        state |= {"epochs": epochs, "best": best, "log": log}
+    for folder in (run / "state").glob("next-*"):
+        if folder == _staged(run, state["epochs"]):
+            _deliver(run, state["epochs"])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return state
+
+
+def epochs_of(run: Path) -> int:
+    """How many epochs a run has been trained for, by its state."""
+    state = checkpoint.load_state(run / "state")
+    epochs: int = state["epochs"] if "epochs" in state else state["epoch"] + 1
+    return epochs
+
+
+def best_of(run: Path, best: Result) -> Result:
+    """The best result that the state of a run knows, with what DETAILS has of each class.
+
+    The figures alone where the file is missing, damaged or of another epoch (a kill between the
+    two).
+    """
+    try:
+        details = from_json(read_text(run / DETAILS, HISTORY))
+        check_own_hash(details, run / DETAILS)
+        details.pop(OWN_HASH, None)
+        of_best = (details["epoch"], details["weights"]) == (best["epoch"], best["weights"])
+    except (
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+    ):  # a wrong hash is a ValueError too
+        return best
+    return {**details, **best} if of_best else best

@@ -1,0 +1,207 @@
+"""What a run is made of, from its settings: device, preprocessing, augmentation, batches."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+from .. import tasks
+from ..augment import augmentation
+from ..balance import Balanced, Order, Shuffled, labels_of
+from ..boxes import Limits
+from ..data import WORDS, Split
+from ..errors import DataError, UsageError
+from ..images import Range, measure
+from ..images import value_range as range_of_files
+from ..loading import batches_of
+from ..tasks import Annotated, Model, Task
+from ..transforms import Augment, ImageDataset, Preprocess, Transform, train_transform
+from .checks import check_device
+from .config import TrainConfig, parse_values
+from .run import Before, Training
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+def accelerator_of(config: TrainConfig) -> "Accelerator":
+    """The device and precision of the settings; `UsageError` where they are not to be had here."""
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    gpu = check_device(config)
+    AcceleratorState._reset_state(
+        reset_partial_state=True
+    )  # an earlier run may have had another precision
+    GradientState._reset_state()  # of another trainer, which may have been stopped within a group
+    precision = "no" if config.precision == "fp32" else config.precision
+    accelerator = Accelerator(cpu=not gpu, mixed_precision=precision)
+    if accelerator.num_processes > 1:
+        raise UsageError(
+            f"started in {accelerator.num_processes} processes; allowed: one, on one device"
+        )
+    return accelerator
+
+
+# Settings that data, model and weights decide --------------------------------------------------
+
+
+def training_of(
+    model: Model,
+    train: Split,
+    config: TrainConfig,
+    preprocess: Preprocess | None = None,
+    source: dict[str, Any] | None = None,
+    before: Before | None = None,
+) -> Training:
+    """What a run trains with: where it is open, as the run that goes on, else as the model."""
+    facts = {"preprocess": None, "source": None} if before is None else before.facts
+    preprocess = preprocess or preprocess_of(model, train, config, facts["preprocess"])
+    config = resolved(config, model, train, preprocess)
+    return Training(config, train.classes, train.ids, preprocess, source or facts["source"])
+
+
+def resolved(
+    config: TrainConfig, model: Model, train: Split, preprocess: Preprocess
+) -> TrainConfig:
+    """The settings with what was left open in them, so that a run folder says how to repeat it."""
+    if not config.data and train.source is not None:
+        config = replace(config, data=train.source.root, format=train.source.format)
+    return replace(
+        config,
+        model=config.model or model.name,
+        drop_path=model.drop_path,
+        output_stride=model.output_stride,
+        options=model.options,
+        scale_values=_in_words(preprocess.values),
+    )
+
+
+def with_values(config: TrainConfig, train: Split) -> tuple[TrainConfig, str]:
+    """The settings with the range that `scale_values` means for these pictures, and why."""
+    values, why = value_range(config.scale_values, train)
+    return replace(config, scale_values=_in_words(values)), why
+
+
+def _in_words(values: Range | None) -> str:
+    return "full" if values is None else f"{values[0]:g},{values[1]:g}"
+
+
+def value_range(setting: str, split: Split) -> tuple[Range | None, str]:
+    """What `scale_values` means for these training pictures, for `Preprocess.values`, and why.
+
+    `setting` is "auto", "full" or "LOWEST,HIGHEST". The reason is a sentence, or empty where
+    nothing is unusual.
+    """
+    files = [sample.image for sample in split.samples if not callable(sample.image)]
+    decided, why = range_of_files(files) if setting == "auto" else (parse_values(setting), "")
+    if decided is None:
+        return None, ""
+    why = why or "values of files with more than 8 bits"
+    becomes = f"{decided[0]:g} to {decided[1]:g} becomes 0 to 255"
+    return decided, f"{why}: {becomes}, here and wherever the model is used (--scale-values)"
+
+
+def preprocess_of(
+    model: Model, train: Split, config: TrainConfig, of_run: dict[str, Any] | None = None
+) -> Preprocess:
+    """What the starting weights expect of an image, at the configured size.
+
+    Of a run that goes on, what it began with: `of_run` is the preprocessing in its checkpoints.
+    """
+    begun_with = of_run or model.preprocess
+    preprocess = Preprocess.from_dict(begun_with) if begun_with else Preprocess(config.size)
+    if of_run is None:
+        decided = with_values(config, train)[0].scale_values  # as text, which config.yaml will hold
+        preprocess = replace(preprocess, values=parse_values(decided))
+    mode = tasks.find(model.task).MODE
+    return replace(preprocess, size=config.size, crop=config.crop, mode=mode)
+
+
+def evaluation_limits(config: TrainConfig, model: Model, classes: list[str]) -> Limits | None:
+    """What evaluation keeps of what a detector finds; its head is told. None for other tasks."""
+    task = tasks.find(model.task)
+    if task.LIMITS is None:
+        return None
+    changes = {"max_objects": config.max_objects, "nms": config.nms, "score": config.score}
+    limits = task.LIMITS.changed(changes, classes)
+    if task.limit is not None:
+        task.limit(model.head, limits)
+    return limits
+
+
+# Batches ---------------------------------------------------------------------------------------
+
+
+def augmentation_of(task: Task, preprocess: Preprocess, config: TrainConfig) -> Transform | Augment:
+    """The function of `ImageDataset` that the setting `augment` names; `task` is its file."""
+    name = task.AUGMENT if config.augment == "default" else config.augment
+    if (name == "classify") != (task.TARGET == "label") and name != "none":
+        raise UsageError(
+            f"augment is {name!r}, which does not go with {WORDS[task.TARGET]}; "
+            f"allowed: {task.AUGMENT}"
+        )
+    if name == "classify":
+        return train_transform(
+            preprocess,
+            scale=(0.35 if config.scale is None else config.scale, 1.0),
+            flip=config.flip,
+            color_jitter=0.2 if config.color_jitter is None else config.color_jitter,
+            auto_augment=config.auto_augment,
+            erasing=config.erasing,
+        )
+    if task.TARGET == "label":
+        return preprocess.__call__
+    return augmentation(name, preprocess, config.to_dict())
+
+
+def order_of(config: TrainConfig, train: Split) -> Order:
+    """In which order an epoch goes through the samples, unless `fit` gets another sampler."""
+    if config.balance:
+        return Balanced(labels_of(train), config.seed)
+    return Shuffled(len(train.samples), config.seed)
+
+
+def loader(data: ImageDataset, config: TrainConfig, order: Order | None) -> DataLoader[Any]:
+    """Batches in an order, without a smaller last one; None: in the data's own order, whole."""
+    return batches_of(
+        data,
+        config.batch_size,
+        workers=config.workers,
+        minutes=config.timeout,
+        sampler=order,
+        drop_last=order is not None and len(data) >= config.batch_size,
+        pin_memory=torch.cuda.is_available() and config.device != "cpu",
+    )
+
+
+def sizes_and_boxes(data: ImageDataset, preprocess: Preprocess) -> Iterator[Annotated]:
+    """Of each readable picture its (height, width), and its boxes (n, 4) in pixels of the input."""
+    for sample in data.split.samples:
+        try:
+            width, height = sample.image().size if callable(sample.image) else measure(sample.image)
+        except DataError:  # counted when it is met in training
+            continue
+        boxes = torch.tensor([item.box for item in sample.objects or () if not item.crowd])
+        yield (height, width), preprocess.place(height, width).into(boxes.view(-1, 4))
+
+
+def may_be_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """Whether the memory format is safe.
+
+    On CPU, a strided 1x1 convolution of an image corrupts memory in the backward pass (oneDNN,
+    torch 2.13 to 2.14). Our networks have none; timm's MobileOne does.
+    """
+    if device.type != "cpu":
+        return True
+    convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
+    of_images = [convolution for convolution in convolutions if convolution.in_channels == 3]
+    return not any(
+        convolution.stride != (1, 1) and convolution.kernel_size == (1, 1)
+        for convolution in of_images
+    )
