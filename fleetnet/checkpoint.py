@@ -23,7 +23,7 @@ from .reading import to_json
 from .reparam import form_of, reparameterize
 from .tasks import Model, build, limits_of
 from .transforms import Preprocess
-from .weights.identify import options_of_backbone
+from .weights.identify import options_of_checkpoint
 from .weights.read import check_finite, hash_tensors, locate, read_pickle, read_safetensors
 
 STATE, STATE_HASH = "trainer.pt", "sha256"
@@ -136,7 +136,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     state, about = read_safetensors(path)
     check_facts(about, path)
     preprocess = _preprocess(about, path)
-    options = {**options_of_backbone(about["model"], state), **about["options"]}  # of version 0.1: not all written
+    options = {**options_of_checkpoint(about["model"], state), **about["options"]}  # of version 0.1: not all written
     with torch.device("meta"):  # what a description asks for may be larger than the memory, so first without any
         _check_fits(_built(about, options, preprocess, path), state, path)
     check_finite(state, path)

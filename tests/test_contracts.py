@@ -59,6 +59,8 @@ DRIFTS = [
     Drift("backbones", "parcnet", "def convert(state", "def to_ours(state", "convert"),
     Drift("backbones", "repvit", "VERSIONS = (to_current, to_v1)", "VERSIONS = to_v1", "VERSIONS"),
     Drift("backbones", "fasternet", "def classifier(", "def head(", "VARIANTS"),
+    Drift("backbones", "mobileone", "def recognize(state: State)", "def known(state: State)", "recognize"),
+    Drift("tasks", "yolo", "-> Recognized | None:", "-> bool | None:", "recognize"),
     Drift("int8", "onnx", "images: np.ndarray) -> Write:", "images: str) -> Write:", "writer"),
     Drift("int8", "openvino", 'package = "nncf"', "package = None", "package"),
 ]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import EXACT, image, randomize
 
-from fleetnet.backbones import parcnet
+from fleetnet.backbones import Implied, parcnet
 from fleetnet.boxes import Place
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.reparam import difference, reparameterize
@@ -45,14 +45,16 @@ def authors_state() -> tuple[dict, dict[str, Tensor]]:
 
 def test_golden() -> None:
     golden, state = authors_state()
-    implied = deeplabv3.implied(state)
-    assert Preprocess.from_dict(implied.pop("preprocess")).channel_order == "BGR"
-    assert implied == {"output_stride": 16, "options": {"dilate": False}}
-    model = build("deeplabv3/parcnet_s", 21, **implied).eval()
+    recognized = deeplabv3.recognize(state)
+    implied = recognized.implied
+    assert Preprocess.from_dict(implied.preprocess).channel_order == "BGR"
+    assert (implied.output_stride, implied.options) == (16, {"dilate": False})
+    assert (recognized.form, recognized.classes) == ("multi-branch", 21)
+    model = build("deeplabv3/parcnet_s", 21, output_stride=16, options=implied.options).eval()
     assert sum(p.numel() for p in model.parameters()) == 5_816_397
     model.load_state_dict(deeplabv3.convert(parcnet.convert(state)), strict=True)
     assert deeplabv3.convert(model.state_dict()).keys() == model.state_dict().keys()
-    assert deeplabv3.implied(model.state_dict()) == {}
+    assert deeplabv3.recognize(model.state_dict()).implied == Implied()
     with torch.no_grad():
         logits = model(torch.from_numpy(golden_image(tuple(golden["input_shape"]))))["logits"]
     expected = golden["output"]["output"]

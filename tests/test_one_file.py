@@ -63,6 +63,11 @@ def test_a_backbone(add: Add, tmp_path: Path):
     assert difference([logits], [reparameterize(model, image)(image)])[1] < 1e-4
     assert set(fleetnet.create_model("ssd/straight_m").eval()(image)) == {"logits", "boxes", "anchors"}
 
+    again = fleetnet.create_model("straight_s", weights=model.state_dict())
+    assert (again.classes, again.options) == (3, {"bias": False})
+    with pytest.raises(ModelError, match="These look like straight_s weights"):
+        fleetnet.load_weights(fleetnet.create_model("straight_m", classes=3), model.state_dict())
+
     path = tmp_path / "straight.safetensors"
     checkpoint.save(path, model, classes=["a", "b", "c"], preprocess=Preprocess((64, 64)))
     loaded = checkpoint.load(path)
@@ -82,6 +87,8 @@ def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     few = Split(some.samples[:4], some.classes)
     config = TrainConfig(size=(64, 64), batch_size=2, epochs=1, device="cpu", norm="frozen", ema=None, max_objects=5)
     model = tasks.build("points/fasternet_t0", len(some.classes))
+    again = fleetnet.create_model("points/fasternet_t0", weights=model.state_dict())
+    assert (again.classes, again.report.reinitialized) == (len(some.classes), ())
     best = fleetnet.fit(model, few, few, config, tmp_path / "run", report=False)
     assert best["images"] == 4
     assert next(iter(best)) == "AP"

@@ -96,6 +96,20 @@ def test_our_classifier_of_a_timm_network_gives_its_backbone_to_a_detector(tmp_p
     assert all(torch.equal(ours[key], value) for key, value in last.items())
 
 
+def test_a_detector_gives_its_backbone_to_a_classifier_of_timm() -> None:
+    state = build("ssd/timm/mobilenetv3_small_050", 2).state_dict()
+    model = create_model("timm/mobilenetv3_small_050", 3, weights=state)
+    assert "of a ssd checkpoint used" in model.report.summary()
+    assert all(key.startswith("head.") for key in model.report.reinitialized)
+
+
+def test_a_linear_classifier_gives_its_backbone_to_a_detector() -> None:
+    state = build("timm/resnet10t", 3, options={"classifier": "linear"}).state_dict()
+    model = create_model("ssd/timm/resnet10t", 2, weights=state)
+    assert model.report.unexpected == ("head.classifier.2.bias", "head.classifier.2.weight")
+    assert "of a classification checkpoint used" in model.report.summary()
+
+
 def test_another_number_of_classes_starts_the_last_layer_anew() -> None:
     network, _ = of_timm("tf_efficientnet_lite0")
     model = create_model("timm/tf_efficientnet_lite0", 4, weights=network.state_dict())

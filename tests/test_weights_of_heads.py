@@ -106,7 +106,7 @@ def test_the_authors_backbones_go_into_every_task(made: str, wanted: str) -> Non
 @pytest.mark.parametrize("form", FORMS)
 def test_form_and_classes_of_any_head_are_found(task: str, form: str) -> None:
     name = on(task, "fasternet_t0")
-    expected = shapes_of(name, form, None, (), 7)
+    expected = shapes_of(name, form, classes=7)
     made = plan(name, {key: torch.empty(shape, device="meta") for key, shape in expected.items()})
     assert (made.form, made.classes, made.options) == (form, 7, {})
 

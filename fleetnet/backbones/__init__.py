@@ -7,16 +7,17 @@ that a search for "fasternet_t0" finds the line that defines it.
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
 from ..find import find as find_module
 from ..find import names
+from ..reparam import Form
 from ..synonyms import plain
 
 Option = bool | int | float | str
@@ -51,6 +52,29 @@ class Pretrained:
     antialias: bool = True  # of the resizing; False is how OpenCV resizes
 
 
+@dataclass(frozen=True)
+class Implied:
+    """How a model has to be built for weights whose tensors would also go into others.
+
+    And what these weights expect of an image.
+    """
+
+    output_stride: int | None = None
+    options: Mapping[str, Option] = field(default_factory=dict)
+    preprocess: dict[str, Any] | None = None  # what `transforms.Preprocess.from_dict` takes
+
+
+@dataclass(frozen=True)
+class Recognized:
+    """What names and shapes of tensors tell of the backbone, or the head, that they are of."""
+
+    variant: str = ""  # of a backbone; "" of a head, and where only a name tells, as of timm's
+    form: Form | None = None  # None where names do not tell
+    classes: int | None = None  # None where no tensor depends on them
+    options: Mapping[str, Option] = field(default_factory=dict)  # that shapes show, usual or not
+    implied: Implied = Implied()
+
+
 class Family(Protocol):
     """What the file of a family holds, all of it at its top level.
 
@@ -76,8 +100,8 @@ class Family(Protocol):
     def convert(self, state: State) -> State:
         """The authors' names of tensors, and timm's, to ours; other names stay."""
 
-    def options_of(self, state: State) -> dict[str, Option]:
-        """The options that a state in our names was made with, as far as its names tell."""
+    def recognize(self, state: State) -> Recognized | None:
+        """What a state in our names was made with; None of a state of another family."""
 
 
 def find(name: str) -> Family:

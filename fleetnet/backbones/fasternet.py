@@ -35,8 +35,8 @@ from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError, UsageError, choose
 from ..layers import ConvBN, check_batch, drop_rates
-from . import Pretrained
-from ._defaults import options_of as options_of
+from . import Option, Pretrained, Recognized, State
+from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
 
 OPTIONS = ("mixing", "output_norm")
 VERSIONS = ()
@@ -189,7 +189,7 @@ WEIGHTS = {  # the authors' weights as timm hosts them; their own crop is .9
 }
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The authors' names (classifier, detection backbone, batch norms fused) or timm's to ours.
 
     Their list alternates stages (even) and merges (odd); timm keeps a merge with the stage after it, as we do.
@@ -218,3 +218,34 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return re.sub(r"^(head|classifier)\.(weight|bias)$", r"head.classifier.4.\2", name)
 
     return {rename(key): value for key, value in state.items()}
+
+
+def recognize(state: State) -> Recognized | None:
+    """FasterNet's stages have `blocks` with a `spatial` convolution each."""
+    if not has(state, r"backbone\.stages\.\d\.blocks\.\d+\.spatial\."):
+        return None
+    widths = sizes(state, r"backbone\.stages\.(\d)\.merge\.(?:0\.)?weight")
+    blocks = depths(state, r"backbone\.stages\.(\d)\.blocks\.(\d+)\.")
+    of_variants = {}
+    for name, make in VARIANTS.items():
+        width, counts, _ = make.args
+        of_variants[name] = [*(width * 2**stage for stage in range(4)), *counts]
+    variant = closest([*map(widths.get, range(4)), *map(blocks.get, range(4))], of_variants)
+    options: dict[str, Option] = {"output_norm": has(state, r"backbone\.norms\.")}
+    if mixing := _mixing(state):
+        options["mixing"] = mixing
+    form = form_by_norms(state, "backbone.stages.")  # the norms of the features do not collapse
+    return Recognized(variant, form, output_count(state, "head.classifier.4"), options)
+
+
+def _mixing(state: State) -> str | None:
+    """The kind of spatial mixing of a state in our names, by the shapes of its kernels."""
+    if has(state, r"backbone\.stages\.\d\.blocks\.\d+\.spatial\.conv\."):
+        return "pconv"
+    kernels = r"backbone\.stages\.(\d)\.blocks\.\d+\.spatial\.weight"
+    inputs, heights = sizes(state, kernels, 1), sizes(state, kernels, 2)
+    if not heights:
+        return None
+    if set(heights.values()) == {1}:
+        return "pwconv"
+    return "dwconv" if set(inputs.values()) == {1} else "conv"

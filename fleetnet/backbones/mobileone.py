@@ -44,8 +44,8 @@ from torch import Tensor, nn
 from ..errors import UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch
 from ..reparam import Kernel, as_conv, fold_bn, identity, kernel, merge
-from . import Pretrained
-from ._defaults import options_of as options_of
+from . import Option, Pretrained, Recognized, State
+from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
 
 OPTIONS = ("branches", "norm")
 VERSIONS = ()
@@ -245,7 +245,7 @@ _RENAMES = (  # authors' | timm's -> ours; the first match of each line, in this
 )
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The authors' names or timm's, of either form, to ours."""
 
     def rename(key: str) -> str:
@@ -257,3 +257,23 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return name
 
     return {rename(key): value for key, value in state.items()}
+
+
+def recognize(state: State) -> Recognized | None:
+    """Every convolution of MobileOne's is a sum of `branches`, in the deploy form too."""
+    if not has(state, r"backbone\.stages\.\d\.\d+\.branches\."):
+        return None
+    weight = r"\.branches\.(?:convs\.\d+\.0\.)?weight"  # of a branch, or of the one convolution
+    of_stem = sizes(state, rf"backbone\.stages\.(0)\.0{weight}")
+    pointwise = sizes(state, rf"backbone\.stages\.([1-4])\.\d*[13579]{weight}")
+    widths = {**of_stem, **pointwise}
+    of_variants = {name: make.args[0] for name, make in VARIANTS.items()}
+    variant = closest(list(map(widths.get, range(5))), of_variants)
+    form = form_by_norms(state, "backbone.")
+    options: dict[str, Option] = {}
+    if form == "multi-branch":
+        after_sum = has(state, r"backbone\..+\.branches\.norm\.")
+        options["norm"] = "after_sum" if after_sum else "in_branches"
+    if branches := depths(state, r"backbone\.stages\.([1-4])\.\d+\.branches\.convs\.(\d+)\."):
+        options["branches"] = max(branches.values())
+    return Recognized(variant, form, output_count(state, "head.classifier.2"), options)

@@ -38,8 +38,8 @@ from ..errors import ModelError
 from ..layers import ConvBN, drop_rates
 from ..parc import CircularConv, ParC, ParCBN
 from ..reparam import as_linear, linear_kernel
-from . import Backbone, Pretrained
-from ._defaults import options_of as options_of
+from . import Backbone, Pretrained, Recognized, State
+from ._recognition import form_by_norms, has, output_count
 
 OPTIONS: tuple[str, ...] = ()
 VERSIONS = ()
@@ -360,7 +360,7 @@ _RENAME: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [
 ]
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The authors' names of the three networks to ours."""
     converted = {}
     for name, value in state.items():
@@ -369,3 +369,24 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 name = re.sub(pattern, ours, name)
         converted[name] = value
     return converted
+
+
+def recognize(state: State) -> Recognized | None:
+    """ConvNeXt's blocks have an `mlp`, some of ResNet's a `shortcut`, MobileNetV2's neither.
+
+    Without a ParC, the latter two are not ours.
+    """
+    parc = has(state, r"backbone\..+\.(first|second)\.\d\.")
+    if has(state, r"backbone\.stages\.\d\.\d+\.mlp\."):
+        scales = has(state, r"backbone\..+\.mlp\.2\.scale$")  # these collapse; it has no batch norm
+        return Recognized(
+            variant="parc_convnext_xt" if parc else "convnext_xt",
+            form="multi-branch" if scales else "deploy",
+            classes=output_count(state, "head.classifier.3"),
+        )
+    form = form_by_norms(state, "backbone.")
+    if parc and has(state, r"backbone\.stages\.\d\.\d\.shortcut\."):
+        return Recognized("parc_resnet50", form, output_count(state, "head.classifier.2"))
+    if parc and has(state, r"backbone\.stages\.3\.[2-6]\.layers\.\d"):
+        return Recognized("parc_mobilenetv2", form, output_count(state, "head.classifier.5"))
+    return None

@@ -43,8 +43,8 @@ from ..errors import ModelError
 from ..layers import ConvBN, drop_rates
 from ..parc import ParC
 from ..reparam import as_conv, fold_bn, fold_bn_before, kernel
-from . import Pretrained
-from ._defaults import options_of as options_of
+from . import Pretrained, Recognized, State
+from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
 
 LENGTHS = (32, 16, 8)  # of the ParC kernels of stages 3, 4, 5: their features at 256 x 256
 OPTIONS = ("dilate",)
@@ -264,7 +264,7 @@ _AUTHORS = re.compile(r"(encoder\.)?(conv_1\.|layer_\d\.|conv_1x1_exp\.|classifi
 _ALIAS = re.compile(r"(encoder\.)?residual\.")  # the authors register layer_5.0 a second time under this name
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The authors' names to ours, from a classifier or from the encoder of their detector or segmenter."""
     converted = {}
     for name, value in state.items():
@@ -275,3 +275,23 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 name = re.sub(pattern, ours, name)
         converted[name] = value
     return converted
+
+
+def recognize(state: State) -> Recognized | None:
+    """ParC-Net's blocks have a ParC and an `attention`. No tensor shows the option `dilate`."""
+    if not has(state, r"backbone\.stages\.\d\.1\.blocks\.\d+\.(parc|attention)\."):
+        return None
+    widths = sizes(state, r"backbone\.stages\.(\d)\.0\.layers\.4\.(?:0\.)?weight")
+    inner = sizes(state, r"backbone\.stages\.(\d)\.1\.blocks\.0\.mlp\.2\.weight")
+    blocks = depths(state, r"backbone\.stages\.(\d)\.1\.blocks\.(\d+)\.")
+    of_variants = {}
+    for name, make in VARIANTS.items():
+        _, channels, of_blocks, counts = make.args
+        of_variants[name] = [*channels, *of_blocks, *counts]
+    with_blocks = range(2, 5)
+    variant = closest(
+        [*map(widths.get, range(5)), *map(inner.get, with_blocks), *map(blocks.get, with_blocks)],
+        of_variants,
+    )
+    classes = output_count(state, "head.classifier.5")
+    return Recognized(variant, form_by_norms(state, "backbone."), classes)

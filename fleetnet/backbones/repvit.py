@@ -39,8 +39,8 @@ from torchvision.ops import StochasticDepth
 from ..errors import ModelError, UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch, drop_rates
 from ..reparam import as_conv, as_linear, fold_bn, identity, kernel, linear_kernel, merge
-from . import Pretrained
-from ._defaults import options_of as options_of
+from . import Option, Pretrained, Recognized, State
+from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
 
 OPTIONS = ("distillation", "taps")
 TAPS = ("last", "before_pre_block")
@@ -261,7 +261,7 @@ def _inner(name: str) -> str:
     return name
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The authors' names or timm's, of either form and either version of RepVGGDW, to ours.
 
     The authors number all blocks in one list, where a downsampling is known by its second convolution; timm keeps a
@@ -283,7 +283,8 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if match := re.match(r"(?:features\.0\.([02])|stem\.conv([12]))\.(.+)", name):
             index = match[1] or 2 * (int(match[2]) - 1)
             return f"backbone.stem.{index}{_inner('.' + match[3])}"
-        if match := re.match(r"features\.(\d+)\.(.+)", name):
+        match = re.match(r"features\.(\d+)\.(.+)", name)
+        if match and int(match[1]) in places:
             i, inner = int(match[1]), match[2]
             if i in downsamples:
                 inner = inner.replace("token_mixer.0.", "spatial.").replace("token_mixer.2.", "pointwise.")
@@ -300,6 +301,32 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
         return re.sub(r"^(classifier|head)\.(weight|bias)$", r"head.classifier.2.\2", name)
 
     return {rename(key): value for key, value in state.items()}
+
+
+def recognize(state: State) -> Recognized | None:
+    """RepViT's blocks have a `token_mixer`. The deploy forms of both versions are alike."""
+    if not has(state, r"backbone\.stages\.\d\.\d+\.token_mixer\."):
+        return None
+    widths = sizes(state, r"backbone\.stages\.(\d)\.\d+\.channel_mixer\.0\.(?:0\.)?weight", dim=1)
+    modules = depths(state, r"backbone\.stages\.(\d)\.(\d+)\.")
+    version = 1 if has(state, r"backbone\..+\.token_mixer\.conv1\.0\.") else 2
+    variant = closest(
+        [*map(widths.get, range(4)), *map(modules.get, range(4)), version],
+        {name: _numbers(*make.args, **make.keywords) for name, make in VARIANTS.items()},
+    )
+    options: dict[str, Option] = {}
+    if has(state, r"head\.classifier\.heads\."):
+        options["distillation"] = has(state, r"head\.classifier\.heads\.1\.")
+    classes = output_count(state, "head.classifier.heads.0.1", "head.classifier.2")
+    return Recognized(variant, form_by_norms(state, "backbone."), classes, options)
+
+
+def _numbers(width: int, depths: tuple[int, ...], version: int = 2) -> list[int]:
+    """Channels and modules of each stage, and the version of the blocks."""
+    last = len(depths) - 1
+    # a downsampling before all stages but the first, a pre-block behind all but the last
+    modules = [depth + (stage > 0) + (stage < last) for stage, depth in enumerate(depths)]
+    return [*(width * 2**stage for stage in range(len(depths))), *modules, version]
 
 
 EPS = 1e-5  # of every batch norm here; a variance of 1 - EPS makes a batch norm the identity
@@ -326,7 +353,7 @@ def _unit_norm(bias: Tensor) -> dict[str, Tensor]:
     }
 
 
-def to_current(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_current(state: State) -> State:
     """A state in our names with the first version's RepVGGDW -> the current version's; equal in eval mode only.
 
     A state of the current version, or of the deploy form, comes back unchanged.
@@ -344,7 +371,7 @@ def to_current(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
-def to_v1(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def to_v1(state: State) -> State:
     """A state in our names with the current RepVGGDW -> the first version's; equal in eval mode only.
 
     The outer batch norm goes into the 3x3's and the 1x1's. A state of the first version comes back unchanged.

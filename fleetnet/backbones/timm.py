@@ -25,8 +25,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
-from . import Backbone, Option, Pretrained, State
+from . import Backbone, Implied, Option, Pretrained, Recognized, State
 from ._defaults import convert as convert
+from ._recognition import output_count
 
 VARIANTS: dict[str, Callable[..., Backbone]] = {}  # timm's own names are not copied: see `make`
 OPTIONS: tuple[str, ...] = ("classifier",)
@@ -35,7 +36,7 @@ WEIGHTS: dict[str, Pretrained] = {}
 CLASSIFIERS = ("own", "linear")  # timm's whole network; pooling and one linear layer on its feature maps
 BUILD_ERRORS = (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, AttributeError)
 
-TRUNK, OWN_HEAD, LINEAR = "backbone.model.", "head.classifier.model.", "head.classifier.2.weight"
+TRUNK, OWN_HEAD, LINEAR = "backbone.model.", "head.classifier.model.", "head.classifier.2"
 OURS = (TRUNK, OWN_HEAD)  # how our names begin; no network of timm calls its own parts so
 
 
@@ -301,14 +302,13 @@ def convert_for(name: str, task: str) -> Callable[[State], State]:
 
 def _for_classifier(name: str) -> Callable[[State], State]:
     def change(state: State) -> State:
-        if _is_linear(state):  # our linear classifier on feature maps, whose names are ours already
+        if any(key.startswith(OURS) for key in state):  # the names are ours already
             return state
         in_head = tuple(f"{part}." for part in cut_of(name).head_parts)
         converted = {}
         for key, value in state.items():
-            if not key.startswith(OURS):
-                key = f"{OWN_HEAD if key.startswith(in_head) else TRUNK}{key}"
-            converted[key] = value
+            place = OWN_HEAD if key.startswith(in_head) else TRUNK
+            converted[place + key] = value
         return converted
 
     return change
@@ -330,13 +330,18 @@ def _for_features(name: str) -> Callable[[State], State]:
     return change
 
 
-def options_of(state: State) -> dict[str, Option]:
-    """The options that a state was made with, as far as names tell: the kind of classifier."""
-    return {"classifier": "linear"} if _is_linear(state) else {}
+def recognize(state: State) -> Recognized | None:
+    """A state in our names is of some network of timm's; only a name tells of which."""
+    if not any(key.startswith(TRUNK) for key in state):
+        return None
+    if _is_linear(state):
+        implied = Implied(options={"classifier": "linear"})
+        return Recognized(classes=output_count(state, LINEAR), implied=implied)
+    return Recognized()
 
 
 def _is_linear(state: State) -> bool:
-    return LINEAR in state and any(key.startswith(TRUNK) for key in state)
+    return f"{LINEAR}.weight" in state and any(key.startswith(TRUNK) for key in state)
 
 
 def expected_of_image(name: str, state: State) -> Pretrained | None:

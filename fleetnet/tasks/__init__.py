@@ -13,7 +13,7 @@ from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
-from ..backbones import Backbone, Option, backbone, family, variants
+from ..backbones import Backbone, Option, Recognized, State, backbone, family, variants
 from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
 from ..boxes import Limits, Mode, Place, Prediction
@@ -22,7 +22,6 @@ from ..find import find as find_module
 from ..find import names
 from ..synonyms import head, plain
 
-State = dict[str, Tensor]
 # Of a network, by name, batch first; exported files have them under the same names.
 Outputs = Mapping[str, Tensor]
 # (height, width) of a picture, and its boxes (n, 4) in pixels of the network's input.
@@ -151,8 +150,11 @@ class Task(Protocol):
     def convert(self, state: State) -> State:
         """The authors' names of the head's tensors to ours; other names stay."""
 
-    def implied(self, state: State) -> dict[str, Any]:
-        """Arguments of `build`, and `preprocess`, that the authors' weights go with."""
+    def recognize(self, state: State) -> Recognized | None:
+        """What a state with such a head was made with; None of another's.
+
+        The tensors of the backbone have our names by then; those of the head may have the authors'.
+        """
 
     def stored(self, options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
         """Options as a model on a backbone keeps them: checked, and text in place of files."""

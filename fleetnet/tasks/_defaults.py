@@ -5,7 +5,6 @@ Modules cannot inherit, so a task names each part that it leaves to the default:
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -19,11 +18,6 @@ def prepare(head: nn.Module, pictures: Iterable[object], size: tuple[int, int]) 
 def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """No authors' names are known."""
     return state
-
-
-def implied(state: dict[str, Tensor]) -> dict[str, Any]:
-    """Weights ask for nothing."""
-    return {}
 
 
 def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:

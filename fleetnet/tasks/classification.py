@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone, Option
+from ..backbones import Backbone, Option, Recognized, State
+from ..backbones._recognition import has
 from ..boxes import Limits, Mode, Place, Prediction
 from ..errors import ModelError
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
 from ._defaults import convert as convert
-from ._defaults import implied as implied
 from ._defaults import prepare as prepare
 
 TARGET, AUGMENT, OUTPUT_STRIDE = "label", "classify", 32
@@ -43,6 +43,11 @@ def head(backbone: Backbone, classes: int) -> nn.Module:
     if classes < 2:
         raise ModelError(f"classification needs at least 2 classes to tell apart, got {classes}")
     return LastFeature(backbone.classifier(classes))
+
+
+def recognize(state: State) -> Recognized | None:
+    """A classifier has layers. How many classes they are for, knows the family that made them."""
+    return Recognized() if has(state, r"head\.classifier\.\w+\.") else None
 
 
 def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:

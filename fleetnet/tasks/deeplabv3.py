@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Implied, Option, Recognized, State
+from ..backbones._recognition import form_by_norms, has, output_count
 from ..boxes import Limits, Mode, Place, Prediction
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
@@ -296,7 +297,7 @@ _RENAME = [  # the authors' names to ours
 ]
 
 
-def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The names of the head in the authors' segmentation network to ours; all others stay."""
     converted = {}
     for name, value in state.items():
@@ -306,8 +307,20 @@ def convert(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def implied(state: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The authors' segmentation network drops the last stride and dilates nothing."""
-    if any(name.startswith("seg_head.") for name in state):
-        return {"output_stride": 16, "options": {"dilate": False}, "preprocess": of_authors(SIZE)}
-    return {}
+def recognize(state: State) -> Recognized | None:
+    """DeepLabV3 has an `aspp`. The authors' network drops the last stride and dilates nothing."""
+    implied = Implied()
+    if has(state, r"seg_head\."):
+        implied = Implied(output_stride=16, options={"dilate": False}, preprocess=of_authors(SIZE))
+    state = convert(state)
+    if not has(state, r"head\.aspp\."):
+        return None
+    options: dict[str, Option] = {"auxiliary": has(state, r"head\.auxiliary\.")}
+    if channels := output_count(state, "head.aspp.pooled.0.0", "head.aspp.pooled.0"):
+        options["channels"] = channels
+    return Recognized(
+        form=form_by_norms(state, "head."),
+        classes=output_count(state, "head.classifier"),
+        options=options,
+        implied=implied,
+    )

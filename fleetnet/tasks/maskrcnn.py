@@ -33,7 +33,8 @@ from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
 from .. import boxes as boxes_
-from ..backbones import Backbone
+from ..backbones import Backbone, Option, Recognized, State
+from ..backbones._recognition import has, output_count
 from ..boxes import Limits, Mode, Place, Prediction, best_after_nms, only_of, take, within
 from ..errors import ModelError
 from . import Outputs
@@ -41,7 +42,6 @@ from ._coco import CocoMetric
 from ._coco import present as present
 from ._decoded import BOXES, CHOSEN
 from ._defaults import convert as convert
-from ._defaults import implied as implied
 from ._defaults import prepare as prepare
 from ._defaults import stored as stored
 
@@ -346,3 +346,14 @@ def metric(classes: Sequence[str]) -> CocoMetric:
 def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
     """The model itself: in eval mode its outputs are detections already, by the limits that it was told."""
     return model
+
+
+def recognize(state: State) -> Recognized | None:
+    """The parts are called as torchvision's. They have no batch norms: both forms are the same."""
+    if not has(state, r"head\.(fpn|rpn|roi_heads)\."):
+        return None
+    layers = {"channels": "head.fpn.inner_blocks.0.0", "hidden": "head.roi_heads.box_head.fc6"}
+    widths = {option: output_count(state, layer) for option, layer in layers.items()}
+    options: dict[str, Option] = {option: width for option, width in widths.items() if width}
+    with_background = output_count(state, "head.roi_heads.box_predictor.cls_score")
+    return Recognized(classes=with_background - 1 if with_background else None, options=options)

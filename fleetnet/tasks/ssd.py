@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Implied, Recognized, State
+from ..backbones._recognition import class_count, form_by_norms, has, output_count
 from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from ..errors import ModelError
@@ -242,9 +243,9 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     }  # fmt: skip
 
 
-_STRIDES = ("os_64", "os_128", "os_256")
+_STRIDES = ("64", "128", "256")
 _RENAME: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # the authors' names to ours
-    (r"^extra_layers\.(os_\d+)\.", lambda m: f"head.extra.{_STRIDES.index(m[1])}."),
+    (r"^extra_layers\.os_(64|128|256)\.", lambda m: f"head.extra.{_STRIDES.index(m[1])}."),
     (r"^extra_layers\.os_-1\.1\.block\.conv\.", "head.pool."),
     (r"^ssd_heads\.(\d)\.proj_layer\.", r"head.project.\1.0."),
     (r"^ssd_heads\.(\d)\.loc_cls_layer\.block\.conv\.", r"head.predict.\1."),
@@ -257,7 +258,7 @@ _RENAME: list[tuple[str, str | Callable[[re.Match[str]], str]]] = [  # the autho
 ]
 
 
-def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert(state: State) -> State:
     """The authors' names of the head to ours."""
     converted = {}
     for name, value in state.items():
@@ -268,9 +269,16 @@ def convert(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return converted
 
 
-def implied(state: dict[str, Tensor]) -> dict[str, Any]:
-    """The preprocessing that the authors' weights go with."""
-    return {"preprocess": of_authors(SIZE)} if any(name.startswith("ssd_heads.") for name in state) else {}
+def recognize(state: State) -> Recognized | None:
+    """SSD predicts from several maps, some `extra`. The authors' takes images that it squashes."""
+    implied = Implied(preprocess=of_authors(SIZE)) if has(state, r"ssd_heads\.") else Implied()
+    state = convert(state)
+    if not has(state, r"head\.(extra|predict)\.\d"):
+        return None
+    anchors = 2 + 2 * len(RATIOS[0])
+    outputs = output_count(state, "head.predict.0.1")
+    classes = class_count(outputs, anchors, beside=5)  # a box and the background
+    return Recognized(form=form_by_norms(state, "head."), classes=classes, implied=implied)
 
 
 def metric(classes: Sequence[str]) -> CocoMetric:

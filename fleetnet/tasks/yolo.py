@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import box_convert, complete_box_iou_loss
 
-from ..backbones import Backbone, Option
+from ..backbones import Backbone, Option, Recognized, State
+from ..backbones._recognition import class_count, form_by_norms, has, output_count, sizes
 from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from ..errors import ModelError, UsageError
@@ -40,7 +41,6 @@ from ._coco import CocoMetric
 from ._coco import present as present
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, suppression
 from ._defaults import convert as convert
-from ._defaults import implied as implied
 from ._layout import ANY, STRIDES, Layout, Row, parse, read
 
 TARGET, AUGMENT, OUTPUT_STRIDE = "boxes", "mosaic", 32
@@ -478,3 +478,14 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
 
 def metric(classes: Sequence[str]) -> CocoMetric:
     return CocoMetric(classes, masks=False)
+
+
+def recognize(state: State) -> Recognized | None:
+    """The head is the `rows` of a layout; the last has `anchors`. No tensor shows the layout."""
+    if not has(state, r"head\.rows\.\d+\."):
+        return None
+    classes = None
+    for row, anchors in sizes(state, r"head\.rows\.(\d+)\.anchors", dim=1).items():
+        outputs = output_count(state, f"head.rows.{row}.convs.0")
+        classes = class_count(outputs, anchors, beside=5)  # a box and an objectness
+    return Recognized(form=form_by_norms(state, "head."), classes=classes)

@@ -9,18 +9,16 @@ These three are the parts; what is here is public.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
 
 from torch import Tensor
 
 from ..backbones import Option, variants
 from ..errors import named_arguments
-from ..reparam import FORMS
-from ..tasks import Model, build, defaults, described_by, split_name
-from .identify import backbone_of, deployed, head_of, implied_by, plan, shapes_of
+from ..tasks import Model, build, described_by
+from .identify import deployed, plan_for
 from .place import Report as Report
 from .place import place_weights
-from .read import Weights, read_weights
+from .read import read_weights
 
 
 @named_arguments
@@ -45,44 +43,19 @@ def create_model(
     Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
     """
     class_names = None if classes is None or isinstance(classes, int) else list(classes)
-    if class_names is not None:
-        classes = len(class_names)
-    classes = cast(int | None, classes)
+    count = classes if classes is None or isinstance(classes, int) else len(classes)
     if weights is None:
-        return build(name, classes, drop_path, output_stride, options)
+        return build(name, count, drop_path, output_stride, options)
     name, of_file, described = described_by(name)
-    classes, options = of_file if classes is None else classes, {**described, **(options or {})}
-    found = read_weights(weights, name)
-    state, settled, of_head = found.state, dict(options or {}), head_of(name, found, options)
-    implied: dict[str, Any] = {}
-    if of_head in (None, split_name(name)[0]):
-        implied = implied_by(name, state)
-        settled = {**implied["options"], **settled}
-        output_stride = implied.get("output_stride") if output_stride is None else output_stride
-        if found.facts.get("model") == name:
-            settled = {**found.facts["options"], **settled}
-            output_stride = found.facts["output_stride"] if output_stride is None else output_stride
-    else:
-        expected = shapes_of(name, FORMS[0], output_stride, tuple(settled.items()))
-        state, _ = backbone_of(of_head, name, state, expected)
-        if _same_backbone(found, name):
-            of_backbone = defaults(split_name(name)[1]).keys() & defaults(name).keys()
-            shared = {key: value for key, value in found.facts["options"].items() if key in of_backbone}
-            settled = {**shared, **settled}
-    made = plan(name, state, output_stride, settled)
-    classes = made.classes if classes is None else classes
-    model = build(name, classes, drop_path, output_stride, made.options)
+    source = read_weights(weights, name)
+    made = plan_for(name, source, output_stride, {**described, **(options or {})})
+    told = [number for number in (count, of_file, made.classes) if number is not None]
+    model = build(name, told[0] if told else None, drop_path, made.output_stride, made.options)
     if made.form == "deploy":
-        model = deployed(model, found.size).train()
-    model.report, model.preprocess = (
-        place_weights(model, found, class_names),
-        found.preprocess or implied.get("preprocess"),
-    )
+        model = deployed(model, source.size).train()
+    model.report = place_weights(model, source, class_names)
+    model.preprocess = source.preprocess or made.preprocess
     return model
-
-
-def _same_backbone(weights: Weights, name: str) -> bool:
-    return "model" in weights.facts and split_name(weights.facts["model"])[1] == split_name(name)[1]
 
 
 def list_models(pattern: str = "*") -> list[str]:

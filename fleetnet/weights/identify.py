@@ -1,114 +1,73 @@
-"""Which model a state is of: its form, options, number of classes and head; and its tensors in our names."""
+"""Which model a state is of and how that was built; its tensors in our names.
 
-import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache
+Every family and every head recognizes its own states, by names and shapes alone (`recognize` in
+its file). A model is built only where these do not tell, as of a network of timm's, and then
+without memory for its values.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import backbones, tasks
-from ..backbones import Family, Option, family
+from ..backbones import Family, Implied, Option, Recognized, State, family
 from ..backbones.timm import convert_for, expected_of_image
-from ..errors import FleetnetError
 from ..find import names
-from ..reparam import FORMS, reparameterize
+from ..reparam import FORMS, Form, reparameterize
 from ..tasks import Model, build, defaults, split_name
-from .read import State, Weights, preprocess_of
+from .read import Weights, preprocess_of
 
 Shapes = Mapping[str, tuple[int, ...]]
-Options = tuple[tuple[str, Option], ...]
-
-CLASSES = 100  # of the models that are built for their shapes alone
-
-
-def convert(name: str, state: State, expected: Mapping[str, Any]) -> State:
-    """A state dict in any names that the files of backbone and task know -> our names; names unknown to them stay.
-
-    Where a block was published in two versions (RepViT), the state becomes the one that `expected` has: equal in eval
-    mode, though not in training.
-    """
-    renamed = in_our_names(name, state)
-    states = [_attempt(change, renamed) for change in family_of(name).VERSIONS]
-    return max([renamed, *states], key=lambda converted: len(converted.keys() & expected.keys()))  # the first of equals
+Options = Mapping[str, Option]
+CLASSES = 100  # of the models and heads that are built for their shapes alone
 
 
-def in_our_names(name: str, state: State) -> State:
-    task, backbone_name = split_name(name)
-    if family(backbone_name) == "timm":  # there the names depend on the network
-        state = _attempt(convert_for(backbone_name.removeprefix("timm/"), task), state)
-    state = _attempt(family_of(name).convert, state)
-    return _attempt(tasks.find(task).convert, state)
+@dataclass(frozen=True)
+class Identity:
+    """What weights are, for a model that they are to go into."""
+
+    state: State  # in our names where the model's files know theirs; without another task's head
+    other_task: str | None  # whose head the weights have, where that is not the model's
+    unused: tuple[str, ...]  # the tensors of that head
+    implied: Implied  # nothing where the head is another task's
 
 
-def family_of(name: str) -> Family:
+@dataclass(frozen=True)
+class Plan:
+    """How to build the model that a state was made with, as far as anything tells."""
+
+    form: Form
+    options: dict[str, Option]
+    classes: int | None  # None where the state has no classifier
+    output_stride: int | None = None  # None: the task's own
+    preprocess: dict[str, Any] | None = None  # what the authors' weights expect of an image
+
+
+class Likeness(NamedTuple):
+    """Which of our variants a state is most like."""
+
+    variant: str  # "" where no family recognizes the state
+    form: Form
+    share: float  # of the backbone's tensors, ours and the state's: those that fit
+
+
+# ---- names
+
+
+def _family_of(name: str) -> Family:
     """The file of a model's backbone."""
     return backbones.find(family(split_name(name)[1]))
 
 
-def _attempt(change: Callable[[State], State], state: State) -> State:
-    try:
-        return change(state)
-    except (KeyError, IndexError):  # another network's names that resemble this one's: `place` will report them
-        return state
-
-
-@cache
-def shapes_of(
-    name: str, form: str, output_stride: int | None = None, options: Options = (), classes: int = CLASSES
-) -> Shapes:
-    """Names and shapes of a model's tensors in a form, without memory for them; of ParC at 256x256."""
-    with torch.device("meta"):
-        model = build(name, classes, 0.0, output_stride, dict(options))
-        if form == "deploy":
-            model = deployed(model, (256, 256))
-    return {key: tuple(value.shape) for key, value in model.state_dict().items()}
-
-
-def deployed(model: Model, size: tuple[int, int]) -> Model:
-    """A new model, in deploy form, in place. Its head does not see the example: with random weights it might fail."""
-    model.eval()
-    model.backbone = cast(Any, reparameterize(cast(nn.Module, model.backbone), torch.zeros(1, 3, *size)))
-    model.head = reparameterize(model.head)
-    return model
-
-
-class Growth(NamedTuple):
-    """How a tensor depends on the number of classes: its size in `dim` is per_class * classes + beside."""
-
-    dim: int
-    per_class: int
-    beside: int
-
-    def classes(self, shape: Sequence[int]) -> int:
-        """The number of classes that such a tensor of a shape is for; 0 where it is for none."""
-        count, rest = divmod((shape[self.dim] if self.dim < len(shape) else 0) - self.beside, self.per_class)
-        return count if rest == 0 and count > 0 else 0
-
-    def rows(self, classes: int, class_major: bool = False) -> Tensor:
-        """Which rows of `dim` are each class's: (classes, per_class) indices, for a number of classes.
-
-        Rows go by anchor, and by class within an anchor, after what is no class; or by class first (`class_major`).
-        """
-        offset = self.beside // self.per_class  # rows of no class, before the classes, for each of `per_class`
-        index = torch.arange(self.per_class * (offset + classes))
-        if class_major:
-            return index.view(offset + classes, self.per_class)[offset:]
-        return index.view(self.per_class, offset + classes)[:, offset:].T
-
-
-@cache
-def growing(name: str, form: str, output_stride: int | None = None, options: Options = ()) -> Mapping[str, Growth]:
-    """The tensors of a model that depend on the number of classes."""
-    shapes, larger = (shapes_of(name, form, output_stride, options, n) for n in (CLASSES, CLASSES + 1))
-    found = {}
-    for key, shape in shapes.items():
-        for dim, (size, other) in enumerate(zip(shape, larger[key], strict=True)):
-            if size != other:
-                found[key] = Growth(dim, other - size, size - CLASSES * (other - size))
-    return found
+def _with_our_backbone(name: str, state: State) -> State:
+    """A state in which the tensors of the backbone, and of its own classifier, have our names."""
+    task, backbone_name = split_name(name)
+    if family(backbone_name) == "timm":  # its names depend on the network and on the task
+        state = convert_for(backbone_name.removeprefix("timm/"), task)(state)
+    return _family_of(name).convert(state)
 
 
 def counted(keys: Iterable[str]) -> set[str]:
@@ -116,135 +75,259 @@ def counted(keys: Iterable[str]) -> set[str]:
     return {key for key in keys if not key.endswith("num_batches_tracked")}
 
 
-def names_of_backbone(keys: Iterable[str]) -> set[str]:
+def _of_backbone(keys: Iterable[str]) -> set[str]:
     return {key for key in counted(keys) if key.startswith("backbone.")}
 
 
-def _common(state: State, expected: Shapes) -> float:
+# ---- recognizing
+
+
+def identify(name: str, weights: Weights) -> Identity:
+    """What weights are for the model `name`."""
+    own, _ = split_name(name)
+    state = _with_our_backbone(name, weights.state)
+    task = _task_of(own, weights, state)
+    if task is None or task == own:
+        implied = _implied(name, weights.state, _recognized(name, state))
+        return Identity(tasks.find(own).convert(state), None, (), implied)
+    state = tasks.find(task).convert(state)
+    unused = sorted(key for key in counted(state) if key.startswith("head."))
+    state = {key: value for key, value in state.items() if not key.startswith("head.")}
+    return Identity(state, task, tuple(unused), Implied())
+
+
+def _task_of(own: str, weights: Weights, state: State) -> str | None:
+    """The task whose head the weights have, the model's `own` first; None where nothing tells."""
+    if "task" in weights.facts:
+        said = weights.facts["task"]
+        return said if said in names("tasks") else None
+    for task in sorted(names("tasks"), key=lambda task: task != own):
+        if tasks.find(task).recognize(state) is not None:
+            return task
+    return None
+
+
+def _recognized(name: str, state: State) -> Recognized:
+    """What a state, with our names of the backbone, tells of the model `name`."""
+    of_backbone = _family_of(name).recognize(state) or Recognized()
+    of_head = tasks.find(split_name(name)[0]).recognize(state)
+    if of_head is None:
+        return replace(of_backbone, classes=None)
+    implied = {**of_backbone.implied.options, **of_head.implied.options}
+    return Recognized(
+        variant=of_backbone.variant,
+        form=of_backbone.form or of_head.form,
+        classes=of_backbone.classes if of_head.classes is None else of_head.classes,
+        options={**of_backbone.options, **of_head.options},
+        implied=replace(of_head.implied, options=implied),
+    )
+
+
+def _implied(name: str, state: State, recognized: Recognized) -> Implied:
+    """How the model `name` has to be built for a state, in the names that were read."""
+    backbone_name = split_name(name)[1]
+    preprocess = recognized.implied.preprocess
+    if preprocess is None and family(backbone_name) == "timm":
+        published = expected_of_image(backbone_name.removeprefix("timm/"), state)
+        preprocess = None if published is None else preprocess_of(published)
+    usual, implied = defaults(name), recognized.implied.options
+    options = {option: value for option, value in implied.items() if option in usual}
+    return Implied(recognized.implied.output_stride, options, preprocess)
+
+
+def options_of_checkpoint(name: str, state: State) -> Options:
+    """The options that checkpoints of version 0.1 did not say, by their tensors."""
+    recognized = _family_of(name).recognize(state)
+    return {} if recognized is None else recognized.implied.options
+
+
+def looks_like(state: State) -> Likeness:
+    """The variant of one of our families that a state in any names is of."""
+    for file in names("backbones"):
+        converted = backbones.find(file).convert(state)
+        recognized = backbones.find(file).recognize(converted)
+        if recognized is not None and recognized.variant:
+            form = recognized.form or FORMS[0]
+            expected = shapes_of(recognized.variant, form)
+            ours, theirs = _of_backbone(expected), _of_backbone(converted)
+            fitting = [key for key in ours & theirs if tuple(converted[key].shape) == expected[key]]
+            return Likeness(recognized.variant, form, len(fitting) / max(len(ours | theirs), 1))
+    return Likeness("", FORMS[0], 0.0)
+
+
+# ---- plans
+
+
+def plan(
+    name: str,
+    state: State,
+    output_stride: int | None = None,
+    options: Options | None = None,
+) -> Plan:
+    """How the model `name` is built for a state in any names; what is given is settled."""
+    settled, usual = dict(options or {}), defaults(name)
+    state = _with_our_backbone(name, state)
+    recognized = _recognized(name, state)
+    shown = {
+        option: value
+        for option, value in recognized.options.items()
+        if option in usual and option not in settled and value != usual[option]
+    }
+    form = recognized.form or FORMS[0]
+    made = Plan(form, {**settled, **shown}, recognized.classes, output_stride)
+    if recognized.form is None:
+        return _compared(name, tasks.find(split_name(name)[0]).convert(state), made)
+    return made
+
+
+def plan_for(
+    name: str,
+    weights: Weights,
+    output_stride: int | None = None,
+    options: Options | None = None,
+) -> Plan:
+    """How the model `name` is built for weights of any task; what is given is settled."""
+    identity, settled = identify(name, weights), dict(options or {})
+    if identity.other_task is not None:
+        settled = {**_shared_options(name, weights), **settled}
+        return plan(name, identity.state, output_stride, settled)
+    settled = {**identity.implied.options, **settled}
+    stride = identity.implied.output_stride
+    if weights.facts.get("model") == name:
+        settled = {**weights.facts["options"], **settled}
+        stride = weights.facts["output_stride"] if stride is None else stride
+    stride = stride if output_stride is None else output_stride
+    made = plan(name, weights.state, stride, settled)
+    return replace(made, preprocess=identity.implied.preprocess)
+
+
+def _shared_options(name: str, weights: Weights) -> dict[str, Option]:
+    """The options of the backbone in our checkpoint, if the model `name` has that backbone."""
+    backbone_name = split_name(name)[1]
+    if "model" not in weights.facts or split_name(weights.facts["model"])[1] != backbone_name:
+        return {}
+    shared = defaults(backbone_name).keys() & defaults(name).keys()
+    return {option: value for option, value in weights.facts["options"].items() if option in shared}
+
+
+def _compared(name: str, state: State, made: Plan) -> Plan:
+    """A plan for a state, in our names, of unknown form: that whose names are more alike."""
+    model = _without_values(name, FORMS[0], made.output_stride, made.options)
+    share = _names_in_common(state, model)
+    if share < 1:
+        deploy = _without_values(name, FORMS[1], made.output_stride, made.options)
+        if _names_in_common(state, deploy) > share:
+            made, model = replace(made, form=FORMS[1]), deploy
+    if made.classes is not None:
+        return made
+    for key, growth in growing(model, made.form).items():
+        if key in state and (classes := growth.classes(state[key].shape)):
+            return replace(made, classes=classes)
+    return made
+
+
+def _names_in_common(state: State, model: Model) -> float:
     """How much a state and a model have in common, 0 to 1: names in both of all names in either."""
-    ours, theirs = counted(expected), counted(state)
-    if not any(key.startswith("head.") for key in theirs):  # features only: says nothing about the head
+    ours, theirs = counted(model.state_dict()), counted(state)
+    if not any(key.startswith("head.") for key in theirs):  # features alone say nothing of a head
         ours = {key for key in ours if not key.startswith("head.")}
     return len(ours & theirs) / max(len(ours | theirs), 1)
 
 
-@dataclass(frozen=True)
-class Plan:
-    """The model that a state was made with, as far as the names and shapes of its tensors tell."""
-
-    form: str
-    options: dict[str, Option]
-    classes: int | None  # None where the state has no classifier
+# ---- models without values, heads with initial ones
 
 
-def plan(
-    name: str, state: State, output_stride: int | None = None, options: Mapping[str, Option] | None = None
-) -> Plan:
-    """Form, options and number of classes of a state for the model `name`; `options` are those that are settled."""
-
-    def score(form: str, options: Mapping[str, Option]) -> float:
-        expected = shapes_of(name, form, output_stride, tuple(options.items()))
-        return _common(convert(name, state, expected), expected)
-
-    chosen = dict(options or {})
-    form, best = FORMS[0], score(FORMS[0], chosen)
-    if best < 1 and (other := score(FORMS[1], chosen)) > best:
-        form, best = FORMS[1], other
-    for option, values in _alternatives(name, chosen).items():
-        for value in values:
-            if best < 1 and (other := score(form, {**chosen, option: value})) > best:
-                best, chosen = other, {**chosen, option: value}
-    settled = output_stride, tuple(chosen.items())
-    state = convert(name, state, shapes_of(name, form, *settled))
-    tensors = [(growth, state[key]) for key, growth in growing(name, form, *settled).items() if key in state]
-    counts = [count for growth, tensor in tensors if (count := growth.classes(tensor.shape))]
-    return Plan(form, chosen, counts[0] if counts else None)
+def shapes_of(
+    name: str,
+    form: Form,
+    output_stride: int | None = None,
+    options: Options | None = None,
+    classes: int = CLASSES,
+) -> Shapes:
+    """Names and shapes of a model's tensors in a form; of ParC at 256x256."""
+    return _shapes(_without_values(name, form, output_stride, options, classes))
 
 
-def _alternatives(name: str, settled: Mapping[str, Option]) -> dict[str, list[Option]]:
-    """Other values to try of the options that are not settled: of switches the other, of counts the small ones."""
-    tried: dict[str, list[Option]] = {}
-    for key, default in defaults(name).items():
-        if key not in settled and isinstance(default, int) and default < 9:  # bool is an int
-            tried[key] = [not default] if isinstance(default, bool) else [n for n in range(1, 9) if n != default]
-    return tried
+def _without_values(
+    name: str,
+    form: Form,
+    output_stride: int | None,
+    options: Options | None,
+    classes: int = CLASSES,
+) -> Model:
+    with torch.device("meta"):
+        model = build(name, classes, 0.0, output_stride, options)
+        return deployed(model, (256, 256)) if form == "deploy" else model
 
 
-def on(task: str, name: str) -> str:
-    """The name of a model of another task on the backbone of `name`."""
-    return split_name(name)[1] if task == "classification" else f"{task}/{split_name(name)[1]}"
+def _shapes(module: nn.Module) -> Shapes:
+    return {key: tuple(value.shape) for key, value in module.state_dict().items()}
 
 
-def head_of(name: str, weights: Weights, options: Mapping[str, Option] | None = None) -> str | None:
-    """The task whose head the weights have, on the backbone of the model `name`; None where names do not tell."""
-    if "task" in weights.facts:
-        return weights.facts["task"] if weights.facts["task"] in names("tasks") else None
-    own = split_name(name)[0]
-    best, found = 0.0, None
-    for task in sorted(names("tasks"), key=lambda task: task != own):
-        for form in FORMS:
-            try:
-                expected = shapes_of(on(task, name), form, None, tuple((options or {}).items()) if task == own else ())
-            except FleetnetError:  # this backbone cannot have that head
-                continue
-            converted = convert(on(task, name), weights.state, expected)
-            ours, theirs = ({key for key in counted(s) if key.startswith("head.")} for s in (expected, converted))
-            if not theirs and all(key.startswith("backbone.") for key in converted):
-                return None
-            if (share := len(ours & theirs) / max(len(ours | theirs), 1)) > best:
-                best, found = share, task
-        if best > 0.5:
-            break
-    return found
+def deployed(model: Model, size: tuple[int, int]) -> Model:
+    """A new model, in deploy form, in place.
+
+    Its head does not see the example: with random weights it might fail.
+    """
+    example = torch.zeros(1, 3, *size)
+    model.eval()
+    model.backbone = cast(Any, reparameterize(cast(nn.Module, model.backbone), example))
+    model.head = reparameterize(model.head)
+    return model
 
 
-def implied_by(name: str, state: State) -> dict[str, Any]:
-    """The output stride and options that the authors' weights go with, as far as the model `name` has such options."""
-    task_name, backbone_name = split_name(name)
-    implied = tasks.find(task_name).implied(state)
-    implied["options"] = {**options_of_backbone(name, state), **implied.get("options", {})}
-    if family(backbone_name) == "timm" and "preprocess" not in implied:
-        published = expected_of_image(backbone_name.removeprefix("timm/"), state)
-        implied["preprocess"] = None if published is None else preprocess_of(published)
-    return {**implied, "options": {k: v for k, v in implied.get("options", {}).items() if k in defaults(name)}}
+def new_head(model: Model, form: Form, classes: int) -> nn.Module:
+    """A head with initial values for the model's backbone, in a form."""
+    task = tasks.find(model.task)
+    options = {option: value for option, value in model.options.items() if option in task.OPTIONS}
+    head: nn.Module = task.head(model.backbone, classes, **options)
+    return reparameterize(head.eval()) if form == "deploy" else head
 
 
-def options_of_backbone(name: str, state: State) -> dict[str, Option]:
-    """The options of the backbone that a state was made with, as far as the names of its tensors tell."""
-    return family_of(name).options_of(state)
+# ---- what depends on the number of classes
 
 
-def backbone_of(task: str, name: str, state: State, expected: Mapping[str, Any]) -> tuple[State, list[str]]:
-    """The tensors of a state of another task in our names without its head's, and the names of those."""
-    converted = convert(on(task, name), state, expected)
-    if family(split_name(name)[1]) == "timm":  # its classifiers and its feature maps have other names
-        converted = in_our_names(name, converted)
-    of_head = sorted(key for key in counted(converted) if key.startswith("head."))
-    return {key: value for key, value in converted.items() if not key.startswith("head.")}, of_head
+class Growth(NamedTuple):
+    """How a tensor depends on the number of classes.
+
+    Its size in `dim` is per_class * classes + beside.
+    """
+
+    dim: int
+    per_class: int
+    beside: int
+
+    def size(self, classes: int) -> int:
+        return self.per_class * classes + self.beside
+
+    def classes(self, shape: Sequence[int]) -> int:
+        """The number of classes that such a tensor of a shape is for; 0 where it is for none."""
+        size = shape[self.dim] if self.dim < len(shape) else 0
+        count, rest = divmod(size - self.beside, self.per_class)
+        return count if rest == 0 and count > 0 else 0
+
+    def rows(self, classes: int, class_major: bool = False) -> Tensor:
+        """Which rows of `dim` are each class's: (classes, per_class) indices.
+
+        Rows go by anchor, and by class within an anchor, after what is no class; or by class first
+        (`class_major`).
+        """
+        offset = self.beside // self.per_class  # rows of no class, for each of `per_class`
+        index = torch.arange(self.per_class * (offset + classes))
+        if class_major:
+            return index.view(offset + classes, self.per_class)[offset:]
+        return index.view(self.per_class, offset + classes)[:, offset:].T
 
 
-def looks_like(state: State) -> tuple[str, str, float]:
-    """The variant whose backbone a state has most in common with, the form, and the share of tensors that fits."""
-
-    def alike(ours: set[str], theirs: set[str]) -> float:
-        return len(ours & theirs) / max(len(ours | theirs), 1)
-
-    def pattern(keys: Iterable[str]) -> set[str]:
-        return {re.sub(r"\d+", "#", key) for key in names_of_backbone(keys)}
-
-    candidates = []  # of each family its first variant, in both forms: compare names without their numbers
-    for file in names("backbones"):
-        table = backbones.find(file).VARIANTS
-        for name, form in ((name, form) for name in list(table)[:1] for form in FORMS):
-            expected = shapes_of(name, form)
-            candidates.append((alike(pattern(expected), pattern(convert(name, state, expected))), form, list(table)))
-    _, form, of_family = max(candidates, key=lambda candidate: candidate[0])
-    best, share = "", -1.0
-    for name in of_family:
-        expected = shapes_of(name, form)
-        converted = convert(name, state, expected)
-        ours, theirs = names_of_backbone(expected), names_of_backbone(converted)
-        same = sum(1 for key in ours & theirs if tuple(converted[key].shape) == expected[key])
-        if (now := same / max(len(ours | theirs), 1)) > share:
-            best, share = name, now
-    return best, form, share
+def growing(model: Model, form: Form) -> dict[str, Growth]:
+    """The tensors that depend on the number of classes: those that differ between two heads."""
+    with torch.device("meta"):
+        smaller = _shapes(new_head(model, form, CLASSES))
+        larger = _shapes(new_head(model, form, CLASSES + 1))
+    growths = {}
+    for key, shape in smaller.items():
+        for dim, (size, other) in enumerate(zip(shape, larger[key], strict=True)):
+            if size != other:
+                per_class = other - size
+                growths[f"head.{key}"] = Growth(dim, per_class, size - CLASSES * per_class)
+    return growths

@@ -20,15 +20,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbones import Pretrained, family, pretrained, variants
+from ..backbones import Pretrained, State, family, pretrained, variants
 from ..backbones.timm import pretrained as pretrained_by_timm
 from ..errors import FleetnetError, ModelError, choose
 from ..fetching import receive
 from ..files import replacing
 from ..reading import MEGABYTE, WEIGHTS, check_regular, from_json, hash_of, leads_out, open_regular
 from ..tasks import split_name
-
-State = dict[str, Tensor]
 
 PICKLES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
 RAW = ("model", "state_dict", "model_state_dict")  # under which names training scripts keep the weights ...

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from ..errors import ModelError
 from ..layers import ConvBN
-from . import Pretrained
+from . import Pretrained, Recognized, State
 from ._defaults import convert as convert
-from ._defaults import options_of as options_of
+from ._recognition import closest, form_by_norms, has, output_count, sizes
 
 OPTIONS = ("bias",)
 VERSIONS = ()
@@ -47,3 +47,12 @@ class Straight(nn.Module):
 
 
 VARIANTS = {"straight_s": partial(Straight, 4), "straight_m": partial(Straight, 8)}
+
+
+def recognize(state: State) -> Recognized | None:
+    if not has(state, r"backbone\.stages\.3\.0\.") or has(state, r"backbone\.stages\.\d\.1\."):
+        return None
+    widths = sizes(state, r"backbone\.stages\.(\d)\.0\.(?:0\.)?weight")
+    variant = closest([widths.get(0)], {name: make.args for name, make in VARIANTS.items()})
+    options = {"bias": "head.classifier.2.bias" in state}
+    return Recognized(variant, form_by_norms(state, "backbone."), output_count(state, "head.classifier.2"), options)

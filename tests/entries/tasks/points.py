@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbones import Backbone
+from ..backbones import Backbone, Recognized, State
+from ..backbones._recognition import output_count
 from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from . import Outputs
@@ -16,7 +17,6 @@ from ._coco import CocoMetric
 from ._coco import present as present
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, suppression
 from ._defaults import convert as convert
-from ._defaults import implied as implied
 from ._defaults import prepare as prepare
 from ._defaults import stored as stored
 
@@ -101,3 +101,8 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
 
 def metric(classes: Sequence[str]) -> CocoMetric:
     return CocoMetric(classes)
+
+
+def recognize(state: State) -> Recognized | None:
+    numbers = output_count(state, "head.predict")  # of each cell: a box, then the classes
+    return None if numbers is None else Recognized(classes=numbers - 4)
