@@ -5,6 +5,7 @@ beside it copies of modules in which one thing was changed. mypy runs once over 
 accept every module, and refuse every copy.
 """
 
+import ast
 import re
 import subprocess
 import sys
@@ -132,6 +133,22 @@ def test_a_module_that_drifts_is_refused(number: int, verdicts: dict[str, str]):
     said = verdicts[f"drift_{number}"]
     assert "expression has type Module" in said
     assert DRIFTS[number].member in said
+
+
+@pytest.mark.parametrize("folder", CONTRACTS)
+def test_no_entry_is_called_as_something_of_its_table(folder: str):
+    """Python puts an imported module into its package under its name, in place of what was there."""
+    tree = ast.parse((ROOT / "fleetnet" / folder / "__init__.py").read_text(encoding="utf-8"))
+    taken: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            taken |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.FunctionDef | ast.ClassDef):
+            taken.add(node.name)
+        elif isinstance(node, ast.Assign):
+            taken |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+    assert "find" in taken
+    assert taken.isdisjoint(names(folder))
 
 
 @pytest.mark.parametrize("task", names("tasks"))
