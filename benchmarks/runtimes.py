@@ -263,7 +263,7 @@ def write(page: Path, name: str, text: str) -> None:
     page.write_text(f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
-def main() -> None:
+def main() -> None:  # noqa: C901
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", default=NETWORKS, metavar="NAME")
     parser.add_argument("--trained", nargs="+", default=[], metavar="RUN=DATA", help="run folders or checkpoints")

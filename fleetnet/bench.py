@@ -98,7 +98,7 @@ def _settle() -> None:
             return
 
 
-def measure(
+def measure(  # noqa: C901
     calls: Mapping[str, Callable[[], object]],
     runs: int = 100,
     warmup: int = 10,

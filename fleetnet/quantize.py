@@ -354,7 +354,7 @@ def lacks(runtime: str) -> str | None:
     return runtimes.find(runtime).lacks()
 
 
-def quantize(
+def quantize(  # noqa: PLR0915
     prepared: Prepared,
     runtime: str,
     path: str | Path,

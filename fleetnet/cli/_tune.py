@@ -27,7 +27,7 @@ BATCH = 8  # images judged at a time
 Judge = Callable[["Predictor"], float]  # percent
 
 
-def tune(given: Mapping[str, Any]) -> dict[str, Any]:
+def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     from .. import bench
     from ..predict import load
     from .bench import measure, write_csv

@@ -99,7 +99,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _check(given: Mapping[str, Any]) -> None:
+def _check(given: Mapping[str, Any]) -> None:  # noqa: C901
     """`UsageError` for a flag without those that it goes with, or files that could not be written at the end."""
     if not given.get("model"):
         raise UsageError(f"--model is missing; example: {EXAMPLE}")

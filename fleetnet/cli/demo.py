@@ -25,7 +25,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads for training (default: 2)")
 
 
-def run(given: dict[str, Any]) -> dict[str, Any]:
+def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     import torch
 
     from .. import bench, checkpoint, data

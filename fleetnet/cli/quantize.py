@@ -54,7 +54,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--timeout", type=PositiveFloat, help=TIMEOUT)
 
 
-def run(given: dict[str, Any]) -> dict[str, Any]:
+def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     for key in ("model", "data", "to"):
         if not given.get(key):
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")

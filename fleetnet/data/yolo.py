@@ -108,7 +108,7 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     return Split(samples, described.classes, notes.lines, source=source, annotations=notes.annotations())
 
 
-def parse(
+def parse(  # noqa: C901
     text: str, source: str, labels: Sequence[int], size: tuple[int, int], target: str, notes: Notes, values: int = 0
 ) -> tuple[Object, ...]:
     """The objects of a picture of `size` (height, width); what is dropped or cut is noted.

@@ -54,7 +54,7 @@ def _gates(graph: Any, makers: Mapping[str, Any]) -> Iterator[str]:
                 inputs += [name for name in maker.input if single(name)]
 
 
-def writer(float_file: Path, images: np.ndarray) -> Write:
+def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
     """The quantizer is calibrated once, for all files."""
     import onnx
     from onnxruntime import quantization as tools

@@ -497,7 +497,7 @@ def _advice(
     )
 
 
-def deliver(
+def deliver(  # noqa: C901, PLR0915
     model: nn.Module,
     example: Tensor,
     path: Path | str,

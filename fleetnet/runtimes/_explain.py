@@ -117,7 +117,7 @@ def _arranged(value: np.ndarray) -> list[Tensor]:
     return [torch.from_numpy(np.array(array, np.float32, order="C")).flatten() for array in arrays]
 
 
-def _pair(steps: list[_Step], layers: Sequence[np.ndarray], tolerance: float) -> None:
+def _pair(steps: list[_Step], layers: Sequence[np.ndarray], tolerance: float) -> None:  # noqa: C901
     """Pair each layer with all steps that it equals within the tolerance, else with the one that it is most like."""
     sizes: defaultdict[int, list[_Step]] = defaultdict(list)
     for step in steps:

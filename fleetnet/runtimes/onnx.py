@@ -169,7 +169,7 @@ def _name_open_dimensions(graph: Any) -> None:
     del graph.value_info[:]
 
 
-def export(
+def export(  # noqa: C901
     model: nn.Module,
     example: Tensor,
     path: Path | str,

@@ -90,7 +90,7 @@ def _anchors(value: Any) -> list[list[float]]:
     return [[float(v) for v in level] for level in value]
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _mapping(text: str) -> dict[str, Any]:  # noqa: C901
     try:
         found = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -116,7 +116,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return found
 
 
-def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
+def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:  # noqa: C901
     """The arguments with defaults put in, all checked."""
 
     def whole(position: int, default: int | None = None) -> int:

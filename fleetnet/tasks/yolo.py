@@ -211,7 +211,7 @@ def _channels(count: int, multiple: float) -> int:
 class Network(nn.Module):
     """The rows of a layout on a backbone's features; see `Detect` for what comes out."""
 
-    def __init__(self, backbone: Backbone, classes: int, layout: Layout):
+    def __init__(self, backbone: Backbone, classes: int, layout: Layout):  # noqa: C901
         super().__init__()
         self.inputs = {STRIDES.index(s): i for i, s in enumerate(backbone.strides) if s in STRIDES}  # map -> feature
         self.plan = [(row.index, row.sources) for row in layout.rows]

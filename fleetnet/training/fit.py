@@ -61,7 +61,7 @@ def fit(
     restart: bool = False,
     other_data: bool = False,
 ) -> Result:
-    """Train  `model` in place and return the figures of the best epoch; `run` is a folder for all.
+    """Train `model` in place and return the figures of the best epoch; `run` is a folder for all.
 
     It is the folder that `fleetnet train` leaves (docs/training.md), with pictures and a page;
     unless `report`, without what describes and shows the run: config.yaml, environment.json,
@@ -121,7 +121,7 @@ def fit(
 
 
 def _epoch(learner: Learner, run: Run, pace: Pace, hook: Hook, on_wait: Say | None) -> Result:
-    """Train , evaluate and keep one epoch; its line of the log."""
+    """Train, evaluate and keep one epoch; its line of the log."""
     epoch, began = run.epochs, time.monotonic()
     trained = train_one_epoch(learner, epoch, pace, hook, on_wait)
     skipped = trained.pop("skipped")

@@ -37,7 +37,7 @@ class Course:
     log: list[dict[str, Any]] = field(default_factory=list)
 
 
-def train_slowly(
+def train_slowly(  # noqa: C901, PLR0915
     model: nn.Module,
     config: TrainConfig,
     count: int,
