@@ -149,7 +149,7 @@ def test_a_network_of_timm_for_one_size_is_refused(tmp_path):
 def test_a_file_that_is_wrong_at_another_size_is_not_written(fault, model, tmp_path, monkeypatch):
     real = onnx.load
 
-    def wrong(path: Path, threads: int = 1) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def wrong(path: Path, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], list[np.ndarray]]:
         run = real(path, threads)
 
         def at_its_own_size(image: np.ndarray) -> list[np.ndarray]:

@@ -192,7 +192,7 @@ def test_a_dynamic_file_takes_any_batch_and_a_static_one_says_what_it_takes(mode
 def test_a_dynamic_file_is_compared_at_another_batch_size(model, image, tmp_path, monkeypatch):
     seen = []
 
-    def load(path: Path, threads: int = 1) -> object:
+    def load(path: Path, threads: int = 1, *, trust: bool = False) -> object:
         run = real(path)
         return lambda batch: seen.append(len(batch)) or run(batch)
 
