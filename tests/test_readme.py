@@ -1,8 +1,11 @@
 """Every command and every line of Python that the README and docs/ show is run, with small data in place of photos/."""
 
+import json
 import re
 import shlex
 import shutil
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from fleetnet.cli import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+# Of the package itself, and small parts that one meets where they are used.
+NOT_IN_THE_TREE = {"balance.py", "preprocess.py", "realistic.py", "scopes.py"}
 SMALL = ["--size", "32", "--epochs", "1", "--batch-size", "8"]  # flags given again win
 
 
@@ -61,6 +66,42 @@ def test_python_page_runs(here: Path, capsys: pytest.CaptureFixture[str]):
     assert "24 pictures of" in said
     assert re.search(r"epoch 2: loss \d+\.\d+, top-1 \d+\.\d %\nbest top-1 \d+\.\d % after epoch [12]\n", said)
     assert re.search(r"relative difference to the multi-branch model: \d\.\de-0\d\n", said)
+
+
+def test_the_logger_of_the_architecture_page_runs(here: Path):
+    received: list[dict] = []
+
+    class Log(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *words: object):
+            """Nothing is printed."""
+
+    logger, _ = blocks(ROOT / "docs" / "architecture.md", "python")
+    with HTTPServer(("localhost", 0), Log) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        exec(logger.replace("localhost:8000", f"localhost:{server.server_port}"), {})
+        server.shutdown()
+        thread.join()
+    assert [line["epoch"] for line in received] == [1, 2]
+
+
+def test_the_runtime_of_the_architecture_page_is_the_one_that_is_tested():
+    _, runtime = blocks(ROOT / "docs" / "architecture.md", "python")
+    assert runtime == (ROOT / "tests" / "entries" / "runtimes" / "reference.py").read_text()
+
+
+def test_the_architecture_page_names_what_is_there():
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    tree = page.partition("## The tree")[2].split("```")[1]
+    modules = set(re.findall(r"\b[a-z_0-9]+\.py\b", tree))
+    assert modules >= {path.name for path in (ROOT / "fleetnet").glob("[a-z]*.py")} - NOT_IN_THE_TREE
+    for path in re.findall(r"`((?:backbones|tasks|runtimes|training|cli|tests)/[a-z_/0-9]+\.py)`", page):
+        assert (ROOT / path).exists() or (ROOT / "fleetnet" / path).exists(), path
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
