@@ -4,8 +4,8 @@
 in the file or beside it: `load` gives what `verify` saw.
 
 Everything that runs a file calls `load` of this module: verifying compares two such calls, a benchmark repeats one, a
-prediction is one and a decode. Call `load` and `trace` of this module, never those of a runtime's own file: they add the
-lock that makes a file safe for many threads (see `_guarded`). `deliver` puts the pieces together.
+prediction is one and a decode. Call `load` and `trace` of this module, never those of a runtime's own file: they add
+the lock that makes a file safe for many threads (see `_guarded`). `deliver` puts the pieces together.
 
 A model's outputs are a tensor, a sequence of them, or a mapping by name, batch first. Detections padded to a fixed
 number (`boxes.select`: "boxes", "scores", "labels" and more) are compared as sets, and so is what other outputs mean,
