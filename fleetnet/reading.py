@@ -21,6 +21,7 @@ HISTORY = 512 * MEGABYTE  # the log of a run, a line an epoch
 MODEL = 4_000 * MEGABYTE  # an exported file; ONNX holds at most 2 GB
 WEIGHTS = 64_000 * MEGABYTE  # a checkpoint, which is mapped into memory
 ANNOTATIONS = 4_000 * MEGABYTE  # COCO's training set has 450 MB, the largest public ones have 2 GB
+PIECE = 1 << 20  # bytes that are read at a time
 
 
 def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
@@ -65,10 +66,16 @@ def _size(number: int) -> str:
 def read_bytes(path: str | Path, most: int) -> bytes:
     """The content of a regular file; `OSError` as of `open_regular`."""
     with open_regular(path, most) as file:
-        content = file.read(most + 1)  # some files of the system say that they are empty
-    if len(content) > most:
+        size = os.fstat(file.fileno()).st_size
+        # As much memory as is asked for is taken at once, so `most` is not asked for.
+        pieces = [file.read(min(size, most) + 1)]
+        length = len(pieces[0])
+        while length <= most and (piece := file.read(PIECE)):  # some files of the system say that they are empty
+            pieces.append(piece)
+            length += len(piece)
+    if length > most:
         raise OSError(errno.EFBIG, f"it has more than the {_size(most)} that are read", str(path))
-    return content
+    return b"".join(pieces)
 
 
 def read_text(path: str | Path, most: int) -> str:
@@ -76,7 +83,7 @@ def read_text(path: str | Path, most: int) -> str:
     return read_bytes(path, most).decode("utf-8-sig")
 
 
-def blocks(path: str | Path, size: int = 1 << 20) -> Iterator[bytes]:
+def blocks(path: str | Path, size: int = PIECE) -> Iterator[bytes]:
     """The content of a regular file of any size, piece by piece; `OSError` as of `open_regular`."""
     with open_regular(path) as file:
         while block := file.read(size):

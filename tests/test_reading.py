@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def test_only_regular_files_of_a_bounded_size_are_read(fault: str, tmp_path: Pat
     if fault != "16 TB":
         with pytest.raises(OSError, match=r"pipe|device|folder"):
             open_regular(path)
+
+
+def test_reading_takes_the_memory_of_the_file_and_not_of_the_limit(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"cat\n")
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "small", 4 * 10**9) == b"cat\n"
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 8 * 2**20
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, whose files say that they are empty")
+def test_a_file_that_says_that_it_is_empty_is_read_whole() -> None:
+    assert b"VmPeak" in read_bytes("/proc/self/status", 10**6)
 
 
 def test_a_file_that_grew_while_it_was_read_is_refused(tmp_path: Path) -> None:
