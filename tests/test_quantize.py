@@ -417,6 +417,20 @@ def test_a_relu6_bounds_the_range_of_the_layer_before_it(tmp_path: Path) -> None
     assert done.sqnr > 37  # 40
 
 
+class Levels(Tiny):
+    """As Mask R-CNN's head chooses maps: by the logarithm of an area, which of an empty box is infinite."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        level = torch.floor(torch.log2(x.mean((2, 3)).relu() * 0)).clamp(2, 5)  # (N, 3), all 2
+        return super().forward(x) + level.mean(1, keepdim=True)
+
+
+def test_infinite_numbers_of_a_head_are_not_calibrated(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    done = quantize(prepared(Levels().eval()), "onnx", tmp_path / "model.onnx", max_drop=100)
+    assert done.layers - len(done.others) > 5
+
+
 def test_openvino(tmp_path: Path) -> None:
     pytest.importorskip("nncf")
     from fleetnet.runtimes import openvino

@@ -297,3 +297,58 @@ def test_a_start_that_fails_leaves_nothing(photos: Path, tmp_path: Path):
     with pytest.raises(UsageError, match="no module or parameter fits"):
         trained(photos, tmp_path / "old", report=True, config=settings(freeze="nothing"))
     assert os.listdir(tmp_path / "old") == ["notes.txt"]
+
+
+# What goes wrong
+
+
+def test_a_start_that_fails_leaves_the_earlier_run(photos: Path, tmp_path: Path):
+    trained(photos, tmp_path / "run", report=True)
+
+    def files() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+
+    before = files()
+    with pytest.raises(UsageError, match="bakbone"):
+        trained(photos, tmp_path / "run", report=True, config=settings(freeze="bakbone.*"))
+    assert files() == before
+    trained(photos, tmp_path / "run", model=network(), config=settings(epochs=3), resume=True)
+
+
+class Forgetful:
+    """A logger that forgot to inherit from `Hook`."""
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        pass
+
+
+def test_a_logger_that_is_no_hook_is_refused(photos: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"write class Forgetful\(Hook\)"):
+        trained(photos, tmp_path / "run", hooks=[Forgetful()])
+
+
+@dataclass
+class Few:
+    """Twelve samples of 24, though it says that there are `length`."""
+
+    length: int
+    epoch: int = 0
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(12))
+
+
+def test_an_order_of_fewer_samples_than_a_batch_has(photos: Path, tmp_path: Path):
+    trained(photos, tmp_path / "run", order=Few(12), config=settings(batch_size=16))
+    assert [line["train"]["images"] for line in lines_of(tmp_path / "run")] == [12, 12]
+
+
+def test_an_order_that_ends_early_leaves_no_gradients(photos: Path, tmp_path: Path):
+    """Three batches where six were announced, in groups of two: the third is a group of its own."""
+    model = network()
+    trained(photos, tmp_path / "run", model=model, order=Few(24), config=settings(batch_size=4, accumulate=2))
+    assert [line["train"]["images"] for line in lines_of(tmp_path / "run")] == [12, 12]
+    assert all(parameter.grad is None for parameter in model.parameters())

@@ -54,6 +54,12 @@ def _gates(graph: Any, makers: Mapping[str, Any]) -> Iterator[str]:
                 inputs += [name for name in maker.input if single(name)]
 
 
+def _bounds_a_layer(clip: Any, makers: Mapping[str, Any]) -> bool:
+    """Whether it is a ReLU6 or the like: other numbers of a head are clipped too, and may be infinite before."""
+    maker = makers.get(clip.input[0])
+    return maker is not None and maker.op_type in (*WITH_WEIGHTS, "Add")
+
+
 def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
     """The quantizer is calibrated once, for all files."""
     import onnx
@@ -69,6 +75,8 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
         found = set(_gates(graph, makers))
         for node in graph.node:
             if node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/")):
+                found.add(node.name)
+            if node.op_type == "Clip" and not _bounds_a_layer(node, makers):
                 found.add(node.name)
             maker = node if module_of(node.name) in skip and node.op_type in LAYERS else None
             while maker is not None:  # what makes the map too: the map would stay rounded as it gives it in int8

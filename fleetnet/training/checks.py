@@ -26,17 +26,19 @@ def check(
     resume: bool = False,
     contents: tuple[Contents, Contents] | None = None,
     processes: int = 1,
+    samples: int | None = None,
 ) -> tuple[Contents, Contents]:
     """Raise `UsageError` or `DataError` where model, data and settings do not go together.
 
     Gives what train and val have of each class; `contents` is the same where it was counted before.
+    `samples` are those of an epoch, if not each of train.
     """
     if model.classes != len(train.classes):
         raise DataError(f"the model has {model.classes} classes, the data {len(train.classes)}")
     if not resume:
         check_settings(config, model.task, processes=processes)
         check_made(config, model)
-    check_batch(model, config, len(train.samples))
+    check_batch(model, config, len(train.samples) if samples is None else samples)
     target = tasks.find(model.task).TARGET
     for split in (train, val):
         check_annotated(split, target)

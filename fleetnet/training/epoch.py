@@ -52,6 +52,8 @@ def train_one_epoch(
             summed = False
         if usable:
             hook.step(pace.progress(epoch, step + 1, loss, lr, len(images)))
+    if summed:  # an order that ended before its own length
+        learner.update(lr)
     if not means.images:
         first = skipped[0] if skipped else "none given"
         raise DataError(f"no image could be read for training; the first: {first}")

@@ -94,6 +94,7 @@ def fit(
         resume=resume,
         contents=contents,
         processes=accelerator.num_processes,
+        samples=None if order is None else len(order),
     )
     with claim(Path(run)) if claimed is None else nullcontext(claimed) as mine:
         before = Before.read(mine.folder) if resume else None

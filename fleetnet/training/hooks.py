@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from ..errors import UsageError
 from ..loading import Say
 from ..transforms import Preprocess
 from .config import TrainConfig
@@ -107,6 +108,13 @@ class Hooks(Hook):
     may_stop = True
 
     def __init__(self, hooks: Sequence[Hook], say: Say | None = None):
+        for hook in hooks:
+            if Hook not in type(hook).__mro__:
+                name = type(hook).__name__
+                raise UsageError(
+                    f"hooks has a {name}, which does not inherit from Hook of "
+                    f"fleetnet.training.hooks: write class {name}(Hook)"
+                )
         self.hooks = list(hooks)
         self.say = say or _warn
         self.failed: list[Hook] = []

@@ -94,7 +94,13 @@ class Run:
         self.epochs: int = state["epochs"]
         self.best: Result | None = state["best"]
         self.log: list[Line] = state["log"]
+        self.described = False
+        self.other_data = False
         self.written: list[str] = []  # before the first epoch has ended
+        # Another run's folder: its files are replaced when everything of this one is made.
+        self.replaces = not self.began_before and any(
+            (self.folder / name).is_file() for name in (STATE, BEST)
+        )
 
     def __enter__(self) -> "Run":
         return self
@@ -106,7 +112,8 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         failed = isinstance(error, Exception)  # what was interrupted can be continued
-        if failed and not self.began_before and not (self.folder / STATE).is_file():
+        is_new = not self.began_before and not self.replaces
+        if failed and is_new and not (self.folder / STATE).is_file():
             self._clear()
 
     # Before the first step
@@ -117,7 +124,7 @@ class Run:
         Raises `DataError` for data other than those that the run began with, unless `other_data`.
         """
         config, classes = self.training.config, self.training.classes
-        if self.before is not None and self.before.facts["classes"] != classes:
+        if self.before is not None and self.before.facts["classes"] != list(classes):
             known = ", ".join(self.before.facts["classes"])
             raise DataError(
                 f"{self.folder} was trained on {known}; the data has {', '.join(classes)}"
@@ -129,15 +136,25 @@ class Run:
             )
         with writing(self.folder / "state"):
             (self.folder / "state").mkdir(exist_ok=True)
+        self.described = described
+        self.other_data = other_data
+        if not self.replaces:
+            self._write_start(train, val)
+
+    def _write_start(self, train: Split, val: Split) -> None:
+        """Write which samples, settings and environment the run starts with."""
         self.written += [fingerprint.RECORD, fingerprint.NAMES]
-        fingerprint.check(self.folder, {"train": train, "val": val}, self.epochs, other_data)
+        splits = {"train": train, "val": val}
+        fingerprint.check(self.folder, splits, self.epochs, self.other_data)
         if self.before is None:
             self._forget()
-        if described:
-            self._describe(config, other_data)
+        if self.described:
+            self._describe(self.training.config, self.other_data)
 
     def record(self, train: Split, val: Split, contents: tuple[Contents, Contents]) -> None:
         """Write split.json, and the log as the state has it; from now on batches may be drawn."""
+        if self.replaces:
+            self._write_start(train, val)
         self._write(RECORD, to_json(record(train, val, contents)) + "\n")
         self._write(LOG, "".join(to_json(line) + "\n" for line in self.log))
         self.written += TRAINING_BATCHES

@@ -175,7 +175,7 @@ def loader(data: ImageDataset, config: TrainConfig, order: Order | None) -> Data
         workers=config.workers,
         minutes=config.timeout,
         sampler=order,
-        drop_last=order is not None and len(data) >= config.batch_size,
+        drop_last=order is not None and len(order) >= config.batch_size,
         pin_memory=torch.cuda.is_available() and config.device != "cpu",
     )
 

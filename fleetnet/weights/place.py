@@ -207,13 +207,15 @@ def _rows_by_name(model: Model, state: State, before: list[str], now: list[str])
     """
     class_major = tasks.find(model.task).CLASS_MAJOR
     initial = _initial_head(model)
+    places_before = {name: place for place, name in reversed(list(enumerate(before)))}
+    kept = [(places_before[name], place) for place, name in enumerate(now) if name in places_before]
     tensors: State = {}
     for key, growth in growing(model, form_of(model)).items():
         if key in state and growth.classes(state[key].shape) == len(before):
             rows_before = growth.rows(len(before), key.startswith(class_major))
             rows_now = growth.rows(len(now), key.startswith(class_major))
-            kept_before = rows_before[[before.index(name) for name in now if name in before]]
-            kept_now = rows_now[[now.index(name) for name in now if name in before]]
+            kept_before = rows_before[[place for place, _ in kept]]
+            kept_now = rows_now[[place for _, place in kept]]
             tensor = initial[key].clone().movedim(growth.dim, 0)
             source = state[key].to(tensor).movedim(growth.dim, 0)
             tensor[_others(len(tensor), rows_now)] = source[_others(len(source), rows_before)]
@@ -229,9 +231,10 @@ def _others(count: int, rows: Tensor) -> list[int]:
 
 def _rows_note(before: list[str], now: list[str]) -> str:
     """Which classes keep their rows, which are new, and which of the weights' are not used."""
-    kept = [name for name in now if name in before]
-    new = [name for name in now if name not in before]
-    unknown = [name for name in before if name not in now]
+    names_before, names_now = set(before), set(now)
+    kept = [name for name in now if name in names_before]
+    new = [name for name in now if name not in names_before]
+    unknown = [name for name in before if name not in names_now]
     parts = ["head: no class name in common"]
     if kept:
         parts = [f"head: rows kept by name of {_few(kept)}"]

@@ -1,7 +1,7 @@
 """The training loop in plain lines: `fleetnet.fit` has to compute the same weights.
 
-No accelerate, no data loader, and nothing of `fleetnet.train`. Pictures, augmentations, losses,
-metrics and torch's optimizers are used as they are. What a loop decides is written out again:
+No accelerate, no data loader, and nothing of `fleetnet.training` but the settings. Pictures,
+augmentations, losses, metrics and torch's optimizers are used as they are. What a loop decides is written out again:
 order, batches, groups, rates, clipping, the average, the sizes of multi-scale, the last epochs
 without mosaic, and which weights are the best.
 """
