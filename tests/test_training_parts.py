@@ -254,6 +254,10 @@ def contents(path: Path) -> Any:
         return {"facts": checkpoint.read_facts(path), **load_file(path)}
     if path.name == LOG:
         return [{**line, "seconds": 0} for line in lines_of(path.parent)]
+    if path.name == ENVIRONMENT:  # which says that the second began in Python
+        environment = json.loads(path.read_text())
+        assert environment.pop("from_python", None) == (["model"] if "python" in path.parts else None)
+        return environment
     if path.name == "report.html":
         return [part for part in path.read_text().split("<d") if not part.startswith(("d>20", "t>written"))]
     return path.read_bytes()
@@ -352,3 +356,25 @@ def test_an_order_that_ends_early_leaves_no_gradients(photos: Path, tmp_path: Pa
     trained(photos, tmp_path / "run", model=model, order=Few(24), config=settings(batch_size=4, accumulate=2))
     assert [line["train"]["images"] for line in lines_of(tmp_path / "run")] == [12, 12]
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_command_does_not_go_on_without_the_parts_that_python_gave(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    def stop(line: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    config = settings(data=str(photos), model="fasternet_t0")
+    objective = task_objective(network(), config, splits(photos)[0])
+    with pytest.raises(KeyboardInterrupt):
+        trained(photos, tmp_path / "run", config=config, report=True, objective=objective, on_epoch=stop)
+    assert main(["train", "--resume", str(tmp_path / "run")]) == 2
+    assert "was trained from Python with its own objective" in capsys.readouterr().err
+
+    def stop_at_once(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(photos, tmp_path / "first", config=config, report=True, on_batch=stop_at_once)
+    assert main(["train", "--resume", str(tmp_path / "first")]) == 2
+    assert "begin it there again" in capsys.readouterr().err

@@ -296,6 +296,7 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
             f"{run} was trained from Python, on data that no setting names: say where they are with --data, "
             "or continue it from there, with fit(..., resume=True)"
         )
+    _check_parts(run)
     if not (run / STATE).is_file():
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
         return config
@@ -310,6 +311,24 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
     if config.epochs != before.epochs:
         say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
     return config
+
+
+def _check_parts(run: Path) -> None:
+    """`UsageError` for a run that was begun from Python with something that no setting names."""
+    from ..training.folder import environment_of
+
+    parts = environment_of(run).get("from_python", [])
+    own = [part for part in ("objective", "order") if part in parts]
+    again = "continue it from there, with fit(..., resume=True)"
+    if own:
+        raise UsageError(
+            f"{run} was trained from Python with its own {' and '.join(own)}, which no setting names: {again}"
+        )
+    if parts and not (run / STATE).is_file():
+        raise UsageError(
+            f"{run} was begun from Python and stopped before its first epoch ended, and its model was made there: "
+            "begin it there again"
+        )
 
 
 def _check_folder(run: Path) -> None:

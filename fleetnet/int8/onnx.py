@@ -74,9 +74,8 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
         makers = {output: node for node in graph.node for output in node.output}
         found = set(_gates(graph, makers))
         for node in graph.node:
-            if node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/")):
-                found.add(node.name)
-            if node.op_type == "Clip" and not _bounds_a_layer(node, makers):
+            of_head = node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/"))
+            if of_head or (node.op_type == "Clip" and not _bounds_a_layer(node, makers)):
                 found.add(node.name)
             maker = node if module_of(node.name) in skip and node.op_type in LAYERS else None
             while maker is not None:  # what makes the map too: the map would stay rounded as it gives it in int8

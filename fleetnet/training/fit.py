@@ -99,7 +99,15 @@ def fit(
     with claim(Path(run)) if claimed is None else nullcontext(claimed) as mine:
         before = Before.read(mine.folder) if resume else None
         training = training_of(model, train, config, preprocess, source, before)
-        with Run(mine, training, before, restart=restart) as this_run:
+        own_parts = {"objective": objective, "order": order, "preprocess": preprocess}
+        from_python = ["model", *(name for name, part in own_parts.items() if part is not None)]
+        with Run(
+            mine,
+            training,
+            before,
+            restart=restart,
+            from_python=from_python if claimed is None else (),
+        ) as this_run:
             this_run.begin(train, val, other_data=other_data, described=report)
             pictures = (
                 [TrainingBatches(mine.folder, train.classes)] if report and not resume else []

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -81,8 +81,13 @@ class Run:
         before: Before | None = None,
         *,
         restart: bool = False,
+        from_python: Sequence[str] = (),
     ):
-        """`before` is of a run that goes on; a `restart` of one that has no state yet."""
+        """`before` is of a run that goes on; a `restart` of one that has no state yet.
+
+        `from_python` are the parts that no setting names, since whoever called made them.
+        """
+        self.from_python = list(from_python)
         self.claim = claimed
         self.folder = claimed.folder
         self.training = training
@@ -175,6 +180,8 @@ class Run:
 
         environment = environment_of(self.folder) if self.began_before else {}
         environment = environment or environment_now()
+        if self.from_python and not self.began_before:
+            environment["from_python"] = self.from_python
         is_new = not self.began_before or other_data or "data_path" not in environment
         if is_new and os.path.exists(config.data):
             place = os.path.abspath(config.data)
