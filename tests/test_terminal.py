@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 from rich.cells import cell_len
 
-from fleetnet.cli import _show, _tune, demo, flops, main, quantize
+from fleetnet.cli import _show, _training, _tune, demo, flops, main, quantize
 from fleetnet.find import find, names
 
 WIDTHS = (80, 120)
@@ -70,8 +70,7 @@ def tables(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
     patch = pytest.MonkeyPatch()
     try:
-        for name in (*names("cli"), "_tune"):
-            module = find("cli", name) if name != "_tune" else _tune
+        for module in (*(find("cli", name) for name in names("cli")), _training, _tune):
             if hasattr(module, "table"):
                 patch.setattr(module, "table", keep)
         exported = folder / "onnx" / "model.onnx"
