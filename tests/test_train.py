@@ -138,9 +138,10 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_state(
     good = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
     from fleetnet.tasks import classification
 
-    monkeypatch.setattr(
-        classification, "loss", lambda h, o, t, label_smoothing=0.0: {"cross_entropy": o.sum() * float("nan")}
-    )
+    def loss(head: nn.Module, outputs: dict, targets: dict, label_smoothing: float = 0.0) -> dict:
+        return {"cross_entropy": outputs["logits"].sum() * float("nan")}
+
+    monkeypatch.setattr(classification, "loss", loss)
     with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* the state of epoch 1 is kept. .*lower lr"):
         fit(photos, tmp_path, epochs=3, resume=True)
     with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* no epoch has ended, so nothing is kept. "):
