@@ -225,6 +225,7 @@ def patient(batches: Any, say: Say | None = None) -> Iterator[Batch]:
                 told = _explained(error, batches, positions, watch)
                 if told is None:
                     raise
+                watch.ended = True
                 positions.end()
                 raise FleetnetError(told) from error
             watch.since = None
@@ -251,7 +252,9 @@ def _noticing(watch: "_Watch") -> Iterator[None]:
         watch.since = None
         watch.done.set()
         if before is not None:
-            signal.signal(signal.SIGCHLD, before)
+            # Torch's handler would raise another error for the same worker wherever the program is by then, when the
+            # signal comes late (a core is written first). It asks its workers without the signal too.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if watch.ended else before)
 
 
 class _Watch(threading.Thread):
@@ -262,6 +265,7 @@ class _Watch(threading.Thread):
         self.say, self.positions, self.data = say, positions, data
         self.since: float | None = None
         self.done = threading.Event()
+        self.ended = False  # whether a worker died or was too slow, and all of them were ended
         self.deaths: list[tuple[int, str]] = []  # kept, since a process can be asked only once how it ended
         if say is not None:
             self.start()

@@ -105,6 +105,7 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
     assert time.monotonic() - began < 40
     assert culprit in str(caught.value)
     assert caught.value.exit_code == 1
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # torch's own raises whenever the signal comes
     if fate in ("stopped", "asleep"):
         assert said
         assert re.search(r"waiting for images since \d+ s; last read by process \d+: .*", said[0])
