@@ -160,6 +160,13 @@ def test_layers_are_traced_by_module(whole, model):
         np.testing.assert_allclose(traced[of[-1]], value, atol=1e-5)
 
 
+def test_instruction_sets_that_are_limited_have_no_bfloat16(monkeypatch):
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
+    assert not openvino._has_bf16()
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
+    assert openvino._has_bf16() == ("BF16" in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+
+
 @pytest.mark.skipif(not BF16, reason="needs a CPU with bfloat16")
 def test_a_cpu_without_bfloat16(whole, model, tmp_path, monkeypatch):
     """Nothing is proven there, but what was proven elsewhere runs, in float32."""

@@ -8,6 +8,7 @@ kernels of ParC for variables, which its CPU plugin refuses, and reports to its 
 
 import importlib
 import math
+import os
 import sys
 import tempfile
 import warnings
@@ -100,7 +101,15 @@ def core() -> Any:
     return _package().Core()
 
 
+# In the values of oneDNN's limit of instruction sets: those with bfloat16, or with all that there is.
+WITH_BF16 = ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10", "AVX2_VNNI_2")
+
+
 def _has_bf16() -> bool:
+    """Whether this CPU computes in bfloat16, and oneDNN, which does it, may: OpenVINO does not ask about the second."""
+    allowed = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    if not any(name in allowed for name in WITH_BF16):
+        return False
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 

@@ -129,7 +129,7 @@ def fit(
     return best
 
 
-def _epoch(learner: Learner, run: Run, pace: Pace, hook: Hook, on_wait: Say | None) -> Result:
+def _epoch(learner: Learner, run: Run, pace: Pace, hook: Hook, on_wait: Say | None) -> Line:
     """Train, evaluate and keep one epoch; its line of the log."""
     epoch, began = run.epochs, time.monotonic()
     trained = train_one_epoch(learner, epoch, pace, hook, on_wait)
