@@ -34,6 +34,7 @@ FIRST_KEYS = (  # of config.yaml, from the first version on
     *("threads", "workers", "cache", "eval_every", "seed"),
 )
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
+CONTINUE_THERE = "continue it from there, with fit(..., resume=True)"  # of a run that began in Python
 AFTER_RESUME = (
     "epochs",
     "device",
@@ -294,7 +295,7 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
     if not config.data:
         raise UsageError(
             f"{run} was trained from Python, on data that no setting names: say where they are with --data, "
-            "or continue it from there, with fit(..., resume=True)"
+            f"or {CONTINUE_THERE}"
         )
     _check_parts(run)
     if not (run / STATE).is_file():
@@ -319,10 +320,9 @@ def _check_parts(run: Path) -> None:
 
     parts = environment_of(run).get("from_python", [])
     own = [part for part in ("objective", "order") if part in parts]
-    again = "continue it from there, with fit(..., resume=True)"
     if own:
         raise UsageError(
-            f"{run} was trained from Python with its own {' and '.join(own)}, which no setting names: {again}"
+            f"{run} was trained from Python with its own {' and '.join(own)}, which no setting names: {CONTINUE_THERE}"
         )
     if parts and not (run / STATE).is_file():
         raise UsageError(

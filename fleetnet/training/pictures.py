@@ -12,7 +12,7 @@ from torch import Tensor
 from torchvision.ops import box_iou
 
 from .. import report, tasks
-from ..data import Sample, Split
+from ..data import IGNORE, Sample, Split
 from ..errors import DataError
 from ..files import writing
 from ..predict import load
@@ -146,7 +146,7 @@ def _look(
     drawn = report.draw(*_enlarged(picture, prediction), classes, threshold)
     pictures = (_with_truth(picture, truth, classes), drawn)
     if "semantic" in truth:
-        known = truth["semantic"] != 255
+        known = truth["semantic"] != IGNORE
         share = (
             float((prediction["semantic"].cpu() == truth["semantic"])[known].float().mean())
             if known.any()
