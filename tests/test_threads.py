@@ -97,6 +97,7 @@ from fleetnet.runtimes import load as load_file
 torch.set_num_threads(2)
 words = [word.split("=") for word in sys.argv[1:]]
 image = np.ones((1, 3, 32, 32), np.float32)
+NEVER_IN_A_FORK = ("openvino",)  # its compiler waits for its parent's threads, now and then
 
 
 def opened(name, path, threads):
@@ -118,6 +119,9 @@ def in_child(name, path, run, expected):
         return f"calling it says {said!r}"
     if name != "torch" and "threads=1" not in refused(lambda: opened(name, path, 2)):
         return "several threads are taken"
+    if name in NEVER_IN_A_FORK:
+        said = refused(lambda: opened(name, path, 1))
+        return "" if "OpenVINO was used in process" in said and "spawn" in said else f"loading says {said!r}"
     run = opened(name, path, 1)  # the one before is taken apart, or would be
     return "" if np.allclose(run(image)[0], expected, atol=1e-4) else "another answer"
 
@@ -135,7 +139,7 @@ for name, path in words:
             os._exit(0)
     status = os.waitpid(child, 0)[1]
     if os.WIFSIGNALED(status):
-        print(name, "hangs", flush=True)
+        print(name, "hangs" if os.WTERMSIG(status) == signal.SIGALRM else f"ends by {status}", flush=True)
 """
 
 

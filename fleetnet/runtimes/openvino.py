@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from ..errors import ExportError, ModelError, SlowerWarning
+from ..errors import ExportError, FleetnetError, ModelError, SlowerWarning
 from ..reading import from_json, to_json
 from . import onnx
 from ._cpu import onednn_saturates
@@ -91,14 +91,30 @@ def _reason(error: Exception) -> str:
 
 
 @cache
+def _core_of_this_process() -> tuple[Any, int]:
+    """OpenVINO's `Core`, and the process that made it."""
+    return _package().Core(), os.getpid()
+
+
 def core() -> Any:
     """OpenVINO's `Core`, one for the whole process.
 
-    Each brings a stack of its own for signal handlers, and puts the one before it back as it goes. When two have gone
-    in the order in which they came, that one is freed memory: the next Ctrl-C, or the end of a process that reads
-    images, would be a segmentation fault.
+    Each brings a stack of its own for signal handlers, and puts the one before it back as it goes.
+    When two have gone in the order in which they came, that one is freed memory: the next Ctrl-C,
+    or the end of a process that reads images, would be a segmentation fault.
+
+    Raises `FleetnetError` in a fork of a process that has one: the threads that OpenVINO compiles
+    with, however few it computes with later, are not in the fork, and now and then it waits for
+    them forever. A second one there would wait as well.
     """
-    return _package().Core()
+    made, process = _core_of_this_process()
+    if process != os.getpid():
+        raise FleetnetError(
+            f"OpenVINO was used in process {process} and cannot be used in process {os.getpid()}, "
+            "a fork of it that does not have its threads: start processes with "
+            "multiprocessing.get_context('spawn')"
+        )
+    return made
 
 
 # In the values of oneDNN's limit of instruction sets: those with bfloat16, or with all that there is.
