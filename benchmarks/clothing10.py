@@ -2,10 +2,11 @@
 
     python benchmarks/clothing10.py --data ../shared/data/clothing10 --out runs/clothing10 [NAME ...]
 
-Both sides go through `fleetnet.fit` with the same settings, seed, order and augmentation; what differs is the network:
-its code and its initial weights. timm's MobileOne cannot train in channels_last on CPU (its strided 1x1 convolution
-corrupts memory in the backward pass), so every network of timm's trains contiguous; that changes its speed, not its
-values. parcnet_xs has no peer in timm. The last line of output is JSON. A run that is complete is not repeated.
+Both sides go through `fleetnet.fit` with the same settings, seed, order and augmentation; what
+differs is the network: its code and its initial weights. timm's MobileOne cannot train in
+channels_last on CPU (its strided 1x1 convolution corrupts memory in the backward pass), so every
+network of timm's trains contiguous; that changes its speed, not its values. parcnet_xs has no peer
+in timm. The last line of output is JSON. A run that is complete is not repeated.
 """
 
 import argparse
@@ -42,7 +43,9 @@ class Peer(Model):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=NAMES)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -70,7 +73,9 @@ def main() -> None:
                 )  # fmt: skip
                 torch.manual_seed(config.seed)
                 model = (
-                    fleetnet.create_model(name, len(train.classes)) if who == "ours" else Peer(name, len(train.classes))
+                    fleetnet.create_model(name, len(train.classes))
+                    if who == "ours"
+                    else Peer(name, len(train.classes))
                 )
                 began = time.monotonic()
                 best = fleetnet.fit(

@@ -2,14 +2,16 @@
 
     python benchmarks/damaged.py --count 500 --seed 0
 
-Trains a tiny network, exports it to the runtimes that are here, and changes one file a case: flipped bits, cut ends,
-zeroed blocks, other values under a key of a description, with the hashes as they were or made anew as a forger would.
-Each case is computed in another process, which is started again when it dies. An outcome is good if
+Trains a tiny network, exports it to the runtimes that are here, and changes one file a case:
+flipped bits, cut ends, zeroed blocks, other values under a key of a description, with the hashes as
+they were or made anew as a forger would. Each case is computed in another process, which is started
+again when it dies. An outcome is good if
 
     the answer is that of the files as they were, or (with hashes made anew, or where there is none) one that is whole,
     the error is a `FleetnetError` with exit code 4,
 
-within a minute and within 1 GB more memory than before. Prints a line for each bad one, a table, and a JSON line last.
+within a minute and within 1 GB more memory than before. Prints a line for each bad one, a table,
+and a JSON line last.
 """
 
 import argparse
@@ -83,7 +85,13 @@ def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The paths to all values in a document, but for those of long lists."""
     if path:
         yield path
-    items = value.items() if isinstance(value, dict) else enumerate(value[:3]) if isinstance(value, list) else ()
+    items = (
+        value.items()
+        if isinstance(value, dict)
+        else enumerate(value[:3])
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in items:
         yield from places(item, (*path, key))
 
@@ -135,7 +143,9 @@ def change(path: Path, how: str, chance: random.Random) -> None:
 
         text = path.read_text(encoding="utf-8")
         changed = yaml.safe_dump(change_value(yaml.safe_load(text), chance))
-        kept = [line for line in text.splitlines() if line.startswith("#")] if how == "value" else []
+        kept = (
+            [line for line in text.splitlines() if line.startswith("#")] if how == "value" else []
+        )
         path.write_text("\n".join([changed, *kept]) + "\n", encoding="utf-8")
 
 
@@ -230,10 +240,19 @@ def cases_of(run: Path, count: int, seed: int) -> list[Case]:
             kinds += [("state", ".", "state/trainer.pt", how), ("log", ".", "log.jsonl", how)]
     for name, files in RUNTIMES.items():
         if (run / "export" / name).is_dir():
-            kinds += [(name, f"export/{name}", file, how) for file in files for how in ("bits", "cut", "zeros")]
-            kinds += [(name, f"export/{name}", "model.json", how) for how in ("bits", "cut", "value", "forged")]
+            kinds += [
+                (name, f"export/{name}", file, how)
+                for file in files
+                for how in ("bits", "cut", "zeros")
+            ]
+            kinds += [
+                (name, f"export/{name}", "model.json", how)
+                for how in ("bits", "cut", "value", "forged")
+            ]
     if (run / "export" / "onnx").is_dir():
-        kinds.append(("onnx", "export/onnx", "model.onnx", "alone"))  # without the sidecar that has its hash
+        kinds.append(
+            ("onnx", "export/onnx", "model.onnx", "alone")
+        )  # without the sidecar that has its hash
     return [Case(*kinds[i % len(kinds)], seed=seed * 1_000_003 + i) for i in range(count)]
 
 
@@ -248,7 +267,9 @@ def campaign(run: Path, cases: list[Case], show: Callable[[str], None] = print) 
             copy = Path(place) / "copy"
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(
-                run / case.folder, copy, ignore=None if case.folder != "." else shutil.ignore_patterns("export")
+                run / case.folder,
+                copy,
+                ignore=None if case.folder != "." else shutil.ignore_patterns("export"),
             )
             change(copy / case.file, case.change, random.Random(case.seed))
             if case.change == "alone":
@@ -257,10 +278,15 @@ def campaign(run: Path, cases: list[Case], show: Callable[[str], None] = print) 
             answer = reader.ask(case.kind, copy, case.file)
             seconds = time.monotonic() - began
             fits = answer.get("answer") == expected[key] or (
-                "answer" in answer and case.change in ("forged", "alone") and _is_answer(answer["answer"])
+                "answer" in answer
+                and case.change in ("forged", "alone")
+                and _is_answer(answer["answer"])
             )
-            # log.jsonl has no hash: it is a record, --resume goes by the state. Lines that a kill cut off are no fault.
-            fits = fits or (case.kind == "log" and (case.change == "cut" or _is_answer(answer.get("answer"))))
+            # log.jsonl has no hash: it is a record, --resume goes by the state. Lines that a kill
+            # cut off are no fault.
+            fits = fits or (
+                case.kind == "log" and (case.change == "cut" or _is_answer(answer.get("answer")))
+            )
             good = (fits or answer.get("code") == 4) and answer["megabytes"] < MEGABYTES
             said = answer.get("said") or json.dumps(answer.get("answer"))[:200]
             outcomes.append(Outcome(case, good, said, seconds, answer["megabytes"]))
@@ -307,7 +333,9 @@ def main() -> None:
         print(f"{kind:12} {how:8} {'good' if good else 'BAD':4} {number}")
     bad = [{**asdict(o.case), "said": o.said[:300]} for o in outcomes if not o.good]
     slowest, largest = max(o.seconds for o in outcomes), max(o.megabytes for o in outcomes)
-    print(json.dumps({"cases": len(outcomes), "bad": bad, "slowest_s": slowest, "most_mb": largest}))
+    print(
+        json.dumps({"cases": len(outcomes), "bad": bad, "slowest_s": slowest, "most_mb": largest})
+    )
     sys.exit(bool(bad))
 
 

@@ -2,8 +2,8 @@
 
     python benchmarks/forms.py --out runs/forms.json
 
-Each network is exported as it is and rewritten, each runtime runs both in turn within one process, and the outputs are
-compared. Above 1: the other way is faster.
+Each network is exported as it is and rewritten, each runtime runs both in turn within one process,
+and the outputs are compared. Above 1: the other way is faster.
 
     PConv by slices       two slices of the input for one split
     PConv as a sum        what passes through goes into the first pointwise convolution directly, the convolved quarter
@@ -39,7 +39,9 @@ from fleetnet.runtimes import executorch, load
 from fleetnet.tasks import build
 
 RUNTIMES = ("onnx", "openvino", "mnn", "ncnn", "executorch")
-SMALLEST = 14  # side of a feature from which on ParC is rewritten: below, matrices were never faster
+SMALLEST = (
+    14  # side of a feature from which on ParC is rewritten: below, matrices were never faster
+)
 
 
 class Sliced(nn.Module):
@@ -115,12 +117,20 @@ CASES: tuple[tuple[str, int, str, Change], ...] = (
 def compared(name: str, size: int, what: str, change: Change, runs: int) -> list[dict[str, object]]:
     torch.manual_seed(0)
     example = torch.randn(1, 3, size, size)
-    ours = reparameterize(realistic(build(name, 1000 if "/" not in name else 20), (size, size)), example)
+    ours = reparameterize(
+        realistic(build(name, 1000 if "/" not in name else 20), (size, size)), example
+    )
     other, places = change(ours)
     found = []
     for runtime in ("executorch",) if change is convolutions else RUNTIMES:
         module = find("runtimes", runtime)
-        row: dict[str, object] = {"network": name, "size": size, "change": what, "places": places, "runtime": runtime}
+        row: dict[str, object] = {
+            "network": name,
+            "size": size,
+            "change": what,
+            "places": places,
+            "runtime": runtime,
+        }
         with tempfile.TemporaryDirectory() as folder:
             calls = {}
             try:
@@ -128,7 +138,9 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
                     changed = title == "other" and change
                     opset = 18 if changed is operators and module.default_opset else None
                     path = Path(folder) / f"{title}{module.suffix}"
-                    with patch.object(executorch, "TAPS", 10**6 if changed is convolutions else executorch.TAPS):
+                    with patch.object(
+                        executorch, "TAPS", 10**6 if changed is convolutions else executorch.TAPS
+                    ):
                         module.export(model, example, path, opset=opset)
                     calls[title] = partial(load(runtime, path, 1, trust=True), example.numpy())
                 a, b = (call()[0] for call in calls.values())
@@ -145,7 +157,9 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=60)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
@@ -155,7 +169,11 @@ def main() -> None:
     args.out.write_text(json.dumps(found, indent=1))
     print(f"\n| network | change | {' | '.join(RUNTIMES)} |\n|---|---|{'---|' * len(RUNTIMES)}")
     for name, size, what, _ in CASES:
-        rows = {r["runtime"]: r for r in found if (r["network"], r["size"], r["change"]) == (name, size, what)}
+        rows = {
+            r["runtime"]: r
+            for r in found
+            if (r["network"], r["size"], r["change"]) == (name, size, what)
+        }
         cells = [f"{rows[r]['ratio']:.2f}" if "ratio" in rows.get(r, {}) else "-" for r in RUNTIMES]
         print(f"| {name}, {size} | {what} | {' | '.join(cells)} |")
 

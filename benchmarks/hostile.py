@@ -2,13 +2,15 @@
 
     python benchmarks/hostile.py [--data ../shared/data/badfiles] [--mutations 1000] [--seed 0]
 
-Two parts. *Memory*: every file of the folder, and small files of large pictures made here, each is read in a process of
-its own as training and prediction read it (`images.load`, then the input of a network); the peak of its resident memory
-over what the process had before must stay below LIMIT. *Mutations*: small pictures of six formats are damaged (bytes
-flipped, overwritten, cut out, doubled, swapped between files; numbers of the header made large) and read; each must
-give a picture or a `DataError` that is one line, within SECONDS.
+Two parts. *Memory*: every file of the folder, and small files of large pictures made here, each is
+read in a process of its own as training and prediction read it (`images.load`, then the input of a
+network); the peak of its resident memory over what the process had before must stay below LIMIT.
+*Mutations*: small pictures of six formats are damaged (bytes flipped, overwritten, cut out,
+doubled, swapped between files; numbers of the header made large) and read; each must give a picture
+or a `DataError` that is one line, within SECONDS.
 
-Processes are forked from this one, so they start with the library loaded. The last line of output is JSON.
+Processes are forked from this one, so they start with the library loaded. The last line of output
+is JSON.
 """
 
 import argparse
@@ -53,7 +55,9 @@ def outcome(path: Path, read: Callable[[Path], Any] | None = None) -> str:
         if read is None:
             assert PREPROCESS(picture).shape == (3, 224, 224)
     except DataError as error:
-        return f"refused: {error}" if "\n" not in str(error) else f"RAW, of several lines: {error!r}"
+        return (
+            f"refused: {error}" if "\n" not in str(error) else f"RAW, of several lines: {error!r}"
+        )
     except BaseException as error:
         return f"RAW {type(error).__name__}: {error}"
     return "read"
@@ -61,7 +65,9 @@ def outcome(path: Path, read: Callable[[Path], Any] | None = None) -> str:
 
 def peak() -> float:
     """Bytes: the most that was resident in this process."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (
+        1 if sys.platform == "darwin" else 1024
+    )
 
 
 def measured(path: Path, read: Callable[[Path], Any] | None, results: Any) -> None:
@@ -70,7 +76,9 @@ def measured(path: Path, read: Callable[[Path], Any] | None, results: Any) -> No
     results.put((result, peak() - before, time.monotonic() - began))
 
 
-def in_process(path: Path, read: Callable[[Path], Any] | None = None, wait: float = WAIT) -> tuple[str, float, float]:
+def in_process(
+    path: Path, read: Callable[[Path], Any] | None = None, wait: float = WAIT
+) -> tuple[str, float, float]:
     """(outcome, bytes over the baseline, seconds) of reading one picture in a forked process."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -81,7 +89,9 @@ def in_process(path: Path, read: Callable[[Path], Any] | None = None, wait: floa
     except queue.Empty:
         process.join(0.1)
         code = process.exitcode
-        died = f"RAW died with exit code {code}" if code is not None else f"RAW hangs for {wait:.0f} s"
+        died = (
+            f"RAW died with exit code {code}" if code is not None else f"RAW hangs for {wait:.0f} s"
+        )
         return died, 0.0, wait
     finally:
         process.kill()
@@ -92,16 +102,31 @@ def in_process(path: Path, read: Callable[[Path], Any] | None = None, wait: floa
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
-def write_png(path: Path, width: int, height: int, depth: int, color: int, interlaced: bool = False) -> None:
+def write_png(
+    path: Path, width: int, height: int, depth: int, color: int, interlaced: bool = False
+) -> None:
     """A PNG of zeros, with every filter in turn, without the memory for its pixels."""
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
     packer, blocks = zlib.compressobj(9), []
     passes = [(0, 0, 1, 1)]
     if interlaced:
-        passes = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
+        passes = [
+            (0, 0, 8, 8),
+            (4, 0, 8, 8),
+            (0, 4, 4, 8),
+            (2, 0, 4, 4),
+            (0, 2, 2, 4),
+            (1, 0, 2, 2),
+            (0, 1, 1, 2),
+        ]
     for left, top, across, down in passes:
         columns, rows = -(-(width - left) // across), -(-(height - top) // down)
         row = b"\0" * ((columns * channels * depth + 7) // 8)
@@ -110,33 +135,52 @@ def write_png(path: Path, width: int, height: int, depth: int, color: int, inter
     header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, int(interlaced))
     colors = chunk(b"PLTE", bytes(range(192))) if color == 3 else b""
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + colors + chunk(b"IDAT", b"".join(blocks)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + colors
+        + chunk(b"IDAT", b"".join(blocks))
+        + chunk(b"IEND", b"")
     )
 
 
-def write_tiff(path: Path, width: int, height: int, rows: int, channels: int = 3, bits: int = 8) -> None:
+def write_tiff(
+    path: Path, width: int, height: int, rows: int, channels: int = 3, bits: int = 8
+) -> None:
     """A TIFF of deflated zeros in strips of `rows` rows, all of which are the same few bytes of the file."""
     strips = -(-height // rows)
     data = zlib.compress(b"\0" * (rows * width * channels * bits // 8), 9)
     extra = [(338, 3, [2])] if channels == 4 else []
     tags = [
         *((256, 4, [width]), (257, 4, [height]), (258, 3, [bits] * channels), (259, 3, [8])),
-        *((262, 3, [2 if channels >= 3 else 1]), (273, 4, [0] * strips), (277, 3, [channels]), (278, 4, [rows])),
+        *(
+            (262, 3, [2 if channels >= 3 else 1]),
+            (273, 4, [0] * strips),
+            (277, 3, [channels]),
+            (278, 4, [rows]),
+        ),
         *((279, 4, [len(data)] * strips), (284, 3, [1]), *extra),
     ]
     at = 8 + 2 + 12 * len(tags) + 4
     sizes = {3: "H", 4: "I"}
-    long = [(tag, kind, values) for tag, kind, values in tags if struct.calcsize(sizes[kind]) * len(values) > 4]
+    long = [
+        (tag, kind, values)
+        for tag, kind, values in tags
+        if struct.calcsize(sizes[kind]) * len(values) > 4
+    ]
     data_at = at + sum(struct.calcsize(sizes[kind]) * len(values) for _, kind, values in long)
     table, content = b"", b""
     for tag, kind, values in tags:
-        stored = struct.pack(f"<{len(values)}{sizes[kind]}", *([data_at] * strips if tag == 273 else values))
+        stored = struct.pack(
+            f"<{len(values)}{sizes[kind]}", *([data_at] * strips if tag == 273 else values)
+        )
         entry = stored.ljust(4, b"\0")
         if len(stored) > 4:
             entry = struct.pack("<I", at + len(content))
             content += stored
         table += struct.pack("<HHI", tag, kind, len(values)) + entry
-    path.write_bytes(b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + table + b"\0\0\0\0" + content + data)
+    path.write_bytes(
+        b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + table + b"\0\0\0\0" + content + data
+    )
 
 
 def write_by_pillow(path: Path, size: tuple[int, int], mode: str, **settings: Any) -> None:
@@ -198,11 +242,27 @@ def memory(folder: Path, labels: bool) -> list[dict[str, Any]]:
     rows = []
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         result, used, seconds = in_process(path)
-        rows.append({"file": path.name, "bytes": path.stat().st_size, "outcome": result, "peak": used, "s": seconds})
+        rows.append(
+            {
+                "file": path.name,
+                "bytes": path.stat().st_size,
+                "outcome": result,
+                "peak": used,
+                "s": seconds,
+            }
+        )
         if labels and path.suffix in (".png", ".tiff"):
             result, used, seconds = in_process(path, images.read_labels)
             name = f"{path.name} as labels"
-            rows.append({"file": name, "bytes": path.stat().st_size, "outcome": result, "peak": used, "s": seconds})
+            rows.append(
+                {
+                    "file": name,
+                    "bytes": path.stat().st_size,
+                    "outcome": result,
+                    "peak": used,
+                    "s": seconds,
+                }
+            )
     return rows
 
 
@@ -218,7 +278,11 @@ def whole_pictures() -> dict[str, list[bytes]]:
     alpha = Image.fromarray(np.dstack([pixels, pixels[..., 0]]))
     deep = Image.fromarray((x * 1000).astype(np.uint16))
     kinds: dict[str, list[tuple[Image.Image, dict[str, Any]]]] = {
-        "jpeg": [(colors, {"exif": exif}), (colors, {"progressive": True}), (colors.convert("L"), {})],
+        "jpeg": [
+            (colors, {"exif": exif}),
+            (colors, {"progressive": True}),
+            (colors.convert("L"), {}),
+        ],
         "png": [
             (colors, {"exif": exif}),
             (alpha, {}),
@@ -237,7 +301,10 @@ def whole_pictures() -> dict[str, list[bytes]]:
         "bmp": [(colors, {}), (colors.quantize(16), {})],
         "gif": [(colors.quantize(16), {})],
     }
-    return {format: [_saved(image, format, options) for image, options in rows] for format, rows in kinds.items()}
+    return {
+        format: [_saved(image, format, options) for image, options in rows]
+        for format, rows in kinds.items()
+    }
 
 
 def _saved(image: Image.Image, format: str, options: dict[str, Any]) -> bytes:
@@ -254,13 +321,17 @@ def mutations(count: int, seed: int) -> Iterator[tuple[str, bytes]]:
         content = bytearray(chance.choice(pictures[format]))
         done = []
         for _ in range(chance.choice((1, 1, 2, 4))):
-            kind = chance.choice(("flip", "byte", "cut", "end", "double", "number", "head", "other"))
+            kind = chance.choice(
+                ("flip", "byte", "cut", "end", "double", "number", "head", "other")
+            )
             done.append(kind)
             _mutate(content, kind, chance, pictures)
         yield f"{i:05}-{'-'.join(done)}.{format}", bytes(content)
 
 
-def _mutate(content: bytearray, kind: str, chance: random.Random, pictures: dict[str, list[bytes]]) -> None:
+def _mutate(
+    content: bytearray, kind: str, chance: random.Random, pictures: dict[str, list[bytes]]
+) -> None:
     """Damage the content of a file in place."""
     at = chance.randrange(max(1, len(content)))
     near = chance.randrange(max(1, min(200, len(content))))  # where the header is
@@ -325,17 +396,24 @@ def survive(files: list[Path], wait: float = SECONDS) -> dict[str, tuple[str, fl
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "badfiles")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--data", type=Path, default=Path(__file__).parents[2] / "shared" / "data" / "badfiles"
+    )
     parser.add_argument("--mutations", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     torch.set_num_threads(1)
     PREPROCESS(Image.new("RGB", (9, 9)))  # what the first call loads is baseline
     print(
-        f"limit {LIMIT / 1e6:.0f} MB over {peak() / 1e6:.0f} MB, {options.mutations} mutations of seed {options.seed}"
+        f"limit {LIMIT / 1e6:.0f} MB over {peak() / 1e6:.0f} MB, {options.mutations} mutations of "
+        f"seed {options.seed}"
     )
-    rows = memory(options.data / "images", labels=False) if (options.data / "images").is_dir() else []
+    rows = (
+        memory(options.data / "images", labels=False) if (options.data / "images").is_dir() else []
+    )
     with tempfile.TemporaryDirectory() as folder:
         large_pictures(Path(folder))
         rows += memory(Path(folder), labels=True)

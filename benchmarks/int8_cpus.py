@@ -7,8 +7,8 @@ of the same file, opened as it is (no slower kernels, whatever it holds):
 - OpenVINO with oneDNN capped to AVX2 and to AVX-512 without VNNI (ONEDNN_MAX_CPU_ISA), in processes of their own;
 - with --qemu "qemu-x86_64-static -cpu Haswell" in an emulated CPU, which is the only way for onnxruntime, whose kernels
   cannot be capped: about a second a picture, so --pictures limits them.
-Prints one line each: pictures, share of the same top-1, and decibels between the outputs; exit code 1 if more than one
-picture in a hundred has another top-1. The last line is JSON.
+Prints one line each: pictures, share of the same top-1, and decibels between the outputs; exit code
+1 if more than one picture in a hundred has another top-1. The last line is JSON.
 """
 
 import argparse
@@ -32,7 +32,9 @@ def answers(file: Path, images: np.ndarray) -> np.ndarray:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = 1, 3
-        session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            str(file), options, providers=["CPUExecutionProvider"]
+        )
         name = session.get_inputs()[0].name
         return np.concatenate([session.run(None, {name: image[None]})[0] for image in images])
     sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it would report the import to its makers
@@ -48,7 +50,15 @@ def elsewhere(file: Path, images: np.ndarray, cap: str | None, emulator: str) ->
     with tempfile.TemporaryDirectory() as folder:
         given, found = Path(folder) / "images.npy", Path(folder) / "answers.npy"
         np.save(given, images)
-        command = [*shlex.split(emulator), sys.executable, __file__, "--worker", str(file), str(given), str(found)]
+        command = [
+            *shlex.split(emulator),
+            sys.executable,
+            __file__,
+            "--worker",
+            str(file),
+            str(given),
+            str(found),
+        ]
         environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": cap} if cap else dict(os.environ)
         subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
         return np.load(found)
@@ -64,10 +74,16 @@ def compare(here: np.ndarray, there: np.ndarray) -> dict[str, float]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("files", nargs="+", type=Path)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--qemu", default="", help="an emulator's command, such as 'qemu-x86_64-static -cpu Haswell'")
+    parser.add_argument(
+        "--qemu",
+        default="",
+        help="an emulator's command, such as 'qemu-x86_64-static -cpu Haswell'",
+    )
     parser.add_argument("--pictures", type=int, default=100, help="in the emulator")
     args = parser.parse_args()
 
@@ -84,13 +100,21 @@ def main() -> int:
         samples = data.load(args.data, "val").samples
         images = np.stack([preprocess(read(sample.image)).numpy() for sample in samples])
         here = answers(file, images)
-        places = [(f"oneDNN {cap}", cap, "", images) for cap in CAPS] if file.suffix == ".xml" else []
+        places = (
+            [(f"oneDNN {cap}", cap, "", images) for cap in CAPS] if file.suffix == ".xml" else []
+        )
         if args.qemu:
             spread = images[:: -(-len(images) // args.pictures)]
             places.append((args.qemu, None, args.qemu, spread))
         for name, cap, emulator, some in places:
-            reference = here if len(some) == len(here) else here[:: -(-len(images) // args.pictures)]
-            row = {"file": str(file), "there": name, **compare(reference, elsewhere(file, some, cap, emulator))}
+            reference = (
+                here if len(some) == len(here) else here[:: -(-len(images) // args.pictures)]
+            )
+            row = {
+                "file": str(file),
+                "there": name,
+                **compare(reference, elsewhere(file, some, cap, emulator)),
+            }
             rows.append(row)
             print(
                 f"{file}: {name}: {row['pictures']} pictures, same top-1 {row['same_top1']:.1%}, "

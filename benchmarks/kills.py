@@ -2,12 +2,13 @@
 
     python benchmarks/kills.py --kills 100 --runs 20 --seed 0
 
-Each run of a tiny network is killed with SIGKILL several times at random moments, a third of them within the second
-after its last epoch, in which it writes its figures; after each kill it is resumed, and at last brought to its end.
-Counted are resumes that were refused, and ends that differ from those of a run that nobody killed: in the files of the
-folder, the bits of the weights and of the state, the log (but for seconds), or in files that were left behind.
-The processes are forked from one that has imported everything, so that moments fall into training and not into imports.
-The last line of output is JSON. Needs Linux.
+Each run of a tiny network is killed with SIGKILL several times at random moments, a third of them
+within the second after its last epoch, in which it writes its figures; after each kill it is
+resumed, and at last brought to its end. Counted are resumes that were refused, and ends that differ
+from those of a run that nobody killed: in the files of the folder, the bits of the weights and of
+the state, the log (but for seconds), or in files that were left behind. The processes are forked
+from one that has imported everything, so that moments fall into training and not into imports. The
+last line of output is JSON. Needs Linux.
 """
 
 import argparse
@@ -33,8 +34,8 @@ from fleetnet.training.log import read_log
 
 EPOCHS = 5
 WORDS = (
-    "train --model fasternet_t0 --data shapes:40 --size 32 --batch-size 8 --optimizer sgd --lr 0.05 --device cpu "
-    f"--threads 1 --epochs {EPOCHS}"
+    "train --model fasternet_t0 --data shapes:40 --size 32 --batch-size 8 --optimizer sgd --lr "
+    f"0.05 --device cpu --threads 1 --epochs {EPOCHS}"
 ).split()
 LAST_SECOND = 1 / 3  # share of the kills, the last ones of each run
 EARLY = 0.4  # the other kills come within this share of the time that a whole run takes, so that some epochs remain
@@ -43,7 +44,9 @@ LONGEST = 600.0  # seconds that one attempt may take
 
 @dataclass
 class Result:
-    kills: Counter[str] = field(default_factory=Counter)  # by the files that were there at that moment
+    kills: Counter[str] = field(
+        default_factory=Counter
+    )  # by the files that were there at that moment
     resumes: int = 0
     refused: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)
@@ -88,15 +91,25 @@ def moment_of(run: Path) -> str:
         return "after the last epoch"
     if (run / "state" / "trainer.pt").exists():
         return "between epochs"
-    return "in the first epoch" if (run / "config.yaml").exists() else "before its settings were written"
+    return (
+        "in the first epoch"
+        if (run / "config.yaml").exists()
+        else "before its settings were written"
+    )
 
 
-def attempt(run: Path, output: Path, wait: float | None = None, at_end: bool = False) -> tuple[int | None, str]:
+def attempt(
+    run: Path, output: Path, wait: float | None = None, at_end: bool = False
+) -> tuple[int | None, str]:
     """Start or resume a run, and kill it `wait` seconds after its start, or after its last epoch if `at_end`.
 
     Returns (None, when it was killed), or its exit code if it ended before.
     """
-    words = ["train", "--resume", str(run)] if (run / "config.yaml").exists() else [*WORDS, "--run", str(run)]
+    words = (
+        ["train", "--resume", str(run)]
+        if (run / "config.yaml").exists()
+        else [*WORDS, "--run", str(run)]
+    )
     process, began = start(words, output), time.monotonic()
     kill_at = None if wait is None or at_end else began + wait
     while time.monotonic() - began < LONGEST:
@@ -120,7 +133,9 @@ def contents(run: Path) -> dict[str, Any]:
     """What must be equal: names of files, weights, state and log, without the seconds that epochs took."""
     state = checkpoint.load_state(run / "state")
     state["log"] = [{**line, "seconds": 0} for line in state["log"]]
-    weights = {path.name: checkpoint.load(path).model.state_dict() for path in run.glob("*.safetensors")}
+    weights = {
+        path.name: checkpoint.load(path).model.state_dict() for path in run.glob("*.safetensors")
+    }
     return {
         "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
         "state": state,
@@ -141,10 +156,17 @@ def equal(one: Any, other: Any) -> bool:
 
 def campaign(kills: int, runs: int, seed: int, folder: Path) -> Result:
     """Kill `runs` runs in `folder`, `kills` times in all."""
-    whole, output, chance, result = folder / "whole", folder / "output.txt", random.Random(seed), Result()
+    whole, output, chance, result = (
+        folder / "whole",
+        folder / "output.txt",
+        random.Random(seed),
+        Result(),
+    )
     began = time.monotonic()
     if (code := attempt(whole, output)[0]) != 0:
-        raise RuntimeError(f"a run that nobody killed ended with {code}: {output.read_text()[-2000:]}")
+        raise RuntimeError(
+            f"a run that nobody killed ended with {code}: {output.read_text()[-2000:]}"
+        )
     seconds = time.monotonic() - began
     expected = contents(whole)
     for number in range(runs):
@@ -167,29 +189,55 @@ def campaign(kills: int, runs: int, seed: int, folder: Path) -> Result:
             result.refused.append(f"run {number}, to its end: exit code {code}")
             continue
         found = contents(run)
-        result.differing += [f"run {number}: {key}" for key in expected if not equal(expected[key], found.get(key))]
+        result.differing += [
+            f"run {number}: {key}" for key in expected if not equal(expected[key], found.get(key))
+        ]
         shutil.rmtree(run)
-        print(f"run {number + 1} of {runs}: {json.dumps(result.to_dict())}", file=sys.stderr, flush=True)
+        print(
+            f"run {number + 1} of {runs}: {json.dumps(result.to_dict())}",
+            file=sys.stderr,
+            flush=True,
+        )
     if result.refused:
         print(output.read_text()[-4000:], file=sys.stderr)
     return result
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--runs", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for module in ("accelerate", "matplotlib.figure", "rich.table", "jsonargparse", "torchvision", "yaml"):
+    for module in (
+        "accelerate",
+        "matplotlib.figure",
+        "rich.table",
+        "jsonargparse",
+        "torchvision",
+        "yaml",
+    ):
         importlib.import_module(module)
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
         result = campaign(args.kills, args.runs, args.seed, Path(folder))
-    told = {**result.to_dict(), "runs": args.runs, "seed": args.seed, "minutes": (time.monotonic() - began) / 60}
-    print(f"{told['kills']} kills over {args.runs} runs: " + ", ".join(f"{n} {k}" for k, n in result.kills.items()))
-    print(f"{result.resumes} starts and resumes, {len(result.refused)} refused, {len(result.differing)} ends differ")
+    told = {
+        **result.to_dict(),
+        "runs": args.runs,
+        "seed": args.seed,
+        "minutes": (time.monotonic() - began) / 60,
+    }
+    print(
+        f"{told['kills']} kills over {args.runs} runs: "
+        + ", ".join(f"{n} {k}" for k, n in result.kills.items())
+    )
+    print(
+        f"{result.resumes} starts and resumes, {len(result.refused)} refused, "
+        f"{len(result.differing)} ends differ"
+    )
     print(json.dumps(told))
 
 

@@ -2,14 +2,15 @@
 
     python benchmarks/latency.py --out runs/latency.json
 
-For each network: timm's own network, reparameterized by timm, in torch eager (for ParC-Net, which timm has not, ours,
-multi-branch, whose kernels are made on the fly), ours in every form and runtime here that holds it, all timed in turn
-with everything else. The fastest verified file is set against torch eager and against onnxruntime in float32. Its speed
-is also given as a share of the machine's matrix-product peak in the same precision, measured in the same run.
+For each network: timm's own network, reparameterized by timm, in torch eager (for ParC-Net, which
+timm has not, ours, multi-branch, whose kernels are made on the fly), ours in every form and runtime
+here that holds it, all timed in turn with everything else. The fastest verified file is set against
+torch eager and against onnxruntime in float32. Its speed is also given as a share of the machine's
+matrix-product peak in the same precision, measured in the same run.
 
-Files in float are proven equal to the network by `deliver`. Int8 files are calibrated on noise, since these weights are
-random: they show what int8 costs in time, not what it costs in accuracy, for which see benchmarks/quantize.py. They are
-counted apart.
+Files in float are proven equal to the network by `deliver`. Int8 files are calibrated on noise,
+since these weights are random: they show what int8 costs in time, not what it costs in accuracy,
+for which see benchmarks/quantize.py. They are counted apart.
 """
 
 import argparse
@@ -32,10 +33,20 @@ from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import choice, deliver, label, load
 from fleetnet.weights import create_model
 
-NETWORKS = ("mobileone_s0", "mobileone_s1", "mobileone_s4", "repvit_m0_9", "fasternet_t0", "parcnet_s")
+NETWORKS = (
+    "mobileone_s0",
+    "mobileone_s1",
+    "mobileone_s4",
+    "repvit_m0_9",
+    "fasternet_t0",
+    "parcnet_s",
+)
 RUNTIMES = ("onnx", "openvino", "openvino:bf16", "mnn", "ncnn", "executorch")
 INT8 = ("onnx", "openvino")
-IN_PEAK = {"bf16": "bf16", "int8": "int8"}  # precision of a file -> that of a peak; others compute in fp32
+IN_PEAK = {
+    "bf16": "bf16",
+    "int8": "int8",
+}  # precision of a file -> that of a peak; others compute in fp32
 SIDE = 1024  # of the matrices
 CALIBRATION = 8  # images of noise
 
@@ -58,7 +69,9 @@ def eager(name: str, example: torch.Tensor) -> Callable[[], object]:
 
 def products() -> dict[str, Callable[[], object]]:
     """A product of two matrices in each precision."""
-    a, b = (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    a, b = (
+        torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)
+    )
     bytes_ = [(x * 30).clamp(-127, 127).to(torch.int8) for x in (a, b)]
     halves = [x.bfloat16() for x in (a, b)]
     return {
@@ -68,7 +81,9 @@ def products() -> dict[str, Callable[[], object]]:
     }
 
 
-def prepared(names: list[str], threads: int, folder: Path) -> tuple[dict[str, Callable[[], object]], dict, list[str]]:
+def prepared(
+    names: list[str], threads: int, folder: Path
+) -> tuple[dict[str, Callable[[], object]], dict, list[str]]:
     """Calls by title, the precision of each, and a line for each that cannot be had."""
     calls: dict[str, Callable[[], object]] = {}
     precisions: dict[str, str] = {}
@@ -110,13 +125,18 @@ def mean(values: list[float]) -> float:
 
 
 def compared(
-    name: str, rows: Mapping[str, bench.Row], precisions: Mapping[str, str], peaks: Mapping[str, float]
+    name: str,
+    rows: Mapping[str, bench.Row],
+    precisions: Mapping[str, str],
+    peaks: Mapping[str, float],
 ) -> dict[str, object]:
     """The ratios of one network: of all, of the fastest in float, and of the fastest."""
     own = [row for title, row in rows.items() if title.startswith(f"{name} ")]
     base = {"eager": bench.ratios(own, f"{name} eager"), "onnx": bench.ratios(own, f"{name} onnx")}
     example = torch.zeros(1, 3, 224, 224)
-    macs = count(reparameterize(create_model(name).eval(), example), example).macs  # of the form that is timed
+    macs = count(
+        reparameterize(create_model(name).eval(), example), example
+    ).macs  # of the form that is timed
 
     def told(title: str) -> dict[str, object]:
         peak = peaks[IN_PEAK.get(precisions[title], "fp32")]
@@ -129,14 +149,19 @@ def compared(
 
     every = [title for title in rows if title in precisions and title.startswith(f"{name} ")]
     floats = [title for title in every if precisions[title] != "int8"]
-    fastest = {kind: max(titles, key=base["eager"].__getitem__) for kind, titles in (("float", floats), ("any", every))}
+    fastest = {
+        kind: max(titles, key=base["eager"].__getitem__)
+        for kind, titles in (("float", floats), ("any", every))
+    }
     return {
         "network": name, "float": told(fastest["float"]), "any": told(fastest["any"]), "all": [told(t) for t in every]
     }  # fmt: skip
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=NETWORKS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--runs", type=int, default=100)
@@ -153,17 +178,26 @@ def main() -> None:
         measured = bench.measure({**calls, **products()}, args.runs, warmup=5)
     found = during()
     rows = {row.name: row for row in measured}
-    peaks = {kind: 2 * SIDE**3 / (float(np.median(rows[kind].working)) * 1e6) for kind in products()}  # GFLOP/s
+    peaks = {
+        kind: 2 * SIDE**3 / (float(np.median(rows[kind].working)) * 1e6) for kind in products()
+    }  # GFLOP/s
     networks = [compared(name, rows, precisions, peaks) for name in args.names]
     means = {
         f"{kind}_{base}": mean([n[kind][f"times_as_fast_as_{base}"] for n in networks])  # type: ignore[index]
         for kind in ("float", "any")
         for base in ("eager", "onnxruntime")
     }
-    print("conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None))
-    print("peaks of matrix products, GFLOP/s: " + ", ".join(f"{kind} {peak:.0f}" for kind, peak in peaks.items()))
-    print("\n| network | fastest file in float | x eager | x onnxruntime fp32 | of peak | fastest with int8 | x eager |"
-          " x onnxruntime fp32 | of peak |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "conditions: "
+        + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None)
+    )
+    print(
+        "peaks of matrix products, GFLOP/s: "
+        + ", ".join(f"{kind} {peak:.0f}" for kind, peak in peaks.items())
+    )
+    print("\n| network | fastest file in float | x eager | x onnxruntime fp32 | of peak | fastest "
+          "with int8 | x eager | x onnxruntime fp32 | of peak "
+          "|\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
     for network in networks:
         cells = [network["network"]]
         for kind in ("float", "any"):
@@ -173,8 +207,8 @@ def main() -> None:
                 f"{n['share_of_peak']:.0%}",
             ]  # fmt: skip
         print(f"| {' | '.join(cells)} |")
-    print(f"| geometric mean | | {means['float_eager']:.2f} | {means['float_onnxruntime']:.2f} | | | "
-          f"{means['any_eager']:.2f} | {means['any_onnxruntime']:.2f} | |")  # fmt: skip
+    print(f"| geometric mean | | {means['float_eager']:.2f} | {means['float_onnxruntime']:.2f} | | "
+          f"| {means['any_eager']:.2f} | {means['any_onnxruntime']:.2f} | |")  # fmt: skip
     doubts = bench.warnings(measured, card, found)
     for line in [*missing, *doubts]:
         print(f"note: {line}")

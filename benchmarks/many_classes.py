@@ -2,9 +2,9 @@
 
     python benchmarks/many_classes.py [--classes 10,1000,20000] [--images 512] [--side 256] [--rounds 7] [--seed 0]
 
-Writes pictures, and takes the logits of each from a table in place of a network. The numbers of classes are measured in
-turn within each round, and the medians are compared. The last line is JSON; the exit code is 1 if the most classes take
-more than 1.2 times as long as the fewest.
+Writes pictures, and takes the logits of each from a table in place of a network. The numbers of
+classes are measured in turn within each round, and the medians are compared. The last line is JSON;
+the exit code is 1 if the most classes take more than 1.2 times as long as the fewest.
 """
 
 import argparse
@@ -54,7 +54,9 @@ def pictures(folder: Path, count: int, side: int, rng: np.random.Generator) -> l
 def seconds(paths: list[Path], logits: Tensor, labels: list[int]) -> float:
     """How much time of the CPU one evaluation takes: on a busy machine a clock would measure the others too."""
     names = [f"class {i}" for i in range(logits.shape[1])]
-    split = Split([Sample(path, label=label) for path, label in zip(paths, labels, strict=True)], names)
+    split = Split(
+        [Sample(path, label=label) for path, label in zip(paths, labels, strict=True)], names
+    )
     batches = DataLoader(ImageDataset(split, Preprocess((224, 224))), BATCH, collate_fn=collate)
     began = time.process_time()
     result = evaluate(Table(logits), "classification", batches, names)
@@ -64,7 +66,9 @@ def seconds(paths: list[Path], logits: Tensor, labels: list[int]) -> float:
     return took
 
 
-def measure(classes: list[int], images: int, side: int, rounds: int, seed: int) -> dict[int, list[float]]:
+def measure(
+    classes: list[int], images: int, side: int, rounds: int, seed: int
+) -> dict[int, list[float]]:
     """Seconds of each round by number of classes."""
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     taken: dict[int, list[float]] = {count: [] for count in classes}
@@ -81,7 +85,9 @@ def measure(classes: list[int], images: int, side: int, rounds: int, seed: int) 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--classes", default="10,1000,20000")
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--side", type=int, default=256)
@@ -90,15 +96,23 @@ def main() -> int:
     given = parser.parse_args()
     torch.set_num_threads(1)
     classes = [int(text) for text in given.classes.split(",")]
-    print(f"{given.images} images of {given.side}x{given.side}, batches of {BATCH}, one thread, {given.rounds} rounds")
+    print(
+        f"{given.images} images of {given.side}x{given.side}, batches of {BATCH}, one thread, "
+        f"{given.rounds} rounds"
+    )
     taken = measure(classes, given.images, given.side, given.rounds, given.seed)
     medians = {count: statistics.median(times) for count, times in taken.items()}
     ratio = medians[max(classes)] / medians[min(classes)]
     for count, median in medians.items():
         print(f"{count:>7} classes: {1000 * median / given.images:.2f} ms of the CPU an image")
-    print(f"{max(classes)} classes take {ratio:.2f} times as long as {min(classes)} (allowed {ALLOWED})")
+    print(
+        f"{max(classes)} classes take {ratio:.2f} times as long as {min(classes)} (allowed "
+        f"{ALLOWED})"
+    )
     per_image = {str(count): 1000 * median / given.images for count, median in medians.items()}
-    print(json.dumps({"ms_an_image": per_image, "ratio": ratio, "allowed": ALLOWED, "rounds": taken}))
+    print(
+        json.dumps({"ms_an_image": per_image, "ratio": ratio, "allowed": ALLOWED, "rounds": taken})
+    )
     return int(ratio > ALLOWED)
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/models_table.py > fleetnet/cli/_table.py
 
-Parameters are counted in both forms, multiplications and additions in the deploy form at 224 pixels, on torch's meta
-device. tests/test_backbones.py and tests/test_newcomer.py compare the table with the networks; run this after a
-change of a backbone's file.
+Parameters are counted in both forms, multiplications and additions in the deploy form at 224
+pixels, on torch's meta device. tests/test_backbones.py and tests/test_newcomer.py compare the table
+with the networks; run this after a change of a backbone's file.
 """
 
 import torch
@@ -35,7 +35,10 @@ def main() -> None:
     for name in variants():
         print(f'    "{name}": ({", ".join(f"{number:_}" for number in sizes(name))}),')
     print("}")
-    print("PUBLISHED = {  # ImageNet-1k top-1 in percent, who measured it, license, and where the weights are")
+    print(
+        "PUBLISHED = {  # ImageNet-1k top-1 in percent, who measured it, license, and where the "
+        "weights are"
+    )
     for name in variants():
         weights = pretrained(name)
         if weights is not None:

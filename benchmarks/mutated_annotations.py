@@ -2,11 +2,12 @@
 
     python benchmarks/mutated_annotations.py --count 2000 --seed 0
 
-Small data sets of every format are made, and one of their files is damaged at a time: bytes flipped, cut or doubled,
-numbers made huge, negative, NaN or text, names made odd, values of another type, nesting without end. Every outcome has
-to be a `Split` or a `FleetnetError` of at most 20 lines; label maps of a `Split` are read too. A worker reads them, and
-is replaced when it takes longer than `SECONDS` or dies, so that a hang or a crash is an outcome and not the end. Prints
-what is wrong, a summary and, last, a line of JSON.
+Small data sets of every format are made, and one of their files is damaged at a time: bytes
+flipped, cut or doubled, numbers made huge, negative, NaN or text, names made odd, values of another
+type, nesting without end. Every outcome has to be a `Split` or a `FleetnetError` of at most 20
+lines; label maps of a `Split` are read too. A worker reads them, and is replaced when it takes
+longer than `SECONDS` or dies, so that a hang or a crash is an outcome and not the end. Prints what
+is wrong, a summary and, last, a line of JSON.
 """
 
 import argparse
@@ -38,12 +39,14 @@ LINES, LETTERS = 20, 6000  # of a message
 
 NUMBERS = [
     "0", "-1", "1", "0.5", "1e9", "-1e9", "1e400", "NaN", "Infinity", "-Infinity", "1" * 30, "1" * 5000,
-    "9223372036854775808", "0x10", "1_000", "٣", "true", "null", '"7"', '""', "[]", "{}", "[1, 2]", '"nan"',
+    "9223372036854775808", "0x10", "1_000", "٣", "true", "null", '"7"', '""', "[]", "{}", "[1, "
+                                                                                          "2]", '"nan"',
     '"\\u0000"', "1e-400",
 ]  # fmt: skip
 WORDS = [
     "", " ", "\0", "../../../etc/passwd", "/etc/passwd", "a" * 5000, "é\u0301", "\u202egpj", "a/b\\c", "train",
-    "__ignore__", "<!DOCTYPE a>", "&amp;", "&bomb;", "%s{0}", "\n", "\t\t", "-", "~", "*x", "&x", "!!python/none",
+    "__ignore__", "<!DOCTYPE "
+                  "a>", "&amp;", "&bomb;", "%s{0}", "\n", "\t\t", "-", "~", "*x", "&x", "!!python/none",
     "<<", "\ud800",
 ]  # fmt: skip
 
@@ -64,7 +67,9 @@ def write(path: Path, text: str) -> None:
 def make_coco(root: Path) -> list[Path]:
     packed = {"size": [12, 16], "counts": [20, 30, 142]}
     for split in ("train", "val"):
-        images = [{"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(1, 5)]
+        images = [
+            {"id": i, "file_name": f"{i}.png", "width": 16, "height": 12} for i in range(1, 5)
+        ]
         rows = [
             {
                 "id": i, "image_id": 1 + i % 4, "category_id": 1 + i % 2, "bbox": [1, 2, 6, 5], "area": 30.0,
@@ -88,7 +93,8 @@ def make_voc(root: Path) -> list[Path]:
         item = f"<object><name>{name}</name><difficult>0</difficult><bndbox>{corners}</bndbox></object>"
         head = f"<filename>{i}.png</filename><size><width>16</width><height>12</height><depth>3</depth></size>"
         write(
-            root / "Annotations" / f"{i}.xml", f"<?xml version='1.0'?>\n<annotation>{head}{item}{item}</annotation>\n"
+            root / "Annotations" / f"{i}.xml",
+            f"<?xml version='1.0'?>\n<annotation>{head}{item}{item}</annotation>\n",
         )
     write(root / "ImageSets" / "Main" / "train.txt", "0\n1\n2\n")
     write(root / "ImageSets" / "Main" / "val.txt", "3\n")
@@ -101,14 +107,23 @@ def make_yolo(root: Path) -> list[Path]:
     for split in ("train", "val"):
         for i in range(4):
             picture(root / "images" / split / f"{i}.png")
-            write(root / "labels" / split / f"{i}.txt", "0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.6 0.1 0.6 0.7\n")
-    write(root / "data.yaml", "path: .\nnames: {0: cat, 1: dog}\nnc: 2\ntrain: images/train\nval: images/val\n")
+            write(
+                root / "labels" / split / f"{i}.txt",
+                "0 0.5 0.5 0.25 0.25\n1 0.1 0.1 0.6 0.1 0.6 0.7\n",
+            )
+    write(
+        root / "data.yaml",
+        "path: .\nnames: {0: cat, 1: dog}\nnc: 2\ntrain: images/train\nval: images/val\n",
+    )
     return [root / "labels" / "train" / "0.txt", root / "data.yaml"]
 
 
 def make_pose(root: Path) -> list[Path]:
     files = make_yolo(root)
-    write(root / "data.yaml", "names: [cat, dog]\nkpt_shape: [2, 3]\ntrain: images/train\nval: images/val\n")
+    write(
+        root / "data.yaml",
+        "names: [cat, dog]\nkpt_shape: [2, 3]\ntrain: images/train\nval: images/val\n",
+    )
     for file in (root / "labels").rglob("*.txt"):
         write(file, "0 0.5 0.5 0.25 0.25 0.1 0.1 2 0.2 0.2 1\n")
     return files
@@ -135,7 +150,12 @@ def make_maps(root: Path) -> list[Path]:
     write(root / "classes.txt", "a\nb\nc\n")
     write(root / "train.txt", "images/0.png labels/0.png\n1\n2.png\n")
     write(root / "val.txt", "3\n")
-    return [root / "labels" / "0.png", root / "labels" / "1.png", root / "classes.txt", root / "train.txt"]
+    return [
+        root / "labels" / "0.png",
+        root / "labels" / "1.png",
+        root / "classes.txt",
+        root / "train.txt",
+    ]
 
 
 def make_colors(root: Path) -> list[Path]:
@@ -193,7 +213,11 @@ def noise(data: bytes, dice: random.Random) -> bytes:
 def replace_number(data: bytes, dice: random.Random) -> bytes:
     """A number of the text becomes another, or something else."""
     text = data.decode("latin-1")
-    places = [i for i, char in enumerate(text) if char.isdigit() and (i == 0 or text[i - 1] not in "0123456789.")]
+    places = [
+        i
+        for i, char in enumerate(text)
+        if char.isdigit() and (i == 0 or text[i - 1] not in "0123456789.")
+    ]
     if not places:
         return noise(data, dice)
     start = end = dice.choice(places)
@@ -205,13 +229,17 @@ def replace_number(data: bytes, dice: random.Random) -> bytes:
 def replace_word(data: bytes, dice: random.Random) -> bytes:
     """A word of the text becomes another, or something else."""
     text = data.decode("latin-1")
-    places = [i for i, char in enumerate(text) if char.isalpha() and (i == 0 or not text[i - 1].isalpha())]
+    places = [
+        i for i, char in enumerate(text) if char.isalpha() and (i == 0 or not text[i - 1].isalpha())
+    ]
     if not places:
         return noise(data, dice)
     start = end = dice.choice(places)
     while end < len(text) and text[end].isalpha():
         end += 1
-    return (text[:start] + dice.choice(WORDS + NUMBERS) + text[end:]).encode("utf-8", "surrogatepass")
+    return (text[:start] + dice.choice(WORDS + NUMBERS) + text[end:]).encode(
+        "utf-8", "surrogatepass"
+    )
 
 
 def nest(data: bytes, dice: random.Random) -> bytes:
@@ -266,10 +294,14 @@ def other_picture(data: bytes, dice: random.Random) -> bytes:
     mode = dice.choice(("1", "L", "LA", "P", "RGB", "RGBA", "I;16", "I", "F"))
     size = dice.choice(((16, 12), (12, 16), (1, 1), (3000, 3000), (16, 12)))
     if mode == "I;16":
-        image = Image.fromarray(np.full(size[::-1], dice.choice((0, 1, 255, 256, 65535)), np.uint16))
+        image = Image.fromarray(
+            np.full(size[::-1], dice.choice((0, 1, 255, 256, 65535)), np.uint16)
+        )
     else:
         image = Image.new(
-            mode, size, dice.choice((0, 1)) if mode in ("1", "P") else dice.choice((0, 0, 2)) * (mode != "F")
+            mode,
+            size,
+            dice.choice((0, 1)) if mode in ("1", "P") else dice.choice((0, 0, 2)) * (mode != "F"),
         )
     file = io.BytesIO()
     image.save(file, "TIFF" if mode in ("I", "F") else dice.choice(("PNG", "TIFF")))
@@ -277,7 +309,17 @@ def other_picture(data: bytes, dice: random.Random) -> bytes:
 
 
 def nothing(data: bytes, dice: random.Random) -> bytes:
-    return dice.choice((b"", b"\n", b"\0" * 1000, b" " * 1_000_000, b"a" * 3_000_000, b"0 " * 500_000, b"\n" * 500_000))
+    return dice.choice(
+        (
+            b"",
+            b"\n",
+            b"\0" * 1000,
+            b" " * 1_000_000,
+            b"a" * 3_000_000,
+            b"0 " * 500_000,
+            b"\n" * 500_000,
+        )
+    )
 
 
 DAMAGES = (
@@ -323,7 +365,9 @@ def outcome(root: str, split: str | None, target: str) -> tuple[str, str]:
 
 def work(pipe: Connection) -> None:
     limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 4_000 * 2**20
-    resource.setrlimit(resource.RLIMIT_AS, (max(limit, 8 * 2**30), resource.RLIM_INFINITY))  # a guard, not the bound
+    resource.setrlimit(
+        resource.RLIMIT_AS, (max(limit, 8 * 2**30), resource.RLIM_INFINITY)
+    )  # a guard, not the bound
     while True:
         task = pipe.recv()
         if task is None:
@@ -352,7 +396,11 @@ class Worker:
         try:
             if self.pipe.poll(SECONDS):
                 kind, text, grown = self.pipe.recv()
-                return ("too much memory", f"{grown} MB; {text}", grown) if grown > MEGABYTES else (kind, text, grown)
+                return (
+                    ("too much memory", f"{grown} MB; {text}", grown)
+                    if grown > MEGABYTES
+                    else (kind, text, grown)
+                )
             kind = "hang"
         except EOFError:
             kind = "crash"
@@ -367,7 +415,9 @@ class Worker:
         self.process.join(10)
 
 
-def campaign(count: int, seed: int, place: Path, only: str | None = None) -> tuple[Counter[str], list[dict[str, Any]]]:
+def campaign(
+    count: int, seed: int, place: Path, only: str | None = None
+) -> tuple[Counter[str], list[dict[str, Any]]]:
     """The outcomes of `count` damaged files, and what is wrong with those that are neither read nor refused."""
     names = [name for name in MAKERS if only in (None, name)]
     sets = {name: MAKERS[name][0](place / name) for name in names}
@@ -379,7 +429,9 @@ def campaign(count: int, seed: int, place: Path, only: str | None = None) -> tup
         for target in MAKERS[name][2]:
             kind, text, _ = worker.ask(str(place / name), "train", target)
             if kind != "read":
-                faults.append({"case": f"{name} undamaged, {target}", "outcome": kind, "text": text})
+                faults.append(
+                    {"case": f"{name} undamaged, {target}", "outcome": kind, "text": text}
+                )
     for case in range(count):
         dice = random.Random(seed * 1_000_003 + case)
         name = dice.choice(names)
@@ -417,7 +469,13 @@ def main() -> int:
     seconds = round(time.monotonic() - began, 1)
     print(
         json.dumps(
-            {"count": args.count, "seed": args.seed, "outcomes": outcomes, "faults": len(faults), "seconds": seconds}
+            {
+                "count": args.count,
+                "seed": args.seed,
+                "outcomes": outcomes,
+                "faults": len(faults),
+                "seconds": seconds,
+            }
         )
     )
     return 1 if faults else 0

@@ -2,11 +2,12 @@
 
     python benchmarks/quantize.py --data ../shared/data/clothing10 --out runs/int8 RUN [RUN ...]
 
-RUN is a run folder or checkpoint (those of the published table: recipes/clothing10.yaml). Each is quantized for both
-runtimes as `fleetnet quantize` does it. --ablate does it once more without equalization where there are chains of ReLU,
-and calibrates on pictures that are black, and on noise of a hundredth of the range, which the gate has to refuse.
-Speed is the ratio to the float file in the same runtime, one thread, one image, all in turn (fleetnet.bench). Writes
-OUT/quantize.json and OUT/quantize.md; the last line of output is JSON.
+RUN is a run folder or checkpoint (those of the published table: recipes/clothing10.yaml). Each is
+quantized for both runtimes as `fleetnet quantize` does it. --ablate does it once more without
+equalization where there are chains of ReLU, and calibrates on pictures that are black, and on noise
+of a hundredth of the range, which the gate has to refuse. Speed is the ratio to the float file in
+the same runtime, one thread, one image, all in turn (fleetnet.bench). Writes OUT/quantize.json and
+OUT/quantize.md; the last line of output is JSON.
 """
 
 import argparse
@@ -26,22 +27,39 @@ from fleetnet.quantize import Prepared, calibration, prepare, quantize, source_o
 from fleetnet.transforms import ImageDataset, Preprocess, collate
 
 COLUMNS = {
-    "network": "network", "runtime": "runtime", "case": "case", "float_top1": "float top-1", "top1": "int8 top-1",
-    "drop": "drop", "float_loss": "float loss", "loss": "int8 loss", "agreement": "same top-1", "sqnr_db": "SQNR dB",
-    "in_float": "layers in float", "macs_in_int8": "MACs in int8", "times_as_fast": "x as fast as float",
+    "network": "network", "runtime": "runtime", "case": "case", "float_top1": "float "
+                                                                              "top-1", "top1": "int8 "
+                                                                                               "top-1",
+    "drop": "drop", "float_loss": "float loss", "loss": "int8 loss", "agreement": "same "
+                                                                                  "top-1", "sqnr_db": "SQNR "
+                                                                                                      "dB",
+    "in_float": "layers in float", "macs_in_int8": "MACs in int8", "times_as_fast": "x as fast as "
+                                                                                    "float",
 }  # fmt: skip
 
 
 def case(
-    prepared: Prepared, network: str, runtime: str, name: str, out: Path, max_drop: float, most: float
+    prepared: Prepared,
+    network: str,
+    runtime: str,
+    name: str,
+    out: Path,
+    max_drop: float,
+    most: float,
 ) -> dict[str, Any]:
     """One int8 file, or what was said when it was refused."""
     row: dict[str, Any] = {"network": network, "runtime": runtime, "case": name}
     row |= {"float_top1": prepared.result["top1"], "float_loss": prepared.result["loss"]}
-    path = out / network / f"{runtime}-int8{'' if name == 'default' else '-' + name.replace(' ', '-')}"
+    path = (
+        out / network / f"{runtime}-int8{'' if name == 'default' else '-' + name.replace(' ', '-')}"
+    )
     try:
         done = quantize(
-            prepared, runtime, path / f"model{find('runtimes', runtime).suffix}", max_drop=max_drop, most=most
+            prepared,
+            runtime,
+            path / f"model{find('runtimes', runtime).suffix}",
+            max_drop=max_drop,
+            most=most,
         )
     except ExportError as error:
         return {**row, "refused": str(error), "exit_code": error.exit_code}
@@ -62,7 +80,8 @@ def speed(rows: list[dict[str, Any]], prepared: Prepared, out: Path, runs: int) 
         to = find("runtimes", runtime)
         file = out / f"float{to.suffix}"
         to.export(prepared.deployed, image, file)
-        files = {f"{runtime} float": file} | {f"{runtime} {r['case']}": r["path"] for r in rows if "path" in r
+        files = {f"{runtime} float": file} | {f"{runtime} "
+                                              f"{r['case']}": r["path"] for r in rows if "path" in r
                                               and r["runtime"] == runtime}  # fmt: skip
         for name, path in files.items():
             run, batch = to.load(path), image.numpy()
@@ -82,11 +101,19 @@ def text(row: dict[str, Any], key: str) -> str:
         return f"{value} of {row['layers']}"
     if key in ("agreement", "macs_in_int8"):
         return f"{value:.1%}"
-    return f"{value:.3f}" if "loss" in key else f"{value:.2f}" if isinstance(value, float) else str(value)
+    return (
+        f"{value:.3f}"
+        if "loss" in key
+        else f"{value:.2f}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data", required=True)
     parser.add_argument("--out", type=Path, required=True)
@@ -94,14 +121,18 @@ def main() -> None:
     parser.add_argument("--max-drop", type=float, default=1.0)
     parser.add_argument("--runtimes", nargs="+", default=names("int8"))
     parser.add_argument("--ablate", action="store_true")
-    parser.add_argument("--rounds", type=int, default=100, help="of the measurement of speed; 0 for none")
+    parser.add_argument(
+        "--rounds", type=int, default=100, help="of the measurement of speed; 0 for none"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     train, val = (data.load(args.data, split) for split in ("train", "val"))
     rows: list[dict[str, Any]] = []
     for run in args.runs:
         about = checkpoint.read_facts(source_of(run))
-        network = about["model"] + "".join(f" {key}={value}" for key, value in about["options"].items())
+        network = about["model"] + "".join(
+            f" {key}={value}" for key, value in about["options"].items()
+        )
         preprocess = Preprocess.from_dict(about["preprocess"])
         images = calibration([sample.image for sample in train.samples], preprocess, args.images)
         batches = list(DataLoader(ImageDataset(val, preprocess), 32, collate_fn=collate))
@@ -111,7 +142,11 @@ def main() -> None:
             noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
             cases |= {
                 "not equalized": (images, False, 0.25),
-                "black pictures": (black.view(1, 3, 1, 1).expand_as(images[:16]).contiguous(), True, 0.25),
+                "black pictures": (
+                    black.view(1, 3, 1, 1).expand_as(images[:16]).contiguous(),
+                    True,
+                    0.25,
+                ),
                 "faint noise": (noise[:16] / 100, True, 0.25),
             }
         of_network: list[dict[str, Any]] = []
@@ -122,7 +157,9 @@ def main() -> None:
             elif name == "not equalized" and not first.equalized:
                 continue
             for runtime in args.runtimes:
-                of_network.append(case(prepared, network, runtime, name, args.out, args.max_drop, most))
+                of_network.append(
+                    case(prepared, network, runtime, name, args.out, args.max_drop, most)
+                )
                 print(json.dumps(of_network[-1]), flush=True)
         if args.rounds:
             speed(of_network, first, args.out / network, args.rounds)
@@ -134,11 +171,20 @@ def main() -> None:
     for row in rows:
         if row.get("skipped") or row.get("others_in_float"):
             by = [f"search: {', '.join(row['skipped'])}"] if row["skipped"] else []
-            by += [f"quantizer: {', '.join(row['others_in_float'])}"] if row["others_in_float"] else []
+            by += (
+                [f"quantizer: {', '.join(row['others_in_float'])}"]
+                if row["others_in_float"]
+                else []
+            )
             lines.append(f"- {row['network']}, {row['runtime']}, {row['case']}: {'; '.join(by)}")
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "quantize.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    document = {"conditions": conditions, "images": args.images, "max_drop": args.max_drop, "rows": rows}
+    document = {
+        "conditions": conditions,
+        "images": args.images,
+        "max_drop": args.max_drop,
+        "rows": rows,
+    }
     (args.out / "quantize.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print("\n".join(lines))
     print(json.dumps(document))

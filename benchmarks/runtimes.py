@@ -3,15 +3,18 @@
     python benchmarks/runtimes.py --out runs/runtimes.jsonl --docs docs/runtimes.md \\
         [--trained RUN=DATA ...] [--classifiers RUN ... --data DATA] [NAME ...]
 
-The first table. A number is the largest difference from the multi-branch model in torch, relative to the spread of its
-outputs; where there is none, the reason stands below. Heads give their raw outputs and are compared by what is found
-too. A network has random weights with the statistics of a trained one (`fleetnet.realistic`) unless --trained gives a
-checkpoint of it: that is compared at its own size, on pictures of its data too.
+The first table. A number is the largest difference from the multi-branch model in torch, relative
+to the spread of its outputs; where there is none, the reason stands below. Heads give their raw
+outputs and are compared by what is found too. A network has random weights with the statistics of a
+trained one (`fleetnet.realistic`) unless --trained gives a checkpoint of it: that is compared at
+its own size, on pictures of its data too.
 
-The second table. Each of --classifiers in every runtime's first precision: the pictures of --data's validation split
-that it takes for another class than its checkpoint does, by the library's own evaluation.
+The second table. Each of --classifiers in every runtime's first precision: the pictures of --data's
+validation split that it takes for another class than its checkpoint does, by the library's own
+evaluation.
 
-Every cell goes to --out as it is done, one line of JSON, and an interrupted run goes on with what is missing.
+Every cell goes to --out as it is done, one line of JSON, and an interrupted run goes on with what
+is missing.
 """
 
 import argparse
@@ -47,14 +50,19 @@ NETWORKS = (
     "parcnet_s", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "mobileone_s4", "parc_convnext_xt",
     "ssd/parcnet_s", "yolo/repvit_m0_9", "maskrcnn/fasternet_t0", "deeplabv3/parcnet_s",
 )  # fmt: skip
-SIZE, HEADS = (224, 224), (160, 160)  # of classifiers; of heads with random weights, to be done in a few minutes
+SIZE, HEADS = (
+    (224, 224),
+    (160, 160),
+)  # of classifiers; of heads with random weights, to be done in a few minutes
 OPTIONS = {"maskrcnn": {"channels": 64, "hidden": 256, "proposals": 100, "anchor": 16}}
 TABLES = "runtimes", "classifiers"  # each between two comments in the docs
 ROUNDED = {"fp16": "to float16", "bf16": "to bfloat16", "int8": "the weights to int8"}
 Result = dict[str, Any]
 
 
-def held(name: str, trained: str | None, pictures: str | None, runtime: str, precision: str) -> Result:
+def held(
+    name: str, trained: str | None, pictures: str | None, runtime: str, precision: str
+) -> Result:
     """One export, compared with its model."""
     torch.manual_seed(0)
     head, is_head = name.partition("/")[0], "/" in name
@@ -85,7 +93,9 @@ def answers(file: str | Path, pictures: str) -> tuple[float, list[int]]:
     """Top-1 in percent of a checkpoint or an exported file, and the class it gives each picture."""
     predictor, given = load(file, trust=True), {}
     split = data.load(pictures, "val", None, "label")
-    batches = DataLoader(ImageDataset(split, predictor.preprocess, target="label"), 32, collate_fn=collate)
+    batches = DataLoader(
+        ImageDataset(split, predictor.preprocess, target="label"), 32, collate_fn=collate
+    )
 
     def keep(prediction: dict[str, torch.Tensor], sample: int) -> None:
         given[sample] = int(prediction["logits"].argmax())
@@ -119,7 +129,9 @@ def quietly(work: Callable[..., Result], *args: Any) -> Result:
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(1, get_context("spawn"))  # a fork of a process with threads may wait for ever
+    return ProcessPoolExecutor(
+        1, get_context("spawn")
+    )  # a fork of a process with threads may wait for ever
 
 
 class Record:
@@ -142,7 +154,11 @@ class Record:
         try:
             found = self.pool.submit(quietly, work, *args).result()
         except BrokenProcessPool:
-            found = {"relative": None, "top1": None, "reason": "its converter or its runtime ended the process"}
+            found = {
+                "relative": None,
+                "top1": None,
+                "reason": "its converter or its runtime ended the process",
+            }
             self.pool = _pool()
         self.results.append(key | found)
         print(json.dumps({k: v for k, v in self.results[-1].items() if k != "answers"}), flush=True)
@@ -172,7 +188,11 @@ def figures(text: str) -> str:
         beyond += [f"{off:.2g}"] if not off <= allowed else []
     if found := re.search(r"(\d+) of (\d+) boxes without their like \(allowed ([\d.]+)%\)", text):
         others, boxes, allowed = map(float, found.groups())
-        beyond += [f"{others / boxes:.0%} of its boxes are others"] if 100 * others > allowed * boxes else []
+        beyond += (
+            [f"{others / boxes:.0%} of its boxes are others"]
+            if 100 * others > allowed * boxes
+            else []
+        )
     if found := re.search(r"mean ([\d.]+) \(needed ([\d.]+)\)", text):
         mean, needed = map(float, found.groups())
         beyond += [f"its boxes overlap by {mean:.3f} in the mean"] if mean < needed else []
@@ -191,7 +211,8 @@ def cause(result: Result, precision: str, finest: Result | None) -> str:
         return text[:300]
     if "amplify rounding" in text:
         return (
-            "Its weights amplify the rounding of float32 itself: torch's deploy form is as far from torch's own model"
+            "Its weights amplify the rounding of float32 itself: torch's deploy form is as far "
+            "from torch's own model"
         )
     if finest and not finest["reason"]:
         return f"Rounding {ROUNDED[precision]} is too much for it, its float32 file for the same runtime agrees"
@@ -215,7 +236,11 @@ def table(results: list[Result]) -> str:
             return "inspected"
         tolerances = find("runtimes", runtime).tolerances
         finest = min(tolerances, key=tolerances.__getitem__)
-        why = cause(result, precision, by.get((row, label(runtime, finest))) if precision != finest else None)
+        why = cause(
+            result,
+            precision,
+            by.get((row, label(runtime, finest))) if precision != finest else None,
+        )
         beyond = figures(" ".join(result["reason"].split()))
         said = reasons.setdefault((why, column if beyond else ""), [])
         said.append(f"`{row}` ({beyond})") if beyond else None
@@ -223,9 +248,14 @@ def table(results: list[Result]) -> str:
 
     rows = {r["network"]: "" if r["weights"] == "random" else ", trained" for r in results}
     lines = [f"| | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
-    lines += [f"| `{row}`{how} | {' | '.join(cell(row, column) for column in columns)} |" for row, how in rows.items()]
+    lines += [
+        f"| `{row}`{how} | {' | '.join(cell(row, column) for column in columns)} |"
+        for row, how in rows.items()
+    ]
     allowed = {r["runtime"]: r["allowed"] for r in results if r["relative"] is not None}
-    lines.append(f"| allowed | {' | '.join(f'{allowed[c]:g}' if c in allowed else '' for c in columns)} |")
+    lines.append(
+        f"| allowed | {' | '.join(f'{allowed[c]:g}' if c in allowed else '' for c in columns)} |"
+    )
     for number, ((why, column), networks) in enumerate(reasons.items(), 1):
         lines += [""] if number == 1 else []
         where = f"{column}: " if column else ""
@@ -238,7 +268,10 @@ def second_table(scores: list[Result]) -> str:
     own = {r["classifier"]: r for r in scores if r["runtime"] is None}
     columns = list(dict.fromkeys(r["runtime"] for r in scores if r["runtime"]))
     by = {(r["classifier"], r["runtime"]): r for r in scores}
-    lines = [f"| | checkpoint, top-1 | {' | '.join(columns)} |", f"|---|---|{'---|' * len(columns)}"]
+    lines = [
+        f"| | checkpoint, top-1 | {' | '.join(columns)} |",
+        f"|---|---|{'---|' * len(columns)}",
+    ]
 
     def cell(row: str, column: str) -> str:
         result = by[row, column]
@@ -246,7 +279,11 @@ def second_table(scores: list[Result]) -> str:
             return f"no: {' '.join(result['reason'].split())[:100]}"
         pairs = list(zip(own[row]["answers"], result["answers"], strict=True))
         right = round((result["top1"] - own[row]["top1"]) / 100 * len(pairs))
-        return f"{right:+d} ({sum(a != b for a, b in pairs)})" if right or any(a != b for a, b in pairs) else "0"
+        return (
+            f"{right:+d} ({sum(a != b for a, b in pairs)})"
+            if right or any(a != b for a, b in pairs)
+            else "0"
+        )
 
     for row, checkpoint in own.items():
         count = len(checkpoint["answers"])
@@ -264,14 +301,26 @@ def write(page: Path, name: str, text: str) -> None:
 
 
 def main() -> None:  # noqa: C901
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("names", nargs="*", default=NETWORKS, metavar="NAME")
-    parser.add_argument("--trained", nargs="+", default=[], metavar="RUN=DATA", help="run folders or checkpoints")
-    parser.add_argument("--classifiers", nargs="+", default=[], metavar="RUN", help="for the second table")
+    parser.add_argument(
+        "--trained", nargs="+", default=[], metavar="RUN=DATA", help="run folders or checkpoints"
+    )
+    parser.add_argument(
+        "--classifiers", nargs="+", default=[], metavar="RUN", help="for the second table"
+    )
     parser.add_argument("--data", help="of the classifiers")
-    parser.add_argument("--docs", type=Path, help="page whose tables, between two comments each, are replaced")
-    parser.add_argument("--out", type=Path, help="file of lines of JSON, continued where it is there")
-    parser.add_argument("--to", default=",".join(names("runtimes")), help="runtimes, separated by commas")
+    parser.add_argument(
+        "--docs", type=Path, help="page whose tables, between two comments each, are replaced"
+    )
+    parser.add_argument(
+        "--out", type=Path, help="file of lines of JSON, continued where it is there"
+    )
+    parser.add_argument(
+        "--to", default=",".join(names("runtimes")), help="runtimes, separated by commas"
+    )
     args = parser.parse_args()
     if bool(args.classifiers) != bool(args.data):
         parser.error("--classifiers and --data go together")
@@ -297,7 +346,9 @@ def main() -> None:  # noqa: C901
             key = {"classifier": name, "runtime": runtime, "weights": weights_of(run)}
             scores.append(record.done(key, classified, run, args.data, runtime))
     record.pool.shutdown()
-    for name, text in zip(TABLES, (table(results), second_table(scores) if scores else ""), strict=True):
+    for name, text in zip(
+        TABLES, (table(results), second_table(scores) if scores else ""), strict=True
+    ):
         print(f"{text}\n")
         if args.docs and text:
             write(args.docs, name, text)

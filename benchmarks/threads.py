@@ -3,11 +3,12 @@
     python benchmarks/threads.py [--threads 8] [--pictures 400] \\
         [--to onnx,openvino] [--models fasternet_t0,ssd/fasternet_t0]
 
-A network with random weights is exported to each runtime that works here. Every picture is first predicted alone, in
-one thread. Then all threads go through all pictures, each in an order of its own, with `predictions` (files to answers)
-and with `raw` (batches to outputs), through one and the same predictor, and so with the layers that `trace` shows. An
-answer is wrong if it differs from that of the picture alone by more than 1e-5 of the values' size. The last line is
-JSON: for each model and runtime the number of answers and how many of them were wrong.
+A network with random weights is exported to each runtime that works here. Every picture is first
+predicted alone, in one thread. Then all threads go through all pictures, each in an order of its
+own, with `predictions` (files to answers) and with `raw` (batches to outputs), through one and the
+same predictor, and so with the layers that `trace` shows. An answer is wrong if it differs from
+that of the picture alone by more than 1e-5 of the values' size. The last line is JSON: for each
+model and runtime the number of answers and how many of them were wrong.
 """
 
 import argparse
@@ -33,7 +34,13 @@ from fleetnet.runtimes import trace
 from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
-MODELS = ("fasternet_t0", "ssd/fasternet_t0", "yolo/fasternet_t0", "deeplabv3/fasternet_t0", "maskrcnn/fasternet_t0")
+MODELS = (
+    "fasternet_t0",
+    "ssd/fasternet_t0",
+    "yolo/fasternet_t0",
+    "deeplabv3/fasternet_t0",
+    "maskrcnn/fasternet_t0",
+)
 OPTIONS: dict[str, dict[str, Any]] = {
     "maskrcnn": {"channels": 16, "hidden": 32, "proposals": 20, "anchor": 8},
     "deeplabv3": {"channels": 16},
@@ -49,7 +56,9 @@ def pictures(count: int, seed: int) -> list[Image.Image]:
     for _ in range(count):
         height, width = generator.integers(24, 60, 2)
         low, high = sorted(generator.integers(0, 256, 2))
-        found.append(Image.fromarray(generator.integers(low, high + 1, (height, width, 3), dtype=np.uint8)))
+        found.append(
+            Image.fromarray(generator.integers(low, high + 1, (height, width, 3), dtype=np.uint8))
+        )
     return found
 
 
@@ -121,22 +130,30 @@ def made(model: str, runtime: str, folder: Path, size: int, photos: Sequence[Ima
     """The file of a model with random weights in a runtime, or its checkpoint for "torch"."""
     torch.manual_seed(0)
     task = model.partition("/")[0]
-    network = realistic(build(model, 5, options=OPTIONS.get(task) if "/" in model else None), (size, size))
+    network = realistic(
+        build(model, 5, options=OPTIONS.get(task) if "/" in model else None), (size, size)
+    )
     preprocess = Preprocess((size, size), mode=find("tasks", network.task).MODE)
     if runtime == "torch":
         path = folder / "best.safetensors"
         checkpoint.save(path, network, classes=list("abcde"), preprocess=preprocess)
         return path
     path = folder / runtime / f"model{find('runtimes', runtime).suffix}"
-    export(network, runtime, path, classes=list("abcde"), preprocess=preprocess, pictures=photos[:2])
+    export(
+        network, runtime, path, classes=list("abcde"), preprocess=preprocess, pictures=photos[:2]
+    )
     return path
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--threads", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=400)
-    parser.add_argument("--to", help="runtimes, separated by commas; torch is the checkpoint (default: all)")
+    parser.add_argument(
+        "--to", help="runtimes, separated by commas; torch is the checkpoint (default: all)"
+    )
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
@@ -156,15 +173,26 @@ def main() -> None:
                     continue
                 asked = questions(predictor, photos, None if runtime == "torch" else path)
                 wrong = {
-                    name: wrong_answers(ask, given.pictures if name != "trace" else 20, given.threads, given.seed)
+                    name: wrong_answers(
+                        ask, given.pictures if name != "trace" else 20, given.threads, given.seed
+                    )
                     for name, ask in asked.items()
                 }
             seconds = time.perf_counter() - start
-            rows.append({"model": model, "runtime": runtime, "wrong": wrong, "seconds": round(seconds, 1)})
+            rows.append(
+                {"model": model, "runtime": runtime, "wrong": wrong, "seconds": round(seconds, 1)}
+            )
             shown = ", ".join(f"{name} {count}" for name, count in wrong.items())
-            print(f"{model:24} {runtime:10} wrong of {given.threads} x {given.pictures}: {shown}", flush=True)
+            print(
+                f"{model:24} {runtime:10} wrong of {given.threads} x {given.pictures}: {shown}",
+                flush=True,
+            )
     settings = {"threads": given.threads, "pictures": given.pictures, "seed": given.seed}
-    print(json.dumps({**settings, "wrong": sum(sum(row["wrong"].values()) for row in rows), "rows": rows}))
+    print(
+        json.dumps(
+            {**settings, "wrong": sum(sum(row["wrong"].values()) for row in rows), "rows": rows}
+        )
+    )
 
 
 if __name__ == "__main__":

@@ -8,11 +8,12 @@
                 (torchvision's default, two maps of stride 32, would be the weaker peer)
     deeplabv3   deeplabv3_mobilenet_v3_large
 
-All start from random weights. Layers, initial values, matching, losses, NMS and the pasting of masks are torchvision's;
-images, augmentation, schedule, optimizer, moving average, choice of the best epoch and metric are those of
-`fleetnet.fit`, which runs both. torchvision's own resizing and normalizing is taken out, so that both see the same
-tensors. Every setting of a recipe is also a flag, which wins. Of the recipe's `options`, meant for our networks, those
-in OPTIONS are handed on. Prints the conditions, a line an epoch, and as the last line the result, as JSON.
+All start from random weights. Layers, initial values, matching, losses, NMS and the pasting of
+masks are torchvision's; images, augmentation, schedule, optimizer, moving average, choice of the
+best epoch and metric are those of `fleetnet.fit`, which runs both. torchvision's own resizing and
+normalizing is taken out, so that both see the same tensors. Every setting of a recipe is also a
+flag, which wins. Of the recipe's `options`, meant for our networks, those in OPTIONS are handed on.
+Prints the conditions, a line an epoch, and as the last line the result, as JSON.
 """
 
 import json
@@ -45,10 +46,14 @@ OPTIONS = {"ssd": (), "maskrcnn": ("anchor", "samples", "proposals"), "deeplabv3
 
 
 def ssd(classes: int) -> nn.Module:
-    return ssdlite320_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes + 1)
+    return ssdlite320_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=classes + 1
+    )
 
 
-def maskrcnn(classes: int, anchor: int = 32, samples: int = 512, proposals: int = 1000) -> nn.Module:
+def maskrcnn(
+    classes: int, anchor: int = 32, samples: int = 512, proposals: int = 1000
+) -> nn.Module:
     backbone = mobilenet_backbone(
         backbone_name="mobilenet_v3_large", weights=None, fpn=True, norm_layer=nn.BatchNorm2d, trainable_layers=6,
         returned_layers=[1, 2, 3, 5],
@@ -64,7 +69,9 @@ def maskrcnn(classes: int, anchor: int = 32, samples: int = 512, proposals: int 
 
 
 def deeplabv3(classes: int, auxiliary: bool = False) -> nn.Module:
-    return deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=classes, aux_loss=auxiliary)
+    return deeplabv3_mobilenet_v3_large(
+        weights=None, weights_backbone=None, num_classes=classes, aux_loss=auxiliary
+    )
 
 
 NETWORKS = {"ssd": ssd, "maskrcnn": maskrcnn, "deeplabv3": deeplabv3}
@@ -83,27 +90,39 @@ class Untouched(nn.Module):
 class Peer(Model):
     """torchvision's network in the shape that `fit` takes; in training a detector gives its input, for `loss`."""
 
-    def __init__(self, task: str, classes: int, output_stride: int | None, options: Mapping[str, Any]):
+    def __init__(
+        self, task: str, classes: int, output_stride: int | None, options: Mapping[str, Any]
+    ):
         nn.Module.__init__(self)
-        net = NETWORKS[task](classes, **{key: options[key] for key in OPTIONS[task] if key in options})
-        for module in net.modules():  # 0.01 and 0.03 are for long runs: in 500 steps the statistics would not settle
+        net = NETWORKS[task](
+            classes, **{key: options[key] for key in OPTIONS[task] if key in options}
+        )
+        for module in (
+            net.modules()
+        ):  # 0.01 and 0.03 are for long runs: in 500 steps the statistics would not settle
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1
         if task != "deeplabv3":
             net.transform = Untouched()
         self.name, self.task, self.classes = f"torchvision/{task}", task, classes
         self.drop_path, self.options = 0.0, dict(options)
-        self.output_stride = find("tasks", task).OUTPUT_STRIDE if output_stride is None else output_stride
+        self.output_stride = (
+            find("tasks", task).OUTPUT_STRIDE if output_stride is None else output_stride
+        )
         self.report = self.preprocess = None
         self.backbone: Any = net._modules.pop("backbone")
-        net.__dict__["backbone"] = self.backbone  # for its own `forward`; as a part it has our name only
+        net.__dict__["backbone"] = (
+            self.backbone
+        )  # for its own `forward`; as a part it has our name only
         self.head: nn.Module = net
 
     def forward(self, image: Tensor) -> Any:
         if self.task == "deeplabv3":
             outputs = self.head(image)
             names = {"out": "logits", "aux": "auxiliary"}
-            return {names[key]: value for key, value in outputs.items() if self.training or key == "out"}
+            return {
+                names[key]: value for key, value in outputs.items() if self.training or key == "out"
+            }
         return image if self.training else padded(self.head(image))
 
 
@@ -113,9 +132,13 @@ def padded(found: Sequence[Prediction]) -> dict[str, Tensor]:
     outputs = {}
     for key in found[0]:
         values = [one[key] for one in found]
-        values = [v - 1 for v in values] if key == "labels" else values  # ours are without the background
+        values = (
+            [v - 1 for v in values] if key == "labels" else values
+        )  # ours are without the background
         values = [v[:, 0] for v in values] if key == "masks" else values
-        outputs[key] = torch.stack([torch.cat([v, v.new_zeros(count - len(v), *v.shape[1:])]) for v in values])
+        outputs[key] = torch.stack(
+            [torch.cat([v, v.new_zeros(count - len(v), *v.shape[1:])]) for v in values]
+        )
     return outputs
 
 
@@ -124,14 +147,18 @@ def loss(head: nn.Module, outputs: Tensor, targets: Mapping[str, Any]) -> dict[s
     objects = []
     for i in range(len(outputs)):
         solid = (targets["boxes"][i][:, 2:] > targets["boxes"][i][:, :2]).all(1)
-        one = {key: targets[key][i][solid] for key in ("boxes", "labels", "masks") if key in targets}
+        one = {
+            key: targets[key][i][solid] for key in ("boxes", "labels", "masks") if key in targets
+        }
         objects.append({**one, "labels": one["labels"] + 1})
     return head(outputs, objects)
 
 
 def restore_masks(prediction: Prediction, place: Place) -> Prediction:
     """As maskrcnn.restore, but masks are pasted as torchvision learns them."""
-    found = boxes.restore({**prediction, "unclipped": place.back(prediction["boxes"], clip=False)}, place)
+    found = boxes.restore(
+        {**prediction, "unclipped": place.back(prediction["boxes"], clip=False)}, place
+    )
     probabilities, unclipped = found.pop("mask_probabilities")[:, None], found.pop("unclipped")
     masks = paste_masks_in_image(probabilities, unclipped, (place.height, place.width))
     return {**found, "masks": masks[:, 0] > 0.5}
@@ -142,7 +169,9 @@ def main() -> None:
     add_settings(parser, fleetnet.TrainConfig, required=("model", "data"))
     parser.add_argument("--task", choices=tuple(NETWORKS), required=True)
     parser.add_argument("--recipe", help="a recipe of ours; flags win over it")
-    parser.add_argument("--out", required=True, help="JSON file; the run's files go to a folder beside it")
+    parser.add_argument(
+        "--out", required=True, help="JSON file; the run's files go to a folder beside it"
+    )
     given = dict(parser.parse_args(defaults=False).as_dict())
     task, recipe, out = given.pop("task"), given.pop("recipe", None), Path(given.pop("out"))
     settings = check_types(fleetnet.TrainConfig, read_recipe(recipe), recipe) if recipe else {}
@@ -156,7 +185,9 @@ def main() -> None:
         ours.restore = restore_masks
 
     target = ours.TARGET
-    train, val = (data.load(config.data, split, config.format, target) for split in ("train", "val"))
+    train, val = (
+        data.load(config.data, split, config.format, target) for split in ("train", "val")
+    )
     torch.manual_seed(config.seed)
     model = Peer(task, len(train.classes), config.output_stride, config.options)
     conditions = {
@@ -168,10 +199,19 @@ def main() -> None:
     print(json.dumps(conditions), flush=True)
     began = time.monotonic()
     best = fleetnet.fit(
-        model, train, val, config, out.with_suffix(""), on_epoch=lambda line: print(json.dumps(line), flush=True)
+        model,
+        train,
+        val,
+        config,
+        out.with_suffix(""),
+        on_epoch=lambda line: print(json.dumps(line), flush=True),
     )
-    log = [json.loads(line) for line in (out.with_suffix("") / "log.jsonl").read_text().splitlines()]
-    plain = {k: v for k, v in best.items() if isinstance(v, int | float | str | None) and not _nan(v)}
+    log = [
+        json.loads(line) for line in (out.with_suffix("") / "log.jsonl").read_text().splitlines()
+    ]
+    plain = {
+        k: v for k, v in best.items() if isinstance(v, int | float | str | None) and not _nan(v)
+    }
     result = {
         **conditions, "best": plain, "last": {key: log[-1].get(key) for key in ("raw", "ema")},
         "images_seen": sum(line["train"]["images"] for line in log), "minutes": (time.monotonic() - began) / 60,

@@ -6,8 +6,8 @@
     fleetnet.export("runs/x", "onnx", "model.onnx")           collapsed, verified, then handed over
     fleetnet.load("model.onnx").predict(["a.jpg"])            [[("cat", 0.98), ...]]
 
-These names are the public ones. They are loaded when first used: `import fleetnet` imports neither torch nor anything
-else that is slow.
+These names are the public ones. They are loaded when first used: `import fleetnet` imports neither
+torch nor anything else that is slow.
 """
 
 from importlib import import_module

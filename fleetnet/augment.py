@@ -1,9 +1,10 @@
 """Training augmentations of pictures together with their boxes, masks and label maps.
 
-Every one of them is a choice of where a picture lies in the input, a `Place`: cropping, scaling, padding and mosaic
-are one resampling of what will be seen of each picture, and the annotations follow from the same numbers. So nothing is
-resampled twice, and the colors are distorted last, at the input's size. Differs from the papers' code in that only;
-and "segment" pads a picture that is smaller than the input, where ParC-Net's enlarges it.
+Every one of them is a choice of where a picture lies in the input, a `Place`: cropping, scaling,
+padding and mosaic are one resampling of what will be seen of each picture, and the annotations
+follow from the same numbers. So nothing is resampled twice, and the colors are distorted last, at
+the input's size. Differs from the papers' code in that only; and "segment" pads a picture that is
+smaller than the input, where ParC-Net's enlarges it.
 """
 
 import math
@@ -27,7 +28,15 @@ from .errors import UsageError, choose
 from .transforms import INTERPOLATION, PADDING, Preprocess
 
 SIDE = 2.0  # pixels of the input: objects with a shorter side are dropped
-OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # SSD: least IoU of a crop with an object; 1 is no crop
+OVERLAPS = (
+    0.0,
+    0.1,
+    0.3,
+    0.5,
+    0.7,
+    0.9,
+    1.0,
+)  # SSD: least IoU of a crop with an object; 1 is no crop
 VISIBLE = 0.15  # and those of which a smaller share of the area is left
 Targets = dict[str, Tensor]
 Item = tuple[Image.Image, Targets]
@@ -47,10 +56,11 @@ Layout = Callable[[Sequence[Item]], list[Part]]  # of the first pictures, as man
 class Augment:
     """Pictures with annotations -> the network's input with annotations in its pixels.
 
-    Called with [(RGB picture, targets), ...], `pictures` of them (fewer where files could not be read, at least one).
-    Targets may hold boxes (n, 4) float32 xyxy in pixels of the picture, labels (n,), masks (n, h, w) uint8 or bool, and
-    semantic (h, w) with 255 where unknown. Gives the input (3, H, W) float32 and the same keys of what is visible, n
-    may be 0; with masks, boxes are those of the masks. Uses the global random states of torch and `random`.
+    Called with [(RGB picture, targets), ...], `pictures` of them (fewer where files could not be
+    read, at least one). Targets may hold boxes (n, 4) float32 xyxy in pixels of the picture, labels
+    (n,), masks (n, h, w) uint8 or bool, and semantic (h, w) with 255 where unknown. Gives the input
+    (3, H, W) float32 and the same keys of what is visible, n may be 0; with masks, boxes are those
+    of the masks. Uses the global random states of torch and `random`.
     """
 
     preprocess: Preprocess
@@ -70,8 +80,13 @@ class Augment:
             canvas = Image.new("RGB", (width, height), (PADDING,) * 3)
             for (picture, _), part in zip(items, parts, strict=False):
                 _draw(canvas, picture, part, INTERPOLATION[self.preprocess.interpolation])
-        found = [_move(targets, part, (height, width)) for (_, targets), part in zip(items, parts, strict=False)]
-        targets = {key: torch.cat([each[key] for each in found]) for key in found[0] if key != "semantic"}
+        found = [
+            _move(targets, part, (height, width))
+            for (_, targets), part in zip(items, parts, strict=False)
+        ]
+        targets = {
+            key: torch.cat([each[key] for each in found]) for key in found[0] if key != "semantic"
+        }
         if "semantic" in found[0]:  # IGNORE outside of each
             targets["semantic"] = reduce(torch.minimum, [each["semantic"] for each in found])
         if random.random() < self.flip:
@@ -81,21 +96,36 @@ class Augment:
         return (v2.RandomErasing(self.erasing)(image) if self.erasing else image), targets
 
 
-def _draw(canvas: Image.Image, picture: Image.Image, part: Part, interpolation: Image.Resampling) -> None:
+def _draw(
+    canvas: Image.Image, picture: Image.Image, part: Part, interpolation: Image.Resampling
+) -> None:
     """Draw one part of the input; only what is seen of the picture is resampled."""
     place, (x0, y0, x1, y1) = part.place, _seen(part.place, (canvas.height, canvas.width))
     if x1 <= x0 or y1 <= y0:
         return
     left, right = ((x - place.left) / place.scale_x for x in (x0, x1))
     top, bottom = ((y - place.top) / place.scale_y for y in (y0, y1))
-    box = max(left, 0.0), max(top, 0.0), min(right, place.width), min(bottom, place.height)  # rounding goes beyond
+    box = (
+        max(left, 0.0),
+        max(top, 0.0),
+        min(right, place.width),
+        min(bottom, place.height),
+    )  # rounding goes beyond
     canvas.paste(picture.resize((x1 - x0, y1 - y0), interpolation, box=box), (x0, y0))
 
 
 def _seen(place: Place, size: tuple[int, int]) -> tuple[int, int, int, int]:
     """x0, y0, x1, y1 of the pixels of an input of `size` that show the picture."""
-    bottom, right = place.top + place.height * place.scale_y, place.left + place.width * place.scale_x
-    return max(0, round(place.left)), max(0, round(place.top)), min(size[1], round(right)), min(size[0], round(bottom))
+    bottom, right = (
+        place.top + place.height * place.scale_y,
+        place.left + place.width * place.scale_x,
+    )
+    return (
+        max(0, round(place.left)),
+        max(0, round(place.top)),
+        min(size[1], round(right)),
+        min(size[0], round(bottom)),
+    )
 
 
 def _move(targets: Targets, part: Part, size: tuple[int, int]) -> Targets:
@@ -115,7 +145,9 @@ def _move(targets: Targets, part: Part, size: tuple[int, int]) -> Targets:
         whole = _count(targets["masks"]) * (part.place.scale_x * part.place.scale_y)
         area = _count(masks)
         boxes = torch.zeros_like(boxes)
-        boxes[area > 0] = masks_to_boxes(masks[area > 0]) + boxes.new_tensor([0, 0, 1, 1])  # to the last pixel's end
+        boxes[area > 0] = masks_to_boxes(masks[area > 0]) + boxes.new_tensor(
+            [0, 0, 1, 1]
+        )  # to the last pixel's end
         moved["masks"] = masks
     keep = ((boxes[:, 2:] - boxes[:, :2]) >= SIDE).all(1) & (area >= VISIBLE * whole)
     keep = keep if part.keep is None else keep & part.keep
@@ -135,8 +167,16 @@ def _show(maps: Tensor, place: Place, size: tuple[int, int], empty: int) -> Tens
     x0, y0, x1, y1 = _seen(place, size)
     shown = maps.new_full((*maps.shape[:-2], *size), empty)
     if x1 > x0 and y1 > y0:
-        rows = ((np.arange(y0, y1) + 0.5 - place.top) / place.scale_y).clip(0, place.height - 1).astype(int)
-        columns = ((np.arange(x0, x1) + 0.5 - place.left) / place.scale_x).clip(0, place.width - 1).astype(int)
+        rows = (
+            ((np.arange(y0, y1) + 0.5 - place.top) / place.scale_y)
+            .clip(0, place.height - 1)
+            .astype(int)
+        )
+        columns = (
+            ((np.arange(x0, x1) + 0.5 - place.left) / place.scale_x)
+            .clip(0, place.width - 1)
+            .astype(int)
+        )
         # NumPy's take is twice as fast as torch's index_select
         shown.numpy()[..., y0:y1, x0:x1] = maps.numpy().take(rows, axis=-2).take(columns, axis=-1)
     return shown
@@ -144,7 +184,10 @@ def _show(maps: Tensor, place: Place, size: tuple[int, int], empty: int) -> Tens
 
 def _flip(targets: Targets, width: int) -> Targets:
     """Mirrored left to right."""
-    flipped = {key: value.flip(-1) if key in ("masks", "semantic") else value for key, value in targets.items()}
+    flipped = {
+        key: value.flip(-1) if key in ("masks", "semantic") else value
+        for key, value in targets.items()
+    }
     if "boxes" in targets:
         x0, y0, x1, y1 = targets["boxes"].unbind(1)
         flipped["boxes"] = torch.stack([width - x1, y0, width - x0, y1], 1)
@@ -169,13 +212,18 @@ class Zoom:
         place = self.preprocess.place(h, w)
         if self.cover:
             factor *= max(height / (h * place.scale_y), width / (w * place.scale_x))
-        rows, columns = (max(1, round(n * s * factor)) for n, s in ((h, place.scale_y), (w, place.scale_x)))
+        rows, columns = (
+            max(1, round(n * s * factor)) for n, s in ((h, place.scale_y), (w, place.scale_x))
+        )
         return Place(h, w, rows / h, columns / w)
 
     def __call__(self, items: Sequence[Item]) -> list[Part]:
         height, width = self.preprocess.size
         place = self.scaled(items[0][0], random.uniform(self.low, self.high))
-        free_y, free_x = height - round(place.height * place.scale_y), width - round(place.width * place.scale_x)
+        free_y, free_x = (
+            height - round(place.height * place.scale_y),
+            width - round(place.width * place.scale_x),
+        )
         top, left = (random.randint(min(0, free), max(0, free)) for free in (free_y, free_x))
         return [Part(place._replace(top=top, left=left))]
 
@@ -184,7 +232,8 @@ class Zoom:
 class Mosaic:
     """Four pictures that meet at a random point, seen through a window of a random scale (arXiv:2004.10934).
 
-    The canvas is twice the input's size and the point lies in its middle half; only what the window shows is drawn.
+    The canvas is twice the input's size and the point lies in its middle half; only what the window
+    shows is drawn.
     """
 
     zoom: Zoom
@@ -215,7 +264,8 @@ class Mosaic:
 class Crop:
     """SSD's random crop with a least overlap with an object, stretched to the input (arXiv:1512.02325).
 
-    The rule of torchvision's RandomIoUCrop, which tries one crop after the other, and so takes three times as long.
+    The rule of torchvision's RandomIoUCrop, which tries one crop after the other, and so takes
+    three times as long.
     """
 
     preprocess: Preprocess
@@ -235,10 +285,14 @@ class Crop:
         whole = torch.tensor([width, height])
         center = (boxes[:, :2] + boxes[:, 2:]) / 2
         while len(boxes) and (overlap := random.choice(OVERLAPS)) < 1:
-            side = torch.floor(whole * (self.scale + (1 - self.scale) * torch.rand(self.trials, 2))).clamp(min=1)
+            side = torch.floor(
+                whole * (self.scale + (1 - self.scale) * torch.rand(self.trials, 2))
+            ).clamp(min=1)
             corner = torch.floor((whole - side) * torch.rand(self.trials, 2))
             crops = torch.cat([corner, corner + side], 1)
-            inside = ((center > crops[:, None, :2]) & (center < crops[:, None, 2:])).all(2)  # (trials, n)
+            inside = ((center > crops[:, None, :2]) & (center < crops[:, None, 2:])).all(
+                2
+            )  # (trials, n)
             best = (box_iou(crops, boxes) * inside).amax(1)
             aspect = side[:, 0] / side[:, 1]
             good = inside.any(1) & (best >= overlap) & (aspect >= 0.5) & (aspect <= 2)
@@ -252,7 +306,9 @@ class Crop:
 AUGMENT: dict[str, Callable[[Preprocess, float, float], Layout | None]] = {
     "none": lambda preprocess, scale, mosaic: None,
     "ssd": lambda preprocess, scale, mosaic: Crop(preprocess, math.sqrt(scale)),
-    "jitter": lambda preprocess, scale, mosaic: Zoom(preprocess, math.sqrt(scale), 1 / math.sqrt(scale)),
+    "jitter": lambda preprocess, scale, mosaic: Zoom(
+        preprocess, math.sqrt(scale), 1 / math.sqrt(scale)
+    ),
     "segment": lambda preprocess, scale, mosaic: Zoom(
         preprocess, max(math.sqrt(scale), 0.75), 1 / math.sqrt(scale), cover=True
     ),
@@ -260,7 +316,8 @@ AUGMENT: dict[str, Callable[[Preprocess, float, float], Layout | None]] = {
         Zoom(preprocess, math.sqrt(scale), 1 / math.sqrt(scale)), mosaic
     ),
 }
-# what the papers use, where a setting is not given: SSD and DeepLabV3 as ParC-Net trains them (arXiv:2203.03952)
+# what the papers use, where a setting is not given: SSD and DeepLabV3 as ParC-Net trains them
+# (arXiv:2203.03952)
 DEFAULTS: dict[str, dict[str, float]] = {
     "none": {"flip": 0.0, "color_jitter": 0.0},
     "ssd": {"scale": 0.09, "color_jitter": 0.5},
@@ -279,13 +336,16 @@ def augmentation(name: str, preprocess: Preprocess, settings: Mapping[str, Any])
         color_jitter  range of brightness, contrast and saturation around 1; 0 for none
         erasing       probability of erasing a rectangle
         mosaic        probability of four pictures in one
-    Other keys are of no concern here, but `auto_augment` moves pictures without their boxes: a `UsageError`, as is an
-    unknown name. "none" shows what evaluation sees, whatever the settings are.
+    Other keys are of no concern here, but `auto_augment` moves pictures without their boxes: a
+    `UsageError`, as is an unknown name. "none" shows what evaluation sees, whatever the settings
+    are.
     """
     if name not in AUGMENT:
         raise UsageError(f"no augmentation {name!r}: {choose(name, AUGMENT)}")
     if (settings.get("auto_augment") or "none") != "none" and name != "none":
-        raise UsageError(f"auto_augment is {settings['auto_augment']!r}; allowed with boxes and masks: none")
+        raise UsageError(
+            f"auto_augment is {settings['auto_augment']!r}; allowed with boxes and masks: none"
+        )
     values = {"flip": 0.5, "scale": 1.0, "erasing": 0.0, "mosaic": 0.0} | DEFAULTS[name]
     if name != "none":
         values |= {key: settings[key] for key in values if settings.get(key) is not None}
@@ -304,14 +364,18 @@ def _colors(name: str, strength: float) -> Callable[[Image.Image], Image.Image] 
         lights = (max(0.0, 1 - 0.4 * strength), 1 + 0.4 * strength)
         hue = min(0.1 * strength, 0.5)
         return v2.RandomPhotometricDistort(lights, around, around, (-hue, hue))
-    return v2.ColorJitter(strength, strength, strength)  # no hue: that takes longer than all the rest
+    return v2.ColorJitter(
+        strength, strength, strength
+    )  # no hue: that takes longer than all the rest
 
 
-def multi_scale(images: Tensor, targets: Mapping[str, Any], ratio: float) -> tuple[Tensor, dict[str, Any]]:
+def multi_scale(
+    images: Tensor, targets: Mapping[str, Any], ratio: float
+) -> tuple[Tensor, dict[str, Any]]:
     """A batch at another size: both sides times `ratio`, in multiples of 32 and at least 32 pixels.
 
-    images (N, 3, H, W); of the targets, boxes (list of (n, 4)) are scaled, masks (list of (n, H, W)) and semantic
-    (N, H, W) take the nearest pixel, and the rest stays as it is.
+    images (N, 3, H, W); of the targets, boxes (list of (n, 4)) are scaled, masks (list of (n, H,
+    W)) and semantic (N, H, W) take the nearest pixel, and the rest stays as it is.
     """
     height, width = images.shape[-2:]
     size = tuple(max(1, round(side * ratio / 32)) * 32 for side in (height, width))
@@ -321,7 +385,8 @@ def multi_scale(images: Tensor, targets: Mapping[str, Any], ratio: float) -> tup
 
     def nearest(maps: Tensor) -> Tensor:
         rows, columns = (
-            ((torch.arange(n, device=maps.device) + 0.5) / s).long() for n, s in zip(size, (y, x), strict=True)
+            ((torch.arange(n, device=maps.device) + 0.5) / s).long()
+            for n, s in zip(size, (y, x), strict=True)
         )
         return maps.index_select(-2, rows).index_select(-1, columns)
 

@@ -16,7 +16,8 @@ from .errors import DataError
 class Order(Protocol):
     """In which order an epoch goes through the samples: their indices, some left out or repeated if it likes.
 
-    It is a function of the epoch alone, so that a run that continues goes on as if it had never stopped.
+    It is a function of the epoch alone, so that a run that continues goes on as if it had never
+    stopped.
     """
 
     epoch: int  # from 0; set before each pass
@@ -45,8 +46,8 @@ class Shuffled(Sampler[int]):
 class Balanced(Shuffled):
     """As many indices as there are samples, of each class equally often, up to one.
 
-    Samples of a class come in turn, in an order of each epoch: those of a small class several times an epoch, those of
-    a large one not in every epoch.
+    Samples of a class come in turn, in an order of each epoch: those of a small class several times
+    an epoch, those of a large one not in every epoch.
     """
 
     def __init__(self, labels: list[int], seed: int):
@@ -75,8 +76,9 @@ def labels_of(split: Split) -> list[int]:
 def class_weights(split: Split, target: str) -> Tensor:
     """A weight for each class, (classes,), in inverse proportion to its samples or pixels; their mean over these is 1.
 
-    `target` is "label" or "semantic". A class that nothing is of has the weight 0. Label maps that cannot be read are
-    passed over here, as they are in training. Raises `DataError` for a pixel of a class that there is not.
+    `target` is "label" or "semantic". A class that nothing is of has the weight 0. Label maps that
+    cannot be read are passed over here, as they are in training. Raises `DataError` for a pixel of
+    a class that there is not.
     """
     counts = torch.zeros(len(split.classes), dtype=torch.float64)
     if target == "label":
@@ -89,7 +91,9 @@ def class_weights(split: Split, target: str) -> Tensor:
                 continue
             known = torch.from_numpy(labels[labels != IGNORE].astype(np.int64))
             if len(known) and int(known.max()) >= len(counts):
-                raise DataError(f"{sample.image} has a pixel of class {int(known.max())} of {len(counts)}")
+                raise DataError(
+                    f"{sample.image} has a pixel of class {int(known.max())} of {len(counts)}"
+                )
             counts += torch.bincount(known, minlength=len(counts))
     there = counts > 0
     weights = torch.zeros_like(counts)

@@ -1,8 +1,9 @@
 """Large PNG and TIFF files, a band of rows at a time: the memory of a few rows instead of that of the whole picture.
 
-Pillow decodes a whole picture at once. A PNG is one stream of rows, each of which builds on the one above, so a band
-can be decoded from its part of the stream and the row before; a TIFF is a list of strips (or rows of tiles) that know
-nothing of each other, so each is a small TIFF of its own. Pillow's decoders do the work in both cases.
+Pillow decodes a whole picture at once. A PNG is one stream of rows, each of which builds on the one
+above, so a band can be decoded from its part of the stream and the row before; a TIFF is a list of
+strips (or rows of tiles) that know nothing of each other, so each is a small TIFF of its own.
+Pillow's decoders do the work in both cases.
 """
 
 import io
@@ -22,7 +23,9 @@ METADATA = 1 << 22  # bytes of a PNG's chunks of metadata that are looked at
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAY_TURN = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that may hold an orientation
 
-Band = Image.Image | np.ndarray  # of 16 bits a channel an array (rows, width) or (rows, width, channels)
+Band = (
+    Image.Image | np.ndarray
+)  # of 16 bits a channel an array (rows, width) or (rows, width, channels)
 
 
 def rows_of(width: int, height: int) -> Iterator[tuple[int, int]]:
@@ -72,7 +75,12 @@ def _content(file: BinaryIO, start: int, length: int) -> bytes:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return (
+        struct.pack(">I", len(content))
+        + kind
+        + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )
 
 
 def png_bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
@@ -139,15 +147,18 @@ class _Inflated:
 def _unfiltered(filtered: bytes, rows: int, row_bytes: int, pixel_bytes: int) -> np.ndarray:
     """Rows as they come out of a PNG's stream, each behind the number of its filter -> (rows, row_bytes) uint8.
 
-    Pillow undoes the filters in a picture of any mode whose pixels have as many bytes. For 6 and 8 bytes its only such
-    modes keep one byte of two, so those are decoded twice.
+    Pillow undoes the filters in a picture of any mode whose pixels have as many bytes. For 6 and 8
+    bytes its only such modes keep one byte of two, so those are decoded twice.
     """
     stream = zlib.compress(filtered, 0)
     if pixel_bytes <= 4:
         mode = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}[pixel_bytes]
         return _decoded(stream, mode, mode, row_bytes // pixel_bytes, rows).reshape(rows, row_bytes)
     mode = {6: "RGB", 8: "RGBA"}[pixel_bytes]
-    halves = [_decoded(stream, mode, f"{mode};16{order}", row_bytes // pixel_bytes, rows) for order in "BL"]
+    halves = [
+        _decoded(stream, mode, f"{mode};16{order}", row_bytes // pixel_bytes, rows)
+        for order in "BL"
+    ]
     return np.stack(halves, -1).reshape(rows, row_bytes)
 
 
@@ -159,11 +170,51 @@ def _decoded(stream: bytes, mode: str, rawmode: str, width: int, rows: int) -> n
 # ---- TIFF ------------------------------------------------------------------------------------------------------------
 
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of whole numbers
-_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
+_BYTES = {
+    1: 1,
+    2: 1,
+    3: 2,
+    4: 4,
+    5: 8,
+    6: 1,
+    7: 1,
+    8: 2,
+    9: 4,
+    10: 8,
+    11: 4,
+    12: 8,
+    13: 4,
+    16: 8,
+    17: 8,
+    18: 8,
+}
 _HEIGHT, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR = 257, 273, 278, 279, 284
 _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _ORIENTATION = 323, 324, 325, 274
 _KEPT = {  # what decoders of one strip need to know
-    *(254, 256, 258, 259, 262, 266, 277, 284, 292, 293, 317, 320, 322, 323, 332, 338, 339, 347, 512, 513, 514, 515),
+    *(
+        254,
+        256,
+        258,
+        259,
+        262,
+        266,
+        277,
+        284,
+        292,
+        293,
+        317,
+        320,
+        322,
+        323,
+        332,
+        338,
+        339,
+        347,
+        512,
+        513,
+        514,
+        515,
+    ),
     *(519, 520, 521, 529, 530, 531, 532),
 }
 _Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, values as stored
@@ -195,7 +246,13 @@ def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
     across = len(offsets) // bands  # tiles in a row of them; one strip
     return (
         _small_tiff(
-            file, order, tags, offsets[i : i + across], lengths[i : i + across], rows, height - i // across * rows
+            file,
+            order,
+            tags,
+            offsets[i : i + across],
+            lengths[i : i + across],
+            rows,
+            height - i // across * rows,
         )
         for i in range(0, len(offsets), across)
     )
@@ -226,7 +283,14 @@ def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
     for at in range(0, len(table) - size + 1, size):
         tag, kind, values = struct.unpack_from(order + entry, table, at)
         length = values * _BYTES.get(kind, 1)
-        if tag not in _KEPT | {_HEIGHT, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES, _TILE_OFFSETS, _TILE_BYTES}:
+        if tag not in _KEPT | {
+            _HEIGHT,
+            _STRIP_OFFSETS,
+            _ROWS_PER_STRIP,
+            _STRIP_BYTES,
+            _TILE_OFFSETS,
+            _TILE_BYTES,
+        }:
             continue
         content = table[at + size - inline : at + size]
         if length > inline:
@@ -236,7 +300,9 @@ def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
     return tags
 
 
-def _numbers(tags: _Tags, tag: int, order: str, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+def _numbers(
+    tags: _Tags, tag: int, order: str, default: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
     if tag not in tags and default is not None:
         return default
     kind, count, content = tags[tag]
@@ -244,18 +310,30 @@ def _numbers(tags: _Tags, tag: int, order: str, default: tuple[int, ...] | None 
 
 
 def _small_tiff(
-    file: BinaryIO, order: str, tags: _Tags, offsets: tuple[int, ...], lengths: tuple[int, ...], rows: int, left: int
+    file: BinaryIO,
+    order: str,
+    tags: _Tags,
+    offsets: tuple[int, ...],
+    lengths: tuple[int, ...],
+    rows: int,
+    left: int,
 ) -> BinaryIO:
     """A TIFF of the strips or tiles at some places of a file; `left` is how many rows of the picture are left."""
     kept = {tag: value for tag, value in tags.items() if tag in _KEPT}
     kept[_HEIGHT] = 4, 1, struct.pack(order + "I", min(rows, left))
-    places, sizes = (_STRIP_OFFSETS, _STRIP_BYTES) if _TILE_OFFSETS not in tags else (_TILE_OFFSETS, _TILE_BYTES)
+    places, sizes = (
+        (_STRIP_OFFSETS, _STRIP_BYTES)
+        if _TILE_OFFSETS not in tags
+        else (_TILE_OFFSETS, _TILE_BYTES)
+    )
     if places == _STRIP_OFFSETS:
         kept[_ROWS_PER_STRIP] = 4, 1, struct.pack(order + "I", rows)
     kept[sizes] = 4, len(lengths), struct.pack(f"{order}{len(lengths)}I", *lengths)
     kept[places] = 4, len(offsets), b"\0" * 4 * len(offsets)
     values_at = 8 + 2 + 12 * len(kept) + 4
-    data_at = values_at + sum(len(content) + len(content) % 2 for _, _, content in kept.values() if len(content) > 4)
+    data_at = values_at + sum(
+        len(content) + len(content) % 2 for _, _, content in kept.values() if len(content) > 4
+    )
     starts = itertools.accumulate(lengths[:-1], initial=data_at)
     kept[places] = 4, len(offsets), struct.pack(f"{order}{len(offsets)}I", *starts)
     table, values = b"", b""

@@ -1,14 +1,16 @@
 """Latency of callables, measured so that the figures can be compared, with the conditions they were measured under.
 
-All that is compared runs in turn, in an order drawn anew each round: a machine that slows down or gets busy then slows
-down everybody. So each call starts with the caches as another one left them, as in an app that does other things too.
-Nothing here knows what it measures; the caller sets the threads of what it hands in.
+All that is compared runs in turn, in an order drawn anew each round: a machine that slows down or
+gets busy then slows down everybody. So each call starts with the caches as another one left them,
+as in an app that does other things too. Nothing here knows what it measures; the caller sets the
+threads of what it hands in.
 
-Beside the wall clock the CPU time of the process is read. What a call of one thread did not compute it waited for a
-core, while others had it: ratios are of the time without waiting, which is what the same call takes on a machine of its
-own. On two cores with four to seven programs computing, the worst of seven ratios differed between two runs of 100
-rounds by 15 % in wall clock time and by 6 % without the waiting (medians over 15 pairs of runs); ratios of the fastest
-calls by 69 %. Of calls with several threads only interruptions are known.
+Beside the wall clock the CPU time of the process is read. What a call of one thread did not compute
+it waited for a core, while others had it: ratios are of the time without waiting, which is what the
+same call takes on a machine of its own. On two cores with four to seven programs computing, the
+worst of seven ratios differed between two runs of 100 rounds by 15 % in wall clock time and by 6 %
+without the waiting (medians over 15 pairs of runs); ratios of the fastest calls by 69 %. Of calls
+with several threads only interruptions are known.
 """
 
 import gc
@@ -30,13 +32,17 @@ from .errors import UsageError, choose
 
 PACKAGES = ("fleetnet", "torch", "onnxruntime")  # whose versions decide the figures
 FEWEST = 5  # rounds, before a budget may end a measurement
-QUIET, PATIENCE = 0.002, 0.1  # seconds that idle threads are watched, and that are waited for them at most
+QUIET, PATIENCE = (
+    0.002,
+    0.1,
+)  # seconds that idle threads are watched, and that are waited for them at most
 AGREE = 0.1  # relative difference of ratios that two runs should stay within
 WAITING = 0.1  # share of the time that calls may wait for a core before the machine counts as busy
 SPARE = 0.1  # cores that others may use of those that we need; every system does something
 STOLEN = 0.02  # share of the cores that the host of a virtual machine may give to others
 WIDE = 1.2  # p90 / median
-# Blocks of consecutive rounds -> 95 % quantile of Student's t for as many, times sqrt(2), since two runs are compared.
+# Blocks of consecutive rounds -> 95 % quantile of Student's t for as many, times sqrt(2), since two
+# runs are compared.
 BLOCKS = {10: 3.20, 5: 3.93}
 EXACT = 8  # things compared, up to which all orders are tried
 SHUFFLES = 100_000  # orders tried of more
@@ -48,9 +54,13 @@ class Row:
 
     name: str
     times: tuple[float, ...] = field(repr=False)
-    waited: tuple[float, ...] | None = field(repr=False, default=None)  # of the times, for a core; None: unknown
+    waited: tuple[float, ...] | None = field(
+        repr=False, default=None
+    )  # of the times, for a core; None: unknown
     threads: int = 1  # of the CPU; 0: what computes is something else
-    interrupted: tuple[int, ...] = field(repr=False, default=())  # how often the system took a core away
+    interrupted: tuple[int, ...] = field(
+        repr=False, default=()
+    )  # how often the system took a core away
     least: float | None = None  # the fastest call, where a time is the mean of several
 
     @property
@@ -65,7 +75,11 @@ class Row:
     @property
     def working(self) -> tuple[float, ...]:
         """The times without the waiting, where that is known."""
-        return tuple(t - w for t, w in zip(self.times, self.waited, strict=True)) if self.waited else self.times
+        return (
+            tuple(t - w for t, w in zip(self.times, self.waited, strict=True))
+            if self.waited
+            else self.times
+        )
 
     def to_dict(self) -> dict[str, str | int | float | None]:
         return {
@@ -78,7 +92,9 @@ class Row:
             "min_ms": min(self.times) if self.least is None else self.least,
             "images_per_second": 1000 / self.median,
             "working_ms": statistics.median(self.working),  # median without waiting for a core
-            "waited": sum(self.waited) / sum(self.times) if self.waited else None,  # share of the time
+            "waited": sum(self.waited) / sum(self.times)
+            if self.waited
+            else None,  # share of the time
         }
 
 
@@ -109,15 +125,19 @@ def measure(  # noqa: C901
 ) -> list[Row]:
     """Time each of `calls` `runs` times, after `warmup` calls that do not count, in an order shuffled each round.
 
-    `seconds` ends the measurement after the round in which they are used up, warm-up apart, but not before the fifth.
-    `threads` says how many each may use, where it is not one: 0 where something else computes (a GPU; synchronize it
-    inside the call); with several there are pauses, since threads that spin after a call would disturb the next.
-    `prepare` is called with the name before each call, and not timed.
+    `seconds` ends the measurement after the round in which they are used up, warm-up apart, but not
+    before the fifth. `threads` says how many each may use, where it is not one: 0 where something
+    else computes (a GPU; synchronize it inside the call); with several there are pauses, since
+    threads that spin after a call would disturb the next. `prepare` is called with the name before
+    each call, and not timed.
     """
     if not calls:
         raise UsageError("nothing to measure: give at least one call")
     if runs < 1 or warmup < 0:
-        raise UsageError(f"runs is {runs} and warmup is {warmup}; allowed: runs of at least 1, warmup of at least 0")
+        raise UsageError(
+            f"runs is {runs} and warmup is {warmup}; allowed: runs of at least 1, "
+            "warmup of at least 0"
+        )
     threads = {name: (threads or {}).get(name, 1) for name in calls}
     several = max(threads.values()) > 1
     samples: dict[str, list[tuple[int, int, int]]] = {name: [] for name in calls}
@@ -155,7 +175,13 @@ def measure(  # noqa: C901
 
 def _row(name: str, threads: int, samples: Sequence[tuple[int, int, int]]) -> Row:
     waited = tuple(max(wall - cpu, 0) / 1e6 for wall, cpu, _ in samples) if threads == 1 else None
-    return Row(name, tuple(wall / 1e6 for wall, *_ in samples), waited, threads, tuple(n for *_, n in samples))
+    return Row(
+        name,
+        tuple(wall / 1e6 for wall, *_ in samples),
+        waited,
+        threads,
+        tuple(n for *_, n in samples),
+    )
 
 
 def _speedups(rows: Sequence[Row], base: str) -> dict[str, list[float]]:
@@ -182,8 +208,8 @@ def ratios(rows: Sequence[Row], base: str) -> dict[str, float]:
 def uncertainty(rows: Sequence[Row], base: str) -> dict[str, float | None]:
     """How far apart, relatively, the ratio of another such run may be (95 %), from how it varies within this one.
 
-    The rounds are cut into blocks, so that what lasts for some rounds counts; None for less than ten rounds. What lasts
-    longer than a run cannot be seen from within it.
+    The rounds are cut into blocks, so that what lasts for some rounds counts; None for less than
+    ten rounds. What lasts longer than a run cannot be seen from within it.
     """
     found: dict[str, float | None] = {}
     for name, speedups in _speedups(rows, base).items():
@@ -200,18 +226,23 @@ def uncertainty(rows: Sequence[Row], base: str) -> dict[str, float | None]:
 def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
     """The rank correlation of two lists and its p value (two-sided); None where one of them has a single value.
 
-    p is the share of all orders of b whose correlation with a is at least as large in size: all of them are tried up to
-    eight values, 100,000 random ones of more (p is then within 0.002). Equal values share their mean rank.
+    p is the share of all orders of b whose correlation with a is at least as large in size: all of
+    them are tried up to eight values, 100,000 random ones of more (p is then within 0.002). Equal
+    values share their mean rank.
     """
     import numpy as np
 
     def ranks(values: Sequence[float]) -> "np.ndarray":
-        _, inverse, counts = np.unique(np.asarray(values, float), return_inverse=True, return_counts=True)
+        _, inverse, counts = np.unique(
+            np.asarray(values, float), return_inverse=True, return_counts=True
+        )
         rank = (np.cumsum(counts) - (counts - 1) / 2)[inverse]
         return (rank - rank.mean()) / (rank.std() or 1)
 
     if len(a) != len(b) or len(a) < 3:
-        raise UsageError(f"{len(a)} and {len(b)} values to correlate; allowed: equally many, at least 3")
+        raise UsageError(
+            f"{len(a)} and {len(b)} values to correlate; allowed: equally many, at least 3"
+        )
     x, y = ranks(a), ranks(b)
     if not x.any() or not y.any():
         return None
@@ -268,22 +299,31 @@ def _machine() -> tuple[float, float, float, float]:
 def watch() -> Callable[[], dict[str, float | None]]:
     """Begin to watch the machine; the function returned tells what happened since, None where the system does not.
 
-    "others": cores that other programs used, on average; "stolen": share of the cores that the host of a virtual
-    machine gave to others; "load": as in `card`.
+    "others": cores that other programs used, on average; "stolen": share of the cores that the host
+    of a virtual machine gave to others; "load": as in `card`.
     """
     begin = _machine()
 
     def during() -> dict[str, float | None]:
-        wall, own, all, stolen = (after - before for after, before in zip(_machine(), begin, strict=True))
-        found = {"others": max((all - own) / wall, 0.0), "stolen": stolen / wall / (os.cpu_count() or 1)}
-        told: dict[str, float | None] = {name: value if math.isfinite(value) else None for name, value in found.items()}
+        wall, own, all, stolen = (
+            after - before for after, before in zip(_machine(), begin, strict=True)
+        )
+        found = {
+            "others": max((all - own) / wall, 0.0),
+            "stolen": stolen / wall / (os.cpu_count() or 1),
+        }
+        told: dict[str, float | None] = {
+            name: value if math.isfinite(value) else None for name, value in found.items()
+        }
         return {**told, "load": os.getloadavg()[0]}
 
     return during
 
 
 def warnings(
-    rows: Sequence[Row], card: Mapping[str, object], during: Mapping[str, float | None] | None = None
+    rows: Sequence[Row],
+    card: Mapping[str, object],
+    during: Mapping[str, float | None] | None = None,
 ) -> list[str]:
     """Reasons to doubt the figures: a busy machine, a saving governor, a wide spread, ratios that vary.
 
@@ -292,37 +332,72 @@ def warnings(
     found = []
     during = during or {}
     load, cores, threads = card["load"], card["cores"], card["threads"]
-    if isinstance(load, float) and isinstance(cores, int) and isinstance(threads, int) and load > cores - threads + 0.5:
-        found.append(f"the machine is busy: load {load:.1f} on {cores} cores before {threads} more threads were used")
+    if (
+        isinstance(load, float)
+        and isinstance(cores, int)
+        and isinstance(threads, int)
+        and load > cores - threads + 0.5
+    ):
+        found.append(
+            f"the machine is busy: load {load:.1f} on {cores} cores before {threads} more "
+            "threads were used"
+        )
     others = during.get("others")
-    if others and isinstance(cores, int) and isinstance(threads, int) and others + threads > cores + SPARE:
-        found.append(f"the machine was busy: other programs used {others:.1f} of {cores} cores during the measurement")
+    if (
+        others
+        and isinstance(cores, int)
+        and isinstance(threads, int)
+        and others + threads > cores + SPARE
+    ):
+        found.append(
+            f"the machine was busy: other programs used {others:.1f} of {cores} cores "
+            "during the measurement"
+        )
     stolen = during.get("stolen")
     if stolen and stolen > STOLEN:
         found.append(f"the host of this virtual machine gave {stolen:.0%} of its cores to others")
     if card["governor"] not in (None, "performance"):
-        found.append(f"the CPU governor is {card['governor']!r}, so the clock may change; best is 'performance'")
+        found.append(
+            f"the CPU governor is {card['governor']!r}, so the clock may change; best is "
+            "'performance'"
+        )
     known = [row for row in rows if row.waited is not None]
-    waited = sum(sum(row.waited or ()) for row in known) / (sum(sum(row.times) for row in known) or 1)
+    waited = sum(sum(row.waited or ()) for row in known) / (
+        sum(sum(row.times) for row in known) or 1
+    )
     if waited > WAITING:
         found.append(
-            f"the machine was too busy: calls waited {waited:.0%} of their time for a core, so times are too long "
-            "(ratios are without the waiting)"
+            f"the machine was too busy: calls waited {waited:.0%} of their time for a core, so "
+            "times are too long (ratios are without the waiting)"
         )
-    torn = [row.name for row in rows if row.waited is None and row.interrupted and statistics.median(row.interrupted)]
+    torn = [
+        row.name
+        for row in rows
+        if row.waited is None and row.interrupted and statistics.median(row.interrupted)
+    ]
     if torn:
-        found.append(f"the machine was too busy: most calls were interrupted, so times are too long: {_few(torn)}")
+        found.append(
+            "the machine was too busy: most calls were interrupted, so times are too "
+            f"long: {_few(torn)}"
+        )
     wide = {row.name: row.p90 / row.median for row in rows if row.p90 > WIDE * row.median}
     if wide:
         worst = max(wide, key=lambda name: wide[name])
-        found.append(f"{_few([worst, *wide])} spreads widely: p90 is {wide[worst]:.2f} times the median")
+        found.append(
+            f"{_few([worst, *wide])} spreads widely: p90 is {wide[worst]:.2f} times the median"
+        )
     if len(rows) > 1:
-        apart = {name: by for name, by in uncertainty(rows, rows[0].name).items() if by is not None and by > AGREE}
+        apart = {
+            name: by
+            for name, by in uncertainty(rows, rows[0].name).items()
+            if by is not None and by > AGREE
+        }
         if apart:
             worst = max(apart, key=lambda name: apart[name])
             found.append(
                 f"in another run, ratios to {rows[0].name} may differ by more than {AGREE:.0%}: of "
-                f"{_few([worst, *apart])}, by up to {apart[worst]:.0%}. Measure when the machine is idle, or more runs"
+                f"{_few([worst, *apart])}, by up to {apart[worst]:.0%}. Measure when the machine "
+                "is idle, or more runs"
             )
     return found
 

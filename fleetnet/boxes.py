@@ -6,8 +6,9 @@
     unpad      what `select` gave for a batch -> one prediction a picture, without the padding
     Limits     what is kept of all that a network finds: how many, above which score, how much apart, of which classes
 
-A prediction is a dict of tensors: boxes (n, 4), scores (n,) from 0 to 1, labels (n,) int64, most certain first, and
-for instance masks `masks` (n, h, w) bool. Intersection over union, areas and NMS are torchvision's (`torchvision.ops`).
+A prediction is a dict of tensors: boxes (n, 4), scores (n,) from 0 to 1, labels (n,) int64, most
+certain first, and for instance masks `masks` (n, h, w) bool. Intersection over union, areas and NMS
+are torchvision's (`torchvision.ops`).
 """
 
 import math
@@ -74,7 +75,9 @@ def _labels(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     """The indices of classes by name, rising."""
     for name in names:
         if name not in classes:
-            raise UsageError(f"only is {name!r}, which is no class of this model: {choose(name, classes)}")
+            raise UsageError(
+                f"only is {name!r}, which is no class of this model: {choose(name, classes)}"
+            )
     return tuple(label for label, name in enumerate(classes) if name in names)
 
 
@@ -107,18 +110,22 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     return {**{key: value[inside] for key, value in prediction.items()}, "boxes": boxes[inside]}
 
 
-def best_after_nms(boxes: Tensor, scores: Tensor, groups: Tensor, many: int, iou: float, count: int) -> Tensor:
+def best_after_nms(
+    boxes: Tensor, scores: Tensor, groups: Tensor, many: int, iou: float, count: int
+) -> Tensor:
     """Indices (count,) of the best boxes after NMS within each group, best first; n where there are no more.
 
-    boxes (n, 4), scores (n,), groups (n,) int64 below `many`. A graph needs the same shapes for any image: only what
-    the NMS itself gives has none.
+    boxes (n, 4), scores (n,), groups (n,) int64 below `many`. A graph needs the same shapes for any
+    image: only what the NMS itself gives has none.
     """
-    # Each group is moved to a cell of a grid of its own. A grid keeps the coordinates small, and so their rounding: 80
-    # classes in a row would cost float32 a hundredth of a pixel.
+    # Each group is moved to a cell of a grid of its own. A grid keeps the coordinates small, and so
+    # their rounding: 80 classes in a row would cost float32 a hundredth of a pixel.
     cell = boxes.max() - boxes.min() + 1 if len(boxes) else 1
     side = math.isqrt(many - 1) + 1
     keep = nms(boxes + torch.stack([groups % side, groups // side] * 2, 1) * cell, scores, iou)
-    return torch.cat([keep, keep.new_full((count,), len(scores))])[torch.arange(count, device=keep.device)]
+    return torch.cat([keep, keep.new_full((count,), len(scores))])[
+        torch.arange(count, device=keep.device)
+    ]
 
 
 def take(values: Tensor, index: Tensor) -> Tensor:
@@ -127,18 +134,29 @@ def take(values: Tensor, index: Tensor) -> Tensor:
 
 
 def select(
-    boxes: Tensor, scores: Tensor, *, iou: float, threshold: float, count: int, candidates: int = CANDIDATES
+    boxes: Tensor,
+    scores: Tensor,
+    *,
+    iou: float,
+    threshold: float,
+    count: int,
+    candidates: int = CANDIDATES,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The best boxes of one picture after NMS within each class, padded to `count` with zeros (a score of 0).
 
-    boxes (A, 4), scores (A, classes) -> boxes (count, 4), scores (count,), labels (count,) int64, best first. A box may
-    be found as several classes. Only scores above `threshold`, and of them the best `candidates`, enter the NMS.
+    boxes (A, 4), scores (A, classes) -> boxes (count, 4), scores (count,), labels (count,) int64,
+    best first. A box may be found as several classes. Only scores above `threshold`, and of them
+    the best `candidates`, enter the NMS.
     """
     classes, flat = scores.shape[1], scores.flatten()
-    index = flat.topk(min(candidates, len(flat))).indices.sort().values  # NMS takes the first of equal scores
+    index = (
+        flat.topk(min(candidates, len(flat))).indices.sort().values
+    )  # NMS takes the first of equal scores
     best, chosen, label = flat[index], boxes[index // classes], index % classes
     keep = best_after_nms(chosen, best, label, classes, iou, count)
-    keep = torch.where(take(best, keep) > threshold, keep, len(index))  # what is refused suppressed nothing better
+    keep = torch.where(
+        take(best, keep) > threshold, keep, len(index)
+    )  # what is refused suppressed nothing better
     return take(chosen, keep), take(best, keep), take(label, keep)
 
 
@@ -154,7 +172,9 @@ def only_of(scores: Tensor, limits: Limits) -> Tensor:
     """The scores (n, classes), 0 for classes that are not wanted."""
     if limits.only is None:
         return scores
-    return scores * scores.new_tensor([float(label in limits.only) for label in range(scores.shape[1])])
+    return scores * scores.new_tensor(
+        [float(label in limits.only) for label in range(scores.shape[1])]
+    )
 
 
 def within(prediction: Prediction, limits: Limits) -> Prediction:
@@ -168,4 +188,7 @@ def within(prediction: Prediction, limits: Limits) -> Prediction:
 
 def unpad(outputs: dict[str, Tensor]) -> list[Prediction]:
     """Padded outputs of a batch (boxes (N, K, 4), scores (N, K), labels (N, K), ...) -> a prediction a picture."""
-    return [{key: value[i][score > 0] for key, value in outputs.items()} for i, score in enumerate(outputs["scores"])]
+    return [
+        {key: value[i][score > 0] for key, value in outputs.items()}
+        for i, score in enumerate(outputs["scores"])
+    ]

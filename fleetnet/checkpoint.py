@@ -1,8 +1,9 @@
 """Checkpoints: one safetensors file that describes itself, so that loading needs no recipe; trainer state beside it.
 
-The file's metadata holds `facts` as JSON under "fleetnet": how to build the network and in which form, what it tells
-apart, what it expects of an image, how it was trained from which weights, and how well it did. An exported file carries
-the same facts. Every file is written beside its name and then renamed, so that it is whole or not there.
+The file's metadata holds `facts` as JSON under "fleetnet": how to build the network and in which
+form, what it tells apart, what it expects of an image, how it was trained from which weights, and
+how well it did. An exported file carries the same facts. Every file is written beside its name and
+then renamed, so that it is whole or not there.
 """
 
 import hashlib
@@ -53,12 +54,15 @@ def facts(
 ) -> dict[str, Any]:
     """What a checkpoint and an exported file say of themselves; JSON.
 
-    `settings` are those of the training, `metrics` its results, `source` the starting weights and their license: those
-    that `create_model` loaded unless given. `form` is found from the model unless given. `category_ids` are those of
-    the annotation file, in the order of `classes`.
+    `settings` are those of the training, `metrics` its results, `source` the starting weights and
+    their license: those that `create_model` loaded unless given. `form` is found from the model
+    unless given. `category_ids` are those of the annotation file, in the order of `classes`.
     """
     if not isinstance(model, Model):
-        raise ModelError(f"model is a {type(model).__name__}; only models of create_model can describe themselves")
+        raise ModelError(
+            f"model is a {type(model).__name__}; only models of create_model can "
+            "describe themselves"
+        )
     if len(classes) != model.classes:
         raise ModelError(f"{len(classes)} class names for a model of {model.classes} classes")
     if source is None and model.report is not None:
@@ -110,11 +114,17 @@ def save(
         form=form,
         category_ids=category_ids,
     )
-    state = {key: value.detach().to("cpu", copy=True).contiguous() for key, value in model.state_dict().items()}
+    state = {
+        key: value.detach().to("cpu", copy=True).contiguous()
+        for key, value in model.state_dict().items()
+    }
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:  # copies, since safetensors refuses tensors that share memory
         text = to_json(about)
-        hashes = {"facts_sha256": hashlib.sha256(text.encode()).hexdigest(), "tensors_sha256": hash_tensors(state)}
+        hashes = {
+            "facts_sha256": hashlib.sha256(text.encode()).hexdigest(),
+            "tensors_sha256": hash_tensors(state),
+        }
         file.write(serialize(state, {"fleetnet": text, "format": "pt", **hashes}))
 
 
@@ -127,8 +137,8 @@ def read_facts(path: str | Path) -> dict[str, Any]:
 def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     """The model of a checkpoint file, or of best.safetensors in a run folder, in eval mode and in the file's form.
 
-    Raises `ModelError` for a file that is missing, damaged, not a checkpoint, of a newer version, or of another model,
-    and for weights or buffers that are not finite.
+    Raises `ModelError` for a file that is missing, damaged, not a checkpoint, of a newer version,
+    or of another model, and for weights or buffers that are not finite.
     """
     path = locate(Path(path))
     if path.suffix != ".safetensors":
@@ -136,8 +146,13 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     state, about = read_safetensors(path)
     check_facts(about, path)
     preprocess = _preprocess(about, path)
-    options = {**options_of_checkpoint(about["model"], state), **about["options"]}  # of version 0.1: not all written
-    with torch.device("meta"):  # what a description asks for may be larger than the memory, so first without any
+    options = {
+        **options_of_checkpoint(about["model"], state),
+        **about["options"],
+    }  # of version 0.1: not all written
+    with torch.device(
+        "meta"
+    ):  # what a description asks for may be larger than the memory, so first without any
         _check_fits(_built(about, options, preprocess, path), state, path)
     check_finite(state, path)
     model = _built(about, options, preprocess, path)
@@ -163,14 +178,31 @@ def _preprocess(about: Mapping[str, Any], path: Path) -> Preprocess:
         raise ModelError(f"{path}: its description is wrong: {error}") from error
 
 
-def _built(about: Mapping[str, Any], options: Mapping[str, Any], preprocess: Preprocess, path: Path) -> Model:
+def _built(
+    about: Mapping[str, Any], options: Mapping[str, Any], preprocess: Preprocess, path: Path
+) -> Model:
     """The network that a description asks for, in eval mode and in its form."""
     try:
-        model = build(about["model"], len(about["classes"]), about["drop_path"], about["output_stride"], options).eval()
+        model = build(
+            about["model"],
+            len(about["classes"]),
+            about["drop_path"],
+            about["output_stride"],
+            options,
+        ).eval()
         if about["form"] == "deploy":
             model = cast(Model, reparameterize(model, torch.zeros(1, 3, *preprocess.size)))
-    except (FleetnetError, TypeError, ValueError, RuntimeError, IndexError, KeyError) as error:  # or of torch's layers
-        raise ModelError(f"{path}: the network of its description cannot be built: {error}") from error
+    except (
+        FleetnetError,
+        TypeError,
+        ValueError,
+        RuntimeError,
+        IndexError,
+        KeyError,
+    ) as error:  # or of torch's layers
+        raise ModelError(
+            f"{path}: the network of its description cannot be built: {error}"
+        ) from error
     return model
 
 
@@ -181,8 +213,8 @@ def _check_fits(model: Model, state: Mapping[str, Tensor], path: Path) -> None:
     stray = [*sorted(ours.keys() ^ state.keys()), *wrong]
     if stray:
         raise ModelError(
-            f"{path} says it is {model.name} in {form_of(model)} form, but {len(stray)} tensors are missing, "
-            f"unexpected or of another shape: {', '.join(stray[:3])}"
+            f"{path} says it is {model.name} in {form_of(model)} form, but {len(stray)} tensors "
+            f"are missing, unexpected or of another shape: {', '.join(stray[:3])}"
         )
 
 
@@ -211,13 +243,17 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     """What `save_state` wrote, on the CPU; `ModelError` where there is none or it cannot be read."""
     path = Path(folder) / STATE
     if not path.is_file():
-        raise ModelError(f"no trainer state in {str(folder)!r} ({STATE} is missing): nothing to resume")
+        raise ModelError(
+            f"no trainer state in {str(folder)!r} ({STATE} is missing): nothing to resume"
+        )
     state = read_pickle(path)
     if not isinstance(state, dict):
         raise ModelError(f"{path} is no trainer state: it holds a {type(state).__name__}")
     expected = state.pop(STATE_HASH, None)  # older ones have none
     if expected is not None and expected != _digest(state):
-        raise ModelError(f"{path} is damaged: its content has another hash than when it was written")
+        raise ModelError(
+            f"{path} is damaged: its content has another hash than when it was written"
+        )
     return state
 
 
@@ -252,8 +288,10 @@ def _check_plain(value: Any, where: str) -> None:
     elif type(value) in (list, tuple, torch.Size):
         for i, item in enumerate(value):
             _check_plain(item, f"{where}[{i}]")
-    elif not (value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)):
+    elif not (
+        value is None or type(value) in (bool, int, float, str, bytes) or isinstance(value, Tensor)
+    ):
         raise ModelError(
-            f"{where} is {type(value).__module__}.{type(value).__name__}, which could not be read again; allowed: "
-            "tensors, numbers, strings, None, and dicts, lists and tuples of them"
+            f"{where} is {type(value).__module__}.{type(value).__name__}, which could not be read "
+            "again; allowed: tensors, numbers, strings, None, and dicts, lists and tuples of them"
         )

@@ -1,9 +1,10 @@
 """Latency on a phone or a board, over adb or ssh, by the benchmark program of the runtime that a file is for.
 
-The program is the user's, built from the sources of MNN, ncnn or onnxruntime, and is known by its file name: see TOOLS.
-Everything is copied into a folder of its own, which is removed at the end, whatever happens. As in `bench`, all that is
-compared runs in turn, in an order drawn anew each round; but a program runs a file some times in a row and tells the
-mean, so one time here is the mean of some calls. What it feeds the network is its own affair: zeros or random values.
+The program is the user's, built from the sources of MNN, ncnn or onnxruntime, and is known by its
+file name: see TOOLS. Everything is copied into a folder of its own, which is removed at the end,
+whatever happens. As in `bench`, all that is compared runs in turn, in an order drawn anew each
+round; but a program runs a file some times in a row and tells the mean, so one time here is the
+mean of some calls. What it feeds the network is its own affair: zeros or random values.
 """
 
 import math
@@ -29,7 +30,9 @@ ADVICE = {
     "adb": "`adb devices` lists what is connected and allowed",
     "ssh": "`ssh HOST true` must work without a password",
 }
-STATUS = re.compile(r"fleetnet-status (\d+)\s*\Z")  # older adbs do not hand on exit codes, so the shell prints it
+STATUS = re.compile(
+    r"fleetnet-status (\d+)\s*\Z"
+)  # older adbs do not hand on exit codes, so the shell prints it
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,9 @@ class Tool:
     """A benchmark program: what it runs, how it is called, and how it tells the times."""
 
     suffix: str  # of the files
-    words: Callable[[Job, str, int], list[str]]  # arguments, for the path of the copied file and a number of calls
+    words: Callable[
+        [Job, str, int], list[str]
+    ]  # arguments, for the path of the copied file and a number of calls
     found: str  # regular expression with the groups "mean" and "least"; FILE stands for the file
     unit: float = 1.0  # of "least", in milliseconds; "mean" is in milliseconds
 
@@ -72,21 +77,38 @@ def _mnn(job: Job, file: str, calls: int) -> list[str]:
 
 def _mnn_module(job: Job, file: str, calls: int) -> list[str]:
     # the input is described in a folder; nothing is traced (0), on the CPU (0)
-    return [file, f"{PurePosixPath(file).parent}-input", "0", "0", str(calls), str(job.threads), _mnn_precision(job)]
+    return [
+        file,
+        f"{PurePosixPath(file).parent}-input",
+        "0",
+        "0",
+        str(calls),
+        str(job.threads),
+        _mnn_precision(job),
+    ]
 
 
 def _mnn_precision(job: Job) -> str:
-    return "1" if job.precision == "fp32" else "2"  # float32 throughout, or float16 where the processor has it
+    return (
+        "1" if job.precision == "fp32" else "2"
+    )  # float32 throughout, or float16 where the processor has it
 
 
 MEAN, LEAST, NUMBER = r"(?P<mean>[-+.\w]+)", r"(?P<least>[-+.\w]+)", r"[-+.\w]+"
 TOOLS = {  # file name of the program
-    "benchncnn": Tool(".param", _ncnn, rf"^\s*FILE\s+min =\s*{LEAST}\s+max =\s*{NUMBER}\s+avg =\s*{MEAN}"),
+    "benchncnn": Tool(
+        ".param", _ncnn, rf"^\s*FILE\s+min =\s*{LEAST}\s+max =\s*{NUMBER}\s+avg =\s*{MEAN}"
+    ),
     "onnxruntime_perf_test": Tool(
-        ".onnx", _onnxruntime, rf"Average inference time cost(?: total)?: {MEAN} ms.*Min Latency: {LEAST} s", 1000.0
+        ".onnx",
+        _onnxruntime,
+        rf"Average inference time cost(?: total)?: {MEAN} ms.*Min Latency: {LEAST} s",
+        1000.0,
     ),
     "benchmark.out": Tool(
-        ".mnn", _mnn, rf"^\[ - \] FILE\s+max =\s*{NUMBER} ms\s+min =\s*{LEAST} ms\s+avg =\s*{MEAN} ms"
+        ".mnn",
+        _mnn,
+        rf"^\[ - \] FILE\s+max =\s*{NUMBER} ms\s+min =\s*{LEAST} ms\s+avg =\s*{MEAN} ms",
     ),
     "ModuleBasic.out": Tool(".mnn", _mnn_module, rf"^Avg= {MEAN} ms, min= {LEAST} ms"),
 }
@@ -117,7 +139,8 @@ class Device:
             raise FleetnetError(f"{self}: the connection ended early, after: {_last(printed)}")
         if status[1] != "0":
             raise FleetnetError(
-                f"{self}: a command ended with exit code {status[1]}: {_last(printed[: status.start()])}"
+                f"{self}: a command ended with exit code {status[1]}: "
+                f"{_last(printed[: status.start()])}"
             )
         return printed[: status.start()]
 
@@ -139,7 +162,9 @@ class Device:
         printed = done.stdout.decode(errors="replace").replace("\r\n", "\n")
         if done.returncode and STATUS.search(printed) is None:
             said = _last(done.stderr.decode(errors="replace") or printed)
-            raise FleetnetError(f"{self} cannot be used: {words[0]} says: {said}. {ADVICE[self.kind]}")
+            raise FleetnetError(
+                f"{self} cannot be used: {words[0]} says: {said}. {ADVICE[self.kind]}"
+            )
         return printed
 
 
@@ -156,7 +181,9 @@ def device(text: str) -> Device:
     """The device that "adb:SERIAL" or "ssh:HOST" stands for; `UsageError` for anything else."""
     kind, _, address = text.partition(":")
     if kind not in FOLDERS or not re.fullmatch(r"[\w@\[][\w.:@%\[\]-]*", address):
-        raise UsageError(f"device is {text!r}; allowed: adb:SERIAL (as `adb devices` lists it) or ssh:HOST")
+        raise UsageError(
+            f"device is {text!r}; allowed: adb:SERIAL (as `adb devices` lists it) or ssh:HOST"
+        )
     return Device(kind, address)
 
 
@@ -171,10 +198,12 @@ def tool(binary: str) -> Tool:
 def conditions(device: Device, threads: int) -> dict[str, object]:
     """What `bench.card` tells of this machine, of the device; None: unknown there."""
     asked = {
-        "cpu": "sed -n 's/^\\(Hardware\\|model name\\|Model\\)[[:space:]]*: //p' /proc/cpuinfo | head -n 1",
+        "cpu": "sed -n 's/^\\(Hardware\\|model name\\|Model\\)[[:space:]]*: //p' /proc/cpuinfo | "
+        "head -n 1",
         "model": "getprop ro.product.model",
         "cores": "grep -c ^processor /proc/cpuinfo",
-        "governor": "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor | sort -u | tr '\\n' ' '",
+        "governor": "cat /sys/devices/system/cpu/cpu*/cpufreq/scaling_governor | sort -u | tr "
+        "'\\n' ' '",
         "load": "cut -d ' ' -f 1 /proc/loadavg",
         "platform": "uname -srm",
     }
@@ -186,12 +215,15 @@ def conditions(device: Device, threads: int) -> dict[str, object]:
     return {"device": str(device), **dict.fromkeys(asked), **told, **numbers, "threads": threads}
 
 
-def measure(device: Device, binaries: Sequence[str], jobs: Sequence[Job], runs: int = 100) -> list[Row]:
+def measure(
+    device: Device, binaries: Sequence[str], jobs: Sequence[Job], runs: int = 100
+) -> list[Row]:
     """Time each file `runs` times on the device, in rounds, with the program among `binaries` that is for its kind.
 
-    A program that is a file here is copied, with the shared libraries beside it; else it is one on the device. Raises
-    `UsageError` for a program of unknown name, or none for a file, `FleetnetError` if the device cannot be reached, a
-    program is missing or fails, or its output is not what it should be.
+    A program that is a file here is copied, with the shared libraries beside it; else it is one on
+    the device. Raises `UsageError` for a program of unknown name, or none for a file,
+    `FleetnetError` if the device cannot be reached, a program is missing or fails, or its output is
+    not what it should be.
     """
     if runs < 1:
         raise UsageError(f"runs is {runs}; allowed: at least 1")
@@ -199,14 +231,22 @@ def measure(device: Device, binaries: Sequence[str], jobs: Sequence[Job], runs: 
     for job in jobs:
         if job.file.suffix not in by_suffix:
             able = [name for name, known in TOOLS.items() if known.suffix == job.file.suffix]
-            needed = f"give {' or '.join(able)}" if able else f"there is none, only for {', '.join(sorted(by_suffix))}"
+            needed = (
+                f"give {' or '.join(able)}"
+                if able
+                else f"there is none, only for {', '.join(sorted(by_suffix))}"
+            )
             raise UsageError(f"no benchmark program for {job.file.name}: {needed}")
     base = FOLDERS[device.kind]
     folder = _line(device.shell(f"mktemp -d {base}/fleetnet.XXXXXX"))
     if not re.fullmatch(rf"{base}/fleetnet\.\w+", folder):
-        raise FleetnetError(f"{device}: no folder could be made in {base}: {folder or 'no message'}")
+        raise FleetnetError(
+            f"{device}: no folder could be made in {base}: {folder or 'no message'}"
+        )
     try:
-        programs = {suffix: _program(device, binary, folder) for suffix, binary in by_suffix.items()}
+        programs = {
+            suffix: _program(device, binary, folder) for suffix, binary in by_suffix.items()
+        }
         for i, job in enumerate(jobs):
             _copy(device, job, f"{folder}/{i}")
         times: list[list[float]] = [[] for _ in jobs]
@@ -218,7 +258,13 @@ def measure(device: Device, binaries: Sequence[str], jobs: Sequence[Job], runs: 
             for i in order:
                 job, binary = jobs[i], by_suffix[jobs[i].file.suffix]
                 mean, fastest = _run(
-                    device, tool(binary), programs[job.file.suffix], folder, i, job, -(-runs // rounds)
+                    device,
+                    tool(binary),
+                    programs[job.file.suffix],
+                    folder,
+                    i,
+                    job,
+                    -(-runs // rounds),
                 )
                 times[i].append(mean)
                 least[i] = min(least[i], fastest)
@@ -239,7 +285,10 @@ def _program(device: Device, binary: str, folder: str) -> str:
             return _line(device.shell(f"command -v {shlex.quote(binary)}"))
         except FleetnetError as error:
             raise FleetnetError(f"{binary} is no file here, and no program on {device}") from error
-    for file in [here, *(f for f in sorted(here.parent.glob("*.so*")) if f.is_file() and f != here)]:
+    for file in [
+        here,
+        *(f for f in sorted(here.parent.glob("*.so*")) if f.is_file() and f != here),
+    ]:
         device.push(file, f"{folder}/{file.name}")
     device.shell(f"chmod 700 {shlex.quote(f'{folder}/{here.name}')}")
     return f"{folder}/{here.name}"
@@ -250,7 +299,9 @@ def _copy(device: Device, job: Job, folder: str) -> None:
     device.shell(f"mkdir {folder} {folder}-input")
     device.push(job.file, f"{folder}/model{job.file.suffix}")
     shape = [1, 3, *job.size]
-    text = to_json({"inputs": [{"name": "image", "shape": shape, "value": 0.5}], "outputs": list(job.outputs)})
+    text = to_json(
+        {"inputs": [{"name": "image", "shape": shape, "value": 0.5}], "outputs": list(job.outputs)}
+    )
     device.shell(f"printf %s {shlex.quote(text)} > {folder}-input/input.json")
 
 
@@ -261,7 +312,9 @@ def _run(
     file = f"{number}/model{job.file.suffix}"
     libraries = shlex.quote(str(PurePosixPath(program).parent))
     words = shlex.join([program, *tool.words(job, file, calls)])
-    printed = device.shell(f"cd {folder} && LD_LIBRARY_PATH={libraries}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {words}")
+    printed = device.shell(
+        f"cd {folder} && LD_LIBRARY_PATH={libraries}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {words}"
+    )
     named = rf"(?:{number}/)?{re.escape(PurePosixPath(file).name)}"
     match = re.search(tool.found.replace("FILE", named), printed, re.MULTILINE | re.DOTALL)
     with suppress(ValueError):
@@ -269,6 +322,6 @@ def _run(
         if mean > 0:
             return mean, least * tool.unit
     raise FleetnetError(
-        f"{device}: {PurePosixPath(program).name} ran {job.name}, but told no time as its project's program does; its "
-        f"last words: {_last(printed)}"
+        f"{device}: {PurePosixPath(program).name} ran {job.name}, but told no time as its "
+        f"project's program does; its last words: {_last(printed)}"
     )

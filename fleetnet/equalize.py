@@ -1,18 +1,19 @@
 """Cross-layer equalization: channels of like range between two layers, without changing what a network computes.
 
-Int8 has one scale for a whole feature map, so a channel whose values are a hundredth of the largest channel's is left
-with two or three steps. ReLU commutes with a positive factor, so between two linear layers each channel c may be
-divided by a number s[c] where it is made, and multiplied by it where it is used:
+Int8 has one scale for a whole feature map, so a channel whose values are a hundredth of the largest
+channel's is left with two or three steps. ReLU commutes with a positive factor, so between two
+linear layers each channel c may be divided by a number s[c] where it is made, and multiplied by it
+where it is used:
 
     second(relu(first(x))) = second'(relu(first'(x)))    w1'[c] = w1[c] / s[c], b1'[c] = b1[c] / s[c],
                                                          w2'[:, c] = w2[:, c] * s[c]
 
-Nagel et al., arXiv:1906.04721, choose s from the weights alone, for one scale per weight tensor. Here weights have a
-scale per output channel, which undoes any s[c] of w1, and of a depthwise w2 too: what remains to be served is the
-feature map. So s is the range r[c] that the channel has on images, or, where a dense w2 mixes the channels, the square
-root of r[c] by the range of the weights that take c (as Xiao et al., arXiv:2211.10438, balance linear layers). Only
-chains of ReLU without a second reader qualify: MobileOne's but for squeeze-and-excite; GELU and Hardswish do not
-commute.
+Nagel et al., arXiv:1906.04721, choose s from the weights alone, for one scale per weight tensor.
+Here weights have a scale per output channel, which undoes any s[c] of w1, and of a depthwise w2
+too: what remains to be served is the feature map. So s is the range r[c] that the channel has on
+images, or, where a dense w2 mixes the channels, the square root of r[c] by the range of the weights
+that take c (as Xiao et al., arXiv:2211.10438, balance linear layers). Only chains of ReLU without a
+second reader qualify: MobileOne's but for squeeze-and-excite; GELU and Hardswish do not commute.
 """
 
 import copy
@@ -28,18 +29,26 @@ LIMIT = 100.0  # largest factor by which a channel is made smaller or larger
 def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     """Pairs (first, second) of layers of a deploy form, by name, where relu(first(x)) is all that `second` takes.
 
-    Nothing else reads what is between them; pooling over the pixels may be there too. `example` is (N, 3, H, W).
+    Nothing else reads what is between them; pooling over the pixels may be there too. `example` is
+    (N, 3, H, W).
     """
     program = torch.export.export(model, (example,))
     weights = program.graph_signature.inputs_to_parameters
     layers = {name for name, module in model.named_modules() if isinstance(module, Linear)}
     aten = torch.ops.aten
     linear = (aten.conv2d.default, aten.linear.default)
-    pools = (aten.adaptive_avg_pool2d.default, aten.flatten.using_ints, aten.view.default, aten.mean.dim)
+    pools = (
+        aten.adaptive_avg_pool2d.default,
+        aten.flatten.using_ints,
+        aten.view.default,
+        aten.mean.dim,
+    )
 
     def layer(node: torch.fx.Node) -> str | None:
         weight = node.args[1] if node.target in linear else None
-        if not isinstance(weight, torch.fx.Node) or len(weight.users) > 1:  # a shared layer has no range of its own
+        if (
+            not isinstance(weight, torch.fx.Node) or len(weight.users) > 1
+        ):  # a shared layer has no range of its own
             return None
         name = weights.get(weight.name, "").removesuffix(".weight")
         return name if name in layers else None
@@ -58,11 +67,18 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
             (reader,) = current.users
             if reader.target in (aten.relu.default, aten.relu_.default):
                 positive = True
-            elif reader.target in pools and reader.meta["val"].shape[1] == node.meta["val"].shape[1]:
+            elif (
+                reader.target in pools and reader.meta["val"].shape[1] == node.meta["val"].shape[1]
+            ):
                 pooled = True
             else:
                 second = layer(reader)
-                if second and positive and reader.args[0] is current and same_channels(node, pooled, reader):
+                if (
+                    second
+                    and positive
+                    and reader.args[0] is current
+                    and same_channels(node, pooled, reader)
+                ):
                     found.append((first, second))
                 break
             current = reader
@@ -74,11 +90,18 @@ def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> di
     largest: dict[str, Tensor] = {}
 
     def record(name: str, module: nn.Module, output: Tensor) -> None:
-        value = output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0).flatten(1).amax(1).clamp_min(0)
+        value = (
+            output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
+            .flatten(1)
+            .amax(1)
+            .clamp_min(0)
+        )
         largest[name] = torch.maximum(largest[name], value) if name in largest else value
 
     hooks = [
-        module.register_forward_hook(lambda module, _, output, name=name: record(name, module, output))
+        module.register_forward_hook(
+            lambda module, _, output, name=name: record(name, module, output)
+        )
         for name, module in model.named_modules()
         if name in names
     ]
@@ -95,8 +118,8 @@ def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> di
 def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Module, int]:
     """A copy of a deploy form that computes the same, with feature maps that int8 can hold; and how many changed.
 
-    `images` (N, 3, H, W) are preprocessed and as in use; those of one `batch` pass through at a time. A model without
-    chains of ReLU comes back as a copy, and 0.
+    `images` (N, 3, H, W) are preprocessed and as in use; those of one `batch` pass through at a
+    time. A model without chains of ReLU comes back as a copy, and 0.
     """
     model = copy.deepcopy(model)
     pairs = chains(model, images[:1])
@@ -105,7 +128,9 @@ def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Modu
     for first, second in pairs:
         maker, taker = cast(Linear, modules[first]), cast(Linear, modules[second])
         channels, groups = len(maker.weight), getattr(taker, "groups", 1)
-        grouped = taker.weight.view(groups, -1, channels // groups, *taker.weight.shape[2:])  # (g, out/g, in/g, h, w)
+        grouped = taker.weight.view(
+            groups, -1, channels // groups, *taker.weight.shape[2:]
+        )  # (g, out/g, in/g, h, w)
         share = ranges[first]
         if channels > groups:
             used = grouped.transpose(1, 2).flatten(2).abs().amax(2).flatten()  # (in,)

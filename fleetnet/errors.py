@@ -1,7 +1,7 @@
 """What goes wrong for a user, as exceptions: each says what was given, what is allowed, and where.
 
-The class decides the exit code of the command line (see `cli/`); code that uses the library catches `FleetnetError`
-or the builtin that each class also is.
+The class decides the exit code of the command line (see `cli/`); code that uses the library catches
+`FleetnetError` or the builtin that each class also is.
 """
 
 import inspect
@@ -60,7 +60,8 @@ Result = TypeVar("Result")
 def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The same function, which answers a keyword argument that it does not have with the one that was meant.
 
-    Other tools' words are known, as everywhere: `pretrained=True` is answered with `weights="default"`.
+    Other tools' words are known, as everywhere: `pretrained=True` is answered with
+    `weights="default"`.
     """
     allowed = [name for name in inspect.signature(function).parameters if name != "self"]
 
@@ -69,7 +70,9 @@ def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments
         for word in keywords:
             if word not in allowed:
                 name = function.__qualname__.removesuffix(".__init__")
-                raise ArgumentError(f"{name} has no argument {word!r}: {choose(word, allowed, 'argument')}")
+                raise ArgumentError(
+                    f"{name} has no argument {word!r}: {choose(word, allowed, 'argument')}"
+                )
         return function(*args, **keywords)
 
     return checked
@@ -81,8 +84,8 @@ FEW = 12  # names: as many can be read in an error message
 def choose(given: str, allowed: Iterable[str], kind: str = "", listed_by: str = "") -> str:
     """The end of an error message: the nearest allowed names by meaning, else by spelling; all where they are few.
 
-    `kind` is what is asked for: "flag", "key" (of a recipe), "argument" (of a function), "runtime", "precision" or
-    "verb"; `listed_by` the command that lists all names where they are many.
+    `kind` is what is asked for: "flag", "key" (of a recipe), "argument" (of a function), "runtime",
+    "precision" or "verb"; `listed_by` the command that lists all names where they are many.
 
     >>> choose("fasternet_to", ["fasternet_t0", "repvit_m0_9"])
     "did you mean 'fasternet_t0'? Allowed: fasternet_t0, repvit_m0_9"
@@ -99,7 +102,9 @@ def choose(given: str, allowed: Iterable[str], kind: str = "", listed_by: str = 
         proposed = f"did you mean {' or '.join(near)}?"
     elif proposed:
         proposed = f"{proposed}."
-    return " ".join(filter(None, (proposed, _listed([] if answered else list(likely)[:4], names, listed_by))))
+    return " ".join(
+        filter(None, (proposed, _listed([] if answered else list(likely)[:4], names, listed_by)))
+    )
 
 
 def _by_meaning(given: str, names: list[str], kind: str) -> list[str]:

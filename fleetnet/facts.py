@@ -1,8 +1,9 @@
 """What a checkpoint or an exported file says of itself, checked key by key before anything is built of it.
 
-Descriptions are JSON that anybody can edit, that older versions wrote, and that disks damage. `check` holds each key to
-its type and range, so that a wrong one is a `ModelError` that names it, and not a strange exception far from its cause
-or a network of the size of the memory. Keys that are not known here stay as they are.
+Descriptions are JSON that anybody can edit, that older versions wrote, and that disks damage.
+`check` holds each key to its type and range, so that a wrong one is a `ModelError` that names it,
+and not a strange exception far from its cause or a network of the size of the memory. Keys that are
+not known here stay as they are.
 """
 
 import hashlib
@@ -17,7 +18,17 @@ from .reading import from_json, to_json
 
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
 NO_CHECKPOINT = "weights without a description go into a model with create_model(name, weights=...) or load_weights"
-NEEDED = ("model", "task", "form", "classes", "preprocess", "drop_path", "output_stride", "options", "metrics")
+NEEDED = (
+    "model",
+    "task",
+    "form",
+    "classes",
+    "preprocess",
+    "drop_path",
+    "output_stride",
+    "options",
+    "metrics",
+)
 WHICH_WEIGHTS = "weights"  # among the metrics of a run's checkpoint: "raw" or "ema"
 OWN_HASH = "description_sha256"  # of a sidecar: the hash of all its other keys
 MOST_CLASSES, MOST_OUTPUTS, LONGEST_NAME = 1_000_000, 1000, 10_000
@@ -41,11 +52,17 @@ def _is_hash(value: Any) -> bool:
 
 
 def _are_classes(value: Any) -> bool:
-    return isinstance(value, list) and 0 < len(value) <= MOST_CLASSES and all(isinstance(name, str) for name in value)
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MOST_CLASSES
+        and all(isinstance(name, str) for name in value)
+    )
 
 
 def _are_ids(value: Any) -> bool:
-    return value is None or (isinstance(value, list) and all(_is_whole(id, -(2**53), 2**53) for id in value))
+    return value is None or (
+        isinstance(value, list) and all(_is_whole(id, -(2**53), 2**53) for id in value)
+    )
 
 
 def _is_size(value: Any) -> bool:
@@ -54,7 +71,9 @@ def _is_size(value: Any) -> bool:
 
 def _are_sizes(value: Any) -> bool:
     """Of a file that takes several: multiples of a step between two limits."""
-    if not isinstance(value, dict) or not all(_is_whole(value.get(key), 1) for key in ("step", "least", "largest")):
+    if not isinstance(value, dict) or not all(
+        _is_whole(value.get(key), 1) for key in ("step", "least", "largest")
+    ):
         return False
     return value["least"] <= value["largest"]
 
@@ -86,7 +105,9 @@ def _are_tensors(value: Any) -> bool:
         if not isinstance(tensor, dict) or not _is_name(tensor.get("name")):
             return False
         shape = tensor.get("shape", [])
-        return isinstance(shape, list) and all(isinstance(side, str) or _is_whole(side) for side in shape)
+        return isinstance(shape, list) and all(
+            isinstance(side, str) or _is_whole(side) for side in shape
+        )
 
     return isinstance(value, list) and len(value) <= MOST_OUTPUTS and all(map(fits, value))
 
@@ -115,11 +136,17 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "classes": (_are_classes, f"a list of 1 to {MOST_CLASSES:,} names"),
     "category_ids": (_are_ids, "null, or a list of whole numbers, as many as there are classes"),
     "size": (_is_size, "height and width, whole numbers from 1"),
-    "sizes": (_or_none(_are_sizes), "null, or a mapping with step, least and largest, whole numbers from 1"),
+    "sizes": (
+        _or_none(_are_sizes),
+        "null, or a mapping with step, least and largest, whole numbers from 1",
+    ),
     "preprocess": (_is_mapping, "a mapping"),
     "drop_path": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
     "output_stride": (lambda value: value in (None, 8, 16, 32), "null, 8, 16 or 32"),
-    "options": (_are_options, f"a mapping of switches, words, and numbers up to {LARGEST_OPTION:,}"),
+    "options": (
+        _are_options,
+        f"a mapping of switches, words, and numbers up to {LARGEST_OPTION:,}",
+    ),
     "settings": (_or_none(_is_mapping), "a mapping"),
     "metrics": (_are_metrics, "null, or a mapping whose first value is a number or null"),
     "source": (_or_none(_is_mapping), "null, or a mapping"),
@@ -144,25 +171,33 @@ def check(about: Any, path: str | Path, version: str) -> dict[str, Any]:
     if not isinstance(about, dict):
         raise ModelError(f"{path}: its description is no mapping, but {type(about).__name__}")
     if not about:
-        raise ModelError(f"{path} was not written by fleetnet, or only holds weights: {NO_CHECKPOINT}")
+        raise ModelError(
+            f"{path} was not written by fleetnet, or only holds weights: {NO_CHECKPOINT}"
+        )
     format = about.get("format", 0)
     if not _is_whole(format):
-        raise ModelError(f"{path}: its description says format is {_shown(format)}; allowed: a whole number")
+        raise ModelError(
+            f"{path}: its description says format is {_shown(format)}; allowed: a whole number"
+        )
     if format > FORMAT:
         raise ModelError(
-            f"{path} was written by fleetnet {str(about.get('version'))[:80]} (format {format}); this is {version}, "
-            f"which reads up to format {FORMAT}: upgrade fleetnet"
+            f"{path} was written by fleetnet {str(about.get('version'))[:80]} (format {format}); "
+            f"this is {version}, which reads up to format {FORMAT}: upgrade fleetnet"
         )
     if absent := [key for key in NEEDED if key not in about]:
         raise ModelError(f"{path}: its description lacks {', '.join(absent)}")
     check_values(about, path)
     if about["task"] not in names("tasks"):
         raise ModelError(
-            f"{path} is of the task {_shown(about['task'])}, which is none of: {', '.join(names('tasks'))}"
+            f"{path} is of the task {_shown(about['task'])}, which is none of: "
+            f"{', '.join(names('tasks'))}"
         )
     ids = about.get("category_ids")
     if ids is not None and len(ids) != len(about["classes"]):
-        raise ModelError(f"{path}: its description has {len(ids)} category_ids for {len(about['classes'])} classes")
+        raise ModelError(
+            f"{path}: its description has {len(ids)} category_ids for "
+            f"{len(about['classes'])} classes"
+        )
     return about
 
 
@@ -170,7 +205,9 @@ def check_values(about: dict[str, Any], path: str | Path) -> None:
     """`ModelError`, naming the key, for a value of a wrong type or out of its range."""
     for key, (rule, allowed) in RULES.items():
         if key in about and not rule(about[key]):
-            raise ModelError(f"{path}: its description says {key} is {_shown(about[key])}; allowed: {allowed}")
+            raise ModelError(
+                f"{path}: its description says {key} is {_shown(about[key])}; allowed: {allowed}"
+            )
 
 
 def _shown(value: Any) -> str:
@@ -197,6 +234,6 @@ def check_own_hash(about: dict[str, Any], path: str | Path) -> None:
     """`ModelError` for a description that is not as it was written; older ones hold no hash."""
     if OWN_HASH in about and about[OWN_HASH] != own_hash(about):
         raise ModelError(
-            f"{path} is not as fleetnet wrote it: it is damaged, or was edited. To use what it says, delete its key "
-            f"{OWN_HASH}"
+            f"{path} is not as fleetnet wrote it: it is damaged, or was edited. To use what it "
+            f"says, delete its key {OWN_HASH}"
         )

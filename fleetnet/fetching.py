@@ -1,6 +1,7 @@
 """A file at an address that a user gave: http or https, up to a length and within a time.
 
-Used for pictures and for weights, which differ in what is done with the bytes and in the exception that it becomes.
+Used for pictures and for weights, which differ in what is done with the bytes and in the exception
+that it becomes.
 """
 
 import time
@@ -9,16 +10,18 @@ from typing import IO, TYPE_CHECKING
 if TYPE_CHECKING:
     from urllib.request import OpenerDirector
 
-# Bytes of one read: what has come so far, so that a server that sends little at a time does not outwait the limit.
+# Bytes of one read: what has come so far, so that a server that sends little at a time does not
+# outwait the limit.
 BLOCK = 1 << 16
 
 
 def receive(address: str, file: IO[bytes], limit: int, seconds: float, silence: float) -> None:
     """Write what a server sends into `file`.
 
-    `limit` is in bytes, `seconds` are for all of it, and `silence` is how many the server may send nothing. Raises
-    `ValueError` in words for more, longer or less than the server said, and `OSError`, `ValueError` or `HTTPException`
-    for whatever the server or the way to it refuses, also for a redirection to something else than http or https.
+    `limit` is in bytes, `seconds` are for all of it, and `silence` is how many the server may send
+    nothing. Raises `ValueError` in words for more, longer or less than the server said, and
+    `OSError`, `ValueError` or `HTTPException` for whatever the server or the way to it refuses,
+    also for a redirection to something else than http or https.
     """
     until, received = time.monotonic() + seconds, 0
     with _opener().open(address, timeout=silence) as response:

@@ -1,7 +1,8 @@
 """Files that are whole or not there, and what goes wrong with writing them in plain words.
 
-A file is written beside its name as `.NAME.PID.tmp` and then renamed. A process that is killed leaves that file
-behind: `remove_leftovers` knows those by their name and by the process that is gone.
+A file is written beside its name as `.NAME.PID.tmp` and then renamed. A process that is killed
+leaves that file behind: `remove_leftovers` knows those by their name and by the process that is
+gone.
 """
 
 import csv
@@ -20,9 +21,13 @@ from typing import Any, BinaryIO
 
 from .errors import UsageError, WriteError
 
-TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*")  # a file or folder, with its process
+TEMPORARY = re.compile(
+    r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*"
+)  # a file or folder, with its process
 BUSY_SECONDS = 600  # a younger one is spared while any process has its number
-BEGAN = time.time() - 1  # of this process; what is older is of one that had its number before, as in containers
+BEGAN = (
+    time.time() - 1
+)  # of this process; what is older is of one that had its number before, as in containers
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ADDED = 24  # bytes that a name gets while its file is being written
 SMALLEST_SPACE = 1 << 16  # bytes: with less left, a failure without a reason is one of space
@@ -54,7 +59,8 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 def writing(path: Path, only_full: bool = False) -> Iterator[None]:
     """Turn what the system says of a failed write to `path` into a `WriteError`; with `only_full` only a full disk.
 
-    Libraries that write files of their own often say nothing of the reason: then the space that is left tells.
+    Libraries that write files of their own often say nothing of the reason: then the space that is
+    left tells.
     """
     try:
         yield
@@ -100,15 +106,18 @@ def check_writable(path: str | Path, named: str, folder: bool = False) -> None:
 
     `UsageError` for a folder where a file is wanted, and the other way round.
 
-    To be asked before the work whose result goes there. `named` is what the user gave the path as, such as "--out".
-    Nothing is left behind: what is tried is a small file in the nearest folder that exists.
+    To be asked before the work whose result goes there. `named` is what the user gave the path as,
+    such as "--out". Nothing is left behind: what is tried is a small file in the nearest folder
+    that exists.
     """
     wanted = Path(os.path.abspath(path))
     there = next(p for p in (wanted, *wanted.parents) if os.path.lexists(p))
     new = wanted.parts[len(there.parts) :]  # what is yet to be made
     said = f"{named} is {_shortened(path)!r}"
     if not new and folder != there.is_dir():
-        raise UsageError(f"{said}, which is a {'file: give a folder' if folder else 'folder: give a file'}")
+        raise UsageError(
+            f"{said}, which is a {'file: give a folder' if folder else 'folder: give a file'}"
+        )
     if new and not there.is_dir():
         raise WriteError(f"{said}, but {_shortened(there)} is a file, and no folder can be in it")
     place = there if there.is_dir() else there.parent
@@ -116,13 +125,17 @@ def check_writable(path: str | Path, named: str, folder: bool = False) -> None:
         longest = os.pathconf(place, "PC_NAME_MAX") - ADDED
         for name in new:
             if len(os.fsencode(name)) > longest:
-                raise WriteError(f"{said}, a name of {len(os.fsencode(name))} bytes; allowed: {longest}")
+                raise WriteError(
+                    f"{said}, a name of {len(os.fsencode(name))} bytes; allowed: {longest}"
+                )
         with tempfile.TemporaryFile(dir=place) as tried:
             tried.write(bytes(SMALLEST_SPACE))
     except WriteError:
         raise
     except OSError as error:
-        raise WriteError(f"{said}, where nothing can be written: {reason(error)}; give another {named}") from error
+        raise WriteError(
+            f"{said}, where nothing can be written: {reason(error)}; give another {named}"
+        ) from error
 
 
 def _shortened(path: str | Path) -> str:

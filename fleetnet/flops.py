@@ -1,8 +1,8 @@
 """Parameters, multiply-accumulates, activations and bytes of a network, counted from the operators that really run.
 
-Counted are convolutions, matrix products and attention, whether a module or a function calls them (ParC makes its
-kernels on the fly). Batch norms, activations, pooling and additions are not: they vanish when fused, or cost little
-arithmetic. What is counted of each operator:
+Counted are convolutions, matrix products and attention, whether a module or a function calls them
+(ParC makes its kernels on the fly). Batch norms, activations, pooling and additions are not: they
+vanish when fused, or cost little arithmetic. What is counted of each operator:
 
     macs         multiply-accumulates. Papers of mobile networks call one MAC one FLOP; to those who count
                  multiplications and additions apart it is two, which is what `flops` says.
@@ -70,8 +70,8 @@ class _Sums:
     others: int = 0  # what fvcore adds to the MACs
 
 
-# What fvcore counts besides MACs, for each element: of the input of norms (a batch norm as in training mode, with scale
-# and shift) and of the output of resizing.
+# What fvcore counts besides MACs, for each element: of the input of norms (a batch norm as in
+# training mode, with scale and shift) and of the output of resizing.
 NORMS = {aten.native_batch_norm: 5, aten.native_layer_norm: 2, aten.native_group_norm: 2}
 RESIZED = {aten.upsample_nearest2d: 1, aten.upsample_bilinear2d: 4}
 
@@ -85,16 +85,30 @@ class _Counter(TorchDispatchMode):
         self.sums: defaultdict[str, _Sums] = defaultdict(_Sums)
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         kwargs, packet = kwargs or {}, func._overloadpacket
         formula: Callable[..., int] | None = flop_registry.get(packet)
         output = func(*args, **kwargs)
-        first = output if isinstance(output, Tensor) else output[0] if isinstance(output, tuple | list) else None
+        first = (
+            output
+            if isinstance(output, Tensor)
+            else output[0]
+            if isinstance(output, tuple | list)
+            else None
+        )
         found = _Sums()
         if formula is not None and isinstance(first, Tensor):
-            operands = {id(t): t for t in tree_leaves((args, kwargs, first)) if isinstance(t, Tensor)}
-            found.macs = formula(*args, **kwargs, out_val=output) // 2  # the registry counts two for each
+            operands = {
+                id(t): t for t in tree_leaves((args, kwargs, first)) if isinstance(t, Tensor)
+            }
+            found.macs = (
+                formula(*args, **kwargs, out_val=output) // 2
+            )  # the registry counts two for each
             found.activations = prod(first.shape)
             found.bytes = sum(t.numel() * t.element_size() for t in operands.values())
         elif packet in NORMS or self._pools(packet):
@@ -129,7 +143,9 @@ def _run(model: nn.Module, size: Tensor | tuple[int, int]) -> dict[str, _Sums]:
     """What `count` describes, by module."""
     shape = tuple(size.shape) if isinstance(size, Tensor) else (1, 3, *size)
     if len(shape) != 4 or min(shape) < 1:
-        raise UsageError(f"the size to count at is {shape}; allowed: height and width, or a batch (N, 3, H, W)")
+        raise UsageError(
+            f"the size to count at is {shape}; allowed: height and width, or a batch (N, 3, H, W)"
+        )
     tensors = [*model.parameters(), *model.buffers()]
     like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
 
@@ -142,26 +158,31 @@ def _run(model: nn.Module, size: Tensor | tuple[int, int]) -> dict[str, _Sums]:
     with torch.inference_mode(False), torch.no_grad():
         # A copy whose tensors, the only large part, are replaced by shapes.
         memo: dict[int, Any] = {
-            id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad) if isinstance(t, nn.Parameter) else t.to("meta")
+            id(t): nn.Parameter(t.detach().to("meta"), t.requires_grad)
+            if isinstance(t, nn.Parameter)
+            else t.to("meta")
             for t in tensors
         }
         try:
             return counted(copy.deepcopy(model, memo).eval(), "meta")
         except (RuntimeError, NotImplementedError):
-            # NMS needs values, to tell how many boxes remain; an error that is the network's own comes again
+            # NMS needs values, to tell how many boxes remain; an error that is the network's own
+            # comes again
             return counted(copy.deepcopy(model).eval(), like.device)
 
 
 def _counts(module: nn.Module, sums: _Sums) -> Counts:
-    return Counts(sum(p.numel() for p in module.parameters()), sums.macs, sums.activations, sums.bytes)
+    return Counts(
+        sum(p.numel() for p in module.parameters()), sums.macs, sums.activations, sums.bytes
+    )
 
 
 def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
     """Count one forward pass in eval mode: of an input (N, 3, H, W), or of one image of `size` (H, W) in pixels.
 
-    Runs on shapes alone (device meta), so it takes no memory and no arithmetic, except for Mask R-CNN, whose NMS needs
-    values; the model stays as it is, in whatever mode and form. Raises `UsageError` for an impossible size,
-    `ModelError` where the network itself does.
+    Runs on shapes alone (device meta), so it takes no memory and no arithmetic, except for Mask
+    R-CNN, whose NMS needs values; the model stays as it is, in whatever mode and form. Raises
+    `UsageError` for an impossible size, `ModelError` where the network itself does.
     """
     return _counts(model, _run(model, size).get("", _Sums()))
 
@@ -169,8 +190,9 @@ def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
 def parts(model: nn.Module, size: Tensor | tuple[int, int], depth: int | None = None) -> list[Part]:
     """What `count` gives, of every module that has parameters or does something counted, in the order of definition.
 
-    `depth` is the number of names in a module's own: 0 is the whole network alone, None is no limit. A module that
-    runs twice is counted twice; one that other modules call counts for its holders and its callers.
+    `depth` is the number of names in a module's own: 0 is the whole network alone, None is no
+    limit. A module that runs twice is counted twice; one that other modules call counts for its
+    holders and its callers.
     """
     sums = _run(model, size)
     found = [
@@ -183,7 +205,12 @@ def parts(model: nn.Module, size: Tensor | tuple[int, int], depth: int | None = 
 
 def _short(number: int) -> str:
     """As fvcore writes numbers: 0.948G, 21.234M, 7.4M, 4.608K, 96."""
-    for limit, unit, letter in ((1e11, 1e12, "T"), (1e8, 1e9, "G"), (1e5, 1e6, "M"), (1e2, 1e3, "K")):
+    for limit, unit, letter in (
+        (1e11, 1e12, "T"),
+        (1e8, 1e9, "G"),
+        (1e5, 1e6, "M"),
+        (1e2, 1e3, "K"),
+    ):
         if number > limit:
             return f"{number / unit:.3f}".rstrip("0").rstrip(".") + letter
     return str(number)
@@ -192,9 +219,10 @@ def _short(number: int) -> str:
 def fvcore_table(model: nn.Module, size: Tensor | tuple[int, int], depth: int = 3) -> str:
     """The table that fvcore prints, in its layout and counting: "| module | #parameters or shape | #flops |".
 
-    It counts a MAC as one FLOP, and also 5 for each element of a batch norm (as in training mode, in which the PConv
-    article counted; in eval mode fvcore counts 2), 2 of other norms, 1 of the input of an adaptive average pooling and
-    1 or 4 of the output of a resizing. A module with one child that has the same figures shares its line with it.
+    It counts a MAC as one FLOP, and also 5 for each element of a batch norm (as in training mode,
+    in which the PConv article counted; in eval mode fvcore counts 2), 2 of other norms, 1 of the
+    input of an adaptive average pooling and 1 or 4 of the output of a resizing. A module with one
+    child that has the same figures shares its line with it.
     """
     sums = _run(model, size)
     modules = {
@@ -206,7 +234,9 @@ def fvcore_table(model: nn.Module, size: Tensor | tuple[int, int], depth: int = 
 
     def figures(name: str) -> tuple[str, str]:
         of = sums.get(name, _Sums())
-        return _short(sum(p.numel() for p in modules[name].parameters())), _short(of.macs + of.others)
+        return _short(sum(p.numel() for p in modules[name].parameters())), _short(
+            of.macs + of.others
+        )
 
     def children(name: str) -> list[str]:
         return [child for child in modules if child and child.rpartition(".")[0] == name]
@@ -218,7 +248,9 @@ def fvcore_table(model: nn.Module, size: Tensor | tuple[int, int], depth: int = 
         if level == depth:
             return
         for own, parameter in modules[name].named_parameters(name, recurse=False):
-            rows.append((" " * (level + 1) + own, " " * (level + 1) + str(tuple(parameter.shape)), ""))
+            rows.append(
+                (" " * (level + 1) + own, " " * (level + 1) + str(tuple(parameter.shape)), "")
+            )
         for child in children(name):
             show(child, level + 1)
 
@@ -226,4 +258,6 @@ def fvcore_table(model: nn.Module, size: Tensor | tuple[int, int], depth: int = 
     widths = [max(len(row[i]) for row in rows) for i in range(3)]
     padded = [[cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows]
     lines = [f"| {' | '.join(row)} |" for row in padded]
-    return "\n".join([lines[0], "|" + "|".join(":" + "-" * (width + 1) for width in widths) + "|", *lines[1:]])
+    return "\n".join(
+        [lines[0], "|" + "|".join(":" + "-" * (width + 1) for width in widths) + "|", *lines[1:]]
+    )

@@ -3,9 +3,10 @@
     load      a path, the bytes of a file, a PIL image or an array -> `Picture`; `read` is its image alone
     measure   the size of that picture, from the head of the file
 
-Nothing here hangs, and no file makes it spend memory before its size is known: only regular files are opened, only by
-decoders of photographs and scans (not PostScript and the like), and the pixel count of the header is checked first.
-A picture of more than `LARGE` pixels is reduced while it is decoded, where its format allows it.
+Nothing here hangs, and no file makes it spend memory before its size is known: only regular files
+are opened, only by decoders of photographs and scans (not PostScript and the like), and the pixel
+count of the header is checked first. A picture of more than `LARGE` pixels is reduced while it is
+decoded, where its format allows it.
 """
 
 import errno
@@ -31,14 +32,30 @@ from .reading import open_regular
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
 LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
 BANDED = 1 << 24  # pixels from which PNG and TIFF are decoded in bands
-MEMORY = 256 << 20  # bytes that decoding may take whatever the file; beyond, as many as the next line allows
+MEMORY = (
+    256 << 20
+)  # bytes that decoding may take whatever the file; beyond, as many as the next line allows
 SPENT = 64  # bytes of memory for each byte of the file
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF")  # content decides, not the name
+FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "BMP",
+    "GIF",
+    "TIFF",
+    "JPEG2000",
+    "PPM",
+    "AVIF",
+)  # content decides, not the name
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 }
-IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}  # left by file managers; names that begin with a dot too
+IGNORED = {
+    "thumbs.db",
+    "desktop.ini",
+    "__macosx",
+}  # left by file managers; names that begin with a dot too
 
 _ORIENTATION = 0x0112  # the tag of EXIF
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values mean nothing
@@ -58,11 +75,16 @@ _DECODERS = {  # bytes of memory for each pixel that a decoder takes besides the
     "BMP": 1,
     "PPM": 4,
 }
-# Of damaged metadata that we do not use; Pillow warns while it decodes, where other threads may be at work.
+# Of damaged metadata that we do not use; Pillow warns while it decodes, where other threads may be
+# at work.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 _OPENING = threading.Lock()  # warnings.catch_warnings is not safe with threads
-if hasattr(os, "register_at_fork"):  # a process must not begin with a lock that a thread it does not have would release
-    os.register_at_fork(before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release)
+if hasattr(
+    os, "register_at_fork"
+):  # a process must not begin with a lock that a thread it does not have would release
+    os.register_at_fork(
+        before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release
+    )
 
 Source = str | Path | bytes | Image.Image | np.ndarray
 Range = tuple[float, float]
@@ -79,24 +101,29 @@ class Picture(NamedTuple):
 def load(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture:
     """The picture in whatever form it comes: the same pixels of each.
 
-    `source` is the path of a file (its first frame counts), the bytes of one, a PIL image, or an array: (height, width)
-    or (height, width, 1) gray, (..., 2) gray and alpha, (..., 3) colors in the order `channels`, "RGB" or "BGR", or
-    (..., 4) colors and alpha; of bool, uint8, uint16, or floats from 0 to 1.
+    `source` is the path of a file (its first frame counts), the bytes of one, a PIL image, or an
+    array: (height, width) or (height, width, 1) gray, (..., 2) gray and alpha, (..., 3) colors in
+    the order `channels`, "RGB" or "BGR", or (..., 4) colors and alpha; of bool, uint8, uint16, or
+    floats from 0 to 1.
 
-    EXIF orientation is applied, to PIL images as well. Transparent pixels are laid on white; the fourth band of a TIFF
-    only if it is transparency by its values: if at least half of those above zero are the largest. Color profiles are
-    not applied. `values` is the range of values that becomes 0 to 255, of pictures with more than 8 bits a channel
-    (what lies outside is cut): unless given, all of 16 bits, and floats from 0 to 1, outside of which is an error.
+    EXIF orientation is applied, to PIL images as well. Transparent pixels are laid on white; the
+    fourth band of a TIFF only if it is transparency by its values: if at least half of those above
+    zero are the largest. Color profiles are not applied. `values` is the range of values that
+    becomes 0 to 255, of pictures with more than 8 bits a channel (what lies outside is cut): unless
+    given, all of 16 bits, and floats from 0 to 1, outside of which is an error.
 
-    Raises `DataError`, naming the file and the reason, for whatever is no picture, is damaged or truncated, has more
-    than `MAX_PIXELS`, needs far more memory than its file has bytes, or cannot be opened; `UsageError` for other types.
+    Raises `DataError`, naming the file and the reason, for whatever is no picture, is damaged or
+    truncated, has more than `MAX_PIXELS`, needs far more memory than its file has bytes, or cannot
+    be opened; `UsageError` for other types.
     """
     if channels not in ("RGB", "BGR"):
-        raise UsageError(f"channels is {channels!r}; allowed: 'RGB' or 'BGR', the order of colors in an array")
+        raise UsageError(
+            f"channels is {channels!r}; allowed: 'RGB' or 'BGR', the order of colors in an array"
+        )
     if not isinstance(source, (str, Path, bytes, Image.Image, np.ndarray)):
         raise UsageError(
-            f"a picture is a path, the bytes of a file, a PIL image, or an array (height, width, 3), not "
-            f"{type(source).__name__}"
+            "a picture is a path, the bytes of a file, a PIL image, or an array (height, width, "
+            f"3), not {type(source).__name__}"
         )
     try:
         if isinstance(source, np.ndarray):
@@ -138,9 +165,9 @@ def examine(path: str | Path) -> tuple[tuple[int, int], int]:
 def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, str]:
     """The range of values that the pictures of a data set have, for `load`, and a sentence on what it was found from.
 
-    Up to `look` files, evenly spread, are opened, and those of more than 8 bits a channel read. Whole numbers range
-    from 0 to the largest of 8, 9, ... 16 bits; (None, "") where they take all of 16 bits, where floats keep to 0 to 1,
-    and where there are none of these.
+    Up to `look` files, evenly spread, are opened, and those of more than 8 bits a channel read.
+    Whole numbers range from 0 to the largest of 8, 9, ... 16 bits; (None, "") where they take all
+    of 16 bits, where floats keep to 0 to 1, and where there are none of these.
     """
     some = paths[:: -(-len(paths) // look) or 1]
     low, high, deep, floats = math.inf, -math.inf, 0, False
@@ -160,7 +187,11 @@ def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, st
     if found == (0.0, 65535.0):
         return None, ""
     kind = "floats" if floats else "more than 8 bits"
-    return found, f"{deep} of {len(some)} pictures looked at have {kind}, with values from {low:g} to {high:g}"
+    return (
+        found,
+        f"{deep} of {len(some)} pictures looked at have {kind}, with values from {low:g} to "
+        f"{high:g}",
+    )
 
 
 def _extremes(path: Path) -> tuple[float, float, bool] | None:
@@ -179,12 +210,15 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
         return min(lows), max(highs), values.dtype.kind == "f"
 
 
-def read_labels(path: str | Path, colors: dict[tuple[int, int, int], int] | None = None) -> np.ndarray:
+def read_labels(
+    path: str | Path, colors: dict[tuple[int, int, int], int] | None = None
+) -> np.ndarray:
     """The label map in an image file: (height, width) uint8, as stored, so the indices of a picture with a palette.
 
-    `colors` gives the label of each color, for files in RGB, and for gray ones where all of these colors are gray.
-    Raises `DataError`, naming the file and the reason, for what `load` refuses, values above 255, JPEG, colors without
-    `colors`, a color that is not in them, and a palette whose colors they call otherwise than its indices.
+    `colors` gives the label of each color, for files in RGB, and for gray ones where all of these
+    colors are gray. Raises `DataError`, naming the file and the reason, for what `load` refuses,
+    values above 255, JPEG, colors without `colors`, a color that is not in them, and a palette
+    whose colors they call otherwise than its indices.
     """
     try:
         with open_regular(path) as file:
@@ -213,10 +247,15 @@ def _labels(band: Band, colors: dict[tuple[int, int, int], int] | None) -> np.nd
         if band.mode in ("RGB", "RGBA"):
             return _of_colors(np.asarray(band.convert("RGB")), colors)
         if band.mode not in ("1", "L", "P") and not band.mode.startswith("I"):
-            raise DataError(f"labels in mode {band.mode}; allowed: gray or palette of 8 bits, gray of 16 bits, RGB")
+            raise DataError(
+                f"labels in mode {band.mode}; allowed: gray or palette of 8 bits, gray "
+                "of 16 bits, RGB"
+            )
         band = np.asarray(band)
     if band.ndim == 3:
-        raise DataError("labels of 16 bits a color; allowed: gray or palette of 8 bits, gray of 16 bits, RGB")
+        raise DataError(
+            "labels of 16 bits a color; allowed: gray or palette of 8 bits, gray of 16 bits, RGB"
+        )
     if band.min() < 0 or band.max() > 255:
         raise DataError(f"values from {band.min()} to {band.max()}; at most 255")
     return band.astype(np.uint8)
@@ -224,14 +263,21 @@ def _labels(band: Band, colors: dict[tuple[int, int, int], int] | None) -> np.nd
 
 def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | None) -> np.ndarray:
     if not colors:
-        raise DataError("labels are colors, and there is no color map that says what they mean; allowed: indices")
+        raise DataError(
+            "labels are colors, and there is no color map that says what they mean; "
+            "allowed: indices"
+        )
     codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    known = np.array(sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items()), np.uint32)
+    known = np.array(
+        sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items()), np.uint32
+    )
     place = np.minimum(np.searchsorted(known[:, 0], codes), len(known) - 1)
     strange = codes[known[place, 0] != codes]
     if strange.size:
         color = [int(strange[0]) >> shift & 255 for shift in (16, 8, 0)]
-        raise DataError(f"{strange.size} pixels are of colors that the color map does not have, as {color}")
+        raise DataError(
+            f"{strange.size} pixels are of colors that the color map does not have, as {color}"
+        )
     return known[place, 1].astype(np.uint8)
 
 
@@ -243,11 +289,16 @@ def _of_gray(values: np.ndarray, colors: dict[tuple[int, int, int], int]) -> np.
         return None
     indices = set(grays.values()) - {255}  # 255 is no class
     if all(value in indices for value in there) and any(grays[value] != value for value in there):
-        raise DataError(f"gray values {there} may be indices or colors of the color map, which differ; save it as RGB")
+        raise DataError(
+            f"gray values {there} may be indices or colors of the color map, which "
+            "differ; save it as RGB"
+        )
     return np.array([grays.get(value, 0) for value in range(max(there) + 1)], np.uint8)[values]
 
 
-def _check_palette(image: Image.Image, labels: np.ndarray, colors: dict[tuple[int, int, int], int]) -> None:
+def _check_palette(
+    image: Image.Image, labels: np.ndarray, colors: dict[tuple[int, int, int], int]
+) -> None:
     """`DataError` where the color map calls a color of the palette another class than the index that has it."""
     palette = _palette(image)
     for index in np.unique(labels).tolist():
@@ -255,8 +306,9 @@ def _check_palette(image: Image.Image, labels: np.ndarray, colors: dict[tuple[in
         label = index if color is None else colors.get(color, index)
         if label != index:
             raise DataError(
-                f"the palette shows index {index} in {list(color or ())}, which the color map gives label {label}; "
-                "save it as RGB to go by colors, or rename the color map to go by indices"
+                f"the palette shows index {index} in {list(color or ())}, which the color map "
+                f"gives label {label}; save it as RGB to go by colors, or rename the color map to "
+                "go by indices"
             )
 
 
@@ -278,8 +330,8 @@ def _palette(image: Image.Image) -> list[tuple[int, int, int]]:
 def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
     """The bytes of a file at an http or https address, which a user gave; nothing is kept.
 
-    Raises `DataError` for more than `limit` bytes, for an answer that takes longer than `seconds` in all, and for
-    whatever the server or the way to it refuses.
+    Raises `DataError` for more than `limit` bytes, for an answer that takes longer than `seconds`
+    in all, and for whatever the server or the way to it refuses.
     """
     from http.client import HTTPException
 
@@ -287,7 +339,9 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
     try:
         receive(address, content, limit, seconds, silence=min(seconds, 20.0))
     except (HTTPException, OSError, ValueError) as error:
-        raise DataError(f"cannot fetch {address!r}: {str(error) or type(error).__name__}") from error
+        raise DataError(
+            f"cannot fetch {address!r}: {str(error) or type(error).__name__}"
+        ) from error
     return content.getvalue()
 
 
@@ -321,7 +375,9 @@ def _of_file(file: BinaryIO, values: Range | None) -> Picture:
 def _of_image(image: Image.Image, values: Range | None) -> Picture:
     image.load()
     orientation, (width, height) = _orientation(image), image.size
-    laid = not (image.format == "TIFF" and image.has_transparency_data) or _is_transparency(_parts(image))
+    laid = not (image.format == "TIFF" and image.has_transparency_data) or _is_transparency(
+        _parts(image)
+    )
     rgb = _assembled(_parts(image), image.size, values, laid)
     upright = _upright(image.copy() if rgb is image else rgb, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
@@ -335,8 +391,15 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture:
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4)) or 0 in array.shape:
-        raise DataError(f"its shape is {array.shape}; allowed: (height, width), or (height, width, 1 to 4 channels)")
+    if (
+        array.ndim not in (2, 3)
+        or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4))
+        or 0 in array.shape
+    ):
+        raise DataError(
+            f"its shape is {array.shape}; allowed: (height, width), or (height, width, "
+            "1 to 4 channels)"
+        )
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if channels == "BGR" and array.ndim == 3 and array.shape[2] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[2]]]
@@ -352,12 +415,20 @@ def _parts(whole: Band) -> Iterator[Band]:
         yield whole
         return
     for top, bottom in bands.rows_of(width, height):
-        yield whole.crop((0, top, width, bottom)) if isinstance(whole, Image.Image) else whole[top:bottom]
+        yield (
+            whole.crop((0, top, width, bottom))
+            if isinstance(whole, Image.Image)
+            else whole[top:bottom]
+        )
 
 
 def _bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
     """The bands of an opened file, from the top, as they are stored; `DataError` where that needs too much memory."""
-    if image.format == "PNG" and not image.info.get("interlace") and (_is_deep(image) or _in_bands(image)):
+    if (
+        image.format == "PNG"
+        and not image.info.get("interlace")
+        and (_is_deep(image) or _in_bands(image))
+    ):
         yield from bands.png_bands(file, image)
         return
     strips = bands.tiff_bands(file) if image.format == "TIFF" and _in_bands(image) else None
@@ -381,13 +452,21 @@ def _whole(file: BinaryIO, image: ImageFile.ImageFile) -> Band:
     Pillow keeps one byte of each color, and can be told which: such files are decoded twice.
     """
     swapped = {"B": "L", "L": "B", "N": "B"}  # here N, the machine's own order, is L
-    deep = [tile.args for tile in image.tile if _rawmode(tile.args).startswith(("RGB", "CMYK")) and _is_deep(image)]
+    deep = [
+        tile.args
+        for tile in image.tile
+        if _rawmode(tile.args).startswith(("RGB", "CMYK")) and _is_deep(image)
+    ]
     image.load()
     if not deep or image.mode not in ("RGB", "RGBA"):
         return image
     other = _open(file)
     other.tile = [
-        tile._replace(args=_with_rawmode(tile.args, _rawmode(tile.args)[:-1] + swapped[_rawmode(tile.args)[-1]]))
+        tile._replace(
+            args=_with_rawmode(
+                tile.args, _rawmode(tile.args)[:-1] + swapped[_rawmode(tile.args)[-1]]
+            )
+        )
         for tile in other.tile
     ]
     other.load()
@@ -406,7 +485,9 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     """True for a file, opened and not loaded, that has more than 8 bits a channel for us."""
     if image.mode.startswith("I") or image.mode == "F":
         return True
-    return image.format in ("PNG", "TIFF") and any(";16" in _rawmode(tile.args) for tile in image.tile)
+    return image.format in ("PNG", "TIFF") and any(
+        ";16" in _rawmode(tile.args) for tile in image.tile
+    )
 
 
 # ---- pixels ----------------------------------------------------------------------------------------------------------
@@ -417,7 +498,9 @@ def _factor(width: int, height: int) -> int:
     return max(1, math.ceil(math.sqrt(width * height / LARGE)))
 
 
-def _assembled(parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool) -> Image.Image:
+def _assembled(
+    parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool
+) -> Image.Image:
     """One RGB image of the bands of a picture of `size` (width, height), reduced where that is large."""
     factor = _factor(*size)
     whole: Image.Image | None = None
@@ -461,9 +544,13 @@ def _rgb(band: Band, values: Range | None, laid: bool) -> Image.Image:
     """8-bit RGB of a band in any mode; `laid` is whether its alpha, if any, is transparency."""
     if isinstance(band, np.ndarray):
         band = Image.fromarray(_eight_bits(band, values))
-    elif band.mode.startswith("I") or band.mode == "F":  # Pillow's own conversion clips these to 0..255
+    elif (
+        band.mode.startswith("I") or band.mode == "F"
+    ):  # Pillow's own conversion clips these to 0..255
         band = Image.fromarray(_eight_bits(np.asarray(band), values))
-    if not band.has_transparency_data:  # an alpha channel, or a color or palette entry that counts as transparent
+    if (
+        not band.has_transparency_data
+    ):  # an alpha channel, or a color or palette entry that counts as transparent
         return band if band.mode == "RGB" else band.convert("RGB")
     band = band.convert("LA").convert("RGBA") if band.mode == "La" else band.convert("RGBA")
     if not laid:
@@ -476,12 +563,16 @@ def _rgb(band: Band, values: Range | None, laid: bool) -> Image.Image:
 def _is_transparency(parts: Iterable[Band]) -> bool:
     """Whether the alpha of a TIFF is transparency: at least half of its values above zero are the largest.
 
-    Masks are opaque or clear nearly everywhere. Another band that was marked as alpha, such as near infrared, is spread
-    over its range.
+    Masks are opaque or clear nearly everywhere. Another band that was marked as alpha, such as near
+    infrared, is spread over its range.
     """
     opaque = visible = 0
     for part in parts:
-        alpha = part[..., -1] if isinstance(part, np.ndarray) else np.asarray(part.convert("RGBA").getchannel("A"))
+        alpha = (
+            part[..., -1]
+            if isinstance(part, np.ndarray)
+            else np.asarray(part.convert("RGBA").getchannel("A"))
+        )
         visible += int(np.count_nonzero(alpha))
         opaque += int(np.count_nonzero(alpha == np.iinfo(alpha.dtype).max))
     return visible > 0 and 2 * opaque >= visible
@@ -494,9 +585,13 @@ def _eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind != "f" and pixels.dtype.newbyteorder("=") not in (np.uint16, np.int32):
-        raise DataError(f"values of {pixels.dtype}; allowed: uint8 (0 to 255), uint16, floats from 0 to 1, bool")
+        raise DataError(
+            f"values of {pixels.dtype}; allowed: uint8 (0 to 255), uint16, floats from 0 to 1, bool"
+        )
     if pixels.ndim == 3 and pixels.dtype == np.int32:
-        raise DataError("values of int32; allowed for colors: uint8 (0 to 255), uint16, floats from 0 to 1")
+        raise DataError(
+            "values of int32; allowed for colors: uint8 (0 to 255), uint16, floats from 0 to 1"
+        )
     if pixels.ndim == 3 and pixels.shape[2] in (2, 4):
         colors, alpha = _eight_bits(pixels[..., :-1], values), _eight_bits(pixels[..., -1:], None)
         return np.concatenate([colors, alpha], -1)
@@ -504,7 +599,8 @@ def _eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
     low, high = pixels.min(), pixels.max()
     if values is None and not 0 <= low <= high <= largest:  # false for NaN
         raise DataError(
-            f"gray values from {low:g} to {high:g}; allowed: 0 to {largest:g}, or give their range (scale_values)"
+            f"gray values from {low:g} to {high:g}; allowed: 0 to {largest:g}, or give their range "
+            "(scale_values)"
         )
     if np.isnan(low):
         raise DataError("gray values that are no numbers (NaN)")
@@ -526,7 +622,9 @@ def _scaled(pixels: np.ndarray, start: float, end: float) -> np.ndarray:
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
     """The image with its header read and its size checked, its pixels not yet decoded."""
     with _OPENING, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of sizes that we allow, and of metadata that we do not use
+        warnings.simplefilter(
+            "ignore"
+        )  # of sizes that we allow, and of metadata that we do not use
         file.seek(0)
         image = Image.open(file, formats=FORMATS)
     width, height = image.size
@@ -538,18 +636,22 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
 def _check_memory(image: Image.Image, file: BinaryIO) -> None:
     """`DataError` for a file whose decoder would take far more memory than the file has bytes."""
     pixels, channels = image.width * image.height, len(image.getbands())
-    needed = pixels * (4 if channels > 1 else {"I": 4, "F": 4}.get(image.mode, 2 if ";16" in image.mode else 1))
+    needed = pixels * (
+        4 if channels > 1 else {"I": 4, "F": 4}.get(image.mode, 2 if ";16" in image.mode else 1)
+    )
     needed += pixels * _DECODERS.get(image.format or "", 0)
     if image.format in ("JPEG", "MPO"):
         whole = image.info.get("progressive") or image.info.get("progression")
-        needed = pixels * channels * 2 if whole else 0  # its coefficients; pixels only of what is drawn
+        needed = (
+            pixels * channels * 2 if whole else 0
+        )  # its coefficients; pixels only of what is drawn
     place = file.tell()
     size = file.seek(0, os.SEEK_END)
     file.seek(place)
     if needed > max(MEMORY, SPENT * size):
         raise DataError(
-            f"{image.width}x{image.height} pixels would take {needed / 1e6:.0f} MB, and the file has only "
-            f"{size / 1e3:.0f} kB; save it anew as PNG without interlacing, or smaller"
+            f"{image.width}x{image.height} pixels would take {needed / 1e6:.0f} MB, and the file "
+            f"has only {size / 1e3:.0f} kB; save it anew as PNG without interlacing, or smaller"
         )
 
 
@@ -595,7 +697,11 @@ def _reason(error: BaseException, source: Source) -> str:
         return str(error) or type(error).__name__
     path = source
     if isinstance(error, FileNotFoundError):
-        return "it is a link to a file that does not exist" if os.path.islink(path) else "there is no such file"
+        return (
+            "it is a link to a file that does not exist"
+            if os.path.islink(path)
+            else "there is no such file"
+        )
     if isinstance(error, OSError) and error.errno == errno.ELOOP:
         return "it is a link that leads back to itself"
     if isinstance(error, OSError) and error.errno:
@@ -622,8 +728,9 @@ def _unidentified(file: BinaryIO) -> str:
 def find_images(folder: str | Path) -> tuple[list[Path], list[str]]:
     """The image files below a folder, by name, and a line with the reason for each entry that was left out.
 
-    Files are told by their extension, in any case. Hidden files and those that file managers leave behind are left out
-    without a line. Linked folders are followed, but not in circles. Raises `DataError` if the folder cannot be listed.
+    Files are told by their extension, in any case. Hidden files and those that file managers leave
+    behind are left out without a line. Linked folders are followed, but not in circles. Raises
+    `DataError` if the folder cannot be listed.
     """
     images, skipped = [], []
     for path, reason in _walk(Path(folder), ()):

@@ -23,7 +23,8 @@ class ConvBN(nn.Sequential):
     ):
         padding = dilation * (size // 2) if padding is None else padding
         super().__init__(
-            nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, bias=False), nn.BatchNorm2d(outputs)
+            nn.Conv2d(inputs, outputs, size, stride, padding, dilation, groups, bias=False),
+            nn.BatchNorm2d(outputs),
         )
 
     @property
@@ -53,23 +54,28 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean((2, 3), keepdim=True)  # (N, C, 1, 1); a mean exports with dynamic sizes where pooling does not
+        gate = x.mean(
+            (2, 3), keepdim=True
+        )  # (N, C, 1, 1); a mean exports with dynamic sizes where pooling does not
         return x * self.expand(self.reduce(gate).relu()).sigmoid()
 
 
 def check_batch(backbone: nn.Module, image: Tensor, stride: int) -> None:
     """Refuse to train on one image so small that the deepest feature, at `stride`, is one pixel.
 
-    Batch norm has no variance of one value: torch would raise a bare ValueError. `ModelError` says what to do.
+    Batch norm has no variance of one value: torch would raise a bare ValueError. `ModelError` says
+    what to do.
     """
-    if not backbone.training or image.shape[0] > 1 or max(image.shape[-2:]) > stride:  # export: no guard on the batch
+    if (
+        not backbone.training or image.shape[0] > 1 or max(image.shape[-2:]) > stride
+    ):  # export: no guard on the batch
         return
     for name, module in backbone.named_modules():
         if isinstance(module, nn.BatchNorm2d) and module.training:
             raise ModelError(
-                f"a batch of one image of {image.shape[-2]}x{image.shape[-1]} leaves one value per channel for batch "
-                f"norms such as {name!r} in training: use a batch of at least 2, an image of more than {stride} "
-                "pixels, or freeze the batch norms with .eval()"
+                f"a batch of one image of {image.shape[-2]}x{image.shape[-1]} leaves one value per "
+                f"channel for batch norms such as {name!r} in training: use a batch of at least 2, "
+                f"an image of more than {stride} pixels, or freeze the batch norms with .eval()"
             )
 
 

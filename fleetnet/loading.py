@@ -1,8 +1,9 @@
 """Batches from processes that read images, none of which is waited for without end.
 
-What can go wrong between two processes: there is no shared memory left (containers have 64 MB of it), a worker dies of
-a signal, or it stands still. A batch that shared memory cannot hold goes through the pipe instead. A worker that died
-is named with the signal and the file it read. One that stands still is said while we wait, and ended after a limit.
+What can go wrong between two processes: there is no shared memory left (containers have 64 MB of
+it), a worker dies of a signal, or it stands still. A batch that shared memory cannot hold goes
+through the pipe instead. A worker that died is named with the signal and the file it read. One that
+stands still is said while we wait, and ended after a limit.
 """
 
 import multiprocessing
@@ -25,13 +26,17 @@ from .transforms import Batch, ImageDataset, Item, collate
 
 MINUTES = 5.0  # that a batch may take
 SAID_EVERY = 30.0  # seconds of waiting between two lines
-SMALL = 1 << 16  # bytes: smaller tensors go through the pipe, since each shared one takes a file descriptor
+SMALL = (
+    1 << 16
+)  # bytes: smaller tensors go through the pipe, since each shared one takes a file descriptor
 SPARE = 1 << 20  # bytes of shared memory that others may take while a tensor is moved there
 SHARED_MEMORY = "/dev/shm"
 HINT = "--workers 0 reads in this process, and shows where"
 HINTS = {  # by the signal
-    "SIGKILL": "The memory ran out, or somebody ended it: try fewer --workers or a smaller --batch-size",
-    "SIGBUS": f"Shared memory ran out: give {SHARED_MEMORY} more (docker run --shm-size 1g), or --workers 0",
+    "SIGKILL": "The memory ran out, or somebody ended it: try fewer --workers or a smaller "
+    "--batch-size",
+    "SIGBUS": f"Shared memory ran out: give {SHARED_MEMORY} more (docker run --shm-size 1g), or "
+    "--workers 0",
 }
 Say = Callable[[str], None]
 
@@ -86,8 +91,9 @@ def _as_tensor(leaf: Any) -> Any:
 class HandOver:
     """What makes a batch of items in a worker, and puts its large tensors into shared memory as long as they fit.
 
-    Without room there, torch loses the batch in a thread of the worker and the other side waits for ever, or the worker
-    dies of a bus error while it copies: the room is looked for before, by one worker at a time.
+    Without room there, torch loses the batch in a thread of the worker and the other side waits for
+    ever, or the worker dies of a bus error while it copies: the room is looked for before, by one
+    worker at a time.
     """
 
     def __init__(self, workers: int):
@@ -140,7 +146,13 @@ class Positions:
         for pid, index in zip(self.pids, self.samples, strict=True):
             if pid and (not pids or pid in pids):
                 image = data.split.samples[index].image if index >= 0 else None
-                what = "nothing yet" if index < 0 else f"sample {index}" if callable(image) else str(image)
+                what = (
+                    "nothing yet"
+                    if index < 0
+                    else f"sample {index}"
+                    if callable(image)
+                    else str(image)
+                )
                 lines.append(f"process {pid}: {what}")
         return lines
 
@@ -155,7 +167,11 @@ class Positions:
                     continue
                 if about is not None and about.si_status:
                     exited = about.si_code == os.CLD_EXITED
-                    how = f"ended with code {about.si_status}" if exited else _of_signal(about.si_status)
+                    how = (
+                        f"ended with code {about.si_status}"
+                        if exited
+                        else _of_signal(about.si_status)
+                    )
                     found.append((pid, how))
         return found
 
@@ -183,7 +199,8 @@ def batches_of(
 ) -> DataLoader[Any]:
     """Batches of a data set, in the sampler's order or in its own; go through them with `patient`.
 
-    `workers` processes read images, none if it is 0; none of them may take more than `minutes` for a batch.
+    `workers` processes read images, none if it is 0; none of them may take more than `minutes` for
+    a batch.
     """
     positions = Positions(workers) if workers else None
     data.positions = positions
@@ -203,8 +220,8 @@ def batches_of(
 def patient(batches: Any, say: Say | None = None) -> Iterator[Batch]:
     """The batches of `batches_of`, or of anything else; `say` gets a line every half minute of waiting.
 
-    Raises `FleetnetError` for a worker that died, with its signal and the file it read, and for one that takes longer
-    than their limit.
+    Raises `FleetnetError` for a worker that died, with its signal and the file it read, and for one
+    that takes longer than their limit.
     """
     positions = getattr(getattr(batches, "dataset", None), "positions", None)
     if positions is None:
@@ -240,7 +257,8 @@ class _WorkerDied(Exception):
 def _noticing(watch: "_Watch") -> Iterator[None]:
     """While it lasts, a worker that dies is noticed at once if we wait for a batch, else when we do so next.
 
-    Torch's own handler raises wherever the program is, such as in the middle of a step of the training.
+    Torch's own handler raises wherever the program is, such as in the middle of a step of the
+    training.
     """
     torch.utils.data._utils.signal_handling._set_SIGCHLD_handler()  # else it would be set when the first worker starts
     before: Any = None
@@ -252,8 +270,9 @@ def _noticing(watch: "_Watch") -> Iterator[None]:
         watch.since = None
         watch.done.set()
         if before is not None:
-            # Torch's handler would raise another error for the same worker wherever the program is by then, when the
-            # signal comes late (a core is written first). It asks its workers without the signal too.
+            # Torch's handler would raise another error for the same worker wherever the program is
+            # by then, when the signal comes late (a core is written first). It asks its workers
+            # without the signal too.
             signal.signal(signal.SIGCHLD, signal.SIG_DFL if watch.ended else before)
 
 
@@ -266,7 +285,9 @@ class _Watch(threading.Thread):
         self.since: float | None = None
         self.done = threading.Event()
         self.ended = False  # whether a worker died or was too slow, and all of them were ended
-        self.deaths: list[tuple[int, str]] = []  # kept, since a process can be asked only once how it ended
+        self.deaths: list[
+            tuple[int, str]
+        ] = []  # kept, since a process can be asked only once how it ended
         if say is not None:
             self.start()
 
@@ -287,19 +308,29 @@ class _Watch(threading.Thread):
                 self.say(f"waiting for images since {now - since:.0f} s; last read by {read}")
 
 
-def _explained(error: BaseException, batches: Any, positions: Positions, watch: _Watch) -> str | None:
+def _explained(
+    error: BaseException, batches: Any, positions: Positions, watch: _Watch
+) -> str | None:
     """What happened to the workers, in words, if that is what an error is about."""
     data = batches.dataset
     if watch.deaths:
-        lines = [f"{how}; last read by {'; '.join(positions.told(data, [pid]))}" for pid, how in watch.deaths]
-        hints = [hint for name, hint in HINTS.items() if any(name in how for _, how in watch.deaths)]
-        return f"a process that read images {'; another '.join(lines)}. {hints[0] if hints else HINT}"
+        lines = [
+            f"{how}; last read by {'; '.join(positions.told(data, [pid]))}"
+            for pid, how in watch.deaths
+        ]
+        hints = [
+            hint for name, hint in HINTS.items() if any(name in how for _, how in watch.deaths)
+        ]
+        return (
+            f"a process that read images {'; another '.join(lines)}. {hints[0] if hints else HINT}"
+        )
     text = str(error)
     if "DataLoader timed out" in text:
         read = "; ".join(positions.told(data)) or "none has begun"
         return (
-            f"no batch came within {batches.timeout / 60:g} minutes from the {batches.num_workers} processes that read "
-            f"images; last read by {read}. Give --timeout more minutes, or --workers 0"
+            f"no batch came within {batches.timeout / 60:g} minutes from the {batches.num_workers} "
+            f"processes that read images; last read by {read}. Give --timeout more minutes, or "
+            "--workers 0"
         )
     if "DataLoader worker (pid" in text and "Caught" not in text:
         read = "; ".join(positions.told(data)) or "none has begun"

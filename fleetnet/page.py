@@ -82,7 +82,9 @@ def _table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     head = "".join(f"<th>{_cell(column)}</th>" for column in columns)
     body = "".join(
-        "<tr>" + "".join(f"<td>{_cell(row[key]) if key in row else ''}</td>" for key in columns) + "</tr>"
+        "<tr>"
+        + "".join(f"<td>{_cell(row[key]) if key in row else ''}</td>" for key in columns)
+        + "</tr>"
         for row in rows
     )
     return f'<div class="table"><table><tr>{head}</tr>{body}</table></div>'

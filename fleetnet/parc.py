@@ -1,7 +1,8 @@
 """ParC: position-aware circular convolution, a convolution whose kernel is as long as the feature map.
 
-Zhang et al., ECCV 2022, arXiv:2203.03952. Half of the channels is convolved along the height, half along the width; the
-borders wrap around, so that every output sees its whole column or row. A learned position embedding tells where it is.
+Zhang et al., ECCV 2022, arXiv:2203.03952. Half of the channels is convolved along the height, half
+along the width; the borders wrap around, so that every output sees its whole column or row. A
+learned position embedding tells where it is.
 
     along the height:   y[i, j] = bias + sum over t of kernel[t] * x[(i + t) mod H, j]
 
@@ -10,12 +11,13 @@ Two forms were published, and `ParC` is both:
     single    ParC ConvNets      first half: H;  second half: W;  bias; depthwise or dense
     crossed   ParC-Net           first half: H, then W;  second half: W, then H;  batch norm before; depthwise
 
-Kernel and position embedding are learned at one length and resized (bilinear, corners aligned) to the height and width
-of the feature at hand, inside the graph: any size and aspect ratio trains and runs. At the learned length, resizing is
-the identity. `fuse_at(size)` freezes an operator at one feature size: fixed kernels and one constant.
+Kernel and position embedding are learned at one length and resized (bilinear, corners aligned) to
+the height and width of the feature at hand, inside the graph: any size and aspect ratio trains and
+runs. At the learned length, resizing is the identity. `fuse_at(size)` freezes an operator at one
+feature size: fixed kernels and one constant.
 
-Differs from the authors' code: they read one size from the height (ParC-Net: square features only) or fix it (ParC
-ConvNets: 224 x 224 images only).
+Differs from the authors' code: they read one size from the height (ParC-Net: square features only)
+or fix it (ParC ConvNets: 224 x 224 images only).
 """
 
 import copy
@@ -56,15 +58,28 @@ def _resize(parameter: Tensor, dim: int, length: int) -> Tensor:
 class CircularConv(nn.Module):
     """conv(norm(x + position)) along one dimension, all around; norm and position optional. (N, C, H, W) -> same."""
 
-    def __init__(self, channels: int, length: int, dim: int, groups: int, bias: bool, norm: bool, position: float):
+    def __init__(
+        self,
+        channels: int,
+        length: int,
+        dim: int,
+        groups: int,
+        bias: bool,
+        norm: bool,
+        position: float,
+    ):
         super().__init__()
         self.dim, self.groups = dim, groups
         size = (length, 1) if dim == HEIGHT else (1, length)
         bound = (channels // groups * length) ** -0.5  # PyTorch's own for a convolution
         self.wrap = Wrap(dim)
-        self.position = nn.Parameter(torch.randn(1, channels, *size) * position) if position else None
+        self.position = (
+            nn.Parameter(torch.randn(1, channels, *size) * position) if position else None
+        )
         self.norm = nn.BatchNorm2d(channels) if norm else None
-        self.weight = nn.Parameter(torch.empty(channels, channels // groups, *size).uniform_(-bound, bound))
+        self.weight = nn.Parameter(
+            torch.empty(channels, channels // groups, *size).uniform_(-bound, bound)
+        )
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
@@ -73,14 +88,18 @@ class CircularConv(nn.Module):
             x = x + _resize(self.position, self.dim, length)  # (1, C, H, 1) or (1, C, 1, W)
         if self.norm is not None:
             x = self.norm(x)
-        return F.conv2d(self.wrap(x), _resize(self.weight, self.dim, length), self.bias, groups=self.groups)
+        return F.conv2d(
+            self.wrap(x), _resize(self.weight, self.dim, length), self.bias, groups=self.groups
+        )
 
     def linear_part(self, length: int) -> Tensor:
         """The kernel at a length with the norm's scale in it, float64: all of this module but its constant."""
         weight = _resize(self.weight.detach().double(), self.dim, length)
         if self.norm is None:
             return weight
-        return fold_bn_before(self.norm, (weight, weight.new_zeros(weight.shape[0])), self.groups)[0]
+        return fold_bn_before(self.norm, (weight, weight.new_zeros(weight.shape[0])), self.groups)[
+            0
+        ]
 
     def extra_repr(self) -> str:
         return f"{tuple(self.weight.shape)}, groups={self.groups}"
@@ -89,8 +108,9 @@ class CircularConv(nn.Module):
 class ParC(nn.Module):
     """Position-aware circular convolution, (N, C, H, W) -> the same; see the head of this file for the two forms.
 
-    `length` is the size of feature that kernels and embeddings are learned at, one number or (height, width).
-    `dense` mixes channels within each half. Raises `ModelError` if `channels` is odd.
+    `length` is the size of feature that kernels and embeddings are learned at, one number or
+    (height, width). `dense` mixes channels within each half. Raises `ModelError` if `channels` is
+    odd.
     """
 
     def __init__(
@@ -105,11 +125,21 @@ class ParC(nn.Module):
         if channels % 2:
             raise ModelError(f"ParC halves its channels, so {channels} must be even")
         half, groups = channels // 2, 1 if dense else channels // 2
-        lengths = dict(zip((HEIGHT, WIDTH), (length, length) if isinstance(length, int) else length, strict=True))
-        std = (1.0 if crossed else 0.02) * position  # of the embeddings, as in the authors' two codes
+        lengths = dict(
+            zip(
+                (HEIGHT, WIDTH),
+                (length, length) if isinstance(length, int) else length,
+                strict=True,
+            )
+        )
+        std = (
+            1.0 if crossed else 0.02
+        ) * position  # of the embeddings, as in the authors' two codes
 
         def conv(dim: int, norm: bool = False) -> CircularConv:
-            return CircularConv(half, lengths[dim], dim, groups, bias=not crossed, norm=norm, position=std)
+            return CircularConv(
+                half, lengths[dim], dim, groups, bias=not crossed, norm=norm, position=std
+            )
 
         if crossed:
             self.first = nn.Sequential(conv(HEIGHT, norm=True), conv(WIDTH))
@@ -124,9 +154,10 @@ class ParC(nn.Module):
     def fuse_at(self, size: tuple[int, int], norm: nn.Module | None = None) -> "FrozenParC":
         """norm(self(x)) for features of one (height, width).
 
-        In eval mode everything here is affine, so f(x) = L(x) + f(0): the scale of a norm before goes into the first
-        kernels (exact: wrapping pads with values of the same scale), that of a norm after into the last, and biases,
-        shifts and embeddings become f(0). It is one number a channel where no embedding varies it, else a map.
+        In eval mode everything here is affine, so f(x) = L(x) + f(0): the scale of a norm before
+        goes into the first kernels (exact: wrapping pads with values of the same scale), that of a
+        norm after into the last, and biases, shifts and embeddings become f(0). It is one number a
+        channel where no embedding varies it, else a map.
         """
         first, second = _stages(self.first), _stages(self.second)
         weight = first[0].weight
@@ -139,8 +170,12 @@ class ParC(nn.Module):
         (scale_1, scale_2), (bias_1, bias_2) = scale.chunk(2), constant[0, :, 0, 0].chunk(2)
         if any(stage.position is not None for stage in first + second):
             kept = nn.Parameter(constant.to(weight), weight.requires_grad)
-            return FrozenParC(size, _freeze(first, size, scale_1), _freeze(second, size, scale_2), kept).eval()
-        return FrozenParC(size, _freeze(first, size, scale_1, bias_1), _freeze(second, size, scale_2, bias_2)).eval()
+            return FrozenParC(
+                size, _freeze(first, size, scale_1), _freeze(second, size, scale_2), kept
+            ).eval()
+        return FrozenParC(
+            size, _freeze(first, size, scale_1, bias_1), _freeze(second, size, scale_2, bias_2)
+        ).eval()
 
 
 def _stages(half: nn.Sequential) -> list[CircularConv]:
@@ -157,7 +192,13 @@ def _freeze(
         weight = stage.linear_part(size[stage.dim - HEIGHT])
         weight = weight * scale.view(-1, 1, 1, 1) if last else weight
         channels = weight.shape[0]
-        like = nn.Conv2d(channels, channels, (weight.shape[2], weight.shape[3]), groups=stage.groups, device="meta")
+        like = nn.Conv2d(
+            channels,
+            channels,
+            (weight.shape[2], weight.shape[3]),
+            groups=stage.groups,
+            device="meta",
+        )
         like.weight = stage.weight  # for its dtype, device, memory format and trainability
         if last and bias is not None:
             conv = as_conv((weight, bias), like)
@@ -172,7 +213,11 @@ class FrozenParC(nn.Module):
     """The deploy form of `ParC` for features of one size: circular convolutions with fixed kernels, plus a constant."""
 
     def __init__(
-        self, size: tuple[int, int], first: nn.Sequential, second: nn.Sequential, constant: nn.Parameter | None = None
+        self,
+        size: tuple[int, int],
+        first: nn.Sequential,
+        second: nn.Sequential,
+        constant: nn.Parameter | None = None,
     ):
         super().__init__()
         self.size, self.first, self.second, self.constant = size, first, second, constant
@@ -180,8 +225,9 @@ class FrozenParC(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not torch.jit.is_tracing() and (x.shape[-2], x.shape[-1]) != self.size:
             raise ModelError(
-                f"this ParC is collapsed for features of {self.size}, but has {tuple(x.shape[-2:])}: "
-                "use the image size of the example given to reparameterize, or reparameterize again for this size"
+                f"this ParC is collapsed for features of {self.size}, but has "
+                f"{tuple(x.shape[-2:])}: use the image size of the example given to "
+                "reparameterize, or reparameterize again for this size"
             )
         first, second = x.chunk(2, dim=1)
         y = torch.cat([self.first(first), self.second(second)], dim=1)
@@ -241,10 +287,11 @@ class ParCBN(nn.Sequential):
 def replace(model: nn.Module, example: Tensor, pattern: str = "*") -> list[str]:
     """Swap depthwise convolutions of anybody's network for ParC, in place; returns their names.
 
-    `pattern` chooses by module name, "stages.3.*": the paper advises the deep stages only. `example` is an input of the
-    training size, which decides the kernels' lengths. Weights of the swapped layers start anew: train afterwards. Only
-    convolutions with stride 1, an even number of channels and an output of the input's size can be swapped; raises
-    `ModelError` if none of them matches.
+    `pattern` chooses by module name, "stages.3.*": the paper advises the deep stages only.
+    `example` is an input of the training size, which decides the kernels' lengths. Weights of the
+    swapped layers start anew: train afterwards. Only convolutions with stride 1, an even number of
+    channels and an output of the input's size can be swapped; raises `ModelError` if none of them
+    matches.
 
         names = replace(timm.create_model("mobilenetv3_large_100"), torch.randn(1, 3, 224, 224), "blocks.5.*")
     """
@@ -254,10 +301,18 @@ def replace(model: nn.Module, example: Tensor, pattern: str = "*") -> list[str]:
         if isinstance(conv, nn.Conv2d) and 1 < conv.groups == conv.in_channels == conv.out_channels
     }
     lengths: dict[str, tuple[int, int]] = {}
-    probe = copy.deepcopy(model).eval()  # running the example must not move the model's batch-norm statistics
+    probe = copy.deepcopy(
+        model
+    ).eval()  # running the example must not move the model's batch-norm statistics
     for name, conv in convs.items():
 
-        def record(_: nn.Module, args: tuple[Tensor, ...], y: Tensor, name: str = name, conv: nn.Conv2d = conv) -> None:
+        def record(
+            _: nn.Module,
+            args: tuple[Tensor, ...],
+            y: Tensor,
+            name: str = name,
+            conv: nn.Conv2d = conv,
+        ) -> None:
             if args[0].shape == y.shape and conv.stride == (1, 1) and conv.in_channels % 2 == 0:
                 lengths[name] = (y.shape[2], y.shape[3])
 
@@ -266,9 +321,15 @@ def replace(model: nn.Module, example: Tensor, pattern: str = "*") -> list[str]:
         probe(example)
     chosen = [name for name in lengths if fnmatch(name, pattern)]
     if not chosen:
-        raise ModelError(f"no depthwise convolution to swap is named {pattern!r}: {choose(pattern, lengths)}")
+        raise ModelError(
+            f"no depthwise convolution to swap is named {pattern!r}: {choose(pattern, lengths)}"
+        )
     for name in chosen:
         parent, _, leaf = name.rpartition(".")
-        parc = ParC(convs[name].in_channels, lengths[name]).to(convs[name].weight).train(convs[name].training)
+        parc = (
+            ParC(convs[name].in_channels, lengths[name])
+            .to(convs[name].weight)
+            .train(convs[name].training)
+        )
         setattr(model.get_submodule(parent), leaf, parc)
     return chosen

@@ -1,6 +1,7 @@
 """From a file to predictions, and from a model to a file: `load` and `export`.
 
-A `Predictor` is the same for a checkpoint, run by torch, and for an exported file, run by its runtime.
+A `Predictor` is the same for a checkpoint, run by torch, and for an exported file, run by its
+runtime.
 """
 
 import copy
@@ -50,8 +51,12 @@ from .transforms import Preprocess
 from .weights.read import check_finite, files_beside, locate
 
 One = Source | Tensor | Picture  # a picture in any form
-Pictures = One | Iterable[One]  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
-Scale = tuple[float, float]  # pixels of an image in one of its picture, down and across; 1 unless it is reduced
+Pictures = (
+    One | Iterable[One]
+)  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
+Scale = tuple[
+    float, float
+]  # pixels of an image in one of its picture, down and across; 1 unless it is reduced
 Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
 SCORE = 0.3  # of objects to show, where no better one was measured
@@ -60,22 +65,25 @@ SCORE = 0.3  # of objects to show, where no better one was measured
 class Predictor(Limiting):
     """A checkpoint, a run folder (its best.safetensors), or a file that `export` wrote, ready to use.
 
-    `predict` names what is in pictures, `raw` computes outputs from a batch. It is a module (of torch tensors, in eval
-    mode whatever one asks for), so that what evaluates a model evaluates a file. `runtime` is "torch" for a checkpoint;
-    `facts` are those of the file. `device` is for checkpoints, `threads` for the runtimes of exported files, which get
-    one image at a time. Any number of threads may share one; a fork of the process may not, and gets `FleetnetError`.
-    `trust` says that a file comes from somebody who is trusted like a program: formats that can hide code (.pt2) are
-    opened only then. `size` (height, width) is for a file whose height and width are open; unless given, it is the one
-    that the file was made at.
+    `predict` names what is in pictures, `raw` computes outputs from a batch. It is a module (of
+    torch tensors, in eval mode whatever one asks for), so that what evaluates a model evaluates a
+    file. `runtime` is "torch" for a checkpoint; `facts` are those of the file. `device` is for
+    checkpoints, `threads` for the runtimes of exported files, which get one image at a time. Any
+    number of threads may share one; a fork of the process may not, and gets `FleetnetError`.
+    `trust` says that a file comes from somebody who is trusted like a program: formats that can
+    hide code (.pt2) are opened only then. `size` (height, width) is for a file whose height and
+    width are open; unless given, it is the one that the file was made at.
 
-    Of a detector `limits` are what is kept of all that is found: "max_objects" of a picture, "nms" (the overlap from
-    which the less certain of two boxes is dropped), the lowest "score", and "only" the classes of these names; what is
-    not given is as in the file, or usual for the task. `score` is the score that objects have to reach in `predict`,
-    and `score_from` says in words where it comes from.
+    Of a detector `limits` are what is kept of all that is found: "max_objects" of a picture, "nms"
+    (the overlap from which the less certain of two boxes is dropped), the lowest "score", and
+    "only" the classes of these names; what is not given is as in the file, or usual for the task.
+    `score` is the score that objects have to reach in `predict`, and `score_from` says in words
+    where it comes from.
 
-    Raises `ModelError` for a file that is missing, damaged (its hash is compared with that in the description beside
-    it), not trusted, of another program or unknown task, and `UsageError` for limits out of range, of another task, or
-    beyond what an exported file that chooses its objects itself can follow, and for a size that the file does not take.
+    Raises `ModelError` for a file that is missing, damaged (its hash is compared with that in the
+    description beside it), not trusted, of another program or unknown task, and `UsageError` for
+    limits out of range, of another task, or beyond what an exported file that chooses its objects
+    itself can follow, and for a size that the file does not take.
     """
 
     facts: dict[str, Any]
@@ -99,11 +107,17 @@ class Predictor(Limiting):
         if not path.exists() and path.suffix in by_suffix():
             raise ModelError(f"{path}: no such file; {files_beside(path, [path.suffix])}")
         # A folder is a run, or an exported file: Core ML's.
-        self.runtime = "torch" if (path / "best.safetensors").is_file() else by_suffix().get(path.suffix, "torch")
+        self.runtime = (
+            "torch"
+            if (path / "best.safetensors").is_file()
+            else by_suffix().get(path.suffix, "torch")
+        )
         if self.runtime == "torch":
             runner = _TorchRunner(path, torch.device(device))
             self._run: Callable[[np.ndarray], Arrays] = Guarded(runner.run, str(path))
-            self._embed: Callable[[np.ndarray], np.ndarray] | None = Guarded(runner.embed, str(path))
+            self._embed: Callable[[np.ndarray], np.ndarray] | None = Guarded(
+                runner.embed, str(path)
+            )
             self.facts = runner.facts
             self._batch = BATCH
             self._runner: _TorchRunner | None = runner
@@ -111,10 +125,16 @@ class Predictor(Limiting):
             holds_facts = runtimes.find(self.runtime).metadata is not None
             beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
             run = load_file(self.runtime, path, threads, trust=trust)
-            self.facts = checkpoint.check_facts(metadata(self.runtime, path) if holds_facts else beside, path)
-            if beside and not self.facts.get("metrics"):  # an int8 file is measured after it was written
+            self.facts = checkpoint.check_facts(
+                metadata(self.runtime, path) if holds_facts else beside, path
+            )
+            if beside and not self.facts.get(
+                "metrics"
+            ):  # an int8 file is measured after it was written
                 self.facts = {**self.facts, "metrics": beside.get("metrics")}
-            self._run = partial(_by_name, run, [output["name"] for output in self.facts.get("outputs", ())])
+            self._run = partial(
+                _by_name, run, [output["name"] for output in self.facts.get("outputs", ())]
+            )
             self._embed = None
             self._batch = 1
             self._runner = None
@@ -151,7 +171,9 @@ class Predictor(Limiting):
         self.limits, self.score, self.score_from = None, SCORE, "the usual one"
         if usual is None or of_file is None:
             if given:
-                raise UsageError(f"{', '.join(given)} are for detectors; {self._path} is of the task {self.task}")
+                raise UsageError(
+                    f"{', '.join(given)} are for detectors; {self._path} is of the task {self.task}"
+                )
             return
         self._keep(of_file.changed(given, self.classes))
         measured = (self.facts.get("metrics") or {}).get("score")
@@ -187,7 +209,10 @@ class Predictor(Limiting):
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
         """The outputs by name, of preprocessed images (N, 3, H, W)."""
-        return {name: torch.from_numpy(output) for name, output in self._outputs(batch.cpu().numpy()).items()}
+        return {
+            name: torch.from_numpy(output)
+            for name, output in self._outputs(batch.cpu().numpy()).items()
+        }
 
     def _outputs(self, batch: np.ndarray) -> Arrays:
         if self._sizes is not None:
@@ -196,14 +221,16 @@ class Predictor(Limiting):
         outputs = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
         for name, values in outputs.items():
             if np.issubdtype(values.dtype, np.floating) and np.isnan(values).any():
-                raise ModelError(f"{self._path} computes NaN as {name}: its weights or its runtime are at fault")
+                raise ModelError(
+                    f"{self._path} computes NaN as {name}: its weights or its runtime are at fault"
+                )
         return outputs
 
     def predictions(self, pictures: Pictures, channels: str = "RGB") -> list[Prediction]:
         """For each picture what the task's `restore` gives, in the picture's pixels; see `predict` for the forms.
 
-        Masks and label maps of a picture of more than `images.LARGE` pixels are of the size of its reduced image (see
-        `images.Picture`), boxes of its own.
+        Masks and label maps of a picture of more than `images.LARGE` pixels are of the size of its
+        reduced image (see `images.Picture`), boxes of its own.
         """
         task = tasks.find(self.task)
         predictions: list[Prediction] = []
@@ -219,25 +246,32 @@ class Predictor(Limiting):
                 )  # fmt: skip
                 restored = task.restore(prediction, of_image)
                 if "boxes" in restored:
-                    restored["boxes"] = restored["boxes"] / restored["boxes"].new_tensor([x, y, x, y])
+                    restored["boxes"] = restored["boxes"] / restored["boxes"].new_tensor(
+                        [x, y, x, y]
+                    )
                 predictions.append(restored)
         return predictions
 
     @named_arguments
     def predict(
-        self, pictures: Pictures, top: int = 5, threshold: float | None = None, channels: str = "RGB"
+        self,
+        pictures: Pictures,
+        top: int = 5,
+        threshold: float | None = None,
+        channels: str = "RGB",
     ) -> list[Any]:
         """For each picture what is in it, by name, in a list, also of one; see the task's `present`.
 
-        A picture is a path, an address (http, https; it is fetched), the bytes of a file, a PIL image, an array
-        (height, width, 3) or a tensor (3, height, width), each of uint8, or of floats from 0 to 1, as `images.load`
-        says; several are a list of such, an array (N, height, width, 3), or a tensor (N, 3, height, width). The same
-        pixels reach the network in every form. `channels` is the order of colors in arrays and tensors: "RGB", or "BGR"
-        as OpenCV gives them.
+        A picture is a path, an address (http, https; it is fetched), the bytes of a file, a PIL
+        image, an array (height, width, 3) or a tensor (3, height, width), each of uint8, or of
+        floats from 0 to 1, as `images.load` says; several are a list of such, an array (N, height,
+        width, 3), or a tensor (N, 3, height, width). The same pixels reach the network in every
+        form. `channels` is the order of colors in arrays and tensors: "RGB", or "BGR" as OpenCV
+        gives them.
 
-        Of a classifier the `top` classes as (name, probability), most probable first. Of a detector a dict for each
-        object of a score of at least `threshold` (`self.score` unless given). Raises `DataError` for a picture that
-        cannot be read, `UsageError` for what is none.
+        Of a classifier the `top` classes as (name, probability), most probable first. Of a detector
+        a dict for each object of a score of at least `threshold` (`self.score` unless given).
+        Raises `DataError` for a picture that cannot be read, `UsageError` for what is none.
         """
         task = tasks.find(self.task)
         if threshold is None and self.limits is not None:
@@ -249,10 +283,12 @@ class Predictor(Limiting):
     def embed(self, pictures: Pictures, channels: str = "RGB") -> np.ndarray:
         """The backbone's last feature of each picture, averaged over its height and width: (N, C) float32.
 
-        `pictures` and `channels` as in `predict`. Raises `UsageError` for an exported file, which holds no more than
-        what leads to its outputs.
+        `pictures` and `channels` as in `predict`. Raises `UsageError` for an exported file, which
+        holds no more than what leads to its outputs.
         """
-        features = [self.check_embeds()(batch.numpy()) for batch, _, _ in self._batches(pictures, channels)]
+        features = [
+            self.check_embeds()(batch.numpy()) for batch, _, _ in self._batches(pictures, channels)
+        ]
         if not features:
             raise UsageError("no picture given")
         return np.concatenate(features)
@@ -261,12 +297,14 @@ class Predictor(Limiting):
         """The function from inputs to features; `UsageError` where there is none."""
         if self._embed is None:
             raise UsageError(
-                f"embeddings need a checkpoint or a run folder: an exported file ({self.runtime}) gives its outputs "
-                "only, not the features of its backbone"
+                f"embeddings need a checkpoint or a run folder: an exported file ({self.runtime}) "
+                "gives its outputs only, not the features of its backbone"
             )
         return self._embed
 
-    def _batches(self, pictures: Pictures, channels: str) -> Iterator[tuple[Tensor, list[Place], list[Scale]]]:
+    def _batches(
+        self, pictures: Pictures, channels: str
+    ) -> Iterator[tuple[Tensor, list[Place], list[Scale]]]:
         """Inputs (up to BATCH, 3, H, W), where each picture lies in its own, and how much its image is reduced.
 
         One picture at a time is in memory.
@@ -278,7 +316,9 @@ class Predictor(Limiting):
             picture = read_picture(one, self.preprocess.values, channels)
             inputs.append(self.preprocess(picture))
             places.append(self.preprocess.place(picture.height, picture.width))
-            scales.append((picture.image.height / picture.height, picture.image.width / picture.width))
+            scales.append(
+                (picture.image.height / picture.height, picture.image.width / picture.width)
+            )
             if len(inputs) == BATCH:
                 yield torch.stack(inputs), places, scales
                 inputs, places, scales = [], [], []
@@ -306,14 +346,16 @@ def _check_follows(path: Path, of_file: Limits, wanted: Limits, classes: Sequenc
     beyond = [key for key in ("max_objects",) if ours[key] > theirs[key]]
     beyond += ["nms"] if ours["nms"] != theirs["nms"] else []
     beyond += ["score"] if ours["score"] < theirs["score"] else []
-    if of_file.only is not None and not set(wanted.only or range(len(classes))) <= set(of_file.only):
+    if of_file.only is not None and not set(wanted.only or range(len(classes))) <= set(
+        of_file.only
+    ):
         beyond.append("only")
     if beyond:
         asked = ", ".join(f"{key} {ours[key]}" for key in beyond)
         has = ", ".join(f"{key} {theirs[key]}" for key in beyond)
         raise UsageError(
-            f"{path} chooses its objects itself, with {has}, and cannot follow {asked}; allowed: no more objects, no "
-            "lower score, the same nms. Export it again with what you want"
+            f"{path} chooses its objects itself, with {has}, and cannot follow {asked}; allowed: "
+            "no more objects, no lower score, the same nms. Export it again with what you want"
         )
 
 
@@ -331,8 +373,9 @@ def each(pictures: Pictures) -> Iterator[One]:
             yield from each(picture)
     else:
         raise UsageError(
-            f"{type(pictures).__name__} is no picture; allowed: a path, an address, the bytes of a file, a PIL image, "
-            "an array (height, width, 3), a tensor (3, height, width), or a list of these"
+            f"{type(pictures).__name__} is no picture; allowed: a path, an address, the bytes of a "
+            "file, a PIL image, an array (height, width, 3), a tensor (3, height, width), or a "
+            "list of these"
         )
 
 
@@ -345,8 +388,9 @@ def _check_one_file(path: Path) -> None:
     else:
         return
     raise UsageError(
-        f"'{path}' is a {kind}; allowed: files, as sorted(Path({str(folder)!r}).glob({pattern!r})). "
-        f"The command `fleetnet predict` takes {kind}s"
+        f"'{path}' is a {kind}; allowed: files, as "
+        f"sorted(Path({str(folder)!r}).glob({pattern!r})). The command `fleetnet predict` takes "
+        f"{kind}s"
     )
 
 
@@ -356,8 +400,15 @@ def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -
         return one
     if isinstance(one, Tensor):
         if one.ndim not in (2, 3) or (one.ndim == 3 and one.shape[0] not in (1, 2, 3, 4)):
-            hint = "; an array has its channels last" if one.ndim == 3 and one.shape[-1] in (1, 3, 4) else ""
-            raise DataError(f"a tensor of shape {tuple(one.shape)} is no picture; allowed: (3, height, width){hint}")
+            hint = (
+                "; an array has its channels last"
+                if one.ndim == 3 and one.shape[-1] in (1, 3, 4)
+                else ""
+            )
+            raise DataError(
+                f"a tensor of shape {tuple(one.shape)} is no picture; allowed: (3, "
+                f"height, width){hint}"
+            )
         array = one.detach().cpu()
         array = array.float() if array.is_floating_point() else array
         one = (array.permute(1, 2, 0) if array.ndim == 3 else array).contiguous().numpy()
@@ -391,11 +442,15 @@ class _TorchRunner:
         return self.model.backbone(self._input(batch))[-1].float().mean((2, 3)).cpu().numpy()
 
 
-def _by_name(run: Callable[[np.ndarray], Sequence[np.ndarray]], names: Sequence[str], batch: np.ndarray) -> Arrays:
+def _by_name(
+    run: Callable[[np.ndarray], Sequence[np.ndarray]], names: Sequence[str], batch: np.ndarray
+) -> Arrays:
     """What an exported file computes, by the names in its description; one without names has logits only."""
     outputs, names = run(batch), names or ["logits"]
     if len(names) != len(outputs):
-        raise ModelError(f"the file has {len(outputs)} outputs, its description {len(names)}: {', '.join(names)}")
+        raise ModelError(
+            f"the file has {len(outputs)} outputs, its description {len(names)}: {', '.join(names)}"
+        )
     return dict(zip(names, outputs, strict=True))
 
 
@@ -419,18 +474,21 @@ def export(
 ) -> Delivered:
     """Collapse a model, write it for a runtime, prove the file equal to the model, and only then put it at `path`.
 
-    `model` is a checkpoint, a run folder, or a model in eval mode; with a model give the names of its `classes` and the
-    `preprocess` it was trained with, unless its weights brought one. `size` (height, width) is that of the
-    preprocessing unless given, `precision` the first of the runtime. `dynamic` leaves the number of images open (True
-    or "batch"), height and width ("size"), or all of them ("batch,size"); a file of open size (ONNX) takes every
-    multiple of the network's largest stride, and is compared at smaller, larger, wide and tall sizes too.
-    `embed_preprocess` puts channel order, mean and std into the graph, which then takes RGB pixels, 0 to 255;
-    `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs. `limits` of a detector
-    are those of `Predictor`: in the graph where the decode is, and in the description of the file. Outputs, and what
-    they mean, are compared on random images and on `pictures`; with `explain` the error of a file that differs names
-    the first layer that does. Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime,
-    precision or opset, for a decode that cannot be embedded, and for a size that cannot be left open in this runtime or
-    is no such multiple, and `ExportError` if the file cannot be written or does not compute what the model computes.
+    `model` is a checkpoint, a run folder, or a model in eval mode; with a model give the names of
+    its `classes` and the `preprocess` it was trained with, unless its weights brought one. `size`
+    (height, width) is that of the preprocessing unless given, `precision` the first of the runtime.
+    `dynamic` leaves the number of images open (True or "batch"), height and width ("size"), or all
+    of them ("batch,size"); a file of open size (ONNX) takes every multiple of the network's largest
+    stride, and is compared at smaller, larger, wide and tall sizes too. `embed_preprocess` puts
+    channel order, mean and std into the graph, which then takes RGB pixels, 0 to 255;
+    `embed_decode` puts into it what makes boxes (with NMS), masks or class maps of the outputs.
+    `limits` of a detector are those of `Predictor`: in the graph where the decode is, and in the
+    description of the file. Outputs, and what they mean, are compared on random images and on
+    `pictures`; with `explain` the error of a file that differs names the first layer that does.
+    Raises `ModelError`, `DataError` for a picture, `UsageError` for an unknown runtime, precision
+    or opset, for a decode that cannot be embedded, and for a size that cannot be left open in this
+    runtime or is no such multiple, and `ExportError` if the file cannot be written or does not
+    compute what the model computes.
     """
     choice(f"{runtime}:{precision or ''}")  # before the model is read
     open_batch, open_size = parse_open(dynamic)
@@ -444,7 +502,9 @@ def export(
                 else Preprocess(tasks.find(model.task).SIZE, mode=tasks.find(model.task).MODE)
             )
         check_finite(model.state_dict(), f"the {model.name}")
-        facts = checkpoint.facts(model, classes or [str(i) for i in range(model.classes)], preprocess)
+        facts = checkpoint.facts(
+            model, classes or [str(i) for i in range(model.classes)], preprocess
+        )
     else:
         file = locate(Path(model))
         loaded = checkpoint.load(file)
@@ -453,7 +513,9 @@ def export(
         facts = {**loaded.meta, "classes": list(classes or loaded.classes)}
         facts |= {"checkpoint": file.name, "checkpoint_sha256": hashed}
     if len(facts["classes"]) != model.classes:
-        raise ModelError(f"{len(facts['classes'])} class names for a model of {model.classes} classes")
+        raise ModelError(
+            f"{len(facts['classes'])} class names for a model of {model.classes} classes"
+        )
     preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
     facts |= {"size": list(preprocess.size), "preprocess": preprocess.to_dict()}
     facts |= {"embedded_preprocess": embed_preprocess, "embedded_decode": embed_decode}
@@ -463,10 +525,13 @@ def export(
     if embed_decode and task.embed is None:
         able = [name for name in names("tasks") if tasks.find(name).embed is not None]
         raise UsageError(
-            f"{model.task} has no decode to embed: its outputs are the answer; it is for {', '.join(able)}"
+            f"{model.task} has no decode to embed: its outputs are the answer; it is for "
+            f"{', '.join(able)}"
         )
     if embed_decode and open_batch:
-        raise UsageError("an embedded decode takes one image at a time: leave dynamic or embed_decode out")
+        raise UsageError(
+            "an embedded decode takes one image at a time: leave dynamic or embed_decode out"
+        )
     pictures = list(each(pictures))
     network = _exported(model, preprocess, embed_preprocess, embed_decode, wanted)
     examples = _examples(model, preprocess, embed_preprocess, pictures)
@@ -483,7 +548,11 @@ def export(
 
 
 def described(
-    task: str, preprocess: Preprocess, embed_preprocess: bool, embed_decode: bool, limits: Limits | None
+    task: str,
+    preprocess: Preprocess,
+    embed_preprocess: bool,
+    embed_decode: bool,
+    limits: Limits | None,
 ) -> dict[str, Any]:
     """All that an app has to know beside an exported file: from picture to input, from outputs to answers."""
     of_task = tasks.find(task)
@@ -500,7 +569,9 @@ def _wanted(task: str, facts: Mapping[str, Any], limits: Mapping[str, Any]) -> L
     of_model = limits_of(facts)
     if of_model is None:
         if given:
-            raise UsageError(f"{', '.join(given)} are for detectors; the model is of the task {task}")
+            raise UsageError(
+                f"{', '.join(given)} are for detectors; the model is of the task {task}"
+            )
         return None
     return of_model.changed(given, facts["classes"])
 
@@ -521,11 +592,15 @@ def _exported(
     if embed_decode and task.embed is not None:
         network = task.embed(network, limits)
     if embed_preprocess:
-        network = Preprocessed(network, preprocess.mean, preprocess.std, preprocess.channel_order).eval()
+        network = Preprocessed(
+            network, preprocess.mean, preprocess.std, preprocess.channel_order
+        ).eval()
     return network
 
 
-def _examples(model: Model, preprocess: Preprocess, embed_preprocess: bool, pictures: Sequence[One]) -> list[Tensor]:
+def _examples(
+    model: Model, preprocess: Preprocess, embed_preprocess: bool, pictures: Sequence[One]
+) -> list[Tensor]:
     """The images (1, 3, H, W) to compare a file on: four random ones, and `pictures`."""
     generator = torch.Generator().manual_seed(0)
     inputs = [torch.randn(1, 3, *preprocess.size, generator=generator) for _ in range(4)]
@@ -549,7 +624,9 @@ def _elsewhere(
     """What a file of open height and width is compared on at other sizes than its own."""
     task, found = tasks.find(model.task), []
     for size in sizes.others(preprocess.size):
-        examples = _examples(model, dataclasses.replace(preprocess, size=size), embed_preprocess, pictures)
+        examples = _examples(
+            model, dataclasses.replace(preprocess, size=size), embed_preprocess, pictures
+        )
         found.append(Elsewhere(examples, _meaning(task, size, limits)))
     return found
 
@@ -576,9 +653,10 @@ def verify(
 ) -> Parity:
     """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
 
-    A file of open height and width is compared at the sizes of its export. With `explain` the error names the first
-    layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for files that do not belong together, are
-    damaged or cannot be read, and `ExportError` if the file does not compute what the model computes.
+    A file of open height and width is compared at the sizes of its export. With `explain` the error
+    names the first layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for
+    files that do not belong together, are damaged or cannot be read, and `ExportError` if the file
+    does not compute what the model computes.
     """
     path = Path(path)
     name, facts = facts_of(path)
@@ -587,31 +665,40 @@ def verify(
     loaded = checkpoint.load(checkpoint_file)
     if (facts.get("model"), facts.get("classes")) != (loaded.meta["model"], loaded.classes):
         raise ModelError(
-            f"{path} is a {facts.get('model')} with {len(facts.get('classes', ()))} classes; {checkpoint_file} is a "
-            f"{loaded.meta['model']} with {len(loaded.classes)}"
+            f"{path} is a {facts.get('model')} with {len(facts.get('classes', ()))} classes; "
+            f"{checkpoint_file} is a {loaded.meta['model']} with {len(loaded.classes)}"
         )
     preprocess = Preprocess.from_dict(facts["preprocess"])
     limits, pictures = limits_of(facts), list(each(pictures))
     embed_preprocess = facts.get("embedded_preprocess", False)
-    network = _exported(loaded.model, preprocess, embed_preprocess, facts.get("embedded_decode", False), limits)
+    network = _exported(
+        loaded.model, preprocess, embed_preprocess, facts.get("embedded_decode", False), limits
+    )
     examples = _examples(loaded.model, preprocess, embed_preprocess, pictures)
     runtime = runtimes.find(name)
     precision = facts.get("precision") or next(iter(runtime.tolerances))
     if precision not in runtime.tolerances:
-        raise UsageError(f"{path} is {precision}: rounding changes what it computes, so judge it by `fleetnet eval`")
+        raise UsageError(
+            f"{path} is {precision}: rounding changes what it computes, so judge it "
+            "by `fleetnet eval`"
+        )
     tolerance = runtime.tolerances[precision]
     meaning = _meaning(tasks.find(loaded.model.task), preprocess.size, limits)
     runner = load_file(name, path, trust=trust)
     parity = compare_outputs(network, runner, examples, tolerance, meaning)
     if not parity.passed:
         why = f". {explanation(reparameterize(network, examples[0]), path, name, examples, tolerance, trust=trust)}"
-        raise ExportError(f"{path} does not compute what the model computes: {parity}{why if explain else ''}")
+        raise ExportError(
+            f"{path} does not compute what the model computes: {parity}{why if explain else ''}"
+        )
     if facts.get("sizes"):
         sizes = Sizes.from_dict(facts["sizes"])
         others = _elsewhere(sizes, loaded.model, preprocess, embed_preprocess, pictures, limits)
         for at, proof in verify_elsewhere(network, runner, others, tolerance, path):
             if not proof.passed:
-                raise ExportError(f"{path} does not compute what the model computes at {at}: {proof}")
+                raise ExportError(
+                    f"{path} does not compute what the model computes at {at}: {proof}"
+                )
     return parity
 
 
@@ -625,6 +712,10 @@ def _meaning(task: Task, size: tuple[int, int], limits: Limits | None) -> Meanin
 
     def decode(outputs: Mapping[str, Tensor]) -> list[Prediction]:
         found = task.decode(outputs, size, limits)
-        return found if task.TARGET == "boxes" else [task.restore(prediction, Place(*size)) for prediction in found]
+        return (
+            found
+            if task.TARGET == "boxes"
+            else [task.restore(prediction, Place(*size)) for prediction in found]
+        )
 
     return Meaning(decode) if limits is None else Meaning(decode, limits.score, limits.count)

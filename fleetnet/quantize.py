@@ -3,11 +3,13 @@
     checkpoint -> [batch norms on your images] -> deploy form -> [equalized] -> float file -> int8 file
                                                                                  calibrated on your images
 
-Unusual here: accuracy is not hoped for. Checkpoint and int8 file are both evaluated on the validation set. While more
-than `max_drop` is lost, the layers whose rounding disturbs the outputs most stay in float: 1, 2, 3, 4, 6 and so on. If
-a quarter of the layers is not enough, something else is wrong, such as images for calibration that are not what the
-network will see, and there is no file. The evaluation holds for every CPU, since the weights are rounded so that none
-computes something else with them (`runtimes/_int8.py`); a file of which that is not true is not handed over either.
+Unusual here: accuracy is not hoped for. Checkpoint and int8 file are both evaluated on the
+validation set. While more than `max_drop` is lost, the layers whose rounding disturbs the outputs
+most stay in float: 1, 2, 3, 4, 6 and so on. If a quarter of the layers is not enough, something
+else is wrong, such as images for calibration that are not what the network will see, and there is
+no file. The evaluation holds for every CPU, since the weights are rounded so that none computes
+something else with them (`runtimes/_int8.py`); a file of which that is not true is not handed over
+either.
 """
 
 import copy
@@ -46,8 +48,8 @@ from .weights.read import locate
 
 IMAGES = 128  # for calibration; of sixteen times as many values the extremes hardly change
 CPUS = (
-    "any: no two products of an output channel leave 16 bits, where x86 without VNNI adds them in pairs; VNNI, AMX and "
-    "Arm add in 32 bits"
+    "any: no two products of an output channel leave 16 bits, where x86 without VNNI adds them in "
+    "pairs; VNNI, AMX and Arm add in 32 bits"
 )
 MOST = 0.25  # share of the layers that the search may leave in float
 BATCH = 16  # images at a time, in torch
@@ -121,7 +123,9 @@ def source_of(model: str | Path) -> Path:
     """The checkpoint file of a run folder, or itself; `ModelError` for what is none, such as an exported file."""
     file = locate(Path(model))
     if file.suffix != ".safetensors":
-        raise ModelError(f"{file} is no checkpoint: int8 is made from a run folder or its .safetensors")
+        raise ModelError(
+            f"{file} is no checkpoint: int8 is made from a run folder or its .safetensors"
+        )
     return file
 
 
@@ -148,16 +152,25 @@ def calibration(
 def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Module:
     """A copy whose batch norms have the statistics of these images (N, 3, H, W): their mean over batches of `batch`.
 
-    As in training, every norm sees what the layers before it make with the statistics of the batch. All else is in eval
-    mode. Raises `UsageError` for a model without batch norms, such as a deploy form, or fewer than two images.
+    As in training, every norm sees what the layers before it make with the statistics of the batch.
+    All else is in eval mode. Raises `UsageError` for a model without batch norms, such as a deploy
+    form, or fewer than two images.
     """
     model = copy.deepcopy(model).eval()
-    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats]
+    norms = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    ]
     if not norms:
-        raise UsageError("the model has no batch norms to recompute: give the multi-branch checkpoint")
+        raise UsageError(
+            "the model has no batch norms to recompute: give the multi-branch checkpoint"
+        )
     batches = [part for part in images.split(batch) if len(part) > 1]  # one value has no variance
     if not batches:
-        raise UsageError(f"{len(images)} images for the statistics of batch norms; allowed: at least 2")
+        raise UsageError(
+            f"{len(images)} images for the statistics of batch norms; allowed: at least 2"
+        )
     kept = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
@@ -188,8 +201,14 @@ def _answers(model: Callable[[Tensor], Any], images: Tensor) -> list[Tensor]:
 
 def sqnr(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
     """Signal to quantization noise, of the worst output: 10 log10(sum a^2 / sum (a - b)^2), at most 200 dB."""
-    pairs = [(a.square().sum().item(), (a - b).square().sum().item()) for a, b in zip(reference, other, strict=True)]
-    return min(10 * math.log10(max(signal, 1e-300) / max(noise, signal * 1e-20, 1e-300)) for signal, noise in pairs)
+    pairs = [
+        (a.square().sum().item(), (a - b).square().sum().item())
+        for a, b in zip(reference, other, strict=True)
+    ]
+    return min(
+        10 * math.log10(max(signal, 1e-300) / max(noise, signal * 1e-20, 1e-300))
+        for signal, noise in pairs
+    )
 
 
 def _agreement(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float | None:
@@ -200,7 +219,9 @@ def _agreement(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float | 
 
 def _rounded_weight(weight: Tensor) -> Tensor:
     scale = torch.from_numpy(safe_scales(weight.flatten(1).numpy())).to(weight.dtype)
-    return torch.fake_quantize_per_channel_affine(weight, scale, torch.zeros_like(scale), 0, -127, 127)
+    return torch.fake_quantize_per_channel_affine(
+        weight, scale, torch.zeros_like(scale), 0, -127, 127
+    )
 
 
 def _rounded(x: Tensor, low: float, high: float) -> Tensor:
@@ -212,7 +233,8 @@ def _rounded(x: Tensor, low: float, high: float) -> Tensor:
 def sensitivity(model: nn.Module, images: Tensor) -> list[Layer]:
     """What each layer with weights of a deploy form does to the outputs when it alone is in int8, the worst first.
 
-    `images` (N, 3, H, W) give the ranges and the outputs compared; the time is that of one pass for each layer.
+    `images` (N, 3, H, W) give the ranges and the outputs compared; the time is that of one pass for
+    each layer.
     """
     model = copy.deepcopy(model)
     layers = _layers(model)
@@ -233,7 +255,9 @@ def sensitivity(model: nn.Module, images: Tensor) -> list[Layer]:
     for name, (low, high) in ranges.items():
         layer, weight = layers[name], layers[name].weight.data
         layer.weight.data = _rounded_weight(weight)
-        hook = layer.register_forward_pre_hook(lambda _, args, low=low, high=high: (_rounded(args[0], low, high),))
+        hook = layer.register_forward_pre_hook(
+            lambda _, args, low=low, high=high: (_rounded(args[0], low, high),)
+        )
         outputs = _answers(model, images)
         hook.remove()
         layer.weight.data = weight
@@ -281,7 +305,9 @@ def _first(result: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def _evaluate(predictor: Predictor, batches: Any, classes: Sequence[str]) -> tuple[dict[str, Any], Tensor | None]:
+def _evaluate(
+    predictor: Predictor, batches: Any, classes: Sequence[str]
+) -> tuple[dict[str, Any], Tensor | None]:
     """The task's figures, and of a classifier the logits of all images: (N, classes)."""
     logits: list[Tensor] = []
 
@@ -305,14 +331,19 @@ def _steps(limit: int) -> list[int]:
 
 
 def prepare(
-    model: str | Path, images: Tensor, batches: Any, *, equalizing: bool = True, recalibrating: bool = False
+    model: str | Path,
+    images: Tensor,
+    batches: Any,
+    *,
+    equalizing: bool = True,
+    recalibrating: bool = False,
 ) -> Prepared:
     """The deploy form of a checkpoint, made easy to quantize, and what the checkpoint itself reaches.
 
-    `images` (N, 3, H, W) are preprocessed (see `calibration`); `batches` are those of a DataLoader over the validation
-    set, whose classes are the checkpoint's. `recalibrating` gives the batch norms the statistics of the images before
-    they are folded (see `recalibrate`), `equalizing` makes channels alike (see `equalize`). Raises `ModelError` for
-    what is no checkpoint.
+    `images` (N, 3, H, W) are preprocessed (see `calibration`); `batches` are those of a DataLoader
+    over the validation set, whose classes are the checkpoint's. `recalibrating` gives the batch
+    norms the statistics of the images before they are folded (see `recalibrate`), `equalizing`
+    makes channels alike (see `equalize`). Raises `ModelError` for what is no checkpoint.
     """
     file = source_of(model)
     loaded = checkpoint.load(file)
@@ -367,28 +398,39 @@ def quantize(  # noqa: PLR0915
 ) -> Quantized:
     """Write a network in int8 for a runtime ("onnx" or "openvino") to `path`, if it stays accurate.
 
-    `max_drop` is what may be lost of the task's first figure, in points. Layers of the deploy form named by `skip`
-    (with wildcards) stay in float; a share of up to `most` more may. `facts` of the calibration go into the sidecar;
-    `report` gets a line for each step.
+    `max_drop` is what may be lost of the task's first figure, in points. Layers of the deploy form
+    named by `skip` (with wildcards) stay in float; a share of up to `most` more may. `facts` of the
+    calibration go into the sidecar; `report` gets a line for each step.
 
-    Raises `UsageError` for another runtime or an unknown layer, `ExportError` if a package is missing or the drop stays
-    beyond `max_drop`: then nothing is written, and files that were at `path` stay.
+    Raises `UsageError` for another runtime or an unknown layer, `ExportError` if a package is
+    missing or the drop stays beyond `max_drop`: then nothing is written, and files that were at
+    `path` stay.
     """
     path, metric = Path(path), prepared.metric
     if runtime not in names("int8"):
         raise UsageError(f"no int8 for the runtime {runtime!r}: {choose(runtime, names('int8'))}")
     if max_drop < 0 or not 0 <= most <= 1:
-        raise UsageError(f"max_drop is {max_drop} and most is {most}; allowed: 0 or more points, a share from 0 to 1")
+        raise UsageError(
+            f"max_drop is {max_drop} and most is {most}; allowed: 0 or more points, a "
+            "share from 0 to 1"
+        )
     to, quantizer = runtimes.find(runtime), int8.find(runtime)
     if missing := lacks(runtime):
         raise ExportError(missing)
     if path.suffix != to.suffix:
-        raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
-    layers, example, before = list(_layers(prepared.deployed)), prepared.images[:1], _first(prepared.result)
+        raise UsageError(
+            f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}"
+        )
+    layers, example, before = (
+        list(_layers(prepared.deployed)),
+        prepared.images[:1],
+        _first(prepared.result),
+    )
     chosen = _matching(layers, skip)
     with torch.no_grad():
         values = named(prepared.deployed(example))
-    # The metrics of the checkpoint are not those of the file, which come to the sidecar when they are known.
+    # The metrics of the checkpoint are not those of the file, which come to the sidecar when they
+    # are known.
     described = [_describe(name, value, False) for name, value in values.items()]
     about = {**prepared.facts, "metrics": None, "outputs": described}
     attempts: list[Attempt] = []
@@ -399,7 +441,11 @@ def quantize(  # noqa: PLR0915
         for more in _steps(min(int(most * len(layers)), len(layers) - len(chosen))):
             if more == 1:
                 report("measuring how much each layer disturbs the outputs")
-            others = [layer.name for layer in prepared.sensitivity if layer.name not in chosen] if more else []
+            others = (
+                [layer.name for layer in prepared.sensitivity if layer.name not in chosen]
+                if more
+                else []
+            )
             skipped = chosen + others[:more]
             done = folder / str(more)  # each its own: what is loaded must not be overwritten
             finished, sidecar = done / path.name, done / path.with_suffix(".json").name
@@ -408,30 +454,40 @@ def quantize(  # noqa: PLR0915
             weights = quantizer.integer_weights(finished)
             if unsafe := overflowing(weights):
                 raise ExportError(
-                    f"{path} was not written: pairs of products in {', '.join(unsafe)} leave 16 bits, so that CPUs "
-                    "without VNNI would compute something else"
+                    f"{path} was not written: pairs of products in {', '.join(unsafe)} leave 16 "
+                    "bits, so that CPUs without VNNI would compute something else"
                 )
             sidecar.write_text(to_json(about), encoding="utf-8")
             predictor = load(finished)
             result, logits = _evaluate(predictor, prepared.batches, prepared.facts["classes"])
             attempts.append(Attempt(skipped, result, before - _first(result)))
             report(
-                f"{len(skipped)} of {len(layers)} layers in float: {metric} {_first(result):.2f}, {before:.2f} before"
+                f"{len(skipped)} of {len(layers)} layers in float: {metric} {_first(result):.2f}, "
+                f"{before:.2f} before"
             )
             if attempts[-1].drop <= max_drop:  # false for NaN
                 break
         else:
-            tried = ", ".join(f"{a.drop:.2f} with {len(a.skipped)} of {len(layers)} layers in float" for a in attempts)
+            tried = ", ".join(
+                f"{a.drop:.2f} with {len(a.skipped)} of {len(layers)} layers in float"
+                for a in attempts
+            )
             raise ExportError(
-                f"{path} was not written: int8 loses more than the {max_drop:g} points of {metric} that are allowed "
-                f"(float: {before:.2f}): {tried}. Calibrate on pictures like those in use, allow more, or leave more "
-                "layers in float"
+                f"{path} was not written: int8 loses more than the {max_drop:g} points of {metric} "
+                f"that are allowed (float: {before:.2f}): {tried}. Calibrate on pictures like "
+                "those in use, allow more, or leave more layers in float"
             )
         left = [name for name in layers if name not in rounded and name not in skipped]
         noise = sqnr(_answers(prepared.deployed, prepared.held), _answers(predictor, prepared.held))
-        agreement = None if logits is None or prepared.logits is None else _agreement([prepared.logits], [logits])
+        agreement = (
+            None
+            if logits is None or prepared.logits is None
+            else _agreement([prepared.logits], [logits])
+        )
         macs = _macs(prepared.deployed, example)
-        in_int8 = sum(count for name, count in macs.items() if name in rounded) / max(sum(macs.values()), 1)
+        in_int8 = sum(count for name, count in macs.items() if name in rounded) / max(
+            sum(macs.values()), 1
+        )
         golden = done / ("golden.npz" if path.stem == "model" else f"{path.stem}.golden.npz")
         outputs = dict(zip(values, predictor.raw(example.numpy()), strict=True))
         np.savez(golden, allow_pickle=False, image=example.numpy(), **outputs)
@@ -455,7 +511,9 @@ def quantize(  # noqa: PLR0915
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         sidecar.write_text(signed(document), encoding="utf-8")
-        for one in sorted(done.iterdir(), key=lambda f: f.name == path.name):  # the file itself last
+        for one in sorted(
+            done.iterdir(), key=lambda f: f.name == path.name
+        ):  # the file itself last
             os.replace(one, path.with_name(one.name))
     return Quantized(
         path, path.with_name(sidecar.name), path.with_name(golden.name), result, attempts[-1].drop, agreement, noise,

@@ -1,7 +1,8 @@
 """Files of others: only regular ones are opened, up to a size, and JSON is read and written without NaN.
 
-A path may name a pipe, which waits for a writer for ever, a device such as /dev/zero, which has no end, or a link to
-one. Whatever this package reads from a path goes through here, or is checked here before a library opens it.
+A path may name a pipe, which waits for a writer for ever, a device such as /dev/zero, which has no
+end, or a link to one. Whatever this package reads from a path goes through here, or is checked here
+before a library opens it.
 """
 
 import errno
@@ -27,11 +28,14 @@ PIECE = 1 << 20  # bytes that are read at a time
 def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
     """A file open for reading, if it is a regular one of at most `most` bytes.
 
-    Raises `OSError`, whose `strerror` says in words what is wrong, also for a pipe, a device or a folder.
+    Raises `OSError`, whose `strerror` says in words what is wrong, also for a pipe, a device or a
+    folder.
     """
     _check(os.stat(path), path, most)  # first: to open some devices does something
     # It may have been replaced since; without blocking, a pipe is opened at once and refused below.
-    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    descriptor = os.open(
+        path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    )
     try:
         _check(os.fstat(descriptor), path, most)
         return os.fdopen(descriptor, "rb")
@@ -49,13 +53,24 @@ def _check(about: os.stat_result, path: str | Path, most: int | None) -> None:
     if stat.S_ISDIR(about.st_mode):
         raise IsADirectoryError(errno.EISDIR, "it is a folder", str(path))
     if not stat.S_ISREG(about.st_mode):
-        raise OSError(errno.EINVAL, f"it is not a regular file, but {_kind(about.st_mode)}", str(path))
+        raise OSError(
+            errno.EINVAL, f"it is not a regular file, but {_kind(about.st_mode)}", str(path)
+        )
     if most is not None and about.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {_size(about.st_size)}, and at most {_size(most)} are read", str(path))
+        raise OSError(
+            errno.EFBIG,
+            f"it has {_size(about.st_size)}, and at most {_size(most)} are read",
+            str(path),
+        )
 
 
 def _kind(mode: int) -> str:
-    kinds = {stat.S_ISFIFO: "a pipe", stat.S_ISSOCK: "a socket", stat.S_ISCHR: "a device", stat.S_ISBLK: "a device"}
+    kinds = {
+        stat.S_ISFIFO: "a pipe",
+        stat.S_ISSOCK: "a socket",
+        stat.S_ISCHR: "a device",
+        stat.S_ISBLK: "a device",
+    }
     return next((name for fits, name in kinds.items() if fits(mode)), "something else")
 
 
@@ -70,7 +85,9 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         # As much memory as is asked for is taken at once, so `most` is not asked for.
         pieces = [file.read(min(size, most) + 1)]
         length = len(pieces[0])
-        while length <= most and (piece := file.read(PIECE)):  # some files of the system say that they are empty
+        while length <= most and (
+            piece := file.read(PIECE)
+        ):  # some files of the system say that they are empty
             pieces.append(piece)
             length += len(piece)
     if length > most:

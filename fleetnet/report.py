@@ -15,7 +15,8 @@ from .errors import UsageError
 from .files import replacing
 
 METRICS = {  # of evaluations, as they are called in the log -> in a figure, in the order of drawing
-    "top1": "top-1", "top5": "top-5", "mask_AP": "mask AP", "mask_AP50": "mask AP at IoU 0.5", "AP": "box AP",
+    "top1": "top-1", "top5": "top-5", "mask_AP": "mask AP", "mask_AP50": "mask AP at "
+                                                                         "IoU 0.5", "AP": "box AP",
     "AP50": "box AP at IoU 0.5", "mIoU": "mean IoU", "accuracy": "accuracy",
 }  # fmt: skip
 NO_LOSS = ("images", "lr")  # numbers under "train" that are no losses
@@ -75,7 +76,9 @@ def _drawn_lines(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, st
             losses[name] = "loss"
     if len(losses) <= 2 and "train.loss" in losses:  # a task of one loss: the sum is the same
         losses = {"train.loss": "loss"}
-    form = "ema" if any(name.startswith("ema.") for name in names) else "raw"  # the average is what is used
+    form = (
+        "ema" if any(name.startswith("ema.") for name in names) else "raw"
+    )  # the average is what is used
     metrics = {}
     for metric, text in METRICS.items():
         for name in (f"{form}.{metric}", metric):
@@ -85,16 +88,20 @@ def _drawn_lines(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, st
         losses[f"{form}.loss"] = "loss of evaluation"
     rates = dict.fromkeys((name for name in names if name in ("train.lr", "lr")), "learning rate")
     evaluated = f"evaluation, percent ({FORMS[form]})"
-    panels: list[tuple[str, dict[str, str]]] = [("training", losses), (evaluated, metrics), ("learning rate", rates)]
+    panels: list[tuple[str, dict[str, str]]] = [
+        ("training", losses),
+        (evaluated, metrics),
+        ("learning rate", rates),
+    ]
     return {title: named for title, named in panels if named}
 
 
 def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     """Losses, accuracies (AP, mIoU) and the learning rate over the epochs, one line a quantity, as PNG.
 
-    `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 1, "raw": {"top1": 51.2}}.
-    Where there are averaged weights, evaluations are theirs. Epochs without a number (not evaluated) are skipped.
-    Raises `UsageError` if there is nothing to draw.
+    `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 1,
+    "raw": {"top1": 51.2}}. Where there are averaged weights, evaluations are theirs. Epochs without
+    a number (not evaluated) are skipped. Raises `UsageError` if there is nothing to draw.
     """
     from matplotlib.ticker import MaxNLocator
 
@@ -102,12 +109,18 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     panels = _drawn_lines(lines)
     if not panels:
         names = list(dict.fromkeys(name for line in lines for name in line))
-        raise UsageError(f"no curve to draw: {len(lines)} epochs with {', '.join(names) or 'no numbers'}")
+        raise UsageError(
+            f"no curve to draw: {len(lines)} epochs with {', '.join(names) or 'no numbers'}"
+        )
     figure = _figure(5 * len(panels), 3.6)
-    for axes, (title, named) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    for axes, (title, named) in zip(
+        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
+    ):
         for name, text in named.items():
             points = [(line["epoch"], line[name]) for line in lines if name in line]
-            axes.plot(*zip(*points, strict=True), label=text, marker="." if len(points) < 40 else None)
+            axes.plot(
+                *zip(*points, strict=True), label=text, marker="." if len(points) < 40 else None
+            )
         axes.set(title=title, xlabel="epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         epochs = [line["epoch"] for line in lines]
@@ -119,14 +132,18 @@ def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
     _save(figure, path)
 
 
-def predictions(images: Sequence[Any], truths: Sequence[str | None], names: Sequence[str], path: Path | str) -> None:
+def predictions(
+    images: Sequence[Any], truths: Sequence[str | None], names: Sequence[str], path: Path | str
+) -> None:
     """A sheet of images, each under its predicted name, as PNG: green if it is the truth, red with the truth if not.
 
-    `images` are PIL images or arrays (H, W, 3), uint8; a truth of None (unknown) is drawn black. Raises `UsageError`
-    if the numbers differ or are zero.
+    `images` are PIL images or arrays (H, W, 3), uint8; a truth of None (unknown) is drawn black.
+    Raises `UsageError` if the numbers differ or are zero.
     """
     if not images or not len(images) == len(truths) == len(names):
-        raise UsageError(f"{len(images)} images, {len(truths)} truths, {len(names)} names; allowed: equal, not 0")
+        raise UsageError(
+            f"{len(images)} images, {len(truths)} truths, {len(names)} names; allowed: equal, not 0"
+        )
     columns = min(6, len(images))
     rows = -(-len(images) // columns)
     figure = _figure(2 * columns, 2.3 * rows)
@@ -143,8 +160,15 @@ def predictions(images: Sequence[Any], truths: Sequence[str | None], names: Sequ
 
 def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Path | str) -> None:
     """Counts [truth][prediction] as a PNG, shaded by the share of each truth; numbers in the cells up to 30 classes."""
-    if not classes or len(matrix) != len(classes) or any(len(row) != len(classes) for row in matrix):
-        raise UsageError(f"the confusion matrix has {len(matrix)} rows for {len(classes)} classes; allowed: square")
+    if (
+        not classes
+        or len(matrix) != len(classes)
+        or any(len(row) != len(classes) for row in matrix)
+    ):
+        raise UsageError(
+            f"the confusion matrix has {len(matrix)} rows for {len(classes)} classes; "
+            "allowed: square"
+        )
     side = min(max(4.0, 0.45 * len(classes) + 2), 16)
     figure = _figure(side, side)
     axes = figure.subplots()
@@ -152,7 +176,9 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="truth")
     if len(classes) <= 30:
-        names = [name.replace("$", r"\$") for name in classes]  # a pair of $ would be taken for a formula
+        names = [
+            name.replace("$", r"\$") for name in classes
+        ]  # a pair of $ would be taken for a formula
         axes.set_xticks(range(len(classes)), names, rotation=90)
         axes.set_yticks(range(len(classes)), names)
         for y, row in enumerate(matrix):
@@ -175,7 +201,12 @@ def precision_recall(points: Mapping[str, Sequence[Sequence[float]]], path: Path
     axes = figure.subplots()
     for name, color in zip(points, colors(len(points)), strict=True):
         if name in known:
-            axes.plot(*known[name].T, label=name.replace("$", r"\$"), color=np.divide(color, 255), linewidth=1)
+            axes.plot(
+                *known[name].T,
+                label=name.replace("$", r"\$"),
+                color=np.divide(color, 255),
+                linewidth=1,
+            )
     recalls = np.linspace(0, 1, 101)
     mean = np.mean([np.interp(recalls, *line.T) for line in known.values()], axis=0)
     axes.plot(recalls, mean, label="mean", color="black", linewidth=2)
@@ -194,9 +225,13 @@ def bars(values: Mapping[str, float | None], title: str, path: Path | str) -> No
     axes = figure.subplots()
     names = [name.replace("$", r"\$") for name in values]
     places = range(len(names))  # by place, not by name: bars of equal names would be drawn as one
-    axes.barh(places, [value or 0 for value in values.values()], color=np.divide(colors(len(names)), 255))
+    axes.barh(
+        places, [value or 0 for value in values.values()], color=np.divide(colors(len(names)), 255)
+    )
     for y, value in enumerate(values.values()):
-        axes.text((value or 0) + 1, y, "-" if value is None else f"{value:.1f}", va="center", fontsize=8)
+        axes.text(
+            (value or 0) + 1, y, "-" if value is None else f"{value:.1f}", va="center", fontsize=8
+        )
     axes.set_yticks(places, names)
     axes.set(title=title, xlim=(0, 110), ylim=(len(names) - 0.4, -0.6))
     _save(figure, path)
@@ -207,8 +242,9 @@ def pareto(
 ) -> list[Mapping[str, Any]]:
     """Accuracy over latency as a PNG, with a line through the front; returns its points, the fastest first.
 
-    A point has "name", "group" (the color: a runtime, say), "milliseconds" and "accuracy". On the front are those that
-    nothing as fast is more accurate than. Raises `UsageError` if there is no point.
+    A point has "name", "group" (the color: a runtime, say), "milliseconds" and "accuracy". On the
+    front are those that nothing as fast is more accurate than. Raises `UsageError` if there is no
+    point.
     """
     if not points:
         raise UsageError("no point to draw: there are no accuracies")
@@ -239,7 +275,8 @@ def pareto(
     return front
 
 
-# Where a name may stand beside its point: offset in points of type, and how the text is aligned there.
+# Where a name may stand beside its point: offset in points of type, and how the text is aligned
+# there.
 BESIDE = [
     (5, 0, "left", "center"), (-5, 0, "right", "center"), (0, 6, "center", "bottom"), (0, -6, "center", "top"),
     (5, 6, "left", "bottom"), (5, -6, "left", "top"), (-5, 6, "right", "bottom"), (-5, -6, "right", "top"),
@@ -253,7 +290,8 @@ def _name_points(
 ) -> None:
     """The name of each point where it covers neither another name nor a point and stays inside of the axes.
 
-    Those on the front come first. A name without such a place is left out: the printed table has it.
+    Those on the front come first. A name without such a place is left out: the printed table has
+    it.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
@@ -268,7 +306,8 @@ def _name_points(
         for dx, dy, horizontal, vertical in BESIDE:
             far = abs(dy) > 10
             text = axes.annotate(
-                point["name"].replace("$", r"\$"), where, (dx, dy), textcoords="offset points", fontsize=7,
+                point["name"].replace("$", r"\$"), where, (dx, dy), textcoords="offset "
+                                                                               "points", fontsize=7,
                 fontweight=weight, ha=horizontal, va=vertical,
                 arrowprops={"arrowstyle": "-", "color": "gray", "linewidth": 0.5} if far else None,
             )  # fmt: skip
@@ -304,7 +343,10 @@ def confused(pairs: Sequence[Sequence[int]], classes: Sequence[str], path: Path 
     axes.barh(places, counts, color=WRONG)
     for y, count in enumerate(counts):
         axes.text(count, y, f" {count}", va="center", fontsize=8)
-    names = [_mistake(classes[truth], classes[predicted]).replace("$", r"\$") for truth, predicted, _ in shown]
+    names = [
+        _mistake(classes[truth], classes[predicted]).replace("$", r"\$")
+        for truth, predicted, _ in shown
+    ]
     axes.set_yticks(places, names)
     axes.set(title="most confused", xlim=(0, 1.15 * max(counts)), ylim=(len(shown) - 0.4, -0.6))
     _save(figure, path)
@@ -319,17 +361,21 @@ def _mistake(truth: str, predicted: str) -> str:
     return f"{truth} taken for {predicted}"
 
 
-def over_score(curves: Mapping[str, Any], classes: Sequence[str], best: float | None, path: Path | str) -> None:
+def over_score(
+    curves: Mapping[str, Any], classes: Sequence[str], best: float | None, path: Path | str
+) -> None:
     """Precision, recall and F1 of all objects over the score, F1 of each class in its color, as PNG.
 
-    `curves` is what a detector's metric gives: lists over the scores, in percent, None where nothing is measured.
-    `best` is the score where the F1 of all is best.
+    `curves` is what a detector's metric gives: lists over the scores, in percent, None where
+    nothing is measured. `best` is the score where the F1 of all is best.
     """
     figure = _figure(7, 4.5)
     axes = figure.subplots()
 
     def line(values: Sequence[float | None], **style: Any) -> None:
-        axes.plot(curves["score"], [np.nan if value is None else value for value in values], **style)
+        axes.plot(
+            curves["score"], [np.nan if value is None else value for value in values], **style
+        )
 
     by_class = curves.get("F1_by_class", [])
     named = len(by_class) <= LEGEND
@@ -375,14 +421,22 @@ def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> 
                 title_of_figure += f": the {BARS} lowest of {len(values)}"
                 measured = [item for item in values.items() if item[1] is not None]
                 values = dict(sorted(measured, key=lambda item: item[1])[:BARS])
-            bars(values, title_of_figure, written_to := folder / f"{title.lower().replace(' ', '_')}_by_class.png")
+            bars(
+                values,
+                title_of_figure,
+                written_to := folder / f"{title.lower().replace(' ', '_')}_by_class.png",
+            )
             written.append(written_to)
     for kind in ("", "mask_"):
         if any(result.get(f"{kind}pr", {}).values()):
-            precision_recall(result[f"{kind}pr"], written_to := folder / f"{kind}precision_recall.png")
+            precision_recall(
+                result[f"{kind}pr"], written_to := folder / f"{kind}precision_recall.png"
+            )
             written.append(written_to)
     if "curves" in result:
-        over_score(result["curves"], classes, result["score"], written_to := folder / "over_score.png")
+        over_score(
+            result["curves"], classes, result["score"], written_to := folder / "over_score.png"
+        )
         written.append(written_to)
     return written
 
@@ -390,49 +444,74 @@ def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> 
 def colors(count: int) -> list[tuple[int, int, int]]:
     """RGB of each class, 0 to 255: hues a golden angle apart, so that the first few differ most."""
     hues = ((i * 0.618034) % 1 for i in range(count))
-    shades = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.65)]  # saturation and value, another for each turn of the hues
+    shades = [
+        (1.0, 1.0),
+        (0.6, 1.0),
+        (1.0, 0.65),
+    ]  # saturation and value, another for each turn of the hues
     found = (colorsys.hsv_to_rgb(hue, *shades[i // 8 % 3]) for i, hue in enumerate(hues))
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in found]
 
 
 def draw(
-    picture: Image.Image, prediction: Mapping[str, Any], classes: Sequence[str], threshold: float = 0.0
+    picture: Image.Image,
+    prediction: Mapping[str, Any],
+    classes: Sequence[str],
+    threshold: float = 0.0,
 ) -> Image.Image:
     """A copy of an RGB picture with what was found on it.
 
-    Either boxes (n, 4) xyxy with labels (n,), scores (n,) if there are, and `masks` (n, height, width) if there are:
-    those of scores of at least `threshold`, each mask in a color of its own, boxes without masks in that of their
-    class. Names stand where they hide no other; those without room are left out, and then a legend counts the classes.
-    Or `semantic` (height, width), with a legend. Tensors and arrays do.
+    Either boxes (n, 4) xyxy with labels (n,), scores (n,) if there are, and `masks` (n, height,
+    width) if there are: those of scores of at least `threshold`, each mask in a color of its own,
+    boxes without masks in that of their class. Names stand where they hide no other; those without
+    room are left out, and then a legend counts the classes. Or `semantic` (height, width), with a
+    legend. Tensors and arrays do.
     """
     if "semantic" in prediction:
         return _overlay(picture, np.asarray(prediction["semantic"]), classes)
     boxes, labels = np.asarray(prediction["boxes"]), np.asarray(prediction["labels"])
     scored = "scores" in prediction
     scores = np.asarray(prediction["scores"]) if scored else np.ones(len(boxes))
-    order = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold]  # the best first
+    order = [
+        i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold
+    ]  # the best first
     has_masks = "masks" in prediction
     by_class = colors(len(classes))
     own = colors(len(order))
-    shades = {i: own[rank] if has_masks else by_class[int(labels[i])] for rank, i in enumerate(order)}
-    drawn = _with_masks(picture, np.asarray(prediction["masks"]), shades) if has_masks else picture.copy()
+    shades = {
+        i: own[rank] if has_masks else by_class[int(labels[i])] for rank, i in enumerate(order)
+    }
+    drawn = (
+        _with_masks(picture, np.asarray(prediction["masks"]), shades)
+        if has_masks
+        else picture.copy()
+    )
     pen, font = ImageDraw.Draw(drawn), _font(picture)
     width = max(1, round(min(picture.size) / 200))
     for i in reversed(order):  # the best on top
         x0, y0, x1, y1 = boxes[i].tolist()
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=shades[i], width=width)
-    names = {i: f"{classes[labels[i]]} {scores[i]:.2f}" if scored else classes[labels[i]] for i in order}
-    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (picture.width * picture.height)
+    names = {
+        i: f"{classes[labels[i]]} {scores[i]:.2f}" if scored else classes[labels[i]] for i in order
+    }
+    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (
+        picture.width * picture.height
+    )
     without_name = len(order) if hidden > CROWDED else _name_boxes(pen, font, boxes, names, shades)
     if without_name:
-        counts = {label: int((labels[order] == label).sum()) for label in sorted(set(labels[order].tolist()))}
+        counts = {
+            label: int((labels[order] == label).sum())
+            for label in sorted(set(labels[order].tolist()))
+        }
         texts = {label: f"{count} x {classes[label]}" for label, count in counts.items()}
         legend_colors = {label: GRAY if has_masks else by_class[label] for label in counts}
         _legend(pen, texts, legend_colors, font)
     return drawn
 
 
-def _with_masks(picture: Image.Image, masks: np.ndarray, shades: Mapping[int, tuple[int, int, int]]) -> Image.Image:
+def _with_masks(
+    picture: Image.Image, masks: np.ndarray, shades: Mapping[int, tuple[int, int, int]]
+) -> Image.Image:
     """A copy of the picture under its masks, (n, height, width), those that come first in `shades` on top."""
     pixels = np.array(picture)
     for i in reversed(list(shades)):
@@ -452,14 +531,21 @@ def _name_boxes(
 ) -> int:
     """Write the name of each box where it covers no other name; how many found no such place.
 
-    Tried are, in turn: on the box, in its upper left corner, below it, and at its upper right corner.
+    Tried are, in turn: on the box, in its upper left corner, below it, and at its upper right
+    corner.
     """
     taken: list[Rectangle] = []
     without = 0
     for i, name in names.items():
         x0, y0, x1, y1 = boxes[i].tolist()
         width, height = _tag_size(pen, name, font)
-        corners = [(x0, y0 - height), (x0, y0), (x0, y1), (x1 - width, y0 - height), (x1 - width, y0)]
+        corners = [
+            (x0, y0 - height),
+            (x0, y0),
+            (x0, y1),
+            (x1 - width, y0 - height),
+            (x1 - width, y0),
+        ]
         places = [_inside((x, y, x + width, y + height), pen.im.size) for x, y in corners]
         free = [place for place in places if not any(_overlap(place, other) for other in taken)]
         if not free:
@@ -485,16 +571,26 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
 def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> Image.Image:
     """Classes as colors over the picture, names of those there are in its corner; "background" stays as it is."""
     pixels, palette = np.array(picture), colors(len(classes))
-    shown = [i for i in np.unique(labels).tolist() if i < len(classes) and classes[i] != "background"]
+    shown = [
+        i for i in np.unique(labels).tolist() if i < len(classes) and classes[i] != "background"
+    ]
     for i in shown:
         _cover(pixels, labels == i, palette[i])
     drawn = Image.fromarray(pixels)
-    _legend(ImageDraw.Draw(drawn), {i: classes[i] for i in shown}, {i: palette[i] for i in shown}, _font(picture))
+    _legend(
+        ImageDraw.Draw(drawn),
+        {i: classes[i] for i in shown},
+        {i: palette[i] for i in shown},
+        _font(picture),
+    )
     return drawn
 
 
 def _legend(
-    pen: ImageDraw.ImageDraw, texts: Mapping[int, str], shades: Mapping[int, tuple[int, int, int]], font: Any
+    pen: ImageDraw.ImageDraw,
+    texts: Mapping[int, str],
+    shades: Mapping[int, tuple[int, int, int]],
+    font: Any,
 ) -> None:
     """Texts below each other in the upper left corner, by class."""
     y = 0.0
@@ -519,7 +615,9 @@ def _tag_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[float, fl
     return right - left + 4, bottom - top + 4
 
 
-def _tag(pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any) -> float:
+def _tag(
+    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any
+) -> float:
     """Text on its color, with its upper left corner at (x, y); returns its lower edge."""
     left, top, _, _ = pen.textbbox((0, 0), text, font=font)
     width, height = _tag_size(pen, text, font)
@@ -540,7 +638,9 @@ def captioned(picture: Image.Image, text: str, side: int) -> Image.Image:
     ImageDraw.Draw(whole).text((2, 1), text, fill="black", font=font)
     scale = side / max(picture.size)
     size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    small = picture.resize(size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR)
+    small = picture.resize(
+        size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR
+    )
     whole.paste(small, ((side - small.width) // 2, line + (side - small.height) // 2))
     return whole
 
@@ -551,7 +651,9 @@ def grid(pictures: Sequence[Image.Image], columns: int, path: Path | str, gap: i
         raise UsageError("no picture to show")
     columns = min(columns, len(pictures))
     width, height = pictures[0].width + gap, pictures[0].height + gap
-    whole = Image.new("RGB", (columns * width + gap, -(-len(pictures) // columns) * height + gap), "white")
+    whole = Image.new(
+        "RGB", (columns * width + gap, -(-len(pictures) // columns) * height + gap), "white"
+    )
     for i, picture in enumerate(pictures):
         whole.paste(picture, (gap + i % columns * width, gap + i // columns * height))
     save(whole, path)

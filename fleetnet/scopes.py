@@ -23,7 +23,10 @@ def scopes(model: nn.Module) -> Iterator[list[str]]:
         def leave(*_: Any) -> None:
             running.pop()
 
-        hooks += [module.register_forward_pre_hook(enter), module.register_forward_hook(leave, always_call=True)]
+        hooks += [
+            module.register_forward_pre_hook(enter),
+            module.register_forward_hook(leave, always_call=True),
+        ]
     try:
         yield running
     finally:

@@ -1,12 +1,14 @@
 """What other tools call things, and what they are called here: suggestions go by meaning before they go by spelling.
 
-The words on the left are those of timm, torchvision, PaddleClas, CVNets, keras, Lightning, MMDetection and the flags
-that YOLO's many programs have in common; they are written as `plain` leaves them. `errors.choose` looks them up.
+The words on the left are those of timm, torchvision, PaddleClas, CVNets, keras, Lightning,
+MMDetection and the flags that YOLO's many programs have in common; they are written as `plain`
+leaves them. `errors.choose` looks them up.
 """
 
 import re
 
-# Settings: as flags, as keys of a recipe, as keyword arguments. "name=value" proposes the value too.
+# Settings: as flags, as keys of a recipe, as keyword arguments. "name=value" proposes the value
+# too.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "arch": ("model",),
     "architecture": ("model",),
@@ -214,8 +216,8 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "numwarmup": ("warmup",),
 }
 
-# Values of settings, runtimes, precisions, verbs, splits. Only those that are allowed where they are asked for are
-# ever proposed, so that one table does for all.
+# Values of settings, runtimes, precisions, verbs, splits. Only those that are allowed where they
+# are asked for are ever proposed, so that one table does for all.
 VALUES: dict[str, tuple[str, ...]] = {
     "adam": ("adamw",),
     "radam": ("adamw",),
@@ -381,18 +383,24 @@ INSTEAD: dict[str, dict[str, str]] = {
         "task": "the task is in the name of the model, as --model yolo/repvit_m0_9",
     },
     "verb": {
-        "detect": "the task is in the name of the model: fleetnet train --model yolo/repvit_m0_9 --data DATA",
-        "segment": "the task is in the name of the model: fleetnet train --model deeplabv3/repvit_m0_9 --data DATA",
-        "classify": "the task is in the name of the model: fleetnet train --model repvit_m0_9 --data DATA",
+        "detect": "the task is in the name of the model: fleetnet train --model yolo/repvit_m0_9 "
+        "--data DATA",
+        "segment": "the task is in the name of the model: fleetnet train --model "
+        "deeplabv3/repvit_m0_9 --data DATA",
+        "classify": "the task is in the name of the model: fleetnet train --model repvit_m0_9 "
+        "--data DATA",
         "pose": "poses are not among the tasks",
         "obb": "turned boxes are not among the tasks",
-        "track": "tracking is not among the tasks; fleetnet predict finds objects in single pictures",
-        "install": "pip install 'fleetnet[all]' adds the runtimes; fleetnet doctor says what is missing",
+        "track": "tracking is not among the tasks; fleetnet predict finds objects in single "
+        "pictures",
+        "install": "pip install 'fleetnet[all]' adds the runtimes; fleetnet doctor says what is "
+        "missing",
     },
 }
 INSTEAD["key"] = INSTEAD["argument"] = INSTEAD["flag"]
 
-# What other tools call whole detectors and segmenters begins with one of these; here they are heads on a backbone.
+# What other tools call whole detectors and segmenters begins with one of these; here they are heads
+# on a backbone.
 HEADS = {
     "yolo": "yolo", "nanodet": "yolo", "damoyolo": "yolo", "rtmdet": "yolo", "ppyoloe": "yolo", "picodet": "yolo",
     "ssd": "ssd", "fasterrcnn": "ssd", "retinanet": "ssd", "fcos": "ssd", "efficientdet": "ssd", "detr": "yolo",

@@ -1,6 +1,7 @@
 """From image files to batches: `Preprocess` (what a weight file needs), `train_transform`, and the data set that reads.
 
-Pictures stay PIL while they are cropped and resized, and become tensors last: that is the fastest on a CPU.
+Pictures stay PIL while they are cropped and resized, and become tensors last: that is the fastest
+on a CPU.
 """
 
 import dataclasses
@@ -34,13 +35,17 @@ MODES = ("crop", "stretch", "letterbox")
 ADDED = ("mode", "values")  # fields that older files do not have
 _RANGE_OF_16_BITS = "0 to 65535, and floats from 0 to 1, become 0 to 255"
 _KERNELS = {  # (interpolation, antialias) -> which pixels a pixel of the result is made of
-    ("bilinear", True): "a triangle, two pixels wide, widened by the scale where the picture shrinks (Pillow's)",
-    ("bicubic", True): "a cubic with a = -0.5, four pixels wide, widened by the scale where it shrinks (Pillow's)",
-    ("bilinear", False): "the four nearest pixels, whatever the scale; beyond the border, the border's (OpenCV's)",
+    ("bilinear", True): "a triangle, two pixels wide, widened by the scale where the picture "
+    "shrinks (Pillow's)",
+    ("bicubic", True): "a cubic with a = -0.5, four pixels wide, widened by the scale where it "
+    "shrinks (Pillow's)",
+    ("bilinear", False): "the four nearest pixels, whatever the scale; beyond the border, the "
+    "border's (OpenCV's)",
     (
         "bicubic",
         False,
-    ): "the sixteen nearest pixels with a = -0.75, whatever the scale; beyond the border, the border's",
+    ): "the sixteen nearest pixels with a = -0.75, whatever the scale; beyond the border, the "
+    "border's",
 }
 _RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * scale_x + left in the input
     "stretch": {
@@ -53,17 +58,19 @@ _RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * s
         "scale": "min(H / height, W / width)",
         "top": "floor((H - rows) / 2)", "left": "floor((W - columns) / 2)",
         "scale_y": "rows / height", "scale_x": "columns / width",
-        "rule": "the whole picture becomes rows x columns and is laid on size, filled with padding, at top, left",
+        "rule": "the whole picture becomes rows x columns and is laid on size, filled with "
+                "padding, at top, left",
     },
     "crop": {
         "cover_rows": "floor(H / crop)", "cover_columns": "floor(W / crop)",
-        "rows": "if cover_rows * width >= cover_columns * height: cover_rows, else: max(cover_rows, floor("
-        "cover_columns * height / width))",
-        "columns": "if cover_rows * width >= cover_columns * height: max(cover_columns, floor(cover_rows * width / "
-        "height)), else: cover_columns",
+        "rows": "if cover_rows * width >= cover_columns * height: cover_rows, else: "
+                "max(cover_rows, floor(cover_columns * height / width))",
+        "columns": "if cover_rows * width >= cover_columns * height: max(cover_columns, "
+                   "floor(cover_rows * width / height)), else: cover_columns",
         "top": "-round((rows - H) / 2)", "left": "-round((columns - W) / 2)",
         "scale_y": "rows / height", "scale_x": "columns / width",
-        "rule": "the whole picture would become rows x columns; H x W of it, from row -top and column -left, are kept",
+        "rule": "the whole picture would become rows x columns; H x W of it, from row -top and "
+                "column -left, are kept",
     },
 }  # fmt: skip
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
@@ -85,10 +92,11 @@ Picture = tuple[Image.Image, dict[str, Tensor]]  # and its targets, in its own p
 class Preprocess:
     """How an image becomes a network's input; kept with the weights, because they are worth little without it.
 
-    By `mode`: "crop" resizes the image, keeping its shape, to just cover `size / crop`, and cuts the `size` in its
-    center out (for a square the usual "shorter side to size / crop, then center crop"); "stretch" resizes it to `size`
-    whatever its shape; "letterbox" resizes it, keeping its shape, to just fit into `size`, centered on gray. Then
-    channels in `channel_order`, values from 0 to 1, minus `mean`, by `std` (both in `channel_order`).
+    By `mode`: "crop" resizes the image, keeping its shape, to just cover `size / crop`, and cuts
+    the `size` in its center out (for a square the usual "shorter side to size / crop, then center
+    crop"); "stretch" resizes it to `size` whatever its shape; "letterbox" resizes it, keeping its
+    shape, to just fit into `size`, centered on gray. Then channels in `channel_order`, values from
+    0 to 1, minus `mean`, by `std` (both in `channel_order`).
     """
 
     size: tuple[int, int]  # height, width
@@ -97,9 +105,12 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"
-    antialias: bool = True  # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
+    antialias: bool = (
+        True  # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
+    )
     mode: Mode = "crop"
-    # range of the values in files of more than 8 bits that becomes 0 to 255; None: all of 16 bits, floats from 0 to 1
+    # range of the values in files of more than 8 bits that becomes 0 to 255; None: all of 16 bits,
+    # floats from 0 to 1
     values: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
@@ -113,17 +124,31 @@ class Preprocess:
                 f"two pixel counts up to {LARGEST_SIDE}",
             ),
             ("crop", _is_number(self.crop) and 0.01 <= self.crop <= 1, "0.01 to 1"),
-            ("interpolation", self.interpolation in list(INTERPOLATION), " or ".join(INTERPOLATION)),
+            (
+                "interpolation",
+                self.interpolation in list(INTERPOLATION),
+                " or ".join(INTERPOLATION),
+            ),
             ("mean", len(self.mean) == 3 and all(map(_is_number, self.mean)), "three numbers"),
-            ("std", len(self.std) == 3 and all(_is_number(n) and n > 0 for n in self.std), "three positive numbers"),
+            (
+                "std",
+                len(self.std) == 3 and all(_is_number(n) and n > 0 for n in self.std),
+                "three positive numbers",
+            ),
             ("antialias", isinstance(self.antialias, bool), "true or false"),
             ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
             ("mode", self.mode in MODES, ", ".join(MODES)),
-            ("values", self.values is None or _is_range(self.values), "two numbers, the smaller first, or null"),
+            (
+                "values",
+                self.values is None or _is_range(self.values),
+                "two numbers, the smaller first, or null",
+            ),
         ]
         for name, holds, allowed in rules:
             if not holds:
-                raise UsageError(f"preprocess: {name} is {getattr(self, name)!r}; allowed: {allowed}")
+                raise UsageError(
+                    f"preprocess: {name} is {getattr(self, name)!r}; allowed: {allowed}"
+                )
 
     def __call__(self, image: Image.Image | images.Picture) -> Tensor:
         """(3, height, width), float32, of an RGB picture of any size."""
@@ -141,8 +166,13 @@ class Preprocess:
         if self.mode == "letterbox":
             scale = min(h / height, w / width)
             rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
-            return Place(height, width, rows / height, columns / width, (h - rows) // 2, (w - columns) // 2)
-        cover_h, cover_w = int(h / self.crop), int(w / self.crop)  # whole pixels, rounded as timm and torchvision do
+            return Place(
+                height, width, rows / height, columns / width, (h - rows) // 2, (w - columns) // 2
+            )
+        cover_h, cover_w = (
+            int(h / self.crop),
+            int(w / self.crop),
+        )  # whole pixels, rounded as timm and torchvision do
         if cover_h * width >= cover_w * height:
             cover_w = max(cover_w, cover_h * width // height)
         else:
@@ -159,7 +189,9 @@ class Preprocess:
         if self.mode == "letterbox":
             rows, columns = round(place.height * place.scale_y), round(place.width * place.scale_x)
             canvas = Image.new("RGB", self.size[::-1], (PADDING,) * 3)
-            canvas.paste(self._resize(image, (rows, columns), None), (int(place.left), int(place.top)))
+            canvas.paste(
+                self._resize(image, (rows, columns), None), (int(place.left), int(place.top))
+            )
             return canvas
         (h, w) = self.size
         x = image.width / place.width / place.scale_x  # pixels of the image in one of the result
@@ -168,20 +200,35 @@ class Preprocess:
         return self._resize(image, (h, w), (left, top, left + w * x, top + h * y))
 
     def _resize(
-        self, image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float] | None
+        self,
+        image: Image.Image,
+        size: tuple[int, int],
+        box: tuple[float, float, float, float] | None,
     ) -> Image.Image:
         if self.antialias:
             if box is not None:  # rounding must not leave the picture
-                box = (max(box[0], 0.0), max(box[1], 0.0), min(box[2], image.width), min(box[3], image.height))
+                box = (
+                    max(box[0], 0.0),
+                    max(box[1], 0.0),
+                    min(box[2], image.width),
+                    min(box[3], image.height),
+                )
             return image.resize(size[::-1], INTERPOLATION[self.interpolation], box=box)
-        return _resize_plain(image, size, box or (0, 0, image.width, image.height), self.interpolation)
+        return _resize_plain(
+            image, size, box or (0, 0, image.width, image.height), self.interpolation
+        )
 
     def tensor(self, image: Image.Image) -> Tensor:
         """Channel order and scale of values: RGB picture (height, width) -> (3, height, width) float32."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w) uint8
         pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
         mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
-        return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(255).sub_(mean).div_(std)
+        return (
+            pixels.to(torch.float32, memory_format=torch.contiguous_format)
+            .div_(255)
+            .sub_(mean)
+            .div_(std)
+        )
 
     def picture_of(self, image: Tensor) -> Image.Image:
         """What `tensor` made of a picture, (3, height, width) float, as a picture again; for the eye."""
@@ -196,7 +243,9 @@ class Preprocess:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        fields = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        fields = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
         if self.values is None:  # as in files from before there were any
             del fields["values"]
         return fields
@@ -204,16 +253,20 @@ class Preprocess:
     def describe(self, embedded: bool = False) -> dict[str, Any]:
         """All that an app has to do to a picture, in words and numbers, for the description beside an exported file.
 
-        `embedded`: channel order, mean and std are in the file, which takes RGB pixels from 0 to 255.
+        `embedded`: channel order, mean and std are in the file, which takes RGB pixels from 0 to
+        255.
         """
         first = (
-            _RANGE_OF_16_BITS if self.values is None else f"{self.values[0]:g} to {self.values[1]:g} become 0 to 255"
+            _RANGE_OF_16_BITS
+            if self.values is None
+            else f"{self.values[0]:g} to {self.values[1]:g} become 0 to 255"
         )
         names = "height and width are the picture's, H and W those of size"
         return {
             "picture": {
                 "orientation": "turned upright by its EXIF orientation, before anything else",
-                "channels": "RGB, 8 bits each; gray is repeated; transparent pixels are laid on white",
+                "channels": "RGB, 8 bits each; gray is repeated; transparent pixels are laid on "
+                "white",
                 "more_than_8_bits": first,
             },
             "resize": {
@@ -236,7 +289,9 @@ class Preprocess:
                 "range": [0, 255] if embedded else [0, 1],
                 "mean": None if embedded else list(self.mean),
                 "std": None if embedded else list(self.std),
-                "values": "pixels as they are" if embedded else "(pixel / 255 - mean) / std, in channel_order",
+                "values": "pixels as they are"
+                if embedded
+                else "(pixel / 255 - mean) / std, in channel_order",
             },
         }
 
@@ -249,7 +304,9 @@ class Preprocess:
                 raise ModelError(f"preprocess: unknown key {key!r}: {choose(key, keys)}")
         absent = [key for key in keys if key not in values and key not in ADDED]
         if absent:
-            raise ModelError(f"preprocess: no {', '.join(absent)}; it has {', '.join(values) or 'nothing'}")
+            raise ModelError(
+                f"preprocess: no {', '.join(absent)}; it has {', '.join(values) or 'nothing'}"
+            )
         try:
             return cls(**values)
         except (UsageError, TypeError) as error:
@@ -257,12 +314,21 @@ class Preprocess:
 
 
 def _is_range(values: Any) -> bool:
-    numbers = isinstance(values, tuple) and len(values) == 2 and all(isinstance(v, int | float) for v in values)
-    return numbers and math.isfinite(values[0]) and math.isfinite(values[1]) and values[0] < values[1]
+    numbers = (
+        isinstance(values, tuple)
+        and len(values) == 2
+        and all(isinstance(v, int | float) for v in values)
+    )
+    return (
+        numbers and math.isfinite(values[0]) and math.isfinite(values[1]) and values[0] < values[1]
+    )
 
 
 def _resize_plain(
-    image: Image.Image, size: tuple[int, int], box: tuple[float, float, float, float], interpolation: str
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    interpolation: str,
 ) -> Image.Image:
     """A part of a picture (box: x0, y0, x1, y1 in its pixels), resized without antialiasing, in whole values.
 
@@ -284,14 +350,21 @@ def _resize_plain(
     return Image.fromarray(result[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
 
 
-def _neighbors(start: float, end: float, count: int, length: int, reach: int) -> tuple[np.ndarray, Tensor]:
+def _neighbors(
+    start: float, end: float, count: int, length: int, reach: int
+) -> tuple[np.ndarray, Tensor]:
     """The pixels of a side of `length` around each of `count` centers between `start` and `end`, 2 * reach for each.
 
-    With them the centers among these pixels, put one after the other. Beyond the border its pixel is repeated.
+    With them the centers among these pixels, put one after the other. Beyond the border its pixel
+    is repeated.
     """
-    centers = (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5  # 0 is the center of the first pixel
+    centers = (
+        (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5
+    )  # 0 is the center of the first pixel
     before = np.floor(centers).astype(np.int64)
-    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(0, length - 1)  # (count, 2 reach)
+    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(
+        0, length - 1
+    )  # (count, 2 reach)
     among = np.arange(count) * 2 * reach + reach - 1 + (centers - before) + 0.5
     return pixels.reshape(-1), torch.from_numpy(among).float()
 
@@ -316,14 +389,19 @@ def train_transform(
 ) -> Transform:
     """Random crop of `scale` of the area, flip, colors, then channel order and values as `preprocess` has them.
 
-    `flip` and `erasing` are probabilities; `color_jitter` is the range of brightness, contrast and saturation around 1.
-    `auto_augment` is one of `AUTO_AUGMENT`. Raises `UsageError` for an unknown one.
+    `flip` and `erasing` are probabilities; `color_jitter` is the range of brightness, contrast and
+    saturation around 1. `auto_augment` is one of `AUTO_AUGMENT`. Raises `UsageError` for an unknown
+    one.
     """
     if (auto_augment or "none") not in AUTO_AUGMENT:
-        raise UsageError(f"no auto_augment {auto_augment!r}: {choose(str(auto_augment), AUTO_AUGMENT)}")
+        raise UsageError(
+            f"no auto_augment {auto_augment!r}: {choose(str(auto_augment), AUTO_AUGMENT)}"
+        )
     policy = AUTO_AUGMENT[auto_augment or "none"]
     mode = v2.InterpolationMode(preprocess.interpolation)
-    steps: list[Callable[..., Any]] = [v2.RandomResizedCrop(preprocess.size, scale, interpolation=mode)]
+    steps: list[Callable[..., Any]] = [
+        v2.RandomResizedCrop(preprocess.size, scale, interpolation=mode)
+    ]
     steps += [v2.RandomHorizontalFlip(flip)] if flip else []
     steps += [policy()] if policy else []
     steps += [v2.ColorJitter(color_jitter, color_jitter, color_jitter)] if color_jitter else []
@@ -333,12 +411,17 @@ def train_transform(
 
 
 def mix(
-    images: Tensor, targets: Mapping[str, Tensor], classes: int, mixup: float = 0.0, cutmix: float = 0.0
+    images: Tensor,
+    targets: Mapping[str, Tensor],
+    classes: int,
+    mixup: float = 0.0,
+    cutmix: float = 0.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Blend each image of a batch with another (mixup), or paste a part of it (cutmix); with both, one by chance.
 
-    images (N, 3, H, W), targets["label"] (N,) -> the same with targets["label"] (N, classes), probabilities. `mixup`
-    and `cutmix` are the alpha of the beta distribution, 0 for none. arXiv:1710.09412, arXiv:1905.04899.
+    images (N, 3, H, W), targets["label"] (N,) -> the same with targets["label"] (N, classes),
+    probabilities. `mixup` and `cutmix` are the alpha of the beta distribution, 0 for none.
+    arXiv:1710.09412, arXiv:1905.04899.
     """
     kinds: list[Any] = [v2.MixUp(alpha=mixup, num_classes=classes)] if mixup else []
     kinds += [v2.CutMix(alpha=cutmix, num_classes=classes)] if cutmix else []
@@ -352,7 +435,9 @@ class Batch(NamedTuple):
     """In training (no places) targets are in pixels of the input, in evaluation in those of the picture."""
 
     images: Tensor  # (N, 3, H, W); N is 0, and the shape (0,), if none of the files could be read
-    targets: dict[str, Any]  # "label": (N,); "semantic": (N, H, W) or a list; of objects, lists of N tensors
+    targets: dict[
+        str, Any
+    ]  # "label": (N,); "semantic": (N, H, W) or a list; of objects, lists of N tensors
     skipped: list[str]  # a line for each file that could not be read, with the reason
     indices: list[int]  # of the samples in the split
     places: list[Place]  # where each picture lies in the input; empty in training
@@ -378,14 +463,15 @@ class Item(NamedTuple):
 class ImageDataset(Dataset[Item | str]):
     """Samples of a split as network inputs, or the reason, as text, where the file could not be read.
 
-    `target` is the kind of annotation that comes with them (see `data`). `transform` is the `Preprocess` for
-    evaluation, where targets stay in the picture's pixels; or for training a function of a picture, or an `Augment`,
-    which moves targets with it.
+    `target` is the kind of annotation that comes with them (see `data`). `transform` is the
+    `Preprocess` for evaluation, where targets stay in the picture's pixels; or for training a
+    function of a picture, or an `Augment`, which moves targets with it.
 
-    With `cache` (height, width of the network's input) all images are decoded at once and kept in memory, reduced to
-    just cover 1.3 times that size: for training, where random crops resize them anyway; evaluation needs the whole
-    image. Beyond `limit` bytes, the rest is read from disk each time. Processes of a DataLoader share the memory where
-    they are forked (Linux); elsewhere each has a copy.
+    With `cache` (height, width of the network's input) all images are decoded at once and kept in
+    memory, reduced to just cover 1.3 times that size: for training, where random crops resize them
+    anyway; evaluation needs the whole image. Beyond `limit` bytes, the rest is read from disk each
+    time. Processes of a DataLoader share the memory where they are forked (Linux); elsewhere each
+    has a copy.
     """
 
     def __init__(
@@ -399,8 +485,12 @@ class ImageDataset(Dataset[Item | str]):
     ):
         self.split, self.transform, self.cache, self.target = split, transform, cache, target
         self.values = transform.values if isinstance(transform, Preprocess) else values
-        self.positions: Any = None  # `loading.Positions`: told what is read, where a worker reads it
-        self.kept: list[images.Picture | str] = []  # of the first samples; text is the reason why there is no image
+        self.positions: Any = (
+            None  # `loading.Positions`: told what is read, where a worker reads it
+        )
+        self.kept: list[
+            images.Picture | str
+        ] = []  # of the first samples; text is the reason why there is no image
         used = 0
         for index in range(len(split.samples)) if cache else ():
             picture = self._read(index)
@@ -435,7 +525,9 @@ class ImageDataset(Dataset[Item | str]):
         """The image of a sample with its annotation in the image's pixels; `DataError` if it cannot be read."""
         picture, targets = self._annotated(index)
         size, image = (picture.height, picture.width), picture.image
-        return image, targets if size == (image.height, image.width) else _reduced(targets, size, image)
+        return image, targets if size == (image.height, image.width) else _reduced(
+            targets, size, image
+        )
 
     def _annotated(self, index: int) -> tuple[images.Picture, dict[str, Tensor]]:
         """The picture of a sample with its annotation in the picture's own pixels, also where its image is reduced."""
@@ -446,24 +538,43 @@ class ImageDataset(Dataset[Item | str]):
         if self.target == "label":
             return picture, {} if sample.label is None else {"label": torch.tensor(sample.label)}
         size = picture.height, picture.width
-        return picture, semantic_target(sample, size) if self.target == "semantic" else self._objects(sample, size)
+        return picture, semantic_target(
+            sample, size
+        ) if self.target == "semantic" else self._objects(sample, size)
 
     def _objects(self, sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:
         """In evaluation all objects, with area and crowd; in training those that are no crowd."""
         if sample.objects is None:
-            raise DataError(f"{sample.image} is not annotated with objects: load the data with target={self.target!r}")
+            raise DataError(
+                f"{sample.image} is not annotated with objects: load the data with "
+                f"target={self.target!r}"
+            )
         training = not isinstance(self.transform, Preprocess)
         objects = [item for item in sample.objects if not (training and item.crowd)]
         boxes = torch.tensor([item.box for item in objects], dtype=torch.float32).view(-1, 4)
-        targets = {"boxes": boxes, "labels": torch.tensor([item.label for item in objects], dtype=torch.int64)}
+        targets = {
+            "boxes": boxes,
+            "labels": torch.tensor([item.label for item in objects], dtype=torch.int64),
+        }
         if self.target == "masks":
-            masks = [mask_of(item.segmentation, size) for item in objects if item.segmentation is not None]
-            targets["masks"] = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), bool))
+            masks = [
+                mask_of(item.segmentation, size)
+                for item in objects
+                if item.segmentation is not None
+            ]
+            targets["masks"] = torch.from_numpy(
+                np.stack(masks) if masks else np.zeros((0, *size), bool)
+            )
             if len(masks) < len(objects):
-                raise DataError(f"{sample.image}: {len(objects) - len(masks)} of {len(objects)} objects have no mask")
+                raise DataError(
+                    f"{sample.image}: {len(objects) - len(masks)} of {len(objects)} "
+                    "objects have no mask"
+                )
         if not training:
             whole = targets["masks"].sum((1, 2)) if "masks" in targets else box_area(boxes)
-            areas = [float(w) if o.area is None else o.area for o, w in zip(objects, whole, strict=True)]
+            areas = [
+                float(w) if o.area is None else o.area for o, w in zip(objects, whole, strict=True)
+            ]
             targets |= {
                 "area": torch.tensor(areas, dtype=torch.float32),
                 "crowd": torch.tensor([item.crowd for item in objects], dtype=torch.bool),
@@ -475,7 +586,9 @@ class ImageDataset(Dataset[Item | str]):
             self.positions.reads(index)
         sample = self.split.samples[index]
         try:
-            picture = images.load(sample.image() if callable(sample.image) else sample.image, self.values)
+            picture = images.load(
+                sample.image() if callable(sample.image) else sample.image, self.values
+            )
         except DataError as error:
             return str(error)
         if self.cache:
@@ -493,21 +606,33 @@ def semantic_target(sample: Sample, size: tuple[int, int]) -> dict[str, Tensor]:
         raise DataError(f"{sample.image} has no label map")
     labels = sample.semantic()
     if labels.shape != size:
-        raise DataError(f"{sample.image} is {size[1]}x{size[0]}, its label map {labels.shape[1]}x{labels.shape[0]}")
+        raise DataError(
+            f"{sample.image} is {size[1]}x{size[0]}, its label map "
+            f"{labels.shape[1]}x{labels.shape[0]}"
+        )
     return {"semantic": torch.from_numpy(labels.astype(np.int64))}
 
 
-def _reduced(targets: dict[str, Tensor], size: tuple[int, int], image: Image.Image) -> dict[str, Tensor]:
+def _reduced(
+    targets: dict[str, Tensor], size: tuple[int, int], image: Image.Image
+) -> dict[str, Tensor]:
     """Targets of a picture of `size` for its reduced copy."""
-    place, to = Place(*size, image.height / size[0], image.width / size[1]), (image.height, image.width)
+    place, to = (
+        Place(*size, image.height / size[0], image.width / size[1]),
+        (image.height, image.width),
+    )
     moved = dict(targets)
     if "boxes" in moved:
         moved["boxes"] = place.into(moved["boxes"])
     for key in ("masks", "semantic"):
         if key in moved and moved[key].numel():
             planes = moved[key] if key == "masks" else moved[key][None]
-            planes = v2.functional.resize(planes.to(torch.uint8), list(to), v2.InterpolationMode.NEAREST_EXACT)
-            moved[key] = planes.to(moved[key].dtype) if key == "masks" else planes[0].to(moved[key].dtype)
+            planes = v2.functional.resize(
+                planes.to(torch.uint8), list(to), v2.InterpolationMode.NEAREST_EXACT
+            )
+            moved[key] = (
+                planes.to(moved[key].dtype) if key == "masks" else planes[0].to(moved[key].dtype)
+            )
         elif key in moved:
             moved[key] = moved[key].new_zeros(0, *to)
     return moved
@@ -522,6 +647,14 @@ def collate(items: Sequence[Item | str]) -> Batch:
         return Batch(torch.empty(0), {}, skipped, [], [])
     targets: dict[str, Any] = {key: [item.targets[key] for item in good] for key in good[0].targets}
     for key in targets:
-        if key == "label" or (key == "semantic" and not places):  # in evaluation, pictures have their own sizes
+        if key == "label" or (
+            key == "semantic" and not places
+        ):  # in evaluation, pictures have their own sizes
             targets[key] = torch.stack(targets[key])
-    return Batch(torch.stack([item.image for item in good]), targets, skipped, [item.sample for item in good], places)
+    return Batch(
+        torch.stack([item.image for item in good]),
+        targets,
+        skipped,
+        [item.sample for item in good],
+        places,
+    )

@@ -3,8 +3,8 @@
     python app_from_sidecar.py OUT.json MODEL.onnx ... -- PICTURE ...
     python app_from_sidecar.py --prepare PREPROCESSING.json OUT.npz PICTURE ...
 
-Whatever it does to a picture or to an output it takes from `preprocessing` and `decoding` of MODEL.json: see
-docs/deploy.md. It writes what it found: for each model, for each picture, a dict.
+Whatever it does to a picture or to an output it takes from `preprocessing` and `decoding` of
+MODEL.json: see docs/deploy.md. It writes what it found: for each model, for each picture, a dict.
 """
 
 import json
@@ -46,8 +46,12 @@ def without_antialias(picture, size, box, interpolation):
     if interpolation != "bilinear":
         raise SystemExit(f"this app has no {interpolation} without antialias")
     pixels = np.asarray(picture, np.float64)
-    for axis, (count, start, end) in enumerate([(size[0], box[1], box[3]), (size[1], box[0], box[2])]):
-        at = ((np.arange(count) + 0.5) * (end - start) / count + start - 0.5).clip(0, pixels.shape[axis] - 1)
+    for axis, (count, start, end) in enumerate(
+        [(size[0], box[1], box[3]), (size[1], box[0], box[2])]
+    ):
+        at = ((np.arange(count) + 0.5) * (end - start) / count + start - 0.5).clip(
+            0, pixels.shape[axis] - 1
+        )
         low = np.floor(at).astype(int)
         high = np.minimum(low + 1, pixels.shape[axis] - 1)
         share = (at - low).reshape([-1 if i == axis else 1 for i in range(3)])
@@ -67,7 +71,9 @@ def prepare(picture, about):
     size = tuple(resize["size"])
     place = Place(resize, about["crop"], picture.height, picture.width)
     if resize["mode"] == "letterbox":
-        whole = resized(picture, (place.rows, place.columns), (0, 0, picture.width, picture.height), resize)
+        whole = resized(
+            picture, (place.rows, place.columns), (0, 0, picture.width, picture.height), resize
+        )
         canvas = Image.new("RGB", size[::-1], tuple(about["padding"]))
         canvas.paste(whole, (place.left, place.top))
     else:
@@ -107,7 +113,9 @@ def all_boxes(outputs, about, size):
     rows = outputs[how["output"]][0]
     first, end = how["columns"]
     four = rows[:, first:end]
-    return corners(four[:, :2], four[:, 2:]), rows[:, [scoring["objectness"]]] * rows[:, scoring["first_class"] :]
+    return corners(four[:, :2], four[:, 2:]), rows[:, [scoring["objectness"]]] * rows[
+        :, scoring["first_class"] :
+    ]
 
 
 def overlap(box, others):
@@ -135,7 +143,12 @@ def suppress(boxes, scores, how):
 
 
 def to_picture(boxes, place, clip=True):
-    moved = (boxes - [place.left, place.top] * 2) / [place.scale_x, place.scale_y, place.scale_x, place.scale_y]
+    moved = (boxes - [place.left, place.top] * 2) / [
+        place.scale_x,
+        place.scale_y,
+        place.scale_x,
+        place.scale_y,
+    ]
     return moved.clip(0, [place.width, place.height] * 2) if clip else moved
 
 
@@ -153,7 +166,9 @@ def pasted(mask, box, how, place):
 def objects(outputs, about, place, size):
     if about["nms"] is None:
         there = outputs[about["scores"]["output"]][0] > 0
-        boxes, scores, labels = (outputs[about[key]["output"]][0][there] for key in ("boxes", "scores", "labels"))
+        boxes, scores, labels = (
+            outputs[about[key]["output"]][0][there] for key in ("boxes", "scores", "labels")
+        )
     else:
         boxes, scores, labels = suppress(*all_boxes(outputs, about, size), about["nms"])
     restored = to_picture(boxes, place)
@@ -162,7 +177,10 @@ def objects(outputs, about, place, size):
     if "masks" in about:
         masks = outputs[about["masks"]["output"]][0][there][inside]
         whole = to_picture(boxes, place, clip=False)[inside]
-        found["pixels"] = [int(pasted(m, b, about["masks"], place).sum()) for m, b in zip(masks, whole, strict=True)]
+        found["pixels"] = [
+            int(pasted(m, b, about["masks"], place).sum())
+            for m, b in zip(masks, whole, strict=True)
+        ]
     return found
 
 
@@ -205,7 +223,9 @@ def prepared(descriptions, out, paths):
     arrays = {}
     for i, about in enumerate(json.loads(Path(descriptions).read_text(encoding="utf-8"))):
         for j, path in enumerate(paths):
-            arrays[f"{i}/{j}"] = prepare(ImageOps.exif_transpose(Image.open(path)).convert("RGB"), about)[0]
+            arrays[f"{i}/{j}"] = prepare(
+                ImageOps.exif_transpose(Image.open(path)).convert("RGB"), about
+            )[0]
     np.savez(out, **arrays)
 
 
@@ -223,8 +243,12 @@ def main():
         for path in sys.argv[split + 1 :]:
             picture = ImageOps.exif_transpose(Image.open(path)).convert("RGB")
             image, place = prepare(picture, about["preprocessing"])
-            outputs = dict(zip(names, session.run(names, {about["inputs"][0]["name"]: image}), strict=True))
-            given = answer(outputs, about["decoding"], place, about["preprocessing"]["resize"]["size"])
+            outputs = dict(
+                zip(names, session.run(names, {about["inputs"][0]["name"]: image}), strict=True)
+            )
+            given = answer(
+                outputs, about["decoding"], place, about["preprocessing"]["resize"]["size"]
+            )
             answers.append({key: np.asarray(value).tolist() for key, value in given.items()})
         found[file] = answers
     if "fleetnet" in sys.modules or "torch" in sys.modules:

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Where a test does use several threads, those that wait sleep: by default they spin, and on fewer free cores than
-# threads a network of many small layers then takes thirty times as long. It is read when torch is imported.
+# Where a test does use several threads, those that wait sleep: by default they spin, and on fewer
+# free cores than threads a network of many small layers then takes thirty times as long. It is read
+# when torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
@@ -58,7 +59,11 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     root = tmp_path_factory.mktemp("photos")
     for split, count in (("train", 24), ("val", 12)):
-        samples = [s for s in shapes.load("shapes:200", split).samples if s.label is not None and s.label < 3]
+        samples = [
+            s
+            for s in shapes.load("shapes:200", split).samples
+            if s.label is not None and s.label < 3
+        ]
         classes = shapes.load("shapes:200", split).classes
         for i, sample in enumerate(samples[:count]):
             folder = root / split / classes[sample.label]

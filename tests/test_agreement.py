@@ -1,7 +1,8 @@
 """What is found in a coarse precision: its rounding is accepted, real faults are refused.
 
-The outputs are those of an SSD that finds blood cells' like, drawn here; `ROUNDING` is what exported files of trained
-networks were measured to add. Float32's limits are tested in test_runtimes.
+The outputs are those of an SSD that finds blood cells' like, drawn here; `ROUNDING` is what
+exported files of trained networks were measured to add. Float32's limits are tested in
+test_runtimes.
 """
 
 from collections.abc import Callable
@@ -22,7 +23,8 @@ from fleetnet.tasks import ssd
 SIZE, MAPS, CLASSES, PICTURES = (192, 256), [(12, 16), (6, 8), (3, 4)], 3, 6
 ANCHORS = ssd.make_anchors(MAPS, SIZE)
 FIRST = 12 * 16 * 6  # anchors of the first map
-# Tolerance -> mean difference, as a share of the spread, of logits and of regressions; share of changed pixels.
+# Tolerance -> mean difference, as a share of the spread, of logits and of regressions; share of
+# changed pixels.
 ROUNDING = {0.03: (1.2e-4, 3.2e-4, 6e-4), 0.1: (2.9e-3, 7.1e-3, 1e-2), 0.15: (1.8e-3, 3.8e-3, 5e-3)}
 COARSE = sorted(ROUNDING)
 Outputs = dict[str, Tensor]
@@ -77,7 +79,9 @@ def agreement(given: list[Prediction], tolerance: float) -> Agreement:
     return found
 
 
-def each(change: Callable[[Prediction], Prediction]) -> Callable[[list[Prediction]], list[Prediction]]:
+def each(
+    change: Callable[[Prediction], Prediction],
+) -> Callable[[list[Prediction]], list[Prediction]]:
     return lambda found: [change(dict(prediction)) for prediction in found]
 
 
@@ -115,14 +119,20 @@ FOUND_WRONG = {
     "boxes moved by 5 %": shifted(0.05),
     "boxes moved by 10 %": shifted(0.1),
     "scores a tenth lower": each(lambda found: {**found, "scores": 0.9 * found["scores"]}),
-    "scores a tenth higher": each(lambda found: {**found, "scores": (1.1 * found["scores"]).clamp(max=1)}),
+    "scores a tenth higher": each(
+        lambda found: {**found, "scores": (1.1 * found["scores"]).clamp(max=1)}
+    ),
     "some scores lower": each(doubtful),
     "labels of two classes swapped": each(swapped),
     "one class given as another": each(relabelled),
     "boxes missing": each(without),
     "boxes of another picture": lambda found: found[1:] + found[:1],
-    "coordinates x and y swapped": each(lambda found: {**found, "boxes": found["boxes"][:, [1, 0, 3, 2]]}),
-    "everything found twice": each(lambda found: {key: torch.cat([value, value]) for key, value in found.items()}),
+    "coordinates x and y swapped": each(
+        lambda found: {**found, "boxes": found["boxes"][:, [1, 0, 3, 2]]}
+    ),
+    "everything found twice": each(
+        lambda found: {key: torch.cat([value, value]) for key, value in found.items()}
+    ),
 }
 
 
@@ -197,7 +207,9 @@ def test_masks(tolerance):
     flipped[0, 32, [12, 13, 51]] ^= True
 
     def compared(masks: Tensor) -> Agreement:
-        found = compare([{**one, "masks": disc < 20}], [{**one, "masks": masks}], MEANING, tolerance)
+        found = compare(
+            [{**one, "masks": disc < 20}], [{**one, "masks": masks}], MEANING, tolerance
+        )
         assert found is not None
         return found
 
@@ -217,7 +229,9 @@ def test_class_maps(tolerance):
     flips = torch.rand(truth.shape, generator=generator) < ROUNDING[tolerance][2]
 
     def passed(given: Tensor) -> bool:
-        found = compare([{"semantic": truth}], [{"semantic": given}], Meaning(lambda _: []), tolerance)
+        found = compare(
+            [{"semantic": truth}], [{"semantic": given}], Meaning(lambda _: []), tolerance
+        )
         assert found is not None
         return found.passed
 
@@ -248,7 +262,9 @@ def test_a_class_map_must_have_more_of_other_classes_than_may_differ(share, prov
 
 @pytest.mark.parametrize("tolerance", [1e-8, 1e-4, 1e-3])
 def test_fine_precisions_have_one_set_of_limits(tolerance):
-    assert limits(tolerance) == Limits(iou=0.99, score=1e-3, unpaired=0.01, mean_iou=0.99, pixels=0.999)
+    assert limits(tolerance) == Limits(
+        iou=0.99, score=1e-3, unpaired=0.01, mean_iou=0.99, pixels=0.999
+    )
 
 
 def test_limits_loosen_with_the_tolerance_up_to_an_end():
@@ -261,8 +277,16 @@ def test_limits_loosen_with_the_tolerance_up_to_an_end():
 
 def test_the_limits_that_held_are_said():
     said = str(agreement(EXPECTED, 0.15))
-    for part in ("(allowed 8.0%)", "(needed 0.9)", "(needed 0.97)", "(allowed 0.015)", "(allowed 0.15)"):
+    for part in (
+        "(allowed 8.0%)",
+        "(needed 0.9)",
+        "(needed 0.97)",
+        "(allowed 0.015)",
+        "(allowed 0.15)",
+    ):
         assert part in said
     maps = compare([{"semantic": class_map()}] * 2, [{"semantic": class_map()}] * 2, MEANING, 0.03)
     assert str(maps) == "100.000% of pixels of the same class (needed 99.4%)"
-    assert "(needed 99.9%)" in str(compare([{"semantic": class_map()}], [{"semantic": class_map()}], MEANING, 1e-4))
+    assert "(needed 99.9%)" in str(
+        compare([{"semantic": class_map()}], [{"semantic": class_map()}], MEANING, 1e-4)
+    )

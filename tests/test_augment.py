@@ -12,9 +12,16 @@ from fleetnet.boxes import Place
 from fleetnet.errors import UsageError
 from fleetnet.transforms import PADDING, Preprocess
 
-COLORS = torch.tensor([[x, y, z] for x in (0, 255) for y in (0, 255) for z in (0, 255)][1:])  # (7, 3), of label 0 to 6
+COLORS = torch.tensor(
+    [[x, y, z] for x in (0, 255) for y in (0, 255) for z in (0, 255)][1:]
+)  # (7, 3), of label 0 to 6
 PLAIN = {"color_jitter": 0.0, "mosaic": 1.0}
-SETUPS = [((128, 128), "letterbox"), ((96, 144), "letterbox"), ((96, 144), "stretch"), ((144, 96), "crop")]
+SETUPS = [
+    ((128, 128), "letterbox"),
+    ((96, 144), "letterbox"),
+    ((96, 144), "stretch"),
+    ((144, 96), "crop"),
+]
 
 
 def seed(value: int) -> None:
@@ -33,7 +40,12 @@ def scene(rectangles: dict[int, tuple[int, int, int, int]], width: int = 220, he
         masks[i, y0:y1, x0:x1] = 1
     boxes = torch.tensor([*rectangles.values()], dtype=torch.float32).view(-1, 4)
     labels = torch.tensor([*rectangles], dtype=torch.int64)
-    return Image.fromarray(pixels), {"boxes": boxes, "labels": labels, "masks": masks, "semantic": semantic}
+    return Image.fromarray(pixels), {
+        "boxes": boxes,
+        "labels": labels,
+        "masks": masks,
+        "semantic": semantic,
+    }
 
 
 def scenes():
@@ -101,7 +113,9 @@ def test_masks_stay_on_their_objects_and_boxes_are_theirs(name, size, mode):
         pixels, masks = show(image, preprocess), targets["masks"]
         assert masks.shape == (len(targets["labels"]), *size)
         assert masks.dtype == torch.uint8
-        for box, label, mask in zip(targets["boxes"], targets["labels"].tolist(), masks.bool(), strict=True):
+        for box, label, mask in zip(
+            targets["boxes"], targets["labels"].tolist(), masks.bool(), strict=True
+        ):
             assert torch.equal(extent(mask), box)
             color = colored(pixels, label)
             assert (mask & color).sum() >= 0.85 * (mask | color).sum() - 5, (value, label)
@@ -127,16 +141,18 @@ def test_label_maps_stay_on_the_picture_and_padding_is_ignored(name, size, mode)
         expected[((pixels - PADDING).abs() < 1).all(-1)] = 255
         assert (expected == semantic).float().mean() > 0.97, value
         padded += int((semantic == 255).sum())
-    assert (padded > 0) == (name in ("jitter", "segment", "mosaic") or (name == "none" and mode == "letterbox"))
+    assert (padded > 0) == (
+        name in ("jitter", "segment", "mosaic") or (name == "none" and mode == "letterbox")
+    )
 
 
 def test_none_is_what_evaluation_sees():
     for mode in ("letterbox", "stretch", "crop"):
         preprocess = Preprocess((96, 144), mode=mode, channel_order="BGR", antialias=False)
         picture, targets = scenes()[1]
-        image, moved = augmentation("none", preprocess, {"flip": 1.0, "color_jitter": 0.5, "scale": 0.1})(
-            [(picture, {"boxes": targets["boxes"], "labels": targets["labels"]})]
-        )
+        image, moved = augmentation(
+            "none", preprocess, {"flip": 1.0, "color_jitter": 0.5, "scale": 0.1}
+        )([(picture, {"boxes": targets["boxes"], "labels": targets["labels"]})])
         assert torch.equal(image, preprocess(picture))
         if mode != "crop":
             place = preprocess.place(picture.height, picture.width)
@@ -144,7 +160,9 @@ def test_none_is_what_evaluation_sees():
 
 
 def test_mosaic_shows_objects_of_four_pictures():
-    augment = augmentation("mosaic", Preprocess((192, 288), mode="letterbox"), {"mosaic": 1.0, "scale": 1.0})
+    augment = augmentation(
+        "mosaic", Preprocess((192, 288), mode="letterbox"), {"mosaic": 1.0, "scale": 1.0}
+    )
     assert augment.pictures == 4
     sources = []
     for value in range(20):
@@ -160,8 +178,12 @@ def test_mosaic_by_probability():
     assert augmentation("mosaic", preprocess, {"mosaic": 0.0}).pictures == 1
     augment = augmentation("mosaic", preprocess, {"mosaic": 0.5, "scale": 1.0})
     seed(0)
-    shown = [set(augment(only(scenes(), "boxes", "labels"))[1]["labels"].tolist()) for _ in range(60)]
-    assert 15 < sum(labels == {0, 1} for labels in shown) < 50  # 0, 1 alone: the first picture by itself
+    shown = [
+        set(augment(only(scenes(), "boxes", "labels"))[1]["labels"].tolist()) for _ in range(60)
+    ]
+    assert (
+        15 < sum(labels == {0, 1} for labels in shown) < 50
+    )  # 0, 1 alone: the first picture by itself
     assert any(labels - {0, 1} for labels in shown)
     fewer = augment(only(scenes()[:3], "boxes", "labels"))[1]  # a file could not be read
     assert set(fewer["labels"].tolist()) <= {0, 1}
@@ -195,9 +217,12 @@ def test_the_seeds_decide(name):
 
 @pytest.mark.parametrize("masks", [False, True])
 def test_objects_of_which_too_little_is_visible_are_dropped(masks):
-    # a window of 100 x 100 on a picture of 200 x 100, from x = 100: of the first object 10 %, of the second 50 %
+    # a window of 100 x 100 on a picture of 200 x 100, from x = 100: of the first object 10 %, of
+    # the second 50 %
     picture, targets = scene(
-        {0: (11, 10, 110, 40), 1: (80, 60, 120, 90), 2: (150, 50, 151, 90), 3: (0, 0, 9, 9)}, 200, 100
+        {0: (11, 10, 110, 40), 1: (80, 60, 120, 90), 2: (150, 50, 151, 90), 3: (0, 0, 9, 9)},
+        200,
+        100,
     )
     augment = Augment(Preprocess((100, 100)), lambda items: [Part(Place(100, 200, left=-100))])
     keys = ["boxes", "labels", *(["masks"] if masks else [])]
@@ -264,11 +289,15 @@ def test_ssd_crops_contain_the_centers_of_what_they_keep(monkeypatch):
 def test_zoom_range():
     zoom = Zoom(Preprocess((90, 90), mode="letterbox"), 0.5, 2.0)
     picture, _ = scene({})  # 220 x 150: evaluation shows it 90 pixels wide
-    widths = [place.width * place.scale_x for _ in range(100) for (place, _) in zoom([(picture, {})])]
+    widths = [
+        place.width * place.scale_x for _ in range(100) for (place, _) in zoom([(picture, {})])
+    ]
     assert 44 <= min(widths) < 60
     assert 160 < max(widths) <= 181
     segment = augmentation("segment", zoom.preprocess, {}).layout
-    heights = [place.height * place.scale_y for _ in range(100) for (place, _) in segment([(picture, {})])]
+    heights = [
+        place.height * place.scale_y for _ in range(100) for (place, _) in segment([(picture, {})])
+    ]
     assert 67 <= min(heights) < 75
     assert 125 < max(heights) <= 136
 
@@ -278,12 +307,17 @@ def test_settings(name):
     preprocess = Preprocess((64, 64), mode="stretch")
     still = {"color_jitter": 0.0, "flip": 0.0, "scale": 1.0, "mosaic": 0.0, "erasing": None}
     picture, _ = scenes()[0]
-    assert torch.equal(augmentation(name, preprocess, still)([(picture, {})])[0], preprocess(picture))
+    assert torch.equal(
+        augmentation(name, preprocess, still)([(picture, {})])[0], preprocess(picture)
+    )
     flipped = augmentation(name, preprocess, still | {"flip": 1.0})([(picture, {})])[0]
     assert (flipped.flip(-1) - preprocess(picture)).abs().max() < 0.1
     assert (augmentation(name, preprocess, still | {"erasing": 1.0})([(picture, {})])[0] == 0).any()
     seed(0)
-    jittered = [augmentation(name, preprocess, still | {"color_jitter": 0.5})([(picture, {})])[0] for _ in range(4)]
+    jittered = [
+        augmentation(name, preprocess, still | {"color_jitter": 0.5})([(picture, {})])[0]
+        for _ in range(4)
+    ]
     assert not all(torch.equal(image, preprocess(picture)) for image in jittered)
 
 

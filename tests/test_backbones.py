@@ -56,8 +56,9 @@ ONE_HEAD = {
     "repvit_m1_5": 14_130_408,
     "repvit_m2_3": 23_046_512,
 }
-# Millions of multiply-accumulates of convolutions and linear layers, at the paper's size. MobileOne's and RepViT's were
-# published for the deploy form; MobileOne's with one addition a pixel and channel of the pooling.
+# Millions of multiply-accumulates of convolutions and linear layers, at the paper's size.
+# MobileOne's and RepViT's were published for the deploy form; MobileOne's with one addition a pixel
+# and channel of the pooling.
 MACS = {
     "fasternet_t0": 335.4,
     "fasternet_t1": 850.5,
@@ -87,14 +88,26 @@ MACS = {
     "parc_resnet50": 3941.5,
     "parc_mobilenetv2": 302.0,
 }
-# One of each structure, for what costs most: the others of a family differ in width and depth alone. mobileone_s0 has
-# four branches and s4 squeeze-and-excite, repvit_m1 has the block of the first version, parcnet_s concatenates.
+# One of each structure, for what costs most: the others of a family differ in width and depth
+# alone. mobileone_s0 has four branches and s4 squeeze-and-excite, repvit_m1 has the block of the
+# first version, parcnet_s concatenates.
 STRUCTURES = [
-    *("fasternet_t0", "mobileone_s0", "mobileone_s4", "repvit_m0_6", "repvit_m1", "parcnet_xs", "parcnet_s"),
+    *(
+        "fasternet_t0",
+        "mobileone_s0",
+        "mobileone_s4",
+        "repvit_m0_6",
+        "repvit_m1",
+        "parcnet_xs",
+        "parcnet_s",
+    ),
     *("convnext_xt", "parc_convnext_xt", "parc_resnet50", "parc_mobilenetv2"),
 ]
 PAPER_SIZE = {name: 256 if name.startswith("parcnet") else 224 for name in VARIANTS}
-SMALLEST = [next(name for name in VARIANTS if family(name) == file) for file in sorted({family(n) for n in VARIANTS})]
+SMALLEST = [
+    next(name for name in VARIANTS if family(name) == file)
+    for file in sorted({family(n) for n in VARIANTS})
+]
 
 
 def parameters(model: nn.Module) -> int:
@@ -116,10 +129,16 @@ def test_parameters_and_macs_as_published(name):
         assert parameters(deployed) == deploy
     counted = deployed if family(name) in ("mobileone", "repvit") else model
     pooled = model.backbone.channels[-1] * 7 * 7 if family(name) == "mobileone" else 0
-    assert (count(counted, (size, size)).macs + pooled) / 1e6 == pytest.approx(MACS[name], abs=0.0501)
+    assert (count(counted, (size, size)).macs + pooled) / 1e6 == pytest.approx(
+        MACS[name], abs=0.0501
+    )
     if size != _table.SIZE[0]:  # what `fleetnet models` shows; kernels of ParC depend on the size
         deployed = reparameterize(model, torch.empty(1, 3, *_table.SIZE, device="meta"))
-    assert _table.SIZES[name] == (parameters(model), parameters(deployed), count(deployed, _table.SIZE).macs)
+    assert _table.SIZES[name] == (
+        parameters(model),
+        parameters(deployed),
+        count(deployed, _table.SIZE).macs,
+    )
 
 
 @pytest.mark.parametrize("name", ONE_HEAD)
@@ -134,7 +153,9 @@ def test_every_parameter_gets_a_gradient(name):
     model = random_model(name).train()
     features = model.backbone(image(64, 64))
     model.head(features).square().mean().backward()
-    missing = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    missing = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
     assert not missing
     dead = [n for n, p in model.named_parameters() if p.ndim > 1 and not p.grad.any()]
     assert not dead
@@ -146,7 +167,11 @@ def shapes(name: str, height: int, width: int, strides: list[int]) -> list[tuple
     return [(-(-height // s), -(-width // s)) for s in strides]
 
 
-SIZES = {32: [(224, 224), (256, 192), (231, 195)], 16: [(231, 195)], 8: [(231, 195)]}  # by output stride
+SIZES = {
+    32: [(224, 224), (256, 192), (231, 195)],
+    16: [(231, 195)],
+    8: [(231, 195)],
+}  # by output stride
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -162,7 +187,9 @@ def test_features_match_channels_and_strides(name):
         for height, width in sizes:
             features = network(torch.empty(2, 3, height, width, device="meta"))
             assert [f.shape[1] for f in features] == network.channels
-            assert [tuple(f.shape[2:]) for f in features] == shapes(name, height, width, network.strides)
+            assert [tuple(f.shape[2:]) for f in features] == shapes(
+                name, height, width, network.strides
+            )
 
 
 def features_and_logits(model: Model, x: Tensor) -> list[Tensor]:
@@ -228,7 +255,9 @@ def test_published_weights_are_facts_of_a_variant(name):
     if published is not None:
         assert published.source.startswith(("hf-hub:", "https://"))
         assert 50 < published.top1 < 100
-    assert set(find("backbones", family(name)).WEIGHTS) <= set(find("backbones", family(name)).VARIANTS)
+    assert set(find("backbones", family(name)).WEIGHTS) <= set(
+        find("backbones", family(name)).VARIANTS
+    )
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -267,14 +296,17 @@ def test_one_image_in_training_works_or_says_why_not(name):
 
 
 def test_one_image_in_training_names_the_head_of_repvit():
-    with pytest.raises(ModelError, match=r"BatchNorm1d \(heads\.0\.0\), which cannot train on a batch of one"):
+    with pytest.raises(
+        ModelError, match=r"BatchNorm1d \(heads\.0\.0\), which cannot train on a batch of one"
+    ):
         build("repvit_m0_6")(image(64, 64, batch=1))
 
 
 @pytest.mark.parametrize("name", ["fasternet_t0", "mobileone_s1"])
 def test_one_tiny_image_in_training_names_a_batch_norm(name):
     with pytest.raises(
-        ModelError, match=r"one image of 32x32 .* batch norms such as 'stages\.0\..*more than 32 pixels"
+        ModelError,
+        match=r"one image of 32x32 .* batch norms such as 'stages\.0\..*more than 32 pixels",
     ):
         build(name)(image(32, 32, batch=1))
     build(name)(image(64, 32, batch=1))
@@ -292,12 +324,21 @@ def test_fasternet_names_its_smallest_image(output_stride, size):
 @pytest.mark.parametrize(
     ("name", "options", "parameters_more"),
     [
-        ("fasternet_t0", {"mixing": "conv"}, 15 / 16 * 9 * (40**2 + 2 * 80**2 + 8 * 160**2 + 2 * 320**2)),
-        ("fasternet_t0", {"mixing": "pwconv"}, 7 / 16 * (40**2 + 2 * 80**2 + 8 * 160**2 + 2 * 320**2)),
+        (
+            "fasternet_t0",
+            {"mixing": "conv"},
+            15 / 16 * 9 * (40**2 + 2 * 80**2 + 8 * 160**2 + 2 * 320**2),
+        ),
+        (
+            "fasternet_t0",
+            {"mixing": "pwconv"},
+            7 / 16 * (40**2 + 2 * 80**2 + 8 * 160**2 + 2 * 320**2),
+        ),
         (
             "fasternet_t0",
             {"mixing": "dwconv"},
-            9 * (40 + 2 * 80 + 8 * 160 + 2 * 320) - 9 / 16 * (40**2 + 2 * 80**2 + 8 * 160**2 + 2 * 320**2),
+            9 * (40 + 2 * 80 + 8 * 160 + 2 * 320)
+            - 9 / 16 * (40**2 + 2 * 80**2 + 8 * 160**2 + 2 * 320**2),
         ),
         ("fasternet_t0", {"output_norm": True}, 2 * (40 + 80 + 160 + 320)),
         ("mobileone_s1", {"branches": 2}, None),
@@ -318,7 +359,9 @@ def test_options(name, options, parameters_more):
         assert difference([*before, model.head(before)], [*after, deployed.head(after)])[1] < 1e-10
     if name.startswith("mobileone"):
         assert parameters(deployed) == PUBLISHED[name][1]
-        assert len(model.backbone.stages[0][0].branches.convs) == 1  # the stem has one branch whatever k is
+        assert (
+            len(model.backbone.stages[0][0].branches.convs) == 1
+        )  # the stem has one branch whatever k is
         assert len(model.backbone.stages[1][0].branches.convs) == options["branches"]
 
 
@@ -340,7 +383,11 @@ def test_impossible_settings_are_usage_errors(name, settings, message):
 
 def test_mobileone_places_squeeze_and_excite_where_the_paper_does():
     network = on_meta("mobileone_s4").backbone
-    gates = [name.removesuffix(".se.reduce") for name, _ in network.named_modules() if name.endswith(".se.reduce")]
+    gates = [
+        name.removesuffix(".se.reduce")
+        for name, _ in network.named_modules()
+        if name.endswith(".se.reduce")
+    ]
     assert gates == [f"stages.3.{i}" for i in range(10, 20)] + ["stages.4.0", "stages.4.1"]
 
 
@@ -383,12 +430,20 @@ def test_the_two_versions_of_repvggdw_convert_into_each_other(name, other, chang
 def test_conversion_between_versions_keeps_the_dtype():
     state = random_model("repvit_m1").half().state_dict()
     assert {v.dtype for v in repvit.to_current(state).values()} == {torch.float16, torch.long}
-    assert {v.dtype for v in repvit.to_v1(repvit.to_current(state)).values()} == {torch.float16, torch.long}
+    assert {v.dtype for v in repvit.to_v1(repvit.to_current(state)).values()} == {
+        torch.float16,
+        torch.long,
+    }
 
 
 def test_strided_pointwise_branch_keeps_memory_intact_in_channels_last():
     """torch's own Conv2d(3, C, 1, stride=2) corrupts memory here, in the backward pass on CPU."""
-    model = random_model("mobileone_s1").backbone.stages[0].train().to(memory_format=torch.channels_last)
+    model = (
+        random_model("mobileone_s1")
+        .backbone.stages[0]
+        .train()
+        .to(memory_format=torch.channels_last)
+    )
     x = image(33, 31).contiguous(memory_format=torch.channels_last).requires_grad_()
     model(x).square().mean().backward()
     reference = random_model("mobileone_s1").backbone.stages[0].train()
@@ -396,7 +451,9 @@ def test_strided_pointwise_branch_keeps_memory_intact_in_channels_last():
     reference(y).square().mean().backward()
     torch.testing.assert_close(x.grad, y.grad, rtol=1e-3, atol=1e-6)
     strided = [
-        m for m in model.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
+        m
+        for m in model.modules()
+        if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
     ]
     assert not strided
 

@@ -57,7 +57,9 @@ class Machine:
 
         return call
 
-    def measure(self, monkeypatch: pytest.MonkeyPatch, runs: int = 100, **calls: float) -> list[Row]:
+    def measure(
+        self, monkeypatch: pytest.MonkeyPatch, runs: int = 100, **calls: float
+    ) -> list[Row]:
         monkeypatch.setattr(bench, "_clocks", self.clocks)
         return measure({name: self.work(length) for name, length in calls.items()}, runs, warmup=1)
 
@@ -108,7 +110,10 @@ def test_waiting_is_told_from_working(monkeypatch):
     rows = Machine(busy=0.6).measure(monkeypatch, short=2.0, long=20.0)
     short, long = (row.to_dict() for row in rows)
     assert short["median_ms"] < 5 < 35 < long["median_ms"]
-    assert (short["working_ms"], long["working_ms"]) == (pytest.approx(2, rel=0.02), pytest.approx(20, rel=0.02))
+    assert (short["working_ms"], long["working_ms"]) == (
+        pytest.approx(2, rel=0.02),
+        pytest.approx(20, rel=0.02),
+    )
     assert long["waited"] == pytest.approx(0.56, abs=0.05)  # 7 chances of 6 ms each with 20 ms
     assert ratios(rows, "long")["short"] == pytest.approx(10, rel=0.02)
     assert any("too busy: calls waited" in text for text in warnings(rows, QUIET))
@@ -133,7 +138,10 @@ def test_calls_of_several_threads_do_not_know_their_waiting(monkeypatch):
     calls = {"one": machine.work(6), "two": machine.work(6, threads=2), "gpu": machine.work(6)}
     rows = measure(calls, 50, 0, threads={"two": 2, "gpu": 0})
     assert [(row.threads, row.waited is None) for row in rows] == [(1, False), (2, True), (0, True)]
-    assert ratios(rows, "one")["two"] == ratios([Row(row.name, row.times) for row in rows], "one")["two"]
+    assert (
+        ratios(rows, "one")["two"]
+        == ratios([Row(row.name, row.times) for row in rows], "one")["two"]
+    )
     [torn] = [text for text in warnings(rows, QUIET) if "interrupted" in text]
     assert "two and 1 more" in torn
 
@@ -178,7 +186,11 @@ def test_what_is_prepared_is_not_timed():
 
 
 def noise(
-    name: str, seed: int, width: float = 0.2, runs: int = 100, factor: Callable[[int], float] = lambda i: 1
+    name: str,
+    seed: int,
+    width: float = 0.2,
+    runs: int = 100,
+    factor: Callable[[int], float] = lambda i: 1,
 ) -> Row:
     generator = random.Random(seed)
     times = tuple(10 * factor(i) * generator.lognormvariate(0, width) for i in range(runs))
@@ -191,7 +203,9 @@ def test_uncertainty_covers_what_another_run_gives():
     for seed in range(0, 1200, 4):
         first, second = ([noise("a", seed + i), noise("b", seed + i + 1)] for i in (0, 2))
         by = uncertainty(first, "a")["b"]
-        found.append(abs(math.log(ratios(first, "a")["b"] / ratios(second, "a")["b"])) <= math.log1p(by))
+        found.append(
+            abs(math.log(ratios(first, "a")["b"] / ratios(second, "a")["b"])) <= math.log1p(by)
+        )
     assert 0.90 <= sum(found) / len(found) <= 0.99
 
 
@@ -203,7 +217,10 @@ def test_uncertainty_grows_where_one_slows_down_for_a_while():
     assert uncertainty(slow, "a")["b"] > bench.AGREE
     [text] = [text for text in warnings(slow, QUIET) if "another run" in text]
     assert "ratios to a may differ by more than 10%: of b" in text
-    both = [noise(name, i, 0.01, factor=lambda i: 1.6 if 30 <= i < 70 else 1) for i, name in enumerate("ab")]
+    both = [
+        noise(name, i, 0.01, factor=lambda i: 1.6 if 30 <= i < 70 else 1)
+        for i, name in enumerate("ab")
+    ]
     assert uncertainty(both, "a")["b"] < 0.02  # the machine slowed down, for both
 
 
@@ -212,8 +229,8 @@ def test_too_few_rounds_say_nothing_of_their_uncertainty():
     assert uncertainty([noise("a", 0, runs=10), noise("b", 1, runs=10)], "a")["b"] > 0
 
 
-# Of three places on both sides, 2 of 6 orders have rho of 1 or -1. The 22 pairs: scipy.stats.spearmanr gives rho 0.4468
-# and, by its approximation, p 0.037.
+# Of three places on both sides, 2 of 6 orders have rho of 1 or -1. The 22 pairs:
+# scipy.stats.spearmanr gives rho 0.4468 and, by its approximation, p 0.037.
 X = [
     2.0,
     -2.6,
@@ -238,7 +255,30 @@ X = [
     0,
     1.5,
 ]
-Y = [1.6, -1.8, 0, 0.3, 1.7, -0.4, -1.3, 0.9, -1.3, 1.4, 1, 0.4, 0, 0.3, -3.4, 0.8, -0.7, -1.8, 0.8, 0.6, -0.4, -0.3]
+Y = [
+    1.6,
+    -1.8,
+    0,
+    0.3,
+    1.7,
+    -0.4,
+    -1.3,
+    0.9,
+    -1.3,
+    1.4,
+    1,
+    0.4,
+    0,
+    0.3,
+    -3.4,
+    0.8,
+    -0.7,
+    -1.8,
+    0.8,
+    0.6,
+    -0.4,
+    -0.3,
+]
 
 
 @pytest.mark.parametrize(
@@ -265,9 +305,13 @@ def test_rank_correlation_of_what_does_not_vary():
 
 
 def test_a_budget_ends_after_whole_rounds():
-    rows = measure({name: lambda: time.sleep(0.005) for name in "ab"}, runs=10_000, warmup=0, seconds=0.1)
+    rows = measure(
+        {name: lambda: time.sleep(0.005) for name in "ab"}, runs=10_000, warmup=0, seconds=0.1
+    )
     assert 5 <= len(rows[0].times) == len(rows[1].times) < 30
-    assert len(measure({"a": lambda: time.sleep(0.001)}, runs=50, warmup=0, seconds=0)[0].times) == 5
+    assert (
+        len(measure({"a": lambda: time.sleep(0.001)}, runs=50, warmup=0, seconds=0)[0].times) == 5
+    )
 
 
 def test_a_failing_call_is_raised_and_collection_goes_on():
@@ -303,7 +347,15 @@ def test_card():
     assert conditions["threads"] == 2
     assert conditions["cpu"]
     assert conditions["torch"].split(".")[0] >= "2"
-    assert set(conditions) >= {"cores", "governor", "load", "platform", "python", "onnxruntime", "fleetnet"}
+    assert set(conditions) >= {
+        "cores",
+        "governor",
+        "load",
+        "platform",
+        "python",
+        "onnxruntime",
+        "fleetnet",
+    }
 
 
 def test_card_has_the_versions_asked_for():
@@ -358,8 +410,18 @@ def test_watching_this_machine():
         ({"governor": "powersave"}, {}, (1.0,), "governor is 'powersave'"),
         ({}, {}, (1.0, 1.0, 2.0), "net spreads widely: p90 is 2.00 times the median"),
         ({}, {"others": 3.05, "stolen": 0.0}, (1.0,), None),
-        ({}, {"others": 3.2, "stolen": 0.0}, (1.0,), "was busy: other programs used 3.2 of 4 cores"),
-        ({"threads": 4}, {"others": 0.4, "stolen": None}, (1.0,), "other programs used 0.4 of 4 cores"),
+        (
+            {},
+            {"others": 3.2, "stolen": 0.0},
+            (1.0,),
+            "was busy: other programs used 3.2 of 4 cores",
+        ),
+        (
+            {"threads": 4},
+            {"others": 0.4, "stolen": None},
+            (1.0,),
+            "other programs used 0.4 of 4 cores",
+        ),
         ({}, {"others": 0.0, "stolen": 0.05}, (1.0,), "virtual machine gave 5% of its cores"),
     ],
 )
@@ -391,7 +453,9 @@ SHORT = ["--size", "32", "--runs", "3", "--warmup", "1", "--json"]
 
 def test_forms_runtimes_precisions_and_threads_in_one_table(run: Path, capsys, tmp_path: Path):
     pytest.importorskip("openvino")
-    words = f"--model {run} --to openvino:bf16 --forms deploy --threads 1,2 --csv {tmp_path / 't.csv'}"
+    words = (
+        f"--model {run} --to openvino:bf16 --forms deploy --threads 1,2 --csv {tmp_path / 't.csv'}"
+    )
     assert main(["bench", *words.split(), "--runs", "2", "--warmup", "0", "--json"]) == 0
     found = last_json(capsys)
     ways = itertools.product(("torch", "openvino-bf16"), ("1 thread", "2 threads"))
@@ -415,7 +479,9 @@ def test_conditions_are_printed_before(run: Path, capsys, monkeypatch):
     assert capsys.readouterr().out.startswith("conditions: cpu ")
 
 
-def subjects(count: int, form: str = "deploy", title: str = "onnx") -> tuple[list[Row], dict[str, Subject]]:
+def subjects(
+    count: int, form: str = "deploy", title: str = "onnx"
+) -> tuple[list[Row], dict[str, Subject]]:
     """Networks n0, n1, ... of which each has more MACs and fewer parameters, and takes longer, than the one before."""
     rows, by_name = [], {}
     for i in range(count):
@@ -430,7 +496,12 @@ def test_correlations_are_of_networks_in_the_same_runtime(capsys):
     rows, by_name = subjects(5)
     few, others = subjects(4, title="mnn")
     [found] = cli._correlate([*rows, *few], {**by_name, **others})
-    assert (found["form"], found["runtime"], found["threads"], found["networks"]) == ("deploy", "onnx", 1, 5)
+    assert (found["form"], found["runtime"], found["threads"], found["networks"]) == (
+        "deploy",
+        "onnx",
+        1,
+        5,
+    )
     assert found["MACs"] == {"rho": pytest.approx(1), "p": pytest.approx(2 / 120)}
     assert found["parameters"] == {"rho": pytest.approx(-1), "p": pytest.approx(2 / 120)}
     assert found["activations"] is None
@@ -454,7 +525,9 @@ def test_the_plot_is_of_deploy_forms_and_their_working_time(capsys, tmp_path: Pa
 
 def test_the_front_is_what_nothing_as_fast_beats(tmp_path: Path):
     found = [("a", 1, 70), ("b", 2, 69), ("c", 2, 75), ("d", 3, 75), ("$e$", 9, 76), ("f", 9, 75.5)]
-    points = [{"name": n, "group": "onnx", "milliseconds": ms, "accuracy": top1} for n, ms, top1 in found]
+    points = [
+        {"name": n, "group": "onnx", "milliseconds": ms, "accuracy": top1} for n, ms, top1 in found
+    ]
     front = report.pareto(points, tmp_path / "p.png", "top-1, %")
     assert [point["name"] for point in front] == ["a", "c", "$e$"]
     with pytest.raises(UsageError, match="no accuracies"):
@@ -485,7 +558,10 @@ def test_detectors_and_exported_files(run: Path, capsys, tmp_path: Path):
     words = ["--model", "ssd/fasternet_t0", file, "--forms", "deploy", "--to", "none"]
     capsys.readouterr()
     assert main(["bench", *words, "--size", "64", "--runs", "2", "--warmup", "0", "--json"]) == 0
-    assert [row["name"] for row in last_json(capsys)["rows"]] == ["ssd/fasternet_t0 deploy (torch)", f"{file} (onnx)"]
+    assert [row["name"] for row in last_json(capsys)["rows"]] == [
+        "ssd/fasternet_t0 deploy (torch)",
+        f"{file} (onnx)",
+    ]
 
 
 def test_an_int8_file_is_as_accurate_as_it_was_measured(run: Path, tmp_path: Path):
@@ -520,41 +596,92 @@ def test_what_cannot_be_exported_is_left_out_and_named(run: Path, capsys, monkey
     assert "no operator Warp" in capsys.readouterr().err
 
 
-def test_tuning_names_the_fastest_that_is_as_good(run: Path, photos: Path, capsys, tmp_path: Path, monkeypatch):
+def test_tuning_names_the_fastest_that_is_as_good(
+    run: Path, photos: Path, capsys, tmp_path: Path, monkeypatch
+):
     from fleetnet.runtimes import pt2
 
     def refuse() -> None:
         raise ModelError("torch cannot load this file")
 
-    words = ["--model", str(run), "--tune", "--to", "onnx,pt2", "--threads", "1", "--data", str(photos)]
+    words = [
+        "--model",
+        str(run),
+        "--tune",
+        "--to",
+        "onnx,pt2",
+        "--threads",
+        "1",
+        "--data",
+        str(photos),
+    ]
     monkeypatch.setattr(pt2, "load", lambda *_, **__: refuse())
-    assert main(["bench", *words, "--runs", "10", "--warmup", "1", "--json", "--csv", str(tmp_path / "t.csv")]) == 0
+    assert (
+        main(
+            [
+                "bench",
+                *words,
+                "--runs",
+                "10",
+                "--warmup",
+                "1",
+                "--json",
+                "--csv",
+                str(tmp_path / "t.csv"),
+            ]
+        )
+        == 0
+    )
     found = last_json(capsys)
     assert found["skipped"] == ["pt2:fp32: torch cannot load this file"]
     with (tmp_path / "t.csv").open() as file:
-        assert [row["name"] for row in csv.DictReader(file)] == [row["name"] for row in found["rows"]]
+        assert [row["name"] for row in csv.DictReader(file)] == [
+            row["name"] for row in found["rows"]
+        ]
     assert found["by"] == "top1 on 12 images"
     assert sorted(row["name"] for row in found["rows"]) == ["onnx, 1 thread", "torch, 1 thread"]
     assert [row["drop"] for row in found["rows"]] == [0, 0]
-    assert found["rows"][0]["name"] == found["fastest"] == max(found["rows"], key=lambda r: r["times_as_fast"])["name"]
+    assert (
+        found["rows"][0]["name"]
+        == found["fastest"]
+        == max(found["rows"], key=lambda r: r["times_as_fast"])["name"]
+    )
 
 
-def test_a_runtime_of_one_pool_is_timed_with_one_number_of_threads(run: Path, photos: Path, capsys, monkeypatch):
+def test_a_runtime_of_one_pool_is_timed_with_one_number_of_threads(
+    run: Path, photos: Path, capsys, monkeypatch
+):
     from fleetnet.runtimes import onnx
 
     monkeypatch.setattr(onnx, "one_pool", True, raising=False)
-    shared = ["--model", str(run), "--to", "onnx", "--threads", "1,2", "--runs", "2", "--warmup", "0", "--json"]
+    shared = [
+        "--model",
+        str(run),
+        "--to",
+        "onnx",
+        "--threads",
+        "1,2",
+        "--runs",
+        "2",
+        "--warmup",
+        "0",
+        "--json",
+    ]
     for words in (["--forms", "deploy"], ["--tune", "--data", str(photos)]):
         assert main(["bench", *shared, *words]) == 0
         found = last_json(capsys)
-        ways = sorted(row["name"].removeprefix(f"{run} deploy ").strip("()") for row in found["rows"])
+        ways = sorted(
+            row["name"].removeprefix(f"{run} deploy ").strip("()") for row in found["rows"]
+        )
         assert ways == ["onnx, 1 thread", "torch, 1 thread", "torch, 2 threads"]
         [line] = found["skipped"]
         assert line.startswith("onnx with 2 threads: all its files in a process share one number")
         assert torch.get_num_threads() == 1  # as before
 
 
-def test_tuning_without_labels_leaves_out_files_that_find_something_else(run: Path, photos: Path, capsys, tmp_path):
+def test_tuning_without_labels_leaves_out_files_that_find_something_else(
+    run: Path, photos: Path, capsys, tmp_path
+):
     from fleetnet import checkpoint, predict
 
     loose = tmp_path / "loose"
@@ -562,12 +689,27 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(run: Pa
     for i, file in enumerate(photos.glob("val/*/*.png")):
         shutil.copy(file, loose / f"{i}.png")
     loaded = checkpoint.load(run)
-    with torch.no_grad():  # of the last layer, so that the least probable class becomes the most probable
+    with (
+        torch.no_grad()
+    ):  # of the last layer, so that the least probable class becomes the most probable
         for parameter in list(loaded.model.head.parameters())[-2:]:
             parameter.neg_()
     wrong = tmp_path / "wrong" / "model.onnx"
-    predict.export(loaded.model, "onnx", wrong, classes=loaded.classes, preprocess=loaded.preprocess)
-    words = ["--model", str(run), str(wrong), "--tune", "--to", "onnx", "--threads", "1", "--data", str(loose)]
+    predict.export(
+        loaded.model, "onnx", wrong, classes=loaded.classes, preprocess=loaded.preprocess
+    )
+    words = [
+        "--model",
+        str(run),
+        str(wrong),
+        "--tune",
+        "--to",
+        "onnx",
+        "--threads",
+        "1",
+        "--data",
+        str(loose),
+    ]
     assert main(["bench", *words, "--runs", "10", "--warmup", "1", "--json"]) == 0
     found = last_json(capsys)
     assert found["by"] == "agreement with the model on 12 images without labels"
@@ -581,7 +723,9 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(run: Pa
 def test_the_fastest_and_those_that_may_be():
     from fleetnet.cli._tune import fastest
 
-    rows = [noise(name, i, 0.1, factor=lambda _, f=f: f) for i, (name, f) in enumerate(SPEEDS.items())]
+    rows = [
+        noise(name, i, 0.1, factor=lambda _, f=f: f) for i, (name, f) in enumerate(SPEEDS.items())
+    ]
     drops = {"float": 0.0, "wrong": 3.0, "half": 0.4, "eighth": 1.0, "slow": -0.5}
     best, level = fastest(rows, drops, 1.0)
     assert (best, level) == ("half", ["eighth"])
@@ -599,7 +743,16 @@ def test_a_device_by_its_own_programs(run: Path, capsys, tmp_path: Path, monkeyp
     here = Here(tmp_path / "here", monkeypatch)
     stand_in = here.root / "tools" / "onnxruntime_perf_test"
     stand_in.write_text(stand_in.read_text().replace('"$(cat "$file")"', "6.5"))
-    words = ["--model", str(run), "--device", "ssh:board", "--binary", str(stand_in), "--threads", "1,2"]
+    words = [
+        "--model",
+        str(run),
+        "--device",
+        "ssh:board",
+        "--binary",
+        str(stand_in),
+        "--threads",
+        "1,2",
+    ]
     assert main(["bench", *words, "--runs", "2", "--json"]) == 0
     found = last_json(capsys)
     assert found["conditions"]["device"] == "ssh:board"
@@ -620,12 +773,24 @@ BAD = [  # words, exit code, part of the message
     ("--model RUN --forms none --to none", 2, "nothing to measure"),
     ("--model fasternet_to", 4, "did you mean 'fasternet_t0'"),
     ("--model timm/mobileone_s00", 4, "no model 'mobileone_s00'"),
-    ("--model parcnet_xs --forms deploy --to none --size 32 --plot p.png", 2, "--plot needs accuracies"),
-    ("--model RUN --forms multi-branch --to none --plot p.png", 2, "--plot needs accuracies of deploy forms"),
+    (
+        "--model parcnet_xs --forms deploy --to none --size 32 --plot p.png",
+        2,
+        "--plot needs accuracies",
+    ),
+    (
+        "--model RUN --forms multi-branch --to none --plot p.png",
+        2,
+        "--plot needs accuracies of deploy forms",
+    ),
     ("--model RUN --csv .", 2, "--csv is '.', which is a folder"),
     ("--model RUN --plot p.jpeg2", 2, "allowed: files that end in .png"),
     ("--model RUN --csv no/t.csv", 2, "no folder 'no'"),
-    ("--model RUN --accuracy fasternet_t0=70", 2, "accuracy of 'fasternet_t0', which is not measured"),
+    (
+        "--model RUN --accuracy fasternet_t0=70",
+        2,
+        "accuracy of 'fasternet_t0', which is not measured",
+    ),
     ("--model RUN --accuracy RUN=good", 2, "allowed: NAME=VALUE"),
     ("--model RUN --accuracy 70", 2, "allowed: NAME=VALUE"),
     ("--model RUN --data photos", 2, "--data goes with --tune"),
@@ -644,7 +809,9 @@ BAD = [  # words, exit code, part of the message
 
 
 @pytest.mark.parametrize(("words", "code", "message"), BAD, ids=[words for words, *_ in BAD])
-def test_usage_of_the_verb(words, code, message, run: Path, photos: Path, capsys, tmp_path: Path, monkeypatch):
+def test_usage_of_the_verb(
+    words, code, message, run: Path, photos: Path, capsys, tmp_path: Path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     given = [word.replace("RUN", str(run)).replace("PHOTOS", str(photos)) for word in words.split()]
     assert main(["bench", *given]) == code

@@ -11,22 +11,30 @@ from fleetnet.boxes import Place, best_after_nms, restore, select, take, unpad
 from fleetnet.runtimes import onnx
 
 
-def random_boxes(count: int, classes: int, seed: int = 0, start: float = -60.0) -> tuple[Tensor, Tensor]:
+def random_boxes(
+    count: int, classes: int, seed: int = 0, start: float = -60.0
+) -> tuple[Tensor, Tensor]:
     """Boxes of 1 to 120 pixels that overlap, some outside of the picture; scores that are all different."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.rand(count, 2, generator=generator) * 300 + start
     boxes = torch.cat([corner, corner + 1 + torch.rand(count, 2, generator=generator) * 119], 1)
-    scores = (torch.randperm(count * classes, generator=generator) + 1).view(count, classes) / (count * classes + 1)
+    scores = (torch.randperm(count * classes, generator=generator) + 1).view(count, classes) / (
+        count * classes + 1
+    )
     return boxes, scores
 
 
-def by_hand(boxes: Tensor, scores: Tensor, iou: float, threshold: float, candidates: int) -> list[tuple[int, int]]:
+def by_hand(
+    boxes: Tensor, scores: Tensor, iou: float, threshold: float, candidates: int
+) -> list[tuple[int, int]]:
     """(box, class) of what greedy NMS within each class keeps, best first, one after another in Python."""
     order = scores.flatten().argsort(descending=True, stable=True)[:candidates].tolist()
     overlap, kept = box_iou(boxes.double(), boxes.double()), []
     for i in order:
         box, label = divmod(i, scores.shape[1])
-        if scores[box, label] > threshold and all(overlap[box, b] <= iou for b, c in kept if c == label):
+        if scores[box, label] > threshold and all(
+            overlap[box, b] <= iou for b, c in kept if c == label
+        ):
             kept.append((box, label))
     return kept
 
@@ -41,9 +49,13 @@ def by_hand(boxes: Tensor, scores: Tensor, iou: float, threshold: float, candida
     ],
 )
 @pytest.mark.parametrize("start", [-60.0, -500.0, 4000.0])
-def test_select_is_greedy_nms_within_each_class(count, classes, iou, threshold, kept, candidates, start):
+def test_select_is_greedy_nms_within_each_class(
+    count, classes, iou, threshold, kept, candidates, start
+):
     boxes, scores = random_boxes(count, classes, start=start)
-    found, best, labels = select(boxes, scores, iou=iou, threshold=threshold, count=kept, candidates=candidates)
+    found, best, labels = select(
+        boxes, scores, iou=iou, threshold=threshold, count=kept, candidates=candidates
+    )
     assert [value.shape for value in (found, best, labels)] == [(kept, 4), (kept,), (kept,)]
     assert labels.dtype == torch.int64
     expected = by_hand(boxes, scores, iou, threshold, candidates)[:kept]
@@ -76,16 +88,22 @@ def test_of_equal_scores_the_first_box_is_kept():
 
 def test_one_box_may_be_several_classes_and_nothing_may_be_found():
     boxes = torch.tensor([[5.0, 5, 20, 30]])
-    _, best, labels = select(boxes, torch.tensor([[0.2, 0.9, 0.5]]), iou=0.5, threshold=0.3, count=4)
+    _, best, labels = select(
+        boxes, torch.tensor([[0.2, 0.9, 0.5]]), iou=0.5, threshold=0.3, count=4
+    )
     assert best.tolist() == pytest.approx([0.9, 0.5, 0, 0])
     assert labels.tolist() == [1, 2, 0, 0]
     for number in (1, 0):
-        nothing = select(boxes[:number], torch.full((number, 3), 0.3), iou=0.5, threshold=0.5, count=4)
+        nothing = select(
+            boxes[:number], torch.full((number, 3), 0.3), iou=0.5, threshold=0.5, count=4
+        )
         assert not any(value.any() for value in nothing)
 
 
 def test_nms_is_within_groups_and_pads():
-    boxes = torch.tensor([[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 0, 0]])
+    boxes = torch.tensor(
+        [[0.0, 0, 10, 10], [0, 0, 10, 9], [0, 0, 10, 10], [20, 0, 30, 10], [0, 0, 0, 0]]
+    )
     scores, groups = torch.tensor([0.5, 0.9, 0.4, 0.7, -1]), torch.tensor([0, 0, 2, 0, 1])
     index = best_after_nms(boxes, scores, groups, 3, 0.5, 6)
     assert index.tolist() == [1, 3, 2, 4, 5, 5]
@@ -144,9 +162,13 @@ def test_unpad_takes_the_padding_off():
     assert [tuple(value.shape) for value in none.values()] == [(0, 4), (0,), (0,), (0, 28, 28)]
 
 
-@pytest.mark.parametrize("place", [Place(100, 200), Place(375, 500, 0.5, 0.25, 12, 7), Place(50, 40, 3, 3.5, -20, -8)])
+@pytest.mark.parametrize(
+    "place", [Place(100, 200), Place(375, 500, 0.5, 0.25, 12, 7), Place(50, 40, 3, 3.5, -20, -8)]
+)
 def test_into_the_input_and_back(place):
-    corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values  # (box, corner, x and y)
+    corners = (
+        torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
+    )  # (box, corner, x and y)
     boxes = corners.flatten(1) * torch.tensor([place.width, place.height] * 2)
     there = place.into(boxes)
     x, y = boxes[3, 0].item(), boxes[3, 1].item()
@@ -155,14 +177,23 @@ def test_into_the_input_and_back(place):
     )
     torch.testing.assert_close(place.back(there), boxes, atol=1e-3, rtol=0)
     beyond = boxes + torch.tensor([-600.0, -600, 600, 600])
-    torch.testing.assert_close(place.back(place.into(beyond), clip=False), beyond, atol=1e-3, rtol=0)
+    torch.testing.assert_close(
+        place.back(place.into(beyond), clip=False), beyond, atol=1e-3, rtol=0
+    )
     assert place.back(place.into(beyond)).tolist() == [[0, 0, place.width, place.height]] * 20
 
 
 def test_restore_clips_and_drops_what_lies_outside():
     place = Place(100, 100, 0.5, 0.5, 10, 0)  # rows 0 to 10 of the input are padding
     boxes = torch.tensor([[10.0, 20, 30, 40], [0, 0, 20, 9], [40, 30, 90, 50]])
-    found = restore({"boxes": boxes, "scores": torch.tensor([0.9, 0.8, 0.7]), "labels": torch.tensor([1, 2, 3])}, place)
+    found = restore(
+        {
+            "boxes": boxes,
+            "scores": torch.tensor([0.9, 0.8, 0.7]),
+            "labels": torch.tensor([1, 2, 3]),
+        },
+        place,
+    )
     assert found["boxes"].tolist() == [[20, 20, 60, 60], [80, 40, 100, 80]]
     assert found["labels"].tolist() == [1, 3]
     assert found["scores"].tolist() == pytest.approx([0.9, 0.7])

@@ -22,21 +22,28 @@ CHECK = ["export", "--check", "--size", "64", "--classes", "3"]
 # The weights
 
 
-@pytest.mark.parametrize("name", ["mobileone_s0", "fasternet_t0", "repvit_m0_9", "parcnet_xs", "ssd/mobileone_s0"])
+@pytest.mark.parametrize(
+    "name", ["mobileone_s0", "fasternet_t0", "repvit_m0_9", "parcnet_xs", "ssd/mobileone_s0"]
+)
 def test_random_weights_are_as_if_trained(name):
     torch.manual_seed(0)
     model = realistic(build(name, 3), (64, 64))
     assert not any(m.training for m in model.modules())
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norm.momentum == 0.1 for norm in norms)
-    assert all(((p.std() > 0) & (p.abs() > 0).all()) if p.numel() > 1 else p != 0 for p in model.parameters())
+    assert all(
+        ((p.std() > 0) & (p.abs() > 0).all()) if p.numel() > 1 else p != 0
+        for p in model.parameters()
+    )
     for norm in norms:
         assert (norm.weight < 0).any() or norm.num_features < 16
         assert (norm.running_var != 1).all()
     batch = image(64, 64, batch=4)
     with torch.no_grad():
         outputs, deployed = named(model(batch)), named(reparameterize(model, batch)(batch))
-    assert difference(list(outputs.values()), list(deployed.values()))[1] < 1e-4  # rounding stays rounding
+    assert (
+        difference(list(outputs.values()), list(deployed.values()))[1] < 1e-4
+    )  # rounding stays rounding
     scores = outputs["logits"]
     assert scores.std(0).mean() > 0.02 * scores.std()  # and the network looks at its input
 
@@ -51,9 +58,15 @@ def test_batch_norms_have_the_statistics_of_the_pictures():
 
 def test_the_same_seed_gives_the_same_weights_and_anchors_stay():
     models = [build("yolo/fasternet_t0", 3, options={"width": 0.25}) for _ in range(3)]
-    anchors = {key: value.clone() for key, value in models[0].named_buffers() if key.endswith("anchors")}
-    states = [realistic(m, (64, 64), seed).state_dict() for m, seed in zip(models, (0, 0, 1), strict=True)]
-    assert all(torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
+    anchors = {
+        key: value.clone() for key, value in models[0].named_buffers() if key.endswith("anchors")
+    }
+    states = [
+        realistic(m, (64, 64), seed).state_dict() for m, seed in zip(models, (0, 0, 1), strict=True)
+    ]
+    assert all(
+        torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True)
+    )
     assert not torch.equal(*(s["backbone.stages.0.merge.0.weight"] for s in (states[0], states[2])))
     assert anchors
     assert all(torch.equal(states[0][key], value) for key, value in anchors.items())
@@ -80,7 +93,10 @@ def test_an_operator_that_a_runtime_lacks_is_named(capsys):
     missing = find("runtimes", "ncnn").lacks()
     if missing:
         pytest.skip(missing)
-    small = [f"--options.{key}={value}" for key, value in {"channels": 32, "hidden": 64, "proposals": 20}.items()]
+    small = [
+        f"--options.{key}={value}"
+        for key, value in {"channels": 32, "hidden": 64, "proposals": 20}.items()
+    ]
     assert main([*CHECK, *small, "--model", "maskrcnn/fasternet_t0", "--to", "ncnn"]) == 5
     shown = capsys.readouterr()
     assert "torchvision.nms" in shown.out
@@ -109,7 +125,14 @@ def test_an_operator_that_computes_otherwise_is_named(monkeypatch, capsys):
 
 
 def test_one_that_cannot_does_not_stop_the_others(monkeypatch, capsys):
-    def refuse(model: nn.Module, example: Tensor, path: Path, *, opset: int | None = None, **options: object) -> None:
+    def refuse(
+        model: nn.Module,
+        example: Tensor,
+        path: Path,
+        *,
+        opset: int | None = None,
+        **options: object,
+    ) -> None:
         raise ExportError(f"{path}: onnx has no operator for aten.frobnicate")
 
     monkeypatch.setattr(onnx, "export", refuse)
@@ -117,7 +140,10 @@ def test_one_that_cannot_does_not_stop_the_others(monkeypatch, capsys):
     shown = capsys.readouterr()
     assert "onnx: model.onnx: onnx has no operator for aten.frobnicate" in shown.out
     assert "handed over for onnx: see" in shown.err
-    assert [line.split()[3] for line in shown.out.splitlines() if line.startswith("│ ")] == ["cannot", "ok"]
+    assert [line.split()[3] for line in shown.out.splitlines() if line.startswith("│ ")] == [
+        "cannot",
+        "ok",
+    ]
 
 
 def test_what_is_not_installed(monkeypatch, capsys):

@@ -26,7 +26,9 @@ from fleetnet.tasks import Model, build
 from fleetnet.transforms import Preprocess
 
 SMALL = "fasternet_t0"
-PREPROCESS = Preprocess((64, 96), crop=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3), channel_order="BGR")
+PREPROCESS = Preprocess(
+    (64, 96), crop=0.9, interpolation="bicubic", mean=(0.1, 0.2, 0.3), channel_order="BGR"
+)
 KEYS = {
     "format", "version", "model", "task", "form", "classes", "category_ids", "size", "preprocess", "drop_path",
     "output_stride", "options", "settings", "metrics", "source",
@@ -35,7 +37,9 @@ KEYS = {
 
 def write(path: Path, model: Model, **more: Any) -> Path:
     classes = more.pop("classes", [f"class {i}" for i in range(model.classes)])
-    checkpoint.save(path, model, classes=classes, preprocess=more.pop("preprocess", PREPROCESS), **more)
+    checkpoint.save(
+        path, model, classes=classes, preprocess=more.pop("preprocess", PREPROCESS), **more
+    )
     return path
 
 
@@ -44,7 +48,9 @@ def edit(path: Path, **changes: Any) -> Path:
     with safe_open(path, "pt") as file:
         about = {**json.loads(file.metadata()["fleetnet"]), **changes}
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    save_file(state, path, {"fleetnet": json.dumps({k: v for k, v in about.items() if v is not None})})
+    save_file(
+        state, path, {"fleetnet": json.dumps({k: v for k, v in about.items() if v is not None})}
+    )
     return path
 
 
@@ -59,10 +65,17 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize(("name", "options", "output_stride", "dtype"), NETWORKS.values(), ids=NETWORKS)
+@pytest.mark.parametrize(
+    ("name", "options", "output_stride", "dtype"), NETWORKS.values(), ids=NETWORKS
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_checkpoint_needs_nothing_else(
-    tmp_path: Path, name: str, options: dict[str, Any], output_stride: int, dtype: torch.dtype, form: str
+    tmp_path: Path,
+    name: str,
+    options: dict[str, Any],
+    output_stride: int,
+    dtype: torch.dtype,
+    form: str,
 ) -> None:
     model = random_model(name, output_stride=output_stride, options=options)
     example = image(*PREPROCESS.size, batch=1)
@@ -90,7 +103,11 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
     about = checkpoint.read_facts(path.parent)  # a run folder means its best.safetensors
     assert about.keys() == KEYS
     assert about == checkpoint.load(path).meta
-    assert (about["model"], about["task"], about["form"]) == (SMALL, "classification", "multi-branch")
+    assert (about["model"], about["task"], about["form"]) == (
+        SMALL,
+        "classification",
+        "multi-branch",
+    )
     assert (about["classes"], about["size"]) == (["café", "bus", "犬"], [64, 96])
     assert (about["version"], about["format"], about["drop_path"]) == (__version__, 1, 0.1)
     assert (about["settings"], about["metrics"]) == ({"lr": 0.1, "recipe": None}, {"top1": 93.5})
@@ -105,11 +122,18 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
 def test_starting_weights_are_remembered(tmp_path: Path) -> None:
     from fleetnet.weights import create_model
 
-    first = write(tmp_path / "first.safetensors", build(SMALL, 2), source={"weights": "x.pth", "license": "CC0"})
+    first = write(
+        tmp_path / "first.safetensors",
+        build(SMALL, 2),
+        source={"weights": "x.pth", "license": "CC0"},
+    )
     model = create_model(SMALL, weights=first)
     second = write(tmp_path / "second.safetensors", model)
     assert checkpoint.read_facts(second)["source"] == {"weights": str(first), "license": "CC0"}
-    assert checkpoint.read_facts(write(tmp_path / "third.safetensors", build(SMALL, 2)))["source"] is None
+    assert (
+        checkpoint.read_facts(write(tmp_path / "third.safetensors", build(SMALL, 2)))["source"]
+        is None
+    )
 
 
 def test_a_model_in_training_is_saved_as_it_is(tmp_path: Path) -> None:
@@ -120,7 +144,9 @@ def test_a_model_in_training_is_saved_as_it_is(tmp_path: Path) -> None:
     counter = "backbone.stages.0.merge.1.num_batches_tracked"
     assert again.state_dict()[counter] == model.state_dict()[counter] == 1
     assert model.training
-    assert all(torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items())
+    assert all(
+        torch.equal(value, model.state_dict()[key]) for key, value in again.state_dict().items()
+    )
 
 
 def test_shared_tensors_stay_shared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,19 +175,33 @@ def test_a_file_that_is_cut_short(tmp_path: Path, share: float) -> None:
 
 
 UNUSABLE = {
-    "of a newer version": ({"format": 2, "version": "9.1"}, r"by fleetnet 9\.1 \(format 2\); this is 0\.1.*upgrade"),
+    "of a newer version": (
+        {"format": 2, "version": "9.1"},
+        r"by fleetnet 9\.1 \(format 2\); this is 0\.1.*upgrade",
+    ),
     "without a part": ({"preprocess": None}, "its description lacks preprocess"),
-    "of another task": ({"task": "origami"}, "is of the task 'origami', which is none of: classification"),
+    "of another task": (
+        {"task": "origami"},
+        "is of the task 'origami', which is none of: classification",
+    ),
     "of an unknown model": ({"model": "fasternet_t9"}, "no backbone 'fasternet_t9': did you mean"),
-    "of another model": ({"model": "fasternet_t1"}, r"says it is fasternet_t1 in multi-branch form, but \d+ tensors"),
+    "of another model": (
+        {"model": "fasternet_t1"},
+        r"says it is fasternet_t1 in multi-branch form, but \d+ tensors",
+    ),
     "of another form": ({"form": "deploy"}, "says it is fasternet_t0 in deploy form"),
     "of other classes": ({"classes": ["a", "b", "c"]}, r"tensors are missing.*head\.classifier"),
-    "of another preprocessing": ({"preprocess": {"size": [1, 1], "resize": 5}}, "unknown key 'resize'"),
+    "of another preprocessing": (
+        {"preprocess": {"size": [1, 1], "resize": 5}},
+        "unknown key 'resize'",
+    ),
 }
 
 
 @pytest.mark.parametrize(("changes", "says"), UNUSABLE.values(), ids=UNUSABLE)
-def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, changes: dict[str, Any], says: str) -> None:
+def test_a_file_that_cannot_be_used_says_why(
+    tmp_path: Path, changes: dict[str, Any], says: str
+) -> None:
     path = edit(write(tmp_path / "a.safetensors", build(SMALL, 2)), **changes)
     with pytest.raises(ModelError, match=says):
         checkpoint.load(path)
@@ -169,7 +209,9 @@ def test_a_file_that_cannot_be_used_says_why(tmp_path: Path, changes: dict[str, 
 
 def test_files_of_others(tmp_path: Path) -> None:
     save_file({"w": torch.zeros(2)}, tmp_path / "a.safetensors", {"format": "pt"})
-    with pytest.raises(ModelError, match=r"was not written by fleetnet, or only holds weights: .*load_weights"):
+    with pytest.raises(
+        ModelError, match=r"was not written by fleetnet, or only holds weights: .*load_weights"
+    ):
         checkpoint.load(tmp_path / "a.safetensors")
     save_file({"w": torch.zeros(2)}, tmp_path / "b.safetensors", {"fleetnet": "{broken"})
     with pytest.raises(ModelError, match="damaged"):
@@ -187,14 +229,18 @@ def test_what_cannot_be_saved(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"ends in \.safetensors, not '\.pth'"):
         write(tmp_path / "a.pth", build(SMALL, 2))
     with pytest.raises(ModelError, match="model is a Linear; only models of create_model"):
-        checkpoint.save(tmp_path / "a.safetensors", nn.Linear(1, 1), classes=["a"], preprocess=PREPROCESS)
+        checkpoint.save(
+            tmp_path / "a.safetensors", nn.Linear(1, 1), classes=["a"], preprocess=PREPROCESS
+        )
     with pytest.raises(TypeError):
         write(tmp_path / "a.safetensors", build(SMALL, 2), settings={"lr": object()})
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("step", ["os.fsync", "pathlib.Path.replace"])
-def test_a_failure_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+def test_a_failure_leaves_the_old_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
     path = write(tmp_path / "a.safetensors", build(SMALL, 2))
     before = path.read_bytes()
 
@@ -221,7 +267,9 @@ while True:
 
 
 def test_killing_the_writer_leaves_a_whole_file(tmp_path: Path) -> None:
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout is not None
     written = int(process.stdout.readline())
     for pause in (0.003, 0.011, 0.024, 0.037):
@@ -252,12 +300,19 @@ def test_trainer_state_comes_back(tmp_path: Path) -> None:
     checkpoint.save_state(tmp_path / "state", state)
     again = checkpoint.load_state(tmp_path / "state")
     assert again.keys() == state.keys()
-    assert (again["epoch"], again["best"], again["values"], again["name"]) == (3, None, state["values"], "é")
+    assert (again["epoch"], again["best"], again["values"], again["name"]) == (
+        3,
+        None,
+        state["values"],
+        "é",
+    )
     assert torch.equal(again["random"], state["random"])
     other = torch.optim.AdamW(nn.Linear(3, 2).parameters())
     other.load_state_dict(again["optimizer"])
     assert other.param_groups[0]["betas"] == (0.8, 0.99)
-    assert torch.equal(other.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"])
+    assert torch.equal(
+        other.state_dict()["state"][0]["exp_avg"], optimizer.state_dict()["state"][0]["exp_avg"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -39,21 +39,54 @@ def test_help_loads_no_torch():
 
 def test_run_folder_is_complete(run: Path):
     files = "config.yaml environment.json log.jsonl results.csv report.html best.safetensors last.safetensors"
-    for name in (*files.split(), "ema.safetensors", "state", "plots/curves.png", "plots/confusion.png"):
+    for name in (
+        *files.split(),
+        "ema.safetensors",
+        "state",
+        "plots/curves.png",
+        "plots/confusion.png",
+    ):
         assert (run / name).exists(), name
 
 
-def test_one_top1_all_the_way(run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_one_top1_all_the_way(
+    run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     """train -> eval -> reparam -> export -> eval of the file: the same images right, to the image."""
     best = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert main(["eval", "--model", str(run), "--data", str(photos), "--json"]) == 0
     checkpoint = last_json(capsys)
-    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "reparam",
+                "--model",
+                str(run),
+                "--out",
+                str(tmp_path / "deploy.safetensors"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     folded = last_json(capsys)
     assert folded["relative_difference"] < 1e-5
     assert folded["after"]["batch_norms"] == 0 < folded["before"]["batch_norms"]
     assert (
-        main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path), "--data", str(photos), "--json"])
+        main(
+            [
+                "export",
+                "--model",
+                str(run),
+                "--to",
+                "onnx",
+                "--out",
+                str(tmp_path),
+                "--data",
+                str(photos),
+                "--json",
+            ]
+        )
         == 0
     )
     exported = last_json(capsys)["exported"][0]
@@ -65,40 +98,78 @@ def test_one_top1_all_the_way(run: Path, photos: Path, capsys: pytest.CaptureFix
         results.append(last_json(capsys))
     assert len({str(r["confusion"]) for r in results}) == 1
     logged = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert checkpoint["correct"] == max(line[form]["correct"] for line in logged for form in ("raw", "ema"))
+    assert checkpoint["correct"] == max(
+        line[form]["correct"] for line in logged for form in ("raw", "ema")
+    )
     assert best["epoch"] == 2
 
 
 def test_embedded_preprocessing_gives_the_same(
     run: Path, photos: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ):
-    assert main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path), "--embed-preprocess"]) == 0
+    assert (
+        main(
+            [
+                "export",
+                "--model",
+                str(run),
+                "--to",
+                "onnx",
+                "--out",
+                str(tmp_path),
+                "--embed-preprocess",
+            ]
+        )
+        == 0
+    )
     scores = []
     for model in (run, tmp_path / "onnx" / "model.onnx"):
         capsys.readouterr()
         assert main(["predict", "--model", str(model), str(photos / "val"), "--json"]) == 0
         results = last_json(capsys)["results"]
-        scores.append({(r["file"], p["name"]): p["score"] for r in results for p in r["predictions"]})
+        scores.append(
+            {(r["file"], p["name"]): p["score"] for r in results for p in r["predictions"]}
+        )
     assert len(scores[0]) == 36
     assert scores[1] == pytest.approx(scores[0], rel=1e-3)
     assert max(scores[0].values()) - min(scores[0].values()) > 0.01  # pictures do differ
 
 
-def test_export_says_what_it_replaces(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
+def test_export_says_what_it_replaces(
+    run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
     words = ["export", "--model", str(run), "--to", "pt2", "--out", str(tmp_path)]
     assert main(words) == 0
     first = capsys.readouterr()
     assert "32x32" in first.out
     assert "before" not in first.err
     assert main([*words, "--size", "64"]) == 0
-    assert "was a file for 32x32 before, and is one for 64x64 now" in capsys.readouterr().err.replace("\n", " ")
+    assert (
+        "was a file for 32x32 before, and is one for 64x64 now"
+        in capsys.readouterr().err.replace("\n", " ")
+    )
 
 
-def test_predict_names_what_it_skips(run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_predict_names_what_it_skips(
+    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     good = next(photos.glob("val/*/*.png"))
     shutil.copy(good, tmp_path / "good.png")
     (tmp_path / "broken.png").write_bytes(good.read_bytes()[:60])
-    assert main(["predict", "--model", str(run), str(tmp_path), "--out", str(tmp_path / "out"), "--json"]) == 3
+    assert (
+        main(
+            [
+                "predict",
+                "--model",
+                str(run),
+                str(tmp_path),
+                "--out",
+                str(tmp_path / "out"),
+                "--json",
+            ]
+        )
+        == 3
+    )
     found = last_json(capsys)
     assert [Path(r["file"]).name for r in found["results"]] == ["good.png"]
     assert "broken.png" in found["skipped"][0]
@@ -109,7 +180,20 @@ def test_predict_names_what_it_skips(run: Path, photos: Path, tmp_path: Path, ca
 
 def test_bench_measures_all_forms(run: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path):
     assert (
-        main(["bench", "--model", str(run), "--runs", "6", "--warmup", "1", "--csv", str(tmp_path / "t.csv"), "--json"])
+        main(
+            [
+                "bench",
+                "--model",
+                str(run),
+                "--runs",
+                "6",
+                "--warmup",
+                "1",
+                "--csv",
+                str(tmp_path / "t.csv"),
+                "--json",
+            ]
+        )
         == 0
     )
     rows = last_json(capsys)["rows"]
@@ -142,7 +226,9 @@ def place(tmp_path: Path, photos: Path, run: Path, monkeypatch: pytest.MonkeyPat
     shutil.copytree(photos, tmp_path / "hollow")
     (tmp_path / "hollow" / "train" / "zebra").mkdir()
     shutil.copytree(next((photos / "train").iterdir()), tmp_path / "lonely" / "only")
-    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors")]) == 0
+    assert (
+        main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors")]) == 0
+    )
     (tmp_path / "half.safetensors").write_bytes((run / "best.safetensors").read_bytes()[:5000])
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -173,15 +259,18 @@ ERRORS = [  # words, exit code, parts of the message
     ("eval --model run --data photos --threads 0", 2, ["threads"]),
     ("bench --model run --runs -1", 2, ["runs"]),
     (f"{TRAIN} --device gpu", 2, ["gpu"]),
-    (f"{TRAIN} --weights deploy.safetensors", 4, ["deploy.safetensors is in deploy form", "multi-branch"]),
+    (f"{TRAIN} --weights deploy.safetensors", 4, ["deploy.safetensors is in "
+                                                  "deploy form", "multi-branch"]),
     ("reparam --model deploy.safetensors", 4, ["in deploy form already"]),
     ("train --model fasternet_t0 --data lonely --size 32", 3, ["lonely", "two or more classes"]),
     (f"{TRAIN} --run run", 2, ["--resume"]),
     ("train --model fasternet_t0 --data photo", 3, ["photo", "photos"]),
     ("train --model fasternet_t0 --data hollow", 3, ["zebra"]),
-    ("train --model fasternet_to --data photos", 4, ["'fasternet_to'", "did you mean 'fasternet_t0'"]),
+    ("train --model fasternet_to --data photos", 4, ["'fasternet_to'", "did you mean "
+                                                                       "'fasternet_t0'"]),
     ("train --model sdd/fasternet_t0 --data photos", 4, ["'sdd'"]),
-    ("train --model mobileone_s1 --data photos --size 32 --weights run/best.safetensors", 4, ["fasternet"]),
+    ("train --model mobileone_s1 --data photos --size 32 --weights "
+     "run/best.safetensors", 4, ["fasternet"]),
     ("eval --model half.safetensors --data photos", 4, ["half.safetensors"]),
     ("eval --model nothing.onnx --data photos", 4, ["nothing.onnx"]),
     ("eval --model foreign.onnx --data photos", 4, ["foreign.onnx", "fleetnet"]),
@@ -195,8 +284,12 @@ ERRORS = [  # words, exit code, parts of the message
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("words", "code", "parts"), ERRORS, ids=[words or "nothing" for words, _, _ in ERRORS])
-def test_errors(words: str, code: int, parts: list[str], place: Path, capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize(
+    ("words", "code", "parts"), ERRORS, ids=[words or "nothing" for words, _, _ in ERRORS]
+)
+def test_errors(
+    words: str, code: int, parts: list[str], place: Path, capsys: pytest.CaptureFixture[str]
+):
     if ".onnx" in words:
         plant_onnx(place)
     assert main(words.split()) == code
@@ -217,13 +310,16 @@ def plant_onnx(place: Path) -> None:
     onnx.export(net, example, place / "pose.onnx", metadata=facts)
 
 
-def test_training_skips_and_names_broken_images(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_training_skips_and_names_broken_images(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
     root = tmp_path / "photos"
     shutil.copytree(photos, root)
     victim = next(root.glob("train/*/*.png"))
     victim.write_bytes(b"\0" * 100)
     words = (
-        f"train --model fasternet_t0 --size 32 --batch-size 8 --epochs 1 --data {root} --run {tmp_path / 'r'} --json"
+        f"train --model fasternet_t0 --size 32 --batch-size 8 --epochs 1 --data {root} --run "
+        f"{tmp_path / 'r'} --json"
     )
     assert main(words.split()) == 0
     skipped = last_json(capsys)["skipped"]
@@ -250,7 +346,19 @@ def test_reparam_judges_a_network_by_what_float32_leaves_of_it(
 ):
     """With a tolerance that rounding exceeds, as with the sums of another CPU, a right one is accepted."""
     monkeypatch.setattr("fleetnet.cli.reparam.TOLERANCE", 1e-9)
-    assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "deploy.safetensors"), "--json"]) == 0
+    assert (
+        main(
+            [
+                "reparam",
+                "--model",
+                str(run),
+                "--out",
+                str(tmp_path / "deploy.safetensors"),
+                "--json",
+            ]
+        )
+        == 0
+    )
     folded = last_json(capsys)
     assert 1e-9 < folded["relative_difference"] <= folded["tolerance"] < 1e-3
 

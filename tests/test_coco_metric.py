@@ -29,14 +29,18 @@ def masks_of(boxes, size):
     """An ellipse within each box, at least one pixel."""
     y, x = torch.meshgrid(torch.arange(size[0]) + 0.5, torch.arange(size[1]) + 0.5, indexing="ij")
     center, half = (boxes[:, :2] + boxes[:, 2:]) / 2, (boxes[:, 2:] - boxes[:, :2]) / 2
-    away = ((x - center[:, :1, None]) / half[:, :1, None]) ** 2 + ((y - center[:, 1:, None]) / half[:, 1:, None]) ** 2
+    away = ((x - center[:, :1, None]) / half[:, :1, None]) ** 2 + (
+        (y - center[:, 1:, None]) / half[:, 1:, None]
+    ) ** 2
     return away <= 1
 
 
 def scene(images=20, seed=0, masks=True, detections=30):
     """Random pictures, objects and detections: moved objects, doubles, wrong classes, pictures without either."""
     rng = np.random.default_rng(seed)
-    targets = {key: [] for key in ("boxes", "labels", "crowd", "area", *(["masks"] if masks else []))}
+    targets = {
+        key: [] for key in ("boxes", "labels", "crowd", "area", *(["masks"] if masks else []))
+    }
     predictions = []
     for i in range(images):
         size = (int(rng.integers(160, 220)), int(rng.integers(160, 240)))
@@ -49,14 +53,18 @@ def scene(images=20, seed=0, masks=True, detections=30):
         shape = masks_of(boxes, size)
         sides = boxes[:, 2:] - boxes[:, :2]
         targets["area"].append(shape.sum((1, 2)).float() if masks else sides[:, 0] * sides[:, 1])
-        again = torch.tensor(rng.integers(0, max(count, 1), 0 if i % 7 == 5 else detections if count else 0))
+        again = torch.tensor(
+            rng.integers(0, max(count, 1), 0 if i % 7 == 5 else detections if count else 0)
+        )
         near = boxes[again] + torch.tensor(rng.normal(0, 2.5, (len(again), 4)), dtype=torch.float32)
         near[:, 2:] = torch.maximum(near[:, 2:], near[:, :2] + 2)
         far = boxes_of(rng, 4, size)
         found = {
             "boxes": torch.cat([near, far]),
             "labels": torch.cat([labels[again], torch.tensor(rng.integers(0, 3, 4))]),
-            "scores": torch.tensor(rng.random(len(near) + 4).round(2), dtype=torch.float32),  # with ties
+            "scores": torch.tensor(
+                rng.random(len(near) + 4).round(2), dtype=torch.float32
+            ),  # with ties
         }
         if masks:
             targets["masks"].append(shape)
@@ -87,7 +95,9 @@ def official_evaluation(predictions, targets, kind, most=100):
                 "area": float(targets["area"][i][j]),
             }  # fmt: skip
             if "masks" in targets:
-                item["segmentation"] = official_mask.encode(np.asfortranarray(targets["masks"][i][j].numpy()))
+                item["segmentation"] = official_mask.encode(
+                    np.asfortranarray(targets["masks"][i][j].numpy())
+                )
             annotations.append(item)
         for j in range(len(prediction["boxes"])):
             x0, y0, x1, y1 = prediction["boxes"][j].tolist()
@@ -95,11 +105,18 @@ def official_evaluation(predictions, targets, kind, most=100):
             if kind == "bbox":
                 item["bbox"] = [x0, y0, x1 - x0, y1 - y0]
             else:
-                item["segmentation"] = official_mask.encode(np.asfortranarray(prediction["masks"][j].numpy()))
+                item["segmentation"] = official_mask.encode(
+                    np.asfortranarray(prediction["masks"][j].numpy())
+                )
             found.append({**item, "score": float(prediction["scores"][j])})
     truth = COCO()
     categories = [{"id": 5 + i, "name": name} for i, name in enumerate(NAMES)]
-    truth.dataset = {"info": {}, "images": pictures, "annotations": annotations, "categories": categories}
+    truth.dataset = {
+        "info": {},
+        "images": pictures,
+        "annotations": annotations,
+        "categories": categories,
+    }
     truth.createIndex()
     coco = COCOeval(truth, truth.loadRes(found), kind)
     coco.params.maxDets = [1, 10, most]
@@ -110,7 +127,10 @@ def official_evaluation(predictions, targets, kind, most=100):
 def measured(predictions, targets, masks, batch=6):
     metric = CocoMetric(NAMES, masks)
     for i in range(0, len(predictions), batch):
-        metric.add(predictions[i : i + batch], {key: value[i : i + batch] for key, value in targets.items()})
+        metric.add(
+            predictions[i : i + batch],
+            {key: value[i : i + batch] for key, value in targets.items()},
+        )
     result = metric.result()
     json.dumps(result, allow_nan=False)
     return result
@@ -125,11 +145,15 @@ def test_equals_pycocotools(masks, seed):
     assert result["images"] == len(predictions)
     for kind, prefix in [("bbox", ""), ("segm", "mask_")][: 1 + masks]:
         stats, precision = official(predictions, targets, kind)
-        assert [result[prefix + name] for name in FIGURES] == pytest.approx((100 * stats).tolist(), abs=1e-6)
+        assert [result[prefix + name] for name in FIGURES] == pytest.approx(
+            (100 * stats).tolist(), abs=1e-6
+        )
         assert 0.05 < stats[0] < 0.95  # neither all nor nothing
         assert len(set(stats.round(6).tolist())) >= 11
         for i, name in enumerate(NAMES[:3]):
-            assert result[f"{prefix}per_class"][name] == pytest.approx(100 * precision[:, :, i].mean(), abs=1e-6)
+            assert result[f"{prefix}per_class"][name] == pytest.approx(
+                100 * precision[:, :, i].mean(), abs=1e-6
+            )
             points = np.array(result[f"{prefix}pr"][name])
             np.testing.assert_allclose(points[:, 0], np.linspace(0, 1, 101), atol=1e-12)
             np.testing.assert_allclose(points[:, 1], precision[0, :, i], atol=1e-6)
@@ -155,15 +179,23 @@ def test_truth_scores_all(masks):
     ]
     result = measured(predictions, targets, masks)
     for prefix in ("", "mask_")[: 1 + masks]:
-        values = [result[prefix + name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")]
+        values = [
+            result[prefix + name] for name in ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR100")
+        ]
         assert values == pytest.approx([100] * 7, abs=1e-9)
 
 
 def test_nothing_found():
     predictions, targets = scene(images=5, masks=True)
-    predictions = [{key: value[:0] for key, value in prediction.items()} for prediction in predictions]
+    predictions = [
+        {key: value[:0] for key, value in prediction.items()} for prediction in predictions
+    ]
     result = measured(predictions, targets, True)
-    assert [result[name] for name in FIGURES] == [result[f"mask_{name}"] for name in FIGURES] == [0.0] * 12
+    assert (
+        [result[name] for name in FIGURES]
+        == [result[f"mask_{name}"] for name in FIGURES]
+        == [0.0] * 12
+    )
 
 
 def test_nothing_there():
@@ -172,7 +204,11 @@ def test_nothing_there():
     targets = {key: [value[:0] for value in values] for key, values in targets.items()}
     for found in (predictions, [{key: value[:0] for key, value in p.items()} for p in predictions]):
         result = measured(found, targets, True)
-        assert {result[name] for name in FIGURES} == {result[f"mask_{name}"] for name in FIGURES} == {None}
+        assert (
+            {result[name] for name in FIGURES}
+            == {result[f"mask_{name}"] for name in FIGURES}
+            == {None}
+        )
         assert set(result["per_class"].values()) == {None}
         assert result["images"] == 5
 
@@ -188,7 +224,11 @@ def test_small_objects_only():
         "boxes": [torch.tensor([[2.0, 2, 9, 9]])], "labels": [torch.tensor([1])], "crowd": [torch.tensor([False])],
         "area": [torch.tensor([49.0])],
     }  # fmt: skip
-    prediction = {"boxes": targets["boxes"][0], "labels": torch.tensor([1]), "scores": torch.tensor([0.4])}
+    prediction = {
+        "boxes": targets["boxes"][0],
+        "labels": torch.tensor([1]),
+        "scores": torch.tensor([0.4]),
+    }
     result = measured([prediction], targets, False)
     assert (result["AP"], result["APs"]) == pytest.approx((100, 100))
     assert result["APm"] is result["ARl"] is None
@@ -244,7 +284,10 @@ def test_present():
         "scores": torch.tensor([0.3, 0.1, 0.75]),
     }  # fmt: skip
     found = present(prediction, NAMES, top=1, threshold=0.25)
-    assert [(item["label"], item["box"]) for item in found] == [("bee", [8, 9, 10, 11]), ("cat", [0, 1, 2, 3])]
+    assert [(item["label"], item["box"]) for item in found] == [
+        ("bee", [8, 9, 10, 11]),
+        ("cat", [0, 1, 2, 3]),
+    ]
     assert [item["score"] for item in found] == pytest.approx([0.75, 0.3])
     masks = torch.zeros(3, 6, 5, dtype=torch.bool)
     masks[2, 1] = True

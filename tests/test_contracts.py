@@ -42,7 +42,9 @@ class Drift(NamedTuple):
 
 
 DRIFTS = [
-    Drift("tasks", "ssd", "def metric(classes: Sequence[str])", "def metric(classes: int)", "metric"),
+    Drift(
+        "tasks", "ssd", "def metric(classes: Sequence[str])", "def metric(classes: int)", "metric"
+    ),
     Drift("tasks", "ssd", "limit, from_file = None, None", "limit = None", "from_file"),
     Drift("tasks", "deeplabv3", "from ._defaults import prepare as prepare\n", "", "prepare"),
     Drift("tasks", "maskrcnn", "def limit(head: nn.Module,", "def limit(head: str,", "limit"),
@@ -54,13 +56,21 @@ DRIFTS = [
     Drift("runtimes", "litert", "-> Traced:", "-> Run:", "trace"),
     Drift("runtimes", "executorch", 'calls: Calls = "process"', 'calls = "one"', "calls"),
     Drift("runtimes", "mnn", "from ._defaults import cannot_run as cannot_run\n", "", "cannot_run"),
-    Drift("data", "coco", "def detect(root: str) -> bool", "def detect(root: str) -> str", "detect"),
+    Drift(
+        "data", "coco", "def detect(root: str) -> bool", "def detect(root: str) -> str", "detect"
+    ),
     Drift("data", "voc", 'target: str = "boxes"', "target: int = 0", "load"),
     Drift("data", "listfile", "FALLBACK = False\n", "", "FALLBACK"),
     Drift("backbones", "parcnet", "def convert(state", "def to_ours(state", "convert"),
     Drift("backbones", "repvit", "VERSIONS = (to_current, to_v1)", "VERSIONS = to_v1", "VERSIONS"),
     Drift("backbones", "fasternet", "def classifier(", "def head(", "VARIANTS"),
-    Drift("backbones", "mobileone", "def recognize(state: State)", "def known(state: State)", "recognize"),
+    Drift(
+        "backbones",
+        "mobileone",
+        "def recognize(state: State)",
+        "def known(state: State)",
+        "recognize",
+    ),
     Drift("tasks", "yolo", "-> Recognized | None:", "-> bool | None:", "recognize"),
     Drift("int8", "onnx", "images: np.ndarray) -> Write:", "images: str) -> Write:", "writer"),
     Drift("int8", "openvino", 'package = "nncf"', "package = None", "package"),
@@ -97,7 +107,9 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         imports.append(f"from fleetnet.{table} import {contract}")
     for table, name in ENTRIES:
         imports.append(f"import fleetnet.{table}.{name}")
-        subjects[f"{table}_{name}"] = f"{table}_{name}: {CONTRACTS[table]} = fleetnet.{table}.{name}"
+        subjects[f"{table}_{name}"] = (
+            f"{table}_{name}: {CONTRACTS[table]} = fleetnet.{table}.{name}"
+        )
     for table, name in ADDED:
         text = (ADDED_FROM / table / f"{name}.py").read_text(encoding="utf-8")
         (folder / f"added_{name}.py").write_text(outside(text, table), encoding="utf-8")
@@ -124,11 +136,15 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("folder", "name"), [*ENTRIES, *ADDED])
-def test_every_module_fits_the_contract_of_its_table(folder: str, name: str, verdicts: dict[str, str]):
+def test_every_module_fits_the_contract_of_its_table(
+    folder: str, name: str, verdicts: dict[str, str]
+):
     assert not verdicts[f"{folder}_{name}"]
 
 
-@pytest.mark.parametrize("number", range(len(DRIFTS)), ids=lambda i: f"{DRIFTS[i].name}-{DRIFTS[i].member}")
+@pytest.mark.parametrize(
+    "number", range(len(DRIFTS)), ids=lambda i: f"{DRIFTS[i].name}-{DRIFTS[i].member}"
+)
 def test_a_module_that_drifts_is_refused(number: int, verdicts: dict[str, str]):
     said = verdicts[f"drift_{number}"]
     assert "expression has type Module" in said
@@ -146,7 +162,12 @@ def test_no_entry_is_called_as_something_of_its_table(folder: str):
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
             taken.add(node.name)
         elif isinstance(node, ast.Assign):
-            taken |= {name.id for target in node.targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+            taken |= {
+                name.id
+                for target in node.targets
+                for name in ast.walk(target)
+                if isinstance(name, ast.Name)
+            }
     assert "find" in taken
     assert taken.isdisjoint(names(folder))
 

@@ -63,7 +63,9 @@ def package(model: nn.Module, image: Tensor, tmp_path_factory: pytest.TempPathFa
     """Delivered on a machine that is no Mac."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "platform", "linux")
-        return deliver(model, image, tmp_path_factory.mktemp("coreml") / "net.mlpackage", "coreml", FACTS).path
+        return deliver(
+            model, image, tmp_path_factory.mktemp("coreml") / "net.mlpackage", "coreml", FACTS
+        ).path
 
 
 @pytest.fixture
@@ -78,25 +80,36 @@ def test_a_package_is_inspected_where_it_cannot_be_run(package: Path, deploy: nn
     sidecar = json.loads(package.with_suffix(".json").read_text(encoding="utf-8"))
     assert sidecar["parity"] is None
     assert sidecar["precision"] == "fp16"
-    assert "only on a Mac, and this is Linux; 11 layers hold the model's weights; computed" in sidecar["unverified"]
+    assert (
+        "only on a Mac, and this is Linux; 11 layers hold the model's weights; computed"
+        in sidecar["unverified"]
+    )
     facts = coreml.metadata(package)
     assert facts["classes"] == FACTS["classes"]
     assert [output["name"] for output in facts["outputs"]] == ["logits", "map"]
     said = coreml.inspect(package, deploy)
     assert said.startswith("11 layers hold the model's weights; computed by torch from the program")
     for place in (Path(__file__).parents[1], Path(torch.__file__).parent):
-        assert all(str(place).encode() not in f.read_bytes() for f in package.rglob("*") if f.is_file())
+        assert all(
+            str(place).encode() not in f.read_bytes() for f in package.rglob("*") if f.is_file()
+        )
 
 
 def test_float32_is_computed_as_in_torch(deploy: nn.Module, image: Tensor, tmp_path: Path):
-    coreml.export(deploy, image, tmp_path / "n.mlpackage", outputs=["logits", "map"], precision="fp32")
+    coreml.export(
+        deploy, image, tmp_path / "n.mlpackage", outputs=["logits", "map"], precision="fp32"
+    )
     found = _mil.evaluate(_mil.read(coreml._open(tmp_path / "n.mlpackage")[0]), image)
-    parity = verify(deploy, lambda batch: [found[name].numpy() for name in ("logits", "map")], [image], 1e-5)
+    parity = verify(
+        deploy, lambda batch: [found[name].numpy() for name in ("logits", "map")], [image], 1e-5
+    )
     assert parity.passed, parity
     assert "layers hold" in coreml.inspect(tmp_path / "n.mlpackage", deploy)
 
 
-def test_integers_are_described_as_the_file_has_them(image: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_integers_are_described_as_the_file_has_them(
+    image: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     class Classes(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -122,17 +135,30 @@ def plant(package: Path, before: np.ndarray, change: float) -> None:
     file.write_bytes(content.replace(wanted.tobytes(), after.tobytes()))
 
 
-@pytest.mark.parametrize("layer", ["stem.conv", "depthwise", "parc.first.1", "linear", "classifier"])
-def test_one_changed_weight_is_found_and_its_layer_named(layer: str, copied: Path, deploy: nn.Module):
-    name = next(n for n, p in deploy.named_parameters() if n.startswith(layer.removesuffix(".conv")) and p.ndim > 1)
+@pytest.mark.parametrize(
+    "layer", ["stem.conv", "depthwise", "parc.first.1", "linear", "classifier"]
+)
+def test_one_changed_weight_is_found_and_its_layer_named(
+    layer: str, copied: Path, deploy: nn.Module
+):
+    name = next(
+        n
+        for n, p in deploy.named_parameters()
+        if n.startswith(layer.removesuffix(".conv")) and p.ndim > 1
+    )
     weight = deploy.get_parameter(name).detach().numpy()
     plant(copied, weight, change=0.01)
-    with pytest.raises(ExportError, match=rf"{name.removesuffix('.weight')} .*1 of {weight.size} values of its weight"):
+    with pytest.raises(
+        ExportError,
+        match=rf"{name.removesuffix('.weight')} .*1 of {weight.size} values of its weight",
+    ):
         coreml.inspect(copied, deploy)
 
 
 def test_a_change_outside_of_layers_is_found(copied: Path, deploy: nn.Module):
-    constant = next(p for n, p in deploy.named_parameters() if n.endswith("constant")).detach().numpy()
+    constant = (
+        next(p for n, p in deploy.named_parameters() if n.endswith("constant")).detach().numpy()
+    )
     plant(copied, constant, change=50.0)
     with pytest.raises(ExportError, match="what the program says is not what the model computes"):
         coreml.inspect(copied, deploy)
@@ -140,11 +166,15 @@ def test_a_change_outside_of_layers_is_found(copied: Path, deploy: nn.Module):
 
 def test_a_package_of_another_network_is_refused(package: Path, deploy: nn.Module, image: Tensor):
     wider = reparameterize(randomize(Small(), 1), image)
-    with pytest.raises(ExportError, match=r"stem.* is not the model's: 432 of 432 values of its weight differ"):
+    with pytest.raises(
+        ExportError, match=r"stem.* is not the model's: 432 of 432 values of its weight differ"
+    ):
         coreml.inspect(package, wider)
     wider.map = nn.Conv2d(8, 8, 3, padding=1)
     wider.load_state_dict({**deploy.state_dict(), "map.weight": torch.zeros(8, 8, 3, 3)})
-    with pytest.raises(ExportError, match=r"where the model has map, a convolution of \(8, 8, 3, 3\), the file has"):
+    with pytest.raises(
+        ExportError, match=r"where the model has map, a convolution of \(8, 8, 3, 3\), the file has"
+    ):
         coreml.inspect(package, wider)
 
 
@@ -159,7 +189,9 @@ def test_a_batch_norm_that_stays_is_part_of_its_layer_in_the_file(image: Tensor,
         coreml.inspect(tmp_path / "n.mlpackage", model)
 
 
-def test_what_is_not_known_is_said(package: Path, deploy: nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_not_known_is_said(
+    package: Path, deploy: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.delitem(_mil.OPERATORS, "gelu")
     assert coreml.inspect(package, deploy).endswith("not computed, for its operators gelu")
 
@@ -170,7 +202,9 @@ def test_it_runs_only_on_a_mac(package: Path, monkeypatch: pytest.MonkeyPatch):
         coreml.load(package)
 
 
-def test_a_package_is_known_by_its_name_though_it_is_a_folder(package: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_package_is_known_by_its_name_though_it_is_a_folder(
+    package: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(sys, "platform", "linux")
     with pytest.raises(ExportError, match="runs only on a Mac"):
         fleetnet.load(package)
@@ -188,12 +222,19 @@ def test_on_a_mac(model: nn.Module, image: Tensor, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(sys, "platform", "darwin")
     monkeypatch.setattr(ct.models.MLModel, "predict", predict)
     pixels = Preprocessed(model, (0.4, 0.5, 0.6), (0.2, 0.2, 0.3)).eval()
-    done = deliver(pixels, (image * 50 + 120).clamp(0, 255), tmp_path / "net.mlpackage", "coreml", FACTS)
+    done = deliver(
+        pixels, (image * 50 + 120).clamp(0, 255), tmp_path / "net.mlpackage", "coreml", FACTS
+    )
     assert done.parity.passed
     assert done.unverified is None
     run = coreml.load(done.path)
-    assert [output.shape for output in run(image.numpy().astype(np.float64))] == [(1, 5), (1, 8, 12, 20)]
-    with pytest.raises(ModelError, match=r"takes images of shape \(1, 3, 12, 20\), got \(2, 3, 12, 20\)"):
+    assert [output.shape for output in run(image.numpy().astype(np.float64))] == [
+        (1, 5),
+        (1, 8, 12, 20),
+    ]
+    with pytest.raises(
+        ModelError, match=r"takes images of shape \(1, 3, 12, 20\), got \(2, 3, 12, 20\)"
+    ):
         run(torch.cat([image, image]).numpy())
     with pytest.raises(ModelError, match="takes float32, got complex64"):
         run(image.numpy().astype(np.complex64))

@@ -67,12 +67,16 @@ def test_figures_of_a_classifier_equal_torchmetrics(classes: int) -> None:
     result = metric.result()
     assert result["confusion"] == multiclass_confusion_matrix(logits, label, classes).tolist()
     assert result["top1"] == pytest.approx(100 * (logits.argmax(1) == label).double().mean().item())
-    assert result["loss"] == pytest.approx(nn.functional.cross_entropy(logits, label).item(), rel=1e-5)
+    assert result["loss"] == pytest.approx(
+        nn.functional.cross_entropy(logits, label).item(), rel=1e-5
+    )
     for key, function in (
         ("precision", multiclass_precision), ("recall", multiclass_recall), ("F1", multiclass_f1_score),
     ):  # fmt: skip
         expected = 100 * function(logits, label, classes, average="none")
-        assert [row[key] for row in result["by_class"]] == pytest.approx(expected.tolist(), rel=1e-5)
+        assert [row[key] for row in result["by_class"]] == pytest.approx(
+            expected.tolist(), rel=1e-5
+        )
     if classes > 5:
         distinct = logits + torch.linspace(0, -1e-4, classes)  # of equal logits the first
         expected = multiclass_accuracy(distinct, label, classes, top_k=5, average="micro")
@@ -141,9 +145,24 @@ def test_a_whole_set_without_anything_to_measure_is_an_error() -> None:
     cases = [
         ("ssd", detections, objects, "AP"),
         ("yolo", detections, objects, "AP"),
-        ("maskrcnn", {**detections, **masks}, {**objects, "masks": [torch.zeros(0, 8, 8).bool()]}, "mask_AP"),
-        ("deeplabv3", {"logits": torch.zeros(1, 2, 8, 8)}, {"semantic": [torch.full((8, 8), 255)]}, "mIoU"),
-        ("deeplabv3", {"logits": torch.zeros(1, 2, 8, 8)}, {"semantic": [torch.zeros(8, 8).long()]}, "mIoU"),
+        (
+            "maskrcnn",
+            {**detections, **masks},
+            {**objects, "masks": [torch.zeros(0, 8, 8).bool()]},
+            "mask_AP",
+        ),
+        (
+            "deeplabv3",
+            {"logits": torch.zeros(1, 2, 8, 8)},
+            {"semantic": [torch.full((8, 8), 255)]},
+            "mIoU",
+        ),
+        (
+            "deeplabv3",
+            {"logits": torch.zeros(1, 2, 8, 8)},
+            {"semantic": [torch.zeros(8, 8).long()]},
+            "mIoU",
+        ),
     ]
     for task, outputs, targets, first in cases:
         with pytest.raises(DataError, match=f"nothing to measure {first} on in 1 images: .*"):
@@ -154,7 +173,11 @@ def test_a_whole_set_without_anything_to_measure_is_an_error() -> None:
 def test_outputs_that_are_not_finite_are_an_error(value: float) -> None:
     for task, outputs, targets in (
         ("classification", torch.tensor([[1.0, value]]), {"label": torch.tensor([1])}),
-        ("deeplabv3", {"logits": torch.full((1, 2, 8, 8), value)}, {"semantic": [torch.zeros(8, 8).long()]}),
+        (
+            "deeplabv3",
+            {"logits": torch.full((1, 2, 8, 8), value)},
+            {"semantic": [torch.zeros(8, 8).long()]},
+        ),
     ):
         with pytest.raises(ModelError, match="has NaN or infinity"):
             evaluate(Fixed(outputs), task, [batch(targets)], ["ant", "bee"])
@@ -165,7 +188,13 @@ def test_the_best_of_nothing_is_an_error_not_a_choice(tmp_path: Path) -> None:
     empty = Split([Sample(sample.image, objects=()) for sample in val.samples[:2]], val.classes)
     config = TrainConfig(batch_size=4, size=64, epochs=1, ema=None)
     with pytest.raises(DataError, match="nothing to measure on: no object in 2 images"):
-        fit(build("ssd/fasternet_t0", 6), Split(training.samples[:4], training.classes), empty, config, tmp_path)
+        fit(
+            build("ssd/fasternet_t0", 6),
+            Split(training.samples[:4], training.classes),
+            empty,
+            config,
+            tmp_path,
+        )
     assert not (tmp_path / "best.safetensors").exists()
 
 
@@ -178,7 +207,10 @@ def test_the_state_of_a_run_holds_figures_alone(run: Path) -> None:
     assert len(details["confusion"]) == len(details["by_class"]) == 3
     details = {key: value for key, value in details.items() if key != "description_sha256"}
     assert best_of(run, best) == details
-    assert best_of(run, {**best, "epoch": 7}) == {**best, "epoch": 7}  # a kill between the two files
+    assert best_of(run, {**best, "epoch": 7}) == {
+        **best,
+        "epoch": 7,
+    }  # a kill between the two files
     assert best_of(run / "plots", best) == best
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert not any(isinstance(value, list | dict) for value in lines[0]["raw"].values())
@@ -191,7 +223,9 @@ def test_many_classes_are_small(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         logits = torch.randn(8, len(names), generator=generator)
-        metric.add([{"logits": row} for row in logits], {"label": torch.randint(0, len(names), (8,))})
+        metric.add(
+            [{"logits": row} for row in logits], {"label": torch.randint(0, len(names), (8,))}
+        )
     result = metric.result()
     assert metric.pairs._matrix is None
     assert "confusion" not in result

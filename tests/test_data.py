@@ -39,7 +39,14 @@ def test_types_are_checked():
 
 @pytest.mark.parametrize("val", ["val", "valid", "validation"])
 def test_folder(tmp_path, val):
-    make(tmp_path, "train/b/1.jpg", "train/b/sub/2.PNG", "train/B/3.jpg", "train/a/4.jpg", f"{val}/a/5.jpg")
+    make(
+        tmp_path,
+        "train/b/1.jpg",
+        "train/b/sub/2.PNG",
+        "train/B/3.jpg",
+        "train/a/4.jpg",
+        f"{val}/a/5.jpg",
+    )
     (tmp_path / "train" / ".hidden").mkdir()
     (tmp_path / "train" / "notes.txt").write_text("")
     train, held = load(str(tmp_path), "train"), load(str(tmp_path), "val")
@@ -52,15 +59,28 @@ def test_folder(tmp_path, val):
     assert "notes.txt" in train.skipped[0]
     with pytest.raises(DataError, match="choose one"):
         load(str(tmp_path), "all")
-    with pytest.raises(DataError, match=r"no split 'test' in .*; there is train \(.*/train'\), val \("):
+    with pytest.raises(
+        DataError, match=r"no split 'test' in .*; there is train \(.*/train'\), val \("
+    ):
         load(str(tmp_path), "test")
 
 
 @pytest.mark.parametrize("above", ["", "train/"])
 def test_folder_without_val(tmp_path, above):
-    make(tmp_path, *(f"{above}cat/{i:02}.jpg" for i in range(25)), f"{above}dog/1.jpg", f"{above}dog/2.jpg")
-    parts = {split: found(load(str(tmp_path), split), tmp_path) for split in ("train", "val", "all")}
-    assert parts["val"] == [(f"{above}cat/09.jpg", 0), (f"{above}cat/19.jpg", 0), (f"{above}dog/2.jpg", 1)]
+    make(
+        tmp_path,
+        *(f"{above}cat/{i:02}.jpg" for i in range(25)),
+        f"{above}dog/1.jpg",
+        f"{above}dog/2.jpg",
+    )
+    parts = {
+        split: found(load(str(tmp_path), split), tmp_path) for split in ("train", "val", "all")
+    }
+    assert parts["val"] == [
+        (f"{above}cat/09.jpg", 0),
+        (f"{above}cat/19.jpg", 0),
+        (f"{above}dog/2.jpg", 1),
+    ]
     with pytest.raises(DataError, match="no split 'test'"):
         load(str(tmp_path), "test")
     assert len(parts["all"]) == 27
@@ -79,11 +99,21 @@ def test_hold_out():
     ("files", "folders", "split", "message"),
     [
         (["train/a/1.jpg"], ["train/b", "val/a"], "train", "class folder .*train/b' has no images"),
-        (["train/a/1.jpg", "train/b/1.jpg"], ["val/a"], "val", "class folder .*val/a' has no images"),
+        (
+            ["train/a/1.jpg", "train/b/1.jpg"],
+            ["val/a"],
+            "val",
+            "class folder .*val/a' has no images",
+        ),
         (["a/1.jpg"], ["b"], "train", "class folder .*/b' has no images"),
         (["train/cats/1.jpg", "val/cat/1.jpg"], [], "val", "val/cat' .*did you mean 'cats'"),
         (["train/a/1.jpg", "val/a/1.jpg"], [], "test", "no split 'test'.* there is train .*, val "),
-        (["val/a/1.jpg", "test/a/1.jpg"], [], "train", "no split 'train' in .* there is val .*, test"),
+        (
+            ["val/a/1.jpg", "test/a/1.jpg"],
+            [],
+            "train",
+            "no split 'train' in .* there is val .*, test",
+        ),
     ],
 )
 def test_folder_faults(tmp_path, files, folders, split, message):
@@ -180,12 +210,20 @@ def test_lists(tmp_path):
 
 def test_lists_without_labels(tmp_path):
     write_lists(tmp_path, "jpg/c.jpg 2\n", "jpg/c.jpg 1\n")
-    assert load(str(tmp_path), "train").classes == load(str(tmp_path), "val").classes == ["0", "1", "2"]
+    assert (
+        load(str(tmp_path), "train").classes
+        == load(str(tmp_path), "val").classes
+        == ["0", "1", "2"]
+    )
 
 
 @pytest.mark.parametrize(
     ("train", "val"),
-    [("trainlist.txt", "vallist.txt"), ("my_train_list.txt", "my_val_list.txt"), ("train.txt", "val.txt")],
+    [
+        ("trainlist.txt", "vallist.txt"),
+        ("my_train_list.txt", "my_val_list.txt"),
+        ("train.txt", "val.txt"),
+    ],
 )
 def test_lists_beside_each_other(tmp_path, train, val):
     write_lists(tmp_path, "")
@@ -197,11 +235,16 @@ def test_lists_beside_each_other(tmp_path, train, val):
         assert load(str(tmp_path / root), "val").classes == ["0", "1"]
 
 
-@pytest.mark.parametrize("name", ["images.txt", "values.txt", "latest.txt", "interval_training.txt"])
+@pytest.mark.parametrize(
+    "name", ["images.txt", "values.txt", "latest.txt", "interval_training.txt"]
+)
 def test_one_list_for_all(tmp_path, name):
     write_lists(tmp_path, "")
     (tmp_path / name).write_text("jpg/c.jpg 0\n" * 20 + "jpg/a b.jpg 1\n")
-    counts = {split: len(load(str(tmp_path / name), split).samples) for split in ("train", "val", "all", None)}
+    counts = {
+        split: len(load(str(tmp_path / name), split).samples)
+        for split in ("train", "val", "all", None)
+    }
     assert counts == {"train": 19, "val": 2, "all": 21, None: 21}
     with pytest.raises(DataError, match=r"no split 'test' in .*, which has no splits"):
         load(str(tmp_path / name), "test")
@@ -217,7 +260,12 @@ def test_one_list_for_all(tmp_path, name):
             r"train_list\.txt, line 2: label 2 is out of range.* 0 to 1",
         ),
         ("jpg/c.jpg 0\n", "jpg/c.jpg 1\n", "", r"val_list\.txt, line 1: label 1 is out of range"),
-        ("jpg/c.jpg 0\njpg/c.jpg 1000000\n", "", "", r"train_list\.txt, line 2: label 1000000 without a label_list"),
+        (
+            "jpg/c.jpg 0\njpg/c.jpg 1000000\n",
+            "",
+            "",
+            r"train_list\.txt, line 2: label 1000000 without a label_list",
+        ),
         ("jpg/c.jpg 0\njpg/nope.jpg 0\n", "", "", r"no such image: line 2: 'jpg/nope\.jpg'"),
         ("../x.jpg 0\n", "", "", r"line 1: '\.\./x\.jpg' is outside"),
         ("jpg/../../x.jpg 0\n", "", "", "line 1: .* is outside"),
@@ -234,9 +282,13 @@ def test_faulty_lists(tmp_path, train, val, labels, message):
 def test_list_faults_of_files(tmp_path):
     write_lists(tmp_path, "jpg/c.jpg 0\n")
     for root in (tmp_path, tmp_path / "train_list.txt"):
-        with pytest.raises(DataError, match=r"no split 'test' in .* there is train \(.*train_list\.txt"):
+        with pytest.raises(
+            DataError, match=r"no split 'test' in .* there is train \(.*train_list\.txt"
+        ):
             load(str(root), "test")
-        with pytest.raises(DataError, match=r"no samples for 'val' in .*train_list.txt, every tenth.* too few"):
+        with pytest.raises(
+            DataError, match=r"no samples for 'val' in .*train_list.txt, every tenth.* too few"
+        ):
             load(str(root), "val")
     (tmp_path / "train_list.txt").write_bytes("\njpg/größe.jpg 0\n".encode("latin-1"))
     with pytest.raises(DataError, match=r"train_list\.txt, line 2: not UTF-8"):
@@ -253,8 +305,11 @@ def test_list_faults_of_files(tmp_path):
     ("name", "result"),
     [
         ("control", 2), ("crlf_bom", 2), ("blank_lines_no_final_newline", 2), ("space_in_path", 1),
-        ("tab_separated", 1), ("no_label", "line 2"), ("bad_label", "line 1"), ("negative_label", "line 1"),
-        ("label_out_of_range", "line 2"), ("missing_file", "nope"), ("empty", "no samples"), ("latin1", "latin1.txt"),
+        ("tab_separated", 1), ("no_label", "line 2"), ("bad_label", "line "
+                                                                    "1"), ("negative_label", "line "
+                                                                                             "1"),
+        ("label_out_of_range", "line 2"), ("missing_file", "nope"), ("empty", "no "
+                                                                              "samples"), ("latin1", "latin1.txt"),
     ],
 )  # fmt: skip
 def test_badfiles_lists(tmp_path, name, result):
@@ -271,7 +326,9 @@ def test_badfiles_lists(tmp_path, name, result):
 @pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 @pytest.mark.parametrize("split", ["train", "val"])
 def test_clothing10_is_the_same_by_folder_and_by_list(split):
-    by_folder, by_list = (load(str(SHARED / "clothing10"), split, format) for format in ("folder", "listfile"))
+    by_folder, by_list = (
+        load(str(SHARED / "clothing10"), split, format) for format in ("folder", "listfile")
+    )
     assert by_folder == by_list
     assert len(by_folder.samples) == {"train": 1817, "val": 341}[split]
     assert by_folder.classes == (SHARED / "clothing10" / "classes.txt").read_text().split()
@@ -285,13 +342,17 @@ def test_format_is_found(tmp_path):
     assert folder.detect(str(tmp_path))
     assert not listfile.detect(str(tmp_path))
     (tmp_path / "train_list.txt").write_text("train/a/1.jpg 0\n")
-    assert load(str(tmp_path), "train").classes == ["0"]  # what is written down goes before class folders
+    assert load(str(tmp_path), "train").classes == [
+        "0"
+    ]  # what is written down goes before class folders
     assert load(str(tmp_path), "train", "folder").classes == ["a"]
 
 
 def test_faults_of_the_request(tmp_path):
     make(tmp_path, "pictures/1.jpg")
-    with pytest.raises(DataError, match=r"fits no format.*\n  folder: ROOT/train.*\n  listfile: .*\n  shapes: "):
+    with pytest.raises(
+        DataError, match=r"fits no format.*\n  folder: ROOT/train.*\n  listfile: .*\n  shapes: "
+    ):
         load(str(tmp_path), "train")
     with pytest.raises(DataError, match=r"no such file or folder: .* did you mean '.*/pictures'"):
         load(str(tmp_path / "picture"), "train")
@@ -310,7 +371,9 @@ def test_shapes_splits():
     train, val = load("shapes", "train"), load("shapes", "val")
     assert (len(train.samples), len(val.samples), len(train.classes)) == (2000, 500, 6)
     assert [len(load("shapes:60", split).samples) for split in ("train", "val")] == [60, 15]
-    assert set(Counter(sample.label for sample in load("shapes:60", "train").samples).values()) == {10}
+    assert set(Counter(sample.label for sample in load("shapes:60", "train").samples).values()) == {
+        10
+    }
     for root in ("shapes:", "shapes:x", "shapes:-5", "shapes:7", "shapes:٣٣"):
         with pytest.raises(UsageError, match="shapes:COUNT"):
             load(root, "train")
@@ -338,7 +401,13 @@ def test_shapes_boxes_and_masks(index, size):
     assert set(np.unique(mask)) == {0, 255}
     assert min(x0, y0) >= -1e-6
     assert max(x1, y1) <= size + 1e-6
-    assert np.abs(np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) - (x0, y0, x1, y1)).max() < 2
+    assert (
+        np.abs(
+            np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
+            - (x0, y0, x1, y1)
+        ).max()
+        < 2
+    )
     middle = mask[int((y0 + y1) / 2), int((x0 + x1) / 2)]
     assert middle == (0 if shapes.CLASSES[thing.label] == "ring" else 255)
     # the picture has the color of the object inside of it, but for the noise over everything

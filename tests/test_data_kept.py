@@ -1,7 +1,8 @@
 """Data that lost what there is to learn, are named otherwise than they are read, or are split by somebody else.
 
-Each test is of a kind of fault: annotations that fall away, names that mean two things, numbers written as text, files
-that are named but not read, pictures held back that change between training and evaluation.
+Each test is of a kind of fault: annotations that fall away, names that mean two things, numbers
+written as text, files that are named but not read, pictures held back that change between training
+and evaluation.
 """
 
 import json
@@ -33,7 +34,9 @@ def names(split: Split) -> list[str]:
     return [Path(str(sample.image)).name for sample in split.samples]
 
 
-def make_maps(root: Path, maps: dict[str, np.ndarray], classes: str = "background\nthing\n") -> Path:
+def make_maps(
+    root: Path, maps: dict[str, np.ndarray], classes: str = "background\nthing\n"
+) -> Path:
     """Pictures with label maps; a name may have folders."""
     for name, values in maps.items():
         picture(root / "images" / f"{name}.png", values.shape[1::-1])
@@ -65,7 +68,11 @@ FLAT = [2, 3, 12, 3, 12, 11]
     ("target", "annotations", "dropped"),
     [
         ("boxes", [{}, {"bbox": [2, 3, 0, 8]}, {"bbox": [2, 3, 5, 0]}], {"without an area": 2}),
-        ("boxes", [{}, {"image_id": 7}, {"image_id": "x"}], {"of an image that the file does not list": 2}),
+        (
+            "boxes",
+            [{}, {"image_id": 7}, {"image_id": "x"}],
+            {"of an image that the file does not list": 2},
+        ),
         ("masks", [{"segmentation": FLAT}, {"segmentation": FLAT}], {"without a usable mask": 2}),
         ("boxes", [{"bbox": [90, 3, 5, 8]}], {"outside of the picture": 1}),
     ],
@@ -74,7 +81,9 @@ def test_coco_annotations_that_fell_away(tmp_path, target, annotations, dropped)
     split = load(coco_data(tmp_path, *annotations), "all", None, target)
     assert (split.annotations.read, split.annotations.dropped) == (len(annotations), dropped)
     reason = next(iter(dropped))
-    with pytest.raises(DataError, match=rf"all .*all.json\): .*{reason}.*--max-bad allows\. The first: .*dropped"):
+    with pytest.raises(
+        DataError, match=rf"all .*all.json\): .*{reason}.*--max-bad allows\. The first: .*dropped"
+    ):
         usable(split, target)
     if len(annotations) == 3:
         assert usable(split, target, 0.7).counts == [1]
@@ -90,7 +99,9 @@ def test_yolo_labels_in_pixels(tmp_path):
 def test_annotations_of_pictures_left_out_are_counted(tmp_path):
     make_voc(tmp_path / "voc", 4)
     (tmp_path / "voc" / "JPEGImages" / "01.png").write_bytes(b"no image")
-    assert load(str(tmp_path / "voc"), "all", None, "boxes").annotations.dropped == {"of pictures left out": 1}
+    assert load(str(tmp_path / "voc"), "all", None, "boxes").annotations.dropped == {
+        "of pictures left out": 1
+    }
     root = make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2")
     picture(tmp_path / "images" / "train" / "2.png")
     (tmp_path / "images" / "train" / "1.png").write_bytes(b"no image")
@@ -101,7 +112,12 @@ def test_annotations_of_pictures_left_out_are_counted(tmp_path):
 def test_boxes_below_a_pixel(tmp_path, form):
     """Shares of the picture where pixels are meant: tiny boxes in a corner."""
     if form == "coco":
-        split = load(coco_data(tmp_path, {"bbox": [0.1, 0.2, 0.5, 0.5]}, {"bbox": [0, 0, 1, 1]}), "all", None, "boxes")
+        split = load(
+            coco_data(tmp_path, {"bbox": [0.1, 0.2, 0.5, 0.5]}, {"bbox": [0, 0, 1, 1]}),
+            "all",
+            None,
+            "boxes",
+        )
     elif form == "voc":
         make_voc(tmp_path, 3)
         for i in range(3):
@@ -114,7 +130,9 @@ def test_boxes_below_a_pixel(tmp_path, form):
     assert usable(split, "boxes", 1.0).tiny == contents_of(split, "boxes").total
 
 
-@pytest.mark.parametrize(("values", "classes"), [((0, 255), 2), ((0, 255), 3), ((0, 1, 255, 255), 3), ((255, 1), 2)])
+@pytest.mark.parametrize(
+    ("values", "classes"), [((0, 255), 2), ((0, 255), 3), ((0, 1, 255, 255), 3), ((255, 1), 2)]
+)
 @pytest.mark.parametrize("layout", ["masks", "voc"])
 def test_white_masks(tmp_path, values, classes, layout):
     names_ = "".join(f"class{i}\n" for i in range(classes))
@@ -124,7 +142,9 @@ def test_white_masks(tmp_path, values, classes, layout):
         (tmp_path / "labels").rename(tmp_path / "SegmentationClass")
         (tmp_path / "classes.txt").write_text("background\n" + names_.split("\n", 1)[1])
     split = load(str(tmp_path), "train", None, "semantic")
-    with pytest.raises(DataError, match=r"no pixel is of the class .* pixels have the value 255.*colors.txt"):
+    with pytest.raises(
+        DataError, match=r"no pixel is of the class .* pixels have the value 255.*colors.txt"
+    ):
         usable(split, "semantic")
     assert usable(split, "semantic", 1.0).ignored > 0
 
@@ -144,9 +164,14 @@ def test_colors_apply_to_gray_files(tmp_path):
 
 
 def test_labels_with_a_border_of_no_class_are_fine(tmp_path):
-    rare = make_maps(tmp_path, {f"{i:02}": of_gray(0, 2, 255, 255) for i in range(12)}, "a\nb\nc\nd\ne\n")
+    rare = make_maps(
+        tmp_path, {f"{i:02}": of_gray(0, 2, 255, 255) for i in range(12)}, "a\nb\nc\nd\ne\n"
+    )
     contents = usable(load(str(rare), "train", None, "semantic"), "semantic")
-    assert (contents.counts[1], contents.counts[3]) == (0, 0)  # two classes are missing: 255 cannot be both
+    assert (contents.counts[1], contents.counts[3]) == (
+        0,
+        0,
+    )  # two classes are missing: 255 cannot be both
 
 
 def test_a_class_is_looked_for_in_all_label_maps(tmp_path, monkeypatch):
@@ -168,7 +193,9 @@ def test_one_class_of_several_is_nothing_to_learn(tmp_path):
     (tmp_path / "label_list.txt").write_text("0 cat\n1 dog\n")
     (tmp_path / "train_list.txt").write_text("a.png 1\nb.png 1\n")
     split = load(str(tmp_path / "train_list.txt"), "all")
-    with pytest.raises(DataError, match="all images are of the class 'dog', so there is nothing to tell apart"):
+    with pytest.raises(
+        DataError, match="all images are of the class 'dog', so there is nothing to tell apart"
+    ):
         usable(split, "label")
     assert usable(split, "label", learn=False).counts == [0, 2]
     make_maps(tmp_path / "maps", {f"{i:02}": of_gray(0, 0) for i in range(12)})
@@ -185,7 +212,17 @@ def test_verbs_refuse_lost_targets(tmp_path, capsys, verb):
     (tmp_path / "data" / "labels" / "val" / "1.txt").write_text(rows)
     picture(tmp_path / "data" / "images" / "train" / "2.png")
     (tmp_path / "data" / "labels" / "train" / "2.txt").write_text("")
-    words = ["train", "--model", "ssd/fasternet_t0", "--data", root, "--size", "64", "--epochs", "1"]
+    words = [
+        "train",
+        "--model",
+        "ssd/fasternet_t0",
+        "--data",
+        root,
+        "--size",
+        "64",
+        "--epochs",
+        "1",
+    ]
     words += ["--batch-size", "2", "--run", str(tmp_path / "run")]
     if verb == "eval":
         assert main([*words, "--max-bad", "0.8"]) == 0
@@ -216,7 +253,9 @@ def photos_of(root: Path, *classes: str, count: int = 12, below: str = "") -> Pa
     return root
 
 
-@pytest.mark.parametrize("names_", [("bus", "car", "train"), ("car", "val"), ("exam", "test"), ("a", "train", "val")])
+@pytest.mark.parametrize(
+    "names_", [("bus", "car", "train"), ("car", "val"), ("exam", "test"), ("a", "train", "val")]
+)
 def test_a_class_called_train(tmp_path, names_):
     photos_of(tmp_path, *names_)
     train, val = load(str(tmp_path), "train"), load(str(tmp_path), "val")
@@ -228,19 +267,25 @@ def test_a_class_called_train(tmp_path, names_):
 def test_a_folder_that_may_be_a_split_or_a_class(tmp_path):
     photos_of(tmp_path, "bus", "car")
     photos_of(tmp_path, "train", below="2020")
-    with pytest.raises(DataError, match=r"'train' may be the folder of a split or of a class.*bus, car beside it"):
+    with pytest.raises(
+        DataError, match=r"'train' may be the folder of a split or of a class.*bus, car beside it"
+    ):
         load(str(tmp_path), "train")
     photos_of(tmp_path / "two", "cat", "dog", below="x")
     photos_of(tmp_path / "two" / "train", "cat", "dog")
     photos_of(tmp_path / "two" / "val", "cat", "dog")
     split = load(str(tmp_path / "two"), "train")
     assert split.classes == ["cat", "dog"]
-    assert [line.split(": ")[1] for line in split.skipped] == ["beside the folders of splits, not read"] * 2
+    assert [line.split(": ")[1] for line in split.skipped] == [
+        "beside the folders of splits, not read"
+    ] * 2
 
 
 def test_a_folder_of_label_maps_called_train(tmp_path):
     """Scenes, one of which is called as a split: all of them are read."""
-    maps = {f"{scene}/{i:02}": of_gray(0, 1) for scene in ("park", "street", "train") for i in range(4)}
+    maps = {
+        f"{scene}/{i:02}": of_gray(0, 1) for scene in ("park", "street", "train") for i in range(4)
+    }
     make_maps(tmp_path, maps)
     split = load(str(tmp_path), "all", None, "semantic")
     assert len(split.samples) == 12
@@ -251,8 +296,14 @@ def test_a_list_called_train_stations(tmp_path):
     for i in range(12):
         picture(tmp_path / f"{i}.png")
     (tmp_path / "train_stations.txt").write_text("".join(f"{i}.png {i % 2}\n" for i in range(12)))
-    parts = {split: load(str(tmp_path / "train_stations.txt"), split) for split in ("train", "val", None)}
-    assert {split: len(part.samples) for split, part in parts.items()} == {"train": 10, "val": 2, None: 12}
+    parts = {
+        split: load(str(tmp_path / "train_stations.txt"), split) for split in ("train", "val", None)
+    }
+    assert {split: len(part.samples) for split, part in parts.items()} == {
+        "train": 10,
+        "val": 2,
+        None: 12,
+    }
 
 
 def test_yolo_poses(tmp_path):
@@ -260,7 +311,9 @@ def test_yolo_poses(tmp_path):
     yaml = "names: [cat, dog]\ntrain: images/train\nval: images/val\nkpt_shape: [2, 3]\n"
     root = make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2 0.1 0.1 2 0.9 0.9 1\n0 0.5 0.5 0.5 0.5\n", yaml)
     split = load(root, "train", None, "boxes")
-    assert np.allclose([item.box for item in split.samples[0].objects], [(15, 12, 25, 18), (10, 7.5, 30, 22.5)])
+    assert np.allclose(
+        [item.box for item in split.samples[0].objects], [(15, 12, 25, 18), (10, 7.5, 30, 22.5)]
+    )
     assert any("keypoints passed over" in line for line in split.skipped)
     assert load(root, "train", None, "masks").annotations.dropped == {"without a usable mask": 2}
     (tmp_path / "labels" / "train" / "1.txt").write_text("1 0.5 0.5 0.25 0.2 0.1 0.1\n")
@@ -272,18 +325,35 @@ def test_yolo_poses(tmp_path):
 
 
 def test_coco_numbers_as_text():
-    row = {"image_id": "1", "category_id": "1", "bbox": ["2", " 3", "10.0", "8"], "area": "7", "iscrowd": "0"}
+    row = {
+        "image_id": "1",
+        "category_id": "1",
+        "bbox": ["2", " 3", "10.0", "8"],
+        "area": "7",
+        "iscrowd": "0",
+    }
     images = [{"id": 1, "file_name": "1.png", "width": "40", "height": 30.0}]
-    text = document(row, {"iscrowd": "1"}, {"iscrowd": False}, images=images, categories=[{"id": "1", "name": "cell"}])
+    text = document(
+        row,
+        {"iscrowd": "1"},
+        {"iscrowd": False},
+        images=images,
+        categories=[{"id": "1", "name": "cell"}],
+    )
     split = coco.parse(text, "x")
     first, second, third = split.samples[0].objects
     assert (first.box, first.area) == ((2, 3, 12, 11), 7)
     assert [item.crowd for item in (first, second, third)] == [False, True, False]
     assert split.ids == [1]
-    text = document({"image_id": 1}, images=[{"id": "01", "file_name": "1.png", "width": 40, "height": 30}])
+    text = document(
+        {"image_id": 1}, images=[{"id": "01", "file_name": "1.png", "width": 40, "height": 30}]
+    )
     assert len(coco.parse(text, "x").samples[0].objects) == 1
     big = str(2**62 + 1)  # exactly, though a float is not
-    text = document({"image_id": int(big)}, images=[{"id": big, "file_name": "1.png", "width": 40, "height": 30}])
+    text = document(
+        {"image_id": int(big)},
+        images=[{"id": big, "file_name": "1.png", "width": 40, "height": 30}],
+    )
     assert len(coco.parse(text, "x").samples[0].objects) == 1
     with pytest.raises(DataError, match="annotation 0: iscrowd is 'maybe'; expected 0 or 1"):
         coco.parse(document({"iscrowd": "maybe"}), "x")
@@ -291,7 +361,13 @@ def test_coco_numbers_as_text():
 
 def test_voc_numbers_as_text():
     text = xml(("cat", " 1", "2.0", "30 ", 20), size=("40.0", " 30 "))
-    for difficult, crowd in (("0", False), ("1", True), (" 1 ", True), ("1.0", True), ("Unspecified", False)):
+    for difficult, crowd in (
+        ("0", False),
+        ("1", True),
+        (" 1 ", True),
+        ("1.0", True),
+        ("Unspecified", False),
+    ):
         annotation = voc.parse(text.replace("<difficult>0<", f"<difficult>{difficult}<"), "x")
         assert annotation.size == (30, 40)
         assert annotation.objects == [("cat", (1, 2, 30, 20), crowd)]
@@ -329,10 +405,15 @@ def test_two_categories_of_one_name(tmp_path):
     split = coco.parse(document(*rows, categories=categories), "x")
     assert (split.classes, split.ids) == (["cell", "x"], [2, 9])
     assert [item.label for item in split.samples[0].objects] == [0, 0, 1]
-    assert any("categories 2 and 5 are both called 'cell': one class" in line for line in split.skipped)
+    assert any(
+        "categories 2 and 5 are both called 'cell': one class" in line for line in split.skipped
+    )
     yaml = "names: [cat, dog, cat]\ntrain: images/train\nval: images/val\n"
     split = load(
-        make_yolo(tmp_path, "2 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n", yaml), "train", None, "boxes"
+        make_yolo(tmp_path, "2 0.5 0.5 0.2 0.2\n1 0.5 0.5 0.2 0.2\n0 0.5 0.5 0.2 0.2\n", yaml),
+        "train",
+        None,
+        "boxes",
     )
     assert split.classes == ["cat", "dog"]
     assert [item.label for item in split.samples[0].objects] == [0, 1, 0]
@@ -351,11 +432,15 @@ def palette_map(path: Path, values: np.ndarray, colors: list[tuple[int, int, int
 def test_a_palette_of_another_order_than_the_color_map(tmp_path):
     colors = {(0, 0, 0): 0, (200, 0, 0): 1, (0, 200, 0): 2}
     palette_map(tmp_path / "a.png", of_gray(0, 1, 2, 2), [(0, 0, 0), (0, 200, 0), (200, 0, 0)])
-    with pytest.raises(DataError, match=r"a.png': the palette shows index 1 in \[0, 200, 0\], .* gives label 2"):
+    with pytest.raises(
+        DataError, match=r"a.png': the palette shows index 1 in \[0, 200, 0\], .* gives label 2"
+    ):
         read_labels(tmp_path / "a.png", colors)
     palette_map(tmp_path / "b.png", of_gray(0, 1, 2, 2), list(colors))
     assert read_labels(tmp_path / "b.png", colors).tolist() == of_gray(0, 1, 2, 2).tolist()
-    palette_map(tmp_path / "c.png", of_gray(0, 1, 2, 2), [(9, 9, 9), (8, 8, 8), (7, 7, 7)])  # colors of its own
+    palette_map(
+        tmp_path / "c.png", of_gray(0, 1, 2, 2), [(9, 9, 9), (8, 8, 8), (7, 7, 7)]
+    )  # colors of its own
     assert read_labels(tmp_path / "c.png", colors).tolist() == of_gray(0, 1, 2, 2).tolist()
 
 
@@ -365,21 +450,31 @@ def test_voc_pictures_without_annotation_are_said(tmp_path):
     (tmp_path / "Annotations" / "._02.xml").write_text("")
     split = load(str(tmp_path), "all", None, "boxes")
     assert names(split) == ["00.png", "02.png"]
-    assert any("1 pictures have no XML file and are left out: 01.png" in line for line in split.skipped)
+    assert any(
+        "1 pictures have no XML file and are left out: 01.png" in line for line in split.skipped
+    )
 
 
-@pytest.mark.parametrize("row", ["images/{0}.png labels/{0}.png", "{0}", "./images/{0}.png", "{0}.png"])
+@pytest.mark.parametrize(
+    "row", ["images/{0}.png labels/{0}.png", "{0}", "./images/{0}.png", "{0}.png"]
+)
 def test_lists_beside_label_maps_are_the_splits(tmp_path, row):
     make_maps(tmp_path, {f"{i:02}": of_gray(0, 1) for i in range(12)})
     for split, numbers in (("train", range(8)), ("val", (11, 9))):
-        (tmp_path / f"{split}.txt").write_text("".join(row.format(f"{i:02}") + "\n" for i in numbers))
+        (tmp_path / f"{split}.txt").write_text(
+            "".join(row.format(f"{i:02}") + "\n" for i in numbers)
+        )
     assert names(load(str(tmp_path), "val", None, "semantic")) == ["11.png", "09.png"]
     assert len(load(str(tmp_path), "train", None, "semantic").samples) == 8
     (tmp_path / "val.txt").write_text("images/03.png labels/04.png\n")
-    with pytest.raises(DataError, match=r"val.txt, line 1: .*the labels of that image are .*labels/03.png"):
+    with pytest.raises(
+        DataError, match=r"val.txt, line 1: .*the labels of that image are .*labels/03.png"
+    ):
         load(str(tmp_path), "val", None, "semantic")
     (tmp_path / "val.txt").write_text("99.png\n")
-    with pytest.raises(DataError, match=r"val.txt, line 1: '99.png': no image with labels is called so"):
+    with pytest.raises(
+        DataError, match=r"val.txt, line 1: '99.png': no image with labels is called so"
+    ):
         load(str(tmp_path), "val", None, "semantic")
 
 
@@ -399,7 +494,9 @@ def test_lists_that_a_format_does_not_read_stop_it(tmp_path, form):
     root = tmp_path if form != "coco" else tmp_path / "all.json"
     if form == "coco":
         return  # a named file is read as it is
-    with pytest.raises(DataError, match=r"has lists of splits, val.txt, which this format does not read"):
+    with pytest.raises(
+        DataError, match=r"has lists of splits, val.txt, which this format does not read"
+    ):
         load(str(root), "train", None, target)
     assert load(str(root), None, None, target).samples
 
@@ -415,7 +512,10 @@ def test_lists_that_a_format_does_not_read_stop_it(tmp_path, form):
 def test_the_users_val_beside_a_named_file(tmp_path, train, val):
     for file, count in ((train, 3), (val, 2)):
         place = (tmp_path / file).parent
-        images = [{"id": i, "file_name": f"{count}{i}.png", "width": 40, "height": 30} for i in range(1, count + 1)]
+        images = [
+            {"id": i, "file_name": f"{count}{i}.png", "width": 40, "height": 30}
+            for i in range(1, count + 1)
+        ]
         for row in images:
             picture(place / row["file_name"])
         (tmp_path / file).write_text(document({}, images=images))
@@ -467,12 +567,16 @@ def yolo_of(root: Path, *splits: str) -> Path:
             picture(root / "images" / split / f"{i:02}.png", (8, 6))
             (root / "labels" / split).mkdir(parents=True, exist_ok=True)
             (root / "labels" / split / f"{i:02}.txt").write_text("0 0.5 0.5 0.5 0.5\n")
-    (root / "data.yaml").write_text("names: [cat]\n" + "".join(f"{split}: images/{split}\n" for split in splits))
+    (root / "data.yaml").write_text(
+        "names: [cat]\n" + "".join(f"{split}: images/{split}\n" for split in splits)
+    )
     return root
 
 
 def maps_of(root: Path, *splits: str) -> Path:
-    return make_maps(root, {f"{split}/{i:02}": of_gray(0, 1) for split in splits for i in range(12)})
+    return make_maps(
+        root, {f"{split}/{i:02}": of_gray(0, 1) for split in splits for i in range(12)}
+    )
 
 
 def folders_of(root: Path, *splits: str) -> Path:
@@ -493,7 +597,9 @@ def test_test_is_never_val(tmp_path, form):
     """train and test without val: part of train is held back, test is untouched, and it is said."""
     make, target = FORMS[form]
     root = str(make(tmp_path, "train", "test"))
-    train, val, test, named = (load(root, split, form, target) for split in ("train", "val", "test", None))
+    train, val, test, named = (
+        load(root, split, form, target) for split in ("train", "val", "test", None)
+    )
     images = [{str(sample.image) for sample in split.samples} for split in (train, val, test)]
     assert [len(part) for part in images] == [12 - len(images[1]), len(images[1]), 12]
     assert len(images[1]) in (1, 2)  # of each class, or of all
@@ -501,7 +607,10 @@ def test_test_is_never_val(tmp_path, form):
     assert not images[2] & (images[0] | images[1])
     assert "held back for val" in str(train.source)
     assert "held back from train" in str(val.source)
-    assert (named.source.split, {str(sample.image) for sample in named.samples}) == ("test", images[2])
+    assert (named.source.split, {str(sample.image) for sample in named.samples}) == (
+        "test",
+        images[2],
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -510,7 +619,9 @@ def test_a_split_that_is_not_there(tmp_path, form):
     root = str(make(tmp_path, "train", "val"))
     with pytest.raises(DataError, match=r"no split 'test' in .*; there is train \(.*, val \("):
         load(root, "test", form, target)
-    assert [len(load(root, split, form, target).samples) for split in ("train", "val", None)] == [12] * 3
+    assert [len(load(root, split, form, target).samples) for split in ("train", "val", None)] == [
+        12
+    ] * 3
     assert load(root, None, form, target).source.split == "val"
 
 
@@ -559,7 +670,17 @@ def test_eval_measures_what_the_run_held_back(tmp_path, photos, capsys):
         (root / file.parent.name).mkdir(parents=True, exist_ok=True)
         (root / file.parent.name / file.name).write_bytes(file.read_bytes())
     run = tmp_path / "run"
-    words = ["train", "--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "1"]
+    words = [
+        "train",
+        "--model",
+        "fasternet_t0",
+        "--size",
+        "32",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "1",
+    ]
     assert main([*words, "--data", str(root), "--run", str(run), "--json"]) == 0
     trained = json.loads(capsys.readouterr().out.splitlines()[-1])
     kept = json.loads((run / "split.json").read_text())
@@ -571,14 +692,18 @@ def test_eval_measures_what_the_run_held_back(tmp_path, photos, capsys):
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     first = measured(root)
-    assert first["read"]["images"] == trained["data"]["val"]["images"] == len(kept["val"]["held_back"])
+    assert (
+        first["read"]["images"] == trained["data"]["val"]["images"] == len(kept["val"]["held_back"])
+    )
     assert first["top1"] == trained["best"]["top1"]
     other = measured(root, "--split", "all")["read"]
     assert (other["images"], other["split"]) == (24, "all")
     moved = tmp_path / "moved"
     root.rename(moved)
     assert measured(moved)["read"]["images"] == first["read"]["images"]
-    copied = tmp_path / "copied.safetensors"  # without the record: the training data are known by their path
+    copied = (
+        tmp_path / "copied.safetensors"
+    )  # without the record: the training data are known by their path
     copied.write_bytes((run / "best.safetensors").read_bytes())
     moved.rename(root)
     assert measured(root, model=copied)["read"]["images"] == first["read"]["images"]
@@ -597,7 +722,17 @@ def test_a_resumed_run_does_not_learn_from_what_it_held_back(tmp_path, photos, c
     """Nor does it measure on what it has learned from, where other pictures are every tenth now."""
     root, run = tmp_path / "photos", tmp_path / "run"
     shutil.copytree(photos / "train", root)
-    words = ["train", "--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "1"]
+    words = [
+        "train",
+        "--model",
+        "fasternet_t0",
+        "--size",
+        "32",
+        "--batch-size",
+        "8",
+        "--epochs",
+        "1",
+    ]
     assert main([*words, "--data", str(root), "--run", str(run)]) == 0
     before = json.loads((run / "split.json").read_text())
     new = [folder / f"0{i}.png" for folder in root.iterdir() for i in range(12)]
@@ -610,7 +745,9 @@ def test_a_resumed_run_does_not_learn_from_what_it_held_back(tmp_path, photos, c
     after = json.loads((run / "split.json").read_text())
     assert after["val"]["held_back"] == before["val"]["held_back"][1:]
     assert after["train"]["images"] == before["train"]["images"] + len(new)
-    assert main(["train", "--resume", str(run), "--epochs", "3"]) == 0  # the same data: no need to name them
+    assert (
+        main(["train", "--resume", str(run), "--epochs", "3"]) == 0
+    )  # the same data: no need to name them
 
 
 # --- messages
@@ -620,11 +757,14 @@ def test_no_samples_says_of_which_split_and_why(tmp_path):
     (tmp_path / "all.json").write_text(document({}))
     picture(tmp_path / "1.png", (30, 40))
     with pytest.raises(
-        DataError, match=r"no samples for 'all' in .*all.json; skipped: .*1.png': left out, it is 30x40"
+        DataError,
+        match=r"no samples for 'all' in .*all.json; skipped: .*1.png': left out, it is 30x40",
     ):
         load(str(tmp_path / "all.json"), "all", None, "boxes")
     root = make_yolo(tmp_path, "", "names: [cat]\ntrain: images/train\n")
-    with pytest.raises(DataError, match=r"no samples for 'val' in .*images/train, every tenth.*too few pictures"):
+    with pytest.raises(
+        DataError, match=r"no samples for 'val' in .*images/train, every tenth.*too few pictures"
+    ):
         load(root, "val", None, "boxes")
 
 
@@ -668,7 +808,10 @@ def test_counts_are_told_in_a_line():
     contents = Contents("objects", [3, 0, 20], ignored=2, looked_at=9, pictures=9)
     assert contents.text(["a", "b", "c"]) == "c 20, a 3, b 0; crowds 2"
     assert contents.by_class(["a", "b", "a"]) == {"a (0)": 3, "b": 0, "a (2)": 20}
-    assert len(Contents("images", list(range(10_000))).text([f"class {i}" for i in range(10_000)])) < 400
+    assert (
+        len(Contents("images", list(range(10_000))).text([f"class {i}" for i in range(10_000)]))
+        < 400
+    )
     split = Split([Sample(Path("a.png"), objects=())], ["a"])
     assert contents_of(split, "boxes").counts == [0]
     assert yolo.parse("", "x", range(1), (3, 4), "boxes", Notes()) == ()

@@ -22,7 +22,14 @@ from fleetnet.transforms import Preprocess
 GOLDEN = Path(__file__).parent / "golden" / "deeplabv3_parcnet_s_512x512.json"
 TIMM = "timm/mobilenetv3_small_100"
 STRUCTURES = [
-    *("parcnet_xs", "fasternet_t0", "repvit_m0_6", "mobileone_s0", "convnext_xt", "parc_convnext_xt"),
+    *(
+        "parcnet_xs",
+        "fasternet_t0",
+        "repvit_m0_6",
+        "mobileone_s0",
+        "convnext_xt",
+        "parc_convnext_xt",
+    ),
     *("parc_resnet50", "parc_mobilenetv2", TIMM),
 ]
 FAMILIES = ["parcnet_xs", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "parc_mobilenetv2", TIMM]
@@ -37,7 +44,9 @@ def small(name: str, classes: int = 3, **options: bool | int) -> Model:
 def authors_state() -> tuple[dict, dict[str, Tensor]]:
     golden = json.loads(GOLDEN.read_text())
     names = golden["state"].items()
-    return golden, {name: torch.from_numpy(np.asarray(tensor(name, tuple(shape)))) for name, shape in names}
+    return golden, {
+        name: torch.from_numpy(np.asarray(tensor(name, tuple(shape)))) for name, shape in names
+    }
 
 
 # ---- the network -----------------------------------------------------------------------------------------------------
@@ -59,7 +68,9 @@ def test_golden() -> None:
         logits = model(torch.from_numpy(golden_image(tuple(golden["input_shape"]))))["logits"]
     expected = golden["output"]["output"]
     assert list(logits.shape) == expected["shape"]
-    error = (logits.flatten()[expected["index"]] - torch.tensor(expected["value"])).abs().max().item()
+    error = (
+        (logits.flatten()[expected["index"]] - torch.tensor(expected["value"])).abs().max().item()
+    )
     assert error / expected["std"] < 2e-4
     assert logits.mean().item() == pytest.approx(expected["mean"], abs=1e-5 * expected["std"])
 
@@ -88,7 +99,9 @@ def test_branches_see_as_far_as_their_rates() -> None:
             assert sorted(set((reached - 20).flatten().tolist())) == sorted({-rate, 0, rate})
         expected = aspp.pooled(lit.mean((2, 3), keepdim=True)).flatten()
         pooled = {}
-        aspp.project.register_forward_pre_hook(lambda module, args: pooled.update(x=args[0][:, -2:]))
+        aspp.project.register_forward_pre_hook(
+            lambda module, args: pooled.update(x=args[0][:, -2:])
+        )
         aspp(lit)
     torch.testing.assert_close(pooled["x"], expected.view(1, 2, 1, 1).expand(1, 2, 41, 41))
 
@@ -128,7 +141,9 @@ def test_every_parameter_learns(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
-        if parameter_name.startswith("head."):  # zero gammas hide what is behind them in some backbones, at first
+        if parameter_name.startswith(
+            "head."
+        ):  # zero gammas hide what is behind them in some backbones, at first
             assert parameter.grad.abs().sum() > 0, parameter_name
     assert list(model.eval()(image(96, 64))) == ["logits"]
 
@@ -150,20 +165,29 @@ def test_loss_is_the_mean_over_known_pixels() -> None:
     logits, auxiliary = torch.randn(2, 3, 5, 7), torch.randn(2, 3, 5, 7)
     truth = torch.randint(0, 3, (2, 5, 7))
     truth[0, :3], truth[1, 4, 6] = 255, 255
-    known = [(n, y, x) for n in range(2) for y in range(5) for x in range(7) if truth[n, y, x] != 255]
+    known = [
+        (n, y, x) for n in range(2) for y in range(5) for x in range(7) if truth[n, y, x] != 255
+    ]
     expected = [
         np.mean([-F.log_softmax(maps[n, :, y, x], 0)[truth[n, y, x]].item() for n, y, x in known])
         for maps in (logits, auxiliary)
     ]
-    losses = deeplabv3.loss(nn.Identity(), {"logits": logits, "auxiliary": auxiliary}, {"semantic": truth})
+    losses = deeplabv3.loss(
+        nn.Identity(), {"logits": logits, "auxiliary": auxiliary}, {"semantic": truth}
+    )
     assert losses["cross_entropy"].item() == pytest.approx(expected[0], rel=1e-5)
     assert losses["auxiliary"].item() == pytest.approx(0.4 * expected[1], rel=1e-5)
 
 
 def test_loss_without_a_known_pixel_is_zero() -> None:
     model = small("fasternet_t0", auxiliary=True)
-    losses = deeplabv3.loss(model.head, model(image(64, 64)), {"semantic": torch.full((2, 64, 64), 255)})
-    assert {key: value.item() for key, value in losses.items()} == {"cross_entropy": 0, "auxiliary": 0}
+    losses = deeplabv3.loss(
+        model.head, model(image(64, 64)), {"semantic": torch.full((2, 64, 64), 255)}
+    )
+    assert {key: value.item() for key, value in losses.items()} == {
+        "cross_entropy": 0,
+        "auxiliary": 0,
+    }
     sum(losses.values()).backward()
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
@@ -171,7 +195,9 @@ def test_loss_without_a_known_pixel_is_zero() -> None:
 # ---- back to the picture ---------------------------------------------------------------------------------------------
 
 
-def sampled(maps: np.ndarray, y: float, x: float, top: int, bottom: int, left: int, right: int) -> np.ndarray:
+def sampled(
+    maps: np.ndarray, y: float, x: float, top: int, bottom: int, left: int, right: int
+) -> np.ndarray:
     """Logits (C, H, W) at a point, in fractional indices, from its four neighbors in a part of the rows and columns."""
     y, x = min(max(y, top), bottom - 1), min(max(x, left), right - 1)
     value = np.zeros(len(maps))
@@ -191,7 +217,9 @@ PLACES = {  # the place, and the rows and columns of the 24 x 32 input whose cen
 
 
 @pytest.mark.parametrize(("place", "part"), PLACES.values(), ids=PLACES)
-def test_restore(place: Place, part: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_restore(
+    place: Place, part: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(deeplabv3, "ROWS", 8)
     top, bottom, left, right = part
     logits = torch.randn(3, 24, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
@@ -202,7 +230,10 @@ def test_restore(place: Place, part: tuple[int, int, int, int], monkeypatch: pyt
     margin = np.zeros((place.height, place.width))
     for i in range(place.height):
         for j in range(place.width):
-            y, x = (i + 0.5) * place.scale_y + place.top - 0.5, (j + 0.5) * place.scale_x + place.left - 0.5
+            y, x = (
+                (i + 0.5) * place.scale_y + place.top - 0.5,
+                (j + 0.5) * place.scale_x + place.left - 0.5,
+            )
             value = sampled(logits.numpy(), y, x, *part)
             expected[i, j] = value.argmax()
             margin[i, j] = np.diff(np.sort(value))[-1]
@@ -216,8 +247,12 @@ def test_restore(place: Place, part: tuple[int, int, int, int], monkeypatch: pyt
 
 def test_restore_is_cutting_and_resizing_where_the_picture_ends_between_pixels() -> None:
     logits = torch.randn(4, 20, 30)
-    cut = F.interpolate(logits[None, :, 2:17, 5:25], (45, 50), mode="bilinear", align_corners=False)[0]
-    found = deeplabv3.restore({"logits": logits}, Place(45, 50, 15 / 45, 20 / 50, 2.0, 5.0))["semantic"]
+    cut = F.interpolate(
+        logits[None, :, 2:17, 5:25], (45, 50), mode="bilinear", align_corners=False
+    )[0]
+    found = deeplabv3.restore({"logits": logits}, Place(45, 50, 15 / 45, 20 / 50, 2.0, 5.0))[
+        "semantic"
+    ]
     assert torch.equal(found.long(), cut.argmax(0))
 
 
@@ -345,7 +380,9 @@ def test_it_learns_which_half_is_which() -> None:
         sum(deeplabv3.loss(model.head, model(picture), {"semantic": truth}).values()).backward()
         optimizer.step()
     with torch.no_grad():
-        found = [deeplabv3.restore(p, Place(64, 64)) for p in deeplabv3.decode(model.eval()(picture))]
+        found = [
+            deeplabv3.restore(p, Place(64, 64)) for p in deeplabv3.decode(model.eval()(picture))
+        ]
     metric = deeplabv3.metric(("dark", "bright"))
     metric.add(found, {"semantic": list(truth)})
     assert metric.result()["mIoU"] > 85

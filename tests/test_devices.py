@@ -1,7 +1,7 @@
 """Measuring on a device, with stand-ins for adb and ssh that run everything here, and for the benchmark programs.
 
-The stand-ins print what the programs of ncnn, MNN and onnxruntime print, by their sources, and keep what they were
-called with.
+The stand-ins print what the programs of ncnn, MNN and onnxruntime print, by their sources, and keep
+what they were called with.
 """
 
 import json
@@ -31,7 +31,9 @@ push) exec cp "$4" "ROOT/${5#/}" ;;
 shell) shift 3; sh -c "$(printf %s "$*" | sed "s#/data/local/tmp#ROOT/data/local/tmp#g")" | sed "s#ROOT##g"; exit 0 ;;
 esac
 """
-CALLED = 'printf "%s\\n" "$(basename "$0")" "$@" "LIBRARIES $LD_LIBRARY_PATH" END >> "$FLEETNET_CALLS"\n'
+CALLED = (
+    'printf "%s\\n" "$(basename "$0")" "$@" "LIBRARIES $LD_LIBRARY_PATH" END >> "$FLEETNET_CALLS"\n'
+)
 NCNN = """for word; do case "$word" in param=*) file=${word#param=} ;; esac; done
 [ -f "$file" ] || { echo "fopen $file failed" >&2; exit 0; }
 printf 'loop_count = %s\\nnum_threads = %s\\npowersave = 2\\ngpu_device = -1\\ncooling_down = 0\\n' "$1" "$2" >&2
@@ -57,7 +59,12 @@ printf 'Total inference run time: 0.494854 s\\nNumber of inferences per second: 
 printf 'Peak working set size: 271122432 bytes\\nAvg CPU usage:11\\nPeak working set size:271122432\\nRuns:10\\n'
 printf 'Min Latency: 0.0041 s\\nMax Latency: 0.009 s\\nP50 Latency: 0.005 s\\n'
 """
-PROGRAMS = {"benchncnn": NCNN, "benchmark.out": MNN, "ModuleBasic.out": MODULE, "onnxruntime_perf_test": ORT}
+PROGRAMS = {
+    "benchncnn": NCNN,
+    "benchmark.out": MNN,
+    "ModuleBasic.out": MODULE,
+    "onnxruntime_perf_test": ORT,
+}
 WORDS = {  # of one call of 10, for images of 48 x 64 with 2 threads; FILE for the file, FOLDER for its folder
     "benchncnn": ["10", "2", "2", "-1", "0", "param=FILE", "shape=[64,48,3]"],
     "benchmark.out": ["FOLDER", "10", "5", "0", "2", "1"],
@@ -115,7 +122,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Here:
 
 @pytest.mark.parametrize("where", ["ssh:board", "adb:PHONE1"])
 @pytest.mark.parametrize("name", TOOLS)
-def test_each_program_is_called_and_read(name: str, where: str, here: Here, monkeypatch: pytest.MonkeyPatch):
+def test_each_program_is_called_and_read(
+    name: str, where: str, here: Here, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(devices, "ROUNDS", 4)
     suffix = TOOLS[name].suffix
     jobs = [here.job("slow net", suffix, 6.5), here.job("fast", suffix, 3.25)]
@@ -130,10 +139,16 @@ def test_each_program_is_called_and_read(name: str, where: str, here: Here, monk
     assert here.left() == []
     assert len(here.calls) == 8
     words = [
-        [word.replace("FILE", f"{i}/model{suffix}").replace("FOLDER", str(i)) for word in WORDS[name]] for i in "01"
+        [
+            word.replace("FILE", f"{i}/model{suffix}").replace("FOLDER", str(i))
+            for word in WORDS[name]
+        ]
+        for i in "01"
     ]
     assert all(call[0] == name and call[1:-1] in words for call in here.calls)
-    assert all(call[-1].startswith("LIBRARIES /") for call in here.calls)  # where the copied library is
+    assert all(
+        call[-1].startswith("LIBRARIES /") for call in here.calls
+    )  # where the copied library is
     order = [words.index(call[1:-1]) for call in here.calls]
     assert all(sorted(order[i : i + 2]) == [0, 1] for i in range(0, 8, 2))
     assert 0 < sum(order[::2]) < 4  # shuffled
@@ -161,10 +176,16 @@ def test_half_precision_is_asked_for(here: Here):
 def test_programs_of_several_runtimes_and_of_the_device(here: Here):
     jobs = [here.job("a", ".param", 2), here.job("b", ".onnx", 3)]
     there = program(here.root / "opt" / "benchncnn", "#!/bin/sh\n" + CALLED + NCNN)
-    there = there.rename(here.root / "bin" / "benchncnn")  # a name that is no file here, but a program there
-    rows = measure(device("ssh:board"), ["benchncnn", here.tool("onnxruntime_perf_test")], jobs, runs=2)
+    there = there.rename(
+        here.root / "bin" / "benchncnn"
+    )  # a name that is no file here, but a program there
+    rows = measure(
+        device("ssh:board"), ["benchncnn", here.tool("onnxruntime_perf_test")], jobs, runs=2
+    )
     assert [row.median for row in rows] == [2, 3]
-    assert {call[-1] for call in here.calls if call[0] == "benchncnn"} == {f"LIBRARIES {there.parent}"}
+    assert {call[-1] for call in here.calls if call[0] == "benchncnn"} == {
+        f"LIBRARIES {there.parent}"
+    }
 
 
 def test_file_names_are_no_commands(here: Here):
@@ -187,7 +208,9 @@ def test_conditions_of_the_device(here: Here):
     json.dumps(card)
 
 
-@pytest.mark.parametrize("text", ["", "phone", "usb:1", "ssh:", "adb:", "ssh:-oProxyCommand=x", "ssh:a b", "adb:a;b"])
+@pytest.mark.parametrize(
+    "text", ["", "phone", "usb:1", "ssh:", "adb:", "ssh:-oProxyCommand=x", "ssh:a b", "adb:a;b"]
+)
 def test_what_is_no_device(text: str):
     with pytest.raises(UsageError, match=r"allowed: adb:SERIAL .* or ssh:HOST"):
         device(text)
@@ -208,11 +231,36 @@ def test_devices_are_named_as_their_programs_do():
             ".param",
             "ssh:nowhere cannot be used: .* not resolve hostname nowhere.* `ssh HOST",
         ),
-        ("adb:PHONE2", "benchncnn", ".param", "adb:PHONE2 cannot be used: .*device 'PHONE2' not found.*`adb devices`"),
-        ("ssh:board", "gone/benchncnn", ".param", "gone/benchncnn is no file here, and no program on ssh:board"),
-        ("adb:PHONE1", "gone/benchncnn", ".param", "gone/benchncnn is no file here, and no program on adb:PHONE1"),
-        ("ssh:board", "benchcnn", ".param", "no known benchmark program 'benchcnn': did you mean 'benchncnn'"),
-        ("ssh:board", "benchncnn", ".mnn", r"program for net.mnn: give benchmark.out or ModuleBasic.out"),
+        (
+            "adb:PHONE2",
+            "benchncnn",
+            ".param",
+            "adb:PHONE2 cannot be used: .*device 'PHONE2' not found.*`adb devices`",
+        ),
+        (
+            "ssh:board",
+            "gone/benchncnn",
+            ".param",
+            "gone/benchncnn is no file here, and no program on ssh:board",
+        ),
+        (
+            "adb:PHONE1",
+            "gone/benchncnn",
+            ".param",
+            "gone/benchncnn is no file here, and no program on adb:PHONE1",
+        ),
+        (
+            "ssh:board",
+            "benchcnn",
+            ".param",
+            "no known benchmark program 'benchcnn': did you mean 'benchncnn'",
+        ),
+        (
+            "ssh:board",
+            "benchncnn",
+            ".mnn",
+            r"program for net.mnn: give benchmark.out or ModuleBasic.out",
+        ),
         ("ssh:board", "benchncnn", ".xml", r"program for net.xml: there is none"),
         ("ssh:board", "fails/benchncnn", ".param", "exit code 7: .*out of memory"),
         ("adb:PHONE1", "fails/benchncnn", ".param", "exit code 7: .*out of memory"),
@@ -223,7 +271,9 @@ def test_devices_are_named_as_their_programs_do():
 def test_what_goes_wrong_is_said(where: str, tool: str, suffix: str, message: str, here: Here):
     program(here.root / "tools/fails/benchncnn", "#!/bin/sh\necho out of memory\nexit 7\n")
     program(here.root / "tools/old/benchncnn", "#!/bin/sh\n" + OLD_NCNN)
-    program(here.root / "tools/zero/benchncnn", "#!/bin/sh\n" + NCNN.replace('"$(cat "$file")"', "0"))
+    program(
+        here.root / "tools/zero/benchncnn", "#!/bin/sh\n" + NCNN.replace('"$(cat "$file")"', "0")
+    )
     with pytest.raises(FleetnetError, match=message):
         measure(device(where), [here.tool(tool)], [here.job("net", suffix, 3)], runs=2)
     assert here.left() == []

@@ -26,7 +26,9 @@ def wrong(name: str) -> str:
     raise RuntimeError("version 3 of something\nwas expected")
 
 
-def test_it_lists_everything(capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch):
+def test_it_lists_everything(
+    capsys: pytest.CaptureFixture[str], tmp_path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setenv("FLEETNET_ENVS", str(tmp_path / "envs"))
     assert main(["doctor", "--json"]) == 0
     printed = capsys.readouterr()
@@ -39,7 +41,11 @@ def test_it_lists_everything(capsys: pytest.CaptureFixture[str], tmp_path, monke
     assert found["coreml"]["cannot_run"] == find_reason()
     (environment,) = document["environments"]
     assert environment["lacks"].endswith("fleetnet doctor --install litert")
-    assert {package["name"] for package in document["packages"]} == {"timm", "huggingface_hub", "nncf"}
+    assert {package["name"] for package in document["packages"]} == {
+        "timm",
+        "huggingface_hub",
+        "nncf",
+    }
     assert document["machine"]["processor"].endswith("cores")
     for word in ("onnxruntime", "CUDA", "fleetnet doctor --install litert", str(tmp_path), "timm"):
         assert word in printed.out
@@ -53,7 +59,9 @@ def find_reason() -> str | None:
     return coreml.cannot_run()
 
 
-def test_what_is_missing_is_said_with_the_command(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_what_is_missing_is_said_with_the_command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     monkeypatch.setattr(doctor, "find_spec", lambda name: None)
     assert main(["doctor", "--to", "onnx,pt2", "--test"]) == 0
@@ -63,7 +71,9 @@ def test_what_is_missing_is_said_with_the_command(capsys: pytest.CaptureFixture[
     assert "pip install 'fleetnet[hub]'" in said
 
 
-def test_what_is_broken_is_said(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
+def test_what_is_broken_is_said(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
     def broken() -> None:
         raise ValueError("onnx.__spec__ is None")
 
@@ -74,12 +84,18 @@ def test_what_is_broken_is_said(capsys: pytest.CaptureFixture[str], monkeypatch:
     assert "cannot be looked at: ValueError: onnx.__spec__ is None" in said
     assert "does not work: BrokenProcessPool" in said
     document = json.loads(said.splitlines()[-1])
-    assert [runtime["test"] and runtime["test"]["passed"] for runtime in document["runtimes"]] == [None, False]
+    assert [runtime["test"] and runtime["test"]["passed"] for runtime in document["runtimes"]] == [
+        None,
+        False,
+    ]
 
 
 def test_what_a_trial_raises_is_said(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(doctor, "_trial", wrong)
-    assert doctor._tested("onnx") == {"passed": False, "said": "RuntimeError: version 3 of something"}
+    assert doctor._tested("onnx") == {
+        "passed": False,
+        "said": "RuntimeError: version 3 of something",
+    }
 
 
 def test_a_trial_converts_and_compares():

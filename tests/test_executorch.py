@@ -29,7 +29,11 @@ class Small(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.partial, self.parc = ConvBN(3, 8, 3, stride=2), nn.Conv2d(2, 2, 3, padding=1), ParC(8, 4)
+        self.stem, self.partial, self.parc = (
+            ConvBN(3, 8, 3, stride=2),
+            nn.Conv2d(2, 2, 3, padding=1),
+            ParC(8, 4),
+        )
         self.norm, self.head = nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, picture: Tensor) -> dict[str, Tensor]:
@@ -38,7 +42,11 @@ class Small(nn.Module):
         x = self.parc(torch.cat([self.partial(first), rest], 1))
         x = F.gelu(x) * F.hardsigmoid(x.mean((2, 3), keepdim=True))
         x = self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        return {"map": x, "logits": self.head(x.mean((2, 3), keepdim=True).flatten(1)), "best": x.argmax(1)}
+        return {
+            "map": x,
+            "logits": self.head(x.mean((2, 3), keepdim=True).flatten(1)),
+            "best": x.argmax(1),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +56,23 @@ def small() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def done(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Delivered:
-    return deliver(small, image(*SIZE, 2), tmp_path_factory.mktemp("executorch") / "model.pte", "executorch", {})
+    return deliver(
+        small,
+        image(*SIZE, 2),
+        tmp_path_factory.mktemp("executorch") / "model.pte",
+        "executorch",
+        {},
+    )
 
 
-def test_several_outputs_in_order(small: nn.Module, done: Delivered, capfd: pytest.CaptureFixture[str]):
-    assert sorted(f.name for f in done.path.parent.iterdir()) == ["golden.npz", "model.json", "model.pte"]
+def test_several_outputs_in_order(
+    small: nn.Module, done: Delivered, capfd: pytest.CaptureFixture[str]
+):
+    assert sorted(f.name for f in done.path.parent.iterdir()) == [
+        "golden.npz",
+        "model.json",
+        "model.pte",
+    ]
     assert 0 < done.parity.relative < 1e-5
     assert done.parity.agreement.pixels == 1
     batch = image(*SIZE, 2)
@@ -102,7 +122,9 @@ def test_a_changed_weight_is_found(small: nn.Module, done: Delivered, tmp_path: 
     start = content.index(bias.tobytes())
     bias = bias.copy()
     bias[3] *= -1
-    (tmp_path / "m.pte").write_bytes(content[:start] + bias.tobytes() + content[start + bias.nbytes :])
+    (tmp_path / "m.pte").write_bytes(
+        content[:start] + bias.tobytes() + content[start + bias.nbytes :]
+    )
     right, wrong = (
         verify(small, executorch.load(path), [example], executorch.tolerances["fp32"])
         for path in (done.path, tmp_path / "m.pte")
@@ -111,7 +133,9 @@ def test_a_changed_weight_is_found(small: nn.Module, done: Delivered, tmp_path: 
     assert not wrong.passed
 
 
-def test_files_of_different_numbers_of_threads_live_together(done: Delivered, capfd: pytest.CaptureFixture[str]):
+def test_files_of_different_numbers_of_threads_live_together(
+    done: Delivered, capfd: pytest.CaptureFixture[str]
+):
     """The pool is one for the process; what was loaded with another one that is gone would crash."""
     batch = image(*SIZE, 2).numpy()
     runs = {threads: executorch.load(done.path, threads) for threads in (1, 2, 3)}
@@ -127,7 +151,9 @@ def test_files_of_different_numbers_of_threads_live_together(done: Delivered, ca
 @pytest.mark.parametrize(("head", "operator"), [("ssd", "nms"), ("maskrcnn", "roi_align")])
 def test_what_executorch_cannot_hold_is_named(head: str, operator: str, tmp_path: Path):
     model = randomize(made(f"{head}/mobileone_s0"), 0)
-    with pytest.raises(ExportError, match=f"no operator for .*torchvision::{operator}.* export without the decode"):
+    with pytest.raises(
+        ExportError, match=f"no operator for .*torchvision::{operator}.* export without the decode"
+    ):
         fleetnet.export(model, "executorch", tmp_path / "m.pte", size=(64, 64), embed_decode=True)
     assert not list(tmp_path.iterdir())
 
@@ -149,5 +175,7 @@ def test_missing_and_damaged_files(done: Delivered, tmp_path: Path):
 
 
 def test_another_shape_is_refused(done: Delivered):
-    with pytest.raises(ModelError, match=r"takes images of shape \(2, 3, 9, 14\), got \(1, 3, 9, 14\)"):
+    with pytest.raises(
+        ModelError, match=r"takes images of shape \(2, 3, 9, 14\), got \(1, 3, 9, 14\)"
+    ):
         executorch.load(done.path)(image(*SIZE, 1).numpy())

@@ -32,7 +32,10 @@ SIZE = (64, 64)
 
 def plant(path: Path, weight: Tensor, change: float = 10.0) -> None:
     """Change one value of a weight, wherever in the file, or the files, the values stand."""
-    for values in (weight.detach().numpy(), weight.detach().movedim(1, -1).numpy()):  # some have channels last
+    for values in (
+        weight.detach().numpy(),
+        weight.detach().movedim(1, -1).numpy(),
+    ):  # some have channels last
         at = values.size // 2
         found = values.ravel()[at : at + 4]
         places = [file for file in files(path) if file.read_bytes().count(found.tobytes()) == 1]
@@ -54,7 +57,9 @@ def layers(deployed: nn.Module) -> list[str]:
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
+def exported(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[nn.Module, Path]:
     """The deploy form of a network and its ONNX file."""
     torch.manual_seed(0)
     model = realistic(build(request.param, 10), SIZE)
@@ -65,7 +70,9 @@ def exported(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 
 @pytest.mark.parametrize("which", range(4))
-def test_a_weight_changed_in_an_onnx_file_is_found(which: int, exported: tuple[nn.Module, Path], tmp_path: Path):
+def test_a_weight_changed_in_an_onnx_file_is_found(
+    which: int, exported: tuple[nn.Module, Path], tmp_path: Path
+):
     deployed, right = exported
     name = layers(deployed)[which]
     path = tmp_path / "model.onnx"
@@ -97,7 +104,9 @@ def test_nodes_are_named_by_module(exported: tuple[nn.Module, Path]):
     assert not any(node.metadata_props for node in graph.node)
     traced = onnx.trace(path)(image(*SIZE, batch=1).numpy())
     assert [name for name in traced if ":" not in name] == called
-    np.testing.assert_allclose(list(traced.values())[-1], onnx.load(path)(image(*SIZE, batch=1).numpy())[0], atol=1e-4)
+    np.testing.assert_allclose(
+        list(traced.values())[-1], onnx.load(path)(image(*SIZE, batch=1).numpy())[0], atol=1e-4
+    )
 
 
 class Small(nn.Module):
@@ -132,7 +141,9 @@ ABLE = [name for name in names("runtimes") if find("runtimes", name).trace is no
 
 
 @pytest.fixture(scope="module", params=ABLE)
-def written(request: pytest.FixtureRequest, small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def written(
+    request: pytest.FixtureRequest, small: nn.Module, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """The file of a runtime, in a folder of its name."""
     module = find("runtimes", request.param)
     if module.lacks():
@@ -144,13 +155,20 @@ def written(request: pytest.FixtureRequest, small: nn.Module, tmp_path_factory: 
 
 
 @pytest.mark.parametrize("layer", [None, "stem", "right", "classifier"])
-def test_a_weight_changed_in_a_file_of_any_runtime_is_found(layer, written, small, example, tmp_path):
+def test_a_weight_changed_in_a_file_of_any_runtime_is_found(
+    layer, written, small, example, tmp_path
+):
     runtime = written.parent.name
     path = Path(shutil.copytree(written.parent, tmp_path / "copy")) / written.name
     if layer:
         plant(path, small.get_submodule(layer).weight)
     found = explain(
-        small, path, runtime, [example], next(iter(find("runtimes", runtime).tolerances.values())), trust=True
+        small,
+        path,
+        runtime,
+        [example],
+        next(iter(find("runtimes", runtime).tolerances.values())),
+        trust=True,
     )
     assert (found and found.module) == layer
     assert not found or found.layer
@@ -162,14 +180,18 @@ def test_a_weight_changed_in_a_file_of_any_runtime_is_found(layer, written, smal
 Kept = dict[str, np.ndarray]
 
 
-def shown(monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[Kept], Kept]) -> None:
+def shown(
+    monkeypatch: pytest.MonkeyPatch, model: nn.Module, change: Callable[[Kept], Kept]
+) -> None:
     """A runtime of which `model` is the file, and which shows what its modules put out, changed by `change`."""
 
     def trace(path: Path, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], Kept]:
         def run(batch: np.ndarray) -> Kept:
             kept: Kept = {}
             hooks = [
-                m.register_forward_hook(lambda m, args, out, name=name: kept.update({name: out.detach().numpy()}))
+                m.register_forward_hook(
+                    lambda m, args, out, name=name: kept.update({name: out.detach().numpy()})
+                )
                 for name, m in model.named_modules()
                 if name
             ]
@@ -196,12 +218,21 @@ def wrong(model: nn.Module, layer: str, change: float = 3.0) -> nn.Module:
 
 
 CHAIN = nn.Sequential(
-    nn.Conv2d(3, 16, 3), nn.ReLU(), nn.Conv2d(16, 32, 3, 2), nn.ReLU(), nn.Conv2d(32, 8, 3), nn.ReLU(), nn.Flatten()
+    nn.Conv2d(3, 16, 3),
+    nn.ReLU(),
+    nn.Conv2d(16, 32, 3, 2),
+    nn.ReLU(),
+    nn.Conv2d(32, 8, 3),
+    nn.ReLU(),
+    nn.Flatten(),
 )
 
 
 def last_channels(kept: Kept) -> Kept:
-    return {f"l{name}": np.moveaxis(value, 1, -1) if value.ndim == 4 else value for name, value in kept.items()}
+    return {
+        f"l{name}": np.moveaxis(value, 1, -1) if value.ndim == 4 else value
+        for name, value in kept.items()
+    }
 
 
 def rounded(kept: Kept) -> Kept:
@@ -212,7 +243,9 @@ def rounded(kept: Kept) -> Kept:
 ALLOWED = {"rounded": 1e-2, "rounded more than allowed": 2e-3}
 SHOWN: dict[str, Callable[[Kept], Kept]] = {
     "every layer": lambda kept: kept,
-    "no convolution, merged with its ReLU": lambda kept: {k: v for k, v in kept.items() if k in "1356"},
+    "no convolution, merged with its ReLU": lambda kept: {
+        k: v for k, v in kept.items() if k in "1356"
+    },
     "channels last": last_channels,
     "no dimension of the batch": lambda kept: {k: v[0] for k, v in kept.items()},
     "rounded": rounded,
@@ -223,7 +256,9 @@ SHOWN: dict[str, Callable[[Kept], Kept]] = {
 
 @pytest.mark.parametrize("layer", ["0", "2", "4"])
 @pytest.mark.parametrize("how", SHOWN)
-def test_layers_are_paired_by_value(how: str, layer: str, example: Tensor, monkeypatch: pytest.MonkeyPatch):
+def test_layers_are_paired_by_value(
+    how: str, layer: str, example: Tensor, monkeypatch: pytest.MonkeyPatch
+):
     torch.manual_seed(0)
     model = CHAIN.eval()
     shown(monkeypatch, wrong(model, layer), SHOWN[how])
@@ -243,41 +278,57 @@ def test_rounding_everywhere_is_nobodys_fault(example: Tensor, monkeypatch: pyte
 
 def test_an_operator_without_weights_is_found(example: Tensor, monkeypatch: pytest.MonkeyPatch):
     """A runtime whose GELU is the approximation by tanh."""
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 4, 1), nn.GELU(), nn.Flatten()).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.GELU(), nn.Conv2d(8, 4, 1), nn.GELU(), nn.Flatten()
+    ).eval()
     other = nn.Sequential(model[0], nn.GELU("tanh"), model[2], nn.GELU("tanh"), model[4])
     shown(monkeypatch, other, lambda kept: kept)
     found = explain(model, Path(), "any", [example], 1e-4)
     assert (found.module, found.operator, found.layer) == ("1", "gelu", "1")
 
 
-def test_the_branch_with_the_fault_is_found(example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_the_branch_with_the_fault_is_found(
+    example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     for layer in ("left", "right", "gate"):
         shown(monkeypatch, wrong(small, layer), lambda kept: kept)
         assert explain(small, Path(), "any", [example], 1e-4).module == layer
 
 
-def test_the_example_that_differs_most_is_looked_at(small: nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_the_example_that_differs_most_is_looked_at(
+    small: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     """Zeros go through a changed first weight unchanged."""
     shown(monkeypatch, wrong(small, "stem"), lambda kept: kept)
     zeros = torch.zeros(1, 3, 16, 24)
     assert explain(small, Path(), "any", [zeros], 1e-4) is None
-    assert explain(small, Path(), "any", [zeros, image(16, 24, batch=1), zeros], 1e-4).module == "stem"
+    assert (
+        explain(small, Path(), "any", [zeros, image(16, 24, batch=1), zeros], 1e-4).module == "stem"
+    )
 
 
-def test_values_that_are_none_are_a_difference(example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_values_that_are_none_are_a_difference(
+    example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     shown(monkeypatch, wrong(small, "right", float("nan")), lambda kept: kept)
     assert explain(small, Path(), "any", [example], 1e-4).module == "right"
 
 
-def test_a_runtime_that_shows_nothing(example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch):
+def test_a_runtime_that_shows_nothing(
+    example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(runtimes, "find", lambda name: SimpleNamespace(trace=None))
     with pytest.raises(ExportError, match="tflite cannot show what its layers put out"):
         explain(small, Path(), "tflite", [example], 1e-4)
     said = explanation(small, Path(), "tflite", [example], 1e-4)
-    assert said == "The layer that differs cannot be named: tflite cannot show what its layers put out"
+    assert (
+        said == "The layer that differs cannot be named: tflite cannot show what its layers put out"
+    )
 
 
-def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(example: Tensor, small: nn.Module, monkeypatch):
+def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(
+    example: Tensor, small: nn.Module, monkeypatch
+):
     def trace(path: Path, threads: int = 1, *, trust: bool = False) -> None:
         raise ModelError("ncnn cannot compute 'x'.")
 
@@ -299,7 +350,8 @@ def test_a_file_that_is_not_handed_over_is_explained(small, example, tmp_path, m
 
     monkeypatch.setattr(onnx, "export", faulty)
     with pytest.raises(
-        ExportError, match=r"not written.*another opset\. The first layer that differs is right \(conv.*'right/Conv'"
+        ExportError,
+        match=r"not written.*another opset\. The first layer that differs is right \(conv.*'right/Conv'",
     ):
         deliver(small, example, tmp_path / "model.onnx", "onnx", {}, explain=True)
     assert not list(tmp_path.iterdir())
@@ -312,7 +364,9 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, nn.
     torch.manual_seed(0)
     model = realistic(build("ssd/fasternet_t0", 3), SIZE)
     preprocess = Preprocess(SIZE, mode="stretch", channel_order="BGR")
-    checkpoint.save(folder / "best.safetensors", model, classes=list("abc"), preprocess=preprocess, metrics={})
+    checkpoint.save(
+        folder / "best.safetensors", model, classes=list("abc"), preprocess=preprocess, metrics={}
+    )
     done = export(folder, "onnx", folder / "model.onnx", embed_preprocess=True, embed_decode=True)
     return folder, done.path, reparameterize(model, image(*SIZE, batch=1))
 
@@ -336,14 +390,18 @@ def test_verify_names_the_layer_of_a_detector(delivered, tmp_path, capsys):
         (tmp_path / name).write_bytes((right.parent / name).read_bytes())
     path, layer = tmp_path / "model.onnx", "backbone.stages.2.blocks.3.mlp.0"
     about = json.loads((tmp_path / "model.json").read_text())
-    (tmp_path / "model.json").write_text(json.dumps({k: v for k, v in about.items() if "sha256" not in k}))
+    (tmp_path / "model.json").write_text(
+        json.dumps({k: v for k, v in about.items() if "sha256" not in k})
+    )
     plant(path, deployed.get_submodule(layer).weight, change=100)
     assert main(["verify", str(path), "--model", str(folder)]) == 5
     error = capsys.readouterr().err
     assert "does not compute what the model computes" in error
     assert "first layer" not in error
     assert main(["verify", str(path), "--model", str(folder), "--explain"]) == 5
-    assert f"{layer} (convolution, in the file 'model.model.{layer}/Conv')" in capsys.readouterr().err
+    assert (
+        f"{layer} (convolution, in the file 'model.model.{layer}/Conv')" in capsys.readouterr().err
+    )
     assert path.exists()  # somebody else's file
 
 
@@ -367,6 +425,8 @@ def test_verify_notes_another_checkpoint(delivered, tmp_path, capsys):
     with torch.no_grad():
         loaded.model.backbone.stages[0].merge[0].weight.add_(0.1)
     other = tmp_path / "other.safetensors"
-    checkpoint.save(other, loaded.model, classes=list("abc"), preprocess=loaded.preprocess, metrics={})
+    checkpoint.save(
+        other, loaded.model, classes=list("abc"), preprocess=loaded.preprocess, metrics={}
+    )
     assert main(["verify", str(path), "--model", str(other)]) == 5
     assert "was made from another checkpoint" in capsys.readouterr().err

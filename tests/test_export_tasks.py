@@ -1,7 +1,7 @@
 """Exported detectors and segmenters find what the checkpoint finds, or are not handed over.
 
-The table of all heads and backbones, each raw or decoded, is in test_heads; here are one backbone's predictions against
-those of the checkpoint, and what is written beside the file.
+The table of all heads and backbones, each raw or decoded, is in test_heads; here are one backbone's
+predictions against those of the checkpoint, and what is written beside the file.
 """
 
 import json
@@ -49,8 +49,12 @@ def pictures() -> list[Image.Image]:
 def model_of(head: str, seed: int = 1) -> Model:
     torch.manual_seed(0)
     model = build(f"{head}/fasternet_t0", len(CLASSES), options=OPTIONS[head])
-    anchors = {key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")}
-    randomize(model, seed).load_state_dict(anchors, strict=False)  # random anchors would be smaller than a pixel
+    anchors = {
+        key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")
+    }
+    randomize(model, seed).load_state_dict(
+        anchors, strict=False
+    )  # random anchors would be smaller than a pixel
     return model
 
 
@@ -61,7 +65,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for head in OPTIONS:
         preprocess = Preprocess((80, 120), mode=find("tasks", head).MODE, channel_order="BGR")
         model = model_of(head)
-        checkpoint.save(folder / head / "best.safetensors", model, classes=CLASSES, preprocess=preprocess, metrics={})
+        checkpoint.save(
+            folder / head / "best.safetensors",
+            model,
+            classes=CLASSES,
+            preprocess=preprocess,
+            metrics={},
+        )
     return folder
 
 
@@ -96,7 +106,9 @@ def test_a_file_finds_what_its_checkpoint_finds(head, embedded, runs, pictures, 
     )  # fmt: skip
     reference, file = load(runs / head), load(done.path)
     if size:
-        reference.preprocess = Preprocess.from_dict({**reference.preprocess.to_dict(), "size": size})
+        reference.preprocess = Preprocess.from_dict(
+            {**reference.preprocess.to_dict(), "size": size}
+        )
     boxes = assert_same(reference.predictions(pictures), file.predictions(pictures))
 
     about, task = json.loads(done.sidecar.read_text(encoding="utf-8")), find("tasks", head)
@@ -140,27 +152,56 @@ def test_a_file_with_other_weights_is_not_handed_over(head, share, pictures, tmp
     monkeypatch.setattr(onnx, "export", wrong)
     what = "boxes without their like" if head == "ssd" else "of pixels of the same class"
     with pytest.raises(ExportError, match=f"not written.*{what}.*is right in torch"):
-        export(model, "onnx", tmp_path / "m.onnx", size=(72, 72), embed_decode=True, pictures=pictures)
+        export(
+            model, "onnx", tmp_path / "m.onnx", size=(72, 72), embed_decode=True, pictures=pictures
+        )
     assert not list(tmp_path.iterdir())
 
 
 def test_what_cannot_be_embedded_is_refused(tmp_path):
-    with pytest.raises(UsageError, match=r"classification has no decode to embed.*deeplabv3, maskrcnn, ssd, yolo"):
-        export(build("fasternet_t0", 3).eval(), "onnx", tmp_path / "m.onnx", size=(64, 64), embed_decode=True)
+    with pytest.raises(
+        UsageError, match=r"classification has no decode to embed.*deeplabv3, maskrcnn, ssd, yolo"
+    ):
+        export(
+            build("fasternet_t0", 3).eval(),
+            "onnx",
+            tmp_path / "m.onnx",
+            size=(64, 64),
+            embed_decode=True,
+        )
     with pytest.raises(UsageError, match="one image at a time"):
-        export(model_of("ssd"), "onnx", tmp_path / "m.onnx", size=(72, 72), embed_decode=True, dynamic=True)
+        export(
+            model_of("ssd"),
+            "onnx",
+            tmp_path / "m.onnx",
+            size=(72, 72),
+            embed_decode=True,
+            dynamic=True,
+        )
     with pytest.raises(UsageError, match="one image at a time: dynamic must be off"):
         export(model_of("maskrcnn"), "onnx", tmp_path / "m.onnx", size=(72, 72), dynamic=True)
     assert not list(tmp_path.iterdir())
 
 
 def test_export_at_the_command_line(runs, tmp_path, capsys):
-    words = ["export", "--model", str(runs / "ssd"), "--to", "onnx", "--out", str(tmp_path), "--embed-decode", "--json"]
+    words = [
+        "export",
+        "--model",
+        str(runs / "ssd"),
+        "--to",
+        "onnx",
+        "--out",
+        str(tmp_path),
+        "--embed-decode",
+        "--json",
+    ]
     assert main([*words, "--data", "shapes:20"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     (done,) = result["exported"]
     assert done["agreement"]["boxes"] > 400
-    assert done["path"] == str(tmp_path / "onnx" / "model-decoded.onnx")  # beside model.onnx, not in its place
+    assert done["path"] == str(
+        tmp_path / "onnx" / "model-decoded.onnx"
+    )  # beside model.onnx, not in its place
     beside = {"model-decoded.onnx", "model-decoded.json", "model-decoded.golden.npz"}
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == beside
     assert fleetnet.load(done["path"]).facts["embedded_decode"] is True

@@ -23,12 +23,17 @@ WRITERS = {
     "text": lambda path: write_text(path.with_suffix(".json"), "{}" * 9999),
     "rows": lambda path: write_rows(path.with_suffix(".csv"), ["a"], [{"a": 1}]),
     "checkpoint": lambda path: checkpoint.save(
-        path.with_suffix(".safetensors"), build("fasternet_t0", 2), classes=["a", "b"], preprocess=Preprocess((32, 32))
+        path.with_suffix(".safetensors"),
+        build("fasternet_t0", 2),
+        classes=["a", "b"],
+        preprocess=Preprocess((32, 32)),
     ),
     "state": lambda path: checkpoint.save_state(path.parent, {"x": torch.zeros(99_999)}),
     "plot": lambda path: report.curves([{"epoch": 1, "loss": 1.0}], path.with_suffix(".png")),
     "sheet": lambda path: report.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
-    "drawn": lambda path: report.save(Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90),
+    "drawn": lambda path: report.save(
+        Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90
+    ),
     "page": lambda path: page.write(page.Page("x"), path.with_suffix(".html")),
 }
 
@@ -47,23 +52,34 @@ def test_a_full_disk_is_said(writer: str, tmp_path: Path):
     before = path.read_bytes()
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     temporary.symlink_to(FULL)
-    with pytest.raises(WriteError, match=rf"{path.name} cannot be written: the disk is full .*free some space"):
+    with pytest.raises(
+        WriteError, match=rf"{path.name} cannot be written: the disk is full .*free some space"
+    ):
         WRITERS[writer](tmp_path / "file")
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize("writer", [name for name in WRITERS if name not in ("checkpoint", "state")])  # these make it
+@pytest.mark.parametrize(
+    "writer", [name for name in WRITERS if name not in ("checkpoint", "state")]
+)  # these make it
 def test_a_folder_that_is_gone_is_said(writer: str, tmp_path: Path):
     with pytest.raises(WriteError, match="cannot be written: its folder is not there"):
         WRITERS[writer](tmp_path / "gone" / "file")
 
 
 @pytest.mark.parametrize(
-    "error", [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EDQUOT, "Disk quota exceeded")]
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+    ],
 )
 def test_a_library_that_fills_the_disk(error: OSError, tmp_path: Path):
-    with pytest.raises(WriteError, match="the disk is full"), files.beside(tmp_path / "model.onnx", "export"):
+    with (
+        pytest.raises(WriteError, match="the disk is full"),
+        files.beside(tmp_path / "model.onnx", "export"),
+    ):
         raise error
     assert not list(tmp_path.iterdir())
 
@@ -83,7 +99,10 @@ def test_a_library_that_fails_without_a_reason(tmp_path: Path, monkeypatch: pyte
 
 
 def test_what_a_writer_reads_fails_in_its_own_words(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"lost.jpg"), replacing(tmp_path / "predictions.json"):
+    with (
+        pytest.raises(FileNotFoundError, match=r"lost.jpg"),
+        replacing(tmp_path / "predictions.json"),
+    ):
         (tmp_path / "lost.jpg").read_bytes()
 
 
@@ -92,14 +111,23 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path):
     dead.wait()
     alive = os.getppid()
     (tmp_path / "state").mkdir()
-    gone = [tmp_path / f".best.safetensors.{dead.pid}.tmp", tmp_path / "state" / f".trainer.pt.{os.getpid()}.tmp"]
+    gone = [
+        tmp_path / f".best.safetensors.{dead.pid}.tmp",
+        tmp_path / "state" / f".trainer.pt.{os.getpid()}.tmp",
+    ]
     gone += [tmp_path / f".old.{alive}.tmp"]
-    kept = [tmp_path / f".best.safetensors.{alive}.tmp", tmp_path / "notes.tmp", tmp_path / ".hidden.tmp"]
+    kept = [
+        tmp_path / f".best.safetensors.{alive}.tmp",
+        tmp_path / "notes.tmp",
+        tmp_path / ".hidden.tmp",
+    ]
     for path in (*gone, *kept):
         path.write_bytes(b"half")
     folder = tmp_path / f".export-{dead.pid}-abc"
     (folder / "deep").mkdir(parents=True)
-    os.utime(gone[1], (files.BEGAN - 9,) * 2)  # of a process that had our number, as the first of a container has
+    os.utime(
+        gone[1], (files.BEGAN - 9,) * 2
+    )  # of a process that had our number, as the first of a container has
     os.utime(gone[2], (time.time() - 99_999,) * 2)
     assert sorted(remove_leftovers(tmp_path)) == sorted([*gone, folder])
     assert all(path.exists() for path in kept)
@@ -108,7 +136,10 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path: Path):
 
 def test_threads_that_write_into_one_folder_leave_each_others_files(tmp_path: Path):
     """Both have the number of this process."""
-    with files.beside(tmp_path / "model.onnx", "export") as first, files.replacing(tmp_path / "model.json") as file:
+    with (
+        files.beside(tmp_path / "model.onnx", "export") as first,
+        files.replacing(tmp_path / "model.json") as file,
+    ):
         with files.beside(tmp_path / "model.xml", "export"):
             assert first.is_dir()
         file.write(b"{}")

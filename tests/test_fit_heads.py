@@ -14,7 +14,14 @@ from fleetnet.tasks import build
 from fleetnet.training.freezing import freeze_norms
 from fleetnet.training.schedule import parameter_groups
 
-SMALL = {"batch_size": 4, "size": 64, "optimizer": "sgd", "lr": 1e-3, "warmup_epochs": 0, "clip": 1.0}
+SMALL = {
+    "batch_size": 4,
+    "size": 64,
+    "optimizer": "sgd",
+    "lr": 1e-3,
+    "warmup_epochs": 0,
+    "clip": 1.0,
+}
 
 
 def settings(**changes: object) -> fleetnet.TrainConfig:
@@ -26,8 +33,13 @@ def fit(*arguments: object, **options: object) -> dict:
 
 
 def splits(target: str, count: int = 8) -> tuple[Split, Split]:
-    train_split, val = load("shapes:40", "train", None, target), load("shapes:40", "val", None, target)
-    return Split(train_split.samples[:count], train_split.classes), Split(val.samples[:4], val.classes)
+    train_split, val = (
+        load("shapes:40", "train", None, target),
+        load("shapes:40", "val", None, target),
+    )
+    return Split(train_split.samples[:count], train_split.classes), Split(
+        val.samples[:4], val.classes
+    )
 
 
 def detector(name: str = "yolo/fasternet_t0", classes: int = 6) -> torch.nn.Module:
@@ -37,7 +49,9 @@ def detector(name: str = "yolo/fasternet_t0", classes: int = 6) -> torch.nn.Modu
 
 def test_a_resumed_detector_is_the_same(tmp_path: Path):
     """With fitted anchors, mosaic until the last epoch, sizes of their own for each step, and frozen batch norms."""
-    config = settings(epochs=3, plain_epochs=1, multi_scale=0.4, norm="frozen", head_lr=2.0, cache=True)
+    config = settings(
+        epochs=3, plain_epochs=1, multi_scale=0.4, norm="frozen", head_lr=2.0, cache=True
+    )
 
     def stop(line: dict) -> None:
         if line["epoch"] == 2:
@@ -47,7 +61,10 @@ def test_a_resumed_detector_is_the_same(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         fit(detector(), *splits("boxes"), config, tmp_path / "cut", on_epoch=stop)
     fit(detector(), *splits("boxes"), config, tmp_path / "cut", resume=True)
-    whole, cut = (checkpoint.load(tmp_path / run / "last.safetensors").model.state_dict() for run in ("whole", "cut"))
+    whole, cut = (
+        checkpoint.load(tmp_path / run / "last.safetensors").model.state_dict()
+        for run in ("whole", "cut")
+    )
     assert all(torch.equal(whole[key], cut[key]) for key in whole)
     before = detector().state_dict()
     frozen = [key for key in before if key.startswith("backbone.") and "running" in key]
@@ -71,7 +88,9 @@ def test_head_lr_and_frozen_norms_reach_the_optimizer():
     assert not any(m.training or id(m.weight) in trained for m in norms)
 
 
-def test_multi_scale_and_mosaic_change_what_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_multi_scale_and_mosaic_change_what_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     seen, whole = [], fleetnet.tasks.Model.forward
 
     def forward(self: torch.nn.Module, image: torch.Tensor) -> object:
@@ -103,14 +122,19 @@ def test_settings_that_a_detector_has_no_use_for(changes: dict, error: str, tmp_
 def test_data_loaded_for_another_task(tmp_path: Path):
     with pytest.raises(DataError, match="has no boxes: load the data with target='boxes'"):
         fit(detector(), *splits("label"), settings(epochs=1), tmp_path)
-    with pytest.raises(DataError, match="has no label of an image: load the data with target='label'"):
+    with pytest.raises(
+        DataError, match="has no label of an image: load the data with target='label'"
+    ):
         fit(build("fasternet_t0", 6), *splits("boxes"), settings(epochs=1), tmp_path)
 
 
 def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
     """DeepLabV3 cannot train on one image; an unreadable file must not stop the run."""
     train_split, val = splits("semantic", 4)
-    broken = [Sample(tmp_path / "lost.jpg", semantic=train_split.samples[0].semantic), *train_split.samples[1:]]
+    broken = [
+        Sample(tmp_path / "lost.jpg", semantic=train_split.samples[0].semantic),
+        *train_split.samples[1:],
+    ]
     model = build("deeplabv3/fasternet_t0", 7, options={"channels": 16})
     line: list = []
     fit(
@@ -127,7 +151,10 @@ def test_nothing_to_find_is_refused(tmp_path: Path):
     train_split, val = splits("boxes")
     nothing = Split([Sample(s.image, objects=()) for s in val.samples], val.classes)
     crowds = Split(
-        [Sample(s.image, objects=tuple(replace(item, crowd=True) for item in s.objects or ())) for s in val.samples],
+        [
+            Sample(s.image, objects=tuple(replace(item, crowd=True) for item in s.objects or ()))
+            for s in val.samples
+        ],
         val.classes,
     )
     for samples, split, message in (
@@ -136,5 +163,11 @@ def test_nothing_to_find_is_refused(tmp_path: Path):
         (train_split, crowds, "nothing to measure on: .*; [0-9]+ crowds do not count"),
     ):
         with pytest.raises(DataError, match=message):
-            fit(detector("ssd/fasternet_t0"), samples, split, settings(epochs=1, max_bad=1.0), tmp_path / "run")
+            fit(
+                detector("ssd/fasternet_t0"),
+                samples,
+                split,
+                settings(epochs=1, max_bad=1.0),
+                tmp_path / "run",
+            )
     assert not (tmp_path / "run").exists()

@@ -44,24 +44,41 @@ class Attention(nn.Module):
 @pytest.mark.parametrize(
     ("model", "size", "expected"),
     [  # bytes: values read and written, input + weights + bias + output, of 4 bytes each
-        (nn.Conv2d(3, 8, 3, padding=1), (10, 6), Counts(224, 8 * 27 * 60, 480, 4 * (180 + 216 + 8 + 480))),
+        (
+            nn.Conv2d(3, 8, 3, padding=1),
+            (10, 6),
+            Counts(224, 8 * 27 * 60, 480, 4 * (180 + 216 + 8 + 480)),
+        ),
         (
             nn.Conv2d(3, 8, 3, stride=2, padding=1, bias=False),
             (10, 6),
             Counts(216, 8 * 27 * 15, 120, 4 * (180 + 216 + 120)),
         ),
-        (nn.Conv2d(3, 6, 3, groups=3).half(), (10, 6), Counts(60, 6 * 9 * 8 * 4, 192, 2 * (180 + 54 + 6 + 192))),
+        (
+            nn.Conv2d(3, 6, 3, groups=3).half(),
+            (10, 6),
+            Counts(60, 6 * 9 * 8 * 4, 192, 2 * (180 + 54 + 6 + 192)),
+        ),
         (
             nn.ConvTranspose2d(3, 8, 2, stride=2),
             (5, 4),
             Counts(104, 3 * 8 * 4 * 20, 8 * 80, 4 * (60 + 96 + 8 + 640)),
         ),
         (nn.Linear(6, 5), (10, 6), Counts(35, 3 * 10 * 6 * 5, 150, 4 * (180 + 30 + 5 + 150))),
-        (nn.Sequential(nn.Flatten(), nn.Linear(12, 7, bias=False)), (2, 2), Counts(84, 84, 7, 4 * (12 + 84 + 7))),
+        (
+            nn.Sequential(nn.Flatten(), nn.Linear(12, 7, bias=False)),
+            (2, 2),
+            Counts(84, 84, 7, 4 * (12 + 84 + 7)),
+        ),
         (
             nn.Sequential(nn.Conv2d(3, 4, 1), OnTheFly()),
             (9, 5),
-            Counts(40, 12 * 45 + 4 * 9 * 45, 360, 4 * (135 + 12 + 4 + 180) + 4 * (4 * 17 * 5 + 4 * 9 + 180)),
+            Counts(
+                40,
+                12 * 45 + 4 * 9 * 45,
+                360,
+                4 * (135 + 12 + 4 + 180) + 4 * (4 * 17 * 5 + 4 * 9 + 180),
+            ),
         ),
         (Attention(), (5, 8), Counts(216, 15 * 8 * 24 + 2 * 3 * 25 * 8, 0, 0)),
         (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.AvgPool2d(2)), (8, 8), Counts(6, 0, 0, 0)),
@@ -70,14 +87,16 @@ class Attention(nn.Module):
 def test_by_hand(model, size, expected):
     counted = count(model, size)
     assert (counted.parameters, counted.macs) == (expected.parameters, expected.macs)
-    if expected.activations or not expected.macs:  # inside attention it depends on the kernel that torch picks
+    if (
+        expected.activations or not expected.macs
+    ):  # inside attention it depends on the kernel that torch picks
         assert counted == expected
         assert counted.flops == 2 * expected.macs
         assert counted.intensity == pytest.approx(2 * expected.macs / max(expected.bytes, 1))
 
 
-# name, pixels, millions of MACs of the deploy form and of the pooling that fvcore counts among them (0 where torch's
-# counter was used), millions of activations: measured on the authors' code
+# name, pixels, millions of MACs of the deploy form and of the pooling that fvcore counts among them
+# (0 where torch's counter was used), millions of activations: measured on the authors' code
 PUBLISHED = [
     ("fasternet_t0", 224, 335.4, 0.016, 1.97),
     ("fasternet_t2", 224, 1904.4, 0.038, 4.73),
@@ -129,7 +148,10 @@ def test_the_pconv_articles_figures(mixing, parameters, total, mix):
     table = cells(fvcore_table(model, (256, 256), 6))
     assert table["module"] == ("#parameters or shape", "#flops")
     assert table["model"] == ({"pconv": "7.4M", "conv": "14.009M"}[mixing], total)
-    assert table[f"backbone.stages.2.blocks.0.{layer}"][1] == {"pconv": "21.234M", "conv": "0.34G"}[mixing]
+    assert (
+        table[f"backbone.stages.2.blocks.0.{layer}"][1]
+        == {"pconv": "21.234M", "conv": "0.34G"}[mixing]
+    )
     assert table["backbone.stages.0.merge.0.weight"] == ("(96, 3, 4, 4)", "")
     if mixing == "pconv":
         assert count(model, (256, 256)).activations == 3_135_720  # the article's, too
@@ -157,13 +179,19 @@ def test_parts_add_up():
     assert found[""].counts == whole
     assert found["backbone"].kind == "FasterNet"
     for parent in ("", "backbone.stages"):
-        children = [p.counts for name, p in found.items() if name and name.rpartition(".")[0] == parent]
+        children = [
+            p.counts for name, p in found.items() if name and name.rpartition(".")[0] == parent
+        ]
         direct = found[parent].counts
         assert len(children) > 1
         assert sum(c.macs for c in children) == direct.macs
         assert sum(c.bytes for c in children) == direct.bytes
         assert sum(c.activations for c in children) == direct.activations
-    assert set(found) > {p.name for p in parts(model, (64, 64), 3)} > {p.name for p in parts(model, (64, 64), 1)}
+    assert (
+        set(found)
+        > {p.name for p in parts(model, (64, 64), 3)}
+        > {p.name for p in parts(model, (64, 64), 1)}
+    )
     assert [p.name for p in parts(model, (64, 64), 0)] == [""]
     assert {p.name.count(".") for p in parts(model, (64, 64), 2)} == {0, 1}
     assert not any(p.kind in ("GELU", "Identity") for p in found.values())
@@ -171,7 +199,9 @@ def test_parts_add_up():
 
 def test_a_network_that_needs_values_is_counted():
     """NMS cannot run on shapes alone."""
-    model = build("maskrcnn/fasternet_t0", 3, options={"channels": 32, "hidden": 64, "proposals": 20}).eval()
+    model = build(
+        "maskrcnn/fasternet_t0", 3, options={"channels": 32, "hidden": 64, "proposals": 20}
+    ).eval()
     counted = {part.name: part.counts.macs for part in parts(model, (64, 64), 1)}
     assert counted["backbone"] == count(build("fasternet_t0").backbone, (64, 64)).macs
     assert counted[""] == counted["backbone"] + counted["head"] > 2 * counted["backbone"]
@@ -188,7 +218,9 @@ def test_the_model_stays_as_it_is():
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with torch.inference_mode():
         inside = count(model, (8, 8))
-    assert inside == count(model, (8, 8)) == Counts(120, 4 * 27 * 36, 144, 8 * (192 + 108 + 4 + 144))
+    assert (
+        inside == count(model, (8, 8)) == Counts(120, 4 * 27 * 36, 144, 8 * (192 + 108 + 4 + 144))
+    )
     assert model.training
     assert not model[0]._forward_hooks
     assert not model[0].bias.requires_grad
@@ -211,13 +243,27 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder, model = tmp_path_factory.mktemp("saved"), build("mobileone_s0", 2).eval()
     forms = {"multi-branch": model, "deploy": reparameterize(model)}
     for form, network in forms.items():
-        about = {"classes": ["cat", "dog"], "preprocess": Preprocess((64, 96)), "metrics": {}, "form": form}
+        about = {
+            "classes": ["cat", "dog"],
+            "preprocess": Preprocess((64, 96)),
+            "metrics": {},
+            "form": form,
+        }
         checkpoint.save(folder / f"{form}.safetensors", network, **about)
     return {form: folder / f"{form}.safetensors" for form in forms}
 
 
 def test_both_forms_of_a_checkpoint(saved, tmp_path, capsys):
-    words = ["flops", "--model", str(saved["multi-branch"]), "--depth", "2", "--csv", str(tmp_path / "t.csv"), "--json"]
+    words = [
+        "flops",
+        "--model",
+        str(saved["multi-branch"]),
+        "--depth",
+        "2",
+        "--csv",
+        str(tmp_path / "t.csv"),
+        "--json",
+    ]
     assert main(words) == 0
     out = capsys.readouterr().out
     assert "MMACs (papers' FLOPs)" in out  # both conventions have names
@@ -229,7 +275,9 @@ def test_both_forms_of_a_checkpoint(saved, tmp_path, capsys):
     whole = {form: rows[0] for form, rows in forms.items()}
     assert whole["multi-branch"]["macs"] > 3 * whole["deploy"]["macs"]  # four branches
     assert whole["deploy"]["flops"] == 2 * whole["deploy"]["macs"]
-    assert whole["deploy"]["intensity"] == pytest.approx(whole["deploy"]["flops"] / whole["deploy"]["bytes"])
+    assert whole["deploy"]["intensity"] == pytest.approx(
+        whole["deploy"]["flops"] / whole["deploy"]["bytes"]
+    )
     with (tmp_path / "t.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["form"], r["module"], int(r["macs"])) for r in rows] == [
@@ -245,10 +293,22 @@ def test_a_deploy_form_has_no_other(saved, capsys):
 
 
 def test_a_model_by_name_with_options_in_fvcores_layout(capsys):
-    words = ["flops", "--model", "fasternet_t2", "--size", "256", "--form", "multi-branch", "--style", "fvcore"]
+    words = [
+        "flops",
+        "--model",
+        "fasternet_t2",
+        "--size",
+        "256",
+        "--form",
+        "multi-branch",
+        "--style",
+        "fvcore",
+    ]
     assert main([*words, "--options.mixing", "conv", "--classes", "10", "--depth", "5"]) == 0
     out = capsys.readouterr().out
-    assert re.search(r"\|     backbone.stages.0.blocks.0.spatial +\|     82.944K +\|     0.34G", out)
+    assert re.search(
+        r"\|     backbone.stages.0.blocks.0.spatial +\|     82.944K +\|     0.34G", out
+    )
     assert main(["flops", "--model", "fasternet_t2", "--options.mixin", "conv"]) == 2
     assert "did you mean 'mixing'" in capsys.readouterr().err
 

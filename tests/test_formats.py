@@ -19,8 +19,9 @@ BAD = Path(__file__).parent / "badfiles"
 NEEDS_SHARED = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 BOX = (10, 10, 100, 120)
 
-# file of badfiles/labels -> for boxes, and for masks if it is not the same: the boxes and the words of the one line in
-# `skipped`, or the words of the error. Each holds what the column `expect` of expectations_labels.tsv says.
+# file of badfiles/labels -> for boxes, and for masks if it is not the same: the boxes and the words
+# of the one line in `skipped`, or the words of the error. Each holds what the column `expect` of
+# expectations_labels.tsv says.
 LABELS = {
     "voc_control.xml": ([BOX], None),
     "voc_no_objects.xml": ([], None),
@@ -47,7 +48,10 @@ LABELS = {
     "coco_zero_area.json": ([BOX], "annotation 2: dropped"),
     "coco_negative_size.json": ([], "annotation 1: dropped"),
     "coco_nan_box.json": "annotation 1: .*not finite",
-    "coco_xyxy_boxes.json": ([(10, 10, 110, 130), (100, 100, 145, 160)], "annotation 2: .* leaves the picture"),
+    "coco_xyxy_boxes.json": (
+        [(10, 10, 110, 130), (100, 100, 145, 160)],
+        "annotation 2: .* leaves the picture",
+    ),
     "coco_sparse_ids.json": ([BOX, BOX], None),
     "coco_short_polygon.json": ([BOX], None, [], "annotation 1: dropped, it has no mask"),
     "coco_empty_segmentation.json": ([BOX], None, [], "annotation 1: dropped, it has no mask"),
@@ -64,7 +68,8 @@ MAPS = {  # file of badfiles/masks -> the values that load, or the words of the 
     "all_ignore.png": {255},
     "bilevel_255.png": {0, 255},
     "wrong_size.png": "wrong_size.png' are 72x80, their image .*00_control.jpg' is 145x160",
-    "value_out_of_range.png": "value_out_of_range.png': 1 pixels have the value 77; allowed: 0 to 2, 255",
+    "value_out_of_range.png": "value_out_of_range.png': 1 pixels have the value 77; allowed: 0 to "
+    "2, 255",
     "rgb_colours.png": "rgb_colours.png': labels are colors",
 }
 
@@ -75,16 +80,22 @@ def boxes(split):
 
 def contents(split):
     """What a split shows, without the areas and ids that only some formats have."""
-    return [(sample.image.name, [(item.box, item.label) for item in sample.objects]) for sample in split.samples]
+    return [
+        (sample.image.name, [(item.box, item.label) for item in sample.objects])
+        for sample in split.samples
+    ]
 
 
 def document(*annotations, width=40, height=30, **more):
     """The text of a COCO file with one image of 40x30 and one category."""
     rows = [
-        {"id": i, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 8]} | row for i, row in enumerate(annotations)
+        {"id": i, "image_id": 1, "category_id": 1, "bbox": [2, 3, 10, 8]} | row
+        for i, row in enumerate(annotations)
     ]
     images = [{"id": 1, "file_name": "1.png", "width": width, "height": height}]
-    return json.dumps({"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cell"}]} | more)
+    return json.dumps(
+        {"images": images, "annotations": rows, "categories": [{"id": 1, "name": "cell"}]} | more
+    )
 
 
 def picture(path, size=(40, 30)):
@@ -96,9 +107,14 @@ def picture(path, size=(40, 30)):
 
 
 def test_table_is_whole():
-    rows = [line.split("\t")[0] for line in (BAD / "expectations_labels.tsv").read_text().split("\n")[1:]]
+    rows = [
+        line.split("\t")[0]
+        for line in (BAD / "expectations_labels.tsv").read_text().split("\n")[1:]
+    ]
     named = {f"labels/{name}" for name in LABELS} | {f"masks/{name}" for name in MAPS}
-    assert named == {row for row in rows if row and "/list_" not in row}  # lists are in test_data.py
+    assert named == {
+        row for row in rows if row and "/list_" not in row
+    }  # lists are in test_data.py
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -121,7 +137,9 @@ def test_badfiles_labels(tmp_path, name, target):
     found, line = expected[2:] if target == "masks" and len(expected) == 4 else expected[:2]
     split = load(root, "all", None, target)
     assert boxes(split) == [found]
-    lines = [text for text in split.skipped if "have no XML file" not in text]  # the other pictures of badfiles
+    lines = [
+        text for text in split.skipped if "have no XML file" not in text
+    ]  # the other pictures of badfiles
     assert len(split.skipped) - len(lines) == xml
     assert len(lines) == (line is not None)
     if line:
@@ -145,7 +163,11 @@ def test_badfiles_masks(name):
             masks.read(BAD / "masks" / name, BAD / "images" / "00_control.jpg", 3)
         return
     labels = masks.read(BAD / "masks" / name, BAD / "images" / "00_control.jpg", 3)
-    assert (labels.shape, labels.dtype, set(labels.ravel().tolist())) == ((160, 145), np.uint8, MAPS[name])
+    assert (labels.shape, labels.dtype, set(labels.ravel().tolist())) == (
+        (160, 145),
+        np.uint8,
+        MAPS[name],
+    )
     if MAPS[name] == MAPS["control.png"]:
         assert np.array_equal(labels, np.asarray(Image.open(BAD / "masks" / "control.png")))
 
@@ -172,7 +194,9 @@ def test_masks_are_cocos(shape):
         pixels[-1, -1] = True
         packed = mask.encode(pixels.astype(np.uint8))
         assert np.array_equal(mask_of(packed, shape), pixels)
-        assert np.array_equal(mask_of(packed | {"counts": packed["counts"].decode()}, shape), pixels)
+        assert np.array_equal(
+            mask_of(packed | {"counts": packed["counts"].decode()}, shape), pixels
+        )
         plain = {"size": list(shape), "counts": run_lengths(packed["counts"]).tolist()}
         assert np.array_equal(mask.decode(mask.frPyObjects(plain, *shape)), pixels)
     points = (random.random((2, 12)) * [*shape, *shape, *shape, *shape, *shape, *shape]).tolist()
@@ -183,14 +207,26 @@ def test_masks_are_cocos(shape):
 @pytest.mark.parametrize(
     ("segmentation", "message"),
     [
-        ([[1, 1, 2, 2]], "fewer than 3 points"), ([[1, 1, 2, 2, 3, 3, 4]], "fewer than 3 points"), ([], "no mask"),
-        (None, "no mask"), ([[1, 1, 2, 2, 3, float("nan")]], "far behind"), ([[1, 1, 2, 2, 3, 1e9]], "far behind"),
+        ([[1, 1, 2, 2]], "fewer than 3 points"), ([[1, 1, 2, 2, 3, 3, 4]], "fewer "
+                                                                           "than 3 points"), ([], "no "
+                                                                                                  "mask"),
+        (None, "no mask"), ([[1, 1, 2, 2, 3, float("nan")]], "far "
+                                                             "behind"), ([[1, 1, 2, 2, 3, 1e9]], "far "
+                                                                                                 "behind"),
         ([[1, 1, 2, 2, 3, "x"]], "not numbers"), ({"size": [4, 6], "counts": [24]}, "empty"),
-        ({"size": [6, 4], "counts": [0, 24]}, "is of size"), ({"size": [4, 6], "counts": [0, 25]}, "add up to 25"),
-        ({"size": [4, 6], "counts": [0, -1, 25]}, "whole numbers"), ({"size": [4, 6]}, "whole numbers"),
+        ({"size": [6, 4], "counts": [0, 24]}, "is "
+                                              "of size"), ({"size": [4, 6], "counts": [0, 25]}, "add "
+                                                                                                "up "
+                                                                                                "to "
+                                                                                                "25"),
+        ({"size": [4, 6], "counts": [0, -1, 25]}, "whole numbers"), ({"size": [4, 6]}, "whole "
+                                                                                       "numbers"),
         ({"size": 5, "counts": [24]}, "is of size 5"), ([[1, 1, 2, 2, 3, 10**400]], "not numbers"),
-        ({"size": [4, 6], "counts": "P"}, "end within"), ({"size": [4, 6], "counts": "0é"}, "hold 'é'"),
-        ({"size": [4, 6], "counts": "o" * 99}, "hold 'o'"), ({"size": [4, 6], "counts": "00O"}, "whole numbers"),
+        ({"size": [4, 6], "counts": "P"}, "end within"), ({"size": [4, 6], "counts": "0é"}, "hold "
+                                                                                            "'é'"),
+        ({"size": [4, 6], "counts": "o" * 99}, "hold "
+                                               "'o'"), ({"size": [4, 6], "counts": "00O"}, "whole "
+                                                                                           "numbers"),
     ],
 )  # fmt: skip
 def test_faulty_segmentations(segmentation, message):
@@ -203,7 +239,11 @@ def test_faulty_segmentations(segmentation, message):
 
 def test_coco_objects_are_kept_as_they_are():
     packed = {"size": [30, 40], "counts": [100, 50, 1050]}
-    rows = ({"area": 7, "segmentation": [[2, 3, 12, 3, 12, 11]]}, {"iscrowd": 1, "segmentation": packed}, {"area": "?"})
+    rows = (
+        {"area": 7, "segmentation": [[2, 3, 12, 3, 12, 11]]},
+        {"iscrowd": 1, "segmentation": packed},
+        {"area": "?"},
+    )
     split = coco.parse(document(*rows), "x", "masks")
     first, second = split.samples[0].objects
     assert (first.box, first.label, first.crowd, first.area) == ((2, 3, 12, 11), 0, False, 7)
@@ -215,7 +255,9 @@ def test_coco_objects_are_kept_as_they_are():
 
 
 def test_coco_mixed_polygons_keep_the_good_ones():
-    split = coco.parse(document({"segmentation": [[1, 1, 2, 2], [2, 3, 12, 3, 12, 11]]}), "x", "masks")
+    split = coco.parse(
+        document({"segmentation": [[1, 1, 2, 2], [2, 3, 12, 3, 12, 11]]}), "x", "masks"
+    )
     assert split.samples[0].objects[0].segmentation == [[2, 3, 12, 3, 12, 11]]
 
 
@@ -234,14 +276,24 @@ def test_coco_boxes_that_round_stay():
     [
         ("", "not JSON"), ("[" * 100_000, "not JSON"), ("{}", "no list of images"),
         ("1" * 10_000, "not JSON|expected an object"),
-        (document(images=[1]), "no list of images"), (document(categories=[]), "categories is empty"),
+        (document(images=[1]), "no list of images"), (document(categories=[]), "categories is "
+                                                                               "empty"),
         (document(categories=[{"id": 1, "name": "a"}] * 2), "two categories have the id 1"),
         (document(categories=[{"id": "x", "name": "a"}]), "id that is a number"),
-        (document(width=0), "image 1: width is 0"), (document(width=None), "image 1: width is None"),
-        (document(images=[{"id": 1, "file_name": "a", "width": 1, "height": 1}] * 2), "two images have the id 1"),
+        (document(width=0), "image 1: width is 0"), (document(width=None), "image 1: width is "
+                                                                           "None"),
+        (document(images=[{"id": 1, "file_name": "a", "width": 1, "height": 1}] * 2), "two images "
+                                                                                      "have the id "
+                                                                                      "1"),
         (document(images=[{"id": 1, "width": 1, "height": 1}]), "needs an id and a file_name"),
-        (document({"bbox": [1, 2, 3]}), "annotation 0: bbox is"), (document({"bbox": None}), "annotation 0: bbox is"),
-        (document({"bbox": [1, 2, 3, "x"]}), "annotation 0: bbox is"), (document({"category_id": None}), "id None"),
+        (document({"bbox": [1, 2, 3]}), "annotation 0: "
+                                        "bbox is"), (document({"bbox": None}), "annotation "
+                                                                                             "0: "
+                                                                                             "bbox "
+                                                                                             "is"),
+        (document({"bbox": [1, 2, 3, "x"]}), "annotation "
+                                             "0: bbox is"), (document({"category_id": None}), "id "
+                                                                                              "None"),
         (document({"category_id": [1]}), r"annotation 0: no category with the id \[1\]"),
         (document({"bbox": [1, 2, 3, 10**400]}), "annotation 0: bbox is"),
         (document(width=10**400), "image 1: width is"),
@@ -257,11 +309,23 @@ def test_faulty_coco(text, message):
 @pytest.mark.parametrize(
     ("files", "folders"),
     [
-        (("annotations/instances_train.json", "annotations/instances_val.json"), ("images/train", "images/val")),
+        (
+            ("annotations/instances_train.json", "annotations/instances_val.json"),
+            ("images/train", "images/val"),
+        ),
         (("annotations/instances_train.json", "annotations/instances_val.json"), ("train", "val")),
-        (("annotations/instances_train.json", "annotations/instances_val.json"), ("images", "images")),
-        (("annotations/instances_train.json", "annotations/instances_val.json"), ("BCCD/JPEGImages",) * 2),
-        (("annotations/instances_train2017.json", "annotations/instances_val2017.json"), ("train2017", "val2017")),
+        (
+            ("annotations/instances_train.json", "annotations/instances_val.json"),
+            ("images", "images"),
+        ),
+        (
+            ("annotations/instances_train.json", "annotations/instances_val.json"),
+            ("BCCD/JPEGImages",) * 2,
+        ),
+        (
+            ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
+            ("train2017", "val2017"),
+        ),
         (
             ("annotations/instances_train2017.json", "annotations/instances_val2017.json"),
             ("images/train2017", "images/val2017"),
@@ -279,7 +343,9 @@ def test_coco_layouts(tmp_path, files, folders):
         (sample,) = load(str(tmp_path), split, None, "boxes").samples
         assert sample.image == tmp_path / folder / "1.png"
     if "_annotations" not in files[0]:
-        assert load(str(tmp_path / files[0]), "val", None, "boxes") == load(str(tmp_path), "val", None, "boxes")
+        assert load(str(tmp_path / files[0]), "val", None, "boxes") == load(
+            str(tmp_path), "val", None, "boxes"
+        )
 
 
 def test_coco_places(tmp_path):
@@ -290,7 +356,9 @@ def test_coco_places(tmp_path):
     for i in range(1, 21):
         picture(tmp_path / "images" / f"{i}.png")
     (tmp_path / "all.json").write_text(document({}, images=images))
-    train, val = (load(str(tmp_path / "all.json"), split, None, "boxes").samples for split in ("train", "val"))
+    train, val = (
+        load(str(tmp_path / "all.json"), split, None, "boxes").samples for split in ("train", "val")
+    )
     assert [sample.id for sample in val] == [10, 20]
     assert len(train) == 18
     (tmp_path / "images" / "7.png").unlink()
@@ -317,7 +385,8 @@ def test_coco_leaves_out_images_of_another_size(tmp_path):
     assert "4.png': not an image" in split.skipped[2]
     picture(tmp_path / "images" / "1.png", (41, 30))
     with pytest.raises(
-        DataError, match=r"no samples for 'all' in .*all.json; skipped: .*1.png': left out, it is 41x30"
+        DataError,
+        match=r"no samples for 'all' in .*all.json; skipped: .*1.png': left out, it is 41x30",
     ):
         load(str(tmp_path / "all.json"), "all", None, "masks")
 
@@ -326,7 +395,9 @@ def test_coco_of_one_image_has_no_val(tmp_path):
     (tmp_path / "all.json").write_text(document({}))
     picture(tmp_path / "1.png")
     assert len(load(str(tmp_path / "all.json"), "train", None, "boxes").samples) == 1
-    with pytest.raises(DataError, match=r"no samples for 'val' in .*all.json, every tenth.* too few pictures"):
+    with pytest.raises(
+        DataError, match=r"no samples for 'val' in .*all.json, every tenth.* too few pictures"
+    ):
         load(str(tmp_path / "all.json"), "val", None, "boxes")
 
 
@@ -349,7 +420,9 @@ def make_voc(root, count=20, **names):
     for i in range(count):
         picture(root / "JPEGImages" / f"{i:02}.png")
         (root / "Annotations").mkdir(exist_ok=True)
-        (root / "Annotations" / f"{i:02}.xml").write_text(xml((names.get(f"n{i}", "cat"), 1, 2, 30, 20)))
+        (root / "Annotations" / f"{i:02}.xml").write_text(
+            xml((names.get(f"n{i}", "cat"), 1, 2, 30, 20))
+        )
     return root
 
 
@@ -368,7 +441,11 @@ def test_voc_splits_and_classes(tmp_path):
     with pytest.raises(DataError, match=r"09.xml, object 1 \(dog\): the class is not known"):
         load(str(tmp_path), "val", None, "boxes")
     (tmp_path / "classes.txt").write_text("dog\nhard\ncat\n")
-    assert [item.label for sample in load(str(tmp_path), "val", None, "boxes").samples for item in sample.objects] == [
+    assert [
+        item.label
+        for sample in load(str(tmp_path), "val", None, "boxes").samples
+        for item in sample.objects
+    ] == [
         2,
         0,
     ]
@@ -393,7 +470,9 @@ def test_voc_label_maps(tmp_path):
     indices = np.arange(1200, dtype=np.uint8).reshape(30, 40) % 3
     for i in range(2):
         image = Image.fromarray(indices)
-        image.putpalette([7, 7, 7, 255, 0, 0, 255, 0, 0])  # two of them alike: only indices tell them apart
+        image.putpalette(
+            [7, 7, 7, 255, 0, 0, 255, 0, 0]
+        )  # two of them alike: only indices tell them apart
         (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
         image.save(tmp_path / "SegmentationClass" / f"{i:02}.png")
     split = load(str(tmp_path), "train", None, "semantic")
@@ -415,8 +494,12 @@ def test_voc_label_maps_take_no_order_from_xml(tmp_path):
         "dog",
     )
     assert set(split.samples[0].semantic().ravel().tolist()) == {8}
-    Image.new("L", (40, 30), 2).save(tmp_path / "SegmentationClass" / "01.png")  # an order of their own
-    with pytest.raises(DataError, match=r"classes.txt.*01.png' has \[2\], its XML file what is \[12\] in VOC"):
+    Image.new("L", (40, 30), 2).save(
+        tmp_path / "SegmentationClass" / "01.png"
+    )  # an order of their own
+    with pytest.raises(
+        DataError, match=r"classes.txt.*01.png' has \[2\], its XML file what is \[12\] in VOC"
+    ):
         load(str(tmp_path), "train", None, "semantic")
     make_voc(tmp_path, 2, n1="unicorn")
     with pytest.raises(DataError, match=r"classes.txt.*'unicorn', which is none of VOC"):
@@ -450,14 +533,17 @@ def test_yolo_boxes_and_polygons(tmp_path):
     assert [item.label for item in split.samples[0].objects] == [1, 0]
     assert np.allclose(boxes(split)[0], [(15, 12, 25, 18), (4, 3, 20, 27)])
     with pytest.raises(
-        DataError, match=r"data.yaml, val: 1 of 1 images have no file of labels, as .*labels/val/1.txt'"
+        DataError,
+        match=r"data.yaml, val: 1 of 1 images have no file of labels, as .*labels/val/1.txt'",
     ):
         load(root, "val", None, "boxes")
     picture(tmp_path / "images" / "val" / "2.png")
     (tmp_path / "labels" / "val" / "2.txt").write_text("0 0.5 0.5 0.25 0.2\n")
     val = load(root, "val", None, "boxes")
     assert [len(sample.objects) for sample in val.samples] == [0, 1]
-    assert [line.split(",")[1] for line in val.skipped] == [" val: 1 of 2 images have no file of labels"]
+    assert [line.split(",")[1] for line in val.skipped] == [
+        " val: 1 of 2 images have no file of labels"
+    ]
     split = load(root, "train", None, "masks")
     assert np.allclose(split.samples[0].objects[0].segmentation, [[4, 3, 20, 3, 20, 27]])
     assert "1.txt, line 1: dropped, it is a box without a polygon" in split.skipped[0]
@@ -466,9 +552,12 @@ def test_yolo_boxes_and_polygons(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ("2 0.5 0.5 0.2 0.2", "line 1: class is 2; there are 2 classes"), ("-1 0.5 0.5 0.2 0.2", "class is -1"),
+        ("2 0.5 0.5 0.2 0.2", "line 1: class is 2; there are 2 classes"), ("-1 0.5 0.5 "
+                                                                           "0.2 0.2", "class is "
+                                                                                      "-1"),
         ("0.5 0.5 0.5 0.2 0.2", "class is 0.5"), ("nan 0.5 0.5 0.2 0.2", "class is nan"),
-        ("\n0 0.5 0.5 0.2", "line 2: expected `class cx"), ("0 0.5 0.5 0.2 0.2 0.9", "expected `class cx"),
+        ("\n0 0.5 0.5 0.2", "line 2: expected `class cx"), ("0 0.5 0.5 0.2 0.2 0.9", "expected "
+                                                                                     "`class cx"),
         ("0 0.5 x 0.2 0.2", "expected numbers"), ("0 0.5 nan 0.2 0.2", "expected `class cx"),
     ],
 )  # fmt: skip
@@ -483,23 +572,30 @@ def test_yolo_boxes_are_dropped_or_cut():
     text = "0 0.5 0.5 0 0.2\n0 0.9 0.5 0.4 0.2\n0 5 5 1 1"
     found = yolo.parse(text, "some.txt", range(2), (30, 40), "boxes", notes)
     assert np.allclose([item.box for item in found], [(28, 12, 40, 18)])
-    assert [line.split(":")[0] for line in notes.lines] == [f"some.txt, line {i}" for i in (1, 2, 3)]
+    assert [line.split(":")[0] for line in notes.lines] == [
+        f"some.txt, line {i}" for i in (1, 2, 3)
+    ]
     assert (notes.read, notes.dropped) == (3, {"without an area": 1, "outside of the picture": 1})
 
 
 @pytest.mark.parametrize(
     ("yaml", "message"),
     [
-        ("names: [a", "not YAML"), ("- 1", "expected names"), ("names: 3\ntrain: images", "names is 3"),
+        ("names: [a", "not YAML"), ("- 1", "expected names"), ("names: 3\ntrain: images", "names "
+                                                                                          "is 3"),
         ("names: {0: a, 2: b}\ntrain: x", "names is"), ("nc: 3\nnames: [a]\ntrain: x", "nc is 3"),
         ("names: [a]", "no paths"), ("names: [a]\ntrain: 5", "train is 5"),
         ("names: [a]\nval: images/val", "no split 'train'"),
-        ("names: [a]\ntrain: ../../etc", "outside of the data"), ("names: [a]\ntrain: /etc", "outside of the data"),
-        ("names: [a]\npath: ..\ntrain: x", "outside of the data"), ("names: [a]\ntrain: nowhere", "no such file"),
+        ("names: [a]\ntrain: ../../etc", "outside of the data"), ("names: [a]\ntrain: "
+                                                                  "/etc", "outside of the data"),
+        ("names: [a]\npath: ..\ntrain: x", "outside of the data"), ("names: [a]\ntrain: "
+                                                                    "nowhere", "no such file"),
         ("names: !!python/object:os.system [a]", "not YAML"),
-        ("names: [a]\ntrain: 2001-99-99", "data.yaml: not YAML: month must be"), ("[" * 1000, "data.yaml: not YAML"),
+        ("names: [a]\ntrain: 2001-99-99", "data.yaml: not YAML: month "
+                                          "must be"), ("[" * 1000, "data.yaml: not YAML"),
         ("names: [yes, 'no']\ntrain: x", "data.yaml: names has yes, on or true without quotes"),
-        ("names: {0: 'yes', 1: no}\ntrain: x", "data.yaml: names has no, off or false without quotes"),
+        ("names: {0: 'yes', 1: no}\ntrain: x", "data.yaml: names has no, off or false without "
+                                               "quotes"),
     ],
 )  # fmt: skip
 def test_faulty_yolo_yaml(tmp_path, yaml, message):
@@ -507,7 +603,9 @@ def test_faulty_yolo_yaml(tmp_path, yaml, message):
         load(make_yolo(tmp_path, "", yaml), "train", None, "boxes")
 
 
-@pytest.mark.parametrize("use", ["names: *a6", "names: [a]\ntrain: *a6", "names: [a]\nnc: *a6", "names: {0: *a6}"])
+@pytest.mark.parametrize(
+    "use", ["names: *a6", "names: [a]\ntrain: *a6", "names: [a]\nnc: *a6", "names: {0: *a6}"]
+)
 def test_yolo_yaml_aliases_do_not_expand(use):
     """Seven levels of nine: written out, 5 million words."""
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n"
@@ -526,7 +624,10 @@ def test_yolo_yaml_merges_do_not_expand():
 def test_yolo_yaml_forms(tmp_path):
     expected = load(make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2"), "train", None, "boxes")
     (tmp_path / "list.txt").write_text("./images/train/1.png\n")
-    for yaml in ("names: {0: cat, 1: dog}\ntrain: list.txt", "names: [cat, dog]\ntrain: [../images/train]\nnc: 2"):
+    for yaml in (
+        "names: {0: cat, 1: dog}\ntrain: list.txt",
+        "names: [cat, dog]\ntrain: [../images/train]\nnc: 2",
+    ):
         root = make_yolo(tmp_path, "1 0.5 0.5 0.25 0.2", yaml)
         assert contents(load(root, "train", None, "boxes")) == contents(expected)
         assert contents(load(f"{root}/data.yaml", "all", None, "boxes")) == contents(expected)
@@ -613,7 +714,13 @@ def test_label_files_are_checked(tmp_path):
     Image.new("L", (2, 2)).save(tmp_path / "b.jpg")
     Image.new("LA", (2, 2)).save(tmp_path / "c.png")
     (tmp_path / "d.png").write_bytes(b"")
-    for name, message in (("a", "from 300 to 300"), ("b", "JPEG"), ("c", "mode LA"), ("d", "empty"), ("e", "no such")):
+    for name, message in (
+        ("a", "from 300 to 300"),
+        ("b", "JPEG"),
+        ("c", "mode LA"),
+        ("d", "empty"),
+        ("e", "no such"),
+    ):
         path = tmp_path / f"{name}.{'jpg' if name == 'b' else 'png'}"
         with pytest.raises(DataError, match=f"{path.name}.*{message}"):
             read_labels(path)
@@ -640,7 +747,9 @@ def test_pngs_are_measured_without_their_pixels(tmp_path, monkeypatch):
     (tmp_path / "plain.png").write_bytes(plain)
     (tmp_path / "late.png").write_bytes(plain[:-12] + data[at:end] + plain[-12:])
     texts = PngImagePlugin.PngInfo()
-    texts.add_text("Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}", zip=True)
+    texts.add_text(
+        "Raw profile type exif", f"\nexif\n{len(exif.tobytes())}\n{exif.tobytes().hex()}", zip=True
+    )
     Image.new("RGB", (20, 10)).save(tmp_path / "text.png", pnginfo=texts)
     loads = []
     load_pixels = PngImagePlugin.PngImageFile.load
@@ -649,7 +758,11 @@ def test_pngs_are_measured_without_their_pixels(tmp_path, monkeypatch):
         "load",
         lambda self: loads.append(self) if self.size != (1, 1) else load_pixels(self),
     )
-    for name, size, count in (("plain", (20, 10), 0), ("turned", (10, 20), 0), ("late", (10, 20), 0)):
+    for name, size, count in (
+        ("plain", (20, 10), 0),
+        ("turned", (10, 20), 0),
+        ("late", (10, 20), 0),
+    ):
         assert (measure(tmp_path / f"{name}.png"), len(loads)) == (size, count)
     monkeypatch.undo()
     for name in ("plain", "turned", "late", "text"):
@@ -660,7 +773,9 @@ def test_pngs_are_measured_without_their_pixels(tmp_path, monkeypatch):
 
 
 def test_shapes_of_all_targets_show_the_same():
-    by_box, by_mask, by_pixel = (load("shapes:60", "train", None, target) for target in ("boxes", "masks", "semantic"))
+    by_box, by_mask, by_pixel = (
+        load("shapes:60", "train", None, target) for target in ("boxes", "masks", "semantic")
+    )
     assert by_pixel.classes == ["background", *by_box.classes]
     assert {len(sample.objects) for sample in by_box.samples} == {1, 2, 3, 4}
     counts = [item.label for sample in by_box.samples for item in sample.objects]
@@ -676,7 +791,9 @@ def test_shapes_of_all_targets_show_the_same():
             found = np.array([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1])
             assert np.abs(found - item.box).max() < 2
             assert (labels[mask] == item.label + 1).mean() > 0.97
-            near = np.array([np.roll(mask, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]).any(0)
+            near = np.array(
+                [np.roll(mask, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
+            ).any(0)
             drawn[near] |= labels[near] == item.label + 1
         assert (
             drawn.sum() > 0.98 * (labels > 0).sum()
@@ -695,7 +812,9 @@ def test_shapes_for_classification_stay():
 @NEEDS_SHARED
 @pytest.mark.parametrize(("split", "count", "total"), [("train", 205, 2804), ("val", 87, 1137)])
 def test_bccd_is_the_same_in_both_formats(split, count, total):
-    by_xml, by_json = (load(str(SHARED / root), split, None, "boxes") for root in ("bccd_voc/BCCD", "bccd_voc"))
+    by_xml, by_json = (
+        load(str(SHARED / root), split, None, "boxes") for root in ("bccd_voc/BCCD", "bccd_voc")
+    )
     assert contents(by_xml) == contents(by_json)
     assert by_xml.classes == by_json.classes == ["Platelets", "RBC", "WBC"]
     assert (len(by_json.samples), sum(map(len, boxes(by_json)))) == (count, total)
@@ -706,7 +825,12 @@ def test_bccd_is_the_same_in_both_formats(split, count, total):
 @NEEDS_SHARED
 def test_coco_mini_masks_are_their_boxes_and_areas():
     split = load(str(SHARED / "coco_mini"), "val", None, "masks")
-    assert (len(split.samples), len(split.classes), len(split.ids), split.skipped) == (20, 80, 80, [])
+    assert (len(split.samples), len(split.classes), len(split.ids), split.skipped) == (
+        20,
+        80,
+        80,
+        [],
+    )
     for sample in split.samples[:5]:
         width, height = measure(sample.image)
         for item in sample.objects:
@@ -777,7 +901,13 @@ def turned_data(root: Path, format: str, orientation: int, annotated: tuple[int,
     return "semantic"
 
 
-FORMATS_OF_PLACES = ("coco", "yolo", "voc", "voc-semantic", "masks")  # whose annotations are of places in a picture
+FORMATS_OF_PLACES = (
+    "coco",
+    "yolo",
+    "voc",
+    "voc-semantic",
+    "masks",
+)  # whose annotations are of places in a picture
 
 
 @pytest.mark.parametrize("format", FORMATS_OF_PLACES)
@@ -805,7 +935,9 @@ def test_pictures_that_nothing_turns_are_not_counted(tmp_path, format, orientati
 @pytest.mark.parametrize("format", ["coco", "voc"])
 def test_boxes_of_the_stored_frame_are_left_out(tmp_path, format):
     target = turned_data(tmp_path, format, 6, (40, 20))
-    with pytest.raises(DataError, match=r"left out, it is 20x40, turned by its EXIF orientation.* says 40x20"):
+    with pytest.raises(
+        DataError, match=r"left out, it is 20x40, turned by its EXIF orientation.* says 40x20"
+    ):
         load(str(tmp_path), "train", None, target)
 
 

@@ -59,7 +59,11 @@ def test_a_step_of_training(name: str):
         losses = task.loss(model.head, model(image(*size)), annotation(size, some))
         assert all(value.isfinite() for value in losses.values()), losses
         sum(losses.values()).backward()
-        without = [key for key, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+        without = [
+            key
+            for key, p in model.named_parameters()
+            if p.grad is None or not p.grad.isfinite().all()
+        ]
         assert not without
         optimizer.step()
     assert all(p.isfinite().all() for p in model.parameters())
@@ -81,9 +85,10 @@ def test_collapses_to_the_same(name: str):
 def calibrate(model: Model, pictures: torch.Tensor) -> None:
     """Give batch norms the statistics of pictures, so that deep features differ from place to place.
 
-    With random ones they hardly do: boxes of neighbors are the same but for their place, their scores within 1e-6, and
-    rounding decides which of them the NMS keeps. A part stays random: random convolutions between exact statistics let
-    rounding grow from layer to layer, as those of a trained network do not.
+    With random ones they hardly do: boxes of neighbors are the same but for their place, their
+    scores within 1e-6, and rounding decides which of them the NMS keeps. A part stays random:
+    random convolutions between exact statistics let rounding grow from layer to layer, as those of
+    a trained network do not.
     """
     norms = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
     for norm in norms:
@@ -99,7 +104,9 @@ def spread(model: Model, layer: torch.nn.Module, pictures: torch.Tensor, which: 
     hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     model(pictures)
     hook.remove()
-    found = torch.cat([o.transpose(0, 1).flatten(1) if o.ndim == 4 else o.T for o in outputs], 1)  # (channels, places)
+    found = torch.cat(
+        [o.transpose(0, 1).flatten(1) if o.ndim == 4 else o.T for o in outputs], 1
+    )  # (channels, places)
     mean, factor = found.mean(1)[which], 1 / found.std(1)[which]
     layer.weight[which] *= factor.view(-1, *[1] * (layer.weight.ndim - 1))
     layer.bias[which] = (layer.bias[which] - mean) * factor
@@ -111,24 +118,33 @@ def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
     about as many pixels of each.
     """
     model = made(name)
-    anchors = {key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")}
+    anchors = {
+        key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")
+    }
     randomize(model, seed=1).load_state_dict(anchors, strict=False)
-    if name.startswith(("yolo", "maskrcnn")):  # of nearly equal scores rounding decides which the NMS keeps
+    if name.startswith(
+        ("yolo", "maskrcnn")
+    ):  # of nearly equal scores rounding decides which the NMS keeps
         head, preprocess = model.head, Preprocess(size, mode=find("tasks", model.task).MODE)
-        seen = torch.cat([image(*size), torch.stack([preprocess(shapes.draw(i)) for i in range(2, 6)])])
+        seen = torch.cat(
+            [image(*size), torch.stack([preprocess(shapes.draw(i)) for i in range(2, 6)])]
+        )
         calibrate(model, seen)
         layers = [*head.detect.convs] if name.startswith("yolo") else [
             head.rpn.head.cls_logits, head.roi_heads.box_predictor.cls_score
         ]  # fmt: skip
         for layer in layers:  # of yolo the objectness: 5th of 8 numbers of an anchor
-            spread(model, layer, seen, slice(4, None, 8) if name.startswith("yolo") else slice(None))
+            spread(
+                model, layer, seen, slice(4, None, 8) if name.startswith("yolo") else slice(None)
+            )
     if name.startswith("deeplabv3") and embedded:
         model.head.classifier.bias -= model(image(*size))["logits"].mean((0, 2, 3))
     return model
 
 
-# Raw and decoded take the same way through the backbone and the head, so that each pair is exported in one of the two
-# forms, as on a chessboard: each head in both with three backbones, each backbone in both with two heads.
+# Raw and decoded take the same way through the backbone and the head, so that each pair is exported
+# in one of the two forms, as on a chessboard: each head in both with three backbones, each backbone
+# in both with two heads.
 EXPORTED = [
     (f"{head}/{backbone}", bool((row + column) % 2))
     for row, head in enumerate(OPTIONS)
@@ -137,13 +153,17 @@ EXPORTED = [
 
 
 @pytest.mark.parametrize(
-    ("name", "embedded"), EXPORTED, ids=[f"{name}-{'decoded' if embedded else 'raw'}" for name, embedded in EXPORTED]
+    ("name", "embedded"),
+    EXPORTED,
+    ids=[f"{name}-{'decoded' if embedded else 'raw'}" for name, embedded in EXPORTED],
 )
 def test_exported_files_find_the_same(name: str, embedded: bool, tmp_path: Path):
     """A square with raw outputs, 3:2 with the decode in the graph: `export` compares what is found, and raises."""
     size = WIDE if embedded else SQUARE
     model, pictures = ready(name, size, embedded), [shapes.draw(i) for i in range(2)]
-    done = fleetnet.export(model, "onnx", tmp_path / "m.onnx", size=size, embed_decode=embedded, pictures=pictures)
+    done = fleetnet.export(
+        model, "onnx", tmp_path / "m.onnx", size=size, embed_decode=embedded, pictures=pictures
+    )
     found, agreement = fleetnet.load(done.path).predictions(pictures), done.parity.agreement
     if name.startswith("deeplabv3"):
         assert agreement.pixels >= 0.999
@@ -155,7 +175,9 @@ def test_exported_files_find_the_same(name: str, embedded: bool, tmp_path: Path)
         assert all(len(one["boxes"]) for one in found)
 
 
-def test_a_file_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_file_that_finds_something_else_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """The boxes in the written file are a hundredth too large."""
     write, model = onnx.export, ready("yolo/fasternet_t0", SQUARE, embedded=True)
 
@@ -167,6 +189,8 @@ def test_a_file_that_finds_something_else_is_refused(tmp_path: Path, monkeypatch
         anchors.copy_(right)
 
     monkeypatch.setattr(onnx, "export", wrong)
-    with pytest.raises(ExportError, match=r"not written.*boxes without their like.*is right in torch"):
+    with pytest.raises(
+        ExportError, match=r"not written.*boxes without their like.*is right in torch"
+    ):
         fleetnet.export(model, "onnx", tmp_path / "m.onnx", size=SQUARE, embed_decode=True)
     assert not list(tmp_path.iterdir())

@@ -48,8 +48,15 @@ def test_survival_is_watched(hostile, tmp_path, monkeypatch):
         "d": lambda: images.read(tmp_path / "none"),
     }
     load_picture = images.load
-    monkeypatch.setattr(images, "load", lambda path, *more: deeds.get(path.name, lambda: load_picture(path, *more))())
-    outcomes = {name: told for name, (told, _) in hostile.survive(sorted(tmp_path.iterdir()), wait=3.0).items()}
+    monkeypatch.setattr(
+        images,
+        "load",
+        lambda path, *more: deeds.get(path.name, lambda: load_picture(path, *more))(),
+    )
+    outcomes = {
+        name: told
+        for name, (told, _) in hostile.survive(sorted(tmp_path.iterdir()), wait=3.0).items()
+    }
     assert outcomes["a"] == "RAW died with exit code -9"
     assert outcomes["b"] == "RAW hangs for 3 s"
     assert outcomes["c"] == "RAW ZeroDivisionError: division by zero"
@@ -143,7 +150,9 @@ def test_bands_of_tiff(tmp_path, monkeypatch, mode, options):
     tags = {278: 16}  # rows in a strip
     if "orientation" in options:
         tags[274] = options["orientation"]
-    picture("RGB" if mode == "CMYK" else mode).convert(mode).save(tmp_path / "x.tiff", tiffinfo=tags, **settings)
+    picture("RGB" if mode == "CMYK" else mode).convert(mode).save(
+        tmp_path / "x.tiff", tiffinfo=tags, **settings
+    )
     with (tmp_path / "x.tiff").open("rb") as file:
         strips = bands.tiff_bands(file)
         assert strips is not None
@@ -155,7 +164,9 @@ def test_bands_of_tiff(tmp_path, monkeypatch, mode, options):
 @pytest.mark.parametrize("cut", [0.3, 0.6, 0.95])
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_bands_of_cut_files(tmp_path, monkeypatch, suffix, cut):
-    picture("RGB").save(tmp_path / f"whole.{suffix}", **({"tiffinfo": {278: 16}} if suffix == "tiff" else {}))
+    picture("RGB").save(
+        tmp_path / f"whole.{suffix}", **({"tiffinfo": {278: 16}} if suffix == "tiff" else {})
+    )
     content = (tmp_path / f"whole.{suffix}").read_bytes()
     (tmp_path / f"x.{suffix}").write_bytes(content[: int(cut * len(content))])
     monkeypatch.setattr(images, "BANDED", 10)
@@ -172,7 +183,13 @@ def test_large_pictures_are_reduced(tmp_path, monkeypatch, suffix, orientation):
     exif[0x0112] = orientation
     whole = picture("RGB", (331, 250))
     settings = {"exif": exif} if suffix != "bmp" else {}
-    whole.save(tmp_path / f"x.{suffix}", lossless=True, tiffinfo={278: 16, 274: orientation}, quality=95, **settings)
+    whole.save(
+        tmp_path / f"x.{suffix}",
+        lossless=True,
+        tiffinfo={278: 16, 274: orientation},
+        quality=95,
+        **settings,
+    )
     full = images.read(tmp_path / f"x.{suffix}")
     monkeypatch.setattr(images, "LARGE", 10_000)
     monkeypatch.setattr(images, "BANDED", 5_000)
@@ -184,7 +201,9 @@ def test_large_pictures_are_reduced(tmp_path, monkeypatch, suffix, orientation):
     assert abs(read.image.height - full.height / factor) < 1
     assert images.measure(tmp_path / f"x.{suffix}") == full.size
     array = images.load(np.asarray(full))
-    if suffix != "jpg" and (orientation == 1 or suffix == "bmp"):  # others are turned after that, from another corner
+    if suffix != "jpg" and (
+        orientation == 1 or suffix == "bmp"
+    ):  # others are turned after that, from another corner
         assert np.array_equal(np.asarray(read.image), np.asarray(array.image))
     preprocess = Preprocess((48, 32), mode="letterbox")
     inner = (preprocess(read) - preprocess(full)).abs()
@@ -206,7 +225,9 @@ def test_annotations_of_large_pictures_follow(tmp_path, monkeypatch):
     assert torch.allclose(targets["boxes"], torch.tensor([[10.0, 20.0, 30.0, 40.0]]), atol=0.4)
 
 
-@pytest.mark.parametrize("name", ["ssd/fasternet_t0", "deeplabv3/fasternet_t0", "maskrcnn/fasternet_t0"])
+@pytest.mark.parametrize(
+    "name", ["ssd/fasternet_t0", "deeplabv3/fasternet_t0", "maskrcnn/fasternet_t0"]
+)
 def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
     """Boxes in the picture's own pixels; masks and label maps of the size of the reduced image."""
     from fleetnet import checkpoint
@@ -215,9 +236,13 @@ def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
 
     torch.manual_seed(0)
     preprocess = Preprocess((64, 64), mode="stretch")
-    options = {"maskrcnn": {"channels": 16, "hidden": 16}, "deeplabv3": {"channels": 16}}.get(name.split("/")[0], {})
+    options = {"maskrcnn": {"channels": 16, "hidden": 16}, "deeplabv3": {"channels": 16}}.get(
+        name.split("/")[0], {}
+    )
     model = build(name, 2, options=options).eval()
-    checkpoint.save(tmp_path / "best.safetensors", model, classes=["a", "b"], preprocess=preprocess, metrics={})
+    checkpoint.save(
+        tmp_path / "best.safetensors", model, classes=["a", "b"], preprocess=preprocess, metrics={}
+    )
     picture("RGB", (331, 250)).save(tmp_path / "x.png")
     full = load(tmp_path).predictions(tmp_path / "x.png")[0]
     monkeypatch.setattr(images, "LARGE", 10_000)
@@ -229,7 +254,14 @@ def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
         assert (full["semantic"][1::3, 1::3] == reduced["semantic"][:83, :110]).float().mean() > 0.9
     if "masks" in full:
         assert reduced["masks"].shape[1:] == (84, 111)
-    words = ["predict", "--model", str(tmp_path), str(tmp_path / "x.png"), "--out", str(tmp_path / "out")]
+    words = [
+        "predict",
+        "--model",
+        str(tmp_path),
+        str(tmp_path / "x.png"),
+        "--out",
+        str(tmp_path / "out"),
+    ]
     assert main([*words, *([] if "deeplab" in name else ["--threshold", "0"])]) == 0
     assert next((tmp_path / "out" / "drawn").iterdir()).stat().st_size > 0
 
@@ -244,7 +276,9 @@ def test_masks_are_enlarged_as_run_lengths(size):
     blob = np.zeros((84, 110), bool)
     blob[30:, 10:60] = True
     for mask in map(torch.from_numpy, [*small, blob, blob[::-1].copy()]):
-        rows, columns = (torch.arange(large) * few // large for large, few in zip(size, (84, 110), strict=True))
+        rows, columns = (
+            torch.arange(large) * few // large for large, few in zip(size, (84, 110), strict=True)
+        )
         large = mask[rows][:, columns]
         assert encode_enlarged(mask, size) == encode(large[None])[0]
 
@@ -261,7 +295,9 @@ def test_label_maps_in_bands(tmp_path, monkeypatch):
     monkeypatch.setattr(images, "BANDED", 10)
     monkeypatch.setattr(bands, "PIECE", 700)
     for path in sorted(tmp_path.iterdir()):
-        assert np.array_equal(images.read_labels(path, colors if path.stem == "colors" else None), labels), path
+        assert np.array_equal(
+            images.read_labels(path, colors if path.stem == "colors" else None), labels
+        ), path
 
 
 def test_the_bytes_of_a_file_bound_its_memory(monkeypatch):
@@ -269,8 +305,12 @@ def test_the_bytes_of_a_file_bound_its_memory(monkeypatch):
     out = io.BytesIO()
     Image.new("RGB", (400, 400)).save(out, "webp")
     monkeypatch.setattr(images, "MEMORY", 1_000_000)
-    with pytest.raises(DataError, match="400x400 pixels would take 2 MB, and the file has only 0 kB"):
+    with pytest.raises(
+        DataError, match="400x400 pixels would take 2 MB, and the file has only 0 kB"
+    ):
         images.read(out.getvalue())
     out = io.BytesIO()
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)).save(out, "webp", lossless=True)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (400, 400, 3), np.uint8)).save(
+        out, "webp", lossless=True
+    )
     assert images.read(out.getvalue()).size == (400, 400)  # a photograph of that size has the bytes

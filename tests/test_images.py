@@ -18,20 +18,29 @@ def table() -> list[tuple[str, str]]:
     """(file, expectation) of the files that are stored."""
     if not BAD.is_dir():
         return []
-    rows = [line.split("\t") for line in (BAD / "expectations.tsv").read_text(encoding="utf-8").split("\n")[1:]]
-    names = [(row[0].replace("\\n", "\n").replace("\\t", "\t"), row[3]) for row in rows if len(row) > 3]
+    rows = [
+        line.split("\t")
+        for line in (BAD / "expectations.tsv").read_text(encoding="utf-8").split("\n")[1:]
+    ]
+    names = [
+        (row[0].replace("\\n", "\n").replace("\\t", "\t"), row[3]) for row in rows if len(row) > 3
+    ]
     return [(name, expect) for name, expect in names if name.startswith("images/")]
 
 
 def picture(size=(20, 30), mode="RGB") -> Image.Image:
     """Smooth, so that JPEG keeps it, and different in each corner, so that a flip shows."""
     y, x = np.mgrid[0 : size[1], 0 : size[0]]
-    channels = np.stack([x * 255 / size[0], y * 255 / size[1], (x + y) * 60 / size[0]], -1).astype(np.uint8)
+    channels = np.stack([x * 255 / size[0], y * 255 / size[1], (x + y) * 60 / size[0]], -1).astype(
+        np.uint8
+    )
     return Image.fromarray(channels).convert(mode)
 
 
 def close(a: Image.Image, b: Image.Image, tolerance: float) -> bool:
-    return a.size == b.size and np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() <= tolerance
+    return (
+        a.size == b.size and np.abs(np.asarray(a, float) - np.asarray(b, float)).mean() <= tolerance
+    )
 
 
 @NEEDS_BAD
@@ -73,7 +82,13 @@ def test_badfiles_folder():
     found, skipped = find_images(BAD / "images")
     names = {path.name for path in found}
     assert found == sorted(found)
-    assert {"UPPER.JPG", "mixed.JpEg", " leading space.jpg", "new\nline.jpg", "[bracket]*.jpg"} <= names
+    assert {
+        "UPPER.JPG",
+        "mixed.JpEg",
+        " leading space.jpg",
+        "new\nline.jpg",
+        "[bracket]*.jpg",
+    } <= names
     ignored = {Path(name).name for name, expect in table() if expect == "ignore"}
     assert not names & (ignored | {"directory.jpg", "noextension", ".hidden.jpg"})
     assert any("directory.jpg" in line and "folder" in line for line in skipped)
@@ -81,12 +96,26 @@ def test_badfiles_folder():
 
 @pytest.mark.parametrize("orientation", range(10))
 def test_exif_orientation(tmp_path, orientation):
-    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # Transpose that turns the upright picture into the stored one
-    stored = picture().transpose(Image.Transpose(undo[orientation])) if orientation in undo else picture()
+    undo = {
+        2: 0,
+        3: 3,
+        4: 1,
+        5: 5,
+        6: 2,
+        7: 6,
+        8: 4,
+    }  # Transpose that turns the upright picture into the stored one
+    stored = (
+        picture().transpose(Image.Transpose(undo[orientation]))
+        if orientation in undo
+        else picture()
+    )
     exif = Image.Exif()
     exif[0x0112] = orientation
     for suffix in (".png", ".jpg", ".tiff", ".webp"):
-        stored.save(tmp_path / f"x{suffix}", exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+        stored.save(
+            tmp_path / f"x{suffix}", exif=exif, **({"lossless": True} if suffix == ".webp" else {})
+        )
         assert close(read(tmp_path / f"x{suffix}"), picture(), 0 if suffix != ".jpg" else 5), suffix
 
 
@@ -108,7 +137,9 @@ def test_gray_of_more_than_8_bits(tmp_path):
     for name in ("x.png", "i.tiff", "f.tiff"):
         pixels = np.asarray(read(tmp_path / name))
         assert pixels.shape == (1, 6, 3)
-        assert np.abs(pixels[0] - np.array(expected)[:, None]).max() <= (1 if name == "f.tiff" else 0), name
+        assert np.abs(pixels[0] - np.array(expected)[:, None]).max() <= (
+            1 if name == "f.tiff" else 0
+        ), name
 
 
 @pytest.mark.parametrize("value", [-1.0, 2.0, float("nan")])
@@ -184,7 +215,9 @@ def test_what_is_no_file(tmp_path):
     (tmp_path / "sub" / "note.txt").write_text("")
     picture().save(tmp_path / "sub" / "good.JPG")
     reasons = {
-        "fifo.jpg": "regular file", "dir.jpg": "folder", "a.jpg": "back to itself", "b.jpg": "back to itself",
+        "fifo.jpg": "regular file", "dir.jpg": "folder", "a.jpg": "back to itself", "b.jpg": "back "
+                                                                                             "to "
+                                                                                             "itself",
         "gone.jpg": "does not exist", "none.jpg": "no such file",
     }  # fmt: skip
     for name, reason in reasons.items():

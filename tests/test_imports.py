@@ -38,16 +38,17 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "checkpoint": "facts tasks transforms weights reparam files reading errors __init__",
     "runtimes": "runtimes facts scopes boxes reparam parc files reading find errors",
     "realistic": "",
-    "predict": "checkpoint weights reparam reading images runtimes tasks transforms boxes find errors",
-    "training": "training augment balance boxes checkpoint data facts images loading page predict preprocess report "
-    "tasks transforms files reading find errors __init__",
+    "predict": "checkpoint weights reparam reading images runtimes tasks transforms boxes find "
+    "errors",
+    "training": "training augment balance boxes checkpoint data facts images loading page predict "
+    "preprocess report tasks transforms files reading find errors __init__",
     "equalize": "",
     "int8": "int8 runtimes find reading errors",
-    "quantize": "loading int8 equalize checkpoint weights runtimes predict training transforms tasks reparam "
-    "files reading find errors",
-    "cli": "cli backbones bench boxes checkpoint data devices errors files reading find flops preprocess training "
-    "images loading predict quantize realistic reparam report runtimes synonyms tasks "
-    "transforms weights __init__",
+    "quantize": "loading int8 equalize checkpoint weights runtimes predict training transforms "
+    "tasks reparam files reading find errors",
+    "cli": "cli backbones bench boxes checkpoint data devices errors files reading find flops "
+    "preprocess training images loading predict quantize realistic reparam report runtimes "
+    "synonyms tasks transforms weights __init__",
     "__init__": "data errors predict reparam training transforms weights",
     "__main__": "cli",
 }

@@ -1,7 +1,8 @@
 """Int8 files compute the same on every class of CPU; what does not is refused, or opened so that it does.
 
-x86 without VNNI adds products of int8 in pairs in 16 bits, which saturate. That is emulated here on the weights in the
-files, so that it is seen on any machine, and computed by oneDNN's own kernels for AVX2, in a process of its own.
+x86 without VNNI adds products of int8 in pairs in 16 bits, which saturate. That is emulated here on
+the weights in the files, so that it is seen on any machine, and computed by oneDNN's own kernels
+for AVX2, in a process of its own.
 """
 
 import json
@@ -80,7 +81,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
             round_coarsely(patch)
             patch.setattr("fleetnet.quantize.overflowing", lambda weights: [])
             older = quantize(source, runtime, path_in(folder / "older", runtime), max_drop=30).path
-        found[runtime] = older, quantize(source, runtime, path_in(folder / "safe", runtime), max_drop=30).path
+        found[runtime] = (
+            older,
+            quantize(source, runtime, path_in(folder / "safe", runtime), max_drop=30).path,
+        )
     return found
 
 
@@ -116,7 +120,9 @@ def test_no_weights_in_a_file_saturate(runtime: str, files: dict[str, tuple[Path
     """Neither in the worst order with the largest values, nor in their own with any."""
     older, path = of(files, runtime)
     weights = find("runtimes", runtime).integer_weights(older)
-    assert max(worst(rows) for rows in weights.values()) > 2**14  # of 2**15: this is what has to be seen
+    assert (
+        max(worst(rows) for rows in weights.values()) > 2**14
+    )  # of 2**15: this is what has to be seen
     weights = find("runtimes", runtime).integer_weights(path)
     assert len(weights) == (7 if runtime == "onnx" else 8)  # onnxruntime's gate is in float
     generator = np.random.default_rng(0)
@@ -129,7 +135,12 @@ def test_no_weights_in_a_file_saturate(runtime: str, files: dict[str, tuple[Path
         assert _int8.pairs(rows).min() >= _int8.LARGEST_PAIR - 2, name
     about = json.loads(path.with_suffix(".json").read_text())["int8"]
     assert about["cpus"].startswith("any")
-    assert _int8.LARGEST_PAIR - 2 <= about["largest_pair"] <= about["largest_pair_allowed"] == _int8.LARGEST_PAIR
+    assert (
+        _int8.LARGEST_PAIR - 2
+        <= about["largest_pair"]
+        <= about["largest_pair_allowed"]
+        == _int8.LARGEST_PAIR
+    )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -153,7 +164,9 @@ def test_scales_are_the_finest_that_are_safe() -> None:
         assert _int8.pairs(rounded).max() <= _int8.LARGEST_PAIR
         assert _int8.pairs(np.round(weight / scales[:, None] * 1.02)).max() > _int8.LARGEST_PAIR - 1
         assert np.abs(rounded).max() <= 127
-    assert np.round(np.array([3.0, -3.0]) / _int8.safe_scales(np.array([[3.0, -3.0]]))).tolist() == [127, -127]
+    assert np.round(
+        np.array([3.0, -3.0]) / _int8.safe_scales(np.array([[3.0, -3.0]]))
+    ).tolist() == [127, -127]
     assert _int8.safe_scales(np.zeros((2, 4))).min() > 0
 
 
@@ -173,12 +186,17 @@ def test_weights_of_other_operators_are_found(tmp_path: Path) -> None:
         return tmp_path / "net.onnx"
 
     matrix = np.array([[100, 1], [-100, 100], [1, 100]], np.int8)  # 3 inputs, 2 outputs
-    assert onnx_runtime.integer_weights(file("MatMulInteger", matrix))["layer"].tolist() == matrix.T.tolist()
+    assert (
+        onnx_runtime.integer_weights(file("MatMulInteger", matrix))["layer"].tolist()
+        == matrix.T.tolist()
+    )
     assert _int8.overflowing(onnx_runtime.integer_weights(tmp_path / "net.onnx")) == ["layer"]
     assert _int8.overflowing(onnx_runtime.integer_weights(file("Gemm", matrix, transB=1))) == []
     images = np.full((2, 3, 1, 1), 100, np.int8)
     assert onnx_runtime.integer_weights(file("ConvInteger", images))["layer"].shape == (2, 3)
-    assert onnx_runtime.integer_weights(file("ConvInteger", images.astype(np.uint8))) == {}  # these do not saturate
+    assert (
+        onnx_runtime.integer_weights(file("ConvInteger", images.astype(np.uint8))) == {}
+    )  # these do not saturate
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -199,7 +217,9 @@ def test_an_older_onnx_file_is_opened_with_kernels_of_32_bits(
     expected = outputs(older)
     assert not any(asked)
     monkeypatch.setattr(onnx_runtime, "int8_class", lambda: AVX2)
-    with pytest.warns(SlowerWarning, match=r"in .*/Conv and \d+ more layers leave 16 bits.*fleetnet quantize"):
+    with pytest.warns(
+        SlowerWarning, match=r"in .*/Conv and \d+ more layers leave 16 bits.*fleetnet quantize"
+    ):
         again = outputs(older)
     assert asked[-1]
     assert decibels(expected, again) > 40
@@ -234,7 +254,11 @@ def test_openvino_computes_the_same_with_the_kernels_of_avx2(
     older, safe = of(files, "openvino")
     batch = images(64, 2).numpy()
     np.save(tmp_path / "images.npy", batch)
-    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "PYTHONPATH": str(Path(fleetnet.__file__).parents[1])}
+    environment = {
+        **os.environ,
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "PYTHONPATH": str(Path(fleetnet.__file__).parents[1]),
+    }
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "images.npy"), str(older), str(safe)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
@@ -245,12 +269,18 @@ def test_openvino_computes_the_same_with_the_kernels_of_avx2(
     assert "leave 16 bits" in found["older warned"][0]
     assert found["safe warned"] == []
     if "AVX2" in _cpu.int8_class().names:
-        assert decibels(exact, np.array(found["older as it is"])) < 15  # 12 measured: what this is all about
+        assert (
+            decibels(exact, np.array(found["older as it is"])) < 15
+        )  # 12 measured: what this is all about
         assert decibels(np.array(found["safe"]), outputs(safe)) > 40  # there and here
 
 
 def test_eval_says_it_in_one_line(
-    tmp_path: Path, photos: Path, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    photos: Path,
+    run: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("fleetnet.quantize.overflowing", lambda weights: [])
     round_coarsely(monkeypatch)
@@ -286,7 +316,11 @@ def test_eval_says_it_in_one_line(
     ],
 )  # fmt: skip
 def test_classes(
-    machine: str, features: set[str], names: tuple[str, ...], saturates: bool, monkeypatch: pytest.MonkeyPatch
+    machine: str,
+    features: set[str],
+    names: tuple[str, ...],
+    saturates: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_cpu, "_features", lambda: set(features))
     monkeypatch.setattr(_cpu.platform, "machine", lambda: machine)
@@ -297,7 +331,9 @@ def test_classes(
     assert str(kind) == (", ".join(names) or "unknown")
 
 
-def test_instructions_without_torch_telling_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_instructions_without_torch_telling_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(torch, "cpu", ModuleType("older"))
     text = tmp_path / "cpuinfo"
     text.write_text("processor: 0\nflags\t\t: fpu avx2 avx512f avx512_vnni\n")
@@ -311,7 +347,12 @@ def test_a_cap_on_onednn_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_cpu, "int8_class", lambda: VNNI)
     monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
     assert not _cpu.onednn_saturates()
-    for cap, saturates in (("AVX2", True), ("avx512_core", True), ("AVX512_CORE_VNNI", False), ("AVX2_VNNI", False)):
+    for cap, saturates in (
+        ("AVX2", True),
+        ("avx512_core", True),
+        ("AVX512_CORE_VNNI", False),
+        ("AVX2_VNNI", False),
+    ):
         monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", cap)
         assert _cpu.onednn_saturates() == saturates
     monkeypatch.setattr(_cpu, "int8_class", lambda: AVX2)
@@ -319,7 +360,9 @@ def test_a_cap_on_onednn_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert _cpu.onednn_saturates()
 
 
-def test_doctor_names_the_class(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_doctor_names_the_class(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for kind in (AVX2, VNNI):
         monkeypatch.setattr(_cpu, "int8_class", lambda kind=kind: kind)
         assert main(["doctor", "--to", "onnx", "--json"]) == 0

@@ -78,7 +78,9 @@ def test_limits_of_what_is_found(name: str) -> None:
     some = found(task, model, usual.changed({"only": ["square", "circle"]}, NAMES))
     assert set(some["labels"].tolist()) <= {0, 3}
     of_those = hundred["boxes"][torch.isin(hundred["labels"], torch.tensor([0, 3]))]
-    torch.testing.assert_close(some["boxes"][: len(of_those)], of_those)  # and those that others had kept out
+    torch.testing.assert_close(
+        some["boxes"][: len(of_those)], of_those
+    )  # and those that others had kept out
     apart = found(task, model, usual.changed({"nms": 0.05}, NAMES))
     assert largest_overlap(apart) <= 0.05 + 1e-6 < largest_overlap(hundred) <= usual.iou + 1e-6
 
@@ -86,7 +88,9 @@ def test_limits_of_what_is_found(name: str) -> None:
 @pytest.mark.parametrize("name", SMALL)
 def test_limits_in_the_graph(name: str) -> None:
     task, model = detector(name)
-    limits = task.LIMITS.changed({"score": 1e-4, "max_objects": 120, "only": ["ring"], "nms": 0.3}, NAMES)
+    limits = task.LIMITS.changed(
+        {"score": 1e-4, "max_objects": 120, "only": ["ring"], "nms": 0.3}, NAMES
+    )
     expected = found(task, model, limits)
     with torch.no_grad():
         outputs = task.embed(model, limits=limits).eval()(image())
@@ -104,20 +108,31 @@ def test_limits_are_checked() -> None:
     assert usual.changed({"max_objects": None}, NAMES) == usual
     assert usual.changed({"only": ["square", "circle"]}, NAMES).only == (0, 3)
     assert usual.to_dict(NAMES) == {"max_objects": 100, "nms": 0.5, "score": 0.01, "only": None}
-    assert usual.changed(usual.changed({"only": ["ring"]}, NAMES).to_dict(NAMES), NAMES).only == (2,)
+    assert usual.changed(usual.changed({"only": ["ring"]}, NAMES).to_dict(NAMES), NAMES).only == (
+        2,
+    )
     for given, message in (
         ({"max_objects": 0}, "max_objects is 0; allowed: 1 to 10000"),
         ({"nms": 1.5}, "nms is 1.5; allowed: 0 to 1"),
         ({"score": -1}, "score is -1"),
-        ({"only": ["stars"]}, "only is 'stars', which is no class of this model: did you mean 'star'"),
+        (
+            {"only": ["stars"]},
+            "only is 'stars', which is no class of this model: did you mean 'star'",
+        ),
         ({"max_object": 3}, "no limit 'max_object': did you mean 'max_objects'"),
     ):
         with pytest.raises(UsageError, match=message):
             usual.changed(given, NAMES)
-    with pytest.raises(ModelError, match="the limits that the file's description gives are damaged"):
+    with pytest.raises(
+        ModelError, match="the limits that the file's description gives are damaged"
+    ):
         limits_of({"task": "ssd", "classes": NAMES, "limits": {"nms": "a lot"}})
     assert limits_of({"task": "classification", "classes": NAMES}) is None
-    nothing = {"boxes": torch.zeros(0, 4), "scores": torch.zeros(0), "labels": torch.zeros(0).long()}
+    nothing = {
+        "boxes": torch.zeros(0, 4),
+        "scores": torch.zeros(0),
+        "labels": torch.zeros(0).long(),
+    }
     assert within(nothing, usual)["boxes"].shape == (0, 4)
 
 
@@ -132,7 +147,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )  # fmt: skip
     export(folder / "ssd.safetensors", "onnx", folder / "raw.onnx")
     limits = {"max_objects": 120, "score": 0.15, "only": ["star", "ring"]}
-    export(folder / "ssd.safetensors", "onnx", folder / "embedded.onnx", embed_decode=True, limits=limits)
+    export(
+        folder / "ssd.safetensors",
+        "onnx",
+        folder / "embedded.onnx",
+        embed_decode=True,
+        limits=limits,
+    )
     return folder
 
 
@@ -142,7 +163,12 @@ def test_files_keep_what_they_were_told(files: Path) -> None:
     assert raw.score_from == "the one of the best F1 on the validation set"
     assert (embedded.limits, embedded.score) == (Limits(120, 0.5, 0.15, (2, 4)), 0.15)
     about = json.loads((files / "embedded.json").read_text())
-    assert about["limits"] == {"max_objects": 120, "nms": 0.5, "score": 0.15, "only": ["ring", "star"]}
+    assert about["limits"] == {
+        "max_objects": 120,
+        "nms": 0.5,
+        "score": 0.15,
+        "only": ["ring", "star"],
+    }
     assert about["outputs"][0]["shape"] == [1, 120, 4]
     picture = torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(0))
     limits = {"max_objects": 120, "score": 0.15, "only": ["star", "ring"]}
@@ -154,7 +180,9 @@ def test_files_keep_what_they_were_told(files: Path) -> None:
         torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(of_checkpoint[key], ours[key], rtol=1e-3, atol=1e-3)
     assert all(item["score"] >= 0.15 for item in embedded.predict(picture)[0])
-    assert len(raw.predict(picture)[0]) == int((raw.predictions(picture)[0]["scores"] >= 0.21).sum())
+    assert len(raw.predict(picture)[0]) == int(
+        (raw.predictions(picture)[0]["scores"] >= 0.21).sum()
+    )
 
 
 @pytest.mark.parametrize(
@@ -169,23 +197,33 @@ def test_files_keep_what_they_were_told(files: Path) -> None:
         ({"only": ["cross"]}, False),
     ],
 )
-def test_a_file_that_chooses_refuses_what_it_cannot_follow(files: Path, limits: dict[str, Any], allowed: bool) -> None:
+def test_a_file_that_chooses_refuses_what_it_cannot_follow(
+    files: Path, limits: dict[str, Any], allowed: bool
+) -> None:
     if allowed:
         Predictor(files / "embedded.onnx", limits=limits)
         return
     (key,) = limits
-    with pytest.raises(UsageError, match=f"chooses its objects itself, with {key} .* and cannot follow {key}"):
+    with pytest.raises(
+        UsageError, match=f"chooses its objects itself, with {key} .* and cannot follow {key}"
+    ):
         Predictor(files / "embedded.onnx", limits=limits)
 
 
 def test_limits_are_for_detectors(run: Path) -> None:
-    with pytest.raises(UsageError, match=r"max_objects are for detectors; .* is of the task classification"):
+    with pytest.raises(
+        UsageError, match=r"max_objects are for detectors; .* is of the task classification"
+    ):
         Predictor(run, limits={"max_objects": 3})
-    with pytest.raises(UsageError, match="nms are for detectors; the model is of the task classification"):
+    with pytest.raises(
+        UsageError, match="nms are for detectors; the model is of the task classification"
+    ):
         export(run, "onnx", run / "x.onnx", limits={"nms": 0.3})
 
 
-def test_commands_take_limits(files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_commands_take_limits(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """predict, eval and export: what is found, what is said, and that COCO's figures stay those of 100 objects."""
     picture = tmp_path / "a.png"
     load("shapes:20", "val", None, "boxes").samples[0].image().save(picture)
@@ -197,30 +235,56 @@ def test_commands_take_limits(files: Path, tmp_path: Path, capsys: pytest.Captur
         return json.loads(output.out.splitlines()[-1]), output.err
 
     result, words = said("predict", "--model", model, str(picture))
-    assert "lowest score: 0.21, the one of the best F1 on the validation set (--score changes it)" in words
+    assert (
+        "lowest score: 0.21, the one of the best F1 on the validation set (--score changes it)"
+        in words
+    )
     assert all(item["score"] >= 0.21 for item in result["results"][0]["objects"])
-    result, words = said("predict", "--model", model, str(picture), "--score", "0.001", "--max-objects", "150")
+    result, words = said(
+        "predict", "--model", model, str(picture), "--score", "0.001", "--max-objects", "150"
+    )
     objects = result["results"][0]["objects"]
     assert 100 < len(objects) <= 150
     assert "1 pictures have the 150 objects that are kept at most" in words
     result, words = said(
-        "predict", "--model", model, str(picture), "--threshold", "0.05", "--only", "star", "--only", "ring"
+        "predict",
+        "--model",
+        model,
+        str(picture),
+        "--threshold",
+        "0.05",
+        "--only",
+        "star",
+        "--only",
+        "ring",
     )
     assert {item["label"] for item in result["results"][0]["objects"]} == {"star", "ring"}
-    assert main(["predict", "--model", model, str(picture), "--threshold", "0.1", "--score", "0.1"]) == 2
+    assert (
+        main(["predict", "--model", model, str(picture), "--threshold", "0.1", "--score", "0.1"])
+        == 2
+    )
     assert "--threshold is the same as --score" in capsys.readouterr().err
 
     data = ("--data", "shapes:20")
     usual, _ = said("eval", "--model", model, *data)
     found, _ = said(
-        "eval", "--model", model, *data, "--max-objects", "300", "--predictions", str(tmp_path / "found.json")
+        "eval",
+        "--model",
+        model,
+        *data,
+        "--max-objects",
+        "300",
+        "--predictions",
+        str(tmp_path / "found.json"),
     )
     items = json.loads((tmp_path / "found.json").read_text())
     assert max(sum(i["image_id"] == item["image_id"] for i in items) for item in items[:1]) > 100
     assert found["AR100"] == pytest.approx(usual["AR100"], abs=30)
     one_class, _ = said("eval", "--model", model, *data, "--only", NAMES[0])
     counts = {row["class"]: row["objects"] for row in one_class["by_class"]}
-    assert counts == {name: (usual["by_class"][0]["objects"] if name == NAMES[0] else 0) for name in NAMES}
+    assert counts == {
+        name: (usual["by_class"][0]["objects"] if name == NAMES[0] else 0) for name in NAMES
+    }
 
 
 def test_a_limit_that_is_reached_is_said() -> None:
@@ -230,9 +294,14 @@ def test_a_limit_that_is_reached_is_said() -> None:
     assert reached.result(0.4, 2, ["a"])["at_limit"] == 1
     notes = reached.result(0.4, 2, ["a"])["notes"]
     assert notes[0] == "a"
-    assert "1 pictures have 2 objects of a score of at least 0.40, which is all that is kept" in notes[1]
+    assert (
+        "1 pictures have 2 objects of a score of at least 0.40, which is all that is kept"
+        in notes[1]
+    )
     assert "1 pictures show more than the 2 objects that are kept" in notes[2]
-    assert reached.result(0.6, 2, [])["at_limit"] == 0  # beyond the limit there are only less certain ones
+    assert (
+        reached.result(0.6, 2, [])["at_limit"] == 0
+    )  # beyond the limit there are only less certain ones
     assert reached.result(None, 2, [])["at_limit"] == 0
 
 
@@ -267,7 +336,9 @@ def test_a_run_keeps_the_score_of_its_best_f1(tmp_path: Path) -> None:
     assert result["F1"] == pytest.approx(best["F1"])
     batches = loader(ImageDataset(some, predictor.preprocess, target="boxes"), config, None)
     inputs = torch.cat([batch.images for batch in batches])
-    done = quantize(prepare(tmp_path, inputs, batches), "onnx", tmp_path / "int8" / "model.onnx", max_drop=100)
+    done = quantize(
+        prepare(tmp_path, inputs, batches), "onnx", tmp_path / "int8" / "model.onnx", max_drop=100
+    )
     about = json.loads(done.sidecar.read_text())
     assert about["limits"] == {"max_objects": 40, "nms": 0.5, "score": 0.01, "only": None}
     assert about["metrics"]["score"] is not None
@@ -285,7 +356,9 @@ def test_int8_is_made_of_a_network_that_keeps_what_the_checkpoint_keeps(tmp_path
     images = ImageDataset(Split(some.samples[:2], some.classes), Preprocess(SIZE), target="masks")
     config = TrainConfig(model="maskrcnn/fasternet_t0", batch_size=2, size=64)
     batches = loader(images, config, None)
-    source = prepare(tmp_path / "mask.safetensors", torch.rand(2, 3, *SIZE), batches, equalizing=False)
+    source = prepare(
+        tmp_path / "mask.safetensors", torch.rand(2, 3, *SIZE), batches, equalizing=False
+    )
     with torch.no_grad():
         assert source.deployed(torch.rand(1, 3, *SIZE))["boxes"].shape == (1, 7, 4)
     assert source.facts["limits"]["max_objects"] == 7

@@ -1,6 +1,7 @@
 """LiteRT: its converter's environment, never made unasked, and, where that and its runtime are, its files.
 
-What needs the environment is skipped without it; `fleetnet doctor --install litert` makes it, in minutes.
+What needs the environment is skipped without it; `fleetnet doctor --install litert` makes it, in
+minutes.
 """
 
 import json
@@ -40,7 +41,11 @@ class Small(nn.Module):
         pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
         maps = self.map(torch.cat([x, pooled], 1))
         boxes = maps.view(x.shape[0], 2, 2, *x.shape[-2:]).permute(0, 1, 3, 4, 2) ** 2
-        return {"z": self.classifier(x.mean((2, 3))), "boxes": boxes.flatten(1, 3), "map": maps.argmax(1)}
+        return {
+            "z": self.classifier(x.mean((2, 3))),
+            "boxes": boxes.flatten(1, 3),
+            "map": maps.argmax(1),
+        }
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +72,12 @@ def ready(root: Path, **changes: object) -> Path:
     return root / "litert"
 
 
-def test_without_the_environment_the_command_is_said(root: Path, model: nn.Module, image: Tensor, tmp_path: Path):
-    with pytest.raises(ExportError, match=r"is not there .*fleetnet doctor --install litert .*--isolated"):
+def test_without_the_environment_the_command_is_said(
+    root: Path, model: nn.Module, image: Tensor, tmp_path: Path
+):
+    with pytest.raises(
+        ExportError, match=r"is not there .*fleetnet doctor --install litert .*--isolated"
+    ):
         deliver(model, image, tmp_path / "out/model.tflite", "litert", FACTS)
     assert not root.exists()
     assert not list((tmp_path / "out").iterdir())
@@ -77,7 +86,9 @@ def test_without_the_environment_the_command_is_said(root: Path, model: nn.Modul
 def test_an_environment_made_of_something_else_does_not_count(root: Path):
     assert _isolated.converters() == ["litert"]
     place = ready(root, python="3.9.0")
-    assert _isolated.lacks("litert").endswith("made of other python: fleetnet doctor --install litert")
+    assert _isolated.lacks("litert").endswith(
+        "made of other python: fleetnet doctor --install litert"
+    )
     (place / _isolated.CARD).write_text(json.dumps(_isolated._card("litert")))
     assert _isolated.lacks("litert") is None
     (place / _isolated.CARD).write_text("{")
@@ -99,8 +110,12 @@ def test_making_one(root: Path, monkeypatch: pytest.MonkeyPatch):
     (root / "litert/left").write_text("by one that was interrupted")
     assert _isolated.create("litert") == root / "litert"
     assert [words[1:3] for words in commands] == [["-m", "venv"], ["-I", "-c"], ["-I", "-m"]]
-    assert {"litert-torch==0.10.0", f"torch=={torch.__version__.partition('+')[0]}"} <= set(commands[-1])
-    assert (packages / "fleetnet_shared.pth").read_text().splitlines() == [str(Path(torch.__file__).parents[1])]
+    assert {"litert-torch==0.10.0", f"torch=={torch.__version__.partition('+')[0]}"} <= set(
+        commands[-1]
+    )
+    assert (packages / "fleetnet_shared.pth").read_text().splitlines() == [
+        str(Path(torch.__file__).parents[1])
+    ]
     assert not (root / "litert/left").exists()
     assert _isolated.lacks("litert") is None
     _isolated.create("litert")  # is ready
@@ -120,8 +135,12 @@ def test_what_pip_says_is_passed_on_and_half_an_environment_does_not_count(root:
 def test_a_script_runs_apart_and_its_last_words_are_said(root: Path, tmp_path: Path):
     ready(root)
     script = tmp_path / "script.py"
-    script.write_text("import sys\nopen(sys.argv[1], 'w').write(' '.join(sys.path))\nsys.exit('no tfl.pow')")
-    (tmp_path / "json.py").write_text("raise RuntimeError('a file beside the script came before the packages')")
+    script.write_text(
+        "import sys\nopen(sys.argv[1], 'w').write(' '.join(sys.path))\nsys.exit('no tfl.pow')"
+    )
+    (tmp_path / "json.py").write_text(
+        "raise RuntimeError('a file beside the script came before the packages')"
+    )
     with pytest.raises(ExportError, match=r"^litert cannot convert this model: no tfl.pow$"):
         _isolated.run("litert", script, str(tmp_path / "path"))
     assert str(tmp_path) not in (tmp_path / "path").read_text().split()
@@ -135,7 +154,9 @@ def test_replaced_operators_compute_the_same(model: nn.Module, image: Tensor):
     assert {"aten.pow.Tensor_Scalar", "aten.expand.default"} <= {
         str(node.target) for node in capture(model, image, outputs).graph.nodes
     }
-    for expected, given in zip(model(image).values(), program.module()(image=image).values(), strict=True):
+    for expected, given in zip(
+        model(image).values(), program.module()(image=image).values(), strict=True
+    ):
         assert torch.equal(expected, given)
 
 
@@ -145,7 +166,9 @@ def test_what_the_format_cannot_hold(root: Path, image: Tensor, tmp_path: Path):
             return nms(image[0, 0, :, :4], image[0, 0, :, 4], 0.5)
 
     ready(root)
-    with pytest.raises(ExportError, match="operator nms, which this format cannot hold: litert-torch"):
+    with pytest.raises(
+        ExportError, match="operator nms, which this format cannot hold: litert-torch"
+    ):
         litert.export(Chooses(), image, tmp_path / "m.tflite")
 
 
@@ -162,7 +185,9 @@ def file(model: nn.Module, image: Tensor, tmp_path_factory: pytest.TempPathFacto
     missing = litert.lacks()
     if missing:
         pytest.skip(missing)
-    return deliver(model, image, tmp_path_factory.mktemp("litert") / "net.tflite", "litert", FACTS).path
+    return deliver(
+        model, image, tmp_path_factory.mktemp("litert") / "net.tflite", "litert", FACTS
+    ).path
 
 
 def test_a_file_computes_the_same(file: Path, model: nn.Module, image: Tensor):
@@ -172,13 +197,17 @@ def test_a_file_computes_the_same(file: Path, model: nn.Module, image: Tensor):
     assert litert.metadata(file)["classes"] == FACTS["classes"]
     run = litert.load(file)
     first = run(image.numpy())
-    assert [output["dtype"] for output in sidecar["outputs"]] == [output.dtype.name for output in first]
+    assert [output["dtype"] for output in sidecar["outputs"]] == [
+        output.dtype.name for output in first
+    ]
     assert sidecar["outputs"][2]["dtype"] == "int32"
     kept = [output.copy() for output in first]
     for expected, given in zip(model(-image).values(), run(-image.numpy()), strict=True):
         np.testing.assert_allclose(given, expected.detach().numpy(), atol=1e-5)
     assert all(np.array_equal(a, b) for a, b in zip(first, kept, strict=True))  # not overwritten
-    with pytest.raises(ModelError, match=r"takes images of shape \(1, 3, 12, 20\), got \(1, 3, 20, 12\)"):
+    with pytest.raises(
+        ModelError, match=r"takes images of shape \(1, 3, 12, 20\), got \(1, 3, 20, 12\)"
+    ):
         run(image.mT.numpy())
     with pytest.raises(ModelError, match="takes float32, got complex64"):
         run(image.numpy().astype(np.complex64))
@@ -192,7 +221,9 @@ def test_nothing_is_printed(file: Path, image: Tensor, capfd: pytest.CaptureFixt
     assert capfd.readouterr() == ("", "")
 
 
-def test_one_changed_weight_is_found_and_its_layer_named(file: Path, model: nn.Module, image: Tensor, tmp_path: Path):
+def test_one_changed_weight_is_found_and_its_layer_named(
+    file: Path, model: nn.Module, image: Tensor, tmp_path: Path
+):
     weight = model.pooled.weight.detach().numpy().reshape(8, 8)
     content = file.read_bytes()
     assert content.count(weight.tobytes()) == 1

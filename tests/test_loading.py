@@ -30,28 +30,46 @@ def dataset(photos: Path, target: str = "label") -> ImageDataset:
 
 
 def shapes(target: str) -> ImageDataset:
-    return ImageDataset(load("shapes:40", "val", target=target), Preprocess((SIZE, SIZE)), target=target)
+    return ImageDataset(
+        load("shapes:40", "val", target=target), Preprocess((SIZE, SIZE)), target=target
+    )
 
 
 def flat(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
-    values = value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ()
+    values = (
+        value.values()
+        if isinstance(value, dict)
+        else value
+        if isinstance(value, list | tuple)
+        else ()
+    )
     return [tensor for item in values for tensor in flat(item)]
 
 
 def same(one: Batch, other: Batch) -> bool:
     a, b = flat(list(one)), flat(list(other))
     alike = all(torch.equal(x, y) and x.dtype == y.dtype for x, y in zip(a, b, strict=True))
-    return alike and (one.skipped, one.indices, one.places) == (other.skipped, other.indices, other.places)
+    return alike and (one.skipped, one.indices, one.places) == (
+        other.skipped,
+        other.indices,
+        other.places,
+    )
 
 
-@pytest.mark.parametrize("free", [None, 0, 500_000], ids=["enough", "nothing", "room for one batch"])
+@pytest.mark.parametrize(
+    "free", [None, 0, 500_000], ids=["enough", "nothing", "room for one batch"]
+)
 @pytest.mark.parametrize("target", ["label", "boxes", "masks", "semantic"])
-def test_batches_of_workers_are_those_of_this_process(target: str, free: int | None, monkeypatch) -> None:
+def test_batches_of_workers_are_those_of_this_process(
+    target: str, free: int | None, monkeypatch
+) -> None:
     """With little shared memory they go through the pipe."""
     if free is not None:
-        monkeypatch.setattr(loading, "free_shared_memory", lambda: free)  # the workers are forks of this process
+        monkeypatch.setattr(
+            loading, "free_shared_memory", lambda: free
+        )  # the workers are forks of this process
     data = shapes(target)
     here = list(batches_of(data, 4))
     there = list(patient(batches_of(data, 4, workers=2)))
@@ -67,7 +85,10 @@ def test_files_that_cannot_be_read_are_named_by_workers_too(photos: Path, tmp_pa
     shutil.copytree(photos / "train", tmp_path / "train")
     next((tmp_path / "train").rglob("*.png")).write_bytes(b"nothing")
     data = dataset(tmp_path)
-    skipped = [[line for batch in patient(batches_of(data, 4, workers=n)) for line in batch.skipped] for n in (0, 2)]
+    skipped = [
+        [line for batch in patient(batches_of(data, 4, workers=n)) for line in batch.skipped]
+        for n in (0, 2)
+    ]
     assert len(skipped[0]) == 1
     assert skipped[0] == skipped[1]
 
@@ -77,7 +98,10 @@ FATES = {  # what a worker does when it reads a certain picture, and what is sai
     "bus error": (lambda: os.kill(os.getpid(), signal.SIGBUS), r"SIGBUS .*--shm-size"),
     "crashed": (lambda: ctypes.string_at(0), r"SIGSEGV .*--workers 0"),
     "left": (lambda: os._exit(7), r"ended with code 7"),
-    "stopped": (lambda: os.kill(os.getpid(), signal.SIGSTOP), r"no batch came within 0\.05 minutes .*--timeout"),
+    "stopped": (
+        lambda: os.kill(os.getpid(), signal.SIGSTOP),
+        r"no batch came within 0\.05 minutes .*--timeout",
+    ),
     "asleep": (lambda: time.sleep(600), r"no batch came within 0\.05 minutes"),
 }
 
@@ -105,30 +129,44 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
     assert time.monotonic() - began < 40
     assert culprit in str(caught.value)
     assert caught.value.exit_code == 1
-    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL  # torch's own raises whenever the signal comes
+    assert (
+        signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
+    )  # torch's own raises whenever the signal comes
     if fate in ("stopped", "asleep"):
         assert said
         assert re.search(r"waiting for images since \d+ s; last read by process \d+: .*", said[0])
-    assert not [thread for thread in threading.enumerate() if isinstance(thread, loading._Watch) and not thread.done]
+    assert not [
+        thread
+        for thread in threading.enumerate()
+        if isinstance(thread, loading._Watch) and not thread.done
+    ]
 
 
-def test_an_error_of_the_code_in_a_worker_stays_what_it_is(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_error_of_the_code_in_a_worker_stays_what_it_is(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "load", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(patient(batches_of(dataset(photos), 4, workers=1)))
 
 
 SMALL_MEMORY = (
-    "mount -t tmpfs -o size=2m tmpfs /dev/shm && exec {python} -m fleetnet train --model fasternet_t0 --data {data} "
-    "--size 160 --batch-size 16 --epochs 1 --workers 2 --threads 1 --timeout 1 --run {run}"
+    "mount -t tmpfs -o size=2m tmpfs /dev/shm && exec {python} -m fleetnet train --model "
+    "fasternet_t0 --data {data} --size 160 --batch-size 16 --epochs 1 --workers 2 --threads 1 "
+    "--timeout 1 --run {run}"
 )
 
 
 def test_training_in_a_container_with_little_shared_memory(photos: Path, tmp_path: Path) -> None:
     """A batch of 16 at 160 pixels has 4.9 MB, and /dev/shm is made to have 2."""
     words = ["unshare", "--user", "--map-root-user", "--mount"]
-    if not shutil.which("unshare") or subprocess.run([*words, "true"], capture_output=True, check=False).returncode:
-        pytest.skip("this machine gives nobody a mount namespace of their own (unshare --user --mount)")
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*words, "true"], capture_output=True, check=False).returncode
+    ):
+        pytest.skip(
+            "this machine gives nobody a mount namespace of their own (unshare --user --mount)"
+        )
     command = SMALL_MEMORY.format(python=sys.executable, data=photos, run=tmp_path / "run")
     done = subprocess.run(
         [*words, "sh", "-c", command], capture_output=True, text=True, timeout=240, check=False,

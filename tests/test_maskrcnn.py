@@ -35,7 +35,11 @@ def trained(backbone: str = "fasternet_t0", classes: int = 3) -> Model:
     for _ in range(5):
         network.backbone(torch.randn(2, 3, *SIZE))
     rpn, roi = network.head.rpn, network.head.roi_heads
-    for layer, deviation in [(rpn.head.cls_logits, 0.5), (rpn.head.bbox_pred, 0.2), (roi.box_predictor.cls_score, 1.0)]:
+    for layer, deviation in [
+        (rpn.head.cls_logits, 0.5),
+        (rpn.head.bbox_pred, 0.2),
+        (roi.box_predictor.cls_score, 1.0),
+    ]:
         nn.init.normal_(layer.weight, std=deviation)
     return network.eval()
 
@@ -47,9 +51,13 @@ def disks(*counts: int, side: int = 30) -> dict[str, list[Tensor]]:
     targets: dict[str, list[Tensor]] = {"boxes": [], "labels": [], "masks": []}
     for count in counts:
         extent = (8 + (side - 8) * torch.rand(count, 2, generator=generator)).round()
-        start = (torch.rand(count, 2, generator=generator) * (torch.tensor([SIZE[1], SIZE[0]]) - extent)).round()
+        start = (
+            torch.rand(count, 2, generator=generator) * (torch.tensor([SIZE[1], SIZE[0]]) - extent)
+        ).round()
         center, half = start + extent / 2, extent[..., None, None] / 2
-        inside = ((x - center[:, 0, None, None]) / half[:, 0]) ** 2 + ((y - center[:, 1, None, None]) / half[:, 1]) ** 2
+        inside = ((x - center[:, 0, None, None]) / half[:, 0]) ** 2 + (
+            (y - center[:, 1, None, None]) / half[:, 1]
+        ) ** 2
         targets["masks"].append((inside <= 1).to(torch.uint8))
         targets["boxes"].append(torch.cat([start, start + extent], 1))
         targets["labels"].append(torch.arange(count) % 3)
@@ -96,18 +104,29 @@ def test_losses_are_torchvisions_but_for_the_cut_of_the_masks() -> None:
     torch.manual_seed(3)
     proposals, rpn = network.head.rpn(ImageList(maps["p2"], [SIZE] * 2), maps, objects)
     _, roi = network.head.roi_heads(maps, proposals, [SIZE] * 2, objects)
-    theirs = [rpn["loss_objectness"], rpn["loss_rpn_box_reg"], roi["loss_classifier"], roi["loss_box_reg"]]
-    assert [value.item() for value in ours.values()][:4] == pytest.approx([value.item() for value in theirs], rel=1e-6)
+    theirs = [
+        rpn["loss_objectness"],
+        rpn["loss_rpn_box_reg"],
+        roi["loss_classifier"],
+        roi["loss_box_reg"],
+    ]
+    assert [value.item() for value in ours.values()][:4] == pytest.approx(
+        [value.item() for value in theirs], rel=1e-6
+    )
     assert ours["mask"].item() == pytest.approx(roi["loss_mask"].item(), rel=0.1)
 
 
-@pytest.mark.parametrize(("backbone", "sizes"), [("fasternet_t0", (25, 12, 6, 3)), ("parcnet_xs", (25, 13, 7, 4))])
+@pytest.mark.parametrize(
+    ("backbone", "sizes"), [("fasternet_t0", (25, 12, 6, 3)), ("parcnet_xs", (25, 13, 7, 4))]
+)
 def test_anchors_and_rois_are_at_the_true_strides(backbone: str, sizes: tuple[int, ...]) -> None:
     network = model(backbone)
     maps = network(torch.randn(2, 3, 100, 100))
     maps.pop("size")
     assert [m.shape[-1] for m in maps.values()] == [*sizes, -(-sizes[-1] // 2)]
-    first, second = network.head.rpn.anchor_generator(ImageList(maps["p2"], [(100, 100)] * 2), list(maps.values()))
+    first, second = network.head.rpn.anchor_generator(
+        ImageList(maps["p2"], [(100, 100)] * 2), list(maps.values())
+    )
     assert torch.equal(first, second)
     expected = [
         (column * stride, row * stride, 2 * stride)
@@ -119,9 +138,15 @@ def test_anchors_and_rois_are_at_the_true_strides(backbone: str, sizes: tuple[in
     centers, extents = (first[:, :2] + first[:, 2:]) / 2, first[:, 2:] - first[:, :2]
     x, y, side = torch.tensor(expected, dtype=torch.float32).T
     assert torch.equal(centers, torch.stack([x, y], 1))
-    assert ((extents.prod(1).sqrt() / side - 1).abs() < 0.1).all()  # torchvision rounds the corners to whole pixels
+    assert (
+        (extents.prod(1).sqrt() / side - 1).abs() < 0.1
+    ).all()  # torchvision rounds the corners to whole pixels
     for pool in (network.head.roi_heads.box_roi_pool, network.head.roi_heads.mask_roi_pool):
-        found = pool(maps, [torch.tensor([[0.0, 0.0, 99.0, 99.0], [0.0, 0.0, 300.0, 300.0]])] * 2, [(100, 100)] * 2)
+        found = pool(
+            maps,
+            [torch.tensor([[0.0, 0.0, 99.0, 99.0], [0.0, 0.0, 300.0, 300.0]])] * 2,
+            [(100, 100)] * 2,
+        )
         assert pool.scales == [1 / 4, 1 / 8, 1 / 16, 1 / 32]
         for i, box in enumerate((99.0, 300.0)):  # at 112 pixels begins stride 8, at 224 stride 16
             level, stride = (0, 4) if box < 112 else (2, 16)
@@ -143,12 +168,16 @@ def test_detections_are_torchvisions() -> None:
     for reference, found, real in zip(proposals, ours, there, strict=True):
         assert 20 < len(reference) == int(real.sum())
         torch.testing.assert_close(found[real], reference, rtol=0, atol=1e-4)
-    for i, (reference, found) in enumerate(zip(theirs, maskrcnn.decode(outputs, SIZE), strict=True)):
+    for i, (reference, found) in enumerate(
+        zip(theirs, maskrcnn.decode(outputs, SIZE), strict=True)
+    ):
         assert 10 < len(reference["boxes"]) == len(found["boxes"])
         torch.testing.assert_close(found["scores"], reference["scores"], rtol=0, atol=1e-5)
         torch.testing.assert_close(found["boxes"], reference["boxes"], rtol=0, atol=1e-3)
         assert torch.equal(found["labels"], reference["labels"] - 1)
-        torch.testing.assert_close(found["mask_probabilities"], reference["masks"][:, 0], rtol=0, atol=1e-4)
+        torch.testing.assert_close(
+            found["mask_probabilities"], reference["masks"][:, 0], rtol=0, atol=1e-4
+        )
         assert {key: value.shape[1:] for key, value in outputs.items()} == {
             "boxes": (100, 4), "scores": (100,), "labels": (100,), "masks": (100, 28, 28)
         }, i  # fmt: skip
@@ -162,7 +191,9 @@ def test_few_candidates_are_padded() -> None:
     assert not outputs["scores"].any()
     assert not outputs["boxes"].any()
     assert len(maskrcnn.decode(outputs, SIZE)[0]["boxes"]) == 0
-    found = boxes.restore(maskrcnn.restore(maskrcnn.decode(outputs, SIZE)[0], Place(*SIZE)), Place(*SIZE))
+    found = boxes.restore(
+        maskrcnn.restore(maskrcnn.decode(outputs, SIZE)[0], Place(*SIZE)), Place(*SIZE)
+    )
     assert found["masks"].shape == (0, *SIZE)
 
 
@@ -170,7 +201,9 @@ def test_boxes_are_computed_in_float32_under_autocast() -> None:
     """In bfloat16 a corner at pixel 500 is up to two pixels off."""
     network, image = trained(), torch.randn(1, 3, 96, 520)
     seen = []
-    network.head.rpn.anchor_generator.register_forward_hook(lambda _, inputs, outputs: seen.append(outputs[0]))
+    network.head.rpn.anchor_generator.register_forward_hook(
+        lambda _, inputs, outputs: seen.append(outputs[0])
+    )
     kept = {}
     network.head.fpn.register_forward_hook(lambda _, inputs, maps: kept.update(maps))
     with torch.no_grad():
@@ -179,7 +212,9 @@ def test_boxes_are_computed_in_float32_under_autocast() -> None:
         maps = {name: value.float() for name, value in kept.items()}
         assert all(value.dtype == torch.bfloat16 for value in kept.values())
         reference = network.head.detect(maps, *network.head.propose(maps, (96, 520)), (96, 520))
-        anchors = network.head.rpn.anchor_generator(ImageList(image, [(96, 520)]), list(kept.values()))[0]
+        anchors = network.head.rpn.anchor_generator(
+            ImageList(image, [(96, 520)]), list(kept.values())
+        )[0]
     assert all(value.dtype == torch.float32 for value in (*seen, anchors))
     assert all(torch.equal(value, seen[1]) for value in (*seen, anchors))
     assert (reference["scores"] > 0).sum() > 10
@@ -188,13 +223,21 @@ def test_boxes_are_computed_in_float32_under_autocast() -> None:
 
 def test_paste_is_bilinear_with_centers_at_halves() -> None:
     generator = torch.Generator().manual_seed(0)
-    probabilities = F.interpolate(torch.rand(6, 1, 7, 7, generator=generator), size=(28, 28), mode="bicubic")[:, 0]
+    probabilities = F.interpolate(
+        torch.rand(6, 1, 7, 7, generator=generator), size=(28, 28), mode="bicubic"
+    )[:, 0]
     start = torch.rand(6, 2, generator=generator) * 60 - 10  # some reach outside
     b = torch.cat([start, start + 4 + 50 * torch.rand(6, 2, generator=generator)], 1)
     masks = maskrcnn.paste(probabilities, b, (50, 70))
-    x = ((torch.arange(70) + 0.5 - b[:, 0, None]) / (b[:, 2] - b[:, 0])[:, None] * 2 - 1)[:, None].expand(6, 50, 70)
-    y = ((torch.arange(50) + 0.5 - b[:, 1, None]) / (b[:, 3] - b[:, 1])[:, None] * 2 - 1)[..., None].expand(6, 50, 70)
-    values = F.grid_sample(probabilities[:, None], torch.stack([x, y], 3), align_corners=False)[:, 0]
+    x = ((torch.arange(70) + 0.5 - b[:, 0, None]) / (b[:, 2] - b[:, 0])[:, None] * 2 - 1)[
+        :, None
+    ].expand(6, 50, 70)
+    y = ((torch.arange(50) + 0.5 - b[:, 1, None]) / (b[:, 3] - b[:, 1])[:, None] * 2 - 1)[
+        ..., None
+    ].expand(6, 50, 70)
+    values = F.grid_sample(probabilities[:, None], torch.stack([x, y], 3), align_corners=False)[
+        :, 0
+    ]
     clear = (values - 0.5).abs() > 1e-5
     assert masks.dtype == torch.bool
     assert torch.equal(masks[clear], (values > 0.5)[clear])
@@ -246,11 +289,16 @@ def test_the_exported_deploy_form_finds_the_same(tmp_path: Path) -> None:
         image = (1 + seed) * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
         with torch.no_grad():
             trained_form, reference = network(image), deploy(image)
-        outputs: dict[str, Any] = dict(zip(reference, map(torch.from_numpy, run(image.numpy())), strict=True))
+        outputs: dict[str, Any] = dict(
+            zip(reference, map(torch.from_numpy, run(image.numpy())), strict=True)
+        )
         assert (reference["scores"] > 0).sum() > 10
         for other in (trained_form, outputs):
             assert torch.equal(other["labels"], reference["labels"])
             torch.testing.assert_close(other["scores"], reference["scores"], rtol=0, atol=1e-5)
             torch.testing.assert_close(other["masks"], reference["masks"], rtol=0, atol=1e-4)
             real = reference["scores"][0] > 0
-            assert box_iou(other["boxes"][0, real], reference["boxes"][0, real]).diagonal().min() > 0.9999
+            assert (
+                box_iou(other["boxes"][0, real], reference["boxes"][0, real]).diagonal().min()
+                > 0.9999
+            )

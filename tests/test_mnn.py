@@ -61,7 +61,10 @@ def test_networks_compute_the_same(name, largest, once, tmp_path):
 
 def test_an_older_opset_has_the_exact_gelu(whole, model, tmp_path):
     mnn.export(reparameterize(model, PIXELS), PIXELS, tmp_path / "exact.mnn", opset=18)
-    fast, exact = (verify(model, mnn.load(path), [PIXELS], 1).relative for path in (whole, tmp_path / "exact.mnn"))
+    fast, exact = (
+        verify(model, mnn.load(path), [PIXELS], 1).relative
+        for path in (whole, tmp_path / "exact.mnn")
+    )
     assert exact < 2e-6 < 1e-5 < fast
 
 
@@ -69,7 +72,9 @@ def test_weights_are_rounded_to_the_nearest_float16(tmp_path):
     """The converter alone would cut them off: all of them become smaller."""
     layer = nn.Conv2d(3, 8, 3, bias=False)
     with torch.no_grad():
-        layer.weight.uniform_(1, 1.0009)  # between two float16, nearer to the upper one if above 1.00049
+        layer.weight.uniform_(
+            1, 1.0009
+        )  # between two float16, nearer to the upper one if above 1.00049
     mnn.export(layer.eval(), PIXELS, tmp_path / "m.mnn", precision="fp16")
     (given,) = mnn.load(tmp_path / "m.mnn")(PIXELS.numpy())
     nearest = copy.deepcopy(layer)
@@ -88,13 +93,17 @@ def wrong_order(weight: Tensor) -> None:
     weight.copy_(weight.roll(1, 0))
 
 
-@pytest.mark.parametrize(("precision", "fault"), [("fp32", wrong_sign), ("fp16", wrong_sign), ("int8", wrong_order)])
+@pytest.mark.parametrize(
+    ("precision", "fault"), [("fp32", wrong_sign), ("fp16", wrong_sign), ("int8", wrong_order)]
+)
 def test_a_fault_is_beyond_the_tolerance(precision, fault, model, tmp_path):
     other = reparameterize(model, PIXELS)
     fault(other.classifier.weight.detach())
     mnn.export(other, PIXELS, tmp_path / "m.mnn", precision=precision)
     examples = torch.stack([PIXELS, PIXELS.flip(3), -PIXELS])
-    assert not verify(model, mnn.load(tmp_path / "m.mnn"), examples, mnn.tolerances[precision]).passed
+    assert not verify(
+        model, mnn.load(tmp_path / "m.mnn"), examples, mnn.tolerances[precision]
+    ).passed
 
 
 @pytest.mark.parametrize("head", ["maskrcnn/fasternet_t0", "deeplabv3/parcnet_xs"])
@@ -102,7 +111,12 @@ def test_answers_in_the_graph(head, tmp_path):
     """With RoIAlign, NMS and argmax; `export` compares what is found, and raises."""
     pictures = [shapes.draw(i) for i in range(2)]
     done = fleetnet.export(
-        ready(head, WIDE, True), "mnn", tmp_path / "m.mnn", size=WIDE, embed_decode=True, pictures=pictures
+        ready(head, WIDE, True),
+        "mnn",
+        tmp_path / "m.mnn",
+        size=WIDE,
+        embed_decode=True,
+        pictures=pictures,
     )
     found = fleetnet.load(done.path).predictions(pictures)
     if head.startswith("deeplabv3"):
@@ -115,16 +129,24 @@ def test_answers_in_the_graph(head, tmp_path):
 
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_deliver(dynamic, tmp_path, capfd):
-    done = deliver(randomized(Named()), PIXELS, tmp_path / "model.mnn", "mnn", FACTS, dynamic=dynamic)
+    done = deliver(
+        randomized(Named()), PIXELS, tmp_path / "model.mnn", "mnn", FACTS, dynamic=dynamic
+    )
     assert capfd.readouterr() == ("", "")
     assert files(done.path) == [done.path]
     facts = mnn.metadata(done.path)
-    assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (FACTS["classes"], ["values", "classes"])
+    assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (
+        FACTS["classes"],
+        ["values", "classes"],
+    )
     run = mnn.load(done.path)
     values, classes = run(PIXELS.numpy())
     assert (values.dtype, classes.dtype) == (np.float32, np.int64)
     content = done.path.read_bytes()
-    assert all(str(place).encode() not in content for place in (tmp_path, Path.home(), Path(torch.__file__).parent))
+    assert all(
+        str(place).encode() not in content
+        for place in (tmp_path, Path.home(), Path(torch.__file__).parent)
+    )
     if dynamic:
         five = np.random.default_rng(0).normal(size=(5, 3, 16, 24))  # float64, cast
         singly = np.concatenate([run(five[i : i + 1])[0] for i in range(5)])
@@ -144,7 +166,10 @@ def test_outputs_stay_as_they_are(whole):
 
 
 def test_what_a_file_takes_is_said(whole, model, tmp_path):
-    with pytest.raises(ModelError, match=r"small\.mnn: takes images of shape \(1, 3, 16, 24\), got \(2, 3, 16, 24\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"small\.mnn: takes images of shape \(1, 3, 16, 24\), got \(2, 3, 16, 24\)",
+    ):
         mnn.load(whole)(np.zeros((2, 3, 16, 24), np.float32))
     bytes_in = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     embedded = Preprocessed(model, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "BGR")
@@ -161,7 +186,9 @@ def test_layers_are_traced_by_module(whole, model):
     deploy = reparameterize(model, PIXELS)
     seen: dict[str, Tensor] = {}
     for name in ("body.0", "body.1", "body.3"):
-        deploy.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.detach()}))
+        deploy.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: seen.update({name: o.detach()})
+        )
     seen["logits"] = deploy(PIXELS).detach()
     traced = mnn.trace(whole)(PIXELS.numpy())
     assert next(iter(traced)).startswith("body.0/")
@@ -184,8 +211,14 @@ def test_an_operator_that_is_missing_is_named(tmp_path):
 @pytest.mark.parametrize(
     ("code", "message"),
     [
-        ("import os; os.abort()", r"MNN cannot convert this model: its process ended with signal 6"),
-        ("import sys; print('some error'); sys.exit(1)", r"MNN cannot convert this model: some error"),
+        (
+            "import os; os.abort()",
+            r"MNN cannot convert this model: its process ended with signal 6",
+        ),
+        (
+            "import sys; print('some error'); sys.exit(1)",
+            r"MNN cannot convert this model: some error",
+        ),
         ("import time; time.sleep(9)", r"MNN has not converted this model after 0\.1 s"),
     ],
 )
@@ -202,7 +235,12 @@ def test_damaged_files_are_named(read, whole, tmp_path, capfd):
     path = tmp_path / "damaged.mnn"
     with pytest.raises(ModelError, match=r"damaged\.mnn: no such file"):
         read(path)
-    for content in (b"", b"this is no MNN file", whole.read_bytes()[:-8], whole.read_bytes()[:2000]):
+    for content in (
+        b"",
+        b"this is no MNN file",
+        whole.read_bytes()[:-8],
+        whole.read_bytes()[:2000],
+    ):
         path.write_bytes(content)
         with pytest.raises(ModelError, match=r"damaged\.mnn: not a readable MNN file"):
             read(path)
@@ -219,7 +257,10 @@ def test_files_of_other_programs_are_refused(whole, tmp_path):
 
 def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "MNN", None)
-    for call in (lambda: mnn._package(), lambda: mnn.export(nn.Identity(), PIXELS, tmp_path / "m.mnn")):
+    for call in (
+        lambda: mnn._package(),
+        lambda: mnn.export(nn.Identity(), PIXELS, tmp_path / "m.mnn"),
+    ):
         with pytest.raises(ExportError, match=r"pip install 'fleetnet\[mnn\]'"):
             call()
 
@@ -228,8 +269,9 @@ def test_nothing_is_reported_to_anyone(whole):
     """MNN's own command imports a reporter, which installs a package."""
     assert "MNN.tools" not in mnn.CONVERT
     code = (
-        "import sys, pathlib; from fleetnet.runtimes import mnn; mnn.load(pathlib.Path(sys.argv[1]));"
-        "print('MNN.tools.utils.log' in sys.modules, 'MNN' in sys.modules)"
+        "import sys, pathlib; from fleetnet.runtimes import mnn; "
+        "mnn.load(pathlib.Path(sys.argv[1]));print('MNN.tools.utils.log' in sys.modules, 'MNN' in "
+        "sys.modules)"
     )
     said = subprocess.run([sys.executable, "-c", code, str(whole)], capture_output=True, text=True)
     assert said.stdout.split() == ["False", "True"], said.stderr

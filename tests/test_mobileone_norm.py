@@ -22,7 +22,9 @@ def test_deploy_form_computes_the_same() -> None:
     assert_same_function(model, reparameterize, image(32, 48), lambda model, x: model(x))
     assert not any("Norm" in type(m).__name__ for m in deployed.modules())
     usual = reparameterize(small("in_branches").eval())
-    assert {k: v.shape for k, v in deployed.state_dict().items()} == {k: v.shape for k, v in usual.state_dict().items()}
+    assert {k: v.shape for k, v in deployed.state_dict().items()} == {
+        k: v.shape for k, v in usual.state_dict().items()
+    }
 
 
 def test_branches_are_what_the_head_of_the_file_says() -> None:
@@ -37,7 +39,9 @@ def test_branches_are_what_the_head_of_the_file_says() -> None:
     with torch.no_grad():
         total = block.convs[0](x) + block.convs[1](x) + block.scale(x) + x
         assert torch.allclose(block(x), block.norm(total), atol=1e-6)
-    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in block.modules()) == 3  # of each 3x3, and of the sum
+    assert (
+        sum(isinstance(m, torch.nn.BatchNorm2d) for m in block.modules()) == 3
+    )  # of each 3x3, and of the sum
 
 
 @torch.no_grad()
@@ -63,18 +67,32 @@ def test_every_parameter_learns_and_the_sum_starts_near_a_residual() -> None:
     features = (model := small("after_sum"))(torch.randn(4, 3, 64, 64))
     assert all(0.1 < feature.std() < 10 for feature in features)
     features[-1].square().sum().backward()
-    assert not [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not [
+        name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0
+    ]
 
 
 def test_names_of_the_parameters() -> None:
     """A batch norm for each sum, and a bias for each 1x1 beside a 3x3, in place of the norms of those and the skips."""
-    usual, after = (set(on_meta("mobileone_s1", options=options).state_dict()) for options in ({}, AFTER))
+    usual, after = (
+        set(on_meta("mobileone_s1", options=options).state_dict()) for options in ({}, AFTER)
+    )
 
     def ends(names: set[str]) -> set[str]:
-        return {name.partition(".branches.")[2] for name in names if not name.endswith(("mean", "var", "tracked"))}
+        return {
+            name.partition(".branches.")[2]
+            for name in names
+            if not name.endswith(("mean", "var", "tracked"))
+        }
 
     assert ends(after - usual) == {"norm.weight", "norm.bias", "scale.weight", "scale.bias"}
-    assert ends(usual - after) == {"scale.0.weight", "scale.1.weight", "scale.1.bias", "skip.weight", "skip.bias"}
+    assert ends(usual - after) == {
+        "scale.0.weight",
+        "scale.1.weight",
+        "scale.1.bias",
+        "skip.weight",
+        "skip.bias",
+    }
 
 
 def test_unknown_place_of_the_norm() -> None:

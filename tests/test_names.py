@@ -23,7 +23,11 @@ def reordered(split: Split, order: list[int]) -> Split:
     new = {old: i for i, old in enumerate(order)}
     samples = []
     for sample in split.samples:
-        objects = None if sample.objects is None else tuple(replace(o, label=new[o.label]) for o in sample.objects)
+        objects = (
+            None
+            if sample.objects is None
+            else tuple(replace(o, label=new[o.label]) for o in sample.objects)
+        )
         semantic = None
         if sample.semantic is not None:
             numbers = [new.get(value, value) for value in range(256)]
@@ -51,19 +55,27 @@ def test_another_order_is_put_right(target: str) -> None:
 
 
 def of_labels(labels: list[int], classes: list[str], **more: object) -> Split:
-    return Split([Sample(Path(f"{i}.jpg"), label=label) for i, label in enumerate(labels)], classes, **more)
+    return Split(
+        [Sample(Path(f"{i}.jpg"), label=label) for i, label in enumerate(labels)], classes, **more
+    )
 
 
 def test_a_class_that_is_lacking_is_no_error() -> None:
-    split = by_name(of_labels([0, 1, 1], ["cat", "ant"], ids=[7, 9]), ["ant", "bee", "cat"], "the model")
+    split = by_name(
+        of_labels([0, 1, 1], ["cat", "ant"], ids=[7, 9]), ["ant", "bee", "cat"], "the model"
+    )
     assert [sample.label for sample in split.samples] == [2, 0, 0]
     assert split.ids == [9, 10, 7]  # of ant and cat those of the data, of bee one that is free
-    unused = by_name(of_labels([0], ["ant", "dog"]), ["ant", "bee"], "the model")  # named, but nothing is a dog
+    unused = by_name(
+        of_labels([0], ["ant", "dog"]), ["ant", "bee"], "the model"
+    )  # named, but nothing is a dog
     assert unused.classes == ["ant", "bee"]
 
 
 def test_a_class_that_is_not_known_is_named() -> None:
-    with pytest.raises(DataError, match=r"a class that runs/x does not know: 'Bee' \(2 times\).*did you mean 'bee'"):
+    with pytest.raises(
+        DataError, match=r"a class that runs/x does not know: 'Bee' \(2 times\).*did you mean 'bee'"
+    ):
         by_name(of_labels([1, 1, 0], ["ant", "Bee"]), ["ant", "bee"], "runs/x")
     many = [f"class {i}" for i in range(9)]
     with pytest.raises(DataError, match=r"9 classes that the model does not know: .* and 4 more"):
@@ -77,10 +89,14 @@ def test_label_maps_keep_what_is_no_class() -> None:
     def read() -> np.ndarray:
         return np.array([[0, 1], [255, 1]], np.uint8)
 
-    sample = by_name(Split([Sample(Path("a.jpg"), semantic=read)], ["sky", "road"]), ["road", "car", "sky"], "it")
+    sample = by_name(
+        Split([Sample(Path("a.jpg"), semantic=read)], ["sky", "road"]), ["road", "car", "sky"], "it"
+    )
     assert sample.samples[0].semantic is not None
     assert sample.samples[0].semantic().tolist() == [[2, 0], [255, 0]]
-    assert pickle.loads(pickle.dumps(Renumbered(np.zeros, (0,)))) == Renumbered(np.zeros, (0,))  # workers get it
+    assert pickle.loads(pickle.dumps(Renumbered(np.zeros, (0,)))) == Renumbered(
+        np.zeros, (0,)
+    )  # workers get it
 
 
 def test_eval_of_a_set_that_lacks_a_class(
@@ -89,7 +105,10 @@ def test_eval_of_a_set_that_lacks_a_class(
     """The figures are those of the same images within the whole set."""
 
     def evaluated(data: Path) -> dict:
-        assert main(["eval", "--model", str(run), "--data", str(data), "--split", "all", "--json"]) == 0
+        assert (
+            main(["eval", "--model", str(run), "--data", str(data), "--split", "all", "--json"])
+            == 0
+        )
         return json.loads(capsys.readouterr().out.splitlines()[-1])
 
     shutil.copytree(photos / "val", tmp_path / "all")
@@ -106,7 +125,9 @@ def test_eval_of_a_set_that_lacks_a_class(
     (tmp_path / "all" / "zebra").mkdir()
     some = next((photos / "val").glob("*/*.png"))
     shutil.copy(some, tmp_path / "all" / "zebra")
-    assert main(["eval", "--model", str(run), "--data", str(tmp_path / "all"), "--split", "all"]) == 3
+    assert (
+        main(["eval", "--model", str(run), "--data", str(tmp_path / "all"), "--split", "all"]) == 3
+    )
     assert "does not know: 'zebra' (1 times)" in capsys.readouterr().err
 
 
@@ -122,5 +143,12 @@ def test_val_may_lack_a_class_of_train(tmp_path: Path) -> None:
     best = fit(build("ssd/fasternet_t0", 6), some, few, config, tmp_path, report=False)
     counts = {row["class"]: row["objects"] for row in best["by_class"]}
     assert list(counts) == training.classes
-    expected = [few.classes[item.label] for sample in few.samples for item in sample.objects or () if not item.crowd]
-    assert {name: count for name, count in counts.items() if count} == {n: expected.count(n) for n in set(expected)}
+    expected = [
+        few.classes[item.label]
+        for sample in few.samples
+        for item in sample.objects or ()
+        if not item.crowd
+    ]
+    assert {name: count for name, count in counts.items() if count} == {
+        n: expected.count(n) for n in set(expected)
+    }

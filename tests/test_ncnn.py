@@ -43,19 +43,36 @@ def small() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def written(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return deliver(small, image(9, 14, 1), tmp_path_factory.mktemp("ncnn") / "small.param", "ncnn", {}).path
+    return deliver(
+        small, image(9, 14, 1), tmp_path_factory.mktemp("ncnn") / "small.param", "ncnn", {}
+    ).path
 
 
 @pytest.mark.parametrize(
-    ("name", "precision"), [("fasternet_t0", "fp32"), ("repvit_m0_9", "fp16"), ("parc_convnext_xt", "fp32")]
+    ("name", "precision"),
+    [("fasternet_t0", "fp32"), ("repvit_m0_9", "fp16"), ("parc_convnext_xt", "fp32")],
 )
 def test_classifiers(name: str, precision: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    done = deliver(random_model(name), image(*SIZE, 1), tmp_path / "model.param", "ncnn", {}, precision=precision)
-    assert sorted(f.name for f in tmp_path.iterdir()) == ["golden.npz", "model.bin", "model.json", "model.param"]
+    done = deliver(
+        random_model(name),
+        image(*SIZE, 1),
+        tmp_path / "model.param",
+        "ncnn",
+        {},
+        precision=precision,
+    )
+    assert sorted(f.name for f in tmp_path.iterdir()) == [
+        "golden.npz",
+        "model.bin",
+        "model.json",
+        "model.param",
+    ]
     assert done.parity.relative < (1e-5 if precision == "fp32" else 5e-3)
     assert done.parity.top1_agreement == 1
     assert (done.parity.relative > 1e-5) == (precision == "fp16")
-    weights = sum(p.numel() for p in reparameterize(random_model(name), image(*SIZE, 1)).parameters())
+    weights = sum(
+        p.numel() for p in reparameterize(random_model(name), image(*SIZE, 1)).parameters()
+    )
     size = (tmp_path / "model.bin").stat().st_size
     assert size == pytest.approx(weights * (4 if precision == "fp32" else 2), rel=0.05)
     assert capfd.readouterr() == ("", "")
@@ -66,7 +83,12 @@ def test_heads_with_raw_outputs_and_class_maps(name: str, tmp_path: Path):
     embedded = name.startswith("deeplabv3")  # its decode is an argmax, spelled so that ncnn has it
     model, pictures = ready(name, (72, 108), embedded), [shapes.draw(i) for i in range(2)]
     done = fleetnet.export(
-        model, "ncnn", tmp_path / "m.param", size=(72, 108), embed_decode=embedded, pictures=pictures
+        model,
+        "ncnn",
+        tmp_path / "m.param",
+        size=(72, 108),
+        embed_decode=embedded,
+        pictures=pictures,
     )
     agreement = done.parity.agreement
     if embedded:  # a pixel of two nearly equal classes may have the other one, as in every proof of class maps
@@ -74,13 +96,17 @@ def test_heads_with_raw_outputs_and_class_maps(name: str, tmp_path: Path):
     else:
         assert agreement.paired == agreement.boxes > 20
     found = fleetnet.load(done.path).predictions(pictures)
-    assert all(len(one["semantic"].unique()) > 1 if embedded else len(one["boxes"]) for one in found)
+    assert all(
+        len(one["semantic"].unique()) > 1 if embedded else len(one["boxes"]) for one in found
+    )
 
 
 @pytest.mark.parametrize(("head", "operator"), [("ssd", "nms"), ("maskrcnn", "roi_align")])
 def test_what_ncnn_cannot_hold_is_named(head: str, operator: str, tmp_path: Path):
     model = randomize(made(f"{head}/mobileone_s0"), 0)
-    with pytest.raises(ExportError, match=f"no operator for .*torchvision.{operator}.* export without the decode"):
+    with pytest.raises(
+        ExportError, match=f"no operator for .*torchvision.{operator}.* export without the decode"
+    ):
         fleetnet.export(model, "ncnn", tmp_path / "m.param", size=(64, 64), embed_decode=True)
     assert not list(tmp_path.iterdir())
 
@@ -111,14 +137,23 @@ def test_several_outputs_of_several_images_in_order(small: nn.Module, written: P
 def test_trace_shows_every_layer_by_its_module(small: nn.Module, written: Path):
     deploy, values = reparameterize(small, image(9, 14, 1)), {}
     for name, module in deploy.named_modules():
-        module.register_forward_hook(lambda _, args, output, name=name: values.__setitem__(name, output))
+        module.register_forward_hook(
+            lambda _, args, output, name=name: values.__setitem__(name, output)
+        )
     with torch.no_grad():
         deploy(image(9, 14, 1))
     layers = ncnn.trace(written)(image(9, 14, 1).numpy())
     shown = [name for name in layers if "/" in name]
-    assert shown == ["stem/Convolution", "gate.reduce/Convolution", "gate.expand/Convolution", "head/InnerProduct"]
+    assert shown == [
+        "stem/Convolution",
+        "gate.reduce/Convolution",
+        "gate.expand/Convolution",
+        "head/InnerProduct",
+    ]
     for name in ("stem/Convolution", "head/InnerProduct"):  # the others have an activation in them
-        np.testing.assert_allclose(layers[name], values[name.partition("/")[0]][0].numpy(), atol=1e-5)
+        np.testing.assert_allclose(
+            layers[name], values[name.partition("/")[0]][0].numpy(), atol=1e-5
+        )
     assert list(layers).index("stem/Convolution") == 0
 
 
@@ -133,7 +168,9 @@ def test_a_changed_weight_is_found(precision: str, factor: int, tmp_path: Path):
     content = np.fromfile(tmp_path / "m.bin", np.float32 if precision == "fp32" else np.float16)
     right = verify(model, ncnn.load(tmp_path / "m.param"), [example], ncnn.tolerances[precision])
     before = ncnn.trace(tmp_path / "m.param")(example.numpy())
-    (start,) = np.flatnonzero(np.isclose(sliding_window_view(content, 8), weight[:8], 1e-3, 1e-6).all(1))
+    (start,) = np.flatnonzero(
+        np.isclose(sliding_window_view(content, 8), weight[:8], 1e-3, 1e-6).all(1)
+    )
     content[start + np.abs(weight).argmax()] *= factor
     content.tofile(tmp_path / "m.bin")
     wrong = verify(model, ncnn.load(tmp_path / "m.param"), [example], ncnn.tolerances[precision])
@@ -173,5 +210,7 @@ def test_missing_and_damaged_weights(written: Path, tmp_path: Path):
 
 
 def test_another_size_is_refused(written: Path):
-    with pytest.raises(ModelError, match=r"takes images of shape \('N', 3, 9, 14\), got \(1, 3, 9, 16\)"):
+    with pytest.raises(
+        ModelError, match=r"takes images of shape \('N', 3, 9, 14\), got \(1, 3, 9, 16\)"
+    ):
         ncnn.load(written)(image(9, 16, 1).numpy())

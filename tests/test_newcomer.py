@@ -54,7 +54,11 @@ TYPED = [  # words, exit code, what the answer contains
     (f"{TRAIN} --options mixing=conv", 2, ["--options.mixing conv"]),
     (f"{TRAIN} --size 64x64x3", 2, ["192x256", "192,256"]),
     (f"{TRAIN} -o Global.epochs=3 Optimizer.lr.learning_rate=0.1", 2, ["--epochs 3 --lr 0.1"]),
-    ("train model=fasternet_t0 data=photos epochs=3", 2, ["--model fasternet_t0 --data photos --epochs 3"]),
+    (
+        "train model=fasternet_t0 data=photos epochs=3",
+        2,
+        ["--model fasternet_t0 --data photos --epochs 3"],
+    ),
     ("train fasternet_t0 --data photos", 2, ["--model fasternet_t0"]),
     ("train --model yolo --data photos", 4, ["'yolo/repvit_m0_9'"]),
     ("train --model yolov8n.pt --data photos", 4, ["'yolo/repvit_m0_9'"]),
@@ -80,7 +84,11 @@ TYPED = [  # words, exit code, what the answer contains
     ("export --model x --to tflite", 2, ["'litert'"]),
     ("export --model x --to onnx:fp32x", 2, ["'fp32'"]),
     ("export --model x --to onnx:int8", 2, ["fleetnet quantize"]),
-    ("export --model fasternet_t0 --to onnx", 4, ["fleetnet train --model fasternet_t0", "--check"]),
+    (
+        "export --model fasternet_t0 --to onnx",
+        4,
+        ["fleetnet train --model fasternet_t0", "--check"],
+    ),
     ("export --model x --format onnx", 2, ["--to onnx"]),
     ("quantize --model x --data photos --to tflite", 2, ["onnx, openvino"]),
     ("quantize --model x --data photos --to onnx --most 2", 2, ["--most is '2'", "from 0 to 1"]),
@@ -102,7 +110,9 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(("words", "code", "parts"), TYPED, ids=[words for words, _, _ in TYPED])
-def test_what_a_newcomer_types_is_answered(words, code, parts, empty: Path, capsys: pytest.CaptureFixture[str]):
+def test_what_a_newcomer_types_is_answered(
+    words, code, parts, empty: Path, capsys: pytest.CaptureFixture[str]
+):
     assert main(shlex.split(words)) == code
     shown = capsys.readouterr()
     assert shown.out == ""
@@ -153,7 +163,11 @@ def test_what_other_tools_words_mean_is_there():
         assert synonyms.plain(word) == word
         for meaning in meanings:
             assert meaning.partition("=")[0] in ours, word
-    for word in (*synonyms.VALUES, *synonyms.HEADS, *(word for table in synonyms.INSTEAD.values() for word in table)):
+    for word in (
+        *synonyms.VALUES,
+        *synonyms.HEADS,
+        *(word for table in synonyms.INSTEAD.values() for word in table),
+    ):
         assert synonyms.plain(word) == word
     assert set(synonyms.HEADS.values()) <= set(names("tasks"))
 
@@ -161,7 +175,9 @@ def test_what_other_tools_words_mean_is_there():
 def test_many_names_are_not_listed():
     many = [f"name_{i}" for i in range(41)]
     assert choose("something", many, "flag", "fleetnet x --help").count("name_") == 4
-    assert "`fleetnet x --help` lists all 41" in choose("something", many, "flag", "fleetnet x --help")
+    assert "`fleetnet x --help` lists all 41" in choose(
+        "something", many, "flag", "fleetnet x --help"
+    )
     assert choose("a", ["b", "c"]) == "Allowed: b, c"
 
 
@@ -178,19 +194,27 @@ def test_the_table_of_models_is_that_of_the_networks():
     assert list(SIZES) == list(variants())
     for name in SIZES:
         known = pretrained(name)
-        assert PUBLISHED.get(name) == (known and (known.top1, known.measured_by, known.license, known.source))
+        assert PUBLISHED.get(name) == (
+            known and (known.top1, known.measured_by, known.license, known.source)
+        )
 
 
 def test_help_shows_the_usual_size_and_classes_of_each_head(capsys: pytest.CaptureFixture[str]):
-    usual = {task: (find("tasks", task).SIZE, find("tasks", task).CLASSES) for task in names("tasks")}
+    usual = {
+        task: (find("tasks", task).SIZE, find("tasks", task).CLASSES) for task in names("tasks")
+    }
     own, classes = usual.pop("classification")
     for verb in ("train", "flops", "bench", "export"):
         assert main([verb, "--help"]) == 0
         text = " ".join(capsys.readouterr().out.split())
-        sizes = "; ".join([f"{own[0]}", *(f"{task} {size[0]}" for task, (size, _) in usual.items())])
+        sizes = "; ".join(
+            [f"{own[0]}", *(f"{task} {size[0]}" for task, (size, _) in usual.items())]
+        )
         assert sizes in text, verb
         if verb == "flops":
-            counts = "; ".join([f"{classes}", *(f"{task} {count}" for task, (_, count) in usual.items())])
+            counts = "; ".join(
+                [f"{classes}", *(f"{task} {count}" for task, (_, count) in usual.items())]
+            )
             assert counts in text
 
 
@@ -228,7 +252,9 @@ def as_nobody(*roots: Path) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("words", "folder"), OUTPUTS, ids=[words for words, _ in OUTPUTS])
-def test_outputs_are_tried_before_the_work(words, folder, run: Path, tmp_path: Path, capsys, monkeypatch):
+def test_outputs_are_tried_before_the_work(
+    words, folder, run: Path, tmp_path: Path, capsys, monkeypatch
+):
     from fleetnet import data, predict
 
     def working(*args: object, **keywords: object) -> None:
@@ -273,11 +299,16 @@ def test_a_full_disk_is_said_before_the_work(monkeypatch, tmp_path: Path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(tempfile, "TemporaryFile", lambda dir: Full())
-    with pytest.raises(WriteError, match=r"--out is '.*', where nothing can be written: the disk is full .*free some"):
+    with pytest.raises(
+        WriteError,
+        match=r"--out is '.*', where nothing can be written: the disk is full .*free some",
+    ):
         check_writable(tmp_path / "out", "--out", folder=True)
 
 
-def test_what_the_system_refuses_later_is_said_in_words(monkeypatch, capsys: pytest.CaptureFixture[str]):
+def test_what_the_system_refuses_later_is_said_in_words(
+    monkeypatch, capsys: pytest.CaptureFixture[str]
+):
     from fleetnet.cli import doctor
 
     def refuse(given: dict) -> None:
@@ -323,7 +354,9 @@ def test_a_failed_start_leaves_no_folder(words, code, part, tmp_path: Path, monk
 
 def pasted(text: str) -> list[list[str]]:
     """The words after `fleetnet` of each command that a message shows, as a shell takes them."""
-    return [shlex.split(line)[1:] for line in re.findall(r"fleetnet [a-z]+ --.*?(?=   or: |\n|$)", text)]
+    return [
+        shlex.split(line)[1:] for line in re.findall(r"fleetnet [a-z]+ --.*?(?=   or: |\n|$)", text)
+    ]
 
 
 def test_closing_lines_can_be_pasted(run: Path, photos: Path, tmp_path: Path, capsys, monkeypatch):
@@ -345,24 +378,40 @@ def test_closing_lines_can_be_pasted(run: Path, photos: Path, tmp_path: Path, ca
 def test_what_was_not_measured_is_a_dash(capsys: pytest.CaptureFixture[str]):
     from fleetnet.cli._training import say_epoch
 
-    say_epoch({"epoch": 1, "train": {"loss": 1.0}, "raw": {"AP": None, "AP50": 1.5}, "seconds": 1, "skipped": []})
+    say_epoch(
+        {
+            "epoch": 1,
+            "train": {"loss": 1.0},
+            "raw": {"AP": None, "AP50": 1.5},
+            "seconds": 1,
+            "skipped": [],
+        }
+    )
     assert "raw AP - AP50 1.50" in capsys.readouterr().err
 
 
 # ---- pictures that are not there ------------------------------------------------------------------------------------
 
 
-def test_predict_says_what_it_takes(run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+def test_predict_says_what_it_takes(
+    run: Path, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     predictor = fleetnet.load(run)
-    with pytest.raises(UsageError, match=r"'photos' is a folder; allowed: files, as sorted\(Path\('photos'\)\.glob"):
+    with pytest.raises(
+        UsageError, match=r"'photos' is a folder; allowed: files, as sorted\(Path\('photos'\)\.glob"
+    ):
         predictor.predict("photos/")
     with pytest.raises(UsageError, match=r"'photos/\*.jpg' is a pattern; .*glob\('\*.jpg'\)"):
         predictor.predict("photos/*.jpg")
     with pytest.raises(UsageError, match="int is no picture; allowed: a path"):
         predictor.predict(7)
-    answers = {"photoz/": "/photos'?", "photos": "no image in the folder 'photos'", "*.jpg": "the pattern '*.jpg'"}
+    answers = {
+        "photoz/": "/photos'?",
+        "photos": "no image in the folder 'photos'",
+        "*.jpg": "the pattern '*.jpg'",
+    }
     for source, part in answers.items():
         assert main(["predict", "--model", str(run), source]) == 3
         assert part in capsys.readouterr().err

@@ -30,7 +30,9 @@ SHAPE = (2, 4, 6)
 
 def constants(**values: list[int] | np.ndarray) -> list[onnx.TensorProto]:
     return [
-        numpy_helper.from_array(value if isinstance(value, np.ndarray) else np.array(value, np.int64), name)
+        numpy_helper.from_array(
+            value if isinstance(value, np.ndarray) else np.array(value, np.int64), name
+        )
         for name, value in values.items()
     ]
 
@@ -53,7 +55,10 @@ REWRITTEN = {
         [helper.make_node("ReduceMean", ["x", "axes"], ["y"], keepdims=1, noop_with_empty_axes=0)],
         constants(axes=[1, 2]),
     ),
-    "sum": ([helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)], constants(axes=[-1])),
+    "sum": (
+        [helper.make_node("ReduceSum", ["x", "axes"], ["y"], keepdims=0)],
+        constants(axes=[-1]),
+    ),
     "squeeze": (
         [
             helper.make_node("Unsqueeze", ["x", "axes"], ["a"]),
@@ -63,7 +68,11 @@ REWRITTEN = {
         constants(axes=[1]),
     ),
     "layer norm": (
-        [helper.make_node("LayerNormalization", ["x", "weight", "bias"], ["y"], axis=-1, epsilon=1e-3)],
+        [
+            helper.make_node(
+                "LayerNormalization", ["x", "weight", "bias"], ["y"], axis=-1, epsilon=1e-3
+            )
+        ],
         constants(weight=WEIGHT, bias=WEIGHT[::-1].copy()),
     ),
     "layer norm over two dimensions": (
@@ -126,13 +135,17 @@ def made(nodes: list[onnx.NodeProto], initializers: list[onnx.TensorProto]) -> o
         [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
         initializers,
     )
-    proto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", WRITTEN)], ir_version=10)
+    proto = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", WRITTEN)], ir_version=10
+    )
     return onnx.shape_inference.infer_shapes(onnx.ModelProto.FromString(proto.SerializeToString()))
 
 
 def computed(proto: onnx.ModelProto) -> np.ndarray:
     x = np.random.default_rng(0).normal(size=SHAPE).astype(np.float32)
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        proto.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
     return session.run(None, {"x": x})[0]
 
 
@@ -150,9 +163,17 @@ def test_operators_are_rewritten_for_earlier_sets(what):
 @pytest.mark.parametrize(
     ("nodes", "initializers", "message"),
     [
-        ([helper.make_node("Mish", ["x"], ["y"], name="stages.1/Mish")], [], "cannot hold stages.1/Mish: it has no"),
+        (
+            [helper.make_node("Mish", ["x"], ["y"], name="stages.1/Mish")],
+            [],
+            "cannot hold stages.1/Mish: it has no",
+        ),
         ([helper.make_node("Softmax", ["x"], ["y"], axis=1)], [], "Softmax of an inner dimension"),
-        ([helper.make_node("Split", ["x", "x2"], ["a", "y"], axis=2)], [], "is computed while the network runs"),
+        (
+            [helper.make_node("Split", ["x", "x2"], ["a", "y"], axis=2)],
+            [],
+            "is computed while the network runs",
+        ),
     ],
 )
 def test_what_an_earlier_set_cannot_say_is_named(nodes, initializers, message):
@@ -180,7 +201,9 @@ def test_float16_halves_weights_and_keeps_float32_at_both_ends(model, tmp_path):
     types = {tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) == 4}
     assert types == {TensorProto.FLOAT16}
     (given,), (output,) = proto.graph.input, proto.graph.output
-    assert given.type.tensor_type.elem_type == output.type.tensor_type.elem_type == TensorProto.FLOAT
+    assert (
+        given.type.tensor_type.elem_type == output.type.tensor_type.elem_type == TensorProto.FLOAT
+    )
 
 
 class Normed(nn.Module):
@@ -188,7 +211,9 @@ class Normed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.GELU(), nn.AvgPool2d(3), nn.Conv2d(8, 8, 1))
+        self.backbone = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2), nn.GELU(), nn.AvgPool2d(3), nn.Conv2d(8, 8, 1)
+        )
         self.norm, self.linear = nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, image):
@@ -199,7 +224,9 @@ class Normed(nn.Module):
 def test_float16_is_valid_in_every_set(opset, tmp_path):
     torch.manual_seed(0)
     network, image = Normed().eval(), torch.randn(1, 3, 16, 24)
-    path = deliver(network, image, tmp_path / "model.onnx", "onnx", {}, precision="fp16", opset=opset).path
+    path = deliver(
+        network, image, tmp_path / "model.onnx", "onnx", {}, precision="fp16", opset=opset
+    ).path
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
 
@@ -212,14 +239,21 @@ class ConstantOutput(nn.Module):
         self.register_buffer("anchors", torch.randn(5, 4) * 300)
 
     def forward(self, image):
-        return {"boxes": self.backbone(image).mean((2, 3)), "anchors": self.anchors.expand(1, -1, -1)}
+        return {
+            "boxes": self.backbone(image).mean((2, 3)),
+            "anchors": self.anchors.expand(1, -1, -1),
+        }
 
 
 def test_a_constant_output_survives_float16(tmp_path):
     network, image = ConstantOutput().eval(), torch.randn(1, 3, 16, 24)
     with torch.no_grad():
-        runtime.export(network, image, tmp_path / "model.onnx", outputs=["boxes", "anchors"], precision="fp16")
-    parity = verify(network, runtime.load(tmp_path / "model.onnx"), [image], runtime.tolerances["fp16"])
+        runtime.export(
+            network, image, tmp_path / "model.onnx", outputs=["boxes", "anchors"], precision="fp16"
+        )
+    parity = verify(
+        network, runtime.load(tmp_path / "model.onnx"), [image], runtime.tolerances["fp16"]
+    )
     assert parity.passed
     assert to_half(onnx.load(tmp_path / "model.onnx")).ByteSize()
 
@@ -245,12 +279,18 @@ def test_no_product_looks_like_a_hard_swish_that_is_none(tmp_path):
     made_by = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
         if node.op_type == "Mul":
-            gates = [made_by[name] for name in node.input if name in made_by and made_by[name].op_type == "HardSigmoid"]
+            gates = [
+                made_by[name]
+                for name in node.input
+                if name in made_by and made_by[name].op_type == "HardSigmoid"
+            ]
             assert all(gate.input[0] in node.input for gate in gates)
 
 
 def test_opencv_computes_the_same(tmp_path):
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed: pip install opencv-python-headless")
+    cv2 = pytest.importorskip(
+        "cv2", reason="OpenCV is not installed: pip install opencv-python-headless"
+    )
     network, image = Gated().eval(), torch.randn(1, 3, 16, 24)
     path = deliver(network, image, tmp_path / "model.onnx", "onnx", {}).path
     net = cv2.dnn.readNetFromONNX(str(path))

@@ -61,7 +61,11 @@ def test_a_backbone(add: Add, tmp_path: Path):
     logits = model(image)
     assert logits.shape == (2, 3)
     assert difference([logits], [reparameterize(model, image)(image)])[1] < 1e-4
-    assert set(fleetnet.create_model("ssd/straight_m").eval()(image)) == {"logits", "boxes", "anchors"}
+    assert set(fleetnet.create_model("ssd/straight_m").eval()(image)) == {
+        "logits",
+        "boxes",
+        "anchors",
+    }
 
     again = fleetnet.create_model("straight_s", weights=model.state_dict())
     assert (again.classes, again.options) == (3, {"bias": False})
@@ -85,7 +89,9 @@ def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     assert "points 6; ssd 80" in usual_classes()
     some = shapes.load("shapes:8", "train", "boxes")
     few = Split(some.samples[:4], some.classes)
-    config = TrainConfig(size=(64, 64), batch_size=2, epochs=1, device="cpu", norm="frozen", ema=None, max_objects=5)
+    config = TrainConfig(
+        size=(64, 64), batch_size=2, epochs=1, device="cpu", norm="frozen", ema=None, max_objects=5
+    )
     model = tasks.build("points/fasternet_t0", len(some.classes))
     again = fleetnet.create_model("points/fasternet_t0", weights=model.state_dict())
     assert (again.classes, again.report.reinitialized) == (len(some.classes), ())
@@ -101,7 +107,12 @@ def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     assert found[0].keys() == {"label", "score", "box"}
     about = tmp_path / "run" / "model.onnx"
     done = fleetnet.export(
-        tmp_path / "run", "onnx", about, embed_decode=True, limits={"score": 0.0}, pictures=[shapes.draw_several(1)]
+        tmp_path / "run",
+        "onnx",
+        about,
+        embed_decode=True,
+        limits={"score": 0.0},
+        pictures=[shapes.draw_several(1)],
     )
     assert done.parity is not None
     assert done.parity.passed

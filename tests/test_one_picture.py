@@ -23,7 +23,9 @@ from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
 SIZE = (23, 17)  # width, height
-GRAY = np.add.outer(np.arange(SIZE[1]) * 9, np.arange(SIZE[0]) * 4).astype(np.uint8)  # (height, width), 0 to 232
+GRAY = np.add.outer(np.arange(SIZE[1]) * 9, np.arange(SIZE[0]) * 4).astype(
+    np.uint8
+)  # (height, width), 0 to 232
 COLORS = np.stack([GRAY, 255 - GRAY, GRAY // 2], -1)
 ALPHA = np.where(GRAY > 150, 0, np.where(GRAY > 120, 128, 255)).astype(np.uint8)
 
@@ -118,7 +120,14 @@ def test_pixels_are_those_of_the_mode(tmp_path, mode):
     if "transparent" in mode or "each" in mode:
         expected = np.asarray(image.convert("RGBA"), float)
         expected = expected[..., :3] * expected[..., 3:] / 255 + 255 - expected[..., 3:]
-    tolerance = {"1": 128, "1 in tiff": 128, "P": 12, "P in gif": 12, "RGB in jpeg": 20, "CMYK": 20}.get(mode, 3)
+    tolerance = {
+        "1": 128,
+        "1 in tiff": 128,
+        "P": 12,
+        "P in gif": 12,
+        "RGB in jpeg": 20,
+        "CMYK": 20,
+    }.get(mode, 3)
     turned = format not in ("bmp", "gif")
     for orientation, turn in ((1, 0), (3, 2), (6, -1), (9, 0)):
         pixels = np.asarray(images.read(bytes_of(image, format, orientation)), float)
@@ -148,7 +157,9 @@ def test_arrays_of_other_types_and_channels(array, like):
     else:
         expected = np.asarray(images.read(bytes_of(MODES[like][0], "png", 1)))
     assert np.array_equal(np.asarray(images.read(array)), expected)
-    tensor = torch.from_numpy(np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array))
+    tensor = torch.from_numpy(
+        np.ascontiguousarray(np.moveaxis(array, -1, 0) if array.ndim == 3 else array)
+    )
     assert np.array_equal(np.asarray(read_picture(tensor).image), expected)
 
 
@@ -167,7 +178,11 @@ def test_colors_in_the_order_of_opencv(alpha, deep):
 @pytest.mark.parametrize(
     ("picture", "error", "match"),
     [
-        (np.zeros((3, 8, 8), np.uint8), DataError, r"shape is \(3, 8, 8\); allowed: \(height, width\)"),
+        (
+            np.zeros((3, 8, 8), np.uint8),
+            DataError,
+            r"shape is \(3, 8, 8\); allowed: \(height, width\)",
+        ),
         (torch.zeros(8, 8, 3), DataError, "channels last"),
         (np.zeros((8, 8, 3), np.int64), DataError, "values of int64; allowed: uint8"),
         (np.full((8, 8, 3), 200.0), DataError, "values from 200 to 200; allowed: 0 to 1"),
@@ -200,7 +215,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model = build("fasternet_t0", 3).eval()
     preprocess = Preprocess((32, 32), channel_order="BGR")
-    checkpoint.save(folder / "best.safetensors", model, classes=["a", "b", "c"], preprocess=preprocess, metrics={})
+    checkpoint.save(
+        folder / "best.safetensors",
+        model,
+        classes=["a", "b", "c"],
+        preprocess=preprocess,
+        metrics={},
+    )
     return folder
 
 
@@ -213,7 +234,9 @@ def test_predict_in_every_form(run, tmp_path):
     for name, form in forms.items():
         assert predictor.predict(form, channels="BGR" if name == "BGR" else "RGB") == expected, name
     many = predictor.predict([form for name, form in forms.items() if name != "BGR"])
-    assert [dict(one) for one in many] == [pytest.approx(dict(expected[0]), abs=1e-6)] * (len(forms) - 1)
+    assert [dict(one) for one in many] == [pytest.approx(dict(expected[0]), abs=1e-6)] * (
+        len(forms) - 1
+    )
     with pytest.raises(UsageError, match="channels is 'GBR'"):
         predictor.predict(COLORS, channels="GBR")
 
@@ -249,7 +272,11 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A run of each task, of random weights, on the smallest backbones."""
-    names = {"classification": "fasternet_t0", "ssd": "ssd/fasternet_t0", "deeplabv3": "deeplabv3/fasternet_t0"}
+    names = {
+        "classification": "fasternet_t0",
+        "ssd": "ssd/fasternet_t0",
+        "deeplabv3": "deeplabv3/fasternet_t0",
+    }
     names |= {"maskrcnn": "maskrcnn/fasternet_t0", "yolo": "yolo/repvit_m0_6"}
     folders = {}
     for task, name in names.items():
@@ -283,7 +310,13 @@ def test_predict_says_that_a_file_failed(runs, tmp_path, capsys, task):
 def test_predict_says_that_a_file_is_missing(runs, tmp_path, capsys):
     """The others are predicted; and where there are none, --json says why on the last line too."""
     Image.fromarray(COLORS).save(tmp_path / "good.png")
-    words = ["predict", "--model", str(runs["classification"]), "--json", str(tmp_path / "none.png")]
+    words = [
+        "predict",
+        "--model",
+        str(runs["classification"]),
+        "--json",
+        str(tmp_path / "none.png"),
+    ]
     assert main([*words, str(tmp_path / "good.png")]) == 3
     streams = capsys.readouterr()
     document = json.loads(streams.out.strip().splitlines()[-1])
@@ -302,11 +335,27 @@ def test_embeddings(runs, tmp_path, capsys, task):
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(content)
     out = tmp_path / "out"
-    assert main(["predict", "--model", str(runs[task]), "--embed", "--out", str(out), str(tmp_path), "--json"]) == 0
+    assert (
+        main(
+            [
+                "predict",
+                "--model",
+                str(runs[task]),
+                "--embed",
+                "--out",
+                str(out),
+                str(tmp_path),
+                "--json",
+            ]
+        )
+        == 0
+    )
     with np.load(out / "embeddings.npz") as stored:
         features, files = stored["features"], stored["files"].tolist()
         preprocess = Preprocess.from_dict(json.loads(str(stored["preprocess"])))
-    assert last_json(capsys)["results"] == [{"file": file, "features": features.shape[1]} for file in files]
+    assert last_json(capsys)["results"] == [
+        {"file": file, "features": features.shape[1]} for file in files
+    ]
     assert [Path(file).name for file in files] == ["a.png", "b.png"]
     predictor = load(runs[task])
     assert preprocess == predictor.preprocess
@@ -378,13 +427,22 @@ def address() -> Iterator[str]:
 def test_predict_at_addresses(run, address, tmp_path, capsys):
     (tmp_path / "x.png").write_bytes(bytes_of(MODES["RGBA"][0], "png", 6))
     assert load(run).predict(f"{address}/x.png") == load(run).predict(tmp_path / "x.png")
-    names = [f"{address}/{name}" for name in ("x.png", "..%2F..%2Fx.png?a=/b", "gone.png", "page.png")]
-    assert main(["predict", "--model", str(run), *names, "--out", str(tmp_path / "out"), "--json"]) == 3
+    names = [
+        f"{address}/{name}" for name in ("x.png", "..%2F..%2Fx.png?a=/b", "gone.png", "page.png")
+    ]
+    assert (
+        main(["predict", "--model", str(run), *names, "--out", str(tmp_path / "out"), "--json"])
+        == 3
+    )
     document = last_json(capsys)
     assert [result["file"] for result in document["results"]] == names[:2]
     assert len(document["skipped"]) == 2
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "x.png"]
-    assert _stems([*names[:2], Path("x.jpg")]) == {names[0]: "x", names[1]: "x-2", Path("x.jpg"): "x-3"}
+    assert _stems([*names[:2], Path("x.jpg")]) == {
+        names[0]: "x",
+        names[1]: "x-2",
+        Path("x.jpg"): "x-3",
+    }
 
 
 @pytest.mark.parametrize(
@@ -401,7 +459,9 @@ def test_predict_at_addresses(run, address, tmp_path, capsys):
 def test_addresses_are_fetched_within_limits(address, path, match):
     before = time.monotonic()
     with pytest.raises(DataError, match=match):
-        images.fetch(f"{address}/{path}", limit=1_000_000, seconds=0.4 if path == "slow.png" else 20.0)
+        images.fetch(
+            f"{address}/{path}", limit=1_000_000, seconds=0.4 if path == "slow.png" else 20.0
+        )
     assert time.monotonic() - before < 10
 
 

@@ -24,7 +24,13 @@ from fleetnet.tasks import Model, build, named
 from fleetnet.transforms import Preprocess
 
 SIZE = (64, 96)
-OTHERS = [(64, 96), (32, 32), (96, 64), (160, 96), (128, 224)]  # its own, the least, tall, larger, wide
+OTHERS = [
+    (64, 96),
+    (32, 32),
+    (96, 64),
+    (160, 96),
+    (128, 224),
+]  # its own, the least, tall, larger, wide
 NETWORKS = {  # every family that can, and every head that can
     "ssd/fasternet_t0": {},
     "yolo/repvit_m0_6": {"width": 0.25},
@@ -63,7 +69,9 @@ def test_a_file_computes_what_its_model_computes_at_every_size(name, delivered):
         image = torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(7))
         with torch.no_grad():
             expected = named(model(image))
-        for (output, values), given in zip(expected.items(), session.run(None, {"image": image.numpy()}), strict=True):
+        for (output, values), given in zip(
+            expected.items(), session.run(None, {"image": image.numpy()}), strict=True
+        ):
             assert values.shape == given.shape, (size, output)
             apart = (values - torch.from_numpy(given)).abs().max() / values.std()
             assert apart < 1e-4, (size, output)
@@ -106,11 +114,16 @@ def test_a_file_predicts_at_its_own_size_and_at_a_given_one(delivered):
         (found,) = predictor.predictions([picture])
         assert len(found["boxes"]) == len(expected["boxes"]) > 5
         assert (found["boxes"] - expected["boxes"]).abs().max() < 0.05
-    with pytest.raises(UsageError, match=r"size is 100x160; .*multiples of 32 from 32 to 4096: the nearest is 96x160"):
+    with pytest.raises(
+        UsageError,
+        match=r"size is 100x160; .*multiples of 32 from 32 to 4096: the nearest is 96x160",
+    ):
         load(done.path, size=(100, 160))
     with pytest.raises(UsageError, match=r"size is 64x5000; .*the nearest is 64x4096"):
         load(done.path, size=(64, 5000))
-    with pytest.raises(UsageError, match="size is 40x64"):  # an array that did not go through the preprocessing
+    with pytest.raises(
+        UsageError, match="size is 40x64"
+    ):  # an array that did not go through the preprocessing
         load(done.path).raw(np.zeros((1, 3, 40, 64), np.float32))
 
 
@@ -119,17 +132,46 @@ def test_a_file_predicts_at_its_own_size_and_at_a_given_one(delivered):
     [
         ("parcnet_xs", {}, ExportError, r"kernels of backbone.*\(ParC\) are frozen at the size"),
         ("maskrcnn/fasternet_t0", {}, ExportError, "detections are chosen in its graph"),
-        ("ssd/fasternet_t0", {"embed_decode": True}, ExportError, "detections are chosen in its graph"),
-        ("fasternet_t0", {"size": (80, 64)}, UsageError, "size is 80x64; .*multiples of 32 .*the nearest is 64x64"),
-        ("fasternet_t0", {"dynamic": "size,width"}, UsageError, "dynamic is 'size,width': .*batch, size"),
-        ("fasternet_t0", {"runtime": "pt2"}, UsageError, "pt2 takes the size .*can be left open for onnx only"),
-        ("fasternet_t0", {"runtime": "ncnn"}, UsageError, "ncnn takes the size .*can be left open for onnx only"),
+        (
+            "ssd/fasternet_t0",
+            {"embed_decode": True},
+            ExportError,
+            "detections are chosen in its graph",
+        ),
+        (
+            "fasternet_t0",
+            {"size": (80, 64)},
+            UsageError,
+            "size is 80x64; .*multiples of 32 .*the nearest is 64x64",
+        ),
+        (
+            "fasternet_t0",
+            {"dynamic": "size,width"},
+            UsageError,
+            "dynamic is 'size,width': .*batch, size",
+        ),
+        (
+            "fasternet_t0",
+            {"runtime": "pt2"},
+            UsageError,
+            "pt2 takes the size .*can be left open for onnx only",
+        ),
+        (
+            "fasternet_t0",
+            {"runtime": "ncnn"},
+            UsageError,
+            "ncnn takes the size .*can be left open for onnx only",
+        ),
     ],
 )
 def test_what_cannot_be_open_is_refused_with_the_reason(name, settings, error, message, tmp_path):
     runtime = settings.get("runtime", "onnx")
     file = tmp_path / f"model{find('runtimes', runtime).suffix}"
-    options = {"channels": 16, "hidden": 32, "proposals": 30, "anchor": 8} if name.startswith("maskrcnn") else None
+    options = (
+        {"channels": 16, "hidden": 32, "proposals": 30, "anchor": 8}
+        if name.startswith("maskrcnn")
+        else None
+    )
     model = build(name, 3, options=options).eval()
     given = {"runtime": "onnx", "size": (64, 64), "dynamic": "size", **settings}
     with pytest.raises(error, match=message):
@@ -140,7 +182,9 @@ def test_what_cannot_be_open_is_refused_with_the_reason(name, settings, error, m
 def test_a_network_of_timm_for_one_size_is_refused(tmp_path):
     pytest.importorskip("timm")
     model = build("timm/vit_tiny_patch16_224", 3).eval()
-    with pytest.raises(ExportError, match="cannot be left open: the network does not compute at 256x288"):
+    with pytest.raises(
+        ExportError, match="cannot be left open: the network does not compute at 256x288"
+    ):
         export(model, "onnx", tmp_path / "model.onnx", size=(224, 224), dynamic="size")
     assert not list(tmp_path.iterdir())
 
@@ -149,7 +193,9 @@ def test_a_network_of_timm_for_one_size_is_refused(tmp_path):
 def test_a_file_that_is_wrong_at_another_size_is_not_written(fault, model, tmp_path, monkeypatch):
     real = onnx.load
 
-    def wrong(path: Path, threads: int = 1, *, trust: bool = False) -> Callable[[np.ndarray], list[np.ndarray]]:
+    def wrong(
+        path: Path, threads: int = 1, *, trust: bool = False
+    ) -> Callable[[np.ndarray], list[np.ndarray]]:
         run = real(path, threads)
 
         def at_its_own_size(image: np.ndarray) -> list[np.ndarray]:
@@ -164,7 +210,9 @@ def test_a_file_that_is_wrong_at_another_size_is_not_written(fault, model, tmp_p
     monkeypatch.setattr(onnx, "load", wrong)
     sizes, image = Sizes(8, 8, 512), torch.randn(1, 3, 16, 24)
     elsewhere = [Elsewhere([torch.randn(1, 3, *size)]) for size in sizes.others((16, 24))]
-    said = "its outputs are not those" if fault == "noise" else "does not compute: .*shapes do not fit"
+    said = (
+        "its outputs are not those" if fault == "noise" else "does not compute: .*shapes do not fit"
+    )
     with pytest.raises(ExportError, match=f"at 8x32, another size than its own, .*{said}"):
         deliver(model, image, tmp_path / "model.onnx", "onnx", {}, sizes=sizes, elsewhere=elsewhere)
     assert not list(tmp_path.iterdir())
@@ -179,7 +227,8 @@ def test_sizes_that_are_compared_are_smaller_larger_wide_and_tall():
 
 
 def test_words_of_dynamic():
-    assert [parse_open(value) for value in (False, True, "batch", "size", "batch,size", "size, batch")] == [
+    assert [parse_open(value) for value in (False, True, "batch", "size", "batch,size", "size, "
+                                                                                        "batch")] == [
         (False, False), (True, False), (True, False), (False, True), (True, True), (True, True),
     ]  # fmt: skip
     assert parse("export", "", verb, ["--dynamic", "--to", "onnx"])["dynamic"] == "batch"
@@ -198,7 +247,17 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
 
 
 def test_from_the_command_line(run, photos, tmp_path, capsys):
-    words = ["export", "--model", str(run), "--out", str(tmp_path), "--to", "onnx", "--dynamic", "batch,size"]
+    words = [
+        "export",
+        "--model",
+        str(run),
+        "--out",
+        str(tmp_path),
+        "--to",
+        "onnx",
+        "--dynamic",
+        "batch,size",
+    ]
     assert main(words) == 0
     printed = capsys.readouterr()
     assert "multiples of 32" in printed.out
@@ -215,16 +274,37 @@ def test_from_the_command_line(run, photos, tmp_path, capsys):
         assert main(["predict", "--model", str(file), picture, *size, "--json"]) == 0
         scores.append(last_json(capsys)["results"][0]["predictions"])
     assert scores[0] == scores[1] != scores[2]
-    assert main(["eval", "--model", str(file), "--data", str(photos), "--size", "64", "--json"]) == 0
+    assert (
+        main(["eval", "--model", str(file), "--data", str(photos), "--size", "64", "--json"]) == 0
+    )
     assert last_json(capsys)["images"] == 12
 
     out = ["--out", str(tmp_path / "refused")]
-    check = ["export", "--model", "parcnet_xs", "--size", "64", "--check", "--to", "onnx", "--dynamic", "size"]
+    check = [
+        "export",
+        "--model",
+        "parcnet_xs",
+        "--size",
+        "64",
+        "--check",
+        "--to",
+        "onnx",
+        "--dynamic",
+        "size",
+    ]
     refused = [
         (["predict", "--model", str(file), picture, "--size", "50"], 2, "the nearest is 64x64"),
         (["predict", "--model", str(run), picture, "--size", "64"], 2, "is a checkpoint"),
-        (["export", "--model", str(run), *out, "--to", "onnx,pt2", "--dynamic", "size"], 2, "pt2 takes the size"),
-        (["export", "--model", str(run), *out, "--to", "onnx", "--dynamic", "height"], 2, "dynamic is 'height': "),
+        (
+            ["export", "--model", str(run), *out, "--to", "onnx,pt2", "--dynamic", "size"],
+            2,
+            "pt2 takes the size",
+        ),
+        (
+            ["export", "--model", str(run), *out, "--to", "onnx", "--dynamic", "height"],
+            2,
+            "dynamic is 'height': ",
+        ),
         (check, 5, "parcnet_xs cannot be handed over"),
     ]
     for command, code, said in refused:
@@ -237,5 +317,7 @@ def test_a_file_of_one_size_says_which(delivered, model, tmp_path):
     _, done = delivered("ssd/fasternet_t0")
     facts = {key: value for key, value in load(done.path).facts.items() if key != "sizes"}
     onnx.export(model, torch.randn(1, 3, *SIZE), tmp_path / "model.onnx", metadata=facts)
-    with pytest.raises(UsageError, match="takes images of 64x96 only: export it with its height and width open"):
+    with pytest.raises(
+        UsageError, match="takes images of 64x96 only: export it with its height and width open"
+    ):
         load(tmp_path / "model.onnx", size=(64, 64))

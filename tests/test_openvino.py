@@ -1,6 +1,7 @@
 """OpenVINO files compute what the model computes, in float32 and in bfloat16, and say which.
 
-What every runtime does is in test_runtimes; here are real networks, heads, and what is OpenVINO's own.
+What every runtime does is in test_runtimes; here are real networks, heads, and what is OpenVINO's
+own.
 """
 
 import copy
@@ -56,7 +57,9 @@ def test_networks_compute_the_same(name, once, tmp_path):
     for precision in PRECISIONS:
         openvino.export(deploy, pictures, tmp_path / "m.xml", precision=precision)
         examples = torch.stack([pictures, pictures.flip(3), 2 * pictures])
-        parity = verify(model, openvino.load(tmp_path / "m.xml"), examples, openvino.tolerances[precision])
+        parity = verify(
+            model, openvino.load(tmp_path / "m.xml"), examples, openvino.tolerances[precision]
+        )
         assert parity.passed, parity
         assert parity.top1_agreement == 1
         found[precision] = parity.relative
@@ -75,14 +78,19 @@ def wrong_weight(model: nn.Module) -> None:
     weight.view(-1)[weight.abs().argmax()] *= -1
 
 
-@pytest.mark.parametrize(("name", "fault"), [("mobileone_s0", wrong_epsilon), ("small", wrong_weight)])
+@pytest.mark.parametrize(
+    ("name", "fault"), [("mobileone_s0", wrong_epsilon), ("small", wrong_weight)]
+)
 def test_a_fault_is_beyond_the_tolerance(name, fault, model, tmp_path):
     right = model if name == "small" else random_model(name)
     wrong, pictures = copy.deepcopy(right), image(64, 64, batch=1)
     fault(wrong)
     openvino.export(reparameterize(wrong, pictures), pictures, tmp_path / "m.xml")
     tolerance = openvino.tolerances["fp32"]
-    assert verify(right, openvino.load(tmp_path / "m.xml"), [pictures], tolerance).relative > 5 * tolerance
+    assert (
+        verify(right, openvino.load(tmp_path / "m.xml"), [pictures], tolerance).relative
+        > 5 * tolerance
+    )
 
 
 @pytest.mark.parametrize("head", ["yolo/mobileone_s0", "maskrcnn/fasternet_t0"])
@@ -90,7 +98,12 @@ def test_detections_in_the_graph(head, tmp_path):
     """With RoIAlign and NMS; `export` compares what is found, and raises."""
     pictures = [shapes.draw(i) for i in range(2)]
     done = fleetnet.export(
-        ready(head, WIDE, True), "openvino", tmp_path / "m.xml", size=WIDE, embed_decode=True, pictures=pictures
+        ready(head, WIDE, True),
+        "openvino",
+        tmp_path / "m.xml",
+        size=WIDE,
+        embed_decode=True,
+        pictures=pictures,
     )
     assert done.parity.agreement.boxes > 20
     predictor = fleetnet.load(done.path)
@@ -102,17 +115,29 @@ def test_detections_in_the_graph(head, tmp_path):
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_deliver(precision, dynamic, tmp_path, capfd):
     done = deliver(
-        randomized(Named()), PIXELS, tmp_path / "model.xml", "openvino", FACTS, precision=precision, dynamic=dynamic
+        randomized(Named()),
+        PIXELS,
+        tmp_path / "model.xml",
+        "openvino",
+        FACTS,
+        precision=precision,
+        dynamic=dynamic,
     )
     assert capfd.readouterr() == ("", "")
     assert [f.name for f in files(done.path)] == ["model.xml", "model.bin"]
     facts = openvino.metadata(done.path)
-    assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (FACTS["classes"], ["values", "classes"])
+    assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (
+        FACTS["classes"],
+        ["values", "classes"],
+    )
     run = openvino.load(done.path)
     values, classes = run(PIXELS.numpy())
     assert (values.dtype, classes.dtype) == (np.float32, np.int64)
     text = done.path.read_bytes()
-    assert all(str(place).encode() not in text for place in (tmp_path, Path.home(), Path(torch.__file__).parent))
+    assert all(
+        str(place).encode() not in text
+        for place in (tmp_path, Path.home(), Path(torch.__file__).parent)
+    )
     if dynamic:
         five = np.random.default_rng(0).normal(size=(5, 3, 16, 24))  # float64, cast
         singly = np.concatenate([run(five[i : i + 1])[0] for i in range(5)])
@@ -135,7 +160,10 @@ def test_outputs_stay_as_they_are(whole):
 
 
 def test_what_a_file_takes_is_said(whole, model, tmp_path):
-    with pytest.raises(ModelError, match=r"small\.xml: takes images of shape \(1, 3, 16, 24\), got \(2, 3, 16, 24\)"):
+    with pytest.raises(
+        ModelError,
+        match=r"small\.xml: takes images of shape \(1, 3, 16, 24\), got \(2, 3, 16, 24\)",
+    ):
         openvino.load(whole)(np.zeros((2, 3, 16, 24), np.float32))
     bytes_in = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     embedded = Preprocessed(model, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "BGR")
@@ -150,13 +178,19 @@ def test_layers_are_traced_by_module(whole, model):
     deploy = reparameterize(model, PIXELS)
     seen: dict[str, Tensor] = {}
     for name in ("body.0", "body.1", "body.3", "classifier"):
-        deploy.get_submodule(name).register_forward_hook(lambda m, i, o, name=name: seen.update({name: o.detach()}))
+        deploy.get_submodule(name).register_forward_hook(
+            lambda m, i, o, name=name: seen.update({name: o.detach()})
+        )
     deploy(PIXELS)
     traced = openvino.trace(whole)(PIXELS.numpy())
     assert next(iter(traced)).startswith("body.0/")
     assert list(traced)[-1] == "logits"
     for name, value in seen.items():
-        of = [layer for layer in traced if layer.startswith(f"{name}/") or (name == "classifier" and layer == "logits")]
+        of = [
+            layer
+            for layer in traced
+            if layer.startswith(f"{name}/") or (name == "classifier" and layer == "logits")
+        ]
         np.testing.assert_allclose(traced[of[-1]], value, atol=1e-5)
 
 
@@ -164,7 +198,9 @@ def test_instruction_sets_that_are_limited_have_no_bfloat16(monkeypatch):
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert not openvino._has_bf16()
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_AMX")
-    assert openvino._has_bf16() == ("BF16" in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
+    assert openvino._has_bf16() == (
+        "BF16" in openvino.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    )
 
 
 @pytest.mark.skipif(not BF16, reason="needs a CPU with bfloat16")
@@ -172,7 +208,9 @@ def test_a_cpu_without_bfloat16(whole, model, tmp_path, monkeypatch):
     """Nothing is proven there, but what was proven elsewhere runs, in float32."""
     deploy = reparameterize(model, PIXELS)
     openvino.export(deploy, PIXELS, tmp_path / "half.xml", precision="bf16")
-    exact, half = (openvino.load(path)(PIXELS.numpy())[0] for path in (whole, tmp_path / "half.xml"))
+    exact, half = (
+        openvino.load(path)(PIXELS.numpy())[0] for path in (whole, tmp_path / "half.xml")
+    )
     assert np.abs(half - exact).max() > 1e-5
     monkeypatch.setattr(openvino, "_has_bf16", lambda: False)
     assert np.array_equal(openvino.load(tmp_path / "half.xml")(PIXELS.numpy())[0], exact)
@@ -216,8 +254,9 @@ def test_without_the_package(tmp_path, monkeypatch):
 def test_nothing_is_reported_to_anyone(whole, tmp_path):
     """OpenVINO's reporter would leave an identity in the home folder, and send it from there."""
     code = (
-        "import sys, pathlib; from fleetnet.runtimes import openvino; openvino.load(pathlib.Path(sys.argv[1]));"
-        "print('openvino_telemetry' in sys.modules, 'openvino' in sys.modules)"
+        "import sys, pathlib; from fleetnet.runtimes import openvino; "
+        "openvino.load(pathlib.Path(sys.argv[1]));print('openvino_telemetry' in sys.modules, "
+        "'openvino' in sys.modules)"
     )
     said = subprocess.run(
         [sys.executable, "-c", code, str(whole)],

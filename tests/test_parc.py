@@ -9,7 +9,17 @@ from torch.nn import functional as F
 from zoo import assert_same_function
 
 from fleetnet.errors import ModelError
-from fleetnet.parc import HEIGHT, WIDTH, CircularConv, CircularProduct, FrozenParC, ParC, ParCBN, replace, with_products
+from fleetnet.parc import (
+    HEIGHT,
+    WIDTH,
+    CircularConv,
+    CircularProduct,
+    FrozenParC,
+    ParC,
+    ParCBN,
+    replace,
+    with_products,
+)
 from fleetnet.reparam import difference, reparameterize
 
 FORMS = {
@@ -63,7 +73,10 @@ def test_crossed_form_adds_position_before_the_norm_and_crosses():
     parc = _randomize(ParC(4, 5, crossed=True).double())
     x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
     halves = []
-    for part, stages, dims in ((x[:, :2], parc.first, (HEIGHT, WIDTH)), (x[:, 2:], parc.second, (WIDTH, HEIGHT))):
+    for part, stages, dims in (
+        (x[:, :2], parc.first, (HEIGHT, WIDTH)),
+        (x[:, 2:], parc.second, (WIDTH, HEIGHT)),
+    ):
         y = _along(stages[0].norm(part + stages[0].position), stages[0].weight, dims[0])
         halves.append(_along(y + stages[1].position, stages[1].weight, dims[1]))
     assert difference([torch.cat(halves, 1)], [parc(x)])[1] < 1e-12
@@ -86,7 +99,9 @@ def test_kernels_and_positions_are_resized_with_aligned_corners():
     taps = torch.tensor([0.0, 0.5, 1.0, 2.5, 4.0])  # three points stretched to five
     assert torch.allclose(conv(impulse)[0, 0, 0], taps[[0, 4, 3, 2, 1]])
     conv.position.data = torch.tensor([0.0, 2.0, 4.0]).view(1, 1, 1, 3)
-    shift = F.conv2d(conv.wrap(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 5)), taps.view(1, 1, 1, 5))
+    shift = F.conv2d(
+        conv.wrap(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 5)), taps.view(1, 1, 1, 5)
+    )
     assert torch.allclose(conv(torch.zeros(1, 1, 2, 5))[0, 0, 0], shift.flatten())
 
 
@@ -97,9 +112,13 @@ def test_every_parameter_learns_at_any_size(form, size):
     y = parc(torch.randn(2, 8, *size))
     assert y.shape == (2, 8, *size)
     (y * torch.randn_like(y)).sum().backward()
-    missing = [name for name, p in parc.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    missing = [
+        name for name, p in parc.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
     assert not missing
-    if min(size) > 1 and form != "single, no position":  # a single pixel under a training batch norm may give zeros
+    if (
+        min(size) > 1 and form != "single, no position"
+    ):  # a single pixel under a training batch norm may give zeros
         assert all(p.grad.any() for p in parc.parameters())
 
 
@@ -142,7 +161,9 @@ def test_frozen_keeps_trainability_and_refuses_another_size():
 def test_frozen_can_be_traced_and_exported():
     frozen = _randomize(ParC(8, 6, crossed=True)).fuse_at((4, 7))
     x = torch.randn(2, 8, 4, 7)
-    with warnings.catch_warnings():  # of the tracer itself; a warning that the trace may be wrong stays an error
+    with (
+        warnings.catch_warnings()
+    ):  # of the tracer itself; a warning that the trace may be wrong stays an error
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
         traced = torch.jit.trace(frozen, x)
         assert difference([frozen(x)], [traced(x)])[1] < 1e-6
@@ -176,7 +197,9 @@ def test_replace_swaps_the_chosen_depthwise_convolutions():
     assert model(example).shape == (2, 8, 8, 4)
     model.eval()
     other = torch.randn(2, 3, 48, 48)
-    assert_same_function(model, lambda model: reparameterize(model, other.to(next(model.parameters()))), other)
+    assert_same_function(
+        model, lambda model: reparameterize(model, other.to(next(model.parameters()))), other
+    )
     assert replace(_host(), example) == ["1.0", "3.0"]
 
 

@@ -69,7 +69,9 @@ def _randomize(model: nn.Module, seed: int = 0) -> nn.Module:
 def _authors_state(file: str) -> tuple[dict, dict[str, Tensor]]:
     golden = json.loads((GOLDEN / f"{file}.json").read_text())
     names = golden["state"].items()
-    return golden, {name: torch.from_numpy(np.asarray(tensor(name, tuple(shape)))) for name, shape in names}
+    return golden, {
+        name: torch.from_numpy(np.asarray(tensor(name, tuple(shape)))) for name, shape in names
+    }
 
 
 @pytest.mark.parametrize("file", FILES)
@@ -81,7 +83,9 @@ def test_golden(file):
     with torch.no_grad():
         logits = model(torch.from_numpy(image(tuple(golden["input_shape"]))))
     assert list(logits.shape) == expected["shape"]
-    error = (logits.flatten()[expected["index"]] - torch.tensor(expected["value"])).abs().max().item()
+    error = (
+        (logits.flatten()[expected["index"]] - torch.tensor(expected["value"])).abs().max().item()
+    )
     assert error / expected["std"] < 2e-4
     assert logits.mean().item() == pytest.approx(expected["mean"], abs=1e-5 * expected["std"])
 
@@ -117,7 +121,10 @@ def test_deploy_form_is_the_multi_branch_form(name, output_stride):
 
 @pytest.mark.parametrize("name", ["parcnet_s", "parcnet_h", "convnext_xt"])
 def test_deploy_form_of_the_other_variants(name):
-    model, example = _randomize(build(name)).double(), torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    model, example = (
+        _randomize(build(name)).double(),
+        torch.randn(1, 3, 64, 96, dtype=torch.float64),
+    )
     with torch.no_grad():
         assert difference([model(example)], [reparameterize(model, example)(example)])[1] < 1e-10
 
@@ -139,8 +146,14 @@ def test_a_state_of_ours_is_not_renamed(name):
 
 def test_encoders_of_detectors_and_segmenters_are_converted():
     _, state = _authors_state("parcnet_s_256x256")
-    encoder = {f"encoder.{name}": v for name, v in state.items() if not name.startswith(("conv_1x1_exp", "classifier"))}
-    converted = parcnet.convert({**encoder, "seg_head.classifier.classifier.block.conv.bias": torch.zeros(21)})
+    encoder = {
+        f"encoder.{name}": v
+        for name, v in state.items()
+        if not name.startswith(("conv_1x1_exp", "classifier"))
+    }
+    converted = parcnet.convert(
+        {**encoder, "seg_head.classifier.classifier.block.conv.bias": torch.zeros(21)}
+    )
     assert "seg_head.classifier.classifier.block.conv.bias" in converted  # not ours to know
     names = {name for name in converted if name.startswith("backbone.")}
     assert not names ^ {f"backbone.{name}" for name in _on_meta("parcnet_s").backbone.state_dict()}
@@ -149,21 +162,34 @@ def test_encoders_of_detectors_and_segmenters_are_converted():
 
 def test_resnet_names():
     """There is no golden file of parc_resnet50: its keys, as the specifications list them, cover the whole model."""
-    halves = [f"parc_{d}.{leaf}" for d in "HW" for leaf in ("pe", "gcc_conv.weight", "gcc_conv.bias")]
+    halves = [
+        f"parc_{d}.{leaf}" for d in "HW" for leaf in ("pe", "gcc_conv.weight", "gcc_conv.bias")
+    ]
     norm = ["weight", "bias", "running_mean", "running_var", "num_batches_tracked"]
     keys = ["conv1.weight", *[f"bn1.{leaf}" for leaf in norm], "fc.weight", "fc.bias"]
     for stage, (depth, parc) in enumerate(zip((3, 4, 6, 3), (0, 0, 3, 1), strict=True), 1):
         for j in range(depth):
             middle = halves if j >= depth - parc else ["conv2.weight"]
-            block = ["conv1.weight", *middle, "conv3.weight", *[f"bn{i}.{leaf}" for i in (1, 2, 3) for leaf in norm]]
-            block += ["downsample.0.weight", *[f"downsample.1.{leaf}" for leaf in norm]] if j == 0 else []
+            block = [
+                "conv1.weight",
+                *middle,
+                "conv3.weight",
+                *[f"bn{i}.{leaf}" for i in (1, 2, 3) for leaf in norm],
+            ]
+            block += (
+                ["downsample.0.weight", *[f"downsample.1.{leaf}" for leaf in norm]]
+                if j == 0
+                else []
+            )
             keys += [f"layer{stage}.{j}.{key}" for key in block]
     converted = parc_convnets.convert(dict.fromkeys(keys, torch.zeros(())))
     assert len(keys) == 340
     assert not converted.keys() ^ _on_meta("parc_resnet50").state_dict().keys()
 
 
-@pytest.mark.parametrize("name", ["parcnet_xs", "convnext_xt", "parc_convnext_xt", "parc_mobilenetv2"])
+@pytest.mark.parametrize(
+    "name", ["parcnet_xs", "convnext_xt", "parc_convnext_xt", "parc_mobilenetv2"]
+)
 def test_every_parameter_gets_a_gradient(name):
     model = build(name, classes=10, drop_path=0.2)
     for parameter in model.parameters():
@@ -177,7 +203,9 @@ def test_every_parameter_gets_a_gradient(name):
 @pytest.mark.parametrize("output_stride", [32, 16, 8])
 def test_dilation_of_parcnet(output_stride, dilate):
     """(the depthwise convolution, the frame's two) of stages 4 and 5"""
-    backbone = _on_meta("parcnet_xs", output_stride=output_stride, options={"dilate": dilate}).backbone
+    backbone = _on_meta(
+        "parcnet_xs", output_stride=output_stride, options={"dilate": dilate}
+    ).backbone
     rates = []
     for residual, frame in (backbone.stages[3], backbone.stages[4]):
         assert frame.local[0][0].dilation == frame.fusion[0][0].dilation
@@ -202,7 +230,10 @@ def test_dilated_convnext_holds_the_values_of_the_strided_one():
 @pytest.mark.parametrize("name", ["parcnet_xs", "parc_resnet50", "parc_mobilenetv2"])
 def test_one_image_in_training(name):
     model, one = build(name, classes=3), torch.randn(1, 3, 32, 32)
-    with pytest.raises(ModelError, match=r"batch norm stages.*batch of at least 2|batch norm .* in the last stage of"):
+    with pytest.raises(
+        ModelError,
+        match=r"batch norm stages.*batch of at least 2|batch norm .* in the last stage of",
+    ):
         model(one)
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):

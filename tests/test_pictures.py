@@ -15,13 +15,23 @@ from fleetnet.find import names
 from fleetnet.training import pictures
 from fleetnet.transforms import Preprocess
 
-TASKS = {"classification": "fasternet_t0", **{t: f"{t}/fasternet_t0" for t in names("tasks") if t != "classification"}}
+TASKS = {
+    "classification": "fasternet_t0",
+    **{t: f"{t}/fasternet_t0" for t in names("tasks") if t != "classification"},
+}
 
 
 def test_a_page_shows_everything_of_a_run(run: Path) -> None:
     text = (run / "report.html").read_text(encoding="utf-8")
     facts = json.loads((run / "environment.json").read_text())
-    for word in ("fasternet_t0", "top1", "F1", "fleetnet " + facts["versions"]["fleetnet"], "weight_decay", "32x32"):
+    for word in (
+        "fasternet_t0",
+        "top1",
+        "F1",
+        "fleetnet " + facts["versions"]["fleetnet"],
+        "weight_decay",
+        "32x32",
+    ):
         assert word in text, word
     for caption in ("training batch", "Validation pictures", "Confusion"):
         assert caption in text, caption
@@ -35,7 +45,8 @@ def test_pictures_of_every_task(task: str, tmp_path: Path) -> None:
     size = {"ssd": 96, "deeplabv3": 64}.get(task, 64)
     options = "--options.channels 16 --options.hidden 16" if task == "maskrcnn" else ""
     words = (
-        f"train --model {TASKS[task]} --data shapes:16 --size {size} --batch-size 4 --epochs 1 --augment none {options}"
+        f"train --model {TASKS[task]} --data shapes:16 --size {size} --batch-size 4 --epochs 1 "
+        f"--augment none {options}"
     )
     assert main([*words.split(), "--run", str(tmp_path / "run")]) == 0
     plots = tmp_path / "run" / "plots"
@@ -46,9 +57,13 @@ def test_pictures_of_every_task(task: str, tmp_path: Path) -> None:
 
 def test_what_the_network_sees_is_drawn() -> None:
     """Also with channels in another order and values far from 0 to 1."""
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    )
     for order in ("RGB", "BGR"):
-        preprocess = Preprocess((20, 30), mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), channel_order=order)
+        preprocess = Preprocess(
+            (20, 30), mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), channel_order=order
+        )
         again = preprocess.picture_of(preprocess(picture))
         assert (np.asarray(again) == np.asarray(picture)).all()
 
@@ -60,7 +75,9 @@ def test_samples_are_of_all_classes() -> None:
     assert {many[i].label for i in chosen[:3]} == {0, 1, 2}
     assert len(chosen) == len(set(chosen)) == 48
     box = (0.0, 0.0, 5.0, 5.0)
-    objects = [Sample(image, objects=(Object(box, 0),))] * 90 + [Sample(image, objects=(Object(box, 1),))]
+    objects = [Sample(image, objects=(Object(box, 0),))] * 90 + [
+        Sample(image, objects=(Object(box, 1),))
+    ]
     assert 90 in pictures._spread(Split(objects, ["a", "b"]), 48)[:2]
     assert len(pictures._spread(data.load("shapes:40", "val", target="semantic"), 48)) == 10
 
@@ -75,27 +92,41 @@ def test_mistakes_are_counted() -> None:
     def found(*items: tuple[list[float], int, float]) -> dict[str, torch.Tensor]:
         boxes = torch.tensor([box for box, _, _ in items]).view(-1, 4)
         labels = torch.tensor([label for _, label, _ in items], dtype=torch.int64)
-        return {"boxes": boxes, "labels": labels, "scores": torch.tensor([score for _, _, score in items])}
+        return {
+            "boxes": boxes,
+            "labels": labels,
+            "scores": torch.tensor([score for _, _, score in items]),
+        }
 
     count = pictures._missed_and_wrong
     assert count(truth, found(), 0.3) == (2, 0)
     right = ([0.0, 0, 10, 9], 0, 0.9), ([20.0, 20, 30, 31], 1, 0.8)
     assert count(truth, found(*right), 0.3) == (0, 0)
     assert count(truth, found(*right, ([0.0, 0, 10, 10], 0, 0.5)), 0.3) == (0, 1)  # twice
-    assert count(truth, found(right[0], ([20.0, 20, 30, 30], 0, 0.8)), 0.3) == (1, 1)  # of another class
+    assert count(truth, found(right[0], ([20.0, 20, 30, 30], 0, 0.8)), 0.3) == (
+        1,
+        1,
+    )  # of another class
     assert count(truth, found(*right, ([55.0, 55, 60, 60], 0, 0.5)), 0.3) == (0, 0)  # in a crowd
     assert count(truth, found(*right), 0.85) == (1, 0)
 
 
 def test_mixed_labels_in_words() -> None:
-    assert pictures._words({"label": torch.tensor([0.7, 0.0, 0.3])}, ["cat", "dog", "cow"]) == "0.70 cat + 0.30 cow"
+    assert (
+        pictures._words({"label": torch.tensor([0.7, 0.0, 0.3])}, ["cat", "dog", "cow"])
+        == "0.70 cat + 0.30 cow"
+    )
     assert pictures._words({"label": torch.tensor(1)}, ["cat", "dog"]) == "dog"
     assert pictures._words({"boxes": torch.zeros(1, 4)}, []) == "truth: 1 object"
 
 
 def test_the_sheet_of_predictions_is_of_all_classes() -> None:
     blank = Image.new("RGB", (4, 4))
-    small = {"cat": {f"c{i}": blank for i in range(30)}, "dog": {"d0": blank}, "cow": {"w0": blank, "w1": blank}}
+    small = {
+        "cat": {f"c{i}": blank for i in range(30)},
+        "dog": {"d0": blank},
+        "cow": {"w0": blank, "w1": blank},
+    }
     chosen = list(predict._of_all_classes(small))
     assert chosen[:5] == ["c0", "d0", "w0", "c1", "w1"]
     assert len(chosen) == 24

@@ -18,12 +18,17 @@ from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 
 CLASSES = ["café", "bus", "dog"]
-PREPROCESS = Preprocess((64, 48), crop=0.9, mean=(0.1, 0.4, 0.5), std=(0.2, 0.3, 0.4), channel_order="BGR")
+PREPROCESS = Preprocess(
+    (64, 48), crop=0.9, mean=(0.1, 0.4, 0.5), std=(0.2, 0.3, 0.4), channel_order="BGR"
+)
 
 
 def pictures(count: int) -> list[Image.Image]:
     random = np.random.default_rng(0)
-    return [Image.fromarray(random.integers(0, 256, (70 + 9 * i, 80, 3), np.uint8)) for i in range(count)]
+    return [
+        Image.fromarray(random.integers(0, 256, (70 + 9 * i, 80, 3), np.uint8))
+        for i in range(count)
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +37,22 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("run")
     model = randomize(build("fasternet_t0", 3), seed=1).eval()
-    checkpoint.save(folder / "best.safetensors", model, classes=CLASSES, preprocess=PREPROCESS, metrics={"top1": 1.5})
+    checkpoint.save(
+        folder / "best.safetensors",
+        model,
+        classes=CLASSES,
+        preprocess=PREPROCESS,
+        metrics={"top1": 1.5},
+    )
     export(folder, "onnx", folder / "export" / "model.onnx", pictures=pictures(2))
-    export(folder, "onnx", folder / "pixels.onnx", embed_preprocess=True, dynamic=True, pictures=pictures(1))
+    export(
+        folder,
+        "onnx",
+        folder / "pixels.onnx",
+        embed_preprocess=True,
+        dynamic=True,
+        pictures=pictures(1),
+    )
     return folder
 
 
@@ -50,7 +68,9 @@ def test_every_file_predicts_the_same(run: Path, file: str) -> None:
     assert given.preprocess.size == PREPROCESS.size
     assert given.facts["metrics"] == {"top1": 1.5}
     images = pictures(17)  # more than a batch
-    for one, other in zip(expected.predict(images, top=3), given.predict(images, top=3), strict=True):
+    for one, other in zip(
+        expected.predict(images, top=3), given.predict(images, top=3), strict=True
+    ):
         assert [name for name, _ in one] == [name for name, _ in other]
         assert [score for _, score in one] == pytest.approx([score for _, score in other], abs=1e-4)
         assert sum(score for _, score in other) == pytest.approx(1)
@@ -86,7 +106,11 @@ def test_raw_outputs_and_evaluation(run: Path, file: str) -> None:
 def test_the_sidecar_tells_the_facts(run: Path) -> None:
     about = json.loads((run / "export" / "model.json").read_text(encoding="utf-8"))
     assert about.items() >= {**load(run / "export" / "model.onnx").facts}.items()
-    assert (about["form"], about["checkpoint"], about["size"]) == ("deploy", "best.safetensors", [64, 48])
+    assert (about["form"], about["checkpoint"], about["size"]) == (
+        "deploy",
+        "best.safetensors",
+        [64, 48],
+    )
     assert about["preprocess"] == PREPROCESS.to_dict()
     assert about["parity"]["passed"]
     assert about["parity"]["images"] == 6  # four random ones and two pictures
@@ -119,10 +143,14 @@ def test_onnx_files_of_others(run: Path, tmp_path: Path) -> None:
         onnx.save(proto, tmp_path / name)
         return tmp_path / name
 
-    with pytest.raises(ModelError, match="is of the task 'origami', which is none of: classification"):
+    with pytest.raises(
+        ModelError, match="is of the task 'origami', which is none of: classification"
+    ):
         load(with_facts("task.onnx", task="origami"))
     with pytest.raises(ModelError, match="there are 3 logits an image, but 2 class names"):
-        load(with_facts("names.onnx", task="classification", classes=["a", "b"])).predict(pictures(1))
+        load(with_facts("names.onnx", task="classification", classes=["a", "b"])).predict(
+            pictures(1)
+        )
     del proto.metadata_props[:]
     onnx.save(proto, tmp_path / "bare.onnx")
     with pytest.raises(ModelError, match="was not written by fleetnet"):

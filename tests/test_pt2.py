@@ -31,7 +31,12 @@ class Small(nn.Module):
     def forward(self, picture: Tensor) -> dict[str, Tensor]:
         x = self.gate(self.act(self.stem(picture)))
         anchors = self.anchors.expand(x.shape[0], -1, -1)
-        return {"map": x, "logits": self.head(x.mean((2, 3))), "best": x.argmax(1), "anchors": anchors}
+        return {
+            "map": x,
+            "logits": self.head(x.mean((2, 3))),
+            "best": x.argmax(1),
+            "anchors": anchors,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +59,22 @@ def test_classifiers(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str
     assert capfd.readouterr() == ("", "")
 
 
-@pytest.mark.parametrize("name", ["ssd/mobileone_s0", "maskrcnn/fasternet_t0", "deeplabv3/mobileone_s0"])
+@pytest.mark.parametrize(
+    "name", ["ssd/mobileone_s0", "maskrcnn/fasternet_t0", "deeplabv3/mobileone_s0"]
+)
 def test_heads_with_their_decode(name: str, tmp_path: Path):
     size, pictures = (72, 108), [shapes.draw(i) for i in range(2)]
     model = ready(name, size, True)
-    done = fleetnet.export(model, "pt2", tmp_path / "m.pt2", size=size, embed_decode=True, pictures=pictures)
+    done = fleetnet.export(
+        model, "pt2", tmp_path / "m.pt2", size=size, embed_decode=True, pictures=pictures
+    )
     agreement = done.parity.agreement
     assert agreement.pixels >= 0.999 if name.startswith("deeplabv3") else agreement.paired > 20
     found = fleetnet.load(done.path, trust=True).predictions(pictures)
-    assert all(len(one["semantic"].unique()) > 1 if "semantic" in one else len(one["boxes"]) for one in found)
+    assert all(
+        len(one["semantic"].unique()) > 1 if "semantic" in one else len(one["boxes"])
+        for one in found
+    )
 
 
 def test_outputs_are_the_callers_own_and_in_order(small: nn.Module, written: Path):
@@ -82,17 +94,25 @@ def test_an_open_number_of_images(small: nn.Module, tmp_path: Path):
     run = pt2.load(path, trust=True)
     for count in (1, 3):
         batch = image(*SIZE, count)
-        np.testing.assert_allclose(run(batch.numpy())[1], small(batch)["logits"].detach().numpy(), atol=1e-5)
-    with pytest.raises(ModelError, match=r"takes images of shape \('batch', 3, 9, 14\), got \(1, 3, 9, 16\)"):
+        np.testing.assert_allclose(
+            run(batch.numpy())[1], small(batch)["logits"].detach().numpy(), atol=1e-5
+        )
+    with pytest.raises(
+        ModelError, match=r"takes images of shape \('batch', 3, 9, 14\), got \(1, 3, 9, 16\)"
+    ):
         run(image(9, 16, 1).numpy())
 
 
 def test_pixels(small: nn.Module, tmp_path: Path):
     """A file of uint8 pixels takes only those: normalized values would be cut to whole numbers."""
     network = Preprocessed(small, (0.5,) * 3, (0.2,) * 3).eval()
-    pixels = torch.randint(0, 256, (1, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randint(
+        0, 256, (1, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     run = pt2.load(deliver(network, pixels, tmp_path / "m.pt2", "pt2", {}).path, trust=True)
-    np.testing.assert_allclose(run(pixels.numpy())[1], network(pixels)["logits"].detach().numpy(), atol=1e-5)
+    np.testing.assert_allclose(
+        run(pixels.numpy())[1], network(pixels)["logits"].detach().numpy(), atol=1e-5
+    )
     with pytest.raises(ModelError, match=r"takes torch\.uint8, got float32"):
         run(pixels.float().numpy())
 
@@ -109,7 +129,9 @@ def test_threads_are_put_back(written: Path, monkeypatch: pytest.MonkeyPatch):
 def test_trace_shows_every_operator_by_its_module(small: nn.Module, written: Path):
     deploy, values = reparameterize(small, image(*SIZE, 1)), {}
     for name, module in deploy.named_modules():
-        module.register_forward_hook(lambda _, args, output, name=name: values.__setitem__(name, output))
+        module.register_forward_hook(
+            lambda _, args, output, name=name: values.__setitem__(name, output)
+        )
     with torch.no_grad():
         deploy(image(*SIZE, 1))
     layers = pt2.trace(written, trust=True)(image(*SIZE, 1).numpy())
@@ -131,7 +153,10 @@ def test_a_changed_weight_is_found(tmp_path: Path):
     weight[weight.abs().argmax()] *= -1
     torch.export.save(program, tmp_path / "wrong.pt2")
     files = [tmp_path / "right.pt2", tmp_path / "wrong.pt2"]
-    right, wrong = (verify(model, pt2.load(file, trust=True), [example], pt2.tolerances["fp32"]) for file in files)
+    right, wrong = (
+        verify(model, pt2.load(file, trust=True), [example], pt2.tolerances["fp32"])
+        for file in files
+    )
     assert right.passed
     assert not wrong.passed
     before, after = (pt2.trace(file, trust=True)(example.numpy()) for file in files)

@@ -13,7 +13,18 @@ NAMES = [
     "DataError", "ExportError", "FleetnetError", "ModelError", "Preprocess", "Sample", "TrainConfig", "UsageError",
     "create_model", "evaluate", "export", "fit", "list_models", "load", "load_data", "load_weights", "reparameterize",
 ]  # fmt: skip
-SLOW = ("torch", "torchvision", "numpy", "PIL", "timm", "onnx", "onnxruntime", "matplotlib", "accelerate", "yaml")
+SLOW = (
+    "torch",
+    "torchvision",
+    "numpy",
+    "PIL",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "matplotlib",
+    "accelerate",
+    "yaml",
+)
 
 LOOK = """
 import json, sys, time
@@ -57,5 +68,7 @@ def test_importing_loads_nothing_slow() -> None:
 def test_the_version_is_that_of_the_package() -> None:
     import tomllib
 
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    project = tomllib.loads(
+        (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    )["project"]
     assert fleetnet.__version__ == project["version"]

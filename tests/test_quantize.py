@@ -61,7 +61,9 @@ class Tiny(nn.Module):
         self.project = nn.Conv2d(48, 24, 1, bias=False)
         self.gate = nn.Conv2d(24, 24, 1)
         self.last = nn.Conv2d(24, 32, 1)
-        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.depthwise(self.stem(x).relu()).relu()
@@ -97,11 +99,27 @@ def prepared(model: nn.Module, calibrated_on: Tensor | None = None) -> Prepared:
     logits = model(seen)
     targets = {"label": logits.argmax(1)}
     batches = [
-        Batch(seen[i : i + 16], {"label": targets["label"][i : i + 16]}, [], [*range(16)], [Place(SIZE, SIZE)] * 16)
+        Batch(
+            seen[i : i + 16],
+            {"label": targets["label"][i : i + 16]},
+            [],
+            [*range(16)],
+            [Place(SIZE, SIZE)] * 16,
+        )
         for i in range(0, 64, 16)
     ]
     calibrated_on = images() if calibrated_on is None else calibrated_on
-    return Prepared(FACTS, model, calibrated_on, seen[:8], batches, {"top1": 100.0, "loss": 0.0}, logits, 0, False)
+    return Prepared(
+        FACTS,
+        model,
+        calibrated_on,
+        seen[:8],
+        batches,
+        {"top1": 100.0, "loss": 0.0},
+        logits,
+        0,
+        False,
+    )
 
 
 @torch.no_grad()
@@ -138,7 +156,9 @@ def test_equalizing_changes_nothing_but_the_ranges() -> None:
 
     assert spread(model) > 1e4
     assert spread(equal) < 1e3
-    maps = equal.stem(images()).relu().amax((0, 2, 3))  # what a depthwise layer takes becomes quite equal
+    maps = (
+        equal.stem(images()).relu().amax((0, 2, 3))
+    )  # what a depthwise layer takes becomes quite equal
     assert maps.max() / maps.min() < 1.01
 
 
@@ -165,7 +185,8 @@ def test_equalizing_mobileone() -> None:
 
     deployed = reparameterize(randomize(Network(), 0), images(1))
     equal, count = equalize(deployed, images())
-    # each of 43 layers before a ReLU; but two are read by squeeze-and-excite too, which has a chain of its own
+    # each of 43 layers before a ReLU; but two are read by squeeze-and-excite too, which has a chain
+    # of its own
     assert count == 43 - 2 + 2
     x = images(8, 5)
     assert (equal(x) - deployed(x)).abs().max() < 1e-5 * deployed(x).std()
@@ -193,7 +214,9 @@ class ChannelsLast(nn.Module):
 
 @pytest.mark.parametrize(("kind", "count"), [(Flat, 0), (ChannelsLast, 1)])
 @torch.no_grad()
-def test_equalizing_channels_that_are_not_the_second_dimension(kind: type[nn.Module], count: int) -> None:
+def test_equalizing_channels_that_are_not_the_second_dimension(
+    kind: type[nn.Module], count: int
+) -> None:
     torch.manual_seed(0)
     model = kind().eval()
     equal, found = equalize(model, images())
@@ -213,7 +236,12 @@ def test_gelu_has_no_chains() -> None:
 def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.5), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)
+        nn.Conv2d(3, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8),
     ).eval()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     x = 3 * images(32) + 1
@@ -222,12 +250,22 @@ def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
     assert not any(module.training for module in again.modules())
     assert again[1].momentum == 0.1
     with torch.no_grad():
-        first = [model[0](part) for part in x.split(8)]  # the mean over batches of each batch's mean and variance
-        assert torch.allclose(again[1].running_mean, torch.stack([o.mean((0, 2, 3)) for o in first]).mean(0), atol=1e-5)
+        first = [
+            model[0](part) for part in x.split(8)
+        ]  # the mean over batches of each batch's mean and variance
+        assert torch.allclose(
+            again[1].running_mean,
+            torch.stack([o.mean((0, 2, 3)) for o in first]).mean(0),
+            atol=1e-5,
+        )
         variances = torch.stack([o.var((0, 2, 3)) for o in first]).mean(0)
         assert torch.allclose(again[1].running_var, variances, rtol=1e-4)
-        seen = [model[4](F.batch_norm(o, None, None, training=True).relu()) for o in first]  # by the batch's own
-        assert torch.allclose(again[5].running_mean, torch.stack([o.mean((0, 2, 3)) for o in seen]).mean(0), atol=1e-4)
+        seen = [
+            model[4](F.batch_norm(o, None, None, training=True).relu()) for o in first
+        ]  # by the batch's own
+        assert torch.allclose(
+            again[5].running_mean, torch.stack([o.mean((0, 2, 3)) for o in seen]).mean(0), atol=1e-4
+        )
         assert torch.allclose(again(x).mean((0, 2, 3)), torch.zeros(8), atol=0.1)
         assert not torch.allclose(model(x).mean((0, 2, 3)), torch.zeros(8), atol=0.1)
 
@@ -295,10 +333,12 @@ def test_the_planted_layer_is_the_most_sensitive() -> None:
     model = tiny()
     usual = sensitivity(model, images(8))
     assert [layer.sqnr for layer in usual] == sorted(layer.sqnr for layer in usual)
-    assert {layer.name for layer in usual} == {n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)} | {
-        "classifier.2"
-    }
-    assert usual[0].sqnr > 17  # its two largest weights leave a linear layer of four outputs seven bits
+    assert {layer.name for layer in usual} == {
+        n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)
+    } | {"classifier.2"}
+    assert (
+        usual[0].sqnr > 17
+    )  # its two largest weights leave a linear layer of four outputs seven bits
     plant(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     worst, second, *_ = sensitivity(model, images(8))
@@ -324,8 +364,14 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 
     proto = onnx.load(path)
     held = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in proto.graph.initializer}
-    scales = {n.output[0]: held[n.input[1]] for n in proto.graph.node if n.op_type == "DequantizeLinear"}
-    whole = {n.output[0]: held.get(n.input[0]) for n in proto.graph.node if n.op_type == "DequantizeLinear"}
+    scales = {
+        n.output[0]: held[n.input[1]] for n in proto.graph.node if n.op_type == "DequantizeLinear"
+    }
+    whole = {
+        n.output[0]: held.get(n.input[0])
+        for n in proto.graph.node
+        if n.op_type == "DequantizeLinear"
+    }
     return {
         node.name.split("/")[0]: (whole[node.input[1]], scales[node.input[1]])
         for node in proto.graph.node
@@ -336,7 +382,12 @@ def weights(path: Path) -> dict[str, np.ndarray]:
 def test_onnx(tmp_path: Path) -> None:
     source = prepared(tiny())
     done = quantize(
-        source, "onnx", tmp_path / "onnx-int8" / "model.onnx", max_drop=10, skip=["classifier.*"], facts={"source": "x"}
+        source,
+        "onnx",
+        tmp_path / "onnx-int8" / "model.onnx",
+        max_drop=10,
+        skip=["classifier.*"],
+        facts={"source": "x"},
     )
     held = weights(done.path)
     assert set(held) == {"stem", "depthwise", "pointwise", "expand", "project", "last"}
@@ -361,7 +412,11 @@ def test_onnx(tmp_path: Path) -> None:
     assert about["int8"]["float"]["top1"] == 100
     assert about["int8"]["int8"]["top1"] == about["metrics"]["top1"] == done.result["top1"]
     assert about["outputs"] == [{"name": "logits", "shape": [1, CLASSES], "dtype": "float32"}]
-    assert sorted(f.name for f in done.path.parent.iterdir()) == ["golden.npz", "model.json", "model.onnx"]
+    assert sorted(f.name for f in done.path.parent.iterdir()) == [
+        "golden.npz",
+        "model.json",
+        "model.onnx",
+    ]
 
 
 class Timms(nn.Module):
@@ -375,7 +430,9 @@ class Timms(nn.Module):
         self.norm2 = nn.BatchNorm2d(16)
         self.pointwise = nn.Conv2d(16, 32, 1, bias=False)
         self.norm3 = nn.BatchNorm2d(32)
-        self.classifier = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES))
+        self.classifier = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, CLASSES)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu6(self.norm1(self.stem(x)))
@@ -436,10 +493,18 @@ def test_openvino(tmp_path: Path) -> None:
     from fleetnet.runtimes import openvino
 
     source = prepared(tiny())
-    done = quantize(source, "openvino", tmp_path / "openvino-int8" / "model.xml", max_drop=20, skip=["last"])
-    constants = [n for n in openvino.core().read_model(done.path).get_ops() if n.get_type_name() == "Constant"]
+    done = quantize(
+        source, "openvino", tmp_path / "openvino-int8" / "model.xml", max_drop=20, skip=["last"]
+    )
+    constants = [
+        n
+        for n in openvino.core().read_model(done.path).get_ops()
+        if n.get_type_name() == "Constant"
+    ]
     whole = [n.get_output_shape(0) for n in constants if n.get_element_type().to_string() == "i8"]
-    assert len([shape for shape in whole if np.prod(shape) > 1]) == done.layers - len(done.skipped) - len(done.others)
+    assert len([shape for shape in whole if np.prod(shape) > 1]) == done.layers - len(
+        done.skipped
+    ) - len(done.others)
     assert done.skipped == ["last"]
     assert done.others == []  # NNCF knows gates of two layers
     assert done.sqnr > 15
@@ -465,7 +530,9 @@ def test_openvino_keeps_groups_of_several_channels_in_float(tmp_path: Path) -> N
         modules.add_module(name, layer)
         modules.add_module(f"{name}_relu", nn.ReLU())
     openvino.export(modules.eval(), images(1), tmp_path / "float.xml")
-    rounded = int8.find("openvino").writer(tmp_path / "float.xml", images().numpy())(set(), tmp_path / "int8.xml", {})
+    rounded = int8.find("openvino").writer(tmp_path / "float.xml", images().numpy())(
+        set(), tmp_path / "int8.xml", {}
+    )
     assert rounded == layers.keys() - {"doubled", "grouped"}
 
 
@@ -486,7 +553,9 @@ def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> 
         int8.find("onnx").writer(source, images().numpy())(set(), tmp_path / f"{name}.onnx", {})
         nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
         kept = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}
-        return {n.op_type: n.output[0] in kept for n in nodes if n.op_type in ("Add", "Sigmoid", "Gelu")}
+        return {
+            n.op_type: n.output[0] in kept for n in nodes if n.op_type in ("Add", "Sigmoid", "Gelu")
+        }
 
     # what GELU gives is taken by a layer; a gate is in float anywhere
     assert rounded(Network().eval(), "backbone") == {"Add": True, "Sigmoid": False, "Gelu": True}
@@ -506,15 +575,20 @@ def test_the_search_leaves_the_planted_layer_in_float(tmp_path: Path, runtime: s
     assert done.skipped == ["pointwise"]
     assert done.drop <= 20
     assert len(lines) == 3  # a line for each file, and for the measurement
-    # what onnxruntime makes in int8 it gives in int8: the map stays whole only if its maker is in float too
+    # what onnxruntime makes in int8 it gives in int8: the map stays whole only if its maker is in
+    # float too
     assert done.others == (["depthwise", "gate"] if runtime == "onnx" else [])
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(8, 3, SIZE, SIZE), images(8) / 100], ids=["black", "faint"])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(8, 3, SIZE, SIZE), images(8) / 100], ids=["black", "faint"]
+)
 def test_bad_calibration_is_refused(tmp_path: Path, bad: Tensor) -> None:
     file = tmp_path / "model.onnx"
     file.write_text("as before")
-    with pytest.raises(ExportError, match="was not written: int8 loses more than the 1 points of top1") as caught:
+    with pytest.raises(
+        ExportError, match="was not written: int8 loses more than the 1 points of top1"
+    ) as caught:
         quantize(prepared(tiny(), bad), "onnx", file)
     assert caught.value.exit_code == 5
     assert file.read_text() == "as before"
@@ -545,7 +619,11 @@ def fails(*_: object) -> Any:
 
 
 def test_command(
-    run: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    run: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(cli.VERBS, "quantize", "write a network in int8")
     words = f"quantize --model {run} --data {photos} --to onnx --images 16 --max-drop 10 --threads 1 --sensitivity"
@@ -558,7 +636,10 @@ def test_command(
     assert {"head.classifier.1", "head.classifier.4"} <= set(made["skipped"])
     assert made["drop"] == pytest.approx(document["float"]["top1"] - made["int8"]["top1"])
     assert "calibrating on 16 pictures" in captured.err
-    assert main(["eval", "--model", made["path"], "--data", str(photos), "--threads", "1", "--json"]) == 0
+    assert (
+        main(["eval", "--model", made["path"], "--data", str(photos), "--threads", "1", "--json"])
+        == 0
+    )
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["top1"] == made["int8"]["top1"]
 
     half = tmp_path / "half.safetensors"
@@ -566,11 +647,15 @@ def test_command(
     with safe_open(run / "best.safetensors", "pt") as file:
         notes = file.metadata()
     del notes["tensors_sha256"]  # of the tensors as they were
-    save_file({key: v.half() if v.is_floating_point() else v for key, v in state.items()}, half, notes)
+    save_file(
+        {key: v.half() if v.is_floating_point() else v for key, v in state.items()}, half, notes
+    )
     words = f"quantize --model {half} --data {photos} --images 16 --max-drop 100 --threads 1 --out {tmp_path / 'half'}"
     made_by = int8.find("onnx").writer
     monkeypatch.setattr(int8.find("onnx"), "writer", fails)
-    assert main([*words.split(), "--to", "onnx,openvino"]) == 5  # one is refused, the other is written
+    assert (
+        main([*words.split(), "--to", "onnx,openvino"]) == 5
+    )  # one is refused, the other is written
     error = capsys.readouterr().err.replace("\n", " ")
     assert "this one fails" in error
     assert "written:" in error
@@ -578,7 +663,9 @@ def test_command(
     monkeypatch.setattr(int8.find("onnx"), "writer", made_by)
     monkeypatch.setattr("fleetnet.quantize.find_spec", lambda name: None)
     assert main([*words.split(), "--to", "openvino"]) == 5
-    assert "int8 for openvino needs nncf: pip install 'fleetnet[quantize]'" in capsys.readouterr().err
+    assert (
+        "int8 for openvino needs nncf: pip install 'fleetnet[quantize]'" in capsys.readouterr().err
+    )
     monkeypatch.undo()
     monkeypatch.setitem(cli.VERBS, "quantize", "write a network in int8")
 

@@ -65,7 +65,10 @@ def test_reading_takes_the_memory_of_the_file_and_not_of_the_limit(tmp_path: Pat
     assert peak < 8 * 2**20
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc, whose files say that they are empty")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="needs /proc, whose files say that they are empty",
+)
 def test_a_file_that_says_that_it_is_empty_is_read_whole() -> None:
     assert b"VmPeak" in read_bytes("/proc/self/status", 10**6)
 
@@ -81,7 +84,9 @@ def coco(path: Path) -> Any:
     return data.load(str(path.parent), "train", target="boxes")
 
 
-READERS: dict[str, tuple[str, Callable[[Path], Any]]] = {  # a reader: the name of its file, and how it is called
+READERS: dict[
+    str, tuple[str, Callable[[Path], Any]]
+] = {  # a reader: the name of its file, and how it is called
     "image": ("a.png", images.read),
     "size of an image": ("a.png", images.measure),
     "label map": ("a.png", images.read_labels),
@@ -128,7 +133,10 @@ def test_a_class_list_that_is_a_device_is_refused_within_a_second(tmp_path: Path
         "except Exception as error: print(type(error).__name__, error)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "classes.txt")], capture_output=True, text=True, timeout=240
+        [sys.executable, "-c", code, str(tmp_path / "classes.txt")],
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert "DataError" in done.stdout, done.stdout + done.stderr
     assert "a device" in done.stdout
@@ -139,7 +147,10 @@ def test_json_has_null_where_a_number_is_not_finite() -> None:
     assert json.loads(to_json(document), parse_constant=pytest.fail) == {
         "a": None, "b": [None, 1.5, [None, "NaN"]], "c": {"d": 2}
     }  # fmt: skip
-    assert from_json('{"a": NaN, "b": [Infinity, -Infinity, 1]}') == {"a": None, "b": [None, None, 1]}
+    assert from_json('{"a": NaN, "b": [Infinity, -Infinity, 1]}') == {
+        "a": None,
+        "b": [None, None, 1],
+    }
     with pytest.raises(ValueError, match="too deep"):
         from_json("[" * 100_000)
 
@@ -167,7 +178,9 @@ def test_links_that_lead_out_of_a_folder(tmp_path: Path) -> None:
     assert not leads_out(run / "same", run)
 
 
-@pytest.mark.parametrize("key", [k for k, v in TrainConfig().to_dict().items() if isinstance(v, float)] + ["ema"])
+@pytest.mark.parametrize(
+    "key", [k for k, v in TrainConfig().to_dict().items() if isinstance(v, float)] + ["ema"]
+)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_settings_are_finite(key: str, value: float) -> None:
     with pytest.raises(UsageError, match=f"{key} is"):

@@ -25,7 +25,12 @@ def blocks(page: Path, language: str) -> list[str]:
 
 def commands(page: Path) -> list[list[str]]:
     """The words after `fleetnet` of each command in code blocks, without the explanation that two blanks set off."""
-    lines = [line for block in blocks(page, "") for line in block.splitlines() if line.startswith("fleetnet ")]
+    lines = [
+        line
+        for block in blocks(page, "")
+        for line in block.splitlines()
+        if line.startswith("fleetnet ")
+    ]
     return [shlex.split(re.sub(r"(?<=\S) {2,}(?![ -]).*", "", line))[1:] for line in lines]
 
 
@@ -40,7 +45,14 @@ def here(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_readme_commands_run_in_order(here: Path):
     found = commands(PAGES[0])
-    assert {words[0] for words in found} >= {"train", "eval", "reparam", "export", "predict", "bench"}
+    assert {words[0] for words in found} >= {
+        "train",
+        "eval",
+        "reparam",
+        "export",
+        "predict",
+        "bench",
+    }
     for words in found:
         extra = SMALL if words[0] == "train" else ["--runs", "5"] if words[0] == "bench" else []
         assert main([*words, *extra]) == 0, words
@@ -56,7 +68,9 @@ def test_readme_python_runs(here: Path, monkeypatch: pytest.MonkeyPatch):
     assert 0 <= scope["best"]["top1"] <= 100
     assert len(scope["names"][0]) == 3  # classes of the photos
     counted = [sum(p.numel() for p in scope[name].parameters()) for name in ("model", "deploy")]
-    assert "{:.1f} M parameters become {:.1f} M".format(*(count / 1e6 for count in counted)) in block
+    assert (
+        "{:.1f} M parameters become {:.1f} M".format(*(count / 1e6 for count in counted)) in block
+    )
 
 
 def test_python_page_runs(here: Path, capsys: pytest.CaptureFixture[str]):
@@ -64,7 +78,9 @@ def test_python_page_runs(here: Path, capsys: pytest.CaptureFixture[str]):
     exec(block, {})
     said = capsys.readouterr().out
     assert "24 pictures of" in said
-    assert re.search(r"epoch 2: loss \d+\.\d+, top-1 \d+\.\d %\nbest top-1 \d+\.\d % after epoch [12]\n", said)
+    assert re.search(
+        r"epoch 2: loss \d+\.\d+, top-1 \d+\.\d %\nbest top-1 \d+\.\d % after epoch [12]\n", said
+    )
     assert re.search(r"relative difference to the multi-branch model: \d\.\de-0\d\n", said)
 
 
@@ -99,8 +115,12 @@ def test_the_architecture_page_names_what_is_there():
     page = (ROOT / "docs" / "architecture.md").read_text()
     tree = page.partition("## The tree")[2].split("```")[1]
     modules = set(re.findall(r"\b[a-z_0-9]+\.py\b", tree))
-    assert modules >= {path.name for path in (ROOT / "fleetnet").glob("[a-z]*.py")} - NOT_IN_THE_TREE
-    for path in re.findall(r"`((?:backbones|tasks|runtimes|training|cli|tests)/[a-z_/0-9]+\.py)`", page):
+    assert (
+        modules >= {path.name for path in (ROOT / "fleetnet").glob("[a-z]*.py")} - NOT_IN_THE_TREE
+    )
+    for path in re.findall(
+        r"`((?:backbones|tasks|runtimes|training|cli|tests)/[a-z_/0-9]+\.py)`", page
+    ):
         assert (ROOT / path).exists() or (ROOT / "fleetnet" / path).exists(), path
 
 

@@ -37,7 +37,10 @@ def without_values(shapes: Any) -> State:
 
 def recognized_by(state: State) -> dict[str, Recognized]:
     """What each family says of a state in any names."""
-    said = {file: backbones.find(file).recognize(backbones.find(file).convert(state)) for file in names("backbones")}
+    said = {
+        file: backbones.find(file).recognize(backbones.find(file).convert(state))
+        for file in names("backbones")
+    }
     return {file: recognized for file, recognized in said.items() if recognized is not None}
 
 
@@ -59,20 +62,26 @@ def test_every_variant_is_recognized_by_its_family_alone(name: str) -> None:
     assert (alone.variant, alone.form, alone.classes) == (name, "multi-branch", None)
 
 
-@pytest.mark.parametrize("name", [*FIRST.values(), "parc_convnext_xt", "parc_resnet50", "parc_mobilenetv2"])
+@pytest.mark.parametrize(
+    "name", [*FIRST.values(), "parc_convnext_xt", "parc_resnet50", "parc_mobilenetv2"]
+)
 def test_deploy_forms_are_recognized(name: str) -> None:
     recognized = the_one(without_values(shapes_of(name, "deploy", classes=7)), family(name))
     assert (recognized.variant, recognized.form, recognized.classes) == (name, "deploy", 7)
 
 
-@pytest.mark.parametrize(("first", "second"), [("repvit_m0_9", "repvit_m1"), ("repvit_m1_1", "repvit_m2")])
+@pytest.mark.parametrize(
+    ("first", "second"), [("repvit_m0_9", "repvit_m1"), ("repvit_m1_1", "repvit_m2")]
+)
 def test_versions_of_blocks_tell_networks_of_one_size_apart(first: str, second: str) -> None:
     for name in (first, second):
         assert the_one(on_meta(name).state_dict(), "repvit").variant == name
     assert the_one(without_values(shapes_of(second, "deploy")), "repvit").variant == first
 
 
-@pytest.mark.parametrize("name", ["mobileone_s0", "mobileone_s4", "repvit_m1_1", "repvit_m1", "fasternet_t2"])
+@pytest.mark.parametrize(
+    "name", ["mobileone_s0", "mobileone_s4", "repvit_m1_1", "repvit_m1", "fasternet_t2"]
+)
 def test_timms_names_are_recognized(name: str) -> None:
     import timm
 
@@ -99,7 +108,10 @@ AUTHORS = {  # a file of the authors' names and shapes -> the network
 def test_the_authors_names_are_recognized(file: str, name: str) -> None:
     golden = json.loads((GOLDEN / f"{file}.json").read_text())
     recognized = the_one(without_values(golden["state"]), family(name))
-    assert (recognized.variant, recognized.form) == (name, "deploy" if "fused" in file else "multi-branch")
+    assert (recognized.variant, recognized.form) == (
+        name,
+        "deploy" if "fused" in file else "multi-branch",
+    )
 
 
 @pytest.mark.parametrize(("name", "options"), OPTIONS, ids=str)
@@ -133,11 +145,19 @@ def test_every_head_is_recognized_by_its_task_alone(task: str, form: Form) -> No
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 0.7])
-@pytest.mark.parametrize("name", ["fasternet_s", "mobileone_s3", "repvit_m1_5", "parcnet_h", "parc_resnet50"])
-def test_a_state_of_which_a_part_is_gone_is_still_called_what_it_was(name: str, share: float) -> None:
+@pytest.mark.parametrize(
+    "name", ["fasternet_s", "mobileone_s3", "repvit_m1_5", "parcnet_h", "parc_resnet50"]
+)
+def test_a_state_of_which_a_part_is_gone_is_still_called_what_it_was(
+    name: str, share: float
+) -> None:
     state = on_meta(name).state_dict()
     generator = torch.Generator().manual_seed(0)
-    kept = {key: value for key, value in state.items() if torch.rand((), generator=generator, device="cpu") >= share}
+    kept = {
+        key: value
+        for key, value in state.items()
+        if torch.rand((), generator=generator, device="cpu") >= share
+    }
     assert looks_like(kept).variant == name
 
 

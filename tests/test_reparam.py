@@ -25,13 +25,17 @@ GEOMETRIES = [  # inputs, outputs, size, stride, dilation, groups
 
 
 def features(channels: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    return torch.randn(2, channels, 9, 11, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+    return torch.randn(
+        2, channels, 9, 11, generator=torch.Generator().manual_seed(2), dtype=torch.float64
+    ).to(dtype)
 
 
 def branches(geometry: tuple[int, ...], count: int) -> Branches:
     inputs, outputs, size, stride, dilation, groups = geometry
     skip = inputs == outputs and stride == 1
-    return randomize(Branches(inputs, outputs, size, stride, dilation, groups, count, skip), seed=count)
+    return randomize(
+        Branches(inputs, outputs, size, stride, dilation, groups, count, skip), seed=count
+    )
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -71,21 +75,29 @@ def test_one_flipped_sign_is_seen(name, monkeypatch):
 def test_training_mode_is_refused_with_the_module_named():
     model = nn.Sequential(nn.ReLU(), ConvBN(3, 4)).eval()
     model[1][1].train()
-    with pytest.raises(ModelError, match=r"'1\.1' and 0 more modules are in training mode: call model\.eval\(\)"):
+    with pytest.raises(
+        ModelError, match=r"'1\.1' and 0 more modules are in training mode: call model\.eval\(\)"
+    ):
         reparameterize(model)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("trainable", [True, False])
 def test_dtype_memory_format_and_trainability_are_kept(dtype, trainable):
-    model = branches((6, 6, 3, 1, 1, 1), 2).to(dtype, memory_format=torch.channels_last).requires_grad_(trainable)
+    model = (
+        branches((6, 6, 3, 1, 1, 1), 2)
+        .to(dtype, memory_format=torch.channels_last)
+        .requires_grad_(trainable)
+    )
     fused = reparameterize(model)
     assert {p.dtype for p in fused.parameters()} == {dtype}
     assert {p.requires_grad for p in fused.parameters()} == {trainable}
     assert fused.weight.is_contiguous(memory_format=torch.channels_last)
     assert not fused.weight.is_contiguous()
     x = features(6, torch.float64)
-    with torch.no_grad():  # arithmetic in float64: rounding the result once costs half a unit in the last place
+    with (
+        torch.no_grad()
+    ):  # arithmetic in float64: rounding the result once costs half a unit in the last place
         expected = nn.functional.conv2d(x, reparameterize(model.double()).weight, padding=1)
         given = nn.functional.conv2d(x, fused.weight.double(), padding=1)
     assert difference([expected], [given])[1] < 4 * torch.finfo(dtype).eps
@@ -96,7 +108,10 @@ def test_twice_is_once():
     once = reparameterize(model)
     twice = reparameterize(once)
     assert list(once.state_dict()) == list(twice.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(once.state_dict().values(), twice.state_dict().values(), strict=True)
+    )
 
 
 def test_the_original_stays():
@@ -162,7 +177,11 @@ def test_difference_needs_equal_shapes_and_passes_on_nan():
 
 def convolutions(model: nn.Module) -> list[nn.Conv2d]:
     """Those of a deploy form that batch norms were folded into."""
-    return [module for module in model.modules() if isinstance(module, nn.Conv2d) and module.bias is not None]
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Conv2d) and module.bias is not None
+    ]
 
 
 def flip_a_sign(model: nn.Module) -> None:

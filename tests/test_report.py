@@ -14,8 +14,18 @@ from fleetnet.errors import UsageError
 
 LOG = [
     {"epoch": 1, "train": {"loss": 2.0, "lr": 0.1}, "skipped": [], "seconds": 3},
-    {"epoch": 2, "train": {"loss": 1.5, "lr": 0.05}, "raw": {"top1": 40.0, "loss": 1.7}, "ema": {"top1": 41.0}},
-    {"epoch": 3, "train": {"loss": 1.2, "lr": 0.0}, "raw": {"top1": 55.0, "loss": 1.4}, "ema": {"top1": 52.0}},
+    {
+        "epoch": 2,
+        "train": {"loss": 1.5, "lr": 0.05},
+        "raw": {"top1": 40.0, "loss": 1.7},
+        "ema": {"top1": 41.0},
+    },
+    {
+        "epoch": 3,
+        "train": {"loss": 1.2, "lr": 0.0},
+        "raw": {"top1": 55.0, "loss": 1.4},
+        "ema": {"top1": 52.0},
+    },
 ]
 
 
@@ -52,8 +62,18 @@ def test_curves(tmp_path, drawn):
 def test_curves_of_detectors(tmp_path, drawn):
     """Every loss of a task, whatever its name; figures by class and counts are not drawn."""
     train = {"loss": 3.0, "boxes": 2.0, "objectness": 1.0, "lr": 0.1, "images": 16}
-    evaluated = {"AP": 10.0, "AP50": 30.0, "APs": None, "mask_AP": 8.0, "per_class": {"cat": 3.0}, "images": 4}
-    log = [{"epoch": 1, "train": train, "raw": evaluated, "seconds": 2}, {"epoch": 2, "raw": {"mIoU": 50.0}}]
+    evaluated = {
+        "AP": 10.0,
+        "AP50": 30.0,
+        "APs": None,
+        "mask_AP": 8.0,
+        "per_class": {"cat": 3.0},
+        "images": 4,
+    }
+    log = [
+        {"epoch": 1, "train": train, "raw": evaluated, "seconds": 2},
+        {"epoch": 2, "raw": {"mIoU": 50.0}},
+    ]
     report.curves(log, tmp_path / "curves.png")
     lines = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
     assert lines == {
@@ -91,8 +111,13 @@ def test_many_predictions_fill_rows(tmp_path):
 
 @pytest.mark.parametrize("count", [0, 2])
 def test_predictions_must_match(count, tmp_path):
-    with pytest.raises(UsageError, match=f"{count} images, {count} truths, 1 names" if count else "0 images, 0 truths"):
-        report.predictions([None] * count, ["x"] * count, ["x"] * (1 if count else 0), tmp_path / "sheet.png")
+    with pytest.raises(
+        UsageError,
+        match=f"{count} images, {count} truths, 1 names" if count else "0 images, 0 truths",
+    ):
+        report.predictions(
+            [None] * count, ["x"] * count, ["x"] * (1 if count else 0), tmp_path / "sheet.png"
+        )
 
 
 @pytest.mark.parametrize("classes", [1, 3, 40])
@@ -104,7 +129,9 @@ def test_confusion(classes, tmp_path, drawn):
     axes = drawn[0].axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "truth")
     shown = {text.get_text(): text.get_position() for text in axes.texts}
-    assert shown.get("12") == ((classes - 1, 0) if classes <= 30 else None)  # (column, row): the truth is the row
+    assert shown.get("12") == (
+        (classes - 1, 0) if classes <= 30 else None
+    )  # (column, row): the truth is the row
 
 
 @pytest.mark.parametrize("matrix", [[], [[1, 2]], [[1, 2], [3]]])
@@ -115,7 +142,11 @@ def test_confusion_must_be_square(matrix, tmp_path):
 
 def test_precision_recall(tmp_path, drawn):
     recalls = np.linspace(0, 1, 101)
-    points = {"a$b$": np.stack([recalls, 1 - recalls], 1).tolist(), "none": [], "dog": [[0.0, 1.0], [1.0, 0.5]]}
+    points = {
+        "a$b$": np.stack([recalls, 1 - recalls], 1).tolist(),
+        "none": [],
+        "dog": [[0.0, 1.0], [1.0, 0.5]],
+    }
     report.precision_recall(points, tmp_path / "pr.png")
     lines = {line.get_label(): line for line in drawn[0].axes[0].lines}
     assert list(lines) == [r"a\$b\$", "dog", "mean"]
@@ -142,7 +173,10 @@ def test_the_most_confused_pairs(tmp_path, drawn):
     report.confused(pairs, ["a", "b", "(nothing)"], tmp_path / "confused.png")
     axes = drawn[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [9, *[3] * 29]
-    assert [label.get_text() for label in axes.get_yticklabels()][:2] == ["a taken for b", "b not found"]
+    assert [label.get_text() for label in axes.get_yticklabels()][:2] == [
+        "a taken for b",
+        "b not found",
+    ]
     with pytest.raises(UsageError, match="nothing was confused"):
         report.confused([], ["a"], tmp_path / "confused.png")
 
@@ -160,7 +194,12 @@ def test_figures_of_a_metric(tmp_path):
     result = {"iou": [None, 3.0], "confusion": [[1, 2], [3, 4]]}
     names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
     assert names == ["confusion.png", "iou_by_class.png"]
-    curve = {"score": [0.0, 1.0], "precision": [50.0, None], "recall": [100.0, 0.0], "F1": [66.7, 0.0]}
+    curve = {
+        "score": [0.0, 1.0],
+        "precision": [50.0, None],
+        "recall": [100.0, 0.0],
+        "F1": [66.7, 0.0],
+    }
     result = {  # of a detector: one class more, nothing
         "confusion": [[1, 0, 2], [0, 3, 0], [4, 0, 0]], "confused": [[2, 0, 4], [0, 2, 2]], "score": 0.5,
         "curves": {**curve, "F1_by_class": [[66.7, 0.0], [None, None]]},
@@ -196,7 +235,9 @@ def test_draw_boxes_and_masks():
     assert (drawn[50:90, 20] == first).all()
     assert (drawn[89, 20:60] == first).all()
     assert (drawn[60:100, 179] == second).all()
-    assert np.abs(drawn[70, 40].astype(int) - (first + 128) // 2).max() <= 1  # the mask, half covering
+    assert (
+        np.abs(drawn[70, 40].astype(int) - (first + 128) // 2).max() <= 1
+    )  # the mask, half covering
     assert np.abs(drawn[80, 150].astype(int) - (second + 128) // 2).max() <= 1
     assert (drawn[110:, 190:] == 128).all()  # the whole picture's box is below the threshold
     assert (drawn[50 - 8 : 50, 21] == first).all()  # the name stands on the box
@@ -208,7 +249,11 @@ def test_draw_boxes_and_masks():
 @pytest.mark.parametrize(("count", "shown"), [(2, False), (60, True)])
 def test_many_boxes_get_a_legend(count, shown):
     boxes = torch.tensor([[100.0, 60, 110, 70]]).repeat(count, 1)
-    prediction = {"boxes": boxes, "labels": torch.ones(count, dtype=torch.int64), "scores": torch.ones(count)}
+    prediction = {
+        "boxes": boxes,
+        "labels": torch.ones(count, dtype=torch.int64),
+        "scores": torch.ones(count),
+    }
     drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
     color = report.colors(2)[1]
     assert (drawn[0, :8] == color).all() == shown
@@ -245,7 +290,12 @@ def test_instances_of_a_class_have_colors_of_their_own():
     masks = np.zeros((2, 120, 200), bool)
     masks[0, 20:60, 20:60] = masks[1, 20:60, 100:140] = True
     boxes = np.array([[20, 20, 60.0, 60], [100, 20, 140, 60]])
-    prediction = {"boxes": boxes, "masks": masks, "labels": np.array([0, 0]), "scores": np.array([0.9, 0.8])}
+    prediction = {
+        "boxes": boxes,
+        "masks": masks,
+        "labels": np.array([0, 0]),
+        "scores": np.array([0.9, 0.8]),
+    }
     drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["cell"]))
     assert (drawn[50, 40] != drawn[50, 120]).any()
     without = {key: value for key, value in prediction.items() if key != "masks"}
@@ -255,7 +305,12 @@ def test_instances_of_a_class_have_colors_of_their_own():
 
 def test_names_of_points_do_not_cover_each_other(tmp_path, drawn):
     points = [
-        {"name": f"network_{i}", "group": group, "milliseconds": 5 + i * 0.3, "accuracy": 70 + 0.2 * i}
+        {
+            "name": f"network_{i}",
+            "group": group,
+            "milliseconds": 5 + i * 0.3,
+            "accuracy": 70 + 0.2 * i,
+        }
         for i in range(9)
         for group in ("onnx", "torch")
     ]
@@ -270,18 +325,28 @@ def test_names_of_points_do_not_cover_each_other(tmp_path, drawn):
         assert not any(report._overlap(one, other) for other in places[:i])
 
 
-@pytest.mark.parametrize("box", [[0, 0, 3, 3], [196, 0, 200, 2], [190, 116, 200, 120], [5, 5, 5.2, 5.1]])
+@pytest.mark.parametrize(
+    "box", [[0, 0, 3, 3], [196, 0, 200, 2], [190, 116, 200, 120], [5, 5, 5.2, 5.1]]
+)
 def test_draw_at_the_edges(box):
     """Names stay within the picture, and boxes of less than a pixel do not fail."""
-    prediction = {"boxes": torch.tensor([box]), "labels": torch.tensor([0]), "scores": torch.tensor([0.5])}
+    prediction = {
+        "boxes": torch.tensor([box]),
+        "labels": torch.tensor([0]),
+        "scores": torch.tensor([0.5]),
+    }
     drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
-    assert np.count_nonzero((drawn == report.colors(1)[0]).all(-1)) > 300  # of the name's background
+    assert (
+        np.count_nonzero((drawn == report.colors(1)[0]).all(-1)) > 300
+    )  # of the name's background
 
 
 def test_draw_label_map():
     labels = np.zeros((120, 200), np.uint8)
     labels[60:, :100], labels[60:, 100:] = 1, 255
-    drawn = np.asarray(report.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"]))
+    drawn = np.asarray(
+        report.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"])
+    )
     sky = np.array(report.colors(3)[1])
     assert np.abs(drawn[60:, :100].astype(int) - (sky + 128) // 2).max() <= 1
     assert (drawn[60:, 100:] == 128).all()
@@ -293,7 +358,10 @@ def test_draw_label_map():
 
 
 def test_sheet(tmp_path):
-    report.sheet([Image.new("RGB", (800, 400), "red"), *[Image.new("RGB", (9, 9), "blue")] * 4], tmp_path / "s.png")
+    report.sheet(
+        [Image.new("RGB", (800, 400), "red"), *[Image.new("RGB", (9, 9), "blue")] * 4],
+        tmp_path / "s.png",
+    )
     shown = opened(tmp_path / "s.png")
     assert shown.size == (1280, 640)
     assert [shown.getpixel(at) for at in ((300, 100), (300, 300), (8, 326))] == [
@@ -323,7 +391,9 @@ def test_page(tmp_path):
     assert "<p>no image of &lt;cat&gt;</p>" in text
     assert "<tr><th>class</th><th>F1</th></tr><tr><td>cat</td><td>12.35</td></tr>" in text
     assert "<tr><th>epoch</th><th>loss</th><th>top1</th></tr>" in text
-    assert "<tr><td>1</td><td>1.235</td><td></td></tr><tr><td>2</td><td></td><td>-</td></tr>" in text
+    assert (
+        "<tr><td>1</td><td>1.235</td><td></td></tr><tr><td>2</td><td></td><td>-</td></tr>" in text
+    )
     assert "<figcaption>Losses &amp; more</figcaption>" in text
     assert re.findall('src="(.{21})', text) == ["data:image/png;base64"]
     assert "http" not in text
@@ -332,8 +402,10 @@ def test_page(tmp_path):
 
 def test_no_pyplot(tmp_path):
     code = (
-        "import sys; from fleetnet import report; report.curves([{'epoch': 1, 'loss': 1.0}], sys.argv[1]); "
-        "sys.exit('matplotlib.pyplot' in sys.modules)"
+        "import sys; from fleetnet import report; report.curves([{'epoch': 1, 'loss': 1.0}], "
+        "sys.argv[1]); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
-    assert subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")]).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, str(tmp_path / "curves.png")]).returncode == 0
+    )
     assert (tmp_path / "curves.png").exists()

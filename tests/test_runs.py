@@ -36,14 +36,29 @@ from fleetnet.training.log import read_log
 from fleetnet.training.run import epochs_of, settled
 from fleetnet.transforms import Preprocess
 
-SHORT = ["--model", "fasternet_t0", "--size", "32", "--batch-size", "8", "--epochs", "2", "--device", "cpu"]
+SHORT = [
+    "--model",
+    "fasternet_t0",
+    "--size",
+    "32",
+    "--batch-size",
+    "8",
+    "--epochs",
+    "2",
+    "--device",
+    "cpu",
+]
 equal = benchmark("kills").equal  # of nested values, tensors to the bit
 
 
 def fit(photos: Path, run: Path, epochs: int = 2, **options: Any) -> dict[str, Any]:
     torch.manual_seed(0)
-    splits = options.pop("splits", None) or [data.load(str(photos), split) for split in ("train", "val")]
-    config = TrainConfig(size=(32, 32), batch_size=8, epochs=epochs, device="cpu", optimizer="sgd", lr=0.05)
+    splits = options.pop("splits", None) or [
+        data.load(str(photos), split) for split in ("train", "val")
+    ]
+    config = TrainConfig(
+        size=(32, 32), batch_size=8, epochs=epochs, device="cpu", optimizer="sgd", lr=0.05
+    )
     return fleetnet.fit(build("fasternet_t0", 3), *splits, config, run, report=False, **options)
 
 
@@ -86,11 +101,18 @@ def going_on(tmp_path: Path) -> Iterator[tuple[Path, int]]:
     process.stdout.close()
 
 
-def test_a_second_run_in_a_folder_is_refused(going_on: tuple[Path, int], photos: Path, run: Path, capsys):
+def test_a_second_run_in_a_folder_is_refused(
+    going_on: tuple[Path, int], photos: Path, run: Path, capsys
+):
     folder, process = going_on
-    with pytest.raises(UsageError, match=f"belongs to a run that goes on: process {process} on .*give another --run"):
+    with pytest.raises(
+        UsageError,
+        match=f"belongs to a run that goes on: process {process} on .*give another --run",
+    ):
         fit(photos, folder)
-    assert main(["train", *SHORT, "--data", "nowhere", "--run", str(folder)]) == 2  # before the data are read
+    assert (
+        main(["train", *SHORT, "--data", "nowhere", "--run", str(folder)]) == 2
+    )  # before the data are read
     assert f"process {process} on {claims._host()}" in capsys.readouterr().err
     for path in run.iterdir():
         if path.is_file():
@@ -107,7 +129,10 @@ def test_the_claim_of_a_process_that_is_gone_is_taken_over(going_on: tuple[Path,
     folder, process = going_on
     os.kill(process, signal.SIGKILL)
     deadline = time.monotonic() + 60
-    while Path(f"/proc/{process}/stat").exists() and "Z" not in Path(f"/proc/{process}/stat").read_text():
+    while (
+        Path(f"/proc/{process}/stat").exists()
+        and "Z" not in Path(f"/proc/{process}/stat").read_text()
+    ):
         assert time.monotonic() < deadline
     (folder / f".best.safetensors.{process}.tmp").write_bytes(b"half")
     with claim(folder) as mine:  # though its parent has not asked how it ended
@@ -121,7 +146,10 @@ def test_the_claim_of_a_process_that_is_gone_is_taken_over(going_on: tuple[Path,
     [
         ({}, "belongs to a run that goes on"),
         ({"started": "another time"}, None),  # its number belongs to another process by now
-        ({"host": "elsewhere", "process": 1}, r"elsewhere, since .* cannot be known from here.* remove .*claim.json"),
+        (
+            {"host": "elsewhere", "process": 1},
+            r"elsewhere, since .* cannot be known from here.* remove .*claim.json",
+        ),
     ],
 )
 def test_whose_claim_it_is(changes: dict, refused: str | None, tmp_path: Path):
@@ -138,7 +166,9 @@ def test_whose_claim_it_is(changes: dict, refused: str | None, tmp_path: Path):
         refuse_if_claimed(tmp_path)
 
 
-def test_a_claim_without_content_is_stale_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_claim_without_content_is_stale_after_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.setattr(claims, "PATIENCE", 0.1)
     (tmp_path / "claim.json").write_text("")
     claim(tmp_path).check()
@@ -170,7 +200,8 @@ sys.stdin.read()
             (folder / "claim.json").write_text(json.dumps(gone))
         words = [sys.executable, "-c", code, str(folder), str(links), str(time.time() + 2)]
         processes = [
-            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(8)
+            subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            for _ in range(8)
         ]
         answers = [process.stdout.readline().strip() for process in processes if process.stdout]
         for process in processes:
@@ -178,7 +209,9 @@ sys.stdin.read()
         assert sorted(answers) == ["mine", *["refused"] * 7]
 
 
-@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt()], ids=["error", "interrupt"])
+@pytest.mark.parametrize(
+    "error", [RuntimeError("x"), KeyboardInterrupt()], ids=["error", "interrupt"]
+)
 def test_a_claim_does_not_outlive_an_error(error: BaseException, photos: Path, tmp_path: Path):
     def fail(line: dict) -> None:
         raise error
@@ -190,14 +223,19 @@ def test_a_claim_does_not_outlive_an_error(error: BaseException, photos: Path, t
     assert not (tmp_path / "run" / "claim.json").exists()
 
 
-def test_a_failed_start_leaves_no_folder(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_failed_start_leaves_no_folder(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(
-        "fleetnet.training.fit.train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no"))
+        "fleetnet.training.fit.train_one_epoch",
+        lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no")),
     )
     assert main(["train", *SHORT, "--data", str(photos)]) == 1
     assert main(["train", *SHORT, "--data", str(photos), "--run", "here"]) == 1
-    assert [path for path in tmp_path.rglob("*") if path.name not in ("runs", "classification")] == []
+    assert [
+        path for path in tmp_path.rglob("*") if path.name not in ("runs", "classification")
+    ] == []
 
 
 def test_a_failed_start_leaves_a_folder_of_others_as_it_was(
@@ -207,7 +245,8 @@ def test_a_failed_start_leaves_a_folder_of_others_as_it_was(
     (tmp_path / "run" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
     monkeypatch.setattr(
-        "fleetnet.training.learner.evaluate", lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no"))
+        "fleetnet.training.learner.evaluate",
+        lambda *_, **__: (_ for _ in ()).throw(FleetnetError("no")),
     )
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(tmp_path / "run")]) == 1
     assert [path for path in sorted(tmp_path.rglob("*")) if path.name != "plots"] == [
@@ -274,7 +313,9 @@ def test_a_run_killed_at_any_moment_comes_to_its_end(
 
 def same(run: Path, whole: Path) -> bool:
     """Whether two runs have the same files, with the same weights and state in them."""
-    assert {p.relative_to(run) for p in run.rglob("*")} == {p.relative_to(whole) for p in whole.rglob("*")}
+    assert {p.relative_to(run) for p in run.rglob("*")} == {
+        p.relative_to(whole) for p in whole.rglob("*")
+    }
     states = [settled(folder) for folder in (run, whole)]
     for state in states:
         state["log"] = [{**line, "seconds": 0} for line in state["log"]]
@@ -284,10 +325,14 @@ def same(run: Path, whole: Path) -> bool:
         for name in ("best", "last", "ema")
         for folder in (run, whole)
     ]
-    return logs[0] == logs[1] and equal(*states) and all(equal(*weights[i : i + 2]) for i in (0, 2, 4))
+    return (
+        logs[0] == logs[1] and equal(*states) and all(equal(*weights[i : i + 2]) for i in (0, 2, 4))
+    )
 
 
-def test_a_run_killed_in_its_first_epoch_starts_again(whole: Path, photos: Path, tmp_path: Path, monkeypatch):
+def test_a_run_killed_in_its_first_epoch_starts_again(
+    whole: Path, photos: Path, tmp_path: Path, monkeypatch
+):
     run = tmp_path / "run"
 
     def killed(*_: Any, **__: Any) -> None:
@@ -308,14 +353,18 @@ def test_a_log_that_was_lost_comes_from_the_state(whole: Path, photos: Path, tmp
     for name in ("log.jsonl", "results.csv", "report.html"):
         (tmp_path / "run" / name).unlink()
     for picture in (tmp_path / "run" / "plots").iterdir():
-        if not picture.name.startswith("training_batch"):  # these show the first steps, which are over
+        if not picture.name.startswith(
+            "training_batch"
+        ):  # these show the first steps, which are over
             picture.unlink()
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert same(tmp_path / "run", whole)
 
 
 @pytest.mark.parametrize("what", ["deleted", "renamed", "replaced"])
-def test_a_folder_that_goes_while_training_is_an_error(what: str, photos: Path, tmp_path: Path, capsys, monkeypatch):
+def test_a_folder_that_goes_while_training_is_an_error(
+    what: str, photos: Path, tmp_path: Path, capsys, monkeypatch
+):
     run = tmp_path / "run"
 
     def take(line: dict) -> None:
@@ -333,12 +382,17 @@ def test_a_folder_that_goes_while_training_is_an_error(what: str, photos: Path, 
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(run)]) == 1
     shown = capsys.readouterr()
     expected = (
-        "was taken over by process" if what == "replaced" else "was deleted or renamed while this run was writing"
+        "was taken over by process"
+        if what == "replaced"
+        else "was deleted or renamed while this run was writing"
     )
     assert expected in shown.err
     assert "Best of" not in shown.out
     assert run.exists() == (what == "replaced")
-    assert not run.exists() or sorted(path.name for path in run.iterdir()) == ["claim.json", "config.yaml"]
+    assert not run.exists() or sorted(path.name for path in run.iterdir()) == [
+        "claim.json",
+        "config.yaml",
+    ]
     if what == "renamed":
         about = json.loads((tmp_path / "renamed" / "claim.json").read_text())
         (tmp_path / "renamed" / "claim.json").write_text(json.dumps({**about, "started": "before"}))
@@ -346,7 +400,9 @@ def test_a_folder_that_goes_while_training_is_an_error(what: str, photos: Path, 
         assert main(["train", "--resume", str(tmp_path / "renamed")]) == 0
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full, which is always full, on this system")
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full, which is always full, on this system"
+)
 @pytest.mark.parametrize("name", ["state/trainer.pt", "plots/curves.png"])
 def test_a_full_disk_stops_a_run_that_can_go_on(
     name: str, whole: Path, photos: Path, tmp_path: Path, capsys, monkeypatch
@@ -372,13 +428,23 @@ def test_a_full_disk_stops_a_run_that_can_go_on(
 
 
 @pytest.mark.parametrize(
-    ("number", "code", "word"), [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")]
+    ("number", "code", "word"),
+    [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_signals_keep_the_last_epoch_and_say_so(
-    number: int, code: int, word: str, photos: Path, whole: Path, tmp_path: Path, capsys, monkeypatch
+    number: int,
+    code: int,
+    word: str,
+    photos: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys,
+    monkeypatch,
 ):
     run = tmp_path / "run"
-    monkeypatch.setattr("fleetnet.cli._training.say_epoch", lambda line: os.kill(os.getpid(), number))
+    monkeypatch.setattr(
+        "fleetnet.cli._training.say_epoch", lambda line: os.kill(os.getpid(), number)
+    )
     assert main(["train", *SHORT, "--data", str(photos), "--run", str(run)]) == code
     shown = capsys.readouterr().err
     assert f"to continue: fleetnet train --resume {run}" in shown
@@ -386,7 +452,9 @@ def test_signals_keep_the_last_epoch_and_say_so(
     assert not (run / "claim.json").exists()
     assert not list(run.rglob("*.tmp"))
     assert epochs_of(run) == 1
-    assert (run / "report.html").exists() == (number == signal.SIGINT)  # who terminates may kill soon
+    assert (run / "report.html").exists() == (
+        number == signal.SIGINT
+    )  # who terminates may kill soon
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert main(["train", "--resume", str(run)]) == 0
@@ -420,11 +488,18 @@ def enlarge(root: Path) -> str:
 
 @pytest.mark.parametrize("change", [add, remove, enlarge])
 def test_other_data_are_refused_unless_named_anew(
-    change: Callable[[Path], str], photos: Path, whole: Path, tmp_path: Path, capsys, without_figures: None
+    change: Callable[[Path], str],
+    photos: Path,
+    whole: Path,
+    tmp_path: Path,
+    capsys,
+    without_figures: None,
 ):
     root, run = copy_of(photos, tmp_path / "photos"), tmp_path / "run"
     shutil.copytree(whole, run)
-    assert main(["train", "--resume", str(run), "--epochs", "3", "--data", str(root)]) == 0  # a copy is the same
+    assert (
+        main(["train", "--resume", str(run), "--epochs", "3", "--data", str(root)]) == 0
+    )  # a copy is the same
     assert len(fingerprint.read(run)) == 1
     words = change(root)
     assert main(["train", "--resume", str(run), "--epochs", "4"]) == 3
@@ -459,7 +534,10 @@ def test_a_run_continues_from_another_folder_and_after_its_data_moved(
     assert main(["train", "--resume", "moved/runs/a", "--epochs", "4"]) == 0
     (tmp_path / "moved" / "photos").rename(tmp_path / "pictures")
     assert main(["train", "--resume", "moved/runs/a", "--epochs", "5"]) == 3
-    assert f"the data of moved/runs/a were at {project / 'photos'}, and are not there" in capsys.readouterr().err
+    assert (
+        f"the data of moved/runs/a were at {project / 'photos'}, and are not there"
+        in capsys.readouterr().err
+    )
     assert main(["train", "--resume", "moved/runs/a", "--epochs", "5", "--data", "pictures"]) == 0
     monkeypatch.chdir(tmp_path / "moved")
     assert main(["train", "--resume", "runs/a", "--epochs", "6"]) == 0
@@ -475,7 +553,8 @@ def test_a_run_killed_in_its_first_epoch_starts_again_from_another_folder(
     monkeypatch.chdir(project)
     with monkeypatch.context() as patch:
         patch.setattr(
-            "fleetnet.training.fit.train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "fleetnet.training.fit.train_one_epoch",
+            lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         assert main(["train", *SHORT, "--data", "photos", "--run", "run"]) == 130
         monkeypatch.chdir(tmp_path)
@@ -485,9 +564,20 @@ def test_a_run_killed_in_its_first_epoch_starts_again_from_another_folder(
 
 def test_a_run_continues_between_evaluations(photos: Path, tmp_path: Path, capsys):
     """After an epoch that was not evaluated there are no metrics, and no best weights yet."""
-    words = ["--data", str(photos), "--run", str(tmp_path / "run"), "--epochs", "3", "--eval-every", "3"]
+    words = [
+        "--data",
+        str(photos),
+        "--run",
+        str(tmp_path / "run"),
+        "--epochs",
+        "3",
+        "--eval-every",
+        "3",
+    ]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fleetnet.cli._training.say_epoch", lambda line: os.kill(os.getpid(), signal.SIGINT))
+        patch.setattr(
+            "fleetnet.cli._training.say_epoch", lambda line: os.kill(os.getpid(), signal.SIGINT)
+        )
         assert main(["train", *SHORT, *words]) == 130
     assert "no figures" not in capsys.readouterr().err
     assert checkpoint.load(tmp_path / "run" / "last.safetensors").metrics == {"weights": "raw"}
@@ -515,7 +605,9 @@ def test_labels_and_annotations_belong_to_the_fingerprint(task: str):
     other = data.load("shapes:21", "train", None, target).samples
     changed = Split([*split.samples[:-1], other[-1]], split.classes)
     assert fingerprint.lines_of(split) != fingerprint.lines_of(changed)
-    assert fingerprint.lines_of(split) != fingerprint.lines_of(Split(split.samples[:-1], split.classes))
+    assert fingerprint.lines_of(split) != fingerprint.lines_of(
+        Split(split.samples[:-1], split.classes)
+    )
 
 
 def test_label_maps_in_another_order_belong_to_the_fingerprint():
@@ -523,24 +615,31 @@ def test_label_maps_in_another_order_belong_to_the_fingerprint():
     classes = split.classes[::-1]
     last = replace(split.samples[-1], semantic=split.samples[0].semantic)  # the same picture
     other = Split([*split.samples[:-1], last], split.classes)
-    assert fingerprint.lines_of(by_name(split, classes, "x")) != fingerprint.lines_of(by_name(other, classes, "x"))
+    assert fingerprint.lines_of(by_name(split, classes, "x")) != fingerprint.lines_of(
+        by_name(other, classes, "x")
+    )
     assert fingerprint.lines_of(by_name(split, classes, "x")) != fingerprint.lines_of(split)
 
 
-def test_starting_weights_are_found_from_another_folder(photos: Path, whole: Path, tmp_path: Path, monkeypatch):
+def test_starting_weights_are_found_from_another_folder(
+    photos: Path, whole: Path, tmp_path: Path, monkeypatch
+):
     """A run that was killed in its first epoch starts again with the weights that it was given."""
     (tmp_path / "project").mkdir()
     shutil.copy(whole / "best.safetensors", tmp_path / "project" / "start.safetensors")
     monkeypatch.chdir(tmp_path / "project")
     with monkeypatch.context() as patch:
         patch.setattr(
-            "fleetnet.training.fit.train_one_epoch", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
+            "fleetnet.training.fit.train_one_epoch",
+            lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt),
         )
         words = ["--data", str(photos), "--weights", "start.safetensors", "--run", "run"]
         assert main(["train", *SHORT, *words]) == 130
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", "project/run"]) == 0
-    assert checkpoint.read_facts(tmp_path / "project" / "run")["source"]["weights"].endswith("start.safetensors")
+    assert checkpoint.read_facts(tmp_path / "project" / "run")["source"]["weights"].endswith(
+        "start.safetensors"
+    )
 
 
 # Epochs
@@ -554,8 +653,14 @@ def test_epochs_count_from_one_everywhere(photos: Path, tmp_path: Path, capsys):
     with (run / "results.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert [line["epoch"] for line in read_log(run)] == [1, 2]
-    assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [1, 2]
-    assert [line.split(":")[0] for line in shown.err.splitlines() if line.startswith("epoch")] == ["epoch 1", "epoch 2"]
+    assert [json.loads(line)["epoch"] for line in (run / "log.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
+    assert [line.split(":")[0] for line in shown.err.splitlines() if line.startswith("epoch")] == [
+        "epoch 1",
+        "epoch 2",
+    ]
     best = document["best"]["epoch"]
     assert best in (1, 2)
     assert re.search(rf"epoch +│ +{best} ", shown.out)

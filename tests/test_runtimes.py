@@ -15,13 +15,28 @@ from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.reparam import WIDEST, as_conv, merge, reparameterize
-from fleetnet.runtimes import Meaning, Preprocessed, choice, deliver, files, label, load, onnx, verify
+from fleetnet.runtimes import (
+    Meaning,
+    Preprocessed,
+    choice,
+    deliver,
+    files,
+    label,
+    load,
+    onnx,
+    verify,
+)
 from fleetnet.runtimes._agreement import compare
 
 ROOT = Path(__file__).parents[1]
 BASE = {"executorch", "mnn", "ncnn", "onnx", "openvino", "pt2"}  # that make test installs
 ONE_SIZE = {"executorch", "ncnn"}  # files take one number of images
-FACTS = {"model": "small", "classes": ["café", "bus"], "form": "multi-branch", "preprocess": {"size": [16, 24]}}
+FACTS = {
+    "model": "small",
+    "classes": ["café", "bus"],
+    "form": "multi-branch",
+    "preprocess": {"size": [16, 24]},
+}
 
 
 class Branches(nn.Module):
@@ -111,7 +126,10 @@ def runs(name: str) -> bool:
 @pytest.mark.parametrize("name", [name for name in names("runtimes") if runs(name)])
 def test_deliver(name, dynamic, model, image, tmp_path, capfd):
     module = find("runtimes", name)
-    suffix, before = module.suffix, {key: value.clone() for key, value in model.state_dict().items()}
+    suffix, before = (
+        module.suffix,
+        {key: value.clone() for key, value in model.state_dict().items()},
+    )
     path = tmp_path / "new" / f"model{suffix}"
     if dynamic and name in ONE_SIZE:
         with pytest.raises(UsageError, match="dynamic"):
@@ -120,7 +138,9 @@ def test_deliver(name, dynamic, model, image, tmp_path, capfd):
     done = deliver(model, image, path, name, FACTS, dynamic=dynamic)
     assert capfd.readouterr() == ("", "")
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
-    assert listing(path.parent) == sorted(["golden.npz", "model.json", *(file.name for file in files(path))])
+    assert listing(path.parent) == sorted(
+        ["golden.npz", "model.json", *(file.name for file in files(path))]
+    )
     assert done.parity.passed
     assert 0 < done.parity.relative <= next(iter(module.tolerances.values()))
     assert done.parity.top1_agreement == 1
@@ -133,7 +153,9 @@ def test_deliver(name, dynamic, model, image, tmp_path, capfd):
     assert (sidecar["runtime"], sidecar["precision"]) == choice(name)
     hashed = hashlib.sha256(b"".join(file.read_bytes() for file in files(path)))
     assert sidecar["sha256"] == hashed.hexdigest()
-    assert sidecar["inputs"] == [{"name": "image", "shape": [batch, 3, 16, 24], "dtype": "float32", "layout": "NCHW"}]
+    assert sidecar["inputs"] == [
+        {"name": "image", "shape": [batch, 3, 16, 24], "dtype": "float32", "layout": "NCHW"}
+    ]
     assert sidecar["outputs"] == [{"name": "logits", "shape": [batch, 5], "dtype": "float32"}]
     assert sidecar["parity"] == done.parity.to_dict()
 
@@ -161,7 +183,9 @@ def test_the_file_is_collapsed_and_says_what_it_is(model, image, tmp_path):
     assert listing(tmp_path) == ["net.golden.npz", "net.json", "net.onnx"]
     proto = package.load(path)
     package.checker.check_model(proto)
-    assert sum(node.op_type == "Conv" for node in proto.graph.node) == 3  # the branches are one, and two in the gate
+    assert (
+        sum(node.op_type == "Conv" for node in proto.graph.node) == 3
+    )  # the branches are one, and two in the gate
     assert not any(node.op_type == "BatchNormalization" for node in proto.graph.node)
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [18]
     assert [value.name for value in proto.graph.output] == ["logits"]
@@ -183,7 +207,9 @@ def test_a_dynamic_file_takes_any_batch_and_a_static_one_says_what_it_takes(mode
         np.concatenate([outputs["static"](five[i : i + 1])[0] for i in range(5)]),
         atol=1e-6,
     )
-    with pytest.raises(ModelError, match=r"takes images of shape \(1, 3, 16, 24\), got \(5, 3, 16, 24\)"):
+    with pytest.raises(
+        ModelError, match=r"takes images of shape \(1, 3, 16, 24\), got \(5, 3, 16, 24\)"
+    ):
         outputs["static"](five)
     with pytest.raises(ModelError, match=r"shape \('batch', 3, 16, 24\), got \(3, 16, 24\)"):
         outputs["dynamic"](five[0])
@@ -218,13 +244,19 @@ def test_several_outputs_have_names(image, tmp_path):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.uint8])
 def test_preprocessing_in_the_graph(order, dtype, model, tmp_path):
     mean, std = (0.5, 0.4, 0.3), (0.2, 0.25, 0.3)
-    pixels = torch.randint(0, 256, (1, 3, 16, 24), dtype=dtype, generator=torch.Generator().manual_seed(2))
+    pixels = torch.randint(
+        0, 256, (1, 3, 16, 24), dtype=dtype, generator=torch.Generator().manual_seed(2)
+    )
     by_hand = pixels.flip(1) if order == "BGR" else pixels
     by_hand = (by_hand / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    done = deliver(Preprocessed(model, mean, std, order), pixels, tmp_path / "model.onnx", "onnx", {})
+    done = deliver(
+        Preprocessed(model, mean, std, order), pixels, tmp_path / "model.onnx", "onnx", {}
+    )
     run = onnx.load(done.path)
     np.testing.assert_allclose(run(pixels.numpy())[0], model(by_hand).detach(), atol=1e-5)
-    assert json.loads(done.sidecar.read_text())["inputs"][0]["dtype"] == str(dtype).removeprefix("torch.")
+    assert json.loads(done.sidecar.read_text())["inputs"][0]["dtype"] == str(dtype).removeprefix(
+        "torch."
+    )
     if dtype == torch.uint8:
         with pytest.raises(ModelError, match="takes uint8, got float32"):
             run(by_hand.numpy())
@@ -252,7 +284,8 @@ def test_a_wrong_deploy_form_is_not_handed_over(old, model, image, tmp_path, mon
         path.write_bytes(old)
     monkeypatch.setattr(runtimes, "reparameterize", wrong_fuse)
     with pytest.raises(
-        ExportError, match=r"not written.*relative .* \(allowed 0.0001\).*differs already in torch, in float64"
+        ExportError,
+        match=r"not written.*relative .* \(allowed 0.0001\).*differs already in torch, in float64",
     ):
         deliver(model, image, path, "onnx", FACTS)
     assert listing(tmp_path) == (["model.onnx"] if old else [])
@@ -269,14 +302,18 @@ def test_rounding_is_told_from_a_wrong_fuse(image, tmp_path):
     assert listing(tmp_path) == []
 
 
-def test_what_float32_leaves_of_the_weights_is_allowed_and_no_more(model, image, tmp_path, monkeypatch):
+def test_what_float32_leaves_of_the_weights_is_allowed_and_no_more(
+    model, image, tmp_path, monkeypatch
+):
     """A right network must not be refused on the CPU whose sums are in another order."""
     rough = Small().eval()
     for norm, sign in ((rough.body[0].large[1], 1), (rough.body[0].small[1], -1)):
         nn.init.constant_(norm.bias, sign * 1e5)
     parity = deliver(rough, image, tmp_path / "rough.onnx", "onnx", FACTS).parity
     assert onnx.tolerances["fp32"] < parity.relative < parity.tolerance <= WIDEST
-    assert json.loads((tmp_path / "rough.json").read_text())["parity"]["tolerance"] == parity.tolerance
+    assert (
+        json.loads((tmp_path / "rough.json").read_text())["parity"]["tolerance"] == parity.tolerance
+    )
 
     export, off = onnx.export, 5e-4 * model(image).std().item()
 
@@ -314,12 +351,16 @@ def test_a_wrong_conversion_is_not_handed_over(model, image, tmp_path, monkeypat
         ("mnn:int8", False, "to mnn:int8 changed it: try mnn:fp32"),
     ],
 )
-def test_the_advice_is_what_the_runtime_has(to, dynamic, advice, model, image, tmp_path, monkeypatch):
+def test_the_advice_is_what_the_runtime_has(
+    to, dynamic, advice, model, image, tmp_path, monkeypatch
+):
     name, precision = choice(to)
     module = find("runtimes", name)
     monkeypatch.setattr(module, "export", lambda *_, **__: None)
     monkeypatch.setattr(
-        module, "load", lambda *_, **__: lambda batch: [model(torch.from_numpy(batch)).detach().numpy() + 1]
+        module,
+        "load",
+        lambda *_, **__: lambda batch: [model(torch.from_numpy(batch)).detach().numpy() + 1],
     )
     with pytest.raises(ExportError) as error:
         deliver(
@@ -386,7 +427,9 @@ def test_a_model_that_torch_cannot_export_gives_its_reason(image, tmp_path):
         def forward(self, x: Tensor) -> Tensor:
             return x if x.sum() > 0 else -x
 
-    with pytest.raises(ExportError, match=r"model\.onnx: torch cannot write this model as ONNX: .*data-dependent"):
+    with pytest.raises(
+        ExportError, match=r"model\.onnx: torch cannot write this model as ONNX: .*data-dependent"
+    ):
         onnx.export(Branching().eval(), image, tmp_path / "model.onnx")
 
 
@@ -420,7 +463,9 @@ def runner(change: float) -> object:
     return lambda image: [image.reshape(len(image), -1) + change]
 
 
-@pytest.mark.parametrize(("change", "passed"), [(0.0, True), (0.5e-4, True), (2e-4, False), (float("nan"), False)])
+@pytest.mark.parametrize(
+    ("change", "passed"), [(0.0, True), (0.5e-4, True), (2e-4, False), (float("nan"), False)]
+)
 def test_verify_is_relative_to_the_spread(change, passed):
     images = torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 100
     parity = verify(lambda x: x.flatten(1), runner(change * 100), images, tolerance=1e-4)
@@ -438,7 +483,10 @@ def test_verify_counts_agreement():
         return [image[:, ::-1] if image[0, 0] < 0 else image]
 
     parity = verify(
-        lambda x: x, swapped, torch.tensor([[[1.0, 2.0]], [[-1.0, 2.0]], [[3.0, 1.0]], [[-2.0, 1.0]]]), 1e-4
+        lambda x: x,
+        swapped,
+        torch.tensor([[[1.0, 2.0]], [[-1.0, 2.0]], [[3.0, 1.0]], [[-2.0, 1.0]]]),
+        1e-4,
     )
     assert parity.top1_agreement == 0.5
 
@@ -477,12 +525,19 @@ def test_outputs_by_name_keep_their_names(image, tmp_path):
     assert sorted(np.load(done.golden)) == ["classes", "image", "values"]
 
 
-@pytest.mark.parametrize(("name", "dtype"), [("mnn", "int32"), ("ncnn", "float32"), ("executorch", "int64")])
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("mnn", "int32"), ("ncnn", "float32"), ("executorch", "int64")]
+)
 def test_integers_are_described_as_the_file_has_them(name, dtype, image, tmp_path):
     assert runs(name)
-    done = deliver(randomized(Named()), image, tmp_path / f"model{find('runtimes', name).suffix}", name, {})
+    done = deliver(
+        randomized(Named()), image, tmp_path / f"model{find('runtimes', name).suffix}", name, {}
+    )
     described = json.loads(done.sidecar.read_text())["outputs"]
-    assert [(o["name"], o["dtype"]) for o in described] == [("values", "float32"), ("classes", dtype)]
+    assert [(o["name"], o["dtype"]) for o in described] == [
+        ("values", "float32"),
+        ("classes", dtype),
+    ]
 
 
 @pytest.mark.parametrize(("wrong", "passed"), [(0, True), (1, True), (2, False)])
@@ -490,7 +545,9 @@ def test_class_maps_agree_on_999_of_1000_pixels(wrong, passed):
     truth = torch.arange(1000).view(1, 20, 50) % 7
     other = truth.clone()
     other.view(-1)[:wrong] += 1
-    parity = verify(lambda x: {"semantic": truth}, lambda x: [other.numpy()], [torch.zeros(1)], 1e-4)
+    parity = verify(
+        lambda x: {"semantic": truth}, lambda x: [other.numpy()], [torch.zeros(1)], 1e-4
+    )
     assert parity.passed is passed
     assert parity.agreement.pixels == pytest.approx(1 - wrong / 1000)
 
@@ -508,13 +565,17 @@ def test_class_maps_agree_on_999_of_1000_pixels(wrong, passed):
 
 
 SOME = {  # four boxes of two classes, two of them nearly equal in score
-    "boxes": torch.tensor([[10.0, 10, 60, 50], [100, 20, 160, 90], [12, 70, 40, 120], [90, 100, 100, 104]]),
+    "boxes": torch.tensor(
+        [[10.0, 10, 60, 50], [100, 20, 160, 90], [12, 70, 40, 120], [90, 100, 100, 104]]
+    ),
     "scores": torch.tensor([0.9, 0.5, 0.499999, 0.02]),
     "labels": torch.tensor([0, 1, 1, 0]),
 }
 
 
-def changed(key: str | None = None, row: int = 0, by: object = 0.0, keep: object = slice(None)) -> dict[str, Tensor]:
+def changed(
+    key: str | None = None, row: int = 0, by: object = 0.0, keep: object = slice(None)
+) -> dict[str, Tensor]:
     """SOME with one value changed and only some of its rows."""
     other = {name: value.clone() for name, value in SOME.items()}
     if key:
@@ -530,7 +591,11 @@ def changed(key: str | None = None, row: int = 0, by: object = 0.0, keep: object
         (changed("boxes", by=[0.1, 0, 0, 0.1]), 0, 0),
         (changed("boxes", by=[2.0, 0, 0, 0]), 0, 2),
         (changed("boxes", 3, by=[0.009, 0, 0, 0.009]), 0, 0),
-        (changed("boxes", 3, by=[0.2, 0, 0, 0.2]), 2, 0),  # not the same, but each may be below the other's limit
+        (
+            changed("boxes", 3, by=[0.2, 0, 0, 0.2]),
+            2,
+            0,
+        ),  # not the same, but each may be below the other's limit
         (changed("scores", by=5e-4), 0, 0),
         (changed("scores", by=-2e-3), 0, 2),
         (changed("labels", by=1), 0, 2),
@@ -561,7 +626,9 @@ def test_unrelated_boxes_of_scores_at_the_limit_do_not_agree(low):
             corner = torch.rand(100, 2, generator=generator) * 200
             scores = low + (5e-4 if low > 0.011 else 5e-6) * torch.rand(100, generator=generator)
             boxes = torch.cat([corner, corner + 20], 1)
-            found.append({"boxes": boxes, "scores": scores, "labels": torch.zeros(100, dtype=torch.long)})
+            found.append(
+                {"boxes": boxes, "scores": scores, "labels": torch.zeros(100, dtype=torch.long)}
+            )
         return found
 
     one, other = side(), side()
@@ -585,7 +652,10 @@ def test_boxes_well_above_a_limit_are_not_excused():
 def test_a_full_list_may_end_with_another_box():
     other = changed("boxes", 2, by=[0.0, 0, 30, 0])
     first = [{key: value[:3] for key, value in side.items()} for side in (SOME, other)]
-    full, open_ended = (compare(first[:1], first[1:], Meaning(lambda _: [], count=count), 1e-4) for count in (3, 100))
+    full, open_ended = (
+        compare(first[:1], first[1:], Meaning(lambda _: [], count=count), 1e-4)
+        for count in (3, 100)
+    )
     assert (full.cut, full.unpaired) == (2, 0)
     assert (open_ended.cut, open_ended.unpaired) == (0, 2)
 
@@ -593,17 +663,26 @@ def test_a_full_list_may_end_with_another_box():
 def test_one_box_in_a_hundred_may_be_chosen_otherwise():
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(200, 2, generator=generator) * 500
-    many = {"boxes": torch.cat([corner, corner + 30], 1), "scores": torch.rand(200, generator=generator) + 0.1}
+    many = {
+        "boxes": torch.cat([corner, corner + 30], 1),
+        "scores": torch.rand(200, generator=generator) + 0.1,
+    }
     many["labels"] = torch.arange(200)
     for missing in (2, 3):
         fewer = {key: value[missing:] for key, value in many.items()}
         agreement = compare([many], [fewer], Meaning(lambda _: []), 1e-4)
-        assert (agreement.boxes, agreement.unpaired, agreement.passed) == (200, missing, missing == 2)
+        assert (agreement.boxes, agreement.unpaired, agreement.passed) == (
+            200,
+            missing,
+            missing == 2,
+        )
 
 
 def test_a_small_error_in_all_boxes_is_a_fault():
     drifted = {**SOME, "scores": SOME["scores"] + 5e-4}
-    agreement, loose = (compare([SOME], [drifted], Meaning(lambda _: []), tolerance) for tolerance in (1e-4, 1e-2))
+    agreement, loose = (
+        compare([SOME], [drifted], Meaning(lambda _: []), tolerance) for tolerance in (1e-4, 1e-2)
+    )
     assert (agreement.unpaired, agreement.passed, loose.passed) == (0, False, True)
     spread = SOME["scores"].std(correction=0).item()
     assert [agreement.drift, agreement.score] == pytest.approx([5e-4 / spread, 5e-4], rel=1e-3)
@@ -619,7 +698,9 @@ def test_masks_agree_as_sets():
     for flipped in (0, 2, 4, 5):
         other = masks.clone()
         other[1, 5, 5 : 5 + flipped] = False
-        agreement = compare([{**SOME, "masks": masks}], [{**SOME, "masks": other}], Meaning(lambda _: []), 1e-4)
+        agreement = compare(
+            [{**SOME, "masks": masks}], [{**SOME, "masks": other}], Meaning(lambda _: []), 1e-4
+        )
         pixels[flipped] = agreement.unpaired, agreement.mask_iou
     assert pixels == {0: (0, 1.0), 2: (0, 1.0), 4: (0, 0.99), 5: (2, 1.0)}
 
@@ -648,7 +729,9 @@ def test_padded_detections_are_compared_as_sets():
 
 def test_a_detector_that_finds_nothing_is_not_proven():
     nothing = padded(changed(keep=[]))
-    with pytest.raises(ExportError, match=r"finds nothing on the examples.* give pictures \(--data\) with objects"):
+    with pytest.raises(
+        ExportError, match=r"finds nothing on the examples.* give pictures \(--data\) with objects"
+    ):
         verify(
             lambda _: nothing,
             lambda _: [value.numpy() for value in nothing.values()],
@@ -667,5 +750,7 @@ def test_a_class_map_of_one_class_is_not_proven(others, proven):
     if proven:
         assert verify(**sides, examples=maps, tolerance=1e-4).passed
     else:
-        with pytest.raises(ExportError, match=r"same class all over the examples.* give pictures \(--data\)"):
+        with pytest.raises(
+            ExportError, match=r"same class all over the examples.* give pictures \(--data\)"
+        ):
             verify(**sides, examples=maps, tolerance=1e-4)

@@ -17,11 +17,22 @@ from fleetnet.find import find, names
 from fleetnet.tasks import Model, build
 from fleetnet.training import checks, config
 from fleetnet.training.checks import check_settings
-from fleetnet.training.config import AUGMENTED, KEYS, MOSAIC, READ, Situation, TrainConfig, read_recipe, unread
+from fleetnet.training.config import (
+    AUGMENTED,
+    KEYS,
+    MOSAIC,
+    READ,
+    Situation,
+    TrainConfig,
+    read_recipe,
+    unread,
+)
 from fleetnet.training.fit import fit
 
 TASKS = names("tasks")
-VALUES: dict[str, Any] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
+VALUES: dict[
+    str, Any
+] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
     "label_smoothing": 0.4,
     "class_weights": "balanced",
     "balance": True,
@@ -67,7 +78,15 @@ def splits(task: str) -> tuple[Split, Split]:
 
 
 def config_of(**changes: Any) -> TrainConfig:
-    usual = {"size": 64, "batch_size": 4, "epochs": 1, "lr": 1e-4, "clip": 1.0, "ema": None, "device": "cpu"}
+    usual = {
+        "size": 64,
+        "batch_size": 4,
+        "epochs": 1,
+        "lr": 1e-4,
+        "clip": 1.0,
+        "ema": None,
+        "device": "cpu",
+    }
     return TrainConfig(**{**usual, **changes})
 
 
@@ -76,7 +95,9 @@ def is_read(task: str, augment: str, key: str) -> bool:
     return unread(key, Situation(changed, find("tasks", task))) is None
 
 
-def seen_in_training(task: str, patch: pytest.MonkeyPatch, run: Path, **changes: Any) -> tuple[float, ...]:
+def seen_in_training(
+    task: str, patch: pytest.MonkeyPatch, run: Path, **changes: Any
+) -> tuple[float, ...]:
     """Sums of what the network saw in training and evaluation and of what was found, and the losses: these differ if a
     setting is used."""
     seen: list[float] = []
@@ -93,7 +114,11 @@ def seen_in_training(task: str, patch: pytest.MonkeyPatch, run: Path, **changes:
 
     def decoded(*arguments: Any, **settings: Any) -> Any:
         predictions = decode(*arguments, **settings)
-        seen.extend(float(value.double().sum()) for prediction in predictions for value in prediction.values())
+        seen.extend(
+            float(value.double().sum())
+            for prediction in predictions
+            for value in prediction.values()
+        )
         return predictions
 
     with patch.context() as inside:
@@ -109,14 +134,19 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tup
     """What is seen with each task and augmentation without any other setting."""
     folder, patch = tmp_path_factory.mktemp("usual"), pytest.MonkeyPatch()
     return {
-        (task, augment): seen_in_training(task, patch, folder / f"{task}-{augment}", augment=augment)
+        (task, augment): seen_in_training(
+            task, patch, folder / f"{task}-{augment}", augment=augment
+        )
         for task in TASKS
         for augment in ("default", "none")
     }
 
 
 def test_every_setting_with_a_condition_is_walked():
-    assert {key for key in KEYS if READ[key]} == {*VALUES, "timeout"}  # which changes no figure: see test_loading
+    assert {key for key in KEYS if READ[key]} == {
+        *VALUES,
+        "timeout",
+    }  # which changes no figure: see test_loading
 
 
 def test_a_limit_of_waiting_is_refused_where_nobody_is_waited_for():
@@ -131,15 +161,21 @@ def test_a_setting_is_used_or_refused(
 ):
     changes = {"augment": augment, key: VALUES[key]}
     if is_read(task, augment, key):
-        assert seen_in_training(task, monkeypatch, tmp_path / "run", **changes) != usual[task, augment]
+        assert (
+            seen_in_training(task, monkeypatch, tmp_path / "run", **changes) != usual[task, augment]
+        )
         return
-    with pytest.raises(UsageError, match=f"^{key} is .*, but {task}.* has no use for it: it is read .*leave it out"):
+    with pytest.raises(
+        UsageError, match=f"^{key} is .*, but {task}.* has no use for it: it is read .*leave it out"
+    ):
         fit(model_of(task), *splits(task), config_of(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("task", TASKS)
-def test_what_is_refused_makes_no_difference(task: str, usual: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_is_refused_makes_no_difference(
+    task: str, usual: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """Without the refusal, all that is refused changes nothing: so nothing of use is refused."""
     monkeypatch.setattr(checks, "check_settings", lambda *_, **__: None)
     fails = (
@@ -152,7 +188,11 @@ def test_what_is_refused_makes_no_difference(task: str, usual: dict, tmp_path: P
     )  # these would fail where they are refused
     fails += ("crop",)  # and this would move pictures in a letterbox, which nobody wants
     for augment in ("default", "none"):
-        refused = {key: VALUES[key] for key in VALUES if key not in fails and not is_read(task, augment, key)}
+        refused = {
+            key: VALUES[key]
+            for key in VALUES
+            if key not in fails and not is_read(task, augment, key)
+        }
         seen = seen_in_training(task, monkeypatch, tmp_path / augment, augment=augment, **refused)
         assert seen == usual[task, augment]
 
@@ -190,9 +230,13 @@ def test_a_flag_of_the_usual_value_is_given_and_a_recipe_may_hold_defaults(tmp_p
     recipe = tmp_path / "resolved.yaml"
     recipe.write_text("mosaic: 1.0\nlabel_smoothing: 0.1\nflip: 0.5\nmixup: 0\n")
     check_settings(TrainConfig(**read_recipe(recipe)), "ssd")
-    with pytest.raises(UsageError, match=r"mosaic is 1.0, but ssd has .* with the augmentation mosaic \(yolo\)"):
+    with pytest.raises(
+        UsageError, match=r"mosaic is 1.0, but ssd has .* with the augmentation mosaic \(yolo\)"
+    ):
         check_settings(TrainConfig(), "ssd", given=["mosaic"])
-    check_settings(TrainConfig(mosaic=0.0, flip=0.0), "ssd", given=["mosaic"])  # these ask for nothing
+    check_settings(
+        TrainConfig(mosaic=0.0, flip=0.0), "ssd", given=["mosaic"]
+    )  # these ask for nothing
     recipe.write_text("mosaic: 0.5\n")
     words = f"train --model ssd/fasternet_t0 --data shapes:20 --recipe {recipe} --run {tmp_path / 'run'}"
     assert main(words.split()) == 2
@@ -205,10 +249,17 @@ def test_a_flag_of_the_usual_value_is_given_and_a_recipe_may_hold_defaults(tmp_p
     [
         ("--mosaic 0.5", "mosaic is 0.5, but classification has no use for it"),
         ("--plain-epochs 3", "plain_epochs is 3, but classification has no use for it"),
-        ("--augment none --flip 0.5", "flip is 0.5, but classification with augment none has no use"),
+        (
+            "--augment none --flip 0.5",
+            "flip is 0.5, but classification with augment none has no use",
+        ),
         ("--augment none --erasing 0.1", "erasing is 0.1, but classification with augment none"),
         ("--augment none --scale 0.5", "scale is 0.5, but classification with augment none"),
-        ("--norm sync", "norm is sync, but classification has no use for it: it is read as sync only by several"),
+        (
+            "--norm sync",
+            "norm is sync, but classification has no use for it: it is read as sync "
+            "only by several",
+        ),
     ],
 )
 def test_refused_before_the_data_are_read(words: str, message: str, capsys):
@@ -219,12 +270,23 @@ def test_refused_before_the_data_are_read(words: str, message: str, capsys):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"drop_path": 0.2}, r"drop_path is 0.2, but the model was made with 0.0: `fit` trains the model as it is"),
+        (
+            {"drop_path": 0.2},
+            r"drop_path is 0.2, but the model was made with 0.0: `fit` trains the model as it is",
+        ),
         ({"output_stride": 16}, r"output_stride is 16, but the model was made with 32"),
         ({"options": {"mixing": "conv"}}, "options have mixing, but the model was made without"),
-        ({"weights": "imagenet.pth"}, "weights is 'imagenet.pth', but none were loaded into the model"),
+        (
+            {"weights": "imagenet.pth"},
+            "weights is 'imagenet.pth', but none were loaded into the model",
+        ),
     ],
 )
 def test_fit_does_not_make_the_model(changes: dict, message: str, tmp_path: Path):
     with pytest.raises(UsageError, match=message):
-        fit(model_of("classification"), *splits("classification"), config_of(**changes), tmp_path / "run")
+        fit(
+            model_of("classification"),
+            *splits("classification"),
+            config_of(**changes),
+            tmp_path / "run",
+        )

@@ -1,6 +1,7 @@
 """`eval` and `predict` of detectors and segmentation networks: what they print, draw and write, as other tools read it.
 
-Weights are random; the truth is made of what the network finds, so that figures are neither 0 nor 100.
+Weights are random; the truth is made of what the network finds, so that figures are neither 0 nor
+100.
 """
 
 import json
@@ -37,7 +38,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
                 model.backbone(torch.randn(4, 3, *SIZE))
         preprocess = Preprocess(SIZE, mode=mode)
         checkpoint.save(
-            folder / f"{task}.safetensors", model.eval(), classes=CLASSES, preprocess=preprocess, category_ids=IDS
+            folder / f"{task}.safetensors",
+            model.eval(),
+            classes=CLASSES,
+            preprocess=preprocess,
+            category_ids=IDS,
         )
     return {task: folder / f"{task}.safetensors" for task in TASKS}
 
@@ -68,7 +73,9 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
 @pytest.mark.parametrize("task", ["ssd", "maskrcnn"])
 def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys):
     predictor = predict.load(models[task])
-    scores = torch.cat([p["scores"] for p in predictor.predictions([pictures / "a.png", pictures / "b.jpg"])])
+    scores = torch.cat(
+        [p["scores"] for p in predictor.predictions([pictures / "a.png", pictures / "b.jpg"])]
+    )
     threshold = round(scores.sort(descending=True).values[30].item(), 3)
     words = f"predict --model {models[task]} {pictures} --out {tmp_path} --threshold {threshold} --threads 1 --json"
     assert main(words.split()) == 3  # one of the files is broken
@@ -78,7 +85,11 @@ def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys)
     coco = COCO(tmp_path / "predictions.json")
     assert [coco.cats[i]["name"] for i in IDS] == CLASSES
     assert len(coco.imgs) == len(document["results"]) == 3
-    assert {image["drawn"] for image in coco.imgs.values()} == {"drawn/a.jpg", "drawn/b.jpg", "drawn/A-2.jpg"}
+    assert {image["drawn"] for image in coco.imgs.values()} == {
+        "drawn/a.jpg",
+        "drawn/b.jpg",
+        "drawn/A-2.jpg",
+    }
     total = 0
     for image, result in zip(coco.imgs.values(), document["results"], strict=True):
         assert image["file_name"] == result["file"]
@@ -89,11 +100,17 @@ def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys)
         annotations = coco.imgToAnns[image["id"]]
         total += len(annotations)
         assert [a["score"] for a in annotations] == prediction["scores"][good].tolist()
-        assert [a["category_id"] for a in annotations] == [IDS[i] for i in prediction["labels"][good]]
+        assert [a["category_id"] for a in annotations] == [
+            IDS[i] for i in prediction["labels"][good]
+        ]
         corners = prediction["boxes"][good].numpy()
         expected = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
-        assert np.array([a["bbox"] for a in annotations]) == pytest.approx(np.array(expected), abs=1e-3)
-        assert [o["label"] for o in result["objects"]] == [CLASSES[i] for i in prediction["labels"][good]]
+        assert np.array([a["bbox"] for a in annotations]) == pytest.approx(
+            np.array(expected), abs=1e-3
+        )
+        assert [o["label"] for o in result["objects"]] == [
+            CLASSES[i] for i in prediction["labels"][good]
+        ]
         if task == "maskrcnn":
             masks = prediction["masks"][good].numpy()
             for annotation, mask in zip(annotations, masks, strict=True):
@@ -107,7 +124,18 @@ def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys)
 
 def test_predict_without_a_folder(models, pictures, tmp_path, capsys):
     assert (
-        main(["predict", "--model", str(models["ssd"]), str(pictures / "b.jpg"), "--threshold", "1", "--threads", "1"])
+        main(
+            [
+                "predict",
+                "--model",
+                str(models["ssd"]),
+                str(pictures / "b.jpg"),
+                "--threshold",
+                "1",
+                "--threads",
+                "1",
+            ]
+        )
         == 0
     )
     out = capsys.readouterr().out
@@ -130,7 +158,11 @@ def test_predict_label_maps(models, pictures, tmp_path, capsys):
     written = json.loads((tmp_path / "predictions.json").read_text())
     assert written["results"] == document["results"]
     assert written["classes"] == CLASSES
-    assert [result["map"] for result in document["results"]] == ["maps/a.png", "maps/b.png", "maps/A-2.png"]
+    assert [result["map"] for result in document["results"]] == [
+        "maps/a.png",
+        "maps/b.png",
+        "maps/A-2.png",
+    ]
     predictor = predict.load(models["deeplabv3"])
     for result in document["results"]:
         labels = predictor.predictions([result["file"]])[0]["semantic"].numpy()
@@ -158,7 +190,9 @@ def truth_of(predictor: predict.Predictor, pictures: Path, masks: bool) -> data.
                 continue
             segmentation = encode(prediction["masks"][i : i + 1].roll(1, 2))[0] if masks else None
             box = (x0, y0, max(x1 * (1 - 0.002 * i), x0 + 1), y1)
-            objects.append(data.Object(box, int(prediction["labels"][i]), segmentation, crowd=i == 6))
+            objects.append(
+                data.Object(box, int(prediction["labels"][i]), segmentation, crowd=i == 6)
+            )
         samples.append(data.Sample(pictures / file, objects=tuple(objects), id=number))
     return data.Split(samples, CLASSES, ids=IDS)
 
@@ -170,7 +204,8 @@ def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch
     asked = []
     monkeypatch.setattr(data, "load", lambda *words: asked.append(words) or split)
     words = (
-        f"eval --model {models[task]} --data somewhere --batch-size 2 --plots {tmp_path / 'plots'} --threads 1 --json"
+        f"eval --model {models[task]} --data somewhere --batch-size 2 --plots {tmp_path / 'plots'} "
+        "--threads 1 --json"
     )
     assert main([*words.split(), "--predictions", str(tmp_path / "found.json")]) == 0
     assert asked == [("somewhere", None, None, "masks" if masks else "boxes")]
@@ -206,10 +241,14 @@ def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch
         official.evaluate()
         official.accumulate()
         official.summarize()
-        expected = [None if value < 0 else pytest.approx(100 * value, abs=1e-6) for value in official.stats]
+        expected = [
+            None if value < 0 else pytest.approx(100 * value, abs=1e-6) for value in official.stats
+        ]
         if masks and kind == "bbox":  # sizes of objects with masks are those of their masks
             expected = expected[:3] + expected[6:9]
-            assert [result[name] for name in ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")] == expected
+            assert [
+                result[name] for name in ("AP", "AP50", "AP75", "AR1", "AR10", "AR100")
+            ] == expected
         else:
             assert [result[prefix + name] for name in FIGURES] == expected
         assert 1 < result[f"{prefix}AP"] < 99
@@ -220,7 +259,10 @@ def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch
 
 def test_eval_of_segmentation(models, pictures, tmp_path, capsys, monkeypatch):
     predictor = predict.load(models["deeplabv3"])
-    found = [predictor.predictions([pictures / name])[0]["semantic"].numpy() for name in ("a.png", "b.jpg")]
+    found = [
+        predictor.predictions([pictures / name])[0]["semantic"].numpy()
+        for name in ("a.png", "b.jpg")
+    ]
     truths = [labels.copy() for labels in found]
     truths[0][:20], truths[1][:, :10] = 2, 255
     samples = [
@@ -228,7 +270,9 @@ def test_eval_of_segmentation(models, pictures, tmp_path, capsys, monkeypatch):
         for name, truth in zip(("a.png", "b.jpg"), truths, strict=True)
     ]
     monkeypatch.setattr(data, "load", lambda *words: data.Split(samples, CLASSES))
-    words = f"eval --model {models['deeplabv3']} --data somewhere --plots {tmp_path} --threads 1 --json"
+    words = (
+        f"eval --model {models['deeplabv3']} --data somewhere --plots {tmp_path} --threads 1 --json"
+    )
     assert main(words.split()) == 0
     shown = capsys.readouterr().out
     result = json.loads(shown.splitlines()[-1])
@@ -237,7 +281,11 @@ def test_eval_of_segmentation(models, pictures, tmp_path, capsys, monkeypatch):
     there = there[there != 255]
     for i, value in enumerate(result["iou"]):
         union = ((there == i) | (ours == i)).sum()
-        assert value == (pytest.approx(100 * ((there == i) & (ours == i)).sum() / union, abs=1e-4) if union else None)
+        assert value == (
+            pytest.approx(100 * ((there == i) & (ours == i)).sum() / union, abs=1e-4)
+            if union
+            else None
+        )
     assert result["mIoU"] == pytest.approx(np.mean([v for v in result["iou"] if v is not None]))
     assert 1 < result["mIoU"] < 99
     assert "IoU %" in shown
@@ -247,7 +295,10 @@ def test_eval_of_segmentation(models, pictures, tmp_path, capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("eval --model {deeplabv3} --data x --predictions p.json", "--predictions is for detectors"),
+        (
+            "eval --model {deeplabv3} --data x --predictions p.json",
+            "--predictions is for detectors",
+        ),
         ("predict --model {ssd} x --threshold 1.5", "threshold is 1.5; allowed: 0 to 1"),
         ("predict --model {ssd} x --threshold=-1", "threshold"),
     ],

@@ -17,21 +17,35 @@ from fleetnet.transforms import Preprocess
 
 APP = Path(__file__).with_name("app_from_sidecar.py")
 SIZES = [(97, 41), (40, 131), (64, 64), (33, 35), (5, 90)]  # height, width
-SMALL = {"maskrcnn": {"channels": 16, "hidden": 32, "proposals": 30, "anchor": 8}, "deeplabv3": {"channels": 16}}
+SMALL = {
+    "maskrcnn": {"channels": 16, "hidden": 32, "proposals": 30, "anchor": 8},
+    "deeplabv3": {"channels": 16},
+}
 FILES = {  # name -> model, preprocessing, embed_preprocess, embed_decode
     "classification": ("fasternet_t0", Preprocess((64, 48), crop=0.875), True, False),
     "ssd": ("ssd/fasternet_t0", Preprocess((64, 96), mode="stretch"), False, False),
     "yolo": ("yolo/fasternet_t0", Preprocess((64, 96), mode="letterbox"), True, False),
     "yolo-decode": ("yolo/fasternet_t0", Preprocess((64, 96), mode="letterbox"), False, True),
     "deeplabv3": ("deeplabv3/fasternet_t0", Preprocess((64, 96), mode="letterbox"), False, False),
-    "deeplabv3-decode": ("deeplabv3/fasternet_t0", Preprocess((64, 96), mode="letterbox"), True, True),
+    "deeplabv3-decode": (
+        "deeplabv3/fasternet_t0",
+        Preprocess((64, 96), mode="letterbox"),
+        True,
+        True,
+    ),
     "maskrcnn": ("maskrcnn/fasternet_t0", Preprocess((64, 96), mode="letterbox"), False, False),
 }
 SETTINGS = [  # of preprocessing, that need no file
     {"crop": 0.875, "interpolation": "bicubic"},
     {"crop": 1.0},
     {"crop": 0.9, "antialias": False},
-    {"mode": "stretch", "channel_order": "BGR", "antialias": False, "mean": (0.0,) * 3, "std": (1.0,) * 3},
+    {
+        "mode": "stretch",
+        "channel_order": "BGR",
+        "antialias": False,
+        "mean": (0.0,) * 3,
+        "std": (1.0,) * 3,
+    },
     {"mode": "letterbox", "interpolation": "bicubic"},
     {"mode": "letterbox", "antialias": False, "channel_order": "BGR"},
 ]
@@ -52,12 +66,16 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture(scope="module")
-def answers(pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, list[dict]]]:
+def answers(
+    pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, tuple[Path, list[dict]]]:
     """Each file and what the app finds in the pictures; the app runs once."""
     folder, files = tmp_path_factory.mktemp("files"), {}
     for name, (model, preprocess, embed_preprocess, embed_decode) in FILES.items():
         torch.manual_seed(0)
-        network = realistic(build(model, 4, options=SMALL.get(model.partition("/")[0])), preprocess.size)
+        network = realistic(
+            build(model, 4, options=SMALL.get(model.partition("/")[0])), preprocess.size
+        )
         files[name] = folder / name / "model.onnx"
         export(
             network, "onnx", files[name], classes=list("abcd"), preprocess=preprocess,
@@ -65,7 +83,9 @@ def answers(pictures: list[Path], tmp_path_factory: pytest.TempPathFactory) -> d
         )  # fmt: skip
     out = folder / "answers.json"
     words = [sys.executable, APP, out, *files.values(), "--", *pictures]
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=folder, check=False)
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(out.read_text())
     return {name: (file, found[str(file)]) for name, file in files.items()}
@@ -77,7 +97,9 @@ def test_an_app_finds_the_same_from_file_and_description_alone(name, answers, pi
     seen = 0
     for ours, theirs in zip(Predictor(file).predictions(pictures), found, strict=True):
         if "logits" in ours:
-            np.testing.assert_allclose(theirs["scores"], ours["logits"].softmax(0).numpy(), atol=1e-5)
+            np.testing.assert_allclose(
+                theirs["scores"], ours["logits"].softmax(0).numpy(), atol=1e-5
+            )
             seen += 1
         elif "semantic" in ours:
             assert np.array(theirs["classes"]).shape == ours["semantic"].shape
@@ -86,16 +108,24 @@ def test_an_app_finds_the_same_from_file_and_description_alone(name, answers, pi
         else:
             assert theirs["labels"] == ours["labels"].tolist()
             np.testing.assert_allclose(theirs["scores"], ours["scores"].numpy(), atol=1e-5)
-            np.testing.assert_allclose(np.reshape(theirs["boxes"], (-1, 4)), ours["boxes"].numpy(), atol=2e-3)
+            np.testing.assert_allclose(
+                np.reshape(theirs["boxes"], (-1, 4)), ours["boxes"].numpy(), atol=2e-3
+            )
             if "masks" in ours:
                 of_masks = ours["masks"].flatten(1).sum(1).numpy()
-                np.testing.assert_allclose(theirs["pixels"], of_masks, atol=1 + 1e-3 * max(of_masks, default=0))
+                np.testing.assert_allclose(
+                    theirs["pixels"], of_masks, atol=1 + 1e-3 * max(of_masks, default=0)
+                )
             seen += len(ours["boxes"])
     assert seen >= len(pictures)  # or nothing was compared
 
 
 def test_an_app_prepares_pictures_as_fleetnet_does(pictures, tmp_path):
-    kinds = [Preprocess(size, **settings) for settings in SETTINGS for size in ((64, 48), (31, 50), (60, 60))]
+    kinds = [
+        Preprocess(size, **settings)
+        for settings in SETTINGS
+        for size in ((64, 48), (31, 50), (60, 60))
+    ]
     descriptions, out = tmp_path / "preprocessing.json", tmp_path / "inputs.npz"
     descriptions.write_text(json.dumps([kind.describe() for kind in kinds]))
     words = [sys.executable, APP, "--prepare", descriptions, out, *pictures]
@@ -104,7 +134,12 @@ def test_an_app_prepares_pictures_as_fleetnet_does(pictures, tmp_path):
     for i, kind in enumerate(kinds):
         for j, path in enumerate(pictures):
             expected = kind(kind.read(path))[None].numpy()
-            step = 1 / 255 / min(kind.std)  # a value halfway between two whole numbers is rounded to either
+            step = (
+                1 / 255 / min(kind.std)
+            )  # a value halfway between two whole numbers is rounded to either
             apart = np.abs(inputs[f"{i}/{j}"] - expected)
-            assert apart.max() < 1.01 * step if not kind.antialias else apart.max() < 1e-5, (kind, path)
+            assert apart.max() < 1.01 * step if not kind.antialias else apart.max() < 1e-5, (
+                kind,
+                path,
+            )
             assert (apart > 1e-5).mean() < 0.05

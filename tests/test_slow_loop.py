@@ -291,7 +291,9 @@ def test_a_batch_that_cannot_be_read(batch: int, accumulate: int, photos: Path, 
     assert_same_run(model, tmp_path, course)
 
 
-def test_another_trainer_that_was_stopped_within_a_group(photos: Path, plain: Weights, tmp_path: Path):
+def test_another_trainer_that_was_stopped_within_a_group(
+    photos: Path, plain: Weights, tmp_path: Path
+):
     """accelerate keeps for the whole process whether an optimizer may make its step."""
     GradientState()._set_sync_gradients(False)
     model = fast("classification", *photos_of(photos), settings(), tmp_path)

@@ -23,7 +23,10 @@ NO_BOXES, NO_LABELS = torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64)
 
 def test_the_authors_network_is_computed() -> None:
     golden = json.loads(GOLDEN.read_text())
-    state = {key: torch.from_numpy(fill.tensor(key, tuple(shape))) for key, shape in golden["state"].items()}
+    state = {
+        key: torch.from_numpy(fill.tensor(key, tuple(shape)))
+        for key, shape in golden["state"].items()
+    }
     model = create_model("ssd/parcnet_s", weights=state).eval()
     assert model.classes == 80
     assert sum(p.numel() for p in model.parameters()) == 5_197_282
@@ -32,10 +35,19 @@ def test_the_authors_network_is_computed() -> None:
         outputs = model(torch.from_numpy(fill.image(tuple(golden["input_shape"]))))
     for name, expected in zip(("logits", "boxes"), golden["output"].values(), strict=True):
         assert list(outputs[name].shape) == expected["shape"]
-        error = (outputs[name].flatten()[expected["index"]] - torch.tensor(expected["value"])).abs().max().item()
-        assert error < 2e-4 * expected["std"], f"{name}: {error:.2g} of a deviation of {expected['std']:.2g}"
+        error = (
+            (outputs[name].flatten()[expected["index"]] - torch.tensor(expected["value"]))
+            .abs()
+            .max()
+            .item()
+        )
+        assert error < 2e-4 * expected["std"], (
+            f"{name}: {error:.2g} of a deviation of {expected['std']:.2g}"
+        )
         assert outputs[name].std().item() == pytest.approx(expected["std"], rel=2e-4)
-        assert outputs[name].mean().item() == pytest.approx(expected["mean"], abs=2e-4 * expected["std"])
+        assert outputs[name].mean().item() == pytest.approx(
+            expected["mean"], abs=2e-4 * expected["std"]
+        )
 
 
 # ---- anchors ---------------------------------------------------------------------------------------------------------
@@ -62,7 +74,9 @@ def test_anchors_of_320_pixels() -> None:
         assert anchors[index].tolist() == pytest.approx(expected, abs=2e-3), index
 
 
-@pytest.mark.parametrize("name", ["fasternet_t0", "mobileone_s0"])  # one rounds sizes down, the other up
+@pytest.mark.parametrize(
+    "name", ["fasternet_t0", "mobileone_s0"]
+)  # one rounds sizes down, the other up
 @pytest.mark.parametrize("size", [(64, 96), (100, 72)])
 def test_anchors_fit_the_outputs_at_any_size(name: str, size: tuple[int, int]) -> None:
     model = build(f"ssd/{name}", 3).eval()
@@ -89,7 +103,8 @@ def test_outputs_are_in_the_order_of_the_anchors() -> None:
     """A regression depends on the picture around its own anchor, not on the far corner."""
     model = randomize(build("ssd/fasternet_t0", 2), 0)
     features = [
-        torch.zeros(1, c, 64 // s, 96 // s) for c, s in zip(model.backbone.channels, (4, 8, 16, 32), strict=True)
+        torch.zeros(1, c, 64 // s, 96 // s)
+        for c, s in zip(model.backbone.channels, (4, 8, 16, 32), strict=True)
     ]
     changed = [f.clone() for f in features]
     changed[2][:, :, 1, 4] += 1  # row 1, column 4 of the first map, 4 x 6
@@ -101,7 +116,9 @@ def test_outputs_are_in_the_order_of_the_anchors() -> None:
 
 
 def test_a_backbone_without_the_strides_is_refused() -> None:
-    with pytest.raises(ModelError, match=r"ssd needs features at strides 16 and 32; .* \[4, 8, 16, 16\]"):
+    with pytest.raises(
+        ModelError, match=r"ssd needs features at strides 16 and 32; .* \[4, 8, 16, 16\]"
+    ):
         build("ssd/fasternet_t0", 3, output_stride=16)
 
 
@@ -214,7 +231,9 @@ def test_three_negatives_for_each_positive_get_a_gradient() -> None:
     outputs = outputs_for(64, 3, 3)
     boxes = [random_boxes(3, 64, 1), NO_BOXES, random_boxes(1, 64, 5)]
     labels = [torch.tensor([2, 0, 1]), NO_LABELS, torch.tensor([1])]
-    sum(ssd.loss(torch.nn.Identity(), outputs, {"boxes": boxes, "labels": labels}).values()).backward()
+    sum(
+        ssd.loss(torch.nn.Identity(), outputs, {"boxes": boxes, "labels": labels}).values()
+    ).backward()
     learned = (outputs["logits"].grad != 0).any(2).sum(1).tolist()
     positive = [int(ssd.match(b, outputs["anchors"][0])[1].sum()) for b in boxes]
     assert positive[0] >= 3
@@ -235,18 +254,24 @@ def test_every_parameter_gets_a_finite_gradient(objects: list[int]) -> None:
     assert losses["class"] > 0
     assert (losses["box"] > 0) == any(objects)
     sum(losses.values()).backward()
-    assert not [n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    assert not [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.isfinite().all()
+    ]
     assert any(p.grad.any() for p in model.backbone.parameters())
 
 
 def test_boxes_without_area_do_not_break_the_loss() -> None:
     targets = {"boxes": [torch.tensor([[5.0, 5, 5, 30]])], "labels": [torch.tensor([0])]}
-    assert all(v.isfinite() for v in ssd.loss(torch.nn.Identity(), outputs_for(64, 1, 2), targets).values())
+    assert all(
+        v.isfinite() for v in ssd.loss(torch.nn.Identity(), outputs_for(64, 1, 2), targets).values()
+    )
 
 
 def test_one_small_image_cannot_train() -> None:
     model = build("ssd/fasternet_t0", 3).train()
-    with pytest.raises(ModelError, match=r"one image of 64x96 leaves ssd one value a channel.* larger images$"):
+    with pytest.raises(
+        ModelError, match=r"one image of 64x96 leaves ssd one value a channel.* larger images$"
+    ):
         model(image(64, 96, batch=1))
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -275,20 +300,30 @@ def test_anchors_stay_in_float32_under_autocast() -> None:
 def test_regressions_and_boxes_are_inverse() -> None:
     anchors = ssd.make_anchors(MAPS, (192, 288))
     boxes = random_boxes(len(anchors), 190, 3)
-    torch.testing.assert_close(ssd.place(ssd.encode(boxes, anchors), anchors), boxes, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(
+        ssd.place(ssd.encode(boxes, anchors), anchors), boxes, rtol=1e-4, atol=1e-3
+    )
 
 
-def perfect(boxes: Tensor, labels: Tensor, classes: int, size: tuple[int, int]) -> dict[str, Tensor]:
+def perfect(
+    boxes: Tensor, labels: Tensor, classes: int, size: tuple[int, int]
+) -> dict[str, Tensor]:
     """Outputs of a network that is sure of what it was taught."""
     anchors = ssd.make_anchors([(12, 18), (6, 9), (3, 5), (2, 3), (1, 2), (1, 1)], size)
     index, positive = ssd.match(boxes, anchors)
     label = torch.where(positive, labels[index] + 1, 0)
     logits = 20.0 * torch.nn.functional.one_hot(label, classes + 1)
-    return {"logits": logits[None], "boxes": ssd.encode(boxes[index], anchors)[None], "anchors": anchors[None]}
+    return {
+        "logits": logits[None],
+        "boxes": ssd.encode(boxes[index], anchors)[None],
+        "anchors": anchors[None],
+    }
 
 
 def test_what_is_encoded_is_decoded() -> None:
-    boxes = torch.tensor([[10.0, 20, 60, 90], [150, 40, 280, 190], [30, 100, 44, 130], [200, 10, 230, 30]])
+    boxes = torch.tensor(
+        [[10.0, 20, 60, 90], [150, 40, 280, 190], [30, 100, 44, 130], [200, 10, 230, 30]]
+    )
     labels = torch.tensor([1, 4, 0, 4])
     outputs = perfect(boxes, labels, 5, (192, 288))
     (found,) = ssd.decode(outputs, (192, 288))

@@ -46,7 +46,9 @@ def exported(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with its ONNX and its .pt2 file."""
     folder = copied(run, tmp_path_factory.mktemp("exported"))
     for name in ("onnx", "pt2"):
-        fleetnet.export(folder, name, folder / "export" / name / f"model{find('runtimes', name).suffix}")
+        fleetnet.export(
+            folder, name, folder / "export" / name / f"model{find('runtimes', name).suffix}"
+        )
     return folder
 
 
@@ -58,7 +60,9 @@ def test_a_sample_of_the_campaign(exported: Path) -> None:
     assert not bad, bad
 
 
-def test_one_flipped_bit_in_an_exported_file(exported: Path, photos: Path, tmp_path: Path, capsys) -> None:
+def test_one_flipped_bit_in_an_exported_file(
+    exported: Path, photos: Path, tmp_path: Path, capsys
+) -> None:
     folder = Path(shutil.copytree(exported / "export" / "onnx", tmp_path / "onnx"))
     file = folder / "model.onnx"
     content = bytearray(file.read_bytes())
@@ -73,7 +77,9 @@ def test_one_flipped_bit_in_an_exported_file(exported: Path, photos: Path, tmp_p
 def test_files_without_hashes_still_load(exported: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(exported, tmp_path / "run"))
     beside = folder / "export" / "onnx" / "model.json"
-    about = {key: value for key, value in json.loads(beside.read_text()).items() if "sha256" not in key}
+    about = {
+        key: value for key, value in json.loads(beside.read_text()).items() if "sha256" not in key
+    }
     beside.write_text(json.dumps(about))
     assert fleetnet.load(beside.with_suffix(".onnx")).classes == about["classes"]
     with safe_open(folder / "best.safetensors", "pt") as file:
@@ -97,8 +103,14 @@ def test_tensors_of_another_hash_are_refused(run: Path, tmp_path: Path) -> None:
 def poisoned(run: Path, path: Path, value: float, what: str) -> Path:
     """A checkpoint with one value that is not finite, in a weight or in a buffer, its hashes right."""
     loaded = checkpoint.load(run)
-    state = dict(loaded.model.named_buffers()) if what == "buffer" else dict(loaded.model.named_parameters())
-    name = next(key for key, tensor in state.items() if tensor.is_floating_point() and tensor.numel() > 1)
+    state = (
+        dict(loaded.model.named_buffers())
+        if what == "buffer"
+        else dict(loaded.model.named_parameters())
+    )
+    name = next(
+        key for key, tensor in state.items() if tensor.is_floating_point() and tensor.numel() > 1
+    )
     state[name].data.flatten()[1] = value
     checkpoint.save(path, loaded.model, classes=loaded.classes, preprocess=loaded.preprocess)
     return path
@@ -172,7 +184,14 @@ def test_names_from_addresses_stay_in_the_folder(address: str, name: str) -> Non
 
 
 @pytest.mark.parametrize(
-    "address", ["http://h/..%2F..%2F.profile", "http://h/", "http://h/..", "http://h/x.pth/", "http://h/x.pt2"]
+    "address",
+    [
+        "http://h/..%2F..%2F.profile",
+        "http://h/",
+        "http://h/..",
+        "http://h/x.pth/",
+        "http://h/x.pt2",
+    ],
 )
 def test_addresses_of_no_weights_are_refused_before_anything_is_fetched(address: str) -> None:
     with pytest.raises(ModelError, match=r"must end in \.safetensors"):
@@ -221,8 +240,13 @@ def test_what_is_fetched_has_the_length_and_hash_that_were_said(
         read_weights(f"{server}/a.safetensors#sha256={'0' * 64}", "fasternet_t0")
     with pytest.raises(ModelError, match="allowed: sha256="):
         read_weights(f"{server}/a.safetensors#md5=0", "fasternet_t0")
-    assert read_weights(f"{server}/a.safetensors#sha256={right}", "fasternet_t0").facts["model"] == "fasternet_t0"
-    with pytest.raises(ModelError, match=r"fetched from .* earlier, has the hash"):  # from the cache
+    assert (
+        read_weights(f"{server}/a.safetensors#sha256={right}", "fasternet_t0").facts["model"]
+        == "fasternet_t0"
+    )
+    with pytest.raises(
+        ModelError, match=r"fetched from .* earlier, has the hash"
+    ):  # from the cache
         read_weights(f"{server}/a.safetensors#sha256={'0' * 64}", "fasternet_t0")
     assert [path.parent for path in (tmp_path / "cache").rglob("*") if path.is_file()] == [
         tmp_path / "cache" / "checkpoints"
@@ -247,7 +271,9 @@ def test_every_entry_that_reaches_hidden_code_asks_for_trust(
         "runtimes.trace": lambda **trust: runtimes.trace("pt2", path, **trust),
         "pt2.load": lambda **trust: pt2.load(path, **trust),
         "pt2.trace": lambda **trust: pt2.trace(path, **trust),
-        "explain": lambda **trust: explain(nn.Identity(), path, "pt2", [torch.zeros(1, 3, 32, 32)], 1.0, **trust),
+        "explain": lambda **trust: explain(
+            nn.Identity(), path, "pt2", [torch.zeros(1, 3, 32, 32)], 1.0, **trust
+        ),
     }
     for name, call in calls.items():
         with pytest.raises(ModelError, match=r"--trust.*trust=True"):
@@ -264,17 +290,30 @@ def test_every_entry_that_reaches_hidden_code_asks_for_trust(
         assert "--trust" in capsys.readouterr().err
         assert main([*words, "--trust"]) == 0, words
         capsys.readouterr()
-    assert main(["bench", "--tune", "--model", run, file, "--data", str(photos), "--to", "onnx"]) == 4
+    assert (
+        main(["bench", "--tune", "--model", run, file, "--data", str(photos), "--to", "onnx"]) == 4
+    )
     assert "--trust" in capsys.readouterr().err
-    readers = [p.name for p in ROOT.rglob("*.py") if re.search(r"export\.load\(|weights_only=False", p.read_text())]
-    assert sorted(readers) == ["_litert_worker.py", "pt2.py"]  # the first reads what this process has just written
+    readers = [
+        p.name
+        for p in ROOT.rglob("*.py")
+        if re.search(r"export\.load\(|weights_only=False", p.read_text())
+    ]
+    assert sorted(readers) == [
+        "_litert_worker.py",
+        "pt2.py",
+    ]  # the first reads what this process has just written
 
 
 # ---- links out of a run ----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["state", "config.yaml", "log.jsonl", "plots", "results.csv", "export", "data.json"])
-def test_a_run_with_a_link_that_leads_out_is_not_continued(name: str, run: Path, tmp_path: Path, capsys) -> None:
+@pytest.mark.parametrize(
+    "name", ["state", "config.yaml", "log.jsonl", "plots", "results.csv", "export", "data.json"]
+)
+def test_a_run_with_a_link_that_leads_out_is_not_continued(
+    name: str, run: Path, tmp_path: Path, capsys
+) -> None:
     folder, outside = copied(run, tmp_path), tmp_path / "outside"
     if (folder / name).exists():
         shutil.move(folder / name, outside)
@@ -287,7 +326,9 @@ def test_a_run_with_a_link_that_leads_out_is_not_continued(name: str, run: Path,
     assert {path: path.stat().st_mtime_ns for path in (outside, *outside.rglob("*"))} == before
 
 
-def test_weights_of_a_run_are_not_read_through_a_link_that_leads_out(run: Path, tmp_path: Path) -> None:
+def test_weights_of_a_run_are_not_read_through_a_link_that_leads_out(
+    run: Path, tmp_path: Path
+) -> None:
     folder = copied(run, tmp_path)
     shutil.move(folder / "best.safetensors", tmp_path / "elsewhere.safetensors")
     (folder / "best.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
@@ -300,9 +341,13 @@ def test_weights_of_a_run_are_not_read_through_a_link_that_leads_out(run: Path, 
 
 
 @pytest.mark.parametrize(
-    "words", [["export", "--to", "onnx"], ["quantize", "--to", "onnx", "--data", "shapes:40"], ["reparam"]], ids=str
+    "words",
+    [["export", "--to", "onnx"], ["quantize", "--to", "onnx", "--data", "shapes:40"], ["reparam"]],
+    ids=str,
 )
-def test_nothing_is_written_through_a_link_of_a_run(words: list[str], run: Path, tmp_path: Path) -> None:
+def test_nothing_is_written_through_a_link_of_a_run(
+    words: list[str], run: Path, tmp_path: Path
+) -> None:
     folder, outside = copied(run, tmp_path), tmp_path / "outside"
     outside.mkdir()
     (outside / "deploy.safetensors").write_text("mine")
@@ -314,7 +359,9 @@ def test_nothing_is_written_through_a_link_of_a_run(words: list[str], run: Path,
     assert code == (0 if words[0] == "reparam" else 4)  # it replaces the link
 
 
-def test_a_damaged_result_of_the_best_epoch_is_left_out_of_the_report(run: Path, tmp_path: Path) -> None:
+def test_a_damaged_result_of_the_best_epoch_is_left_out_of_the_report(
+    run: Path, tmp_path: Path
+) -> None:
     from fleetnet.training.run import best_of
 
     folder = copied(run, tmp_path)
@@ -337,11 +384,15 @@ def test_control_characters_do_not_reach_the_terminal(run: Path, tmp_path: Path,
     assert main([f"pre{HOSTILE}"]) == 2
     loaded = checkpoint.load(run)
     classes = [f"{HOSTILE[:-1]}{i}" for i in range(len(loaded.classes))]
-    checkpoint.save(tmp_path / "a.safetensors", loaded.model, classes=classes, preprocess=loaded.preprocess)
+    checkpoint.save(
+        tmp_path / "a.safetensors", loaded.model, classes=classes, preprocess=loaded.preprocess
+    )
     from PIL import Image
 
     Image.new("RGB", (40, 40)).save(tmp_path / "x\x1b[31m.png")
-    assert main(["predict", "--model", str(tmp_path / "a.safetensors"), str(tmp_path), "--json"]) == 0
+    assert (
+        main(["predict", "--model", str(tmp_path / "a.safetensors"), str(tmp_path), "--json"]) == 0
+    )
     said = "".join(capsys.readouterr())
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202e]", said)
     assert r"\x1b[2J" in said
@@ -357,11 +408,16 @@ def test_no_verb_takes_a_number_that_is_not_finite(verb: str, capsys) -> None:
         kind = str(getattr(action, "_typehint", None) or action.type)
         if action.option_strings and "loat" in kind and "dict" not in kind:
             for value in ("inf", "-inf", "nan", ".inf", ".nan"):
-                assert main([verb, f"{action.option_strings[0]}={value}"]) == 2, (action.option_strings, value)
+                assert main([verb, f"{action.option_strings[0]}={value}"]) == 2, (
+                    action.option_strings,
+                    value,
+                )
 
 
 @pytest.mark.parametrize("where", ["error", "warning"])
-def test_names_in_errors_and_warnings_are_printable(where: str, monkeypatch: pytest.MonkeyPatch, capsys):
+def test_names_in_errors_and_warnings_are_printable(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys
+):
     """Names of files are a stranger's: neither the system's errors nor warnings write them as they are."""
 
     def dispatch(words: list[str]) -> int:

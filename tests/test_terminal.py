@@ -20,19 +20,26 @@ from fleetnet.cli import _show, _training, _tune, demo, flops, main, quantize
 from fleetnet.find import find, names
 
 WIDTHS = (80, 120)
-Call = tuple[str, list[str], list[list[str]], tuple[str, ...]]  # title, columns, rows, columns of least importance
+Call = tuple[
+    str, list[str], list[list[str]], tuple[str, ...]
+]  # title, columns, rows, columns of least importance
 
 
 def in_terminal(width: int, call: Callable[[], object]) -> list[str]:
     """The lines that a call prints in a process of its own whose terminal has `width` columns, without colors."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads: the child only prints
+        warnings.simplefilter(
+            "ignore", DeprecationWarning
+        )  # of a fork beside threads: the child only prints
         process, terminal = pty.fork()
     if process == 0:
         status = 1
         try:
             fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-            sys.stdout, sys.stderr = os.fdopen(1, "w", encoding="utf-8"), os.fdopen(2, "w", encoding="utf-8")
+            sys.stdout, sys.stderr = (
+                os.fdopen(1, "w", encoding="utf-8"),
+                os.fdopen(2, "w", encoding="utf-8"),
+            )
             os.environ |= {"TERM": "xterm"}
             os.environ.pop("COLUMNS", None)
             call()
@@ -58,13 +65,17 @@ def in_terminal(width: int, call: Callable[[], object]) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def tables(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Call]]:
+def tables(
+    run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, list[Call]]:
     """Every table that each verb prints, with its real content; of the slow verbs, with figures made up."""
     folder = tmp_path_factory.mktemp("a rather long name of a folder, as people have them")
     tables: dict[str, list[Call]] = {}
     verb = ""
 
-    def keep(title: str, columns: list[str], rows: list[list[object]], least: tuple[str, ...] = ()) -> None:
+    def keep(
+        title: str, columns: list[str], rows: list[list[object]], least: tuple[str, ...] = ()
+    ) -> None:
         texts = [[str(cell) for cell in row] for row in rows]
         tables.setdefault(verb, []).append((title, list(columns), texts, tuple(least)))
 
@@ -90,7 +101,9 @@ def tables(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
         for verb, given in words.items():
             assert main([verb, *given]) == 0, verb
         verb = "quantize"
-        layer = SimpleNamespace(name="backbone.stages.2.blocks.11.token_mixer.conv", sqnr=12.34567, agreement=0.98)
+        layer = SimpleNamespace(
+            name="backbone.stages.2.blocks.11.token_mixer.conv", sqnr=12.34567, agreement=0.98
+        )
         quantize._show_layers([layer])
         done = SimpleNamespace(
             path=folder / "onnx-int8" / "model.onnx", result={"top1": 71.23}, skipped=[], others=[], agreement=0.99,
@@ -98,7 +111,9 @@ def tables(run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
         )  # fmt: skip
         quantize._show("onnx", done, SimpleNamespace(result={"top1": 71.33}, metric="top1"))
         verb = "demo"
-        demo.show_forms("repvit_m0_6", [["multi-branch, torch", "98.9", "2,168,218", "31.6", "17.71"]])
+        demo.show_forms(
+            "repvit_m0_6", [["multi-branch, torch", "98.9", "2,168,218", "31.6", "17.71"]]
+        )
     finally:
         patch.undo()
     assert set(tables) == set(names("cli"))
@@ -138,7 +153,9 @@ def test_figures_of_flops_are_whole_at_80_columns():
         "1",
         "5",
     ]
-    text = "\n".join(in_terminal(80, lambda: _show.table("fasternet_l", flops.COLUMNS, [block], flops.LEAST)))
+    text = "\n".join(
+        in_terminal(80, lambda: _show.table("fasternet_l", flops.COLUMNS, [block], flops.LEAST))
+    )
     for figure in ("backbone.stages.2.blocks.11", "93,465,192", "15,494.384"):
         assert figure in text
     assert "not shown at this width: FLOPs/byte" in text
@@ -146,7 +163,9 @@ def test_figures_of_flops_are_whole_at_80_columns():
 
 def test_wide_tables_become_lines():
     path = "/".join(["a-folder-of-many"] * 8) + "/model.onnx"
-    lines = in_terminal(80, lambda: _show.table("Files", ["runtime", "file", "size"], [["onnx", path, "32x32"]]))
+    lines = in_terminal(
+        80, lambda: _show.table("Files", ["runtime", "file", "size"], [["onnx", path, "32x32"]])
+    )
     assert lines[1] == "onnx"
     assert path in "".join(lines)
     assert "  size: 32x32" in lines

@@ -76,7 +76,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("saved") / "best.safetensors"
-    checkpoint.save(path, build("fasternet_t0", 3).eval(), classes=list("abc"), preprocess=Preprocess((32, 32)))
+    checkpoint.save(
+        path, build("fasternet_t0", 3).eval(), classes=list("abc"), preprocess=Preprocess((32, 32))
+    )
     return path
 
 
@@ -148,9 +150,15 @@ def test_a_fork_is_told_what_is_wrong_instead_of_waiting_forever(files, saved):
     words = [f"torch={saved}", *(f"{name}={file}" for name, file in files.items())]
     environment = {**os.environ, "OMP_NUM_THREADS": "2"}
     done = subprocess.run(
-        [sys.executable, "-c", FORK, *words], capture_output=True, text=True, timeout=900, env=environment
+        [sys.executable, "-c", FORK, *words],
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env=environment,
     )
-    assert done.stdout.split("\n")[:-1] == [f"{word.split('=')[0]} right" for word in words], done.stderr
+    assert done.stdout.split("\n")[:-1] == [f"{word.split('=')[0]} right" for word in words], (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize("without", [_program.quiet, _program.silent])

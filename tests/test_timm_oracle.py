@@ -1,6 +1,7 @@
 """Our networks compute what timm's and the authors' compute, with their weights through our converters.
 
-timm's run here, with random weights and batch norms; the authors' ran once (tests/golden, see fill.py there).
+timm's run here, with random weights and batch norms; the authors' ran once (tests/golden, see
+fill.py there).
 """
 
 import json
@@ -40,7 +41,9 @@ def test_same_logits_as_timm(name):
     theirs = randomize(timm.create_model(name), seed=1)
     ours = on_meta(name)
     load(ours, theirs.state_dict())
-    assert_same_function(theirs, lambda theirs: ours.to(next(theirs.parameters()).dtype), image(64, 64))
+    assert_same_function(
+        theirs, lambda theirs: ours.to(next(theirs.parameters()).dtype), image(64, 64)
+    )
 
 
 @pytest.mark.parametrize(
@@ -52,7 +55,9 @@ def test_same_logits_as_timm_in_deploy_form(name):
     theirs = timm.utils.reparameterize_model(randomize(timm.create_model(name), seed=2))
     ours = reparameterize(on_meta(name))
     load(ours, theirs.state_dict())
-    assert_same_function(theirs, lambda theirs: ours.to(next(theirs.parameters()).dtype), image(64, 64))
+    assert_same_function(
+        theirs, lambda theirs: ours.to(next(theirs.parameters()).dtype), image(64, 64)
+    )
 
 
 @pytest.mark.parametrize("name", ["mobileone_s1", "repvit_m0_9", "repvit_m1", "fasternet_t0"])
@@ -61,7 +66,9 @@ def test_same_features_as_timm(name):
     import timm
 
     theirs = randomize(timm.create_model(name, features_only=True), seed=3)
-    ours = on_meta(name, options={"taps": "before_pre_block"} if name.startswith("repvit") else None)
+    ours = on_meta(
+        name, options={"taps": "before_pre_block"} if name.startswith("repvit") else None
+    )
     load(ours, theirs.state_dict(), strict=False)
     assert_same_function(
         theirs,
@@ -93,7 +100,9 @@ def golden(name: str) -> dict:
 
 
 def filled(shapes: dict[str, list[int]]) -> dict[str, Tensor]:
-    return {name: torch.as_tensor(fill.tensor(name, tuple(shape))) for name, shape in shapes.items()}
+    return {
+        name: torch.as_tensor(fill.tensor(name, tuple(shape))) for name, shape in shapes.items()
+    }
 
 
 def relative_errors(facts: dict, outputs: list[Tensor]) -> list[float]:
@@ -101,12 +110,15 @@ def relative_errors(facts: dict, outputs: list[Tensor]) -> list[float]:
     for output, expected in zip(outputs, facts["output"].values(), strict=True):
         assert list(output.shape) == expected["shape"]
         sampled = output.flatten()[expected["index"]].double()
-        errors.append(((sampled - torch.tensor(expected["value"])).abs().max() / expected["std"]).item())
+        errors.append(
+            ((sampled - torch.tensor(expected["value"])).abs().max() / expected["std"]).item()
+        )
     return errors
 
 
-# Float32 leaves the authors' own figures of mobileone_s4 7.5e-4 away from the same network in float64, since its random
-# squeeze-and-excite gates multiply rounding errors; their operations with 1 thread in place of 2 move them by 1.9e-3.
+# Float32 leaves the authors' own figures of mobileone_s4 7.5e-4 away from the same network in
+# float64, since its random squeeze-and-excite gates multiply rounding errors; their operations with
+# 1 thread in place of 2 move them by 1.9e-3.
 GOLDENS = {
     "mobileone_s0": 2e-4,
     "mobileone_s1": 2e-4,
@@ -148,13 +160,22 @@ def test_the_authors_deploy_form_goes_where_their_multi_branch_form_goes(name):
     for theirs, ours in zip(fused, convert(fused), strict=True):
         conv = theirs.removesuffix(".weight")
         branch = conv.replace("reparam_conv", "rbr_conv.0.conv")
-        for main in (conv, branch, f"{conv}.c", f"{conv}.conv.c"):  # the convolution whose kernel is the largest
+        for main in (
+            conv,
+            branch,
+            f"{conv}.c",
+            f"{conv}.conv.c",
+        ):  # the convolution whose kernel is the largest
             if f"{main}.weight" in places:
-                place = re.sub(r"(\.convs\.0|\.conv3)?(\.0)?\.weight$", "", places[f"{main}.weight"])
+                place = re.sub(
+                    r"(\.convs\.0|\.conv3)?(\.0)?\.weight$", "", places[f"{main}.weight"]
+                )
                 assert ours == f"{place}.weight"
                 break
         else:
-            assert theirs.endswith(".bias") or theirs == "classifier.weight"  # RepViT's two heads are one
+            assert (
+                theirs.endswith(".bias") or theirs == "classifier.weight"
+            )  # RepViT's two heads are one
 
 
 def test_golden_files_are_those_tested():

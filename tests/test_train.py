@@ -31,7 +31,14 @@ def splits(photos: Path) -> tuple[Split, Split]:
 
 
 def settings(**changes: object) -> TrainConfig:
-    base = {"model": "fasternet_t0", "size": 32, "batch_size": 8, "epochs": 2, "optimizer": "sgd", "lr": 0.05}
+    base = {
+        "model": "fasternet_t0",
+        "size": 32,
+        "batch_size": 8,
+        "epochs": 2,
+        "optimizer": "sgd",
+        "lr": 0.05,
+    }
     return TrainConfig(**{**base, "warmup_epochs": 0.5, "device": "cpu", **changes})
 
 
@@ -39,7 +46,9 @@ def fit(photos: Path, run: Path, **changes: object) -> dict:
     torch.manual_seed(0)
     model = build("fasternet_t0", 3)
     resume = bool(changes.pop("resume", False))
-    return fleetnet.fit(model, *splits(photos), settings(**changes), run, resume=resume, report=False)
+    return fleetnet.fit(
+        model, *splits(photos), settings(**changes), run, resume=resume, report=False
+    )
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():
@@ -71,7 +80,10 @@ def test_first_steps_count_more_in_the_average():
 
 def test_averaged_weights_lag_behind_and_have_buffers(photos: Path, tmp_path: Path):
     fit(photos, tmp_path, ema=0.9)
-    raw, ema = (checkpoint.load(tmp_path / f"{name}.safetensors").model.state_dict() for name in ("last", "ema"))
+    raw, ema = (
+        checkpoint.load(tmp_path / f"{name}.safetensors").model.state_dict()
+        for name in ("last", "ema")
+    )
     for key in ("backbone.stages.0.0.1.running_mean", "head.classifier.4.weight"):
         if key in raw:
             assert not torch.equal(raw[key], ema[key])
@@ -86,11 +98,17 @@ def test_resumed_run_equals_an_uninterrupted_one(workers: int, photos: Path, tmp
     resumed = fit(photos, tmp_path / "b", epochs=3, workers=workers, resume=True)
     assert resumed == straight
     logs = [
-        [{**json.loads(x), "seconds": 0} for x in (tmp_path / r / "log.jsonl").read_text().splitlines()] for r in "ab"
+        [
+            {**json.loads(x), "seconds": 0}
+            for x in (tmp_path / r / "log.jsonl").read_text().splitlines()
+        ]
+        for r in "ab"
     ]
     assert logs[0] == logs[1]
     for name in ("last", "ema", "best"):
-        states = [checkpoint.load(tmp_path / r / f"{name}.safetensors").model.state_dict() for r in "ab"]
+        states = [
+            checkpoint.load(tmp_path / r / f"{name}.safetensors").model.state_dict() for r in "ab"
+        ]
         assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
@@ -108,7 +126,9 @@ def interrupt_after(photos: Path, run: Path, **changes: object) -> None:
 def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: Path):
     run = tmp_path / "run"
     words = f"-m fleetnet train --model fasternet_t0 --size 32 --batch-size 8 --epochs 400 --data {photos} --run {run}"
-    process = subprocess.Popen([sys.executable, *words.split()], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(
+        [sys.executable, *words.split()], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
+    )
     deadline = time.monotonic() + 240
     while len(log_of(run)) < 3:
         assert process.poll() is None, "the run ended by itself"
@@ -142,9 +162,15 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_state(
         return {"cross_entropy": outputs["logits"].sum() * float("nan")}
 
     monkeypatch.setattr(classification, "loss", loss)
-    with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* the state of epoch 1 is kept. .*lower lr"):
+    with pytest.raises(
+        FleetnetError,
+        match=r"the loss is nan at step 1 .* the state of epoch 1 is kept. .*lower lr",
+    ):
         fit(photos, tmp_path, epochs=3, resume=True)
-    with pytest.raises(FleetnetError, match=r"the loss is nan at step 1 .* no epoch has ended, so nothing is kept. "):
+    with pytest.raises(
+        FleetnetError,
+        match=r"the loss is nan at step 1 .* no epoch has ended, so nothing is kept. ",
+    ):
         fit(photos, tmp_path / "first", epochs=3)
     assert epochs_of(tmp_path) == 1
     after = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
@@ -194,13 +220,22 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
         torch.manual_seed(0)
         model = Linear()
         config = settings(
-            batch_size=8 // accumulate, accumulate=accumulate, epochs=1, scale=1.0, flip=0.0, color_jitter=0.0
+            batch_size=8 // accumulate,
+            accumulate=accumulate,
+            epochs=1,
+            scale=1.0,
+            flip=0.0,
+            color_jitter=0.0,
         )
         data_splits = [Split(split.samples[:24], split.classes) for split in splits(photos)]
         import fleetnet.transforms as transforms
 
-        with pytest.MonkeyPatch.context() as patch:  # no random crop: the order of random numbers differs
-            patch.setattr(setup, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size))
+        with (
+            pytest.MonkeyPatch.context() as patch
+        ):  # no random crop: the order of random numbers differs
+            patch.setattr(
+                setup, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size)
+            )
             fleetnet.fit(model, *data_splits, config, tmp_path / run, report=False)
         states.append(model.state_dict())
     for key in states[0]:
@@ -233,10 +268,16 @@ def test_a_log_line_cut_short_does_not_stop_a_resume(photos: Path, tmp_path: Pat
     assert [line["epoch"] for line in log_of(tmp_path)] == [1, 2]
 
 
-def test_weights_that_are_not_finite_are_not_saved(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_weights_that_are_not_finite_are_not_saved(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     fit(photos, tmp_path, epochs=1)
-    last = 5  # of two epochs of three steps: this update breaks them, and no loss is computed after it
-    monkeypatch.setattr(schedule, "learning_rate", lambda step, *_: float("nan") if step == last else 0.01)
+    last = (
+        5  # of two epochs of three steps: this update breaks them, and no loss is computed after it
+    )
+    monkeypatch.setattr(
+        schedule, "learning_rate", lambda step, *_: float("nan") if step == last else 0.01
+    )
     with pytest.raises(FleetnetError, match="a weight is not finite after epoch 2"):
         fit(photos, tmp_path, epochs=2, resume=True)
     state = checkpoint.load_state(tmp_path / "state")
@@ -259,7 +300,11 @@ def test_settings_are_checked(key: str, value: object, message: str):
 
 def test_preprocessing_of_the_starting_weights_is_kept(photos: Path, tmp_path: Path):
     model = build("fasternet_t0", 3)
-    model.preprocess = {**Preprocess((224, 224)).to_dict(), "channel_order": "BGR", "std": [1.0, 1.0, 1.0]}
+    model.preprocess = {
+        **Preprocess((224, 224)).to_dict(),
+        "channel_order": "BGR",
+        "std": [1.0, 1.0, 1.0],
+    }
     fleetnet.fit(model, *splits(photos), settings(epochs=1), tmp_path, report=False)
     kept = checkpoint.load(tmp_path / "last.safetensors").preprocess
     assert (kept.size, kept.channel_order, kept.std) == ((32, 32), "BGR", (1.0, 1.0, 1.0))
@@ -288,7 +333,9 @@ def test_evaluate_counts(photos: Path):
     result = fleetnet.evaluate(oracle, "classification", batches, val.classes)
     assert oracle.training
     assert (result["top1"], result["correct"], result["images"]) == (100.0, 12, 12)
-    assert [sum(row) for row in result["confusion"]] == [result["confusion"][i][i] for i in range(3)]
+    assert [sum(row) for row in result["confusion"]] == [
+        result["confusion"][i][i] for i in range(3)
+    ]
 
 
 @pytest.mark.parametrize(
@@ -304,7 +351,9 @@ def test_parse_size_refuses(value: object):
         parse_size(value)
 
 
-@pytest.mark.parametrize("recipe", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "recipe", sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml")), ids=lambda p: p.stem
+)
 def test_recipes_are_valid(recipe: Path):
     TrainConfig(**{"model": "fasternet_t0", "data": "shapes", **read_recipe(recipe)})
     assert recipe.read_text().startswith("#")

@@ -32,7 +32,14 @@ equal = benchmark("kills").equal  # of nested values, tensors to the bit
 
 
 def settings(**changes: Any) -> TrainConfig:
-    usual = {"size": 32, "batch_size": 8, "epochs": 2, "optimizer": "sgd", "lr": 0.05, "device": "cpu"}
+    usual = {
+        "size": 32,
+        "batch_size": 8,
+        "epochs": 2,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "device": "cpu",
+    }
     return TrainConfig(**{**usual, "ema": None, **changes})
 
 
@@ -49,7 +56,9 @@ def trained(photos: Path, run: Path, **options: Any) -> Weights:
     """The weights after a training that differs from the usual one by `options` of `fit`."""
     model = options.pop("model", None) or network()
     config = options.pop("config", settings())
-    fleetnet.fit(model, *splits(photos), config, run, report=options.pop("report", False), **options)
+    fleetnet.fit(
+        model, *splits(photos), config, run, report=options.pop("report", False), **options
+    )
     return model.state_dict()
 
 
@@ -77,7 +86,9 @@ class Distilled:
         self.teacher = teacher.eval()
         self.weight = weight
 
-    def losses(self, network: nn.Module, images: Tensor, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+    def losses(
+        self, network: nn.Module, images: Tensor, targets: Mapping[str, Any]
+    ) -> dict[str, Tensor]:
         logits = network(images)  # (N, classes)
         with torch.no_grad():
             taught = self.teacher(images)
@@ -99,7 +110,9 @@ def test_a_teacher_beside_the_model(photos: Path, tmp_path: Path, usual: Weights
         assert losses["teacher"] > 0
 
 
-def test_an_objective_that_adds_nothing_changes_nothing(photos: Path, tmp_path: Path, usual: Weights):
+def test_an_objective_that_adds_nothing_changes_nothing(
+    photos: Path, tmp_path: Path, usual: Weights
+):
     train, _ = splits(photos)
     model = network()
     objective = Distilled(task_objective(model, settings(), train), network(seed=1), 0.0)
@@ -115,7 +128,9 @@ class Logger(Hook):
 
     folder: Path | None = None
     config: TrainConfig | None = None
-    before: list[int] = field(default_factory=list)  # epochs that the run was trained for at its start
+    before: list[int] = field(
+        default_factory=list
+    )  # epochs that the run was trained for at its start
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)
@@ -167,7 +182,9 @@ class Server(Hook):
     start = batch = step = end = lambda self, *_: self.epoch({})
 
 
-def test_a_logger_that_fails_does_not_stop_the_run_and_is_named_once(photos: Path, tmp_path: Path, usual: Weights):
+def test_a_logger_that_fails_does_not_stop_the_run_and_is_named_once(
+    photos: Path, tmp_path: Path, usual: Weights
+):
     said: list[str] = []
     servers = [Server(), Server()]
     weights = trained(photos, tmp_path / "a", hooks=servers, on_wait=said.append)
@@ -220,7 +237,9 @@ def test_an_order_of_the_samples(photos: Path, tmp_path: Path):
         config=settings(batch_size=6),
         on_batch=lambda images, targets, _: seen.extend(targets["label"].tolist()),
     )
-    assert seen == [train.samples[index].label for epoch in (0, 1) for index in order.indices[epoch::2]]
+    assert seen == [
+        train.samples[index].label for epoch in (0, 1) for index in order.indices[epoch::2]
+    ]
     assert [line["train"]["images"] for line in lines_of(tmp_path)] == [12, 12]
 
 
@@ -235,7 +254,13 @@ def two_runs(photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     words = f"--model fasternet_t0 --data {photos} --size 32 --batch-size 8 --epochs 2 --lr 0.002 --device cpu"
     assert main(["train", *words.split(), "--run", str(command)]) == 0
     config = TrainConfig(
-        model="fasternet_t0", data=str(photos), size=(32, 32), batch_size=8, epochs=2, lr=0.002, device="cpu"
+        model="fasternet_t0",
+        data=str(photos),
+        size=(32, 32),
+        batch_size=8,
+        epochs=2,
+        lr=0.002,
+        device="cpu",
     )
     train, val = splits(photos)
     torch.manual_seed(config.seed)
@@ -256,19 +281,34 @@ def contents(path: Path) -> Any:
         return [{**line, "seconds": 0} for line in lines_of(path.parent)]
     if path.name == ENVIRONMENT:  # which says that the second began in Python
         environment = json.loads(path.read_text())
-        assert environment.pop("from_python", None) == (["model"] if "python" in path.parts else None)
+        assert environment.pop("from_python", None) == (
+            ["model"] if "python" in path.parts else None
+        )
         return environment
     if path.name == "report.html":
-        return [part for part in path.read_text().split("<d") if not part.startswith(("d>20", "t>written"))]
+        return [
+            part
+            for part in path.read_text().split("<d")
+            if not part.startswith(("d>20", "t>written"))
+        ]
     return path.read_bytes()
 
 
 def test_fit_leaves_the_folder_that_the_command_leaves(two_runs: tuple[Path, Path]):
     of_command, of_python = (
-        {str(path.relative_to(run)): contents(path) for path in run.rglob("*") if path.is_file()} for run in two_runs
+        {str(path.relative_to(run)): contents(path) for path in run.rglob("*") if path.is_file()}
+        for run in two_runs
     )
     assert set(of_command) == set(of_python)
-    assert set(of_command) >= {BEST, CONFIG, ENVIRONMENT, LOG, "report.html", "results.csv", "plots/samples.jpg"}
+    assert set(of_command) >= {
+        BEST,
+        CONFIG,
+        ENVIRONMENT,
+        LOG,
+        "report.html",
+        "results.csv",
+        "plots/samples.jpg",
+    }
     assert [name for name in of_command if not equal(of_command[name], of_python[name])] == []
 
 
@@ -277,11 +317,15 @@ def test_the_command_goes_on_with_a_run_from_python(two_runs: tuple[Path, Path],
     for run in two_runs:
         shutil.copytree(run, tmp_path / run.parent.name)
         assert main(["train", "--resume", str(tmp_path / run.parent.name), "--epochs", "3"]) == 0
-    states = [checkpoint.load(tmp_path / run.parent.name / LAST).model.state_dict() for run in two_runs]
+    states = [
+        checkpoint.load(tmp_path / run.parent.name / LAST).model.state_dict() for run in two_runs
+    ]
     assert same(*states)
 
 
-def test_settings_that_were_left_open_are_in_the_folder(photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_settings_that_were_left_open_are_in_the_folder(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+):
     trained(photos, tmp_path / "run", report=True, config=settings(epochs=1))
     assert main(["train", "--resume", str(tmp_path / "run"), "--epochs", "2"]) == 0
     train, val = splits(photos)
@@ -289,7 +333,10 @@ def test_settings_that_were_left_open_are_in_the_folder(photos: Path, tmp_path: 
     fleetnet.fit(network(), *own, settings(epochs=1), tmp_path / "own")
     assert main(["train", "--resume", str(tmp_path / "own")]) == 2
     assert "own was trained from Python, on data that no setting names" in capsys.readouterr().err
-    assert main(["train", "--resume", str(tmp_path / "own"), "--epochs", "2", "--data", str(photos)]) == 0
+    assert (
+        main(["train", "--resume", str(tmp_path / "own"), "--epochs", "2", "--data", str(photos)])
+        == 0
+    )
 
 
 def test_a_start_that_fails_leaves_nothing(photos: Path, tmp_path: Path):
@@ -310,7 +357,9 @@ def test_a_start_that_fails_leaves_the_earlier_run(photos: Path, tmp_path: Path)
     trained(photos, tmp_path / "run", report=True)
 
     def files() -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+        return {
+            path.name: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()
+        }
 
     before = files()
     with pytest.raises(UsageError, match="bakbone"):
@@ -353,7 +402,13 @@ def test_an_order_of_fewer_samples_than_a_batch_has(photos: Path, tmp_path: Path
 def test_an_order_that_ends_early_leaves_no_gradients(photos: Path, tmp_path: Path):
     """Three batches where six were announced, in groups of two: the third is a group of its own."""
     model = network()
-    trained(photos, tmp_path / "run", model=model, order=Few(24), config=settings(batch_size=4, accumulate=2))
+    trained(
+        photos,
+        tmp_path / "run",
+        model=model,
+        order=Few(24),
+        config=settings(batch_size=4, accumulate=2),
+    )
     assert [line["train"]["images"] for line in lines_of(tmp_path / "run")] == [12, 12]
     assert all(parameter.grad is None for parameter in model.parameters())
 
@@ -367,7 +422,9 @@ def test_the_command_does_not_go_on_without_the_parts_that_python_gave(
     config = settings(data=str(photos), model="fasternet_t0")
     objective = task_objective(network(), config, splits(photos)[0])
     with pytest.raises(KeyboardInterrupt):
-        trained(photos, tmp_path / "run", config=config, report=True, objective=objective, on_epoch=stop)
+        trained(
+            photos, tmp_path / "run", config=config, report=True, objective=objective, on_epoch=stop
+        )
     assert main(["train", "--resume", str(tmp_path / "run")]) == 2
     assert "was trained from Python with its own objective" in capsys.readouterr().err
 

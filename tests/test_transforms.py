@@ -13,7 +13,16 @@ from torchvision.transforms import v2
 
 from fleetnet.data import Sample, Split, load, shapes
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.transforms import AUTO_AUGMENT, Batch, ImageDataset, Item, Preprocess, collate, mix, train_transform
+from fleetnet.transforms import (
+    AUTO_AUGMENT,
+    Batch,
+    ImageDataset,
+    Item,
+    Preprocess,
+    collate,
+    mix,
+    train_transform,
+)
 
 
 def noise(width, height, seed=0):
@@ -43,7 +52,9 @@ def test_eval_is_torchvisions(width, height, crop, interpolation):
     assert (ours - theirs).abs().mean() < 0.01
 
 
-@pytest.mark.parametrize(("size", "image"), [((64, 128), (200, 200)), ((128, 64), (300, 100)), ((60, 90), (90, 60))])
+@pytest.mark.parametrize(
+    ("size", "image"), [((64, 128), (200, 200)), ((128, 64), (300, 100)), ((60, 90), (90, 60))]
+)
 def test_eval_of_other_shapes_covers_and_crops_the_center(size, image):
     width, height = image
     y, x = np.mgrid[0:height, 0:width]
@@ -51,8 +62,14 @@ def test_eval_of_other_shapes_covers_and_crops_the_center(size, image):
     result = Preprocess(size, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(gradient))
     assert result.shape == (3, *size)
     scale = max(size[0] / height, size[1] / width)
-    shown = size[1] / scale / width, size[0] / scale / height  # share of the picture's width and height
-    for channel, share, ends in ((0, shown[0], result[0, :, [0, -1]]), (1, shown[1], result[1, [0, -1]].T)):
+    shown = (
+        size[1] / scale / width,
+        size[0] / scale / height,
+    )  # share of the picture's width and height
+    for channel, share, ends in (
+        (0, shown[0], result[0, :, [0, -1]]),
+        (1, shown[1], result[1, [0, -1]].T),
+    ):
         expected = torch.tensor([0.5 - share / 2, 0.5 + share / 2])
         assert (ends.mean(0) - expected).abs().max() < 0.03, channel
 
@@ -64,7 +81,9 @@ def test_plain_resize_is_opencvs_rule():
     half = np.asarray(Preprocess((12, 20), antialias=False).picture(image), float)
     assert np.abs(half - pixels.reshape(12, 2, 20, 2, 3).mean((1, 3))).max() <= 0.5
     # to a third: centers fall on pixels, the rest is not looked at
-    third = np.asarray(Preprocess((8, 13), antialias=False).picture(image.crop((0, 0, 39, 24))), float)
+    third = np.asarray(
+        Preprocess((8, 13), antialias=False).picture(image.crop((0, 0, 39, 24))), float
+    )
     assert np.abs(third - pixels[1::3, 1:39:3]).max() <= 0.5
     smooth = np.asarray(Preprocess((8, 13)).picture(image.crop((0, 0, 39, 24))), float)
     assert smooth.std() < 0.7 * third.std()
@@ -83,7 +102,10 @@ def test_values_and_channel_order():
 @pytest.mark.parametrize("size", [(1, 4000), (4000, 1), (1, 1), (2, 3)])
 @pytest.mark.parametrize("antialias", [True, False])
 def test_odd_pictures(size, antialias):
-    image, preprocess = Image.new("RGB", size, "white"), Preprocess((32, 48), 0.875, antialias=antialias)
+    image, preprocess = (
+        Image.new("RGB", size, "white"),
+        Preprocess((32, 48), 0.875, antialias=antialias),
+    )
     for transform in (preprocess, train_transform(preprocess)):
         result = transform(image)
         assert result.shape == (3, 32, 48)
@@ -104,7 +126,14 @@ def test_preprocess_survives_json():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"size": (0, 9)}, {"crop": 0}, {"crop": 1.5}, {"interpolation": "nearest"}, {"channel_order": "GBR"}]
+    "wrong",
+    [
+        {"size": (0, 9)},
+        {"crop": 0},
+        {"crop": 1.5},
+        {"interpolation": "nearest"},
+        {"channel_order": "GBR"},
+    ],
 )
 def test_preprocess_is_checked(wrong):
     (name,) = wrong
@@ -117,7 +146,9 @@ def test_preprocess_is_checked(wrong):
 
 @pytest.mark.parametrize("auto_augment", [None, *AUTO_AUGMENT])
 def test_train_transform(auto_augment):
-    transform = train_transform(Preprocess((48, 64)), auto_augment=auto_augment, color_jitter=0.2, erasing=0.5)
+    transform = train_transform(
+        Preprocess((48, 64)), auto_augment=auto_augment, color_jitter=0.2, erasing=0.5
+    )
     image = shapes.draw(3)
     torch.manual_seed(0)
     first, second = transform(image), transform(image)
@@ -125,7 +156,9 @@ def test_train_transform(auto_augment):
     assert first.dtype == torch.float32
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    assert torch.equal(pickle.loads(pickle.dumps(transform))(image), first)  # worker processes, and repeated runs
+    assert torch.equal(
+        pickle.loads(pickle.dumps(transform))(image), first
+    )  # worker processes, and repeated runs
 
 
 def test_train_transform_without_chance_is_a_resize():
@@ -212,7 +245,9 @@ def test_the_other_pictures_of_a_mosaic_are_any_of_the_samples():
 def test_cache(tmp_path):
     split, preprocess = write(tmp_path, 4, broken=(2,)), Preprocess((10, 10))
     data = ImageDataset(split, preprocess, cache=preprocess.size)
-    assert [picture.image.size for picture in data.kept if not isinstance(picture, str)] == [(20, 13)] * 3
+    assert [picture.image.size for picture in data.kept if not isinstance(picture, str)] == [
+        (20, 13)
+    ] * 3
     before = [data[i] for i in (0, 1, 3)]
     for path in tmp_path.iterdir():
         path.unlink()
@@ -228,7 +263,9 @@ def test_cache_is_bounded(tmp_path):
     data = ImageDataset(split, preprocess, cache=preprocess.size, limit=2 * 4 * 20 * 13)
     assert len(data.kept) == 2
     everything = ImageDataset(split, preprocess, cache=preprocess.size)
-    assert all(torch.equal(data[i][0], everything[i][0]) for i in range(4))  # kept or read again: the same
+    assert all(
+        torch.equal(data[i][0], everything[i][0]) for i in range(4)
+    )  # kept or read again: the same
 
 
 def test_cache_does_not_enlarge():

@@ -30,13 +30,21 @@ def write_png16(path: Path, pixels: np.ndarray) -> None:
     """(height, width, 3) uint16 as a PNG of 16 bits a color, which Pillow cannot write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+        return (
+            struct.pack(">I", len(content))
+            + kind
+            + content
+            + struct.pack(">I", zlib.crc32(kind + content))
+        )
 
     height, width = pixels.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels)
     head = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     path.write_bytes(
-        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", head)
+        + chunk(b"IDAT", zlib.compress(rows))
+        + chunk(b"IEND", b"")
     )
 
 
@@ -48,7 +56,14 @@ def write_tiff(path: Path, pixels: np.ndarray, deflate: bool = False, order: str
     bits = struct.pack(f"{order}{bands}H", *[pixels.itemsize * 8] * bands)
     at = 8 + 2 + 12 * 10 + 4
     tags = [
-        *((256, width), (257, height), (258, at), (259, 8 if deflate else 1), (262, 2), (273, at + len(bits))),
+        *(
+            (256, width),
+            (257, height),
+            (258, at),
+            (259, 8 if deflate else 1),
+            (262, 2),
+            (273, at + len(bits)),
+        ),
         *((277, bands), (278, height), (279, len(content)), (284, 1)),
     ]
     table = b""
@@ -72,16 +87,28 @@ def test_twelve_bits_in_sixteen_have_a_range(tmp_path):
     write_tiff(tmp_path / "motorola.tiff", colors, order=">")
     write_tiff(tmp_path / "deflated.tiff", colors, deflate=True)
     write_tiff(tmp_path / "deflated_motorola.tiff", colors, deflate=True, order=">")
-    for form in (*sorted(tmp_path.iterdir()), deep(4095), colors, torch.from_numpy(colors).permute(2, 0, 1)):
+    for form in (
+        *sorted(tmp_path.iterdir()),
+        deep(4095),
+        colors,
+        torch.from_numpy(colors).permute(2, 0, 1),
+    ):
         assert close(read_picture(form, (0, 4095)).image, EIGHT)
-        assert np.asarray(read_picture(form).image).max() <= 16  # nearly black: what the range is for
+        assert (
+            np.asarray(read_picture(form).image).max() <= 16
+        )  # nearly black: what the range is for
     assert close(images.read(RAMP * 5 - 2, (-2, 3)), EIGHT)
-    assert close(images.read(deep(6000), (0, 4095)), np.minimum(RAMP * 255 * 6000 / 4095, 255))  # cut at the end
-    assert np.array_equal(np.asarray(images.read(EIGHT, (0, 4095)))[..., 0], EIGHT)  # 8 bits are as they are
+    assert close(
+        images.read(deep(6000), (0, 4095)), np.minimum(RAMP * 255 * 6000 / 4095, 255)
+    )  # cut at the end
+    assert np.array_equal(
+        np.asarray(images.read(EIGHT, (0, 4095)))[..., 0], EIGHT
+    )  # 8 bits are as they are
 
 
 @pytest.mark.parametrize(
-    ("largest", "expected"), [(255, (0, 255)), (1000, (0, 1023)), (4095, (0, 4095)), (9000, (0, 16383)), (60000, None)]
+    ("largest", "expected"),
+    [(255, (0, 255)), (1000, (0, 1023)), (4095, (0, 4095)), (9000, (0, 16383)), (60000, None)],
 )
 def test_range_of_whole_numbers(tmp_path, largest, expected):
     for i in range(3):
@@ -90,7 +117,9 @@ def test_range_of_whole_numbers(tmp_path, largest, expected):
     found, why = images.value_range(sorted(tmp_path.iterdir()))
     assert found == expected
     assert why == (
-        "" if expected is None else f"3 of 4 pictures looked at have more than 8 bits, with values from 0 to {largest}"
+        ""
+        if expected is None
+        else f"3 of 4 pictures looked at have more than 8 bits, with values from 0 to {largest}"
     )
 
 
@@ -100,7 +129,9 @@ def test_range_is_that_of_all_colors_and_of_files_from_first_to_last(tmp_path):
     write_tiff(tmp_path / "colors.tiff", dim)
     for path in sorted(tmp_path.iterdir()):
         assert images.value_range([path])[0] == (0, 4095)
-    gray = [tmp_path / f"{i:03}.png" for i in range(90)]  # more than are looked at, the brightest last
+    gray = [
+        tmp_path / f"{i:03}.png" for i in range(90)
+    ]  # more than are looked at, the brightest last
     for i, path in enumerate(gray):
         Image.fromarray(deep(1000 if i < 70 else 9000)[-2:]).save(path)
     assert images.value_range(gray, look=64)[0] == (0, 16383)
@@ -149,12 +180,16 @@ def test_the_range_goes_with_the_weights(scans, tmp_path, capsys):
     expected = predictor.preprocess(images.Picture(images.read(file, (0, 4095)), 20, 24))
     split = data.load(str(scans), "val", None, "label")
     item = ImageDataset(split, predictor.preprocess)[1]
-    assert any(torch.equal(ImageDataset(split, predictor.preprocess)[i].image, expected) for i in range(4)), item
+    assert any(
+        torch.equal(ImageDataset(split, predictor.preprocess)[i].image, expected) for i in range(4)
+    ), item
     assert torch.equal(quantize.calibration([file], predictor.preprocess)[0], expected)
     assert predictor.predict(file) == predictor.predict(images.read(file, (0, 4095)))
     assert predictor.predict(file) == predictor.predict(deep(4000))
     assert main(["predict", "--model", str(tmp_path / "run"), str(file), "--json"]) == 0
-    shown = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["results"][0]["predictions"]
+    shown = json.loads(capsys.readouterr().out.strip().splitlines()[-1])["results"][0][
+        "predictions"
+    ]
     assert {p["name"]: p["score"] for p in shown} == pytest.approx(dict(predictor.predict(file)[0]))
 
 
@@ -193,8 +228,12 @@ def test_near_infrared_is_no_transparency(tmp_path):
         assert close(images.read(path), white)
         assert close(images.read(Image.open(path)), white)
     for value in (0, 60):  # all clear would show nothing, and half clear is no mask
-        assert close(images.read(four_bands(tmp_path / "x.tiff", np.full_like(EIGHT, value))), EIGHT)
-    nothing_beyond_a_border = np.where(RAMP < 0.6, 0, spread).astype(np.uint8)  # of a mosaic of scenes
+        assert close(
+            images.read(four_bands(tmp_path / "x.tiff", np.full_like(EIGHT, value))), EIGHT
+        )
+    nothing_beyond_a_border = np.where(RAMP < 0.6, 0, spread).astype(
+        np.uint8
+    )  # of a mosaic of scenes
     assert close(images.read(four_bands(tmp_path / "x.tiff", nothing_beyond_a_border)), EIGHT)
     assert close(images.read(four_bands(tmp_path / "x.png", holes)), white)  # in a PNG it is always
     half = np.full_like(EIGHT, 51)
@@ -204,5 +243,7 @@ def test_near_infrared_is_no_transparency(tmp_path):
 def test_a_tiff_of_six_bands_is_named(tmp_path):
     path = tmp_path / "x.tiff"
     write_tiff(path, np.repeat(EIGHT[..., None], 6, -1))
-    with pytest.raises(ValueError, match="a TIFF of 6 bands of 8 bits is not read; allowed: 1, 3 or 4 bands"):
+    with pytest.raises(
+        ValueError, match="a TIFF of 6 bands of 8 bits is not read; allowed: 1, 3 or 4 bands"
+    ):
         images.read(path)

@@ -51,13 +51,19 @@ WRAPPERS = {
     "nested": ({"model": {"state_dict": {"a.b": W}}}, "[model][state_dict]"),
     "both": ({"model": {"a.b": W}, "model_ema": {"a.b": E}, "optimizer": {"state": {}}}, "[model]"),
     "timm": ({"state_dict": {"a.b": W}, "state_dict_ema": {"a.b": E}, "arch": "x"}, "[state_dict]"),
-    "cvnets": ({"model_state_dict": {"a.b": W}, "ema_state_dict": {"a.b": E}, "iterations": 1}, "[model_state_dict]"),
+    "cvnets": (
+        {"model_state_dict": {"a.b": W}, "ema_state_dict": {"a.b": E}, "iterations": 1},
+        "[model_state_dict]",
+    ),
     "no average yet": ({"model": {"a.b": W}, "model_ema": None}, "[model]"),
     "data parallel": ({"model": {"module.a.b": W}}, "[model]"),
     "compiled": ({"_orig_mod.a.b": W}, ""),
     "compiled, parallel": ({"module._orig_mod.a.b": W}, ""),
     "a compiled part": ({"a._orig_mod.b": W}, ""),
-    "lightning": ({"state_dict": {"model.a.b": W}, "pytorch-lightning_version": "2"}, "[state_dict]"),
+    "lightning": (
+        {"state_dict": {"model.a.b": W}, "pytorch-lightning_version": "2"},
+        "[state_dict]",
+    ),
     "averaged model": ({"n_averaged": torch.tensor(5), "module.a.b": W}, ""),
     "plain values beside": ({"a.b": W, "_metadata": {}}, ""),
 }
@@ -87,7 +93,9 @@ def test_a_moving_average_alone_is_taken() -> None:
     assert unwrap({"model_ema": {"a.b": E}}, ema=False, where="x")[1] == "[model_ema]"
 
 
-@pytest.mark.parametrize("content", [{}, {"epoch": 3}, {"model": {}}, [W], None, {"model": {"x": {"y": 1}}}], ids=str)
+@pytest.mark.parametrize(
+    "content", [{}, {"epoch": 3}, {"model": {}}, [W], None, {"model": {"x": {"y": 1}}}], ids=str
+)
 def test_what_holds_no_state_is_an_error(content: Any) -> None:
     with pytest.raises(ModelError, match=r"x holds no state dict; it holds"):
         unwrap(content, ema=False, where="x")
@@ -104,7 +112,9 @@ def write(path: Path, content: Any) -> Path:
 @pytest.mark.parametrize("file", ["a.safetensors", "a.pt", "a.pth", "a.pth.tar", "a.bin", "a.ckpt"])
 @pytest.mark.parametrize("given", [Path, str])
 def test_files_are_read(tmp_path: Path, file: str, given: type) -> None:
-    content = {"w": torch.arange(3.0)} if file == "a.safetensors" else {"model": {"w": torch.arange(3.0)}}
+    content = (
+        {"w": torch.arange(3.0)} if file == "a.safetensors" else {"model": {"w": torch.arange(3.0)}}
+    )
     found = read_weights(given(write(tmp_path / file, content)), SMALL)
     assert found.state["w"].tolist() == [0, 1, 2]
     assert found.source.startswith(str(tmp_path / file))
@@ -116,8 +126,14 @@ def test_old_torch_files_are_read(tmp_path: Path) -> None:
 
 
 def test_arguments_in_a_namespace_are_read(tmp_path: Path) -> None:
-    content = {"model": {"w": W}, "model_ema": {"w": E}, "args": argparse.Namespace(lr=0.1, data={"path": "x"})}
-    assert torch.equal(read_weights(write(tmp_path / "a.pth", content), SMALL, ema=True).state["w"], E)
+    content = {
+        "model": {"w": W},
+        "model_ema": {"w": E},
+        "args": argparse.Namespace(lr=0.1, data={"path": "x"}),
+    }
+    assert torch.equal(
+        read_weights(write(tmp_path / "a.pth", content), SMALL, ema=True).state["w"], E
+    )
 
 
 class Evil:
@@ -132,7 +148,9 @@ class Evil:
 
 def test_code_in_a_pickle_is_refused_and_named(tmp_path: Path) -> None:
     file = write(tmp_path / "a.pth", {"model": {"w": W}, "callback": Evil(tmp_path / "mark")})
-    with pytest.raises(ModelError, match=r"a\.pth was refused: it is a pickle that would run (posix|nt)\.system"):
+    with pytest.raises(
+        ModelError, match=r"a\.pth was refused: it is a pickle that would run (posix|nt)\.system"
+    ):
         read_weights(file, SMALL)
     assert not (tmp_path / "mark").exists()
     (tmp_path / "bare.pkl.pth").write_bytes(pickle.dumps(Evil(tmp_path / "mark")))
@@ -152,20 +170,26 @@ def test_files_that_are_cut_short(tmp_path: Path, file: str, share: float) -> No
     path = write(tmp_path / file, {"w": torch.arange(5000.0)})
     content = path.read_bytes()
     path.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(ModelError, match=r"a\.\w+ \(\d+ bytes\) is (damaged, cut short|not a file of torch)"):
+    with pytest.raises(
+        ModelError, match=r"a\.\w+ \(\d+ bytes\) is (damaged, cut short|not a file of torch)"
+    ):
         read_weights(path, SMALL)
 
 
 @pytest.mark.parametrize("file", ["a.safetensors", "a.pth"])
 def test_a_web_page_or_a_pointer_is_no_weights_file(tmp_path: Path, file: str) -> None:
     (tmp_path / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(ModelError, match=r"is damaged|is not a file of torch\.save: it begins with b've'"):
+    with pytest.raises(
+        ModelError, match=r"is damaged|is not a file of torch\.save: it begins with b've'"
+    ):
         read_weights(tmp_path / file, SMALL)
 
 
 def test_paths_that_are_wrong(tmp_path: Path) -> None:
     write(tmp_path / "fasternet_t0.pth", {"w": W})
-    with pytest.raises(ModelError, match=r"no file '.*fasternet_to\.pth': did you mean 'fasternet_t0\.pth'"):
+    with pytest.raises(
+        ModelError, match=r"no file '.*fasternet_to\.pth': did you mean 'fasternet_t0\.pth'"
+    ):
         read_weights(tmp_path / "fasternet_to.pth", SMALL)
     with pytest.raises(ModelError, match=r"is a folder without best\.safetensors"):
         read_weights(tmp_path, SMALL)
@@ -256,7 +280,9 @@ def content_of(tmp_path: Path, suffix: str, state: State) -> bytes:
     return write(tmp_path / f"content{suffix}", state).read_bytes()
 
 
-def test_the_hub_gives_safetensors_else_a_pickle(web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_hub_gives_safetensors_else_a_pickle(
+    web: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     web.files = {
         "/o/both/resolve/main/model.safetensors": content_of(tmp_path, ".safetensors", {"w": W}),
         "/o/both/resolve/main/pytorch_model.bin": content_of(tmp_path, ".bin", {"w": E}),
@@ -268,15 +294,21 @@ def test_the_hub_gives_safetensors_else_a_pickle(web: Server, tmp_path: Path, mo
         found = read_weights(f"hf-hub:{repo}", SMALL)
         assert torch.equal(found.state["w"], value)
         assert found.source == f"hf-hub:{repo}"
-    with pytest.raises(ModelError, match=r"hf-hub:o/none has neither model\.safetensors nor pytorch_model\.bin"):
+    with pytest.raises(
+        ModelError, match=r"hf-hub:o/none has neither model\.safetensors nor pytorch_model\.bin"
+    ):
         read_weights("hf-hub:o/none", SMALL)
-    with pytest.raises(ModelError, match=r"hf-hub:o/unknown cannot be fetched: .*Repository Not Found"):
+    with pytest.raises(
+        ModelError, match=r"hf-hub:o/unknown cannot be fetched: .*Repository Not Found"
+    ):
         read_weights("hf-hub:o/unknown", SMALL)
     with pytest.raises(ModelError, match=r"hf-hub:a b/c cannot be fetched: Repo id must"):
         read_weights("hf-hub:a b/c", SMALL)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert torch.equal(read_weights("hf-hub:o/pickle", SMALL).state["w"], E)  # from the cache
-    with pytest.raises(ModelError, match=r"hf-hub:o/new is not in the cache, and the hub cannot be reached"):
+    with pytest.raises(
+        ModelError, match=r"hf-hub:o/new is not in the cache, and the hub cannot be reached"
+    ):
         read_weights("hf-hub:o/new", SMALL)
 
 
@@ -285,19 +317,29 @@ def test_default_means_the_published_weights(web: Server, tmp_path: Path) -> Non
     assert published is not None
     state = state_of(SMALL)
     repo = published.source.removeprefix("hf-hub:")
-    web.files[f"/{repo}/resolve/main/model.safetensors"] = content_of(tmp_path, ".safetensors", state)
+    web.files[f"/{repo}/resolve/main/model.safetensors"] = content_of(
+        tmp_path, ".safetensors", state
+    )
     for given in ("default", published.source):
         model = create_model(SMALL, weights=given)
-        assert torch.equal(model.backbone.stages[0].merge[0].weight, state["backbone.stages.0.merge.0.weight"])
+        assert torch.equal(
+            model.backbone.stages[0].merge[0].weight, state["backbone.stages.0.merge.0.weight"]
+        )
         assert model.report.source == published.source
         assert published.license in model.report.summary()
         preprocess = Preprocess.from_dict(model.preprocess)
         assert (preprocess.size, preprocess.crop) == ((published.size,) * 2, published.crop)
-        assert (preprocess.interpolation, preprocess.mean) == (published.interpolation, published.mean)
+        assert (preprocess.interpolation, preprocess.mean) == (
+            published.interpolation,
+            published.mean,
+        )
 
 
 def test_default_without_published_weights_lists_those_that_have() -> None:
-    with pytest.raises(ModelError, match=r"no weights were published for 'parcnet_xs'; there are for: .*fasternet_t0"):
+    with pytest.raises(
+        ModelError,
+        match=r"no weights were published for 'parcnet_xs'; there are for: .*fasternet_t0",
+    ):
         create_model("parcnet_xs", weights="default")
 
 
@@ -319,7 +361,9 @@ def test_an_address_is_downloaded_once_and_whole(web: Server, tmp_path: Path) ->
 # ---- form, options and number of classes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["fasternet_t0", "mobileone_s1", "repvit_m0_6", "repvit_m1", "parcnet_xs"])
+@pytest.mark.parametrize(
+    "name", ["fasternet_t0", "mobileone_s1", "repvit_m0_6", "repvit_m1", "parcnet_xs"]
+)
 @pytest.mark.parametrize("form", FORMS)
 def test_a_model_takes_the_form_of_its_weights(name: str, form: str) -> None:
     example = image(256, 256, batch=1)
@@ -337,7 +381,10 @@ def test_a_model_takes_the_form_of_its_weights(name: str, form: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "form"),
-    [("fasternet_t0", FORMS[0]), *((name, form) for name in ("mobileone_s1", "repvit_m0_9") for form in FORMS)],
+    [
+        ("fasternet_t0", FORMS[0]),
+        *((name, form) for name in ("mobileone_s1", "repvit_m0_9") for form in FORMS),
+    ],
 )
 def test_timm_names_go_in(name: str, form: str) -> None:
     import timm
@@ -346,7 +393,9 @@ def test_timm_names_go_in(name: str, form: str) -> None:
 
     theirs = randomize(timm.create_model(name, num_classes=7), seed=3).eval()
     theirs = reparameterize_model(theirs) if form == "deploy" else theirs
-    model = create_model(name, weights={"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}})
+    model = create_model(
+        name, weights={"state_dict": {f"module.{k}": v for k, v in theirs.state_dict().items()}}
+    )
     assert (model.classes, model.report.form) == (7, form)
     with torch.no_grad():
         _, relative = difference([theirs(image(64, 64))], [outputs(model)])
@@ -366,27 +415,37 @@ def test_timm_names_go_in(name: str, form: str) -> None:
 def test_options_are_inferred_unless_given(name: str, options: dict[str, Any]) -> None:
     state = state_of(name, **options)
     model = create_model(name, weights=state)
-    assert model.options == ({} if options == {"distillation": True} else options)  # that one is the default
+    assert model.options == (
+        {} if options == {"distillation": True} else options
+    )  # that one is the default
     assert model.state_dict().keys() == state.keys()
     assert create_model(name, weights=state, options=options).options == options
 
 
 def test_options_that_were_said_are_kept() -> None:
     two_heads = state_of("repvit_m0_6")
-    with pytest.raises(ModelError, match=r"unexpected: head\.classifier\.heads\.1.*made with the default options;"):
+    with pytest.raises(
+        ModelError, match=r"unexpected: head\.classifier\.heads\.1.*made with the default options;"
+    ):
         create_model("repvit_m0_6", weights=two_heads, options={"distillation": False})
-    model = create_model("repvit_m0_6", 4, two_heads, options={"distillation": False})  # the head starts anew anyhow
+    model = create_model(
+        "repvit_m0_6", 4, two_heads, options={"distillation": False}
+    )  # the head starts anew anyhow
     assert all(key.startswith("head.classifier.heads.1") for key in model.report.unexpected)
     with pytest.raises(UsageError, match="no option 'destillation': did you mean 'distillation'"):
         create_model("repvit_m0_6", weights=two_heads, options={"destillation": False})
 
 
 def test_options_of_a_features_only_state_stay_the_defaults() -> None:
-    state = {key: value for key, value in state_of("repvit_m0_6").items() if key.startswith("backbone.")}
+    state = {
+        key: value for key, value in state_of("repvit_m0_6").items() if key.startswith("backbone.")
+    }
     assert plan("repvit_m0_6", state).options == {}
 
 
-@pytest.mark.parametrize(("made", "wanted"), [("repvit_m1", "repvit_m0_9"), ("repvit_m0_9", "repvit_m1")])
+@pytest.mark.parametrize(
+    ("made", "wanted"), [("repvit_m1", "repvit_m0_9"), ("repvit_m0_9", "repvit_m1")]
+)
 def test_both_versions_of_repvit_go_into_both(made: str, wanted: str) -> None:
     original = random_model(made)
     model = create_model(wanted, weights=original.state_dict())
@@ -397,11 +456,14 @@ def test_both_versions_of_repvit_go_into_both(made: str, wanted: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "form"), [("fasternet_t0", FORMS[0]), ("repvit_m0_6", FORMS[0]), ("repvit_m0_6", FORMS[1])]
+    ("name", "form"),
+    [("fasternet_t0", FORMS[0]), ("repvit_m0_6", FORMS[0]), ("repvit_m0_6", FORMS[1])],
 )
 def test_classes_are_those_of_the_weights_unless_given(name: str, form: str) -> None:
     original = build(name, 7).eval()
-    state = (reparameterize(original, image(256, 256)) if form == "deploy" else original).state_dict()
+    state = (
+        reparameterize(original, image(256, 256)) if form == "deploy" else original
+    ).state_dict()
     assert create_model(name, weights=state).classes == 7
     model = create_model(name, 5, state)
     assert model.report.note == "head: re-initialized, 7 -> 5 classes"
@@ -419,7 +481,9 @@ def test_a_classifier_that_starts_anew_is_drawn_anew() -> None:
     last = "head.classifier.4.weight"
     assert sorted(report.reinitialized) == ["head.classifier.4.bias", last]
     assert not torch.equal(model.state_dict()[last], before[last])
-    assert model.state_dict()[last].std().item() == pytest.approx(0.02, rel=0.2)  # as the paper's authors draw it
+    assert model.state_dict()[last].std().item() == pytest.approx(
+        0.02, rel=0.2
+    )  # as the paper's authors draw it
     assert "head: re-initialized, 7 -> 1000 classes" in report.summary()
 
 
@@ -449,13 +513,18 @@ MISFITS = {  # what the model is, the weights, what the message must say
     "another variant": (
         "repvit_m0_9", lambda: state_of("repvit_m1_0"), r"of wrong shape: .* instead of .*look like repvit_m1_0",
     ),
-    "no network of ours": ("fasternet_t0", lambda: {"conv1.weight": W, "fc.bias": W}, "weights of none of our models"),
-    "deploy form": ("repvit_m0_6", lambda: other_form("repvit_m0_6").state_dict(), "cannot be unfolded into branches"),
+    "no network of ours": ("fasternet_t0", lambda: {"conv1.weight": W, "fc.bias": W}, "weights of "
+                                                                                      "none of our "
+                                                                                      "models"),
+    "deploy form": ("repvit_m0_6", lambda: other_form("repvit_m0_6").state_dict(), "cannot be "
+                                                                                   "unfolded into "
+                                                                                   "branches"),
     "one missing": (
         "fasternet_t0", lambda: {k: v for k, v in state_of(SMALL).items() if k != "backbone.stages.0.merge.0.weight"},
         r"1 missing: backbone\.stages\.0\.merge\.0\.weight\. These are fasternet_t0 weights of the same form, but not",
     ),
-    "one too many": ("fasternet_t0", lambda: {**state_of(SMALL), "extra": W}, r"114 of 114 .*1 unexpected: extra"),
+    "one "
+    "too many": ("fasternet_t0", lambda: {**state_of(SMALL), "extra": W}, r"114 of 114 .*1 unexpected: extra"),
     "one of another shape": (
         "fasternet_t0", lambda: {**state_of(SMALL), "backbone.stages.0.merge.1.bias": W},
         r"1 of wrong shape: backbone\.stages\.0\.merge\.1\.bias \(2,\) instead of \(40,\)",
@@ -472,29 +541,39 @@ MISFITS = {  # what the model is, the weights, what the message must say
 
 
 @pytest.mark.parametrize(("name", "weights", "says"), MISFITS.values(), ids=MISFITS)
-def test_weights_that_do_not_fit_change_nothing_and_say_why(name: str, weights: Any, says: str) -> None:
+def test_weights_that_do_not_fit_change_nothing_and_say_why(
+    name: str, weights: Any, says: str
+) -> None:
     model = random_model(name, seed=5)
     before = {key: value.clone() for key, value in model.state_dict().items()}
     with pytest.raises(ModelError, match=says) as caught:
         load_weights(model, weights())
-    assert str(caught.value).startswith(f"state dict does not fit {name} (multi-branch form, 1000 classes)")
+    assert str(caught.value).startswith(
+        f"state dict does not fit {name} (multi-branch form, 1000 classes)"
+    )
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
 def test_branches_do_not_go_into_the_deploy_form() -> None:
-    with pytest.raises(ModelError, match=r"multi-branch form: load them into a new model, then call reparameterize"):
+    with pytest.raises(
+        ModelError, match=r"multi-branch form: load them into a new model, then call reparameterize"
+    ):
         load_weights(other_form("repvit_m0_6"), state_of("repvit_m0_6"))
 
 
 def test_the_deploy_form_of_parc_is_for_one_size() -> None:
     state = other_form("parcnet_xs").state_dict()
-    with pytest.raises(ModelError, match=r"parcnet_xs weights of the same form, but .* or for another size"):
+    with pytest.raises(
+        ModelError, match=r"parcnet_xs weights of the same form, but .* or for another size"
+    ):
         load_weights(reparameterize(random_model("parcnet_xs"), image(96, 96)), state)
 
 
 def test_a_checkpoint_of_another_model_is_named(tmp_path: Path) -> None:
     model = build("fasternet_t0", 2)
-    checkpoint.save(tmp_path / "best.safetensors", model, classes=["a", "b"], preprocess=Preprocess((64, 64)))
+    checkpoint.save(
+        tmp_path / "best.safetensors", model, classes=["a", "b"], preprocess=Preprocess((64, 64))
+    )
     with pytest.raises(ModelError, match="This is a checkpoint of fasternet_t0"):
         create_model("fasternet_t1", weights=tmp_path)
 
@@ -507,13 +586,21 @@ def test_our_checkpoints_bring_size_options_and_license(tmp_path: Path) -> None:
         source={"weights": "x.pth", "license": "CC0"},
     )  # fmt: skip
     again = create_model("parcnet_xs", weights=str(tmp_path))
-    assert (again.report.form, again.report.license, again.preprocess["size"]) == ("deploy", "CC0", [96, 64])
+    assert (again.report.form, again.report.license, again.preprocess["size"]) == (
+        "deploy",
+        "CC0",
+        [96, 64],
+    )
     with torch.no_grad():
         assert torch.equal(again.eval()(image(96, 64)), deploy(image(96, 64)))
 
 
 def test_counters_of_batch_norms_may_be_absent() -> None:
-    state = {key: value for key, value in state_of(SMALL).items() if not key.endswith("num_batches_tracked")}
+    state = {
+        key: value
+        for key, value in state_of(SMALL).items()
+        if not key.endswith("num_batches_tracked")
+    }
     assert not load_weights(build(SMALL), state).missing
 
 
@@ -531,7 +618,9 @@ def test_random_weights_and_names() -> None:
     model = create_model("fasternet_t0", 3, options={"mixing": "dwconv"})
     assert (model.classes, model.training, model.options) == (3, True, {"mixing": "dwconv"})
     assert on_meta("fasternet_t0").classes == create_model("fasternet_t0").classes == 1000
-    with pytest.raises(ModelError, match="no backbone 'mobileone_s00': did you mean 'mobileone_s0'"):
+    with pytest.raises(
+        ModelError, match="no backbone 'mobileone_s00': did you mean 'mobileone_s0'"
+    ):
         create_model("mobileone_s00")
     assert list_models() == VARIANTS
     assert list_models("mobileone_*") == [f"mobileone_s{i}" for i in range(5)]

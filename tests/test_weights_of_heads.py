@@ -26,7 +26,10 @@ GOLDEN = {
     "deeplabv3": "deeplabv3_parcnet_s_512x512.json",
 }
 HEADS = [task for task in names("tasks") if task != "classification"]
-SMALL: dict[str, dict[str, Any]] = {"deeplabv3": {"channels": 16}, "maskrcnn": {"channels": 16, "hidden": 16}}
+SMALL: dict[str, dict[str, Any]] = {
+    "deeplabv3": {"channels": 16},
+    "maskrcnn": {"channels": 16, "hidden": 16},
+}
 
 
 def authors(task: str) -> State:
@@ -58,14 +61,21 @@ def test_the_authors_segmentation_network_decides_how_it_is_built() -> None:
     model = create_model("deeplabv3/parcnet_s", weights=state)
     assert (model.classes, model.output_stride, model.options) == (21, 16, {"dilate": False})
     assert model.report.loaded == tuple(model.state_dict())
-    with pytest.raises(ModelError, match=r"is for a deeplabv3/parcnet_s built with output_stride=16; .*_stride=8 and"):
+    with pytest.raises(
+        ModelError,
+        match=r"is for a deeplabv3/parcnet_s built with output_stride=16; .*_stride=8 and",
+    ):
         create_model("deeplabv3/parcnet_s", weights=state, output_stride=8)
     other = build("deeplabv3/parcnet_s", 21)
     before = {key: value.clone() for key, value in other.state_dict().items()}
-    with pytest.raises(ModelError, match=r"built with options=\{'dilate': False\}; .*=16 and options=\{\}"):
+    with pytest.raises(
+        ModelError, match=r"built with options=\{'dilate': False\}; .*=16 and options=\{\}"
+    ):
         load_weights(other, state)
     assert same(other.state_dict(), before)
-    assert load_weights(build("deeplabv3/parcnet_s", 21, options={"dilate": False}), state).note == ""
+    assert (
+        load_weights(build("deeplabv3/parcnet_s", 21, options={"dilate": False}), state).note == ""
+    )
 
 
 def test_the_authors_detector_for_other_classes_starts_anew_only_where_they_matter() -> None:
@@ -73,7 +83,10 @@ def test_the_authors_detector_for_other_classes_starts_anew_only_where_they_matt
     whole, model = (create_model("ssd/parcnet_s", classes, state) for classes in (None, 3))
     assert (whole.classes, whole.report.reinitialized) == (80, ())
     last = {f"head.predict.{i}.1.{kind}" for i in range(5) for kind in ("weight", "bias")}
-    assert set(model.report.reinitialized) == last | {"head.predict.5.weight", "head.predict.5.bias"}
+    assert set(model.report.reinitialized) == last | {
+        "head.predict.5.weight",
+        "head.predict.5.bias",
+    }
     assert "12 new" in model.report.summary()
     assert "head: re-initialized, 80 -> 3 classes" in model.report.summary()
     kept, loaded = model.state_dict(), whole.state_dict()
@@ -90,10 +103,13 @@ def test_the_authors_backbones_go_into_every_task(made: str, wanted: str) -> Non
     model = create_model(on(wanted, "parcnet_s"), 5, state)
     assert model.output_stride == {"deeplabv3": 16}.get(wanted, 32)
     assert model.options == {}  # what a segmentation network implies is not for others
-    count = sum(1 for key in of_backbone(model.state_dict()) if not key.endswith("num_batches_tracked"))
+    count = sum(
+        1 for key in of_backbone(model.state_dict()) if not key.endswith("num_batches_tracked")
+    )
     head = {"classification": 7, "ssd": 78, "deeplabv3": 32}[made]
-    assert f"backbone: {count} tensors of a {made} checkpoint used; its head ({head} tensors) not used; head: " in (
-        model.report.summary()
+    assert (
+        f"backbone: {count} tensors of a {made} checkpoint used; its head ({head} tensors) not "
+        "used; head: " in (model.report.summary())
     )
     reference = create_model(on(made, "parcnet_s"), weights=state)
     assert same(of_backbone(model.state_dict()), of_backbone(reference.state_dict()))
@@ -133,12 +149,16 @@ def test_a_classifier_gives_its_backbone_and_takes_one(task: str) -> None:
         report = load_weights(model, source.state_dict())
         assert same(of_backbone(model.state_dict()), of_backbone(source.state_dict()))
         heads = [
-            sum(1 for key in m.state_dict() if key.startswith("head.") and not key.endswith("num_batches_tracked"))
+            sum(
+                1
+                for key in m.state_dict()
+                if key.startswith("head.") and not key.endswith("num_batches_tracked")
+            )
             for m in (source, model)
         ]
         assert (
-            f"of a {source.task} checkpoint used; its head ({heads[0]} tensors) not used; head: {heads[1]} "
-            in report.note
+            f"of a {source.task} checkpoint used; its head ({heads[0]} tensors) not used; head: "
+            f"{heads[1]} " in report.note
         )
         assert all(key.startswith("backbone.") for key in report.loaded)
 
@@ -160,14 +180,20 @@ def test_a_deployed_classifier_makes_a_deployed_detector() -> None:
     assert same(of_backbone(model.state_dict()), of_backbone(state))
     with torch.no_grad():
         assert model.eval()(image(64, 64))["logits"].isfinite().all()
-    with pytest.raises(ModelError, match="in deploy form, and what is collapsed cannot be unfolded"):
+    with pytest.raises(
+        ModelError, match="in deploy form, and what is collapsed cannot be unfolded"
+    ):
         load_weights(build("ssd/fasternet_t0", 3), state)
 
 
 def test_our_checkpoints_bring_their_output_stride_and_backbone(tmp_path: Path) -> None:
-    model = build("deeplabv3/fasternet_t0", 3, output_stride=8, options={"channels": 16, "mixing": "dwconv"})
+    model = build(
+        "deeplabv3/fasternet_t0", 3, output_stride=8, options={"channels": 16, "mixing": "dwconv"}
+    )
     classes = ["a", "b", "c"]
-    checkpoint.save(tmp_path / "best.safetensors", model, classes=classes, preprocess=Preprocess((64, 64)))
+    checkpoint.save(
+        tmp_path / "best.safetensors", model, classes=classes, preprocess=Preprocess((64, 64))
+    )
     again = create_model("deeplabv3/fasternet_t0", weights=tmp_path)
     assert (again.classes, again.output_stride, again.options) == (3, 8, model.options)
     assert same(again.state_dict(), model.state_dict())
@@ -180,16 +206,30 @@ def test_our_checkpoints_bring_their_output_stride_and_backbone(tmp_path: Path) 
 
 def test_options_of_a_head_are_inferred() -> None:
     state = small("deeplabv3").state_dict()
-    assert plan("deeplabv3/fasternet_t0", state, options={"channels": 16}).options == {"channels": 16}
+    assert plan("deeplabv3/fasternet_t0", state, options={"channels": 16}).options == {
+        "channels": 16
+    }
     model = build("deeplabv3/fasternet_t0", 3, options={"channels": 16, "auxiliary": True})
     found = plan(model.name, model.state_dict(), options={"channels": 16})
     assert (found.options, found.classes) == (model.options, 3)
 
 
 MISFITS = {
-    "another backbone": ("ssd/fasternet_t0", lambda: small("classification", "repvit_m0_6"), "look like repvit_m0_6"),
-    "another backbone's detector": ("ssd/fasternet_t0", lambda: small("ssd", "mobileone_s0"), "look like mobileone_s0"),
-    "another width": ("ssd/fasternet_t0", lambda: small("deeplabv3", "fasternet_t1"), "look like fasternet_t1"),
+    "another backbone": (
+        "ssd/fasternet_t0",
+        lambda: small("classification", "repvit_m0_6"),
+        "look like repvit_m0_6",
+    ),
+    "another backbone's detector": (
+        "ssd/fasternet_t0",
+        lambda: small("ssd", "mobileone_s0"),
+        "look like mobileone_s0",
+    ),
+    "another width": (
+        "ssd/fasternet_t0",
+        lambda: small("deeplabv3", "fasternet_t1"),
+        "look like fasternet_t1",
+    ),
 }
 
 
@@ -205,7 +245,16 @@ def test_another_backbone_is_refused_and_named(name: str, source: Any, says: str
 def test_a_head_that_is_not_whole_is_refused() -> None:
     model = small("ssd")
     state = model.state_dict()
-    with pytest.raises(ModelError, match=r"1 missing: head\.pool\.weight.*ssd/fasternet_t0 weights of the same form"):
-        load_weights(model, {key: value for key, value in state.items() if key != "head.pool.weight"})
-    with pytest.raises(ModelError, match=r"1 of wrong shape: head\.predict\.5\.bias \(33,\) instead of \(48,\)"):
-        load_weights(model, {**state, "head.predict.5.bias": torch.zeros(33)})  # no number of classes gives 33
+    with pytest.raises(
+        ModelError,
+        match=r"1 missing: head\.pool\.weight.*ssd/fasternet_t0 weights of the same form",
+    ):
+        load_weights(
+            model, {key: value for key, value in state.items() if key != "head.pool.weight"}
+        )
+    with pytest.raises(
+        ModelError, match=r"1 of wrong shape: head\.predict\.5\.bias \(33,\) instead of \(48,\)"
+    ):
+        load_weights(
+            model, {**state, "head.predict.5.bias": torch.zeros(33)}
+        )  # no number of classes gives 33

@@ -21,7 +21,10 @@ SMALL = {"width": 0.25, "depth": 0.33}
 BOXES = torch.tensor([[5.0, 8.0, 40.0, 50.0], [30.0, 20.0, 62.0, 60.0], [50.0, 4.0, 60.0, 16.0]])
 TARGETS = {
     "objects": [(BOXES, torch.tensor([0, 2, 1])), (BOXES[:1], torch.tensor([1]))],
-    "mixed": [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)), (BOXES, torch.tensor([0, 2, 1]))],
+    "mixed": [
+        (torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)),
+        (BOXES, torch.tensor([0, 2, 1])),
+    ],
     "empty": [(torch.zeros(0, 4), torch.zeros(0, dtype=torch.long))] * 2,
 }
 
@@ -79,10 +82,19 @@ def test_model_needs_no_file_once_built(article, tmp_path):
 
 
 def test_file_with_another_backbone():
-    model = build("yolo/fasternet_t0", 3, options={"layout": ARTICLE.replace("repvit_m1", "fasternet_t0")})
-    stock = build("yolo/fasternet_t0", 3, options={"layout": ARTICLE.replace("repvit_m1", "backbone")})
+    model = build(
+        "yolo/fasternet_t0", 3, options={"layout": ARTICLE.replace("repvit_m1", "fasternet_t0")}
+    )
+    stock = build(
+        "yolo/fasternet_t0", 3, options={"layout": ARTICLE.replace("repvit_m1", "backbone")}
+    )
     assert [p.shape for p in model.parameters()] == [p.shape for p in stock.parameters()]
-    channels = [40, 80, 160, 320]  # of the features; SPPF takes the last: 1x1 to half, then from 4 halves to 256
+    channels = [
+        40,
+        80,
+        160,
+        320,
+    ]  # of the features; SPPF takes the last: 1x1 to half, then from 4 halves to 256
     assert model.head.rows["5"].reduce[0].conv.weight.shape == (channels[3] // 2, channels[3], 1, 1)
     assert model.head.rows["9"].past[0].conv.weight.shape[1] == channels[2] + 128
 
@@ -90,35 +102,83 @@ def test_file_with_another_backbone():
 def test_layout_may_be_a_path_and_multiples_may_be_given(tmp_path):
     file = tmp_path / "x.yaml"
     file.write_text(yolo.STOCK)
-    model = build("yolo/fasternet_t0", 3, options={"layout": str(file), "width": 0.26, "depth": 1.0})
+    model = build(
+        "yolo/fasternet_t0", 3, options={"layout": str(file), "width": 0.26, "depth": 1.0}
+    )
     assert model.options["layout"] == yolo.STOCK
-    assert model.head.rows["6"][0][0].conv.out_channels == 136  # 512 * 0.26 = 133.1, up to a multiple of 8
+    assert (
+        model.head.rows["6"][0][0].conv.out_channels == 136
+    )  # 512 * 0.26 = 133.1, up to a multiple of 8
     assert len(model.head.rows["9"].through) == 1 + 3
     small = build("yolo/fasternet_t0", 3, options=SMALL)
     assert len(small.head.rows["9"].through) == 1 + 1  # round(3 * 0.33)
 
 
 ROWS = [  # what is replaced in the stock layout, by what, and what the error says
-    ("nn.Upsample, [None, 2, nearest]", "Focus, [64, 3]", r"row 3 \(map 7\).*'Focus'.*unknown.*Allowed: Conv, C3"),
+    (
+        "nn.Upsample, [None, 2, nearest]",
+        "Focus, [64, 3]",
+        r"row 3 \(map 7\).*'Focus'.*unknown.*Allowed: Conv, C3",
+    ),
     ("SPPF, [1024, 5]", "fasternet_t0, [false]", r"row 1 \(map 5\).*a backbone only in row 0"),
     ("1, backbone, [false]", "1, repvit_m7, [false]", r"row 0 .*repvit_m7.*did you mean"),
     ("1, backbone, [false]", "1, backbone, [true]", r"row 0 .*weights"),
     ("1, backbone, [false]", "1, Conv, [false]", r"row 0 .*no backbone 'Conv'"),
-    ("[[-1, 10], 1, Concat", "[[-1, 15], 1, Concat", r"row 11 \(map 15\).*from is \[-1, 15\].*0 to 14"),
+    (
+        "[[-1, 10], 1, Concat",
+        "[[-1, 15], 1, Concat",
+        r"row 11 \(map 15\).*from is \[-1, 15\].*0 to 14",
+    ),
     ("[[-1, 10], 1, Concat", "[[-1, x], 1, Concat", r"row 11 \(map 15\).*from is"),
-    ("[[-1, 2], 1, Concat", "[[-1, 3], 1, Concat", r"row 8 \(map 12\).*strides \[8, 16\]; they must be equal"),
-    ("[[-1, 2], 1, Concat", "[[-1, 0], 1, Concat", r"row 8 \(map 12\).*map 0 has stride 2; the backbone's strides"),
+    (
+        "[[-1, 2], 1, Concat",
+        "[[-1, 3], 1, Concat",
+        r"row 8 \(map 12\).*strides \[8, 16\]; they must be equal",
+    ),
+    (
+        "[[-1, 2], 1, Concat",
+        "[[-1, 0], 1, Concat",
+        r"row 8 \(map 12\).*map 0 has stride 2; the backbone's strides",
+    ),
     ("  - [[13, 16, 19], 1, Detect, [nc, anchors]]\n", "", r"no other row takes|last row must be"),
-    ("Detect, [nc, anchors]]", "Detect, [nc, anchors]]\n  - [-1, 1, Conv, [8, 1, 1]]", r"Detect must be the last row"),
-    ("[13, 16, 19], 1, Detect", "[13, 16], 1, Detect", r"row 14 \(map 18\)|no other row takes|anchors for 3"),
-    ("[13, 16, 19], 1, Detect", "[19, 16, 13], 1, Detect", r"strides \[32, 16, 8\]; they must rise"),
+    (
+        "Detect, [nc, anchors]]",
+        "Detect, [nc, anchors]]\n  - [-1, 1, Conv, [8, 1, 1]]",
+        r"Detect must be the last row",
+    ),
+    (
+        "[13, 16, 19], 1, Detect",
+        "[13, 16], 1, Detect",
+        r"row 14 \(map 18\)|no other row takes|anchors for 3",
+    ),
+    (
+        "[13, 16, 19], 1, Detect",
+        "[19, 16, 13], 1, Detect",
+        r"strides \[32, 16, 8\]; they must rise",
+    ),
     ("[nc, anchors]", "[nc, other]", r"Detect.*allowed: \[nc, anchors\]"),
-    ("[-1, 1, Conv, [512, 1, 1]]", "[-1, 1, Conv, [512, 1, 1, 0, 2]]", r"row 2 \(map 6\).*5 arguments"),
-    ("[-1, 1, Conv, [512, 1, 1]]", "[-1, 1, Conv, [many, 1, 1]]", r"row 2 \(map 6\).*argument 0 is 'many'"),
+    (
+        "[-1, 1, Conv, [512, 1, 1]]",
+        "[-1, 1, Conv, [512, 1, 1, 0, 2]]",
+        r"row 2 \(map 6\).*5 arguments",
+    ),
+    (
+        "[-1, 1, Conv, [512, 1, 1]]",
+        "[-1, 1, Conv, [many, 1, 1]]",
+        r"row 2 \(map 6\).*argument 0 is 'many'",
+    ),
     ("[-1, 1, Conv, [512, 1, 1]]", "[-1, 0, Conv, [512, 1, 1]]", r"row 2 \(map 6\).*number is 0"),
-    ("[-1, 1, Conv, [512, 1, 1]]", "[-1, 1, Conv]", r"row 2 \(map 6\).*allowed: \[from, number, module, arguments\]"),
+    (
+        "[-1, 1, Conv, [512, 1, 1]]",
+        "[-1, 1, Conv]",
+        r"row 2 \(map 6\).*allowed: \[from, number, module, arguments\]",
+    ),
     ("[-1, 1, Conv, [512, 1, 1]]", "Conv", r"row 2 \(map 6\) 'Conv'|row 2 \(map 6\) Conv"),
-    ("[-1, 1, Conv, [512, 1, 1]]", "[[-1, 4], 1, Conv, [512, 1, 1]]", r"row 2 \(map 6\).*Conv takes one map"),
+    (
+        "[-1, 1, Conv, [512, 1, 1]]",
+        "[[-1, 4], 1, Conv, [512, 1, 1]]",
+        r"row 2 \(map 6\).*Conv takes one map",
+    ),
     ("[-1, 1, Conv, [512, 1, 1]]", "[-1, 1, Conv, [512, 2, 1]]", r"row 2 \(map 6\).*odd"),
     ("SPPF, [1024, 5]", "SPPF, [1024, 4]", r"row 1 \(map 5\).*odd"),
     ("C3, [256, false]", "C3, [256, 1]", r"row 9 \(map 13\).*shortcut is 1"),
@@ -147,7 +207,9 @@ def test_errors_of_the_whole_layout(tmp_path):
         build("yolo/fasternet_t0", 3, options={"layout": "missing.txt"})
     with pytest.raises(ModelError, match="is a list"):
         build("yolo/fasternet_t0", 3, options={"layout": "- 1\n- 2\n"})
-    with pytest.raises(ModelError, match=r"row 0 of the layout is 'repvit_m1', but the model is yolo/fasternet_t0"):
+    with pytest.raises(
+        ModelError, match=r"row 0 of the layout is 'repvit_m1', but the model is yolo/fasternet_t0"
+    ):
         build("yolo/fasternet_t0", 3, options={"layout": ARTICLE})
     (tmp_path / "any.yml").write_text(yolo.STOCK)
     with pytest.raises(ModelError, match="takes any backbone"):
@@ -184,7 +246,9 @@ def test_box_comes_back(name, size):
         torch.testing.assert_close(found["boxes"][0], box, atol=1e-3, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["fasternet_t0", "mobileone_s0"])  # 1500 pixels: 187, 93, 46 cells; 188, 94, 47
+@pytest.mark.parametrize(
+    "name", ["fasternet_t0", "mobileone_s0"]
+)  # 1500 pixels: 187, 93, 46 cells; 188, 94, 47
 def test_cells_stand_at_the_nominal_stride(name):
     """A picture moved by 256 pixels moves what the network says by 256 / stride cells, and it says so where it is."""
     torch.manual_seed(0)
@@ -193,7 +257,9 @@ def test_cells_stand_at_the_nominal_stride(name):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.01, 0.1)  # so that little is lost on the way
     for module in model.modules():
-        module.training = module is model.head.detect  # raw maps, though with the statistics of the batch norms
+        module.training = (
+            module is model.head.detect
+        )  # raw maps, though with the statistics of the batch norms
     image = torch.zeros(3, 3, 64, 1500)
     image[1, :, 16:48, 576:608] = image[2, :, 16:48, 832:864] = torch.randn(3, 32, 32)
     with torch.no_grad():
@@ -251,9 +317,15 @@ def test_loss_is_finite_and_reaches_every_parameter(small, kind):
     small.train().zero_grad()
     losses = yolo.loss(small.head, small(torch.randn(2, 3, 64, 96)), targets(kind))
     sum(losses.values()).backward()
-    assert {name: value.isfinite().item() for name, value in losses.items()} == dict.fromkeys(losses, True)
+    assert {name: value.isfinite().item() for name, value in losses.items()} == dict.fromkeys(
+        losses, True
+    )
     assert (losses["box"] > 0, losses["class"] > 0) == (kind != "empty", kind != "empty")
-    bad = [name for name, p in small.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
+    bad = [
+        name
+        for name, p in small.named_parameters()
+        if p.grad is None or not p.grad.isfinite().all()
+    ]
     assert bad == []
 
 
@@ -267,7 +339,9 @@ def test_loss_of_right_outputs_is_zero_and_each_part_sees_its_own_error(small):
     for level, stride in enumerate((8, 16, 32)):
         x = torch.full((1, 3, 128 // stride, 128 // stride, 8), -30.0)
         anchors = detect.anchors[level]
-        for n, a, (cx, cy) in zip(*yolo.assign(centers, anchors, stride, *x.shape[2:4]), strict=True):
+        for n, a, (cx, cy) in zip(
+            *yolo.assign(centers, anchors, stride, *x.shape[2:4]), strict=True
+        ):
             xy = (centers[n, :2] / stride - torch.stack([cx, cy]) + 0.5) / 2
             wh = (centers[n, 2:] / anchors[a]).sqrt() / 2
             x[0, a, cy, cx, :5] = torch.cat([torch.cat([xy, wh]).logit(), torch.tensor([30.0])])
@@ -279,7 +353,9 @@ def test_loss_of_right_outputs_is_zero_and_each_part_sees_its_own_error(small):
     wrong = yolo.loss(small.head, raw, {**truth, "labels": [torch.tensor([1, 0])]})
     assert wrong["class"] > 0.05
     assert (wrong["box"], wrong["objectness"]) == (right["box"], right["objectness"])
-    moved = yolo.loss(small.head, raw, {**truth, "boxes": [boxes + torch.tensor([2.0, 0.0, 2.0, 0.0])]})
+    moved = yolo.loss(
+        small.head, raw, {**truth, "boxes": [boxes + torch.tensor([2.0, 0.0, 2.0, 0.0])]}
+    )
     assert moved["box"] > 0.005
     assert moved["objectness"] > right["objectness"]
     missed = {name: x.clone() for name, x in raw.items()}
@@ -317,7 +393,11 @@ def test_fitted_anchors_beat_the_stock_ones():
     torch.manual_seed(0)
     head = build("yolo/fasternet_t0", 3, options=SMALL).head
     stock = head.detect.anchors.clone()
-    size = torch.cat([torch.tensor([6.0, 140.0]), torch.tensor([300.0, 10.0])]).view(2, 2).repeat(100, 1)
+    size = (
+        torch.cat([torch.tensor([6.0, 140.0]), torch.tensor([300.0, 10.0])])
+        .view(2, 2)
+        .repeat(100, 1)
+    )
     corner = torch.rand(200, 2) * 100
     boxes = torch.cat([corner, corner + size * (1 + 0.3 * torch.rand(200, 2))], 1)
     yolo.prepare(head, [((480, 640), b) for b in boxes.split(10)], (320, 320))
@@ -388,7 +468,10 @@ def test_embedded_decode_equals_decode(trained):
 
 def test_boxes_are_computed_in_float32_under_autocast(trained):
     x, raw = torch.randn(1, 3, 64, 520), []
-    hooks = [conv.register_forward_hook(lambda _, __, y: raw.append(y)) for conv in trained.head.detect.convs]
+    hooks = [
+        conv.register_forward_hook(lambda _, __, y: raw.append(y))
+        for conv in trained.head.detect.convs
+    ]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         found = trained(x)["predictions"]
     for hook in hooks:
@@ -402,7 +485,11 @@ def test_boxes_are_computed_in_float32_under_autocast(trained):
 
 def test_decode_suppresses_within_a_class_only():
     row = torch.tensor(
-        [[20.0, 20, 20, 20, 0.9, 0.9, 0.0], [21, 20, 20, 20, 0.8, 0.9, 0.5], [60, 60, 10, 10, 0.0, 1, 1]]
+        [
+            [20.0, 20, 20, 20, 0.9, 0.9, 0.0],
+            [21, 20, 20, 20, 0.8, 0.9, 0.5],
+            [60, 60, 10, 10, 0.0, 1, 1],
+        ]
     )
     (found,) = yolo.decode({"predictions": row[None]}, (64, 64))
     assert found["labels"].tolist() == [0, 1]
@@ -417,4 +504,6 @@ def test_first_guesses_are_the_priors():
         prior = conv.bias.detach().view(3, 25).sigmoid()
         assert prior[:, 4].tolist() == pytest.approx([8 * stride**2 / 640**2] * 3, rel=1e-4)
         assert prior[:, 5:].mean().item() == pytest.approx(0.6 / 20, rel=1e-4)
-    assert math.isfinite(build("yolo/fasternet_t0", 1, options=SMALL).head.detect.convs[0].bias.sum().item())
+    assert math.isfinite(
+        build("yolo/fasternet_t0", 1, options=SMALL).head.detect.convs[0].bias.sum().item()
+    )

@@ -27,7 +27,9 @@ OF_TIMM = "resne|wideresne|efficient|mobilenet|mobilevit|vit|swin|convnext|regne
 
 class Backbone(Protocol):
     channels: list[int]  # of each feature, shallow to deep
-    strides: list[int]  # of each feature; feature i is (N, channels[i], ~H / strides[i], ~W / strides[i])
+    strides: list[
+        int
+    ]  # of each feature; feature i is (N, channels[i], ~H / strides[i], ~W / strides[i])
 
     def __call__(self, image: Tensor) -> list[Tensor]: ...
 
@@ -116,7 +118,9 @@ def _files() -> list[str]:
 def variants(pattern: str = "*") -> dict[str, Callable[..., Backbone]]:
     """The constructors of our own variants by name, in the order of the files: variants("repvit_*")."""
     tables = [find(file).VARIANTS for file in _files()]
-    return {name: make for table in tables for name, make in table.items() if fnmatch(name, pattern)}
+    return {
+        name: make for table in tables for name, make in table.items() if fnmatch(name, pattern)
+    }
 
 
 def family(name: str) -> str:
@@ -155,13 +159,17 @@ def pretrained(name: str) -> Pretrained | None:
 
 
 def backbone(
-    name: str, drop_path: float = 0.0, output_stride: int = 32, options: Mapping[str, Option] | None = None
+    name: str,
+    drop_path: float = 0.0,
+    output_stride: int = 32,
+    options: Mapping[str, Option] | None = None,
 ) -> Backbone:
     """Build one backbone with random weights.
 
-    `drop_path` is the largest drop probability of stochastic depth, in [0, 1); `output_stride` 32, 16 or 8 (dilated
-    instead of strided below 32); `options` are the family's own, such as {"mixing": "conv"} of FasterNet.
-    Raises `ModelError` for an unknown name, `UsageError` for an unknown option.
+    `drop_path` is the largest drop probability of stochastic depth, in [0, 1); `output_stride` 32,
+    16 or 8 (dilated instead of strided below 32); `options` are the family's own, such as
+    {"mixing": "conv"} of FasterNet. Raises `ModelError` for an unknown name, `UsageError` for an
+    unknown option.
     """
     if output_stride not in (8, 16, 32):
         raise UsageError(f"output_stride is {output_stride}; allowed: 8, 16, 32")
@@ -176,5 +184,8 @@ def backbone(
     allowed = [key for key in inspect.signature(make).parameters if key in of_family]
     for key in options or {}:
         if key not in allowed:
-            raise UsageError(f"{name} has no option {key!r}: {choose(key, allowed) if allowed else 'it has none'}")
+            raise UsageError(
+                f"{name} has no option {key!r}: "
+                f"{choose(key, allowed) if allowed else 'it has none'}"
+            )
     return make(drop_path=drop_path, output_stride=output_stride, **(options or {}))

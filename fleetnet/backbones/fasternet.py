@@ -2,9 +2,10 @@
 
 Chen et al., CVPR 2023, arXiv:2303.03667. Code: github.com/JierunChen/FasterNet.
 
-The claim: depthwise convolution has few FLOPs but runs slowly, because it is bound by memory access. Convolve only the
-first quarter of the channels and leave the rest untouched (PConv); two pointwise convolutions then mix all channels.
-At ratio r = 1/4 PConv needs 1/16 of the FLOPs and 1/4 of the memory access of a full convolution.
+The claim: depthwise convolution has few FLOPs but runs slowly, because it is bound by memory
+access. Convolve only the first quarter of the channels and leave the rest untouched (PConv); two
+pointwise convolutions then mix all channels. At ratio r = 1/4 PConv needs 1/16 of the FLOPs and 1/4
+of the memory access of a full convolution.
 
     image (3, H, W)
       stem    conv 4x4 / 4              (C, H/4, W/4)
@@ -15,14 +16,15 @@ At ratio r = 1/4 PConv needs 1/16 of the FLOPs and 1/4 of the memory access of a
 
     block:  x + conv1x1(act(bn(conv1x1(pconv(x)))))
 
-Sizes round down: the unpadded stem and merges drop the last rows and columns of a size that their stride does not
-divide. The smallest image is `output_stride` pixels in both directions.
+Sizes round down: the unpadded stem and merges drop the last rows and columns of a size that their
+stride does not divide. The smallest image is `output_stride` pixels in both directions.
 
-Differs from the authors' code: PConv is always split and concatenated; their in-place slicing, used at inference, gives
-the same values only since they added a copy. Their detection backbone's extra batch norm on each feature is the option
-`output_norm`. `mixing` replaces PConv by what the paper compares it with. `output_stride` is ours: a merge that no
-longer strides is a 2x2 convolution with the dilation reached so far, padded below and to the right; the 3x3
-convolutions after it double their dilation. So every second pixel of the dilated feature is the strided network's.
+Differs from the authors' code: PConv is always split and concatenated; their in-place slicing, used
+at inference, gives the same values only since they added a copy. Their detection backbone's extra
+batch norm on each feature is the option `output_norm`. `mixing` replaces PConv by what the paper
+compares it with. `output_stride` is ours: a merge that no longer strides is a 2x2 convolution with
+the dilation reached so far, padded below and to the right; the 3x3 convolutions after it double
+their dilation. So every second pixel of the dilated feature is the strided network's.
 """
 
 import re
@@ -49,7 +51,9 @@ class PConv(nn.Module):
     def __init__(self, channels: int, dilation: int):
         super().__init__()
         self.split = [channels // 4, channels - channels // 4]
-        self.conv = nn.Conv2d(channels // 4, channels // 4, 3, padding=dilation, dilation=dilation, bias=False)
+        self.conv = nn.Conv2d(
+            channels // 4, channels // 4, 3, padding=dilation, dilation=dilation, bias=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         head, rest = x.split(self.split, dim=1)
@@ -63,11 +67,15 @@ def spatial_mixing(kind: str, channels: int, dilation: int) -> nn.Module:
     if kind == "pwconv":
         return nn.Conv2d(channels, channels, 1, bias=False)
     groups = channels if kind == "dwconv" else 1
-    return nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, groups=groups, bias=False)
+    return nn.Conv2d(
+        channels, channels, 3, padding=dilation, dilation=dilation, groups=groups, bias=False
+    )
 
 
 class Block(nn.Module):
-    def __init__(self, channels: int, act: type[nn.Module], mixing: str, dilation: int, drop_path: float):
+    def __init__(
+        self, channels: int, act: type[nn.Module], mixing: str, dilation: int, drop_path: float
+    ):
         super().__init__()
         self.spatial = spatial_mixing(mixing, channels, dilation)
         self.mlp = nn.Sequential(
@@ -82,7 +90,15 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """(N, before, h, w) -> (N, channels, h / stride, w / stride), rounded down; at stride 1 the size stays."""
 
-    def __init__(self, before: int, channels: int, patch: int, stride: int, dilation: int, blocks: list[Block]):
+    def __init__(
+        self,
+        before: int,
+        channels: int,
+        patch: int,
+        stride: int,
+        dilation: int,
+        blocks: list[Block],
+    ):
         super().__init__()
         self.pad = 0 if stride > 1 else dilation * (patch - 1)  # below and to the right
         self.merge = ConvBN(before, channels, patch, stride, padding=0, dilation=dilation)
@@ -104,8 +120,9 @@ def _init(module: nn.Module) -> None:
 class FasterNet(nn.Module):
     """image (N, 3, H, W), H and W at least `output_stride` -> four features; see the file's head.
 
-    `width`: channels of the first stage; `mixing`: pconv | conv | dwconv | pwconv; `output_norm`: a batch norm on each
-    feature, as in the authors' detectors. Their drop path is 0 for t0, .02 t1, .05 t2, .1 s, .2 m, .3 l.
+    `width`: channels of the first stage; `mixing`: pconv | conv | dwconv | pwconv; `output_norm`: a
+    batch norm on each feature, as in the authors' detectors. Their drop path is 0 for t0, .02 t1,
+    .05 t2, .1 s, .2 m, .3 l.
     """
 
     def __init__(
@@ -136,14 +153,17 @@ class FasterNet(nn.Module):
             before, total, dilation = channels, total * stride, rate
             self.strides.append(total)
         self.stages = nn.ModuleList(stages)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(c) if output_norm else nn.Identity() for c in self.channels)
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(c) if output_norm else nn.Identity() for c in self.channels
+        )
         self.apply(_init)
 
     def forward(self, image: Tensor) -> list[Tensor]:
         if min(image.shape[-2:]) < self.strides[-1]:
             raise ModelError(
-                f"FasterNet at output stride {self.strides[-1]} needs an image of at least {self.strides[-1]} pixels "
-                f"in both directions, got {image.shape[-2]}x{image.shape[-1]} (height x width)"
+                f"FasterNet at output stride {self.strides[-1]} needs an image of at least "
+                f"{self.strides[-1]} pixels in both directions, got "
+                f"{image.shape[-2]}x{image.shape[-1]} (height x width)"
             )
         check_batch(self, image, self.strides[-1])
         features, x = [], image
@@ -176,7 +196,9 @@ VARIANTS = {  # parameters with a classifier of 1000 classes
 
 def _published(name: str, top1: float) -> Pretrained:
     license = "apache-2.0 as labeled by timm; the authors' repository names none"
-    return Pretrained(f"hf-hub:timm/{name}.in1k", license, top1, "timm", crop=1.0, interpolation="bicubic")
+    return Pretrained(
+        f"hf-hub:timm/{name}.in1k", license, top1, "timm", crop=1.0, interpolation="bicubic"
+    )
 
 
 WEIGHTS = {  # the authors' weights as timm hosts them; their own crop is .9
@@ -192,7 +214,8 @@ WEIGHTS = {  # the authors' weights as timm hosts them; their own crop is .9
 def convert(state: State) -> State:
     """The authors' names (classifier, detection backbone, batch norms fused) or timm's to ours.
 
-    Their list alternates stages (even) and merges (odd); timm keeps a merge with the stage after it, as we do.
+    Their list alternates stages (even) and merges (odd); timm keeps a merge with the stage after
+    it, as we do.
     """
     authors = any(re.match(r"stages\.\d+\.reduction\.", key) for key in state)
 
@@ -210,11 +233,15 @@ def convert(state: State) -> State:
         if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)", name):
             stage = int(match[1]) // 2 if authors else match[1]
             inner = match[3].replace("spatial_mixing.partial_conv3.", "spatial.conv.")
-            inner = inner.replace("mlp.0.", f"mlp.0{place(key.rpartition('.')[0])}.").replace("mlp.1.", "mlp.0.1.")
+            inner = inner.replace("mlp.0.", f"mlp.0{place(key.rpartition('.')[0])}.").replace(
+                "mlp.1.", "mlp.0.1."
+            )
             return f"backbone.stages.{stage}.blocks.{match[2]}.{inner.replace('mlp.3.', 'mlp.2.')}"
         if match := re.match(r"norm([0246])\.(.+)", name):
             return f"backbone.norms.{int(match[1]) // 2}.{match[2]}"
-        name = re.sub(r"^(avgpool_pre_head\.1|conv_head)\.weight$", "head.classifier.1.weight", name)
+        name = re.sub(
+            r"^(avgpool_pre_head\.1|conv_head)\.weight$", "head.classifier.1.weight", name
+        )
         return re.sub(r"^(head|classifier)\.(weight|bias)$", r"head.classifier.4.\2", name)
 
     return {rename(key): value for key, value in state.items()}

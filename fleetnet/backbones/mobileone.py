@@ -2,8 +2,9 @@
 
 Vasu et al., CVPR 2023, arXiv:2206.04040. Code: github.com/apple/ml-mobileone.
 
-The claim: FLOPs and parameters do not predict latency on a phone; branches and synchronization points cost it. So
-deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is, and train each as a sum of branches.
+The claim: FLOPs and parameters do not predict latency on a phone; branches and synchronization
+points cost it. So deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is,
+and train each as a sum of branches.
 
     image (3, H, W)
       stem      1 convolution 3x3 / 2   (C0, H/2, W/2)    ->  feature 0
@@ -16,22 +17,25 @@ deploy a plain chain of depthwise and pointwise convolutions, as MobileNetV1 is,
     trained:  relu(se(sum of k x bn(conv(x)) + bn(conv1x1(x)) + bn(x)))   conv1x1 only beside 3x3, bn(x) only where
     deployed: relu(se(conv(x)))                                           channels and size stay; se only in s4
 
-Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option `branches`.
+Sizes round up; any size works. k is 4 in s0, 1 elsewhere, and always 1 in the stem: option
+`branches`.
 
-The option `norm` says where the batch norms are: "in_branches", the paper's, or "after_sum", which is meant to be
-quantized:
+The option `norm` says where the batch norms are: "in_branches", the paper's, or "after_sum", which
+is meant to be quantized:
 
     trained:  relu(se(bn(sum of k x bn(conv(x)) + conv1x1(x) + x)))
 
-Normalized branches that learned alike add up, others cancel: the sums of different channels have very different ranges,
-and one int8 scale for all of them serves the small ones badly. Behind a norm, a channel's range is that of its gamma
-(QARepVGG, Chu et al., arXiv:2212.01593; RepViT's current block is of the same form).
+Normalized branches that learned alike add up, others cancel: the sums of different channels have
+very different ranges, and one int8 scale for all of them serves the small ones badly. Behind a
+norm, a channel's range is that of its gamma (QARepVGG, Chu et al., arXiv:2212.01593; RepViT's
+current block is of the same form).
 
-Differs from the authors' code: nothing in the values. Initial weights are normal with variance 2 / fan-out, and the
-scale of the batch norms beside a skip begins below one, so that the untrained network is nearly a residual one: 43
-plain layers in a row learn slowly from little data. A 1x1 branch with a stride slices its input and convolves at stride
-1, since torch's strided one corrupts memory on CPU (oneDNN, channels_last, backward). `output_stride` is ours: a
-depthwise convolution that no longer strides takes the dilation reached so far, those after it twice that. There is no
+Differs from the authors' code: nothing in the values. Initial weights are normal with variance 2 /
+fan-out, and the scale of the batch norms beside a skip begins below one, so that the untrained
+network is nearly a residual one: 43 plain layers in a row learn slowly from little data. A 1x1
+branch with a stride slices its input and convolves at stride 1, since torch's strided one corrupts
+memory on CPU (oneDNN, channels_last, backward). `output_stride` is ours: a depthwise convolution
+that no longer strides takes the dilation reached so far, those after it twice that. There is no
 residual to drop, so drop path must be 0.
 """
 
@@ -71,7 +75,9 @@ class Branches(nn.Module):
     ):
         super().__init__()
         self.stride = stride
-        convs = [ConvBN(inputs, outputs, size, stride, groups, dilation=dilation) for _ in range(count)]
+        convs = [
+            ConvBN(inputs, outputs, size, stride, groups, dilation=dilation) for _ in range(count)
+        ]
         self.convs = nn.ModuleList(convs)
         self.scale: ConvBN | nn.Conv2d | None = None
         self.skip: nn.BatchNorm2d | nn.Identity | None = None
@@ -84,8 +90,11 @@ class Branches(nn.Module):
             )
         if skip:
             self.skip = nn.BatchNorm2d(outputs) if self.norm is None else nn.Identity()
-        branches: list[ConvBN | nn.Conv2d] = [*convs] if self.scale is None else [*convs, self.scale]
-        # With a skip, the branches together begin with SHARE of its variance; initial values: see the file's head.
+        branches: list[ConvBN | nn.Conv2d] = (
+            [*convs] if self.scale is None else [*convs, self.scale]
+        )
+        # With a skip, the branches together begin with SHARE of its variance; initial values: see
+        # the file's head.
         gain = (SHARE / len(branches)) ** 0.5 if skip else 1.0
         for branch in branches:
             conv = branch.conv if isinstance(branch, ConvBN) else branch
@@ -103,7 +112,9 @@ class Branches(nn.Module):
         for conv in others:
             total = total + conv(x)
         if self.scale is not None:  # the same centers as the strided 3x3: see the file's head
-            total = total + self.scale(x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x)
+            total = total + self.scale(
+                x[:, :, :: self.stride, :: self.stride] if self.stride > 1 else x
+            )
         if self.skip is not None:
             total = total + self.skip(x)
         return total if self.norm is None else self.norm(total)
@@ -112,7 +123,9 @@ class Branches(nn.Module):
         convs = cast(list[ConvBN], list(self.convs))
         kernels = [conv.kernel() for conv in convs]
         if self.scale is not None:
-            kernels.append(self.scale.kernel() if isinstance(self.scale, ConvBN) else kernel(self.scale))
+            kernels.append(
+                self.scale.kernel() if isinstance(self.scale, ConvBN) else kernel(self.scale)
+            )
         if self.skip is not None:
             conv = convs[0].conv
             unit = identity(conv.out_channels, conv.groups, conv.kernel_size[0], conv.weight.device)
@@ -152,8 +165,9 @@ class Convolution(nn.Module):
 class MobileOne(nn.Module):
     """image (N, 3, H, W) -> five features; see the file's head.
 
-    `channels` of the stem and the four stages; `branches`: k, at least 1; `se`: how many of the last blocks of each
-    stage have squeeze-and-excite, in both of their convolutions; `norm`: in_branches | after_sum.
+    `channels` of the stem and the four stages; `branches`: k, at least 1; `se`: how many of the
+    last blocks of each stage have squeeze-and-excite, in both of their convolutions; `norm`:
+    in_branches | after_sum.
     """
 
     def __init__(
@@ -171,7 +185,9 @@ class MobileOne(nn.Module):
         if branches < 1:
             raise UsageError(f"MobileOne's branches is {branches}; allowed: at least 1")
         if drop_path:
-            raise UsageError(f"drop_path is {drop_path}, but MobileOne has no residual to drop; allowed: 0")
+            raise UsageError(
+                f"drop_path is {drop_path}, but MobileOne has no residual to drop; allowed: 0"
+            )
         self.channels = list(channels)
         self.strides = [2]
         stages = [nn.Sequential(Convolution(3, channels[0], 3, stride=2, norm=norm))]
@@ -205,15 +221,21 @@ class MobileOne(nn.Module):
 
     def classifier(self, classes: int) -> nn.Module:
         """(N, C4, h, w) -> (N, classes)"""
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes))
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes)
+        )
 
 
 VARIANTS = {  # parameters with a classifier of 1000 classes, multi-branch -> deploy
-    "mobileone_s0": partial(MobileOne, (48, 48, 128, 256, 1024), branches=4),  # 5,293,272 -> 2,078,504
+    "mobileone_s0": partial(
+        MobileOne, (48, 48, 128, 256, 1024), branches=4
+    ),  # 5,293,272 -> 2,078,504
     "mobileone_s1": partial(MobileOne, (64, 96, 192, 512, 1280)),  # 4,825,192 -> 4,764,840
     "mobileone_s2": partial(MobileOne, (64, 96, 256, 640, 2048)),  # 7,884,648 -> 7,808,168
     "mobileone_s3": partial(MobileOne, (64, 128, 320, 768, 2048)),  # 10,170,600 -> 10,078,312
-    "mobileone_s4": partial(MobileOne, (64, 192, 448, 896, 2048), se=(0, 0, 5, 1)),  # 14,951,248 -> 14,838,352
+    "mobileone_s4": partial(
+        MobileOne, (64, 192, 448, 896, 2048), se=(0, 0, 5, 1)
+    ),  # 14,951,248 -> 14,838,352
 }
 
 

@@ -1,10 +1,12 @@
 """ParC ConvNets: ConvNeXt, ResNet-50 and MobileNetV2 with ParC in their deep blocks.
 
-Zhang et al., ECCV 2022, arXiv:2203.03952, second half. Code: github.com/hkzhang91/ParC-Net, ParC_ConvNets.
-The hosts: Liu et al., arXiv:2201.03545; He et al., arXiv:1512.03385; Sandler et al., arXiv:1801.04381.
+Zhang et al., ECCV 2022, arXiv:2203.03952, second half. Code: github.com/hkzhang91/ParC-Net,
+ParC_ConvNets. The hosts: Liu et al., arXiv:2201.03545; He et al., arXiv:1512.03385; Sandler et al.,
+arXiv:1801.04381.
 
-The claim: the operator is good for any ConvNet. In the last blocks of the last two resolutions, the spatial convolution
-gives way to a single-stage ParC as long as the feature map at 224 x 224 (14, then 7); nothing else changes.
+The claim: the operator is good for any ConvNet. In the last blocks of the last two resolutions, the
+spatial convolution gives way to a single-stage ParC as long as the feature map at 224 x 224 (14,
+then 7); nothing else changes.
 
     image (3, H, W)         convnext_xt          parc_resnet50              parc_mobilenetv2
       H/2                   -                    (stem, no feature)         16   feature 0
@@ -15,14 +17,16 @@ gives way to a single-stage ParC as long as the feature map at 224 x 224 (14, th
       H/32                  384  feature 3       2048  feature 3            320  feature 4
         ParC, length 7      last of 3            last of 3                  last of 3 with 160 channels
 
-ParC is depthwise, but dense within each half in ResNet-50. Every ParC has a position embedding, but in MobileNetV2 only
-the first of a row of blocks. Multiply-adds at 224 x 224: 1144.0 M (convnext_xt), 1139.2 M (parc_convnext_xt), 3941.5 M
-(parc_resnet50), 302.0 M (parc_mobilenetv2); the authors' table halves those of the first three.
+ParC is depthwise, but dense within each half in ResNet-50. Every ParC has a position embedding, but
+in MobileNetV2 only the first of a row of blocks. Multiply-adds at 224 x 224: 1144.0 M
+(convnext_xt), 1139.2 M (parc_convnext_xt), 3941.5 M (parc_resnet50), 302.0 M (parc_mobilenetv2);
+the authors' table halves those of the first three.
 
-Differs from the authors' code: images of any size, as ParC is resized; they run 224 x 224 only. `output_stride` is
-ours: of a stage that loses its stride, the convolution that strided takes the dilation before, the later ones the new
-one (ParC has none to take); ConvNeXt's unpadded 2x2 merge is padded at the bottom and the right instead, so that its
-output holds the strided one's values. ResNet and MobileNetV2 round odd sizes up, ConvNeXt down.
+Differs from the authors' code: images of any size, as ParC is resized; they run 224 x 224 only.
+`output_stride` is ours: of a stage that loses its stride, the convolution that strided takes the
+dilation before, the later ones the new one (ParC has none to take); ConvNeXt's unpadded 2x2 merge
+is padded at the bottom and the right instead, so that its output holds the strided one's values.
+ResNet and MobileNetV2 round odd sizes up, ConvNeXt down.
 """
 
 import re
@@ -78,8 +82,9 @@ class Staged(nn.Module):
         for name, module in self.stages[-1].named_modules():
             if isinstance(module, nn.BatchNorm2d) and module.training:
                 raise ModelError(
-                    f"the batch norm {name} in the last stage of {type(self).__name__} would see one value a channel: "
-                    "use a batch of at least 2, a larger image, or freeze the batch norms with .eval()"
+                    f"the batch norm {name} in the last stage of {type(self).__name__} would see "
+                    "one value a channel: use a batch of at least 2, a larger image, or freeze the "
+                    "batch norms with .eval()"
                 )
 
 
@@ -126,7 +131,9 @@ class ConvNeXtBlock(nn.Module):
         super().__init__()
         self.spatial = spatial
         self.norm = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = nn.Sequential(nn.Linear(channels, 4 * channels), nn.GELU(), ScaledLinear(4 * channels, channels))
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, 4 * channels), nn.GELU(), ScaledLinear(4 * channels, channels)
+        )
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -159,13 +166,19 @@ class ConvNeXt(Staged):
                 blocks = [nn.Conv2d(3, width, 4, 4), LayerNorm2d(width, eps=1e-6)]
             else:
                 inputs = channels[i - 1]
-                conv = nn.Conv2d(inputs, width, 2, 2) if stride == 2 else PaddedConv(inputs, width, before)
+                conv = (
+                    nn.Conv2d(inputs, width, 2, 2)
+                    if stride == 2
+                    else PaddedConv(inputs, width, before)
+                )
                 blocks = [LayerNorm2d(inputs, eps=1e-6), conv]
             for j in range(depths[i]):
                 spatial: nn.Module = (
                     ParC(width, length)
                     if j >= depths[i] - parc[i]
-                    else nn.Conv2d(width, width, 7, padding=3 * dilation, dilation=dilation, groups=width)
+                    else nn.Conv2d(
+                        width, width, 7, padding=3 * dilation, dilation=dilation, groups=width
+                    )
                 )
                 blocks.append(ConvNeXtBlock(width, spatial, next(drop)))
             self.stages.append(nn.Sequential(*blocks))
@@ -174,7 +187,10 @@ class ConvNeXt(Staged):
     def forward(self, image: Tensor) -> list[Tensor]:
         least = self.strides[-1]
         if not torch.jit.is_tracing() and min(image.shape[2:]) < least:
-            raise ModelError(f"the image is {tuple(image.shape[2:])}; ConvNeXt needs at least {least} x {least} pixels")
+            raise ModelError(
+                f"the image is {tuple(image.shape[2:])}; ConvNeXt needs at least "
+                f"{least} x {least} pixels"
+            )
         return super().forward(image)
 
     def classifier(self, classes: int) -> nn.Module:
@@ -200,8 +216,12 @@ class Bottleneck(nn.Module):
 
     def __init__(self, inputs: int, width: int, spatial: nn.Module, stride: int, drop_path: float):
         super().__init__()
-        self.layers = nn.Sequential(ConvBN(inputs, width), nn.ReLU(), spatial, nn.ReLU(), ConvBN(width, 4 * width))
-        self.shortcut = nn.Identity() if inputs == 4 * width else ConvBN(inputs, 4 * width, stride=stride)
+        self.layers = nn.Sequential(
+            ConvBN(inputs, width), nn.ReLU(), spatial, nn.ReLU(), ConvBN(width, 4 * width)
+        )
+        self.shortcut = (
+            nn.Identity() if inputs == 4 * width else ConvBN(inputs, 4 * width, stride=stride)
+        )
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,7 +231,13 @@ class Bottleneck(nn.Module):
 class ResNet(Staged):
     """`parc[i]` is the number of blocks at the end of stage i that use dense ParC."""
 
-    def __init__(self, depths: tuple[int, ...], parc: tuple[int, ...], drop_path: float = 0.0, output_stride: int = 32):
+    def __init__(
+        self,
+        depths: tuple[int, ...],
+        parc: tuple[int, ...],
+        drop_path: float = 0.0,
+        output_stride: int = 32,
+    ):
         super().__init__()
         self.channels, self.strides = [256, 512, 1024, 2048], []
         drop = iter(drop_rates(drop_path, sum(depths)))
@@ -237,7 +263,9 @@ class ResNet(Staged):
 
     def classifier(self, classes: int) -> nn.Module:
         """(N, C, h, w) -> (N, classes)"""
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes))
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes)
+        )
 
 
 def _init_conv(module: nn.Module) -> None:
@@ -259,11 +287,15 @@ ROWS = [  # of each stage: expansion, channels, blocks, how many of these use Pa
 class InvertedResidual(nn.Module):
     """Expand, spatial, reduce; a residual where the size stays."""
 
-    def __init__(self, inputs: int, outputs: int, expansion: int, spatial: nn.Module, drop_path: float):
+    def __init__(
+        self, inputs: int, outputs: int, expansion: int, spatial: nn.Module, drop_path: float
+    ):
         super().__init__()
         self.residual = inputs == outputs
         expand = [ConvBN(inputs, expansion * inputs), nn.ReLU6()] if expansion > 1 else []
-        self.layers = nn.Sequential(*expand, spatial, nn.ReLU6(), ConvBN(expansion * inputs, outputs))
+        self.layers = nn.Sequential(
+            *expand, spatial, nn.ReLU6(), ConvBN(expansion * inputs, outputs)
+        )
         self.drop_path = StochasticDepth(drop_path, "row")
 
     def forward(self, x: Tensor) -> Tensor:
@@ -278,17 +310,29 @@ class MobileNetV2(Staged):
         self.stem = nn.Sequential(ConvBN(3, 32, 3, stride=2), nn.ReLU6())
         self.stages = nn.ModuleList()
         inputs, total = 32, 1
-        for i, (rows, (stride, before, dilation)) in enumerate(zip(ROWS, _rates([2] * 5, output_stride), strict=True)):
+        for i, (rows, (stride, before, dilation)) in enumerate(
+            zip(ROWS, _rates([2] * 5, output_stride), strict=True)
+        ):
             total *= stride
             self.strides.append(total)
             stage, length = nn.Sequential(), 112 // 2**i
             for expansion, width, depth, parc in rows:
                 for j in range(depth):
-                    hidden, own = expansion * inputs, 1 if len(stage) or i == 0 else stride  # the stem did stage 0's
+                    hidden, own = (
+                        expansion * inputs,
+                        1 if len(stage) or i == 0 else stride,
+                    )  # the stem did stage 0's
                     spatial: nn.Module = (
                         ParCBN(ParC(hidden, length, position=j == depth - parc), hidden)
                         if j >= depth - parc
-                        else ConvBN(hidden, hidden, 3, own, hidden, dilation=dilation if len(stage) else before)
+                        else ConvBN(
+                            hidden,
+                            hidden,
+                            3,
+                            own,
+                            hidden,
+                            dilation=dilation if len(stage) else before,
+                        )
                     )
                     stage.append(InvertedResidual(inputs, width, expansion, spatial, next(drop)))
                     inputs = width
@@ -306,13 +350,23 @@ class MobileNetV2(Staged):
 
 
 VARIANTS: dict[str, Callable[..., Backbone]] = {  # with a classifier of 1000 classes
-    "convnext_xt": partial(ConvNeXt, (48, 96, 192, 384), (3, 3, 9, 3), (0, 0, 0, 0)),  # 7,438,360 parameters
-    "parc_convnext_xt": partial(ConvNeXt, (48, 96, 192, 384), (3, 3, 9, 3), (0, 0, 3, 1)),  # 7,412,824
+    "convnext_xt": partial(
+        ConvNeXt, (48, 96, 192, 384), (3, 3, 9, 3), (0, 0, 0, 0)
+    ),  # 7,438,360 parameters
+    "parc_convnext_xt": partial(
+        ConvNeXt, (48, 96, 192, 384), (3, 3, 9, 3), (0, 0, 3, 1)
+    ),  # 7,412,824
     "parc_resnet50": partial(ResNet, (3, 4, 6, 3), (0, 0, 3, 1)),  # 23,737,640
     "parc_mobilenetv2": partial(MobileNetV2),  # 3,532,136
 }
 
-_FEATURES = [1, 2, 4, 7, 14]  # the authors' MobileNetV2 numbers its blocks throughout: the first of each stage
+_FEATURES = [
+    1,
+    2,
+    4,
+    7,
+    14,
+]  # the authors' MobileNetV2 numbers its blocks throughout: the first of each stage
 
 
 def _mobilenet_block(match: re.Match[str]) -> str:

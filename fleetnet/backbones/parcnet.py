@@ -1,10 +1,12 @@
 """ParC-Net -- ParC-Net: Position Aware Circular Convolution with Merits from ConvNets and Transformer.
 
-Zhang et al., ECCV 2022, arXiv:2203.03952 (EdgeFormer in its first version). Code: github.com/hkzhang91/ParC-Net.
+Zhang et al., ECCV 2022, arXiv:2203.03952 (EdgeFormer in its first version). Code:
+github.com/hkzhang91/ParC-Net.
 
-The claim: what makes light vision transformers good is a global view, a position embedding and a channel mixer that
-depends on the input, and a pure convolutional network can have all three. MobileViT's transformer block becomes a ParC
-block: a circular convolution as long as the feature map, then an MLP with channel attention.
+The claim: what makes light vision transformers good is a global view, a position embedding and a
+channel mixer that depends on the input, and a pure convolutional network can have all three.
+MobileViT's transformer block becomes a ParC block: a circular convolution as long as the feature
+map, then an MLP with channel attention.
 
     image (3, H, W)
       stem     conv 3x3 / 2  (xs, s; h: 5x5)                        H/2
@@ -17,15 +19,17 @@ block: a circular convolution as long as the feature map, then an MLP with chann
     ParC stage:  y = project(norm(ParC blocks(local(x))));  fusion(concat(y, x)), or fusion(y + x) in xs
     ParC block:  x + ParC(x), then x + attention(mlp(norm(x)))
 
-Any size and aspect ratio; strides round up. The kernels were learned for 256 x 256. Multiply-adds at that size: 944.0 M
-(xs), 1657.3 M (s), 8544.4 M (h). The published 1740 M of s charge channel attention once a pixel, though it acts on one
-vector an image. The authors train and test on channel order BGR, scaled to 0..1 and not normalized.
+Any size and aspect ratio; strides round up. The kernels were learned for 256 x 256. Multiply-adds
+at that size: 944.0 M (xs), 1657.3 M (s), 8544.4 M (h). The published 1740 M of s charge channel
+attention once a pixel, though it acts on one vector an image. The authors train and test on channel
+order BGR, scaled to 0..1 and not normalized.
 
-Differs from the authors' code: height and width are resized separately, so that images need not be square. The norm
-after the last ParC block belongs to the projection behind it, which collapses with it. With `output_stride` 16 or 8
-the 3x3 convolutions of a ParC stage are dilated by its lost strides; `dilate=False` leaves them as they are, which is
-how the authors segment. (Of a stage that loses its stride, the inverted residual takes the rate before, in both.)
-`drop_path` is ours; the authors have none.
+Differs from the authors' code: height and width are resized separately, so that images need not be
+square. The norm after the last ParC block belongs to the projection behind it, which collapses with
+it. With `output_stride` 16 or 8 the 3x3 convolutions of a ParC stage are dilated by its lost
+strides; `dilate=False` leaves them as they are, which is how the authors segment. (Of a stage that
+loses its stride, the inverted residual takes the rate before, in both.) `drop_path` is ours; the
+authors have none.
 """
 
 import re
@@ -54,7 +58,9 @@ VERSIONS = ()
 class InvertedResidual(nn.Module):
     """MobileNetV2's block: expand by four, depthwise 3x3, reduce; a residual where the size stays."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1, drop_path: float = 0.0):
+    def __init__(
+        self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1, drop_path: float = 0.0
+    ):
         super().__init__()
         hidden = 4 * inputs
         self.residual = inputs == outputs
@@ -117,7 +123,15 @@ class ParCStage(nn.Module):
     Only the first ParC block has position embeddings.
     """
 
-    def __init__(self, channels: int, inner: int, length: int, concat: bool, dilation: int, drop_paths: list[float]):
+    def __init__(
+        self,
+        channels: int,
+        inner: int,
+        length: int,
+        concat: bool,
+        dilation: int,
+        drop_paths: list[float],
+    ):
         super().__init__()
         self.concat = concat
         groups = gcd(channels, inner)
@@ -125,7 +139,9 @@ class ParCStage(nn.Module):
             ConvBN(channels, inner, 3, groups=groups, dilation=dilation), nn.SiLU(),
             nn.Conv2d(inner, inner, 1, bias=False),
         )  # fmt: skip
-        self.blocks = nn.Sequential(*[ParCBlock(inner, length, i == 0, drop) for i, drop in enumerate(drop_paths)])
+        self.blocks = nn.Sequential(
+            *[ParCBlock(inner, length, i == 0, drop) for i, drop in enumerate(drop_paths)]
+        )
         self.project = nn.Sequential(
             BNConv(
                 nn.BatchNorm2d(inner), nn.Conv2d(inner, channels, 1, groups=groups, bias=False),
@@ -161,14 +177,18 @@ class ParCNet(nn.Module):
         for i, (before, width) in enumerate(pairwise(channels)):
             keep = self.strides[-1] < output_stride
             self.strides.append(self.strides[-1] * (2 if keep else 1))
-            blocks: list[nn.Module] = [InvertedResidual(before, width, 2 if keep else 1, dilation=rate)]
+            blocks: list[nn.Module] = [
+                InvertedResidual(before, width, 2 if keep else 1, dilation=rate)
+            ]
             rate = rate if keep else 2 * rate
             if i == 0:
                 blocks += [InvertedResidual(width, width, drop_path=next(drop)) for _ in range(2)]
             else:
                 drops = [next(drop) for _ in range(depths[i - 1])]
                 dilation = rate if dilate else 1
-                blocks.append(ParCStage(width, inner[i - 1], LENGTHS[i - 1], concat, dilation, drops))
+                blocks.append(
+                    ParCStage(width, inner[i - 1], LENGTHS[i - 1], concat, dilation, drops)
+                )
             self.stages.append(nn.Sequential(*blocks))
         self.apply(_init)
 
@@ -185,8 +205,9 @@ class ParCNet(nn.Module):
         for name, module in self.named_modules():
             if name.endswith(".attention.reduce.1") and module.training:
                 raise ModelError(
-                    f"the batch norm {name} of {type(self).__name__} sees one value a channel and image, so it cannot "
-                    "train on one image: use a batch of at least 2, or freeze the batch norms with .eval()"
+                    f"the batch norm {name} of {type(self).__name__} sees one value a channel and "
+                    "image, so it cannot train on one image: use a batch of at least 2, or freeze "
+                    "the batch norms with .eval()"
                 )
 
     def classifier(self, classes: int) -> nn.Module:
@@ -212,8 +233,12 @@ VARIANTS = {  # with a classifier of 1000 classes
     "parcnet_xs": partial(
         ParCNet, (16, 3), (32, 64, 96, 128, 160), (96, 128, 160), (2, 3, 2), concat=False
     ),  # 2,185,384 parameters
-    "parcnet_s": partial(ParCNet, (16, 3), (32, 64, 96, 128, 160), (192, 256, 320), (2, 4, 3)),  # 5,037,088
-    "parcnet_h": partial(ParCNet, (48, 5), (96, 144, 216, 288, 432), (324, 432, 432), (3, 9, 3)),  # 20,403,940
+    "parcnet_s": partial(
+        ParCNet, (16, 3), (32, 64, 96, 128, 160), (192, 256, 320), (2, 4, 3)
+    ),  # 5,037,088
+    "parcnet_h": partial(
+        ParCNet, (48, 5), (96, 144, 216, 288, 432), (324, 432, 432), (3, 9, 3)
+    ),  # 20,403,940
 }
 
 WEIGHTS = {
@@ -245,7 +270,10 @@ _RENAME: list[
     (r"dim_adaptive\.1\.0\.", "local.2."),
     (r"channel_adaptive\.([01])\.", lambda m: f"project.0.{int(m[1]) + 1}."),
     (r"local_global_fusion\.", "fusion.0."),
-    (r"spatial_global_rep\.\d+\.(?=(weight|bias|running_mean|running_var|num_batches_tracked)$)", "project.0.0."),
+    (
+        r"spatial_global_rep\.\d+\.(?=(weight|bias|running_mean|running_var|num_batches_tracked)$)",
+        "project.0.0.",
+    ),
     (r"spatial_global_rep\.", "blocks."),
     (r"pre_Norm_1", "parc.first.0.norm"),
     (r"pre_Norm_2", "parc.second.0.norm"),
@@ -261,7 +289,9 @@ _RENAME: list[
     (r"^classifier\.fc\.", "head.classifier.5."),
 ]
 _AUTHORS = re.compile(r"(encoder\.)?(conv_1\.|layer_\d\.|conv_1x1_exp\.|classifier\.fc\.)")
-_ALIAS = re.compile(r"(encoder\.)?residual\.")  # the authors register layer_5.0 a second time under this name
+_ALIAS = re.compile(
+    r"(encoder\.)?residual\."
+)  # the authors register layer_5.0 a second time under this name
 
 
 def convert(state: State) -> State:

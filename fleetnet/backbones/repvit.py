@@ -2,8 +2,9 @@
 
 Wang et al., CVPR 2024, arXiv:2307.09283. Code: github.com/THU-MIG/RepViT.
 
-The claim: MobileNetV3-L, redesigned step by step after lightweight ViTs, beats them on a phone. A block separates token
-mixing (depthwise 3x3, trained as three branches) from channel mixing (an MLP with a residual), as a MetaFormer does.
+The claim: MobileNetV3-L, redesigned step by step after lightweight ViTs, beats them on a phone. A
+block separates token mixing (depthwise 3x3, trained as three branches) from channel mixing (an MLP
+with a residual), as a MetaFormer does.
 
     image (3, H, W)
       stem    conv 3x3 / 2, gelu, conv 3x3 / 2  (C, H/4, W/4)
@@ -17,14 +18,15 @@ mixing (depthwise 3x3, trained as three branches) from channel mixing (an MLP wi
     mlp:         bn(conv1x1(gelu(bn(conv1x1(x)))))           twice the channels inside; the last bn starts at 0
     RepVGGDW:    bn(bn(conv3x3(x)) + conv1x1(x) + x)         the first version: bn(conv3x3(x)) + bn(conv1x1(x)) + x
 
-The last block of stages 1 to 3 is the "pre-block" of the downsampling after it. The option `taps` says which map is a
-feature: "last", the pre-block's output, as in the authors' segmentation; or "before_pre_block", its input, as in their
-detectors and timm. Sizes round up; any size works.
+The last block of stages 1 to 3 is the "pre-block" of the downsampling after it. The option `taps`
+says which map is a feature: "last", the pre-block's output, as in the authors' segmentation; or
+"before_pre_block", its input, as in their detectors and timm. Sizes round up; any size works.
 
-Differs from the authors' code: the two heads give their mean in training too, with `both` for a distillation loss on
-each; theirs return a pair in training. Only what knows how to fuse is fused; theirs removes every batch norm left.
-Their residual's drop is 0 everywhere: `drop_path` acts on the MLP. `output_stride` is ours: a depthwise convolution
-that no longer strides takes the dilation reached so far, those after it twice that.
+Differs from the authors' code: the two heads give their mean in training too, with `both` for a
+distillation loss on each; theirs return a pair in training. Only what knows how to fuse is fused;
+theirs removes every batch norm left. Their residual's drop is 0 everywhere: `drop_path` acts on the
+MLP. `output_stride` is ours: a depthwise convolution that no longer strides takes the dilation
+reached so far, those after it twice that.
 """
 
 import re
@@ -60,7 +62,10 @@ class RepVGGDW(nn.Module):
         if version == 1:
             self.conv1, self.norm = ConvBN(channels, channels, 1, groups=channels), nn.Identity()
         else:
-            self.conv1, self.norm = nn.Conv2d(channels, channels, 1, groups=channels), nn.BatchNorm2d(channels)
+            self.conv1, self.norm = (
+                nn.Conv2d(channels, channels, 1, groups=channels),
+                nn.BatchNorm2d(channels),
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.conv3(x) + self.conv1(x) + x)
@@ -70,7 +75,9 @@ class RepVGGDW(nn.Module):
         pointwise = self.conv1.kernel() if isinstance(self.conv1, ConvBN) else kernel(self.conv1)
         unit = identity(conv.out_channels, conv.groups, 3, conv.weight.device)
         total = merge(self.conv3.kernel(), pointwise, unit)
-        return as_conv(total if isinstance(self.norm, nn.Identity) else fold_bn(total, self.norm), like=conv)
+        return as_conv(
+            total if isinstance(self.norm, nn.Identity) else fold_bn(total, self.norm), like=conv
+        )
 
 
 def mlp(channels: int) -> nn.Sequential:
@@ -134,8 +141,8 @@ class Classifier(nn.Module):
         norms_train = any(m.training for m in self.heads.modules() if isinstance(m, nn.BatchNorm1d))
         if norms_train and x.shape[0] == 1:
             raise ModelError(
-                "RepViT's head has a BatchNorm1d (heads.0.0), which cannot train on a batch of one: use a batch of at "
-                "least 2, or freeze the batch norms with .eval()"
+                "RepViT's head has a BatchNorm1d (heads.0.0), which cannot train on a batch of "
+                "one: use a batch of at least 2, or freeze the batch norms with .eval()"
             )
         return [head(x) for head in self.heads]
 
@@ -144,17 +151,22 @@ class Classifier(nn.Module):
         return logits[0] if len(logits) == 1 else (logits[0] + logits[1]) / 2
 
     def fuse(self) -> nn.Module:
-        heads = [cast(tuple[nn.BatchNorm1d, nn.Linear], tuple(cast(Head, head))) for head in self.heads]
+        heads = [
+            cast(tuple[nn.BatchNorm1d, nn.Linear], tuple(cast(Head, head))) for head in self.heads
+        ]
         kernels = [linear_kernel(linear, norm) for norm, linear in heads]
         weight, bias = (torch.stack(parts).mean(0) for parts in zip(*kernels, strict=True))
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), as_linear(weight, bias, like=heads[0][1]))
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), as_linear(weight, bias, like=heads[0][1])
+        )
 
 
 class RepViT(nn.Module):
     """image (N, 3, H, W) -> four features; see the file's head.
 
-    `width`: channels of the first stage; `depths`: blocks of each stage without the pre-blocks; `version` of RepVGGDW;
-    `distillation`: the classifier has two heads; `taps`: last | before_pre_block. There is no drop path in the paper.
+    `width`: channels of the first stage; `depths`: blocks of each stage without the pre-blocks;
+    `version` of RepVGGDW; `distillation`: the classifier has two heads; `taps`: last |
+    before_pre_block. There is no drop path in the paper.
     """
 
     def __init__(
@@ -173,10 +185,14 @@ class RepViT(nn.Module):
         self.channels = [width * 2**i for i in range(len(depths))]
         self.strides: list[int] = []
         self.distillation, self.taps = distillation, taps
-        self.stem = nn.Sequential(ConvBN(3, width // 2, 3, 2), nn.GELU(), ConvBN(width // 2, width, 3, 2))
+        self.stem = nn.Sequential(
+            ConvBN(3, width // 2, 3, 2), nn.GELU(), ConvBN(width // 2, width, 3, 2)
+        )
         stages = []
         last = len(depths) - 1
-        drop = iter(drop_rates(drop_path, sum(depths) + 2 * last))  # a pre-block and a downsampling between stages
+        drop = iter(
+            drop_rates(drop_path, sum(depths) + 2 * last)
+        )  # a pre-block and a downsampling between stages
         total, dilation = 4, 1
         for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
             stage: list[nn.Module] = []
@@ -199,7 +215,9 @@ class RepViT(nn.Module):
             for block in blocks:
                 x = block(x)
             before, x = x, pre_block(x)
-            features.append(before if self.taps == "before_pre_block" and stage is not self.stages[-1] else x)
+            features.append(
+                before if self.taps == "before_pre_block" and stage is not self.stages[-1] else x
+            )
         return features
 
     def classifier(self, classes: int) -> nn.Module:
@@ -221,7 +239,9 @@ VARIANTS = {  # parameters with 1000 classes: two heads -> deploy
 
 
 def _published(name: str, top1: float) -> Pretrained:
-    return Pretrained(f"hf-hub:timm/{name}", "apache-2.0", top1, "timm", crop=0.95, interpolation="bicubic")
+    return Pretrained(
+        f"hf-hub:timm/{name}", "apache-2.0", top1, "timm", crop=0.95, interpolation="bicubic"
+    )
 
 
 WEIGHTS = {  # the authors' distilled weights, two heads, as timm hosts them; the authors evaluate at crop .875
@@ -264,8 +284,9 @@ def _inner(name: str) -> str:
 def convert(state: State) -> State:
     """The authors' names or timm's, of either form and either version of RepVGGDW, to ours.
 
-    The authors number all blocks in one list, where a downsampling is known by its second convolution; timm keeps a
-    pre-block with the downsampling after it. The version of RepVGGDW stays: see `to_current` and `to_v1`.
+    The authors number all blocks in one list, where a downsampling is known by its second
+    convolution; timm keeps a pre-block with the downsampling after it. The version of RepVGGDW
+    stays: see `to_current` and `to_v1`.
     """
     matches = [re.match(r"features\.([1-9]\d*)\.(token_mixer\.2\.)?", key) for key in state]
     downsamples = {int(m[1]) for m in matches if m and m[2]}
@@ -276,7 +297,9 @@ def convert(state: State) -> State:
         places[i] = stage, position
         position += 1
     timm = [re.match(r"stages[._](\d+)\.blocks\.(\d+)\.", key) for key in state]
-    blocks = Counter(stage for stage, _ in {m.groups() for m in timm if m})  # of each stage, without the pre-block
+    blocks = Counter(
+        stage for stage, _ in {m.groups() for m in timm if m}
+    )  # of each stage, without the pre-block
 
     def rename(key: str) -> str:
         name = re.sub(r"^stages_(\d+)\.", r"stages.\1.", key)  # timm's features_only
@@ -287,7 +310,9 @@ def convert(state: State) -> State:
         if match and int(match[1]) in places:
             i, inner = int(match[1]), match[2]
             if i in downsamples:
-                inner = inner.replace("token_mixer.0.", "spatial.").replace("token_mixer.2.", "pointwise.")
+                inner = inner.replace("token_mixer.0.", "spatial.").replace(
+                    "token_mixer.2.", "pointwise."
+                )
             return "backbone.stages.{}.{}.".format(*places[i]) + _inner(inner)
         if match := re.match(r"stages\.(\d+)\.downsample\.pre_block\.(.+)", name):
             stage = int(match[1]) - 1
@@ -295,7 +320,9 @@ def convert(state: State) -> State:
         if match := re.match(r"stages\.(\d+)\.downsample\.(.+)", name):
             return f"backbone.stages.{match[1]}.0.{_inner(match[2])}"
         if match := re.match(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)", name):
-            return f"backbone.stages.{match[1]}.{int(match[2]) + (match[1] != '0')}.{_inner(match[3])}"
+            return (
+                f"backbone.stages.{match[1]}.{int(match[2]) + (match[1] != '0')}.{_inner(match[3])}"
+            )
         if match := re.match(r"(?:classifier\.classifier|head\.head)(_dist)?\.(bn|l)\.(.+)", name):
             return f"head.classifier.heads.{int(bool(match[1]))}.{int(match[2] == 'l')}.{match[3]}"
         return re.sub(r"^(classifier|head)\.(weight|bias)$", r"head.classifier.2.\2", name)
@@ -338,8 +365,15 @@ def _mixers(state: dict[str, Tensor], mark: str) -> list[str]:
 
 def _scale(state: dict[str, Tensor], norm: str) -> tuple[Tensor, Tensor, Tensor]:
     """Scale, mean and bias of a batch norm in a state, float64."""
-    value = {part: state[f"{norm}.{part}"].double() for part in ("weight", "bias", "running_mean", "running_var")}
-    return value["weight"] * (value["running_var"] + EPS).rsqrt(), value["running_mean"], value["bias"]
+    value = {
+        part: state[f"{norm}.{part}"].double()
+        for part in ("weight", "bias", "running_mean", "running_var")
+    }
+    return (
+        value["weight"] * (value["running_var"] + EPS).rsqrt(),
+        value["running_mean"],
+        value["bias"],
+    )
 
 
 def _unit_norm(bias: Tensor) -> dict[str, Tensor]:
@@ -374,7 +408,8 @@ def to_current(state: State) -> State:
 def to_v1(state: State) -> State:
     """A state in our names with the current RepVGGDW -> the first version's; equal in eval mode only.
 
-    The outer batch norm goes into the 3x3's and the 1x1's. A state of the first version comes back unchanged.
+    The outer batch norm goes into the 3x3's and the 1x1's. A state of the first version comes back
+    unchanged.
     """
     state = dict(state)
     for mixer in _mixers(state, ".conv1.bias"):
@@ -385,7 +420,9 @@ def to_v1(state: State) -> State:
             value = state[f"{mixer}.conv3.1.{part}"]
             state[f"{mixer}.conv3.1.{part}"] = (scale * value.double()).to(value)
         weight, offset = state.pop(f"{mixer}.conv1.weight"), state.pop(f"{mixer}.conv1.bias")
-        pointwise = scale.view(-1, 1, 1, 1) * (weight.double() + 1) - 1  # the raw identity stays unscaled
+        pointwise = (
+            scale.view(-1, 1, 1, 1) * (weight.double() + 1) - 1
+        )  # the raw identity stays unscaled
         state[f"{mixer}.conv1.0.weight"] = pointwise.to(weight)
         bias = (scale * (offset.double() - mean) + bias).to(offset)
         state.update({f"{mixer}.conv1.1.{part}": value for part, value in _unit_norm(bias).items()})

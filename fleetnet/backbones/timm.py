@@ -1,16 +1,17 @@
 """Any timm network as one of ours: "timm/mobilevit_s" (MobileViT, arXiv:2110.02178, is the papers' baseline).
 
-timm (PyTorch Image Models, Wightman 2019, github.com/huggingface/pytorch-image-models) is an extra: pip install timm.
+timm (PyTorch Image Models, Wightman 2019, github.com/huggingface/pytorch-image-models) is an extra:
+pip install timm.
 
     classification   image (N, 3, H, W)  ->  timm's forward_features  ->  timm's forward_head  ->  logits (N, classes)
     other tasks      image (N, 3, H, W)  ->  timm's features_only model  ->  its feature maps, channels first
 
-A classifier is timm's whole network, cut in two where timm itself cuts it, so that every tensor of timm's weights has a
-place and the logits are the same. The option {"classifier": "linear"} pools and classifies the last of the feature maps
-instead; checkpoints of version 0.1 are built so.
+A classifier is timm's whole network, cut in two where timm itself cuts it, so that every tensor of
+timm's weights has a place and the logits are the same. The option {"classifier": "linear"} pools
+and classifies the last of the feature maps instead; checkpoints of version 0.1 are built so.
 
-Differs from the authors' code: the deploy form is what timm's `reparameterize_model` makes of it, with dtype and
-trainability kept.
+Differs from the authors' code: the deploy form is what timm's `reparameterize_model` makes of it,
+with dtype and trainability kept.
 """
 
 import copy
@@ -33,8 +34,18 @@ VARIANTS: dict[str, Callable[..., Backbone]] = {}  # timm's own names are not co
 OPTIONS: tuple[str, ...] = ("classifier",)
 VERSIONS = ()
 WEIGHTS: dict[str, Pretrained] = {}
-CLASSIFIERS = ("own", "linear")  # timm's whole network; pooling and one linear layer on its feature maps
-BUILD_ERRORS = (TypeError, ValueError, AssertionError, NotImplementedError, RuntimeError, AttributeError)
+CLASSIFIERS = (
+    "own",
+    "linear",
+)  # timm's whole network; pooling and one linear layer on its feature maps
+BUILD_ERRORS = (
+    TypeError,
+    ValueError,
+    AssertionError,
+    NotImplementedError,
+    RuntimeError,
+    AttributeError,
+)
 
 TRUNK, OWN_HEAD, LINEAR = "backbone.model.", "head.classifier.model.", "head.classifier.2"
 OURS = (TRUNK, OWN_HEAD)  # how our names begin; no network of timm calls its own parts so
@@ -57,7 +68,9 @@ class Features(nn.Module):
 
     def classifier(self, classes: int) -> nn.Module:
         """(N, C, h, w) -> (N, classes)"""
-        return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes))
+        return nn.Sequential(
+            nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(self.channels[-1], classes)
+        )
 
     def fuse(self) -> nn.Module:
         return _fused(self)
@@ -79,7 +92,9 @@ def nearest(name: str) -> str:
 
     likely = get_close_matches(name.lower(), timm.list_models(), 4, 0.5)
     listed = "timm.list_models() lists all"
-    return f"nearest: {', '.join(f'timm/{model}' for model in likely)}; {listed}" if likely else listed
+    return (
+        f"nearest: {', '.join(f'timm/{model}' for model in likely)}; {listed}" if likely else listed
+    )
 
 
 class Trunk(nn.Module):
@@ -138,7 +153,11 @@ def _fused(module: nn.Module) -> nn.Module:
     trainable = {name: p.requires_grad for name, p in module.named_parameters()}
     example = next(module.parameters(), torch.zeros(()))
     fused = copy.copy(module)
-    fused._modules = {"model": reparameterize_model(cast(nn.Module, module.model)).to(example.device, example.dtype)}
+    fused._modules = {
+        "model": reparameterize_model(cast(nn.Module, module.model)).to(
+            example.device, example.dtype
+        )
+    }
     for name, parameter in fused.named_parameters():  # timm freezes what it did not fuse
         parameter.requires_grad_(trainable.get(name, any(trainable.values())))
     return fused
@@ -155,7 +174,10 @@ def _without(whole: nn.Module, parts: Iterable[str]) -> nn.Module:
 def _recording(model: nn.Module) -> Iterator[set[nn.Module]]:
     """The modules that are called meanwhile."""
     called: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: called.add(module)) for module in model.modules()]
+    hooks = [
+        module.register_forward_pre_hook(lambda module, _: called.add(module))
+        for module in model.modules()
+    ]
     try:
         yield called
     finally:
@@ -167,7 +189,9 @@ def _recording(model: nn.Module) -> Iterator[set[nn.Module]]:
 class Cut:
     """Where timm divides a classifier: what lies behind, and the feature between."""
 
-    head_parts: frozenset[str]  # the children that `forward_head` calls and `forward_features` does not
+    head_parts: frozenset[
+        str
+    ]  # the children that `forward_head` calls and `forward_features` does not
     channels: int
     layout: str  # of the feature in timm: "NCHW", "NHWC", or "NLC" of tokens
 
@@ -196,7 +220,9 @@ def cut_of(name: str) -> Cut:
     if not any(True for part in parts for _ in cast(nn.Module, getattr(model, part)).parameters()):
         raise _no_own_classifier(name, "its head has no parameters of its own")
     if not isinstance(features, Tensor) or features.ndim not in (3, 4):
-        raise _no_own_classifier(name, f"its feature is {getattr(features, 'shape', type(features).__name__)}")
+        raise _no_own_classifier(
+            name, f"its feature is {getattr(features, 'shape', type(features).__name__)}"
+        )
     channels = cast(Any, model).num_features
     if features.ndim == 3:
         return Cut(frozenset(parts), features.shape[-1], "NLC")
@@ -207,12 +233,15 @@ def cut_of(name: str) -> Cut:
 
 def _no_own_classifier(name: str, reason: str) -> ModelError:
     return ModelError(
-        f"timm/{name} cannot be divided into features and head: {reason}. With options={{'classifier': 'linear'}} "
-        "(--options.classifier linear) its feature maps get a linear classifier"
+        f"timm/{name} cannot be divided into features and head: {reason}. With "
+        f"options={{'classifier': 'linear'}} (--options.classifier linear) its feature maps get a "
+        "linear classifier"
     )
 
 
-def create(name: str, drop_path: float = 0.0, output_stride: int = 32, classes: int = 2, **more: Any) -> nn.Module:
+def create(
+    name: str, drop_path: float = 0.0, output_stride: int = 32, classes: int = 2, **more: Any
+) -> nn.Module:
     """A network by timm's name, with random weights unless `more` says otherwise; `ModelError` in timm's words."""
     import timm
 
@@ -230,11 +259,13 @@ def create(name: str, drop_path: float = 0.0, output_stride: int = 32, classes: 
         raise ModelError(f"timm/{name} cannot be built with {asked}: timm says {error}") from error
 
 
-def make(name: str, drop_path: float, output_stride: int, options: Mapping[str, Option]) -> Features | Trunk:
+def make(
+    name: str, drop_path: float, output_stride: int, options: Mapping[str, Option]
+) -> Features | Trunk:
     """A timm network by its own name, with random weights.
 
-    Raises `ModelError` if timm is not installed, has no such model, or if the model cannot give feature maps, drop path
-    or the output stride asked for; `UsageError` for an unknown option.
+    Raises `ModelError` if timm is not installed, has no such model, or if the model cannot give
+    feature maps, drop path or the output stride asked for; `UsageError` for an unknown option.
     """
     check_name(name)
     for key in options:
@@ -242,7 +273,10 @@ def make(name: str, drop_path: float, output_stride: int, options: Mapping[str, 
             raise UsageError(f"timm/{name} has no option {key!r}: {choose(key, OPTIONS)}")
     classifier = options.get("classifier", "linear")
     if classifier not in CLASSIFIERS:
-        raise UsageError(f"option classifier of timm/{name} is {classifier!r}: {choose(str(classifier), CLASSIFIERS)}")
+        raise UsageError(
+            f"option classifier of timm/{name} is {classifier!r}: "
+            f"{choose(str(classifier), CLASSIFIERS)}"
+        )
     if classifier == "own":
         return Trunk(name, drop_path, output_stride)
     return Features(create(name, drop_path, output_stride, features_only=True))
@@ -294,8 +328,9 @@ def published(name: str) -> Pretrained:
 def convert_for(name: str, task: str) -> Callable[[State], State]:
     """What renames the tensors of a timm checkpoint of the network `name` for a model of a task.
 
-    Of a classifier every tensor has a place, in the features or in the head. Other tasks have the tensors of the
-    feature maps under the names of timm's features_only model; the rest is of a classifier's head, and stays unused.
+    Of a classifier every tensor has a place, in the features or in the head. Other tasks have the
+    tensors of the feature maps under the names of timm's features_only model; the rest is of a
+    classifier's head, and stays unused.
     """
     return _for_classifier(name) if task == "classification" else _for_features(name)
 
@@ -322,7 +357,9 @@ def _for_features(name: str) -> Callable[[State], State]:
             of_timm = key.removeprefix(TRUNK).removeprefix(OWN_HEAD)
             if of_timm in renamed:
                 key = TRUNK + renamed[of_timm]
-            elif not key.startswith(("head.", TRUNK)) or (key.startswith(TRUNK) and of_timm in _classifier_names(name)):
+            elif not key.startswith(("head.", TRUNK)) or (
+                key.startswith(TRUNK) and of_timm in _classifier_names(name)
+            ):
                 key = OWN_HEAD + of_timm
             converted[key] = value
         return converted
@@ -361,7 +398,8 @@ def _classifier_names(name: str) -> frozenset[str]:
 def feature_names(name: str) -> Mapping[str, str]:
     """The names of a classifier's tensors in timm -> those of the same tensors in timm's features_only model.
 
-    A features_only model keeps the names, or puts "model." before them, or joins the first two parts with a "_".
+    A features_only model keeps the names, or puts "model." before them, or joins the first two
+    parts with a "_".
     """
     with torch.device("meta"):
         of_features = create(name, features_only=True).state_dict()
@@ -370,7 +408,10 @@ def feature_names(name: str) -> Mapping[str, str]:
     for key in of_features:
         first, _, rest = key.partition(".")
         words = first.split("_")
-        joined = ["_".join(words[:i]) + "." + "_".join(words[i:]) + "." + rest for i in range(1, len(words))]
+        joined = [
+            "_".join(words[:i]) + "." + "_".join(words[i:]) + "." + rest
+            for i in range(1, len(words))
+        ]
         for original in (key, key.removeprefix("model."), *joined):
             if original in of_classifier:
                 renamed[original] = key

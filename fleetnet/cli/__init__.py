@@ -1,9 +1,10 @@
 """The command line: one file is one verb. The only place that prints, parses arguments or decides exit codes.
 
-A verb's file has `EXAMPLE` (a command to copy), `arguments(parser)` and `run(given) -> dict`, which prints its tables
-to standard output and returns everything they show; `--json` prints that as the last line. It may put an `exit_code`
-into what it returns. Progress and messages go to standard error. Importing this module loads neither torch nor a verb,
-so that `fleetnet --help` answers at once.
+A verb's file has `EXAMPLE` (a command to copy), `arguments(parser)` and `run(given) -> dict`, which
+prints its tables to standard output and returns everything they show; `--json` prints that as the
+last line. It may put an `exit_code` into what it returns. Progress and messages go to standard
+error. Importing this module loads neither torch nor a verb, so that `fleetnet --help` answers at
+once.
 """
 
 import contextlib
@@ -19,15 +20,18 @@ from ..reading import to_json
 from ._show import say
 
 VERBS = {  # in the order of use
-    "demo": "train, collapse, export, verify and measure a network on generated images (about two minutes)",
+    "demo": "train, collapse, export, verify and measure a network on generated images (about two "
+    "minutes)",
     "train": "train a network on your images, or continue with --resume",
     "eval": "accuracy, AP or IoU of a checkpoint or an exported file on your images",
     "predict": "names, boxes, masks or label maps for image files",
     "reparam": "collapse to the deploy form and prove that nothing changed",
     "export": "write the file for a runtime, verified before it is handed over",
-    "verify": "check an exported file against its checkpoint, and name the first layer that differs",
+    "verify": "check an exported file against its checkpoint, and name the first layer that "
+    "differs",
     "quantize": "int8 for onnxruntime or OpenVINO, handed over only if accuracy stays",
-    "bench": "latency of models, forms, runtimes and threads in turn; --tune finds the fastest; phones and boards",
+    "bench": "latency of models, forms, runtimes and threads in turn; --tune finds the fastest; "
+    "phones and boards",
     "flops": "parameters, MACs, FLOPs, activations and bytes, by module",
     "models": "the networks, their size and published accuracy",
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
@@ -42,11 +46,11 @@ def _help() -> str:
     width = max(map(len, VERBS))
     verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
     return (
-        "usage: fleetnet VERB [options]     (fleetnet VERB --help shows the options, their defaults and an example)\n\n"
-        f"{verbs}\n\n"
-        "Every verb takes --json (the last line of output is one JSON document) and --debug (show tracebacks).\n"
-        "Exit codes: 0 done, 1 failure, 2 usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted,\n"
-        "143 terminated (SIGTERM). Interrupted or terminated, training keeps its last whole epoch for --resume."
+        "usage: fleetnet VERB [options]     (fleetnet VERB --help shows the options, their "
+        f"defaults and an example)\n\n{verbs}\n\nEvery verb takes --json (the last line of output "
+        "is one JSON document) and --debug (show tracebacks).\nExit codes: 0 done, 1 failure, 2 "
+        "usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted,\n143 terminated "
+        "(SIGTERM). Interrupted or terminated, training keeps its last whole epoch for --resume."
     )
 
 
@@ -97,7 +101,10 @@ def _termination() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
         raise Terminated
 
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    ours = (
+        threading.current_thread() is threading.main_thread()
+        and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    )
     if ours:
         signal.signal(signal.SIGTERM, stop)
     try:
@@ -151,7 +158,9 @@ def _dispatch(words: list[str]) -> int:
     if given is None:  # --help
         return 0
     document = module.run(given)
-    exit_code = document.pop("exit_code", 0)  # of a verb that did its work for some of the files only
+    exit_code = document.pop(
+        "exit_code", 0
+    )  # of a verb that did its work for some of the files only
     if as_json:
         print(to_json(document))
     return exit_code

@@ -1,6 +1,7 @@
 """Parsing the arguments of a verb with jsonargparse: kebab-case flags, types checked, mistakes answered in plain words.
 
-Whoever comes from another tool types its flags first. Each such mistake is answered with what to type here.
+Whoever comes from another tool types its flags first. Each such mistake is answered with what to
+type here.
 """
 
 import contextlib
@@ -21,7 +22,12 @@ from ..errors import UsageError, choose
 from ..find import constant, names
 from ..synonyms import meanings, plain
 
-EXAMPLES = {int: "a whole number, such as 8", float: "a number, such as 0.001", bool: "true or false", str: "a text"}
+EXAMPLES = {
+    int: "a whole number, such as 8",
+    float: "a number, such as 0.001",
+    bool: "true or false",
+    str: "a text",
+}
 RESTRICTED = {  # the types of jsonargparse that have bounds
     "PositiveInt": "a whole number of at least 1",
     "NonNegativeInt": "a whole number of at least 0",
@@ -77,12 +83,15 @@ def add_settings(parser: ArgumentParser, settings: type, required: Sequence[str]
 def new_parser(verb: str, text: str, module: ModuleType | None) -> ArgumentParser:
     example = f"example:\n  {module.EXAMPLE}" if module is not None else None
     parser = ArgumentParser(
-        prog=f"fleetnet {verb}", description=text, epilog=example, exit_on_error=False, allow_abbrev=False,
+        prog="fleetnet "
+             f"{verb}", description=text, epilog=example, exit_on_error=False, allow_abbrev=False,
         formatter_class=RawDescriptionHelpFormatter,
     )  # fmt: skip
     if module is not None:
         module.arguments(parser)
-        parser.add_argument("--json", action="store_true", help="print one JSON document as the last line")
+        parser.add_argument(
+            "--json", action="store_true", help="print one JSON document as the last line"
+        )
     return parser
 
 
@@ -117,7 +126,9 @@ def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str,
     return {**values, **typed}
 
 
-def check_outputs(given: Mapping[str, Any], folders: Sequence[str] = (), files: Sequence[str] = ()) -> None:
+def check_outputs(
+    given: Mapping[str, Any], folders: Sequence[str] = (), files: Sequence[str] = ()
+) -> None:
     """`WriteError` unless what these flags name can be written; asked before the work, not found out after it."""
     from ..files import check_writable
 
@@ -136,7 +147,11 @@ def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:
             raise UsageError(f"{verb} has no flag {name}: {known}")
         if re.fullmatch("-[a-zA-Z]+", name) and name not in ("-h",):
             following = _as_flags(words[i + 1 :], flags)
-            known = f"write {following}" if following else choose(name, flags, "flag", f"fleetnet {verb} --help")
+            known = (
+                f"write {following}"
+                if following
+                else choose(name, flags, "flag", f"fleetnet {verb} --help")
+            )
             raise UsageError(f"{verb} has no flag {name}: {known}")
         alone = not word.startswith("-") and (i == 0 or not words[i - 1].startswith("-"))
         if alone and not Path(word).exists():
@@ -146,7 +161,12 @@ def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:
 
 
 def _flags(parser: ArgumentParser) -> list[str]:
-    return [option for action in parser._actions for option in action.option_strings if option.startswith("--")]
+    return [
+        option
+        for action in parser._actions
+        for option in action.option_strings
+        if option.startswith("--")
+    ]
 
 
 def _positional(parser: ArgumentParser) -> list[str]:
@@ -180,7 +200,10 @@ def _in_plain_words(parser: ArgumentParser, error: str, words: Sequence[str] | N
     said = " ".join(error.split())
     wrong = re.search(r'(?:Parser key|key) "([^"]+)"', said)
     if wrong and (action := _action(parser, wrong[1])):
-        value = re.search(r"[Vv]alue: (.*?)$|literal for int\(\) with base 10: (.*)$|: (\S+) does not conform", said)
+        value = re.search(
+            r"[Vv]alue: (.*?)$|literal for int\(\) with base 10: (.*)$|: (\S+) does not conform",
+            said,
+        )
         given = next(filter(None, value.groups()), "").strip("'") if value else ""
         return _wrong_value(action, given, "key" if words is None else "flag")
     if wanting := re.search(r"argument (--\S+): expected (?:one|at least one) argument", said):
@@ -240,7 +263,12 @@ def _members(kind: Any) -> list[Any]:
 
 
 def _choices(kind: Any) -> list[str]:
-    return [str(value) for member in _members(kind) if get_origin(member) is Literal for value in get_args(member)]
+    return [
+        str(value)
+        for member in _members(kind)
+        if get_origin(member) is Literal
+        for value in get_args(member)
+    ]
 
 
 def _is_mapping(kind: Any) -> bool:

@@ -16,7 +16,10 @@ def say_data(name: str, split: "Split", contents: "Contents") -> None:
     where = f" from {split.source}" if split.source else ""
     objects = f", {contents.total} objects" if contents.unit == "objects" else ""
     skipped = f", {len(split.skipped)} skipped"
-    say(f"{name}: {len(split.samples)} images{objects}, {len(split.classes)} classes{skipped}{where}")
+    say(
+        f"{name}: {len(split.samples)} images{objects}, {len(split.classes)} "
+        f"classes{skipped}{where}"
+    )
     say(f"  {contents.unit} by class: {contents.text(split.classes)}")
     if split.annotations.lost():
         say(f"  {split.annotations}")

@@ -13,16 +13,21 @@ KEYS = ("max_objects", "nms", "score", "only")
 def add_limits(parser: "ArgumentParser", score: str) -> None:
     """The options; `score` is the help of --score."""
     parser.add_argument(
-        "--max-objects", type=PositiveInt, help="detectors: objects of a picture that are kept, the best (default: 100)"
+        "--max-objects",
+        type=PositiveInt,
+        help="detectors: objects of a picture that are kept, the best (default: 100)",
     )
     parser.add_argument(
         "--nms", type=ClosedUnitInterval,
-        help="detectors: overlap (IoU) of two boxes of a class from which the less certain is dropped (default: of the "
-        "task; ssd and maskrcnn 0.5, yolo 0.65)",
+        help="detectors: overlap (IoU) of two boxes of a class from which the less certain is "
+             "dropped (default: of the task; ssd and maskrcnn 0.5, yolo 0.65)",
     )  # fmt: skip
     parser.add_argument("--score", type=ClosedUnitInterval, help=score)
     parser.add_argument(
-        "--only", action="append", metavar="CLASS", help="detectors: only this class; may be given several times"
+        "--only",
+        action="append",
+        metavar="CLASS",
+        help="detectors: only this class; may be given several times",
     )
 
 

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from ..training.hooks import Progress
 
 SHORTEST_BAR = 8  # characters, with the blank before it
-# C0 but for tab and line break, DEL and C1; marks of direction, which let "gpj.exe" read as "exe.jpg"; separators
+# C0 but for tab and line break, DEL and C1; marks of direction, which let "gpj.exe" read as
+# "exe.jpg"; separators
 CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 SECONDS_BETWEEN_LINES = 10  # where standard error is not a terminal
 
@@ -20,8 +21,9 @@ SECONDS_BETWEEN_LINES = 10  # where standard error is not a terminal
 def printable(text: object, stream: TextIO | None = None) -> str:
     r"""Text as it may reach a terminal: what would move the cursor, change colors or turn the writing is spelled out.
 
-    Names of classes and files are the user's, or a stranger's: "\x1b[2J" in one would clear the screen. Line breaks and
-    tabs stay. What the stream's encoding lacks is spelled out too, such as the bytes of a file name that is no text.
+    Names of classes and files are the user's, or a stranger's: "\x1b[2J" in one would clear the
+    screen. Line breaks and tabs stay. What the stream's encoding lacks is spelled out too, such as
+    the bytes of a file name that is no text.
     """
     spelled = CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
     encoding = (getattr(stream, "encoding", None) or "utf-8") if stream is not None else "utf-8"
@@ -38,12 +40,15 @@ def tell(message: object) -> None:
     print(printable(message, sys.stdout))
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()) -> None:
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()
+) -> None:
     """A table on standard output, of which nothing is ever cut; columns after the first are right-aligned.
 
-    Where a terminal is too narrow, sentences and headings are wrapped at their spaces; then the columns in `least` are
-    left out, the first of them first, which is said; and where that is not enough, each row becomes a few lines. In a
-    file or a pipe a table is as wide as it needs to be: its reader may search it for names.
+    Where a terminal is too narrow, sentences and headings are wrapped at their spaces; then the
+    columns in `least` are left out, the first of them first, which is said; and where that is not
+    enough, each row becomes a few lines. In a file or a pipe a table is as wide as it needs to be:
+    its reader may search it for names.
     """
     from rich.console import Console
 
@@ -80,7 +85,9 @@ def _frame(shown: Sequence[int]) -> int:
     return 3 * len(shown) + 1
 
 
-def _narrowest(columns: Sequence[str], cells: Sequence[Sequence[str]], shown: Sequence[int]) -> list[int]:
+def _narrowest(
+    columns: Sequence[str], cells: Sequence[Sequence[str]], shown: Sequence[int]
+) -> list[int]:
     """The least width of each column shown in which no word is broken."""
     from rich.cells import cell_len
 
@@ -107,7 +114,9 @@ def _widths(
     if room < 0:
         return None
     wanted = sum(natural) - sum(widths)
-    return [least + (most - least) * room // wanted for least, most in zip(widths, natural, strict=True)]
+    return [
+        least + (most - least) * room // wanted for least, most in zip(widths, natural, strict=True)
+    ]
 
 
 def _draw(
@@ -122,7 +131,9 @@ def _draw(
     for i, width in zip(shown, widths, strict=True):
         drawn.add_column(columns[i], justify="right" if i else "left", width=width, overflow="fold")
     for row in cells:
-        drawn.add_row(*(Text(row[i]) for i in shown))  # as it is: to rich, the brackets of an extra are markup
+        drawn.add_row(
+            *(Text(row[i]) for i in shown)
+        )  # as it is: to rich, the brackets of an extra are markup
     (console if console.is_terminal else Console(width=sum(widths) + _frame(shown))).print(drawn)
 
 
@@ -144,7 +155,9 @@ def shown(value: Any) -> str:
 
 def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    return (
+        f"{minutes // 60}:{minutes % 60:02}:{rest:02}" if minutes >= 60 else f"{minutes}:{rest:02}"
+    )
 
 
 def rate(images_per_second: float) -> str:
@@ -179,7 +192,9 @@ class TrainingProgress:
         now = time.monotonic()
         parts = [
             f"epoch {p.epoch}/{p.epochs} step {p.step}/{p.steps} loss {p.loss:.3f}",
-            f"left {duration(p.seconds_left)}", rate(p.images_per_second), f"lr {p.lr:.2e}", f"{p.memory:.0f} MB",
+            f"left {duration(p.seconds_left)}", rate(p.images_per_second), "lr "
+                                                                           f"{p.lr:.2e}", f"{p.memory:.0f} "
+                                                                                          "MB",
         ]  # fmt: skip
         text = " ".join(parts)
         if self.bar is not None:

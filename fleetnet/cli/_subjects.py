@@ -54,8 +54,14 @@ def threads_of(text: str | None) -> list[int]:
     """Numbers of threads from "1,2"; none from None."""
     parts = text.split(",") if text is not None else []
     numbers = [int(part) for part in parts if part.strip().isdecimal()]
-    if len(numbers) != len(parts) or min(numbers, default=1) < 1 or len(set(numbers)) != len(numbers):
-        raise UsageError(f"threads is {text!r}; allowed: one number of at least 1, or several such as 1,2")
+    if (
+        len(numbers) != len(parts)
+        or min(numbers, default=1) < 1
+        or len(set(numbers)) != len(numbers)
+    ):
+        raise UsageError(
+            f"threads is {text!r}; allowed: one number of at least 1, or several such as 1,2"
+        )
     return numbers
 
 
@@ -89,7 +95,9 @@ def calling(runner: Callable[["np.ndarray"], object], image: "np.ndarray") -> Ca
     return lambda: runner(image)
 
 
-def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> tuple[list[Subject], list[str]]:
+def subjects(
+    given: Mapping[str, Any], threads: Sequence[int], folder: Path
+) -> tuple[list[Subject], list[str]]:
     """All that the flags ask for, files exported into `folder`, and a line for each that could not be had."""
     from ..runtimes import by_suffix, choice
 
@@ -112,10 +120,16 @@ def subjects(given: Mapping[str, Any], threads: Sequence[int], folder: Path) -> 
             found += of_file(path, threads, told.get(model), trust=bool(given.get("trust")))
         else:
             size, accuracy = given.get("size"), told.get(model)
-            found += _of_model(model, runtimes, forms, size, threads, accuracy, folder / str(i), skipped)
+            found += _of_model(
+                model, runtimes, forms, size, threads, accuracy, folder / str(i), skipped
+            )
     skipped += one_pool(found, threads)
     if not found:
-        raise ExportError(skipped[0]) if skipped else UsageError("nothing to measure: --forms and --to are none")
+        raise (
+            ExportError(skipped[0])
+            if skipped
+            else UsageError("nothing to measure: --forms and --to are none")
+        )
     return found, skipped
 
 
@@ -131,8 +145,9 @@ def one_pool(found: Sequence[Subject], threads: Sequence[int]) -> list[str]:
     """A line for each runtime that was left out with all but the first number of threads; it is said too."""
     runtimes = {s.runtime for s in found if len(possible(s.runtime, threads)) < len(threads)}
     lines = [
-        f"{runtime} with {', '.join(map(str, threads[1:]))} threads: all its files in a process share one number of "
-        f"threads, so it is timed with {threads[0]}; for another number run it with that --threads alone"
+        f"{runtime} with {', '.join(map(str, threads[1:]))} threads: all its files in a process "
+        f"share one number of threads, so it is timed with {threads[0]}; for another number run it "
+        "with that --threads alone"
         for runtime in sorted(runtimes)
     ]
     for line in lines:
@@ -163,7 +178,9 @@ def of_file(
     def call(count: int) -> Callable[[], object]:
         return calling(load_file(predictor.runtime, path, count, trust=trust), image)
 
-    measured = decisive((facts.get("int8") or {}).get("int8") or facts.get("metrics"))  # those are the checkpoint's
+    measured = decisive(
+        (facts.get("int8") or {}).get("int8") or facts.get("metrics")
+    )  # those are the checkpoint's
     return [
         Subject(
             str(path), "", predictor.runtime, title, count, size, call(count),
@@ -197,10 +214,15 @@ def _of_model(
     found: list[Subject] = []
     if "multi-branch" in forms and form == "multi-branch":
         many, call = count(net, example), eager(net, example)
-        found += [Subject(model, form, "torch", "torch", n, pixels, call, accuracy, many) for n in threads]
+        found += [
+            Subject(model, form, "torch", "torch", n, pixels, call, accuracy, many) for n in threads
+        ]
     if "deploy" in forms:
         call = eager(deploy, example)
-        found += [Subject(model, "deploy", "torch", "torch", n, pixels, call, accuracy, counts) for n in threads]
+        found += [
+            Subject(model, "deploy", "torch", "torch", n, pixels, call, accuracy, counts)
+            for n in threads
+        ]
     outputs = tuple(named(eager(deploy, example)())) if to else ()
     for name, precision in to:
         runtime, title = runtimes.find(name), label(name, precision)
@@ -227,7 +249,9 @@ def _of_model(
     return found
 
 
-def _networks(model: str, size: str | None) -> tuple["nn.Module", "nn.Module", "Tensor", str, Accuracy | None]:
+def _networks(
+    model: str, size: str | None
+) -> tuple["nn.Module", "nn.Module", "Tensor", str, Accuracy | None]:
     """A model as it is, its deploy form, an image, the form it is in, and its accuracy where that is known."""
     import torch
 
@@ -245,7 +269,12 @@ def _networks(model: str, size: str | None) -> tuple["nn.Module", "nn.Module", "
         deploy = reparameterize(loaded.model, example)
         return loaded.model, deploy, example, loaded.meta["form"], decisive(loaded.metrics)
     if model.startswith("timm/"):
-        return *_peer(model.removeprefix("timm/")), torch.randn(1, 3, *parse_size(size or 224)), FORMS[0], None
+        return (
+            *_peer(model.removeprefix("timm/")),
+            torch.randn(1, 3, *parse_size(size or 224)),
+            FORMS[0],
+            None,
+        )
     net = create_model(model).eval()
     example = torch.randn(1, 3, *parse_size(size or tasks.find(split_name(model)[0]).SIZE))
     published = pretrained(model) if net.task == "classification" else None

@@ -25,7 +25,10 @@ class Terminal(Hook):
 
     def start(self, run: Run, config: TrainConfig) -> None:
         if run.epochs == config.epochs:
-            say(f"{run.folder} has been trained for all of its {run.epochs} epochs; more with --epochs")
+            say(
+                f"{run.folder} has been trained for all of its {run.epochs} epochs; more with "
+                "--epochs"
+            )
         say(f"run folder: {run.folder}")
         self.progress = TrainingProgress()
 
@@ -46,7 +49,9 @@ def say_epoch(line: Line) -> None:
     scores = []
     for form in ("raw", "ema"):
         if form in line:
-            figures = [f"{name} {shown(value)}" for name, value in line[form].items() if _is_figure(value)]
+            figures = [
+                f"{name} {shown(value)}" for name, value in line[form].items() if _is_figure(value)
+            ]
             scores.append(f"{form} {' '.join(figures[:SHOWN])}")
     lost = f"  skipped {len(line['skipped'])} unreadable" if line["skipped"] else ""
     loss, seconds = line["train"]["loss"], duration(line["seconds"])
@@ -63,7 +68,9 @@ def say_result(run: Path, config: TrainConfig, log: list[Line], best: Result) ->
     if len(log) < config.epochs:
         since = f"no better one since epoch {best['epoch']} (patience {config.patience})"
         say(f"stopped after epoch {len(log)}: {since}")
-    rows = [[name, shown(value)] for name, value in best.items() if not isinstance(value, list | dict)]
+    rows = [
+        [name, shown(value)] for name, value in best.items() if not isinstance(value, list | dict)
+    ]
     table(f"Best of {len(log)} epochs: {run / BEST}", ["metric", "value"], rows)
     for note in best.get("notes", ()):
         say(f"note: {note}")

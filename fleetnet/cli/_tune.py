@@ -1,7 +1,8 @@
 """`fleetnet bench --tune`: the fastest runtime, precision and threads on this machine that still finds what it should.
 
-Every candidate is exported and proven as `fleetnet export` does, judged on the user's images, and timed in turn with
-all others. It is judged by accuracy where images have labels, else by how often it agrees with the model.
+Every candidate is exported and proven as `fleetnet export` does, judged on the user's images, and
+timed in turn with all others. It is judged by accuracy where images have labels, else by how often
+it agrees with the model.
 """
 
 import os
@@ -38,8 +39,12 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     limit = given.get("max_drop", MAX_DROP)
     reference = load(model)
     if reference.runtime != "torch":
-        raise UsageError(f"--tune begins with a run folder or a checkpoint, and {model} is an exported file")
-    others = {path: _alike(load(path, trust=trust), reference, path) for path in files}  # before what takes minutes
+        raise UsageError(
+            f"--tune begins with a run folder or a checkpoint, and {model} is an exported file"
+        )
+    others = {
+        path: _alike(load(path, trust=trust), reference, path) for path in files
+    }  # before what takes minutes
     say(f"judging {model}")
     judge, expected, by, pictures = _judge(reference, given["data"], given.get("format"))
     found, skipped = _in_torch(model, threads), []
@@ -50,19 +55,27 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
             say(f"exporting to {name}:{precision} and judging it")
             try:
                 file = _export(model, name, precision, Path(folder), pictures)
-                candidates, score = of_file(file, threads, trust=True), judge(load(file, trust=True))
+                candidates, score = (
+                    of_file(file, threads, trust=True),
+                    judge(load(file, trust=True)),
+                )
             except (ExportError, ModelError) as error:
                 skipped.append(f"{name}:{precision}: {error}")
                 say(f"skipped {skipped[-1]}")
                 continue
             title = candidates[0].title
             scores[title] = score
-            commands[title] = f"fleetnet export --model {shlex.quote(str(model))} --to {name}:{precision}"
+            commands[title] = (
+                f"fleetnet export --model {shlex.quote(str(model))} --to {name}:{precision}"
+            )
             found += [replace(subject, model="") for subject in candidates]
         for path, other in others.items():
             say(f"judging {path}")
             scores[path] = judge(other)
-            found += [replace(subject, model="", title=path) for subject in of_file(Path(path), threads, trust=trust)]
+            found += [
+                replace(subject, model="", title=path)
+                for subject in of_file(Path(path), threads, trust=trust)
+            ]
         skipped += one_pool(found, threads)
         subjects = {subject.name(several=True): subject for subject in found}
         rows, card, during = measure(subjects, given.get("runs", 100), given.get("warmup", 10))
@@ -86,7 +99,9 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
         for d in documents
     ]  # fmt: skip
     columns = ["", "median ms", "p90 ms", "working ms", "x as fast", "%", "lost", ""]
-    table(f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines, ("p90 ms", "working ms"))
+    table(
+        f"{model}, % is {by}; x as fast as {rows[0].name}", columns, lines, ("p90 ms", "working ms")
+    )
     tell(f"fastest that loses no more than {limit:g} points: {best}")
     if level:
         tell(f"as fast, as far as this run can tell: {', '.join(level)}")
@@ -103,7 +118,9 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     }  # fmt: skip
 
 
-def fastest(rows: Sequence["Row"], drops: Mapping[str, float], limit: float) -> tuple[str, list[str]]:
+def fastest(
+    rows: Sequence["Row"], drops: Mapping[str, float], limit: float
+) -> tuple[str, list[str]]:
     """The fastest row of those that lose no more than `limit`, and those of them that may be as fast."""
     from .. import bench
 
@@ -111,7 +128,11 @@ def fastest(rows: Sequence["Row"], drops: Mapping[str, float], limit: float) -> 
     speeds = bench.ratios(rows, rows[0].name)
     best = max(allowed, key=lambda row: speeds[row.name]).name
     behind, by = bench.ratios(allowed, best), bench.uncertainty(allowed, best)
-    level = [row.name for row in allowed if row.name != best and behind[row.name] * (1 + (by[row.name] or 0)) >= 1]
+    level = [
+        row.name
+        for row in allowed
+        if row.name != best and behind[row.name] * (1 + (by[row.name] or 0)) >= 1
+    ]
     return best, level
 
 
@@ -156,16 +177,21 @@ def _export(model: str, name: str, precision: str, folder: Path, pictures: "Sequ
 def _alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
     """The file, if it is one, and of the same task and classes as the model."""
     if file.runtime == "torch":
-        raise UsageError(f"--tune takes one checkpoint and exported files, and {path} is another checkpoint")
+        raise UsageError(
+            f"--tune takes one checkpoint and exported files, and {path} is another checkpoint"
+        )
     if (file.task, file.classes) != (reference.task, reference.classes):
         raise ModelError(
-            f"{path} is of the task {file.task} with {len(file.classes)} classes, the model of {reference.task} with "
-            f"{len(reference.classes)}: only files of the same model can be compared"
+            f"{path} is of the task {file.task} with {len(file.classes)} classes, the model of "
+            f"{reference.task} with {len(reference.classes)}: only files of the same model can be "
+            "compared"
         )
     return file
 
 
-def _judge(reference: "Predictor", root: str, format: str | None) -> "tuple[Judge, float, str, Sequence[One]]":
+def _judge(
+    reference: "Predictor", root: str, format: str | None
+) -> "tuple[Judge, float, str, Sequence[One]]":
     """What gives a file's score in percent, that of the model, what it is, and some pictures for proofs."""
     from .. import data, tasks
     from ..data._contents import check_usable, contents_of
@@ -176,12 +202,18 @@ def _judge(reference: "Predictor", root: str, format: str | None) -> "tuple[Judg
     target = tasks.find(reference.task).TARGET
     formats = [data.find(name) for name in names("data")]
     formats = [format for format in formats if target in format.TARGETS]
-    if format is None and Path(root).is_dir() and not any(module.detect(root) for module in formats):
+    if (
+        format is None
+        and Path(root).is_dir()
+        and not any(module.detect(root) for module in formats)
+    ):
         pictures: list[One] = [*find_images(root)[0]]
         if not pictures:
             raise DataError(f"no images in {root!r}")
         if target not in ("label", "semantic"):
-            raise DataError(f"{root!r} has no labels, and files of a detector are judged by labels: give some")
+            raise DataError(
+                f"{root!r} has no labels, and files of a detector are judged by labels: give some"
+            )
         by = f"agreement with the model on {len(pictures)} images without labels"
         return _agreement(reference, pictures), 100.0, by, pictures[:PICTURES]
     split = by_name(data.load(root, "val", format, target), reference.classes, "the model")
@@ -202,7 +234,9 @@ def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
     from ..transforms import ImageDataset, collate
 
     images = ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET)
-    result = evaluate(predictor, predictor.task, DataLoader(images, BATCH, collate_fn=collate), split.classes)
+    result = evaluate(
+        predictor, predictor.task, DataLoader(images, BATCH, collate_fn=collate), split.classes
+    )
     return next(iter(result.items()))
 
 
@@ -213,13 +247,20 @@ def _agreement(reference: "Predictor", pictures: "Sequence[One]") -> Judge:
     def classes(predictor: "Predictor") -> Iterator[torch.Tensor]:
         for picture in pictures:  # one at a time, and small: maps are as large as the pictures
             (found,) = predictor.predictions([picture])
-            answer = found["semantic"] if "semantic" in found else found["logits"].argmax(0, keepdim=True)
+            answer = (
+                found["semantic"]
+                if "semantic" in found
+                else found["logits"].argmax(0, keepdim=True)
+            )
             yield answer.to(torch.int16)
 
     expected = list(classes(reference))
 
     def judge(predictor: "Predictor") -> float:
-        same = [(ours == theirs).sum().item() for ours, theirs in zip(expected, classes(predictor), strict=True)]
+        same = [
+            (ours == theirs).sum().item()
+            for ours, theirs in zip(expected, classes(predictor), strict=True)
+        ]
         return 100 * sum(same) / sum(map(torch.Tensor.numel, expected))
 
     return judge

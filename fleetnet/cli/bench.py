@@ -21,19 +21,49 @@ if TYPE_CHECKING:
 EXAMPLE = "fleetnet bench --model mobileone_s0 repvit_m0_9 timm/mobilevit_s --to onnx --size 224 --threads 1"
 SIZES = {"MACs": "macs", "parameters": "parameters", "activations": "activations", "bytes": "bytes"}
 FEWEST = 5  # networks, for a rank correlation to say anything
-LEAST = ("min ms", "mean ms", "waited", "p90 ms", "images/s", "working ms")  # left out first where it is narrow
-NEEDS = {"data": "tune", "format": "tune", "max_drop": "tune", "binary": "device", "device": "binary"}
+LEAST = (
+    "min ms",
+    "mean ms",
+    "waited",
+    "p90 ms",
+    "images/s",
+    "working ms",
+)  # left out first where it is narrow
+NEEDS = {
+    "data": "tune",
+    "format": "tune",
+    "max_drop": "tune",
+    "binary": "device",
+    "device": "binary",
+}
 FIGURES = (".png", ".svg", ".pdf")
 APART = ("device", "plot", "accuracy", "forms", "size")  # what --tune has no use for
 
 
 def arguments(parser: "ArgumentParser") -> None:
     add = parser.add_argument
-    add("--model", nargs="+", type=str, help="run folders, checkpoints, exported files, names, or peers (timm/NAME)")
-    add("--to", type=str, help="runtimes to export to, as onnx,openvino:bf16 (default: onnx), or none")
+    add(
+        "--model",
+        nargs="+",
+        type=str,
+        help="run folders, checkpoints, exported files, names, or peers (timm/NAME)",
+    )
+    add(
+        "--to",
+        type=str,
+        help="runtimes to export to, as onnx,openvino:bf16 (default: onnx), or none",
+    )
     add("--forms", type=str, help="forms to time in torch (default: multi-branch,deploy), or none")
-    add("--size", type=str | None, help=f"of models given by name (default: {usual_sizes()}); others have one")
-    add("--threads", type=str, help="CPU threads, one number or several as 1,2 (default: 1; --tune: 1 and all cores)")
+    add(
+        "--size",
+        type=str | None,
+        help=f"of models given by name (default: {usual_sizes()}); others have one",
+    )
+    add(
+        "--threads",
+        type=str,
+        help="CPU threads, one number or several as 1,2 (default: 1; --tune: 1 and all cores)",
+    )
     add("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
     add("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
     add("--trust", action="store_true", help=TRUST)
@@ -47,7 +77,11 @@ def arguments(parser: "ArgumentParser") -> None:
     add("--format", type=str | None, help="--tune: format of the data, where finding it out fails")
     help = "--tune: points of accuracy, or of agreement with the float model, that may be lost (default: 1.0)"
     add("--max-drop", type=NonNegativeFloat, help=help)
-    add("--device", type=str, help="measure the files on adb:SERIAL or ssh:HOST, by the programs of --binary")
+    add(
+        "--device",
+        type=str,
+        help="measure the files on adb:SERIAL or ssh:HOST, by the programs of --binary",
+    )
     help = "--device: path here or there of benchncnn, onnxruntime_perf_test, benchmark.out or ModuleBasic.out"
     add("--binary", nargs="+", type=str, help=help)
 
@@ -66,10 +100,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for binary in given.get("binary") or ():
         devices.tool(binary)
     with tempfile.TemporaryDirectory() as folder:
-        found, skipped = subjects({**given, "forms": "none"} if device else given, threads, Path(folder))
+        found, skipped = subjects(
+            {**given, "forms": "none"} if device else given, threads, Path(folder)
+        )
         if given.get("plot") and not any(map(_drawn, found)):
             raise UsageError(
-                "--plot needs accuracies of deploy forms or files, and none is known: give --accuracy NAME=VALUE"
+                "--plot needs accuracies of deploy forms or files, and none is known: give "
+                "--accuracy NAME=VALUE"
             )
         by_name = {subject.name(len(threads) > 1): subject for subject in found}
         if device:
@@ -106,9 +143,14 @@ def _check(given: Mapping[str, Any]) -> None:  # noqa: C901
     check_outputs(given, files=("csv", "plot"))
     for key in ("csv", "plot"):
         if given.get(key) and not Path(given[key]).parent.is_dir():
-            raise UsageError(f"--{key} is {given[key]!r}, but there is no folder {str(Path(given[key]).parent)!r}")
+            raise UsageError(
+                f"--{key} is {given[key]!r}, but there is no folder "
+                f"{str(Path(given[key]).parent)!r}"
+            )
     if given.get("plot") and Path(given["plot"]).suffix not in FIGURES:
-        raise UsageError(f"--plot is {given['plot']!r}; allowed: files that end in {', '.join(FIGURES)}")
+        raise UsageError(
+            f"--plot is {given['plot']!r}; allowed: files that end in {', '.join(FIGURES)}"
+        )
     for key, other in NEEDS.items():
         if given.get(key) is not None and not given.get(other):
             raise UsageError(f"--{key.replace('_', '-')} goes with --{other}, which is missing")
@@ -117,7 +159,10 @@ def _check(given: Mapping[str, Any]) -> None:  # noqa: C901
             if given.get(key) is not None:
                 raise UsageError(f"--{key} does not go with --tune")
         if not given.get("data"):
-            raise UsageError("--tune needs --data: images that tell whether a file still finds what the model does")
+            raise UsageError(
+                "--tune needs --data: images that tell whether a file still finds "
+                "what the model does"
+            )
 
 
 def write_csv(path: str, documents: Sequence[Mapping[str, Any]]) -> None:
@@ -125,7 +170,13 @@ def write_csv(path: str, documents: Sequence[Mapping[str, Any]]) -> None:
 
 
 def conditions(card: Mapping[str, object]) -> None:
-    tell("conditions: " + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None) + ", batch 1")
+    tell(
+        "conditions: "
+        + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None)
+        + ", "
+        "batch "
+        "1"
+    )
 
 
 def measure(
@@ -168,7 +219,12 @@ def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> li
     for row in rows:
         subject, ratio, by = by_name[row.name], faster[row.name], uncertain[row.name]
         about = {"model": subject.model, "form": subject.form, "runtime": subject.title}
-        found: dict[str, Any] = {**row.to_dict(), "times_as_fast": ratio, "uncertainty": by, **about}
+        found: dict[str, Any] = {
+            **row.to_dict(),
+            "times_as_fast": ratio,
+            "uncertainty": by,
+            **about,
+        }
         found |= {name: getattr(subject.counts, key, None) for name, key in SIZES.items()}
         found["file_bytes"] = subject.file_bytes
         found["accuracy"] = subject.accuracy[1] if subject.accuracy else None
@@ -192,7 +248,12 @@ def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> li
         "file MB",
         "x as fast",
     ]
-    table(f"Latency of one image, {runs} interleaved runs; x as fast as {rows[0].name}", columns, lines, LEAST)
+    table(
+        f"Latency of one image, {runs} interleaved runs; x as fast as {rows[0].name}",
+        columns,
+        lines,
+        LEAST,
+    )
     return documents
 
 
@@ -212,11 +273,29 @@ def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[di
         if len(networks) < FEWEST:
             continue
         times = [time for time, _ in networks]
-        pairs = {name: bench.spearman(times, [getattr(c, key) for _, c in networks]) for name, key in SIZES.items()}
-        told = {name: {"rho": pair[0], "p": pair[1]} if pair else None for name, pair in pairs.items()}
-        found.append({"form": form, "runtime": runtime, "threads": threads, "networks": len(networks), **told})
+        pairs = {
+            name: bench.spearman(times, [getattr(c, key) for _, c in networks])
+            for name, key in SIZES.items()
+        }
+        told = {
+            name: {"rho": pair[0], "p": pair[1]} if pair else None for name, pair in pairs.items()
+        }
+        found.append(
+            {
+                "form": form,
+                "runtime": runtime,
+                "threads": threads,
+                "networks": len(networks),
+                **told,
+            }
+        )
         title = f"{form} ({runtime}, threads: {threads}), {len(networks)} networks"
-        lines.append([title, *(f"{pair[0]:.2f} (p {pair[1]:.3f})" if pair else "-" for pair in pairs.values())])
+        lines.append(
+            [
+                title,
+                *(f"{pair[0]:.2f} (p {pair[1]:.3f})" if pair else "-" for pair in pairs.values()),
+            ]
+        )
     if lines:
         table("Rank correlation (Spearman) of latency with", ["", *SIZES], lines)
     return found
@@ -237,10 +316,18 @@ def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> N
             group = f"{subject.title}, threads: {subject.threads}" if several else subject.title
             time = row.to_dict()["working_ms"]
             points.append(
-                {"name": subject.model, "group": group, "milliseconds": time, "accuracy": subject.accuracy[1]}
+                {
+                    "name": subject.model,
+                    "group": group,
+                    "milliseconds": time,
+                    "accuracy": subject.accuracy[1],
+                }
             )
             measures.add(subject.accuracy[0])
     if len(measures) > 1:
         say(f"warning: the plot mixes accuracies of different kinds: {', '.join(sorted(measures))}")
     front = report.pareto(points, path, f"{', '.join(sorted(measures))}, %")
-    tell(f"Pareto front, in {path}: " + ", ".join(f"{point['name']} ({point['group']})" for point in front))
+    tell(
+        f"Pareto front, in {path}: "
+        + ", ".join(f"{point['name']} ({point['group']})" for point in front)
+    )

@@ -20,8 +20,12 @@ IMAGES, SIZE, EPOCHS = 1800, 64, 10
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--run", type=str, help="folder, replaced if it exists (default: runs/demo)")
-    parser.add_argument("--epochs", type=PositiveInt, help=f"passes over the {IMAGES} images (default: {EPOCHS})")
+    parser.add_argument(
+        "--run", type=str, help="folder, replaced if it exists (default: runs/demo)"
+    )
+    parser.add_argument(
+        "--epochs", type=PositiveInt, help=f"passes over the {IMAGES} images (default: {EPOCHS})"
+    )
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads for training (default: 2)")
 
 
@@ -45,7 +49,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     folder = Path(given.get("run") or "runs/demo")
     check_writable(folder, "--run", folder=True)
     if (folder / "config.yaml").exists():  # `train` writes it, the demo does not
-        raise UsageError(f"{folder} holds a training run, which the demo would replace: give another --run")
+        raise UsageError(
+            f"{folder} holds a training run, which the demo would replace: give another --run"
+        )
     refuse_if_claimed(folder)
     if (folder / "log.jsonl").exists():
         shutil.rmtree(folder)
@@ -56,7 +62,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
         eval_every=2,
     )  # fmt: skip
     train, val = data.load(config.data, "train"), data.load(config.data, "val")
-    say(f"1/4 training {config.model} on {len(train.samples)} generated images of {', '.join(train.classes)}")
+    say(
+        f"1/4 training {config.model} on {len(train.samples)} generated images of "
+        f"{', '.join(train.classes)}"
+    )
     torch.manual_seed(config.seed)
     model = build(config.model, len(train.classes), options=config.options)
     progress = TrainingProgress()
@@ -85,10 +94,16 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     file = load(delivered.path)
     relative = cast("Parity", delivered.parity).relative  # onnxruntime runs everywhere
     batches = loader(ImageDataset(val, best.preprocess), config, None)
-    forms = {"multi-branch, torch": best.model, "deploy form, torch": deploy, "deploy form, onnxruntime": file}
+    forms = {
+        "multi-branch, torch": best.model,
+        "deploy form, torch": deploy,
+        "deploy form, onnxruntime": file,
+    }
     results = {name: evaluate(net, model.task, batches, val.classes) for name, net in forms.items()}
     if len({result["correct"] for result in results.values()}) > 1:
-        raise ExportError(f"the forms disagree: {[result['correct'] for result in results.values()]} images right")
+        raise ExportError(
+            f"the forms disagree: {[result['correct'] for result in results.values()]} images right"
+        )
 
     say("4/4 measuring in turn, one thread")
     torch.set_num_threads(1)
@@ -115,7 +130,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     tell(f"largest difference, relative: deploy form {folded:.1e}, ONNX {relative:.1e}")
     tell(f"figures: {', '.join(map(str, pictures))}; file: {delivered.path}")
     tell(f"took {duration(time.monotonic() - began)}, of which training {duration(trained)}")
-    tell("next, with your own images in class folders:  fleetnet train --model repvit_m0_9 --data PHOTOS --cache true")
+    tell(
+        "next, with your own images in class folders:  fleetnet train --model repvit_m0_9 --data "
+        "PHOTOS --cache true"
+    )
     return {
         "run": str(folder), "top1": {name: result["top1"] for name, result in results.items()},
         "parameters": {"multi-branch": sizes[0].parameters, "deploy": sizes[1].parameters},
@@ -130,7 +148,9 @@ def show_forms(model: str, lines: list[list[str]]) -> None:
     table(f"{model} at {SIZE}x{SIZE}, 1 thread", columns, lines)
 
 
-def _figures(folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]) -> list[Path]:
+def _figures(
+    folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]
+) -> list[Path]:
     from .. import report
     from ..training.pictures import spread
 

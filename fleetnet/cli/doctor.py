@@ -1,8 +1,9 @@
 """`fleetnet doctor`: which runtimes, exporters and devices work here, and for each that does not, what would add it.
 
-With --test each installed runtime gets a small network, converts it, runs the file and compares: the proof that it
-works and is not merely there. Each does so in a process of its own, since a broken one may take its process with it.
-What is missing or broken is reported; it is no failure of this verb.
+With --test each installed runtime gets a small network, converts it, runs the file and compares:
+the proof that it works and is not merely there. Each does so in a process of its own, since a
+broken one may take its process with it. What is missing or broken is reported; it is no failure of
+this verb.
 """
 
 import multiprocessing
@@ -28,10 +29,18 @@ PACKAGES = {  # optional: module -> distribution, extra, what for
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--test", action="store_true", help="convert, run and compare a small network in each runtime")
-    parser.add_argument("--to", type=str, help="only these runtimes, separated by commas (default: all)")
     parser.add_argument(
-        "--install", type=str, help="make the environment of its own that a runtime's converter needs, such as litert"
+        "--test",
+        action="store_true",
+        help="convert, run and compare a small network in each runtime",
+    )
+    parser.add_argument(
+        "--to", type=str, help="only these runtimes, separated by commas (default: all)"
+    )
+    parser.add_argument(
+        "--install",
+        type=str,
+        help="make the environment of its own that a runtime's converter needs, such as litert",
     )
 
 
@@ -42,11 +51,22 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..runtimes._cpu import int8_class
 
     if given.get("install"):
-        say(f"making the environment that converts for {given['install']}, in {_isolated.folder(given['install'])}")
+        say(
+            f"making the environment that converts for {given['install']}, in "
+            f"{_isolated.folder(given['install'])}"
+        )
         _isolated.create(given["install"])
-    chosen = [choice(name)[0] for name in given["to"].split(",")] if given.get("to") else names("runtimes")
+    chosen = (
+        [choice(name)[0] for name in given["to"].split(",")]
+        if given.get("to")
+        else names("runtimes")
+    )
     machine, int8 = _machine(), int8_class()
-    table(f"fleetnet {__version__} on this machine", ["", ""], [[key, value or "no"] for key, value in machine.items()])
+    table(
+        f"fleetnet {__version__} on this machine",
+        ["", ""],
+        [[key, value or "no"] for key, value in machine.items()],
+    )
 
     say(f"int8: {int8.meaning}")
 
@@ -56,18 +76,36 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             say(f"testing {runtime['name']}")
             runtime["test"] = _tested(runtime["name"])
     rows = [
-        [r["name"], r["suffix"], ", ".join(r["precisions"]), f"{r['package']} {r['version'] or '-'}", _state(r)]
+        [
+            r["name"],
+            r["suffix"],
+            ", ".join(r["precisions"]),
+            f"{r['package']} {r['version'] or '-'}",
+            _state(r),
+        ]
         for r in runtimes
     ]
-    table("Runtimes", ["runtime", "file", "precisions", "package", "state"], rows, ("precisions", "file"))
+    table(
+        "Runtimes",
+        ["runtime", "file", "precisions", "package", "state"],
+        rows,
+        ("precisions", "file"),
+    )
 
     environments = [
         {"name": name, "folder": str(_isolated.folder(name)), "lacks": _isolated.lacks(name)}
         for name in _isolated.converters()
     ]
     if environments:
-        rows = [[e["name"], e["folder"], "ready" if e["lacks"] is None else e["lacks"]] for e in environments]
-        table("Environments of converters that cannot live in this one", ["runtime", "folder", "state"], rows)
+        rows = [
+            [e["name"], e["folder"], "ready" if e["lacks"] is None else e["lacks"]]
+            for e in environments
+        ]
+        table(
+            "Environments of converters that cannot live in this one",
+            ["runtime", "folder", "state"],
+            rows,
+        )
     packages = [
         {
             "name": name,
@@ -96,10 +134,15 @@ def _machine() -> dict[str, Any]:
 
     kind = int8_class()
     known = card(threads=1, packages=("torch", "torchvision"))
-    cuda = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if _cuda() else []
+    cuda = (
+        [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if _cuda() else []
+    )
     capped = {}
     if onednn_saturates() and not kind.saturates:
-        capped = {"int8, OpenVINO": f"ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']} leaves it without VNNI"}
+        capped = {
+            "int8, OpenVINO": f"ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']} leaves "
+            "it without VNNI"
+        }
     return {
         "processor": f"{known['cpu']}, {known['cores']} cores",
         "int8": str(kind),
@@ -182,7 +225,9 @@ def _trial(name: str) -> str:
     from ..runtimes import deliver
 
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)).eval()
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
+    ).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtimes.find(name).suffix}"
         done = deliver(model, torch.randn(1, 3, 16, 16), path, name, {})

@@ -16,46 +16,65 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet eval --model runs/classification/fasternet_t0-photos --data photos/"
-IMAGES = {"label": 32, "boxes": 16}  # at a time, by the kind of annotation; 4 of those that predict every pixel
+IMAGES = {
+    "label": 32,
+    "boxes": 16,
+}  # at a time, by the kind of annotation; 4 of those that predict every pixel
 ROWS = 50  # of the table by class
 WORDS = {  # figures whose names need a word more
     "score": "score of the best F1", "at_limit": "images at --max-objects",
 }  # fmt: skip
 BY_CLASS = {  # what a metric knows of a class -> the title of its column
-    "class": "class", "images": "images", "objects": "objects", "pixels": "pixels", "mask_AP": "mask AP %",
+    "class": "class", "images": "images", "objects": "objects", "pixels": "pixels", "mask_AP": "mask "
+                                                                                               "AP "
+                                                                                               "%",
     "AP": "AP %", "IoU": "IoU %", "precision": "precision %", "recall": "recall %", "F1": "F1 %",
     "best_F1": "best F1 %", "best_score": "at score",
 }  # fmt: skip
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
+    parser.add_argument(
+        "--model", type=str, help="run folder, checkpoint (.safetensors) or exported file"
+    )
     parser.add_argument("--size", type=str | None, help=OF_OPEN_SIZE)
-    parser.add_argument("--data", type=str, help="folder, list or annotation file of images, or `shapes`")
-    parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
+    parser.add_argument(
+        "--data", type=str, help="folder, list or annotation file of images, or `shapes`"
+    )
+    parser.add_argument(
+        "--format", type=str | None, help="format of the data, where finding it out fails"
+    )
     parser.add_argument(
         "--split", type=str,
-        help="train, val, test or all (default: what --data names; of a folder with splits val, else test; of data "
-        "that the run held pictures back from, these)",
+        help="train, val, test or all (default: what --data names; of a folder with splits val, "
+             "else test; of data that the run held pictures back from, these)",
     )  # fmt: skip
     parser.add_argument(
         "--max-bad",
         type=ClosedUnitInterval,
         help="largest share of the annotations that may be unusable (default: 0.5)",
     )
-    parser.add_argument("--plots", type=str, help="folder for figures: precision over recall, classes, confusion")
+    parser.add_argument(
+        "--plots", type=str, help="folder for figures: precision over recall, classes, confusion"
+    )
     parser.add_argument(
         "--predictions", type=str,
-        help="detectors: file (.json) for all that was found, as COCO's results with the ids of the data; "
-        "masks go into a second file, NAME_masks.json",
+        help="detectors: file (.json) for all that was found, as COCO's results with the ids of "
+             "the data; masks go into a second file, NAME_masks.json",
     )  # fmt: skip
     parser.add_argument(
-        "--batch-size", type=PositiveInt, help="images at a time (default: 32; boxes: 16; masks and label maps: 4)"
+        "--batch-size",
+        type=PositiveInt,
+        help="images at a time (default: 32; boxes: 16; masks and label maps: 4)",
     )
-    add_limits(parser, "detectors: lowest score of what is evaluated (default: of the task; 0.001 to 0.05)")
+    add_limits(
+        parser, "detectors: lowest score of what is evaluated (default: of the task; 0.001 to 0.05)"
+    )
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
-    parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--workers", type=NonNegativeInt, help="processes that read images (default: 0)"
+    )
     parser.add_argument("--timeout", type=PositiveFloat, help=TIMEOUT)
 
 
@@ -85,8 +104,17 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     )  # fmt: skip
     target = tasks.find(predictor.task).TARGET
     if given.get("predictions") and target not in ("boxes", "masks"):
-        raise UsageError(f"--predictions is for detectors; {given['model']} is of the task {predictor.task}")
-    split = to_measure(given["data"], given.get("split"), given.get("format"), target, given["model"], predictor.facts)
+        raise UsageError(
+            f"--predictions is for detectors; {given['model']} is of the task {predictor.task}"
+        )
+    split = to_measure(
+        given["data"],
+        given.get("split"),
+        given.get("format"),
+        target,
+        given["model"],
+        predictor.facts,
+    )
     if given.get("only"):
         split = only(split, given["only"])
     split = by_name(split, predictor.classes, given["model"])
@@ -115,7 +143,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     skipped = result.pop("skipped")
     read = describe(split, contents)
     rows = [
-        [WORDS.get(name, name), shown(value)] for name, value in result.items() if not isinstance(value, list | dict)
+        [WORDS.get(name, name), shown(value)]
+        for name, value in result.items()
+        if not isinstance(value, list | dict)
     ]
     where = str(split.source) if split.source else given["data"]
     table(f"{given['model']} on {where}: {len(split.samples)} images", ["metric", "value"], rows)
@@ -129,7 +159,13 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         say(f"written: {', '.join(map(str, files))}")
     if given.get("predictions"):
         _write(Path(given["predictions"]), found, target == "masks")
-    return {"model": given["model"], "data": given["data"], "read": read, **result, "skipped": skipped}
+    return {
+        "model": given["model"],
+        "data": given["data"],
+        "read": read,
+        **result,
+        "skipped": skipped,
+    }
 
 
 def _by_class(result: dict[str, Any]) -> None:

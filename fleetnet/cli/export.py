@@ -1,6 +1,7 @@
 """`fleetnet export`: the file for each runtime, in the deploy form, handed over only when proven equal.
 
-With --check it hands over nothing: it tries what each runtime makes of a network, before the network is trained.
+With --check it hands over nothing: it tries what each runtime makes of a network, before the
+network is trained.
 """
 
 import re
@@ -24,13 +25,22 @@ if TYPE_CHECKING:
     from ..tasks import Model
 
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
-LEAST = ("images", "largest difference", "input", "allowed")  # columns left out first where it is narrow
+LEAST = (
+    "images",
+    "largest difference",
+    "input",
+    "allowed",
+)  # columns left out first where it is narrow
 OF_CHECK = ("classes", "output_stride", "options")
 OF_EXPORT = ("out", "data", "format", "explain", "embed_preprocess")
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors); with --check also a name")
+    parser.add_argument(
+        "--model",
+        type=str,
+        help="run folder or checkpoint (.safetensors); with --check also a name",
+    )
     parser.add_argument(
         "--to",
         type=str,
@@ -41,33 +51,56 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--size",
         type=str | None,
-        help=f"size to deploy at, 224 or 192x256 (default: of the checkpoint; of a name {usual_sizes()})",
+        help="size to deploy at, 224 or 192x256 (default: of the checkpoint; of a name "
+        f"{usual_sizes()})",
     )
-    parser.add_argument("--opset", type=int | None, help="ONNX operator set (default: the runtime's)")
+    parser.add_argument(
+        "--opset", type=int | None, help="ONNX operator set (default: the runtime's)"
+    )
     parser.add_argument(
         "--dynamic", nargs="?", const="batch", type=str, metavar="batch,size",
-        help="leave open: batch, the number of images (without a word); size, height and width (onnx; multiples of the "
-        "network's largest stride, usually 32; not ParC, Mask R-CNN); batch,size",
+        help="leave open: batch, the number of images (without a word); size, height and width "
+             "(onnx; multiples of the network's largest stride, usually 32; not ParC, Mask R-CNN); "
+             "batch,size",
     )  # fmt: skip
-    parser.add_argument("--embed-preprocess", action="store_true", help="take pixels 0 to 255, RGB; normalize inside")
     parser.add_argument(
-        "--embed-decode", action="store_true", help="give boxes after NMS, masks or class maps instead of raw outputs"
+        "--embed-preprocess",
+        action="store_true",
+        help="take pixels 0 to 255, RGB; normalize inside",
+    )
+    parser.add_argument(
+        "--embed-decode",
+        action="store_true",
+        help="give boxes after NMS, masks or class maps instead of raw outputs",
     )
     add_limits(
-        parser, "detectors: lowest score that the file keeps, and that predict shows (default: of the task, and of the "
-        "best F1)"
+        parser, "detectors: lowest score that the file keeps, and that predict shows (default: of "
+                "the task, and of the best F1)"
     )  # fmt: skip
-    parser.add_argument("--data", type=str, help="verify on images of this data too, not on random ones alone")
-    parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
-    parser.add_argument("--explain", action="store_true", help="name the first layer of a file that differs")
     parser.add_argument(
-        "--isolated", action="store_true", help="make the environments that converters need, where they are missing"
+        "--data", type=str, help="verify on images of this data too, not on random ones alone"
     )
     parser.add_argument(
-        "--check", action="store_true", help="only try whether runtimes can hold the model; a name has random weights"
+        "--format", type=str | None, help="format of the data, where finding it out fails"
+    )
+    parser.add_argument(
+        "--explain", action="store_true", help="name the first layer of a file that differs"
+    )
+    parser.add_argument(
+        "--isolated",
+        action="store_true",
+        help="make the environments that converters need, where they are missing",
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="only try whether runtimes can hold the model; a name "
+                                             "has random weights"
     )  # fmt: skip
-    parser.add_argument("--classes", type=PositiveInt, help="with --check, of a model given by name")
-    parser.add_argument("--output-stride", type=int, help="with --check, of a model given by name: 8, 16 or 32")
+    parser.add_argument(
+        "--classes", type=PositiveInt, help="with --check, of a model given by name"
+    )
+    parser.add_argument(
+        "--output-stride", type=int, help="with --check, of a model given by name: 8, 16 or 32"
+    )
     parser.add_argument(
         "--options", type=dict[str, bool | int | float | str],
         help="with --check, of a model given by name: the family's own, as --options.mixing conv",
@@ -91,8 +124,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         runtimes = shlex.quote(given["to"])
         raise ModelError(
             f"{given['model']!r} is the name of a network, and a trained one is exported. "
-            f"`fleetnet train --model {given['model']} --data DATA` makes one; "
-            f"`fleetnet export --model {given['model']} --to {runtimes} --check` tries what the runtimes can hold"
+            f"`fleetnet train --model {given['model']} --data DATA` makes one; `fleetnet export "
+            f"--model {given['model']} --to {runtimes} --check` tries what the runtimes can hold"
         )
     _check_dynamic(given, to)
     if given.get("isolated"):
@@ -116,7 +149,9 @@ def _check_format(given: dict[str, Any]) -> None:
     word = given.get("format") or ""
     runtimes = [name for name in (word.lower(), *meanings(word)) if name in names("runtimes")]
     if runtimes:
-        raise UsageError(f"--format is that of the data; the runtime of the file is --to {runtimes[0]}")
+        raise UsageError(
+            f"--format is that of the data; the runtime of the file is --to {runtimes[0]}"
+        )
 
 
 def _make_environments(to: list[str]) -> None:
@@ -143,7 +178,9 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
     pictures = pictures_of(given, path)
-    stem = "model-decoded" if given.get("embed_decode") else "model"  # one does not take the place of the other
+    stem = (
+        "model-decoded" if given.get("embed_decode") else "model"
+    )  # one does not take the place of the other
     delivered, agreements, sizes = [], [], list[str | None]()
     for name, precision in to:
         title = label(name, precision)
@@ -170,9 +207,18 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         parity = done.parity.to_dict() if done.parity else {"passed": None}
         agreements.append(done.parity and done.parity.agreement)
         for (height, width), proof in done.elsewhere.items():
-            say(f"{title}: the same at {height}x{width}: relative {proof.relative:.1e}, allowed {proof.tolerance:.0e}")
+            say(
+                f"{title}: the same at {height}x{width}: relative {proof.relative:.1e}, allowed "
+                f"{proof.tolerance:.0e}"
+            )
         delivered.append(
-            {"runtime": name, "precision": precision, "path": str(done.path), "sidecar": str(done.sidecar), **parity}
+            {
+                "runtime": name,
+                "precision": precision,
+                "path": str(done.path),
+                "sidecar": str(done.sidecar),
+                **parity,
+            }
             | {"unverified": done.unverified, "bytes": size_of(done.path)}
         )
     rows = [
@@ -182,7 +228,16 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         ])
         for d, size in zip(delivered, sizes, strict=True)
     ]  # fmt: skip
-    columns = ["runtime", "file", "MB", "input", "largest difference", "relative", "allowed", "images"]
+    columns = [
+        "runtime",
+        "file",
+        "MB",
+        "input",
+        "largest difference",
+        "relative",
+        "allowed",
+        "images",
+    ]
     table("Exported and verified against the multi-branch model", columns, rows, LEAST)
     for d, agreement in zip(delivered, agreements, strict=True):
         if agreement:
@@ -218,7 +273,10 @@ def pictures_of(given: dict[str, Any], checkpoint: Path) -> "list[One]":
         return []
     target = tasks.find(read_facts(checkpoint)["task"]).TARGET
     samples = data.load(given["data"], None, given.get("format"), target).samples
-    return [sample.image() if callable(sample.image) else sample.image for sample in samples[:: -(-len(samples) // 16)]]
+    return [
+        sample.image() if callable(sample.image) else sample.image
+        for sample in samples[:: -(-len(samples) // 16)]
+    ]
 
 
 def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
@@ -234,7 +292,9 @@ def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         try:
             with tempfile.TemporaryDirectory() as folder:
                 found |= _tried(model, size, name, precision, Path(folder), given)
-        except ExportError as error:  # it names the operator that the runtime lacks or computes otherwise
+        except (
+            ExportError
+        ) as error:  # it names the operator that the runtime lacks or computes otherwise
             said = re.sub(r"\S*/(?=model\.)", "", str(error))  # without the temporary folder
             found |= {"result": "cannot", "said": said}
     rows = [
@@ -242,20 +302,31 @@ def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         + ([f"{r['relative']:.2e}", f"{r['tolerance']:.0e}"] if "relative" in r else ["", ""])
         for r in results
     ]
-    table(f"{given['model']} at {size[0]}x{size[1]}, tried", ["runtime", "result", "relative", "allowed"], rows)
+    table(
+        f"{given['model']} at {size[0]}x{size[1]}, tried",
+        ["runtime", "result", "relative", "allowed"],
+        rows,
+    )
     for r in results:
         if r["said"]:
             tell(f"{label(r['runtime'], r['precision'])}: {r['said']}")
     failed = [label(r["runtime"], r["precision"]) for r in results if r["result"] == "cannot"]
     if failed:
-        raise ExportError(f"{given['model']} cannot be handed over for {', '.join(failed)}: see the table")
+        raise ExportError(
+            f"{given['model']} cannot be handed over for {', '.join(failed)}: see the table"
+        )
     if not any(r["result"] == "ok" for r in results):
         raise ExportError(f"nothing could be tried: {results[0]['said']}")
     return {"model": given["model"], "size": list(size), "checked": results}
 
 
 def _tried(
-    model: "Model", size: tuple[int, int], name: str, precision: str, folder: Path, given: dict[str, Any]
+    model: "Model",
+    size: tuple[int, int],
+    name: str,
+    precision: str,
+    folder: Path,
+    given: dict[str, Any],
 ) -> dict[str, Any]:
     """The result in one runtime, which raises where it is not good."""
     from .. import runtimes
@@ -289,7 +360,10 @@ def _checked(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
         loaded = checkpoint.load(path)
         return loaded.model, size or loaded.preprocess.size
     model = build(
-        given["model"], given.get("classes"), output_stride=given.get("output_stride"), options=given.get("options")
+        given["model"],
+        given.get("classes"),
+        output_stride=given.get("output_stride"),
+        options=given.get("options"),
     )
     size = size or tasks.find(model.task).SIZE
     realistic(model, size)  # in place

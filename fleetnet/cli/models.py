@@ -17,8 +17,12 @@ LEAST = ("license", "weights", "deploy M")  # columns left out first where it is
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("pattern", nargs="?", type=str, help="names to show, with * and ? (default: all)")
-    parser.add_argument("--size", type=str, help="pixels for the MACs: 224, or 192x256 (default: 224)")
+    parser.add_argument(
+        "pattern", nargs="?", type=str, help="names to show, with * and ? (default: all)"
+    )
+    parser.add_argument(
+        "--size", type=str, help="pixels for the MACs: 224, or 192x256 (default: 224)"
+    )
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
@@ -37,7 +41,15 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         ]
         for m in models
     ]  # fmt: skip
-    columns = ["model", "params M", "deploy M", f"MMACs @{size[0]}x{size[1]}", "ImageNet top-1 %", "license", "weights"]
+    columns = [
+        "model",
+        "params M",
+        "deploy M",
+        f"MMACs @{size[0]}x{size[1]}",
+        "ImageNet top-1 %",
+        "license",
+        "weights",
+    ]
     table("Backbones; each is a classifier by itself", columns, rows, LEAST)
     return {"models": models}
 

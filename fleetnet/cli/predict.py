@@ -28,8 +28,12 @@ if TYPE_CHECKING:
     from ..images import Picture
     from ..predict import Predictor
 
-EXAMPLE = "fleetnet predict --model runs/classification/fasternet_t0-photos new/*.jpg --out predictions"
-EMBED_EXAMPLE = "fleetnet predict --embed --model runs/classification/fasternet_t0-photos new/ --out features"
+EXAMPLE = (
+    "fleetnet predict --model runs/classification/fasternet_t0-photos new/*.jpg --out predictions"
+)
+EMBED_EXAMPLE = (
+    "fleetnet predict --embed --model runs/classification/fasternet_t0-photos new/ --out features"
+)
 ROWS, QUALITY = 50, 92  # of the table (classifiers: all); of drawn JPEGs
 SHOWN = 24  # pictures in predictions.png
 ADDRESS = ("http://", "https://")
@@ -38,24 +42,29 @@ Source = str | Path  # an address, or a file
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("source", nargs="*", type=str, help="image files, folders, patterns or http(s) addresses")
-    parser.add_argument("--model", type=str, help="run folder, checkpoint (.safetensors) or exported file")
+    parser.add_argument(
+        "source", nargs="*", type=str, help="image files, folders, patterns or http(s) addresses"
+    )
+    parser.add_argument(
+        "--model", type=str, help="run folder, checkpoint (.safetensors) or exported file"
+    )
     parser.add_argument("--size", type=str | None, help=OF_OPEN_SIZE)
     parser.add_argument("--top", type=PositiveInt, help="classifiers: names an image (default: 3)")
     add_limits(
-        parser, "lowest score that is shown, 0 to 1 (default, of detectors: that of the best F1 on the validation set, "
-        "or 0.3 where the model does not know it)"
+        parser, "lowest score that is shown, 0 to 1 (default, of detectors: that of the best F1 on "
+                "the validation set, or 0.3 where the model does not know it)"
     )  # fmt: skip
     parser.add_argument("--threshold", type=NonNegativeFloat, help="the same as --score")
     parser.add_argument(
         "--out", type=str,
-        help="folder for predictions.json and, of classifiers predictions.csv and predictions.png, of others the "
-        "pictures with what was found (drawn/), of segmentation also label maps (maps/)",
+        help="folder for predictions.json and, of classifiers predictions.csv and predictions.png, "
+             "of others the pictures with what was found (drawn/), of segmentation also label maps "
+             "(maps/)",
     )  # fmt: skip
     parser.add_argument(
         "--embed", action="store_true",
-        help="instead of predictions, write OUT/embeddings.npz: the backbone's features of each image, averaged over "
-        "its height and width (of checkpoints)",
+        help="instead of predictions, write OUT/embeddings.npz: the backbone's features of each "
+             "image, averaged over its height and width (of checkpoints)",
     )  # fmt: skip
     parser.add_argument("--trust", action="store_true", help=TRUST)
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
@@ -81,11 +90,14 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..preprocess import parse_size
 
     torch.set_num_threads(given.get("threads", 2))
-    # Of a score to show, a detector is told when it is known whether one that is lower has to be found first.
+    # Of a score to show, a detector is told when it is known whether one that is lower has to be
+    # found first.
     others = {key: value for key, value in limits(given).items() if key != "score"}
     trust = bool(given.get("trust"))
     size = parse_size(given["size"]) if given.get("size") else None
-    predictor = load(given["model"], threads=given.get("threads", 2), limits=others, trust=trust, size=size)
+    predictor = load(
+        given["model"], threads=given.get("threads", 2), limits=others, trust=trust, size=size
+    )
     if score is not None:
         predictor.show_from(score)
     given = {**given, "threshold": score}
@@ -103,7 +115,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     failed = len(sources) - len(results) + missing
     if failed:
         every = len(sources) + missing
-        say(f"{failed} of {every} images could not be read (see above); the exit code is {DataError.exit_code}")
+        say(
+            f"{failed} of {every} images could not be read (see above); the exit code is "
+            f"{DataError.exit_code}"
+        )
         document["exit_code"] = DataError.exit_code
     return document
 
@@ -127,7 +142,9 @@ def _images(sources: list[str]) -> tuple[list[Source], list[str], int]:
             found, lost = find_images(here)
         else:
             found = (
-                [here] if here.exists() or here.is_symlink() else sorted(map(Path, glob.glob(source, recursive=True)))
+                [here]
+                if here.exists() or here.is_symlink()
+                else sorted(map(Path, glob.glob(source, recursive=True)))
             )
             lost = []
         if not found:
@@ -187,7 +204,9 @@ def _embed(
     from ..files import replacing
 
     if not given.get("out"):
-        raise UsageError(f"--embed needs --out, the folder for embeddings.npz; example: {EMBED_EXAMPLE}")
+        raise UsageError(
+            f"--embed needs --out, the folder for embeddings.npz; example: {EMBED_EXAMPLE}"
+        )
     predictor.check_embeds()
     features: list[np.ndarray] = []
 
@@ -198,13 +217,20 @@ def _embed(
     results = _each(predictor, sources, skipped, embedded)
     out = Path(given["out"])
     out.mkdir(parents=True, exist_ok=True)
-    facts = {"model": predictor.facts["model"], "file": given["model"], "classes": predictor.classes}
+    facts = {
+        "model": predictor.facts["model"],
+        "file": given["model"],
+        "classes": predictor.classes,
+    }
     with replacing(out / "embeddings.npz") as file:
         np.savez(
             file, features=np.stack(features), files=np.array([result["file"] for result in results]),
             model=np.array(to_json(facts)), preprocess=np.array(to_json(predictor.preprocess.to_dict())),
         )  # fmt: skip
-    say(f"written: {out}/embeddings.npz: features {len(features)}x{len(features[0])}, files, model, preprocess")
+    say(
+        f"written: {out}/embeddings.npz: features {len(features)}x{len(features[0])}, files, "
+        "model, preprocess"
+    )
     return results
 
 
@@ -212,21 +238,31 @@ def _classify(
     predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
 ) -> list[dict[str, Any]]:
     def names(source: Source, picture: "Picture") -> dict[str, Any]:
-        named = predictor.predict([picture], top=given.get("top", 3), threshold=given.get("threshold"))[0]
+        named = predictor.predict(
+            [picture], top=given.get("top", 3), threshold=given.get("threshold")
+        )[0]
         if named and given.get("out"):
             of_class = small.setdefault(named[0][0], {})
             if len(of_class) < SHOWN and len(small) <= SHOWN:
                 of_class[str(source)] = picture.image.resize((160, 160))
         return {"predictions": [{"name": name, "score": score} for name, score in named]}
 
-    small: dict[str, dict[str, Image.Image]] = {}  # class -> file -> the picture, of the first few of each class
+    small: dict[
+        str, dict[str, Image.Image]
+    ] = {}  # class -> file -> the picture, of the first few of each class
     results = _each(predictor, sources, skipped, names)
     if given.get("out"):
         document = {"model": given["model"], "results": results, "skipped": skipped}
         _write(Path(given["out"]), document, _of_all_classes(small))
-    rows = [[r["file"], *(f"{p['name']} {p['score']:.3f}" for p in r["predictions"])] for r in results]
+    rows = [
+        [r["file"], *(f"{p['name']} {p['score']:.3f}" for p in r["predictions"])] for r in results
+    ]
     if rows:
-        table(f"{len(rows)} images", ["file", *(f"top {i}" for i in range(1, max(map(len, rows))))], rows)
+        table(
+            f"{len(rows)} images",
+            ["file", *(f"top {i}" for i in range(1, max(map(len, rows))))],
+            rows,
+        )
     return results
 
 
@@ -270,7 +306,11 @@ def _detect(
             size = {"width": picture.width, "height": picture.height}
             images.append({"id": len(images) + 1, "file_name": str(source), **size, "drawn": drawn})
             for item in _coco_items(prediction, picture, len(images), ids):
-                square = area(item["segmentation"]) if "segmentation" in item else item["bbox"][2] * item["bbox"][3]
+                square = (
+                    area(item["segmentation"])
+                    if "segmentation" in item
+                    else item["bbox"][2] * item["bbox"][3]
+                )
                 annotation = {"id": count + 1, **item, "area": square, "iscrowd": 0}
                 file.write(f"{',' if count else ''}\n{to_json(annotation)}".encode())
                 count += 1
@@ -284,13 +324,29 @@ def _detect(
         with replacing(out / "predictions.json") as file:
             file.write(b'{"annotations": [')
             found = _each(predictor, sources, skipped, boxes)
-            categories = [{"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)]
-            file.write(f'],\n"images": {to_json(images)},\n"categories": {to_json(categories)}}}\n'.encode())
-        say(f"written: {out}/predictions.json ({count} objects), and {len(images)} pictures in {out}/drawn")
+            categories = [
+                {"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)
+            ]
+            file.write(
+                f'],\n"images": {to_json(images)},\n"categories": '
+                f"{to_json(categories)}}}\n".encode()
+            )
+        say(
+            f"written: {out}/predictions.json ({count} objects), and {len(images)} pictures in "
+            f"{out}/drawn"
+        )
     if full:
-        say(f"{full} pictures have the {most} objects that are kept at most, so there may be more: see --max-objects")
-    names = [Counter(item["label"] for item in image["objects"]).most_common() for image in found[:ROWS]]
-    rows = [[f["file"], ", ".join(f"{n} {name}" for name, n in some)] for f, some in zip(found, names, strict=False)]
+        say(
+            f"{full} pictures have the {most} objects that are kept at most, so there may be more: "
+            "see --max-objects"
+        )
+    names = [
+        Counter(item["label"] for item in image["objects"]).most_common() for image in found[:ROWS]
+    ]
+    rows = [
+        [f["file"], ", ".join(f"{n} {name}" for name, n in some)]
+        for f, some in zip(found, names, strict=False)
+    ]
     _table(["file", f"found with a score of at least {threshold:.3g}"], rows, len(found))
     return found
 
@@ -313,16 +369,33 @@ def _segment(
         result: dict[str, Any] = {"shares": task.present(prediction, predictor.classes, **settings)}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
-            report.save(_draw(picture, prediction, predictor.classes), out / result["drawn"], quality=QUALITY)
-            report.save(report.label_map(prediction["semantic"], predictor.classes), out / result["map"])
+            report.save(
+                _draw(picture, prediction, predictor.classes),
+                out / result["drawn"],
+                quality=QUALITY,
+            )
+            report.save(
+                report.label_map(prediction["semantic"], predictor.classes), out / result["map"]
+            )
         return result
 
     found = _each(predictor, sources, skipped, shares)
     if out is not None:
-        document = {"model": given["model"], "classes": predictor.classes, "results": found, "skipped": skipped}
+        document = {
+            "model": given["model"],
+            "classes": predictor.classes,
+            "results": found,
+            "skipped": skipped,
+        }
         write_text(out / "predictions.json", to_json(document, indent=2) + "\n")
-        say(f"written: {out}/predictions.json, and {len(found)} pictures in {out}/drawn and {out}/maps")
-    most = [", ".join(f"{name} {100 * s:.1f}" for name, s in list(f["shares"].items())[:5]) for f in found[:ROWS]]
+        say(
+            f"written: {out}/predictions.json, and {len(found)} pictures in {out}/drawn and "
+            f"{out}/maps"
+        )
+    most = [
+        ", ".join(f"{name} {100 * s:.1f}" for name, s in list(f["shares"].items())[:5])
+        for f in found[:ROWS]
+    ]
     rows = [[f["file"], text] for f, text in zip(found, most, strict=False)]
     _table(["file", "percent of the pixels"], rows, len(found))
     return found
@@ -357,7 +430,11 @@ def _coco_items(
 
 def _table(columns: list[str], rows: list[list[str]], images: int) -> None:
     if rows:
-        table(f"{images} images" + (f", the first {len(rows)}" if len(rows) < images else ""), columns, rows)
+        table(
+            f"{images} images" + (f", the first {len(rows)}" if len(rows) < images else ""),
+            columns,
+            rows,
+        )
 
 
 def _stems(sources: list[Source]) -> dict[Source, str]:
@@ -393,7 +470,16 @@ def _write(folder: Path, document: dict[str, Any], small: "dict[str, Image.Image
             writer.writerow([result["file"], rank, p["name"], f"{p['score']:.6f}"])
     write_text(folder / "predictions.csv", text.getvalue())
     if small:
-        best = {result["file"]: result["predictions"][0] for result in document["results"] if result["predictions"]}
+        best = {
+            result["file"]: result["predictions"][0]
+            for result in document["results"]
+            if result["predictions"]
+        }
         names = [f"{best[file]['name']} {best[file]['score']:.2f}" for file in small]
-        report.predictions(list(small.values()), [None] * len(small), names, folder / "predictions.png")
-    say(f"written: {folder}/predictions.json, predictions.csv, predictions.png ({len(small)} images)")
+        report.predictions(
+            list(small.values()), [None] * len(small), names, folder / "predictions.png"
+        )
+    say(
+        f"written: {folder}/predictions.json, predictions.csv, predictions.png ({len(small)} "
+        "images)"
+    )

@@ -5,7 +5,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jsonargparse.typing import ClosedUnitInterval, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
 from ..errors import ExportError, UsageError
 from ._arguments import TIMEOUT
@@ -18,39 +24,65 @@ if TYPE_CHECKING:
 
     from ..quantize import Layer, Prepared, Quantized
 
-EXAMPLE = "fleetnet quantize --model runs/classification/mobileone_s0-photos --data photos/ --to openvino"
+EXAMPLE = (
+    "fleetnet quantize --model runs/classification/mobileone_s0-photos --data photos/ --to openvino"
+)
 ROWS = 10  # of the most sensitive layers
 
 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
-    parser.add_argument("--data", type=str, help="folder, list or annotation file: train calibrates, val decides")
-    parser.add_argument("--format", type=str | None, help="format of the data, where finding it out fails")
+    parser.add_argument(
+        "--data", type=str, help="folder, list or annotation file: train calibrates, val decides"
+    )
+    parser.add_argument(
+        "--format", type=str | None, help="format of the data, where finding it out fails"
+    )
     parser.add_argument("--to", type=str, help="runtimes, separated by commas: onnx, openvino")
     parser.add_argument("--out", type=str, help="folder (default: export/ beside the checkpoint)")
     parser.add_argument(
-        "--max-drop", type=NonNegativeFloat, help="points that may be lost of the task's first figure (default: 1.0)"
+        "--max-drop",
+        type=NonNegativeFloat,
+        help="points that may be lost of the task's first figure (default: 1.0)",
     )
     parser.add_argument(
         "--max-bad",
         type=ClosedUnitInterval,
         help="largest share of the annotations that may be unusable (default: 0.5)",
     )
-    parser.add_argument("--images", type=PositiveInt, help="pictures to calibrate on (default: 128)")
-    parser.add_argument("--calibrate-on", type=str, help="folder of other pictures to calibrate on; no labels needed")
     parser.add_argument(
-        "--skip", type=str, help="layers to leave in float, separated by commas, with wildcards: 'head.*,*.se.*'"
+        "--images", type=PositiveInt, help="pictures to calibrate on (default: 128)"
     )
     parser.add_argument(
-        "--most", type=ClosedUnitInterval, help="share of the layers that may be left in float beside (default: 0.25)"
+        "--calibrate-on",
+        type=str,
+        help="folder of other pictures to calibrate on; no labels needed",
     )
-    parser.add_argument("--equalize", type=bool, help="cross-layer equalization of chains of ReLU (default: true)")
     parser.add_argument(
-        "--recalibrate-norms", action="store_true", help="first recompute the batch norms' statistics on the pictures"
+        "--skip",
+        type=str,
+        help="layers to leave in float, separated by commas, with wildcards: 'head.*,*.se.*'",
     )
-    parser.add_argument("--sensitivity", action="store_true", help="show what int8 does to each layer alone")
+    parser.add_argument(
+        "--most",
+        type=ClosedUnitInterval,
+        help="share of the layers that may be left in float beside (default: 0.25)",
+    )
+    parser.add_argument(
+        "--equalize", type=bool, help="cross-layer equalization of chains of ReLU (default: true)"
+    )
+    parser.add_argument(
+        "--recalibrate-norms",
+        action="store_true",
+        help="first recompute the batch norms' statistics on the pictures",
+    )
+    parser.add_argument(
+        "--sensitivity", action="store_true", help="show what int8 does to each layer alone"
+    )
     parser.add_argument("--threads", type=PositiveInt, help="CPU threads of torch (default: 2)")
-    parser.add_argument("--workers", type=NonNegativeInt, help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--workers", type=NonNegativeInt, help="processes that read images (default: 0)"
+    )
     parser.add_argument("--timeout", type=PositiveFloat, help=TIMEOUT)
 
 
@@ -77,7 +109,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     chosen = [name.strip() for name in given["to"].split(",")]
     for name in chosen:
         if name not in names("int8"):
-            raise UsageError(f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}")
+            raise UsageError(
+                f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}"
+            )
         if missing := lacks(name):  # before anything is measured
             raise ExportError(missing)
     torch.set_num_threads(given.get("threads", 2))
@@ -98,7 +132,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     if given.get("calibrate_on"):
         sources, source = find_images(given["calibrate_on"])[0], given["calibrate_on"]
     else:
-        sources = [s.image for s in data.load(given["data"], "train", given.get("format"), target).samples]
+        sources = [
+            s.image for s in data.load(given["data"], "train", given.get("format"), target).samples
+        ]
         source = f"{given['data']}, train"
     images = calibration(sources, preprocess, given.get("images", 128))
     say(f"calibrating on {len(images)} pictures of {source}")
@@ -112,7 +148,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     )  # fmt: skip
     count, allowed = len(val.samples), given.get("max_drop", 1.0)
     if target == "label" and 100 / count > allowed:
-        say(f"warning: {count} pictures for validation, so that one is more than the {allowed:g} points allowed")
+        say(
+            f"warning: {count} pictures for validation, so that one is more than the {allowed:g} "
+            "points allowed"
+        )
     if prepared.equalized:
         say(f"equalized {prepared.equalized} pairs of layers")
     if given.get("sensitivity"):
@@ -125,7 +164,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
         say(f"quantizing {path} for {name}")
         file = out / f"{name}-int8" / f"model{runtimes.find(name).suffix}"
         try:
-            done = quantize(prepared, name, file, skip=skip, facts={"source": source}, report=say, **settings)
+            done = quantize(
+                prepared, name, file, skip=skip, facts={"source": source}, report=say, **settings
+            )
         except ExportError as error:  # the others may do better
             refused.append(str(error))
             continue
@@ -148,10 +189,14 @@ def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
     rows = [[key, f"{before[key]:.4g}", f"{after[key]:.4g}"] for key in before if key in after]
     table(f"{done.path}: validation set", ["figure", "float", "int8"], rows)
     in_float = done.skipped + done.others
-    same = "" if done.agreement is None else f", the same top-1 for {done.agreement:.1%} of the pictures"
+    same = (
+        ""
+        if done.agreement is None
+        else f", the same top-1 for {done.agreement:.1%} of the pictures"
+    )
     say(
-        f"{runtime}: {prepared.metric} {0.0 - round(done.drop, 2):+.2f} points{same}; the outputs' noise is "
-        f"{done.sqnr:.1f} dB below them; {done.macs:.1%} of the multiplications in int8, "
+        f"{runtime}: {prepared.metric} {0.0 - round(done.drop, 2):+.2f} points{same}; the outputs' "
+        f"noise is {done.sqnr:.1f} dB below them; {done.macs:.1%} of the multiplications in int8, "
         f"{done.layers - len(in_float)} of {done.layers} layers"
         + (f"; left in float for their effect: {', '.join(done.skipped)}" if done.skipped else "")
         + (f"; never in int8: {', '.join(done.others)}" if done.others else "")
@@ -160,7 +205,11 @@ def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
 
 def _show_layers(layers: Sequence["Layer"]) -> None:
     rows = [
-        [layer.name, f"{layer.sqnr:.1f}", "-" if layer.agreement is None else f"{layer.agreement:.1%}"]
+        [
+            layer.name,
+            f"{layer.sqnr:.1f}",
+            "-" if layer.agreement is None else f"{layer.agreement:.1%}",
+        ]
         for layer in layers[:ROWS]
     ]
     shown = f", the first {len(rows)} of {len(layers)}" if len(rows) < len(layers) else ""

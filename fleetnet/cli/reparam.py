@@ -12,15 +12,21 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet reparam --model runs/classification/mobileone_s0-photos"
-TOLERANCE = 1e-4  # relative, in float32: the rounding of up to 100 layers; a wrong sign gives about 1
+TOLERANCE = (
+    1e-4  # relative, in float32: the rounding of up to 100 layers; a wrong sign gives about 1
+)
 
 
 def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
     parser.add_argument(
-        "--size", type=str | None, help="size to deploy at, 224 or 192x256 (default: of the checkpoint)"
+        "--size",
+        type=str | None,
+        help="size to deploy at, 224 or 192x256 (default: of the checkpoint)",
     )
-    parser.add_argument("--out", type=str, help="file to write (default: deploy.safetensors beside the checkpoint)")
+    parser.add_argument(
+        "--out", type=str, help="file to write (default: deploy.safetensors beside the checkpoint)"
+    )
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
@@ -51,22 +57,30 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     largest, relative = difference(outputs, _computed(deploy, images))
     tolerance = TOLERANCE
     if relative > tolerance:  # by a fault, or by what float32 leaves of these weights
-        tolerance = allowed(tolerance, _computed(copy.deepcopy(model).double(), images.double()), outputs)
+        tolerance = allowed(
+            tolerance, _computed(copy.deepcopy(model).double(), images.double()), outputs
+        )
     with torch.no_grad():
         detects = "scores" in named(model(images[:1]))
     if detects:  # in float32, rounding may swap two of nearly equal score
         exact = copy.deepcopy(model).double()
         nets = exact, reparameterize(exact, images.double())
         with torch.no_grad():
-            relative = max(relative, difference(*(list(net(images.double()).values()) for net in nets))[1])
+            relative = max(
+                relative, difference(*(list(net(images.double()).values()) for net in nets))[1]
+            )
     if not relative <= tolerance:
         raise ExportError(
-            f"the deploy form differs by {relative:.3g} relative; allowed: {tolerance:.1g}; nothing is written"
+            f"the deploy form differs by {relative:.3g} relative; allowed: {tolerance:.1g}; "
+            "nothing is written"
         )
     before, after = ({**_size(m), "macs": count(m, (height, width)).macs} for m in (model, deploy))
     rows = [[name.replace("_", " "), f"{before[name]:,}", f"{after[name]:,}"] for name in before]
     table(f"{path} at {height}x{width}", ["", "multi-branch", "deploy form"], rows)
-    tell(f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {tolerance:.1g}), on 4 random images")
+    tell(
+        f"largest difference {largest:.3g}, relative {relative:.3g} (allowed {tolerance:.1g}), on "
+        "4 random images"
+    )
     checkpoint.save(
         out, deploy, classes=loaded.classes, preprocess=dataclasses.replace(loaded.preprocess, size=(height, width)),
         settings=loaded.meta.get("settings"), metrics=loaded.metrics, source=loaded.meta.get("source"), form="deploy",
@@ -93,7 +107,11 @@ def _computed(model: Any, images: Any) -> list[Any]:
 def _size(model: Any) -> dict[str, int]:
     from torch import nn
 
-    kinds = {"convolutions": nn.Conv2d, "linear_layers": nn.Linear, "batch_norms": (nn.BatchNorm1d, nn.BatchNorm2d)}
+    kinds = {
+        "convolutions": nn.Conv2d,
+        "linear_layers": nn.Linear,
+        "batch_norms": (nn.BatchNorm1d, nn.BatchNorm2d),
+    }
     modules = list(model.modules())
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

@@ -27,14 +27,56 @@ if TYPE_CHECKING:
     from ..training.claims import Claim
 
 FIRST_KEYS = (  # of config.yaml, from the first version on
-    *("model", "data", "format", "weights", "epochs", "size", "batch_size", "accumulate", "optimizer", "lr"),
-    *("momentum", "weight_decay", "warmup_epochs", "label_smoothing", "clip", "ema", "drop_path", "output_stride"),
-    *("options", "head_lr", "norm", "augment", "mosaic", "plain_epochs", "multi_scale", "scale", "flip"),
-    *("color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "crop", "precision", "channels_last", "device"),
+    *(
+        "model",
+        "data",
+        "format",
+        "weights",
+        "epochs",
+        "size",
+        "batch_size",
+        "accumulate",
+        "optimizer",
+        "lr",
+    ),
+    *(
+        "momentum",
+        "weight_decay",
+        "warmup_epochs",
+        "label_smoothing",
+        "clip",
+        "ema",
+        "drop_path",
+        "output_stride",
+    ),
+    *(
+        "options",
+        "head_lr",
+        "norm",
+        "augment",
+        "mosaic",
+        "plain_epochs",
+        "multi_scale",
+        "scale",
+        "flip",
+    ),
+    *(
+        "color_jitter",
+        "auto_augment",
+        "erasing",
+        "mixup",
+        "cutmix",
+        "crop",
+        "precision",
+        "channels_last",
+        "device",
+    ),
     *("threads", "workers", "cache", "eval_every", "seed"),
 )
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
-CONTINUE_THERE = "continue it from there, with fit(..., resume=True)"  # of a run that began in Python
+CONTINUE_THERE = (
+    "continue it from there, with fit(..., resume=True)"  # of a run that began in Python
+)
 AFTER_RESUME = (
     "epochs",
     "device",
@@ -49,12 +91,15 @@ AFTER_RESUME = (
 
 def arguments(parser: "ArgumentParser") -> None:
     add_settings(parser, TrainConfig, required=("model", "data"))
-    parser.add_argument("--recipe", type=str, help="a YAML file of these settings; flags win over it")
+    parser.add_argument(
+        "--recipe", type=str, help="a YAML file of these settings; flags win over it"
+    )
     parser.add_argument("--run", type=str, help="run folder (default: runs/TASK/MODEL-DATA)")
     parser.add_argument(
         "--resume",
         type=str,
-        help="continue the run in this folder exactly where it stopped; with --data if its data moved or changed",
+        help="continue the run in this folder exactly where it stopped; with --data if its data "
+        "moved or changed",
     )
 
 
@@ -85,7 +130,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     model = _model(config, train.classes, start)
     # the weights decide these too
     config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)
-    usual = Path("runs") / task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
+    usual = (
+        Path("runs") / task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
+    )
     with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
         if resume is None:
             _check_unused(mine.folder, claimed=True)
@@ -125,13 +172,17 @@ def _splits(config: TrainConfig, task: str, run: Path | None, anew: bool) -> "tu
 
     target = tasks.find(task).TARGET
     if run is None:
-        train, val = (data.load(config.data, split, config.format, target) for split in ("train", "val"))
+        train, val = (
+            data.load(config.data, split, config.format, target) for split in ("train", "val")
+        )
     else:
         train, val = to_continue(_place(run, config.data, anew), config.format, target, run)
     return train, by_name(val, train.classes, "the training data")
 
 
-def _counted(train: "Split", val: "Split", config: TrainConfig, task: str) -> "tuple[Contents, Contents]":
+def _counted(
+    train: "Split", val: "Split", config: TrainConfig, task: str
+) -> "tuple[Contents, Contents]":
     """What there is of each class, which is said; `DataError` where it is too little."""
     from .. import tasks
     from ..data._contents import check_usable, contents_of
@@ -192,7 +243,8 @@ def _train(
 ) -> dict[str, Any]:
     """Train in a claimed folder, and say how it went.
 
-    `resume` goes on with the state that is there; `restart` begins a run again that had come to none.
+    `resume` goes on with the state that is there; `restart` begins a run again that had come to
+    none.
     """
     from ..data._record import describe
     from ..training.fit import fit
@@ -232,14 +284,24 @@ def _train(
     # without curves of 101 points a class: see plots/
     figures = {name: value for name, value in best.items() if name not in ("pr", "mask_pr")}
     read = {"train": describe(train, contents[0]), "val": describe(val, contents[1])}
-    return {"run": str(path), "best": figures, "epochs": len(log), "skipped": skipped_in(log), "data": read}
+    return {
+        "run": str(path),
+        "best": figures,
+        "epochs": len(log),
+        "skipped": skipped_in(log),
+        "data": read,
+    }
 
 
 def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> None:
     """After a run that stopped early: how to continue it, and its figures so far unless there is no time."""
-    if not (path / CONFIG).is_file() or (not (path / STATE).is_file() and isinstance(error, Exception)):
+    if not (path / CONFIG).is_file() or (
+        not (path / STATE).is_file() and isinstance(error, Exception)
+    ):
         return
-    in_haste = isinstance(error, Terminated)  # whoever sent that may kill soon; resuming writes the figures
+    in_haste = isinstance(
+        error, Terminated
+    )  # whoever sent that may kill soon; resuming writes the figures
     if (path / STATE).is_file() and not in_haste:
         from ..training.figures import write_figures
         from ..training.run import best_of, settled
@@ -275,27 +337,36 @@ def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     name, _, options = described_by(settings["model"])
     check_name(name)
     size = tasks.find(split_name(name)[0]).SIZE
-    return {"model": name, "size": settings.get("size", size), "options": {**options, **settings.get("options", {})}}
+    return {
+        "model": name,
+        "size": settings.get("size", size),
+        "options": {**options, **settings.get("options", {})},
+    }
 
 
-def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str | None) -> TrainConfig:
+def _resumed(
+    run: Path, given: dict[str, Any], recipe: str | None, folder: str | None
+) -> TrainConfig:
     """The settings of an earlier run, with those that may change; prints the schedule where it is new.
 
-    A run that stopped before its first epoch ended has no state, and starts anew with the same settings.
+    A run that stopped before its first epoch ended has no state, and starts anew with the same
+    settings.
     """
     from ..training.claims import refuse_if_claimed
 
     _check_folder(run)
     if recipe or folder:
-        raise UsageError("--resume takes its settings from the run; --recipe and --run do not go with it")
+        raise UsageError(
+            "--resume takes its settings from the run; --recipe and --run do not go with it"
+        )
     _check_changes(given)
     refuse_if_claimed(run)
     before = _read_config(run)
     config = dataclasses.replace(before, **given)
     if not config.data:
         raise UsageError(
-            f"{run} was trained from Python, on data that no setting names: say where they are with --data, "
-            f"or {CONTINUE_THERE}"
+            f"{run} was trained from Python, on data that no setting names: say where they are "
+            f"with --data, or {CONTINUE_THERE}"
         )
     _check_parts(run)
     if not (run / STATE).is_file():
@@ -307,10 +378,14 @@ def _resumed(run: Path, given: dict[str, Any], recipe: str | None, folder: str |
         trained = epochs_of(run)
         if config.epochs <= trained:
             raise UsageError(
-                f"{run} has been trained for {trained} epochs; --epochs is {config.epochs}, give more to continue"
+                f"{run} has been trained for {trained} epochs; --epochs is {config.epochs}, give "
+                "more to continue"
             )
     if config.epochs != before.epochs:
-        say(f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of {before.epochs}")
+        say(
+            f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of "
+            f"{before.epochs}"
+        )
     return config
 
 
@@ -322,19 +397,22 @@ def _check_parts(run: Path) -> None:
     own = [part for part in ("objective", "order") if part in parts]
     if own:
         raise UsageError(
-            f"{run} was trained from Python with its own {' and '.join(own)}, which no setting names: {CONTINUE_THERE}"
+            f"{run} was trained from Python with its own {' and '.join(own)}, which no setting "
+            f"names: {CONTINUE_THERE}"
         )
     if parts and not (run / STATE).is_file():
         raise UsageError(
-            f"{run} was begun from Python and stopped before its first epoch ended, and its model was made there: "
-            "begin it there again"
+            f"{run} was begun from Python and stopped before its first epoch ended, and its model "
+            "was made there: begin it there again"
         )
 
 
 def _check_folder(run: Path) -> None:
     """`UsageError` if there is no run to continue, `ModelError` if it would be written somewhere else."""
     if not (run / CONFIG).is_file():
-        near = [str(p.parent) for p in run.parent.glob(f"*/{CONFIG}")] if run.parent.is_dir() else []
+        near = (
+            [str(p.parent) for p in run.parent.glob(f"*/{CONFIG}")] if run.parent.is_dir() else []
+        )
         nearest = f": {choose(str(run), near)}" if near else ""
         raise UsageError(f"no run in {str(run)!r} ({CONFIG} is missing){nearest}")
     if out := links_out(run):
@@ -349,9 +427,14 @@ def _check_changes(given: dict[str, Any]) -> None:
     for key in given:
         if key not in AFTER_RESUME:
             allowed = ", ".join(AFTER_RESUME)
-            raise UsageError(f"--resume continues exactly, so {flag(key)} cannot change; allowed: {allowed}")
+            raise UsageError(
+                f"--resume continues exactly, so {flag(key)} cannot change; allowed: {allowed}"
+            )
     if "format" in given and "data" not in given:
-        raise UsageError("with --resume, --format goes with --data: it says how the data named anew are to be read")
+        raise UsageError(
+            "with --resume, --format goes with --data: it says how the data named "
+            "anew are to be read"
+        )
 
 
 def _read_config(run: Path) -> TrainConfig:
@@ -368,11 +451,13 @@ def _read_config(run: Path) -> TrainConfig:
     body, mark, hashed = text.rpartition(HASHED)
     if mark and hashlib.sha256(body.encode()).hexdigest() != hashed.strip():
         raise ModelError(
-            f"{path} is not as the run wrote it, and --resume continues exactly: undo the change, or delete its last "
-            "line to go on with what it says"
+            f"{path} is not as the run wrote it, and --resume continues exactly: undo the change, "
+            "or delete its last line to go on with what it says"
         )
     if absent := [key for key in FIRST_KEYS if key not in settings]:
-        raise ModelError(f"{path} is only a part of what the run wrote: it lacks {', '.join(absent[:5])}")
+        raise ModelError(
+            f"{path} is only a part of what the run wrote: it lacks {', '.join(absent[:5])}"
+        )
     return config
 
 
@@ -383,7 +468,11 @@ def _check_unused(run: Path, claimed: bool = False) -> None:
     if not claimed:
         refuse_if_claimed(run)
     if (run / STATE).is_file() or (run / BEST).is_file():
-        continued = f"continue it with --resume {shlex.quote(str(run))}, or " if (run / STATE).is_file() else ""
+        continued = (
+            f"continue it with --resume {shlex.quote(str(run))}, or "
+            if (run / STATE).is_file()
+            else ""
+        )
         raise UsageError(f"{run} holds a run already: {continued}give another --run")
 
 
@@ -432,4 +521,6 @@ def _place(run: Path, given: str, anew: bool) -> str:
     for place in (path, with_run):
         if os.path.exists(place):
             return place
-    raise DataError(f"the data of {run} were at {path}, and are not there: say where they are now with --data")
+    raise DataError(
+        f"the data of {run} were at {path}, and are not there: say where they are now with --data"
+    )

@@ -15,18 +15,30 @@ EXAMPLE = "fleetnet verify model.onnx --model runs/classification/mobileone_s0-p
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("file", type=str, nargs="?", help="what `fleetnet export` wrote, with model.json beside it")
-    parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors) that it was made from")
-    parser.add_argument("--data", type=str, help="compare on images of this data too, not on random ones alone")
+    parser.add_argument(
+        "file", type=str, nargs="?", help="what `fleetnet export` wrote, with model.json beside it"
+    )
+    parser.add_argument(
+        "--model", type=str, help="run folder or checkpoint (.safetensors) that it was made from"
+    )
+    parser.add_argument(
+        "--data", type=str, help="compare on images of this data too, not on random ones alone"
+    )
     parser.add_argument("--format", type=str | None, help="format of the data (default: found out)")
     parser.add_argument("--trust", action="store_true", help=TRUST)
-    parser.add_argument("--explain", action="store_true", help="where the file differs, name the first layer that does")
+    parser.add_argument(
+        "--explain",
+        action="store_true",
+        help="where the file differs, name the first layer that does",
+    )
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("file", "model"):
         if not given.get(key):
-            raise UsageError(f"{'the file' if key == 'file' else '--model'} is missing; example: {EXAMPLE}")
+            raise UsageError(
+                f"{'the file' if key == 'file' else '--model'} is missing; example: {EXAMPLE}"
+            )
 
     from ..predict import facts_of, verify
     from ..reading import hash_of

@@ -25,8 +25,18 @@ from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from ._splits import SPLIT_NAMES, SPLIT_OF, SPLITS, Part, files_beside, hold_out, part_of
 
-TARGETS = ("label", "boxes", "masks", "semantic")  # kinds of annotation: of the image, objects, their masks, each pixel
-WORDS = {"label": "label of an image", "boxes": "boxes", "masks": "instance masks", "semantic": "label of each pixel"}
+TARGETS = (
+    "label",
+    "boxes",
+    "masks",
+    "semantic",
+)  # kinds of annotation: of the image, objects, their masks, each pixel
+WORDS = {
+    "label": "label of an image",
+    "boxes": "boxes",
+    "masks": "instance masks",
+    "semantic": "label of each pixel",
+}
 IGNORE = 255  # in label maps: a pixel of no known class
 SHOWN = 5  # names in a message, where there may be any number
 LONGEST_NAME = 1000  # letters of a class
@@ -74,7 +84,8 @@ class Object:
 
     box: tuple[float, float, float, float]  # xyxy, pixels of the picture
     label: int  # class index
-    # COCO's: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height, width], "counts": str or list}
+    # COCO's: polygons [[x, y, x, y, ...], ...] in pixels, or RLE {"size": [height, width],
+    # "counts": str or list}
     segmentation: list[list[float]] | dict[str, Any] | None = None
     crowd: bool = False  # a region with many: not learned from, and neither right nor wrong to find
     area: float | None = None  # square pixels, as annotated; of the mask or box where it is not
@@ -94,7 +105,9 @@ class Sample:
     image: Path | Callable[[], Image.Image]
     label: int | None = None  # class index, of classification
     objects: tuple[Object, ...] | None = None  # None: not annotated with objects; (): it shows none
-    semantic: Callable[[], np.ndarray] | None = None  # reads the label map (height, width) uint8, IGNORE where unknown
+    semantic: Callable[[], np.ndarray] | None = (
+        None  # reads the label map (height, width) uint8, IGNORE where unknown
+    )
     id: int | str | None = None  # of the image in its annotation file
 
     def __post_init__(self) -> None:
@@ -110,8 +123,8 @@ class Source:
     format: str
     split: str  # "train", "val", "test", or "all" of data without splits
     files: str  # the folder, list or annotation file that was read; several are joined by commas
-    # "all" of that, or our own part: "train" without, or "val" only, every tenth; "rest" and "kept", what a run learns
-    # from and what it held back
+    # "all" of that, or our own part: "train" without, or "val" only, every tenth; "rest" and
+    # "kept", what a run learns from and what it held back
     take: str = "all"
 
     def __str__(self) -> str:
@@ -136,7 +149,9 @@ class Annotations:
 
     def __str__(self) -> str:
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items())
-        return f"{self.lost()} of {self.read} annotations dropped" + (f": {reasons}" if reasons else "")
+        return f"{self.lost()} of {self.read} annotations dropped" + (
+            f": {reasons}" if reasons else ""
+        )
 
 
 class Notes:
@@ -166,21 +181,29 @@ class Split:
 
     samples: list[Sample]
     classes: list[str]
-    skipped: list[str] = field(default_factory=list)  # one line for each file or entry left out, with the reason
+    skipped: list[str] = field(
+        default_factory=list
+    )  # one line for each file or entry left out, with the reason
     ids: list[int] | None = None  # category ids of the annotation file, in the order of `classes`
-    source: Source | None = field(default=None, compare=False)  # None: not read from data, but put together
+    source: Source | None = field(
+        default=None, compare=False
+    )  # None: not read from data, but put together
     annotations: Annotations = field(default=Annotations(), compare=False)
 
     def __post_init__(self) -> None:
         if not self.samples:
             raise DataError(self._empty())
         for sample in self.samples:
-            labels = [sample.label] if sample.label is not None else [item.label for item in sample.objects or ()]
+            labels = (
+                [sample.label]
+                if sample.label is not None
+                else [item.label for item in sample.objects or ()]
+            )
             for label in labels:
                 if label >= len(self.classes):
                     raise DataError(
-                        f"label {label} of {sample.image} is out of range: there are {len(self.classes)} classes, "
-                        f"so labels are 0 to {len(self.classes) - 1}"
+                        f"label {label} of {sample.image} is out of range: there are "
+                        f"{len(self.classes)} classes, so labels are 0 to {len(self.classes) - 1}"
                     )
 
     def _empty(self) -> str:
@@ -225,10 +248,11 @@ def find(name: str) -> Format:
 def load(root: str, split: str | None, format: str | None = None, target: str = "label") -> Split:
     """The samples of one split of the data at `root`: a folder, an annotation file, or "shapes".
 
-    `split` is one of SPLITS, or None for what there is to measure on: a named file or list itself, a folder's "val",
-    else its "test", else all of it. `target` is the kind of annotation wanted, one of TARGETS. The format is found out
-    from what is there, unless it is named. Raises `UsageError` for an unknown split, target or format, `DataError` for
-    data that are missing, fit no format, have no annotation of that kind, lack the split, or are faulty.
+    `split` is one of SPLITS, or None for what there is to measure on: a named file or list itself,
+    a folder's "val", else its "test", else all of it. `target` is the kind of annotation wanted,
+    one of TARGETS. The format is found out from what is there, unless it is named. Raises
+    `UsageError` for an unknown split, target or format, `DataError` for data that are missing, fit
+    no format, have no annotation of that kind, lack the split, or are faulty.
     """
     if split is not None and split not in SPLITS:
         raise UsageError(f"no split {split!r}: {choose(split, SPLITS)}")
@@ -244,12 +268,16 @@ def _format_of(root: str, format: str | None, target: str) -> str:
     able = [name for name in formats if target in find(name).TARGETS]
     if format is not None:
         if target not in find(format).TARGETS:
-            raise UsageError(f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}")
+            raise UsageError(
+                f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}"
+            )
         return format
     fits = [name for name in formats if not find(name).FALLBACK and _fits(name, root)]
     fits = [name for name in fits if name in able] or fits[:1]
     if len(fits) > 1:
-        raise DataError(f"{root!r} fits several formats: {', '.join(fits)}; choose one with --format")
+        raise DataError(
+            f"{root!r} fits several formats: {', '.join(fits)}; choose one with --format"
+        )
     if not fits:
         fits = [name for name in formats if find(name).FALLBACK and _fits(name, root)][:1]
     if not fits:
@@ -261,7 +289,8 @@ def _format_of(root: str, format: str | None, target: str) -> str:
         )
     if target not in find(fits[0]).TARGETS:
         raise DataError(
-            f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that have: {', '.join(able)}"
+            f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that "
+            f"have: {', '.join(able)}"
         )
     return fits[0]
 
@@ -283,7 +312,9 @@ def _there(root: str) -> str:
     except OSError as error:
         raise DataError(f"cannot list folder {root!r}: {error.strerror}") from error
     folders = [entry.name for entry in entries if os.path.isdir(entry)]
-    suffixes = Counter(entry.suffix.lower() or "(no extension)" for entry in entries if not os.path.isdir(entry))
+    suffixes = Counter(
+        entry.suffix.lower() or "(no extension)" for entry in entries if not os.path.isdir(entry)
+    )
     files = few([f"{count} {suffix}" for suffix, count in suffixes.most_common()])
     return f"folders: {few(folders) or 'none'}; files: {files or 'none'}"
 
@@ -313,14 +344,20 @@ def check_exists(root: str) -> None:
     while not os.path.isdir(place.parent):
         place = place.parent
     near = get_close_matches(place.name, sorted(os.listdir(place.parent)), n=1, cutoff=0.5)
-    hint = f"; did you mean {str(place.parent / near[0])!r}?" if near else f"; {str(place.parent)!r} is there"
+    hint = (
+        f"; did you mean {str(place.parent / near[0])!r}?"
+        if near
+        else f"; {str(place.parent)!r} is there"
+    )
     raise DataError(f"no such file or folder: {shorten(root)!r}{hint}")
 
 
 def inside(path: Path, root: Path, entry: str) -> Path:
     """`path` itself, or `DataError` naming the entry if it is not below `root`; links are the user's own."""
     if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise DataError(f"{shorten(entry)}: {shorten(path)!r} is outside of the data, {str(root)!r}")
+        raise DataError(
+            f"{shorten(entry)}: {shorten(path)!r} is outside of the data, {str(root)!r}"
+        )
     return path
 
 
@@ -334,7 +371,8 @@ def check_images(paths: Sequence[Path], source: str) -> None:
 def measured(image: Path, notes: Notes, turned: list[Path]) -> tuple[int, int] | None:
     """(height, width) of an image; None, and said, if it cannot be read.
 
-    An image that its EXIF orientation turns or mirrors is added to `turned`; the size is that of the upright picture.
+    An image that its EXIF orientation turns or mirrors is added to `turned`; the size is that of
+    the upright picture.
     """
     try:
         (width, height), orientation = examine(image)
@@ -349,14 +387,18 @@ def measured(image: Path, notes: Notes, turned: list[Path]) -> tuple[int, int] |
 def note_turned(turned: Sequence[Path], notes: Notes) -> None:
     """A line, ahead of the others, on annotated pictures that their EXIF orientation turns or mirrors.
 
-    That their annotations were drawn on the upright picture cannot be seen from the files, where the sizes agree.
+    That their annotations were drawn on the upright picture cannot be seen from the files, where
+    the sizes agree.
     """
     if turned:
-        pictures, are, their = ("picture", "is", "its") if len(turned) == 1 else ("pictures", "are", "their")
+        pictures, are, their = (
+            ("picture", "is", "its") if len(turned) == 1 else ("pictures", "are", "their")
+        )
         notes.lines.insert(
             0,
-            f"{len(turned)} {pictures}, as {str(turned[0])!r}, {are} turned or mirrored by {their} EXIF orientation: "
-            f"{their} annotations are taken as of the upright picture; check that they lie right",
+            f"{len(turned)} {pictures}, as {str(turned[0])!r}, {are} turned or mirrored by {their} "
+            f"EXIF orientation: {their} annotations are taken as of the upright picture; check "
+            "that they lie right",
         )
 
 
@@ -401,7 +443,8 @@ def whole(value: object) -> int | None:
 def parse_classes(text: str, source: str) -> list[str]:
     """The class names of a file with one a line.
 
-    A first line `__ignore__`, as in labelme's labels.txt, is no class: it stands for index -1, the pixels of none.
+    A first line `__ignore__`, as in labelme's labels.txt, is no class: it stands for index -1, the
+    pixels of none.
     """
     classes = [line.strip() for line in text.split("\n") if line.strip()]
     if classes and classes[0] == "__ignore__":
@@ -422,15 +465,17 @@ def fit_box(
 ) -> tuple[float, float, float, float] | None:
     """The part of a box xyxy that is inside of a picture (height, width); None if there is none.
 
-    What is dropped or cut is said. A box that leaves the picture by less than a pixel stays as it is: tools round.
-    Raises `DataError` for values that are no numbers.
+    What is dropped or cut is said. A box that leaves the picture by less than a pixel stays as it
+    is: tools round. Raises `DataError` for values that are no numbers.
     """
     if not all(math.isfinite(value) for value in box):
         raise DataError(f"{entry}: box has values that are not finite: {box}")
     x0, y0, x1, y1 = box
     height, width = size
     if x1 <= x0 or y1 <= y0:
-        notes.drop("without an area", f"{entry}: dropped, its box is {x1 - x0:g} wide and {y1 - y0:g} high")
+        notes.drop(
+            "without an area", f"{entry}: dropped, its box is {x1 - x0:g} wide and {y1 - y0:g} high"
+        )
         return None
     if x0 > -1 and y0 > -1 and x1 < width + 1 and y1 < height + 1:
         return box
@@ -439,5 +484,7 @@ def fit_box(
         line = f"{entry}: dropped, its box {box} is outside of the picture of {width}x{height}"
         notes.drop("outside of the picture", line)
         return None
-    notes.say(f"{entry}: its box {box} (x0, y0, x1, y1) leaves the picture of {width}x{height} and is cut")
+    notes.say(
+        f"{entry}: its box {box} (x0, y0, x1, y1) leaves the picture of {width}x{height} and is cut"
+    )
     return x0, y0, x1, y1

@@ -1,8 +1,9 @@
 """What a split has to learn from: counts by class before the first step, and errors where too little is left.
 
-A task that lost its targets looks perfect: its loss falls to zero and its metric has nothing to be wrong about. So data
-are refused where most annotations fell away, where nothing is left to learn or to measure, and where label maps have
-pixels of no class instead of those of a class that was declared, as gray masks of 0 and 255 do.
+A task that lost its targets looks perfect: its loss falls to zero and its metric has nothing to be
+wrong about. So data are refused where most annotations fell away, where nothing is left to learn or
+to measure, and where label maps have pixels of no class instead of those of a class that was
+declared, as gray masks of 0 and 255 do.
 """
 
 from collections import Counter
@@ -13,10 +14,16 @@ import numpy as np
 from ..errors import DataError
 from . import IGNORE, Split, shorten
 
-LOOKED_AT = 200  # label maps that are counted, spread over the split: a second or two, whatever its size
-ABOUND = 0.01  # share of the pixels: from here on, what is of no class may be the class that has none
+LOOKED_AT = (
+    200  # label maps that are counted, spread over the split: a second or two, whatever its size
+)
+ABOUND = (
+    0.01  # share of the pixels: from here on, what is of no class may be the class that has none
+)
 UNITS = {"label": "images", "boxes": "objects", "masks": "objects", "semantic": "pixels"}
-TINY = 1.0  # side of a box in pixels: all boxes below it are shares of the picture rather than pixels
+TINY = (
+    1.0  # side of a box in pixels: all boxes below it are shares of the picture rather than pixels
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +34,9 @@ class Contents:
     counts: list[int]  # in the order of the classes
     ignored: int = 0  # objects that are crowds, pixels of no class
     tiny: int = 0  # boxes with no side above a pixel
-    looked_at: int = 0  # pictures: all of them, or of label maps some that are spread over the split
+    looked_at: int = (
+        0  # pictures: all of them, or of label maps some that are spread over the split
+    )
     pictures: int = 0
 
     @property
@@ -37,21 +46,33 @@ class Contents:
     def by_class(self, classes: list[str]) -> dict[str, int]:
         """Class name -> count; a name that is there twice has its index behind it."""
         twice = {name for name, count in Counter(classes).items() if count > 1}
-        names = [f"{name} ({label})" if name in twice else name for label, name in enumerate(classes)]
+        names = [
+            f"{name} ({label})" if name in twice else name for label, name in enumerate(classes)
+        ]
         return dict(zip(names, self.counts, strict=True))
 
     def text(self, classes: list[str], shown: int = 12) -> str:
         """One line: the counts of all classes, or where they are many of the largest and smallest."""
         ranked = sorted(self.by_class(classes).items(), key=lambda item: -item[1])
         if self.unit == "pixels":
-            named = [f"{name} {_percent(count, self.total + self.ignored)}" for name, count in ranked]
+            named = [
+                f"{name} {_percent(count, self.total + self.ignored)}" for name, count in ranked
+            ]
         else:
             named = [f"{name} {count}" for name, count in ranked]
         if len(named) > shown:
-            named = [*named[: shown // 2], f"... ({len(named) - shown} more)", *named[-shown // 2 :]]
+            named = [
+                *named[: shown // 2],
+                f"... ({len(named) - shown} more)",
+                *named[-shown // 2 :],
+            ]
         ending = ""
         if self.ignored:
-            what = _percent(self.ignored, self.total + self.ignored) if self.unit == "pixels" else self.ignored
+            what = (
+                _percent(self.ignored, self.total + self.ignored)
+                if self.unit == "pixels"
+                else self.ignored
+            )
             ending = f"; of no class {what}" if self.unit == "pixels" else f"; crowds {what}"
         if self.looked_at < self.pictures:
             ending += f" (in {self.looked_at} label maps of {self.pictures})"
@@ -61,8 +82,9 @@ class Contents:
 def contents_of(split: Split, target: str) -> Contents:
     """Count what a split has of each class.
 
-    Of label maps `LOOKED_AT` are read, spread over the split; the rest only while a class has no pixel in them and
-    pixels of no class abound. Maps that cannot be read are left out here; reading them in training names them.
+    Of label maps `LOOKED_AT` are read, spread over the split; the rest only while a class has no
+    pixel in them and pixels of no class abound. Maps that cannot be read are left out here; reading
+    them in training names them.
     """
     if target == "semantic":
         return _of_maps(split)
@@ -71,7 +93,9 @@ def contents_of(split: Split, target: str) -> Contents:
         for sample in split.samples:
             if sample.label is not None:
                 counts[sample.label] += 1
-        return Contents("images", counts.tolist(), looked_at=len(split.samples), pictures=len(split.samples))
+        return Contents(
+            "images", counts.tolist(), looked_at=len(split.samples), pictures=len(split.samples)
+        )
     crowds = tiny = 0
     for sample in split.samples:
         for item in sample.objects or ():
@@ -97,13 +121,16 @@ def _of_maps(split: Split) -> Contents:
         except DataError:
             continue
         looked_at += 1
-    return Contents("pixels", counts[:classes].tolist(), int(counts[IGNORE]), 0, looked_at, pictures)
+    return Contents(
+        "pixels", counts[:classes].tolist(), int(counts[IGNORE]), 0, looked_at, pictures
+    )
 
 
 def _suspicious(counts: np.ndarray, ignored: int) -> bool:
     """Whether pixels of no class may be those of a class that has none.
 
-    Only one class has pixels, or a single one has none and it is the first or the last, as white or black would be.
+    Only one class has pixels, or a single one has none and it is the first or the last, as white or
+    black would be.
     """
     missing = np.flatnonzero(counts == 0).tolist()
     if not missing or not ignored:
@@ -114,10 +141,13 @@ def _suspicious(counts: np.ndarray, ignored: int) -> bool:
     return abound and len(missing) == 1 and missing[0] in (0, len(counts) - 1)
 
 
-def check_usable(split: Split, contents: Contents, max_bad: float = 0.5, learn: bool = True) -> None:
+def check_usable(
+    split: Split, contents: Contents, max_bad: float = 0.5, learn: bool = True
+) -> None:
     """Raise `DataError` where a split has too little left to learn from, or, without `learn`, to measure on.
 
-    `max_bad` is the largest share of annotations that may have fallen away; with 1 only an empty split is refused.
+    `max_bad` is the largest share of annotations that may have fallen away; with 1 only an empty
+    split is refused.
     """
     where = f"{split.source.split} ({split.source})" if split.source else "the split"
     aim = "learn from" if learn else "measure on"
@@ -125,17 +155,27 @@ def check_usable(split: Split, contents: Contents, max_bad: float = 0.5, learn: 
     first = f". The first: {split.skipped[0]}" if split.skipped else ""
     if lost > max_bad * read:
         raise DataError(
-            f"{where}: {split.annotations}, more than the share of {max_bad:g} that --max-bad allows{first}"
+            f"{where}: {split.annotations}, more than the share of {max_bad:g} that --max-bad "
+            f"allows{first}"
         )
     if not contents.total:
-        what = "pixel of any class" if contents.unit == "pixels" else contents.unit.removesuffix("s")
-        crowds = f"; {contents.ignored} crowds do not count" if contents.ignored and contents.unit == "objects" else ""
-        raise DataError(f"{where}: nothing to {aim}: no {what} in {contents.pictures} images{crowds}{first}")
+        what = (
+            "pixel of any class" if contents.unit == "pixels" else contents.unit.removesuffix("s")
+        )
+        crowds = (
+            f"; {contents.ignored} crowds do not count"
+            if contents.ignored and contents.unit == "objects"
+            else ""
+        )
+        raise DataError(
+            f"{where}: nothing to {aim}: no {what} in {contents.pictures} images{crowds}{first}"
+        )
     objects = contents.total + contents.ignored
     if contents.unit == "objects" and contents.tiny > max_bad * objects:
         raise DataError(
-            f"{where}: {contents.tiny} of {objects} boxes have no side above a pixel, more than the share of "
-            f"{max_bad:g} that --max-bad allows. Are they shares of the picture (0 to 1), where this format has pixels?"
+            f"{where}: {contents.tiny} of {objects} boxes have no side above a pixel, more than "
+            f"the share of {max_bad:g} that --max-bad allows. Are they shares of the picture (0 to "
+            "1), where this format has pixels?"
         )
     if contents.unit == "objects" or len(contents.counts) < 2 or max_bad >= 1:
         return
@@ -144,8 +184,9 @@ def check_usable(split: Split, contents: Contents, max_bad: float = 0.5, learn: 
     present = [name for name, count in zip(split.classes, contents.counts, strict=True) if count]
     if learn and len(present) == 1:
         raise DataError(
-            f"{where}: all {contents.unit} are of the class {shorten(present[0])!r}, so there is nothing to tell "
-            f"apart, though {len(contents.counts)} classes are declared; --max-bad 1 takes the data as they are"
+            f"{where}: all {contents.unit} are of the class {shorten(present[0])!r}, so there is "
+            f"nothing to tell apart, though {len(contents.counts)} classes are declared; --max-bad "
+            "1 takes the data as they are"
         )
 
 
@@ -157,10 +198,11 @@ def _check_maps(split: Split, contents: Contents, where: str, learn: bool) -> No
         return
     share = _percent(contents.ignored, contents.total + contents.ignored)
     raise DataError(
-        f"{where}: no pixel is of the class {', '.join(map(shorten, missing[:5]))}, but {share} of the pixels have the "
-        f"value {IGNORE}, which is of no class and neither learned nor measured. If {IGNORE} (white) is meant as a "
-        "class, write a line `255 255 255 NAME` and one for each other color into colors.txt, or save the label maps "
-        "with indices 0, 1, 2, ...; if it is not, --max-bad 1 takes the data as they are"
+        f"{where}: no pixel is of the class {', '.join(map(shorten, missing[:5]))}, but {share} of "
+        f"the pixels have the value {IGNORE}, which is of no class and neither learned nor "
+        f"measured. If {IGNORE} (white) is meant as a class, write a line `255 255 255 NAME` and "
+        "one for each other color into colors.txt, or save the label maps with indices 0, 1, 2, "
+        "...; if it is not, --max-bad 1 takes the data as they are"
     )
 
 

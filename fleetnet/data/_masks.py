@@ -14,16 +14,21 @@ class NoMask(DataError):
     """A segmentation that marks no pixels that could be meant, as tools write for objects without a mask."""
 
 
-def mask_of(segmentation: Sequence[Sequence[float]] | dict[str, Any], size: tuple[int, int]) -> np.ndarray:
+def mask_of(
+    segmentation: Sequence[Sequence[float]] | dict[str, Any], size: tuple[int, int]
+) -> np.ndarray:
     """Where an object is: bool of shape `size`, which is (height, width) of the picture.
 
-    `segmentation` is polygons [[x, y, x, y, ...], ...] in pixels, whose union it is, or run lengths {"size", "counts"}:
-    numbers, or the string that COCO packs them into. Raises `DataError` for what `check_segmentation` refuses.
+    `segmentation` is polygons [[x, y, x, y, ...], ...] in pixels, whose union it is, or run lengths
+    {"size", "counts"}: numbers, or the string that COCO packs them into. Raises `DataError` for
+    what `check_segmentation` refuses.
     """
     check_segmentation(segmentation, size)
     if isinstance(segmentation, dict):
         runs = run_lengths(segmentation["counts"])
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")  # runs go down the columns
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(
+            size, order="F"
+        )  # runs go down the columns
     from faster_coco_eval.core import mask  # here: 0.1 s to import, and only for masks
 
     polygons = [[float(value) for value in polygon] for polygon in segmentation]
@@ -33,15 +38,20 @@ def mask_of(segmentation: Sequence[Sequence[float]] | dict[str, Any], size: tupl
 def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
     """Raise `DataError` for a segmentation that is no mask of a picture of `size` (height, width).
 
-    It is `NoMask` for polygons that cannot be drawn and where there is nothing, but not for run lengths that are wrong.
+    It is `NoMask` for polygons that cannot be drawn and where there is nothing, but not for run
+    lengths that are wrong.
     """
     height, width = size
     if isinstance(segmentation, dict):
         if segmentation.get("size") not in ([height, width], (height, width)):
-            raise DataError(f"RLE is of size {segmentation.get('size')}; the picture is {[height, width]}")
+            raise DataError(
+                f"RLE is of size {segmentation.get('size')}; the picture is {[height, width]}"
+            )
         runs = run_lengths(segmentation.get("counts"))
         if runs.sum() != height * width:
-            raise DataError(f"RLE counts add up to {runs.sum()}; the picture has {height * width} pixels")
+            raise DataError(
+                f"RLE counts add up to {runs.sum()}; the picture has {height * width} pixels"
+            )
         if not runs[1::2].sum():
             raise NoMask("its mask is empty")
         return
@@ -54,7 +64,8 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
             points = np.array(polygon, dtype=float).reshape(-1, 2)
         except (TypeError, ValueError, OverflowError) as error:
             raise NoMask(f"a polygon has values that are not numbers: {polygon}") from error
-        # the time and memory of drawing grow with the coordinates, so none may be far away; false for NaN
+        # the time and memory of drawing grow with the coordinates, so none may be far away; false
+        # for NaN
         if not ((points >= (-width, -height)) & (points <= (2 * width, 2 * height))).all():
             raise NoMask(f"a polygon leaves the picture of {width}x{height} far behind")
 
@@ -87,6 +98,8 @@ def run_lengths(counts: Any) -> np.ndarray:
         if shift:
             raise DataError("RLE counts end within a number")
         counts = runs
-    if not isinstance(counts, list) or not all(isinstance(run, int) and 0 <= run < 1 << 31 for run in counts):
+    if not isinstance(counts, list) or not all(
+        isinstance(run, int) and 0 <= run < 1 << 31 for run in counts
+    ):
         raise DataError("RLE counts are not whole numbers from 0 up")
     return np.array(counts, dtype=np.int64)

@@ -26,8 +26,9 @@ class Renumbered:
 def by_name(split: Split, classes: Sequence[str], whose: str) -> Split:
     """The split with labels that index `classes`, as the names say; classes that it lacks are no error.
 
-    `whose` classes these are goes into the message. Raises `DataError` for a class that is annotated in the split and
-    not among `classes`, naming it and how often; of label maps, which are not read for that, for one that is declared.
+    `whose` classes these are goes into the message. Raises `DataError` for a class that is
+    annotated in the split and not among `classes`, naming it and how often; of label maps, which
+    are not read for that, for one that is declared.
     """
     if split.classes == list(classes):
         return split
@@ -63,12 +64,15 @@ def _check_known(split: Split, index: dict[str, int], whose: str) -> None:
     if not unknown:
         return
     many = len(unknown)
-    counted = [f"{name!r}" + (f" ({used[name]} times)" if used[name] else "") for name in unknown[:SHOWN]]
+    counted = [
+        f"{name!r}" + (f" ({used[name]} times)" if used[name] else "") for name in unknown[:SHOWN]
+    ]
     more = f" and {many - SHOWN} more" if many > SHOWN else ""
     what = "a class" if many == 1 else f"{many} classes"
     raise DataError(
-        f"the data has {what} that {whose} does not know: {', '.join(counted)}{more}. Labels go by the names of the "
-        f"classes: {choose(unknown[0], index)}. Rename what is the same, and leave out what is not"
+        f"the data has {what} that {whose} does not know: {', '.join(counted)}{more}. Labels go by "
+        f"the names of the classes: {choose(unknown[0], index)}. Rename what is the same, and "
+        "leave out what is not"
     )
 
 

@@ -54,7 +54,9 @@ def _name(sample: Sample, split: Split) -> str:
     if callable(sample.image):
         return repr(sample.image)
     root = Path(split.source.root) if split.source else Path()
-    return Path(os.path.relpath(sample.image, root if os.path.isdir(root) else root.parent)).as_posix()
+    return Path(
+        os.path.relpath(sample.image, root if os.path.isdir(root) else root.parent)
+    ).as_posix()
 
 
 def _digest(names: Sequence[str]) -> str:
@@ -82,12 +84,18 @@ def to_continue(root: str, format: str | None, target: str, run: Path) -> tuple[
 
 
 def to_measure(
-    root: str, split: str | None, format: str | None, target: str, model: str | Path, facts: Mapping[str, Any]
+    root: str,
+    split: str | None,
+    format: str | None,
+    target: str,
+    model: str | Path,
+    facts: Mapping[str, Any],
 ) -> Split:
     """The split of `root` to measure a model on; `facts` are those of its file.
 
-    A run that held pictures of this data back from training is measured on just these, whatever came since. Other data
-    are measured as `load` reads them: the split that is asked for, or what is named.
+    A run that held pictures of this data back from training is measured on just these, whatever
+    came since. Other data are measured as `load` reads them: the split that is asked for, or what
+    is named.
     """
     if split not in (None, "val"):
         return data.load(root, split, format, target)
@@ -101,7 +109,9 @@ def to_measure(
     if not names:
         return data.load(root, split, format, target)
     parts = _parts(root, format, target)
-    if parts is None or not (kept["val"]["root"] == os.path.abspath(root) or _same_names(parts, kept)):
+    if parts is None or not (
+        kept["val"]["root"] == os.path.abspath(root) or _same_names(parts, kept)
+    ):
         return data.load(root, split, format, target)
     return _chosen(parts, names, root)
 
@@ -131,11 +141,15 @@ def _chosen(parts: tuple[Split, Split], names: Sequence[str], root: str) -> Spli
     samples = [by_name[name] for name in names if name in by_name]
     if not samples:
         raise DataError(
-            f"none of the {len(lost)} pictures that the run held back is in {root!r}, as {lost[0]!r}; to measure on "
-            "what is there now, give --split all"
+            f"none of the {len(lost)} pictures that the run held back is in {root!r}, as "
+            f"{lost[0]!r}; to measure on what is there now, give --split all"
         )
     skipped = [f"{name!r}: held back from training, and not there any more" for name in lost]
-    source = replace(val.source, take="kept") if val.source and by_name.keys() != set(names) else val.source
+    source = (
+        replace(val.source, take="kept")
+        if val.source and by_name.keys() != set(names)
+        else val.source
+    )
     return replace(val, samples=samples, skipped=[*skipped, *val.skipped], source=source)
 
 
@@ -157,7 +171,11 @@ def _read_record(model: Path) -> dict[str, Any] | None:
             kept = from_json(read_bytes(file, HISTORY))
             val, train = kept["val"], kept["train"]
             names = val.get("held_back") or []
-            if isinstance(train, dict) and isinstance(names, list) and all(isinstance(name, str) for name in names):
+            if (
+                isinstance(train, dict)
+                and isinstance(names, list)
+                and all(isinstance(name, str) for name in names)
+            ):
                 return {"train": train, "val": {"root": None, **val}}
         except (OSError, ValueError, LookupError, TypeError, AttributeError):
             return None

@@ -1,7 +1,8 @@
 """Which part of the data is read: a split that the data have, or our own part of data that have none.
 
-What is named is what is read: a named file, list or folder is read whole. Only where a split for "val" is asked for and
-is not there, every tenth item of "train" is held back for it; "test" is never taken in its place.
+What is named is what is read: a named file, list or folder is read whole. Only where a split for
+"val" is asked for and is not there, every tenth item of "train" is held back for it; "test" is
+never taken in its place.
 """
 
 import os
@@ -13,14 +14,21 @@ from typing import TypeVar
 
 from ..errors import DataError
 
-SPLITS = ("train", "val", "test", "all")  # "all" is for data without a split of its own: nothing is held back
+SPLITS = (
+    "train",
+    "val",
+    "test",
+    "all",
+)  # "all" is for data without a split of its own: nothing is held back
 SPLIT_NAMES = {  # what folders and files of a split are called; the first that is there counts
     "train": ("train",),
     "val": ("val", "valid", "validation"),
     "test": ("test",),
 }
 SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-_WORD = re.compile("(?<![a-z])(train|validation|valid|val|test)(?=list|[^a-z]|$)", re.IGNORECASE)  # not in "values"
+_WORD = re.compile(
+    "(?<![a-z])(train|validation|valid|val|test)(?=list|[^a-z]|$)", re.IGNORECASE
+)  # not in "values"
 _Item = TypeVar("_Item")
 
 
@@ -36,9 +44,9 @@ class Part:
 def part_of(split: str | None, there: Mapping[str, Path], root: str, own: str = "") -> Part:
     """The part to read for `split`, where the data have the splits `there`, each in its folder or file.
 
-    `own` is the split that `root` itself is the folder or file of, if it is one: then it is read whole. Else None asks
-    for what is there to measure on: "val", else "test", else everything. Raises `DataError`, naming the splits that
-    are there, for one that is not.
+    `own` is the split that `root` itself is the folder or file of, if it is one: then it is read
+    whole. Else None asks for what is there to measure on: "val", else "test", else everything.
+    Raises `DataError`, naming the splits that are there, for one that is not.
     """
     if own and split in (None, "all"):
         return Part(own, own)
@@ -58,7 +66,8 @@ def part_of(split: str | None, there: Mapping[str, Path], root: str, own: str = 
         return Part(split, "", split)
     if not there:
         raise DataError(
-            f"no split {split!r} in {root!r}, which has no splits; allowed: all, or train and val, which is every tenth"
+            f"no split {split!r} in {root!r}, which has no splits; allowed: all, or train and val, "
+            "which is every tenth"
         )
     has = ", ".join(f"{name} ({str(path)!r})" for name, path in there.items())
     if split == "all":
@@ -69,7 +78,8 @@ def part_of(split: str | None, there: Mapping[str, Path], root: str, own: str = 
 def hold_out(items: Sequence[_Item], take: str) -> list[_Item]:
     """All the items, or one part of them: every tenth is for "val" (and "test"), the rest for "train".
 
-    The same items give the same parts on every machine. At least one is held back, unless there is only one.
+    The same items give the same parts on every machine. At least one is held back, unless there is
+    only one.
     """
     if take == "all":
         return list(items)
@@ -80,18 +90,28 @@ def hold_out(items: Sequence[_Item], take: str) -> list[_Item]:
 def files_beside(path: Path) -> tuple[str, dict[str, Path]]:
     """The split that a file's name says, or "", and the files of all splits whose names differ from it in that word.
 
-    Where the file's own name says none, the name of its folder may: `valid/x.json` is beside `train/x.json`.
+    Where the file's own name says none, the name of its folder may: `valid/x.json` is beside
+    `train/x.json`.
     """
     word = _WORD.search(path.stem)
     if word:
-        files = {file.name.lower(): file for file in sorted(path.parent.iterdir()) if os.path.isfile(file)}
+        files = {
+            file.name.lower(): file
+            for file in sorted(path.parent.iterdir())
+            if os.path.isfile(file)
+        }
         start, end = path.stem[: word.start()], path.stem[word.end() :] + path.suffix
         found = {name: files.get(f"{start}{name}{end}".lower()) for name in SPLIT_OF}
         said = word[0]
     elif path.parent.name.lower() in SPLIT_OF:
-        folders = {folder.name.lower(): folder for folder in sorted(path.absolute().parent.parent.iterdir())}
+        folders = {
+            folder.name.lower(): folder
+            for folder in sorted(path.absolute().parent.parent.iterdir())
+        }
         found = {
-            name: folders[name] / path.name for name in SPLIT_OF if os.path.isfile(folders.get(name, path) / path.name)
+            name: folders[name] / path.name
+            for name in SPLIT_OF
+            if os.path.isfile(folders.get(name, path) / path.name)
         }
         said = path.parent.name
     else:
@@ -112,9 +132,10 @@ def _check_no_lists(root: str) -> None:
     lists = [name for name in sorted(os.listdir(folder)) if name.lower() in _LISTS]
     if lists:
         raise DataError(
-            f"{root!r} has lists of splits, {', '.join(lists)}, which this format does not read, and no folders for "
-            f"them. Name a list of lines `path label` with --data {str(folder / lists[0])!r}, or move them away: then "
-            "every tenth picture is held back for val"
+            f"{root!r} has lists of splits, {', '.join(lists)}, which this format does not read, "
+            "and no folders for them. Name a list of lines `path label` with --data "
+            f"{str(folder / lists[0])!r}, or move them away: then every tenth picture is held back "
+            "for val"
         )
 
 

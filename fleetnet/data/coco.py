@@ -2,10 +2,11 @@
 
     root/annotations/instances_train.json  root/images/train/*.jpg     (also train2017, and _annotations.coco.json)
 
-`root` may also be one such file: if "train" or "val" is in its name, or is the name of its folder, the file of the
-other split is the one beside it with the other name. Where there is none for "val", every tenth image is held back.
-Classes are ordered by their category ids, which `Split.ids` keeps; categories of one name are one class. Numbers may be
-written as text, as some tools do. Format: https://cocodataset.org/#format-data.
+`root` may also be one such file: if "train" or "val" is in its name, or is the name of its folder,
+the file of the other split is the one beside it with the other name. Where there is none for "val",
+every tenth image is held back. Classes are ordered by their category ids, which `Split.ids` keeps;
+categories of one name are one class. Numbers may be written as text, as some tools do. Format:
+https://cocodataset.org/#format-data.
 """
 
 import json
@@ -43,15 +44,26 @@ from . import (
 from ._masks import POINTS, NoMask, check_segmentation
 
 EXPECTS = (
-    "ROOT/annotations/instances_train.json and instances_val.json, with ROOT/images/train or ROOT/images; or a .json"
+    "ROOT/annotations/instances_train.json and instances_val.json, with ROOT/images/train or "
+    "ROOT/images; or a .json"
 )
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
 _FILES = (
-    *("annotations/instances_{0}.json", "annotations/instances_{0}2017.json", "annotations/instances_{0}2014.json"),
+    *(
+        "annotations/instances_{0}.json",
+        "annotations/instances_{0}2017.json",
+        "annotations/instances_{0}2014.json",
+    ),
     *("annotations/{0}.json", "instances_{0}.json", "{0}.json", "{0}/_annotations.coco.json"),
 )
-_FOLDERS = ("images/{0}", "{0}", "images", "JPEGImages", ".")  # of images, below the root; then any */JPEGImages
+_FOLDERS = (
+    "images/{0}",
+    "{0}",
+    "images",
+    "JPEGImages",
+    ".",
+)  # of images, below the root; then any */JPEGImages
 
 
 def detect(root: str) -> bool:
@@ -65,9 +77,10 @@ def detect(root: str) -> bool:
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, in the order of the file; images without objects are among them.
 
-    Images that cannot be read, or are not of the size that the file says, are left out with a line in `skipped`. With
-    target "masks" each object has a mask, with "boxes" none has. Raises `DataError` naming file and entry for whatever
-    does not parse, images that do not exist and paths that leave the folder of the data.
+    Images that cannot be read, or are not of the size that the file says, are left out with a line
+    in `skipped`. With target "masks" each object has a mask, with "boxes" none has. Raises
+    `DataError` naming file and entry for whatever does not parse, images that do not exist and
+    paths that leave the folder of the data.
     """
     check_exists(root)
     own, there = _named(Path(root))
@@ -109,12 +122,14 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
 def parse(text: str, source: str, target: str = "boxes") -> Split:
     """The images of a COCO file with their objects; `Sample.image` is as in the file. `source` names it in errors.
 
-    Annotations without a size or of unknown images are dropped, with a line in `skipped`; so are those without a mask
-    where `target` is "masks".
+    Annotations without a size or of unknown images are dropped, with a line in `skipped`; so are
+    those without a mask where `target` is "masks".
     """
     parsed = _parse(text, source, target)
     notes = parsed.notes
-    return Split(parsed.samples, parsed.classes, notes.lines, parsed.ids, annotations=notes.annotations())
+    return Split(
+        parsed.samples, parsed.classes, notes.lines, parsed.ids, annotations=notes.annotations()
+    )
 
 
 class _Parsed(NamedTuple):
@@ -151,9 +166,13 @@ def _parse(text: str, source: str, target: str, take: str = "all") -> _Parsed:
         if item:
             objects[id].append(item)
     samples = [
-        Sample(Path(name), objects=tuple(objects[id]), id=id) for id, (name, _) in pictures.items() if id in chosen
+        Sample(Path(name), objects=tuple(objects[id]), id=id)
+        for id, (name, _) in pictures.items()
+        if id in chosen
     ]
-    sizes: dict[int | str | None, tuple[int, int]] = {id: size for id, (_, size) in pictures.items()}
+    sizes: dict[int | str | None, tuple[int, int]] = {
+        id: size for id, (_, size) in pictures.items()
+    }
     first = {label: id for id, label in reversed(ids.items())}
     return _Parsed(samples, classes, [first[label] for label in range(len(classes))], sizes, notes)
 
@@ -166,12 +185,17 @@ def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
         raise DataError(f"{source}: not JSON, or cut off: {error}") from error
     if not isinstance(document, dict):
         hint = "; a list is what results are written as" if isinstance(document, list) else ""
-        raise DataError(f"{source}: expected an object with images, annotations and categories{hint}")
+        raise DataError(
+            f"{source}: expected an object with images, annotations and categories{hint}"
+        )
     rows: dict[str, Any] = {}
     for key in ("images", "annotations", "categories"):
         rows[key] = document.get(key)
         if not isinstance(rows[key], list) or not all(isinstance(row, dict) for row in rows[key]):
-            raise DataError(f"{source}: no list of {key}, as COCO's files have; there is {few(document) or 'nothing'}")
+            raise DataError(
+                f"{source}: no list of {key}, as COCO's files have; there is "
+                f"{few(document) or 'nothing'}"
+            )
         if not rows[key] and key != "annotations":
             raise DataError(f"{source}: the list of {key} is empty: no samples")
     return rows
@@ -190,9 +214,13 @@ def _object(
     if not fitted:
         return None
     mask = row.get("segmentation")
-    if isinstance(mask, dict) and mask.get("size") != list(size):  # of another picture, and so may be its box
+    if isinstance(mask, dict) and mask.get("size") != list(
+        size
+    ):  # of another picture, and so may be its box
         given = shorten(mask.get("size"))
-        raise DataError(f"{entry}: RLE is of size {given}; the picture is {list(size)}, height and width")
+        raise DataError(
+            f"{entry}: RLE is of size {given}; the picture is {list(size)}, height and width"
+        )
     if target != "masks":
         mask = None
     else:
@@ -221,13 +249,17 @@ def _id(value: Any) -> int | str | None:
     return value if isinstance(value, str) else None
 
 
-def _categories(rows: list[dict[str, Any]], source: str, notes: Notes) -> tuple[dict[int, int], list[str]]:
+def _categories(
+    rows: list[dict[str, Any]], source: str, notes: Notes
+) -> tuple[dict[int, int], list[str]]:
     """Category id -> label, in the order of ids, and the names in the order of labels."""
     names: dict[int, str] = {}
     for row in rows:
         id, name = whole(row.get("id")), row.get("name")
         if id is None or not isinstance(name, str):
-            raise DataError(f"{source}, category {shorten(row)}: expected an id that is a number, and a name")
+            raise DataError(
+                f"{source}, category {shorten(row)}: expected an id that is a number, and a name"
+            )
         if id in names:
             raise DataError(f"{source}: two categories have the id {id}")
         names[id] = name
@@ -236,7 +268,10 @@ def _categories(rows: list[dict[str, Any]], source: str, notes: Notes) -> tuple[
     for id in sorted(names):
         name = names[id]
         if name in first:
-            notes.say(f"{source}: categories {first[name]} and {id} are both called {shorten(name)!r}: one class")
+            notes.say(
+                f"{source}: categories {first[name]} and {id} are both called "
+                f"{shorten(name)!r}: one class"
+            )
             labels[id] = labels[first[name]]
         else:
             labels[id] = len(first)
@@ -244,7 +279,9 @@ def _categories(rows: list[dict[str, Any]], source: str, notes: Notes) -> tuple[
     return labels, list(first)
 
 
-def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[int | str, tuple[str, tuple[int, int]]]]:
+def _pictures(
+    rows: list[dict[str, Any]], source: str
+) -> Iterator[tuple[int | str, tuple[str, tuple[int, int]]]]:
     """(image id, (file name, (height, width))) of each image."""
     seen = set()
     for row in rows:
@@ -280,7 +317,9 @@ def _folder(root: Path, file: Path, name: str) -> Path:
     """The folder of the images: the first of the usual ones that holds the image `name`."""
     tag = file.stem.removeprefix("instances_")
     plain = re.sub(r"\d+$", "", tag)
-    places = [root / place.format(word) for place in _FOLDERS for word in (tag, plain)] + [file.parent]
+    places = [root / place.format(word) for place in _FOLDERS for word in (tag, plain)] + [
+        file.parent
+    ]
     places += sorted(root.glob("*/JPEGImages"))
     for place in dict.fromkeys(places):
         if os.path.isfile(place / name):

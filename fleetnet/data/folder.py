@@ -2,10 +2,10 @@
 
     root/train/CLASS/*.jpg  root/val/CLASS/*.jpg        or                root/CLASS/*.jpg
 
-Classes are numbered by name, as torchvision's ImageFolder does. Without folders for the splits, or with none for "val"
-(which may also be called valid or validation), every tenth image of each class, by name, is held back for it. `root`
-may also be the folder of a split, with that of "train" beside it. A folder `train` that holds images beside other
-folders that do is a class.
+Classes are numbered by name, as torchvision's ImageFolder does. Without folders for the splits, or
+with none for "val" (which may also be called valid or validation), every tenth image of each class,
+by name, is held back for it. `root` may also be the folder of a split, with that of "train" beside
+it. A folder `train` that holds images beside other folders that do is a class.
 """
 
 import os
@@ -16,7 +16,9 @@ from ..errors import DataError, choose
 from ..images import EXTENSIONS, find_images, hidden
 from . import SPLIT_OF, Sample, Source, Split, check_exists, few, hold_out, part_of
 
-EXPECTS = "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
+EXPECTS = (
+    "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
+)
 TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = True  # the folders mean classes where no list or annotation file says otherwise
 
@@ -30,13 +32,18 @@ def detect(root: str) -> bool:
     if any(_folders(split) for split in splits):
         return True
     folders = _folders(path)
-    return len(folders) > 1 and len(folders) > len(splits) and any(_holds_image(folder) for folder in folders)
+    return (
+        len(folders) > 1
+        and len(folders) > len(splits)
+        and any(_holds_image(folder) for folder in folders)
+    )
 
 
 def load(root: str, split: str | None, target: str = "label") -> Split:
     """The samples of a split: classes of the train folder, in every split.
 
-    Raises `DataError` naming the folder that is missing, empty, or of a class that the train folder does not have.
+    Raises `DataError` naming the folder that is missing, empty, or of a class that the train folder
+    does not have.
     """
     check_exists(root)
     path = Path(root)
@@ -59,7 +66,9 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
     return Split(parse(images, classes, part.take), classes, skipped, source=source)
 
 
-def parse(images: Sequence[tuple[str, Sequence[Path]]], classes: Sequence[str], take: str) -> list[Sample]:
+def parse(
+    images: Sequence[tuple[str, Sequence[Path]]], classes: Sequence[str], take: str
+) -> list[Sample]:
     """Samples from (class name, its images); of each class those that `hold_out` gives to the part."""
     index = {name: i for i, name in enumerate(classes)}
     return [Sample(path, index[name]) for name, paths in images for path in hold_out(paths, take)]
@@ -68,20 +77,26 @@ def parse(images: Sequence[tuple[str, Sequence[Path]]], classes: Sequence[str], 
 def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     """The folders of splits below `root`, none where they are classes of these names; and what is not read then.
 
-    They are classes where one of them holds images itself and other folders hold images too. Raises `DataError` where
-    there are class folders below a split's and in other folders alike, which could be both.
+    They are classes where one of them holds images itself and other folders hold images too. Raises
+    `DataError` where there are class folders below a split's and in other folders alike, which
+    could be both.
     """
     folders = {child.name: child for child in _folders(root)}
     splits = {name: folders[name] for name in SPLIT_OF if name in folders}
-    others = [name for name, child in folders.items() if name not in SPLIT_OF and _holds_image_below(child)]
+    others = [
+        name
+        for name, child in folders.items()
+        if name not in SPLIT_OF and _holds_image_below(child)
+    ]
     if splits and others and any(_holds_image(folder) for folder in splits.values()):
         return {}, []
     if len(splits) == 1 and others:
         (name,) = splits
         raise DataError(
-            f"in {str(root)!r}, {name!r} may be the folder of a split or of a class: it has folders below it, and "
-            f"{few(others)} beside it hold images too. If it is a split, give {str(root / name)!r} as --data or move "
-            "the others away; if it is a class, give it another name"
+            f"in {str(root)!r}, {name!r} may be the folder of a split or of a class: it has "
+            f"folders below it, and {few(others)} beside it hold images too. If it is a split, "
+            f"give {str(root / name)!r} as --data or move the others away; if it is a class, give "
+            "it another name"
         )
     there: dict[str, Path] = {}
     for name, folder in splits.items():
@@ -101,7 +116,9 @@ def _beside(path: Path) -> dict[str, Path]:
     return there
 
 
-def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str, list[Path]]], list[str]]:
+def _scan(
+    folder: Path, classes: list[str], first: str
+) -> tuple[list[tuple[str, list[Path]]], list[str]]:
     """The images of each class below `folder`, and what was left out."""
     by_class: list[tuple[str, list[Path]]] = []
     skipped: list[str] = []
@@ -109,12 +126,17 @@ def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str,
     for child in _folders(folder):
         if child.name not in known:
             near = choose(child.name, classes)
-            raise DataError(f"class folder {str(child)!r} has no folder of that name in {first!r}: {near}")
+            raise DataError(
+                f"class folder {str(child)!r} has no folder of that name in {first!r}: {near}"
+            )
         images, left_out = find_images(child)
         skipped += left_out
         if not images:
             reason = f"; left out: {left_out[0]}" if left_out else ""
-            raise DataError(f"class folder {str(child)!r} has no images{reason}. Add images or delete the folder")
+            raise DataError(
+                f"class folder {str(child)!r} has no images{reason}. Add images or "
+                "delete the folder"
+            )
         by_class.append((child.name, images))
     for child in sorted(folder.iterdir()):
         if not os.path.isdir(child) and not hidden(child.name):
@@ -124,13 +146,19 @@ def _scan(folder: Path, classes: list[str], first: str) -> tuple[list[tuple[str,
 
 def _folders(path: Path) -> list[Path]:
     try:
-        return sorted((c for c in path.iterdir() if os.path.isdir(c) and not hidden(c.name)), key=lambda c: c.name)
+        return sorted(
+            (c for c in path.iterdir() if os.path.isdir(c) and not hidden(c.name)),
+            key=lambda c: c.name,
+        )
     except OSError as error:
         raise DataError(f"cannot list folder {str(path)!r}: {error.strerror}") from error
 
 
 def _holds_image(folder: Path) -> bool:
-    return any(c.suffix.lower() in EXTENSIONS and not hidden(c.name) and os.path.isfile(c) for c in folder.iterdir())
+    return any(
+        c.suffix.lower() in EXTENSIONS and not hidden(c.name) and os.path.isfile(c)
+        for c in folder.iterdir()
+    )
 
 
 def _holds_image_below(folder: Path) -> bool:

@@ -2,10 +2,11 @@
 
     root/train_list.txt  root/val_list.txt  root/label_list.txt (`index name`, optional)
 
-The label is what follows the last space or tab; paths are relative to the list's folder and stay inside of it. Without
-a label list, the classes are named by their numbers. `root` may also be one list file: if "train" or "val" is in its
-name, the list of the other split is the file beside it with the other name. Where there is none for "val", every tenth
-image of each class is held back for it.
+The label is what follows the last space or tab; paths are relative to the list's folder and stay
+inside of it. Without a label list, the classes are named by their numbers. `root` may also be one
+list file: if "train" or "val" is in its name, the list of the other split is the file beside it
+with the other name. Where there is none for "val", every tenth image of each class is held back for
+it.
 """
 
 import os
@@ -14,7 +15,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from . import SPLIT_OF, Sample, Source, Split, check_exists, few, files_beside, hold_out, part_of, shorten, text_of
+from . import (
+    SPLIT_OF,
+    Sample,
+    Source,
+    Split,
+    check_exists,
+    few,
+    files_beside,
+    hold_out,
+    part_of,
+    shorten,
+    text_of,
+)
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
 TARGETS: tuple[str, ...] = ("label",)
@@ -33,8 +46,8 @@ def detect(root: str) -> bool:
 def load(root: str, split: str | None, target: str = "label") -> Split:
     """The samples of a split, in the order of its list.
 
-    Raises `DataError` naming file and line for a line without a label, a label out of range, a path that leaves the
-    folder, and images that do not exist.
+    Raises `DataError` naming file and line for a line without a label, a label out of range, a path
+    that leaves the folder, and images that do not exist.
     """
     check_exists(root)
     own, there = _named(Path(root))
@@ -52,12 +65,16 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
         if label >= len(classes):
             declared = names[0] if names else "the list of the train split"
             raise DataError(
-                f"{path}, line {number}: label {label} is out of range; {declared} has {len(classes)} classes, so "
-                f"labels are 0 to {len(classes) - 1}"
+                f"{path}, line {number}: label {label} is out of range; {declared} has "
+                f"{len(classes)} classes, so labels are 0 to {len(classes) - 1}"
             )
         image = Path(os.path.abspath(folder / name))
-        if not image.is_relative_to(os.path.abspath(folder)):  # without following links: those are the user's own
-            raise DataError(f"{path}, line {number}: {shorten(name)!r} is outside of the folder of the list")
+        if not image.is_relative_to(
+            os.path.abspath(folder)
+        ):  # without following links: those are the user's own
+            raise DataError(
+                f"{path}, line {number}: {shorten(name)!r} is outside of the folder of the list"
+            )
         if not os.path.isfile(image):
             missing.append(f"line {number}: {shorten(name)!r}")
         samples.append(Sample(folder / name, label))
@@ -81,14 +98,20 @@ def parse(text: str, source: str) -> list[tuple[int, str, int]]:
     """
     rows = []
     for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        match = re.fullmatch(r"(.*\S)[ \t]+(\S+)[ \t\r]*", line)  # a path may begin with a space and have spaces inside
+        match = re.fullmatch(
+            r"(.*\S)[ \t]+(\S+)[ \t\r]*", line
+        )  # a path may begin with a space and have spaces inside
         if not line.strip():
             continue
         if not match:
-            raise DataError(f"{source}, line {number}: expected `path label`, found {shorten(line.strip())!r}")
+            raise DataError(
+                f"{source}, line {number}: expected `path label`, found {shorten(line.strip())!r}"
+            )
         name, label = match.groups()
         if not re.fullmatch(r"[0-9]{1,18}", label):
-            raise DataError(f"{source}, line {number}: label {shorten(label)!r} is not a number from 0 up")
+            raise DataError(
+                f"{source}, line {number}: label {shorten(label)!r} is not a number from 0 up"
+            )
         rows.append((number, name, int(label)))
     return rows
 
@@ -105,14 +128,18 @@ def parse_labels(text: str, source: str) -> list[str]:
             continue
         match = re.fullmatch(r"([0-9]{1,18})\s+(.+)", line.strip())
         if not match:
-            raise DataError(f"{source}, line {number}: expected `index name`, found {shorten(line.strip())!r}")
+            raise DataError(
+                f"{source}, line {number}: expected `index name`, found {shorten(line.strip())!r}"
+            )
         index = int(match[1])
         if index in found:
             raise DataError(f"{source}, line {number}: index {index} is there twice")
         found[index] = match[2]
     gap = next((i for i in range(len(found)) if i not in found), None)
     if gap is not None or not found:
-        raise DataError(f"{source}: no line for index {gap or 0}; indices are 0, 1, 2, ... without gaps")
+        raise DataError(
+            f"{source}: no line for index {gap or 0}; indices are 0, 1, 2, ... without gaps"
+        )
     return [found[i] for i in range(len(found))]
 
 
@@ -150,5 +177,8 @@ def _numbered(train: Path, path: Path, rows: Sequence[tuple[int, str, int]]) -> 
         path, rows = train, parse(text_of(train), str(train)) or rows
     number, _, largest = max(rows, key=lambda row: row[2])
     if largest > LARGEST:
-        raise DataError(f"{path}, line {number}: label {largest} without a label_list.txt that says there are so many")
+        raise DataError(
+            f"{path}, line {number}: label {largest} without a label_list.txt that "
+            "says there are so many"
+        )
     return [str(i) for i in range(largest + 1)]

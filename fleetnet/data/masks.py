@@ -2,13 +2,15 @@
 
     root/images/train/*.jpg  root/labels/train/*.png  root/classes.txt      (or without folders for the splits)
 
-The folder of labels may be called labels, masks, semantic or annotations; its class names are one a line in
-`FOLDER_classes.txt`, classes.txt, or the only `*classes.txt`. Labels are indices, of gray or palette PNGs, with 255 for
-pixels of no known class; or colors, where colors.txt has a line `r g b name` for each (a class may have several; those
-named "ignore" or "void" are no class). Gray files go by colors.txt where all of its colors are gray.
+The folder of labels may be called labels, masks, semantic or annotations; its class names are one a
+line in `FOLDER_classes.txt`, classes.txt, or the only `*classes.txt`. Labels are indices, of gray
+or palette PNGs, with 255 for pixels of no known class; or colors, where colors.txt has a line `r g
+b name` for each (a class may have several; those named "ignore" or "void" are no class). Gray files
+go by colors.txt where all of its colors are gray.
 
-Splits are the folders below images/, or the lists root/train.txt and root/val.txt (a line is an image, by its name or
-path, and may name its label map too). Without one for "val" every tenth image is held back for it.
+Splits are the folders below images/, or the lists root/train.txt and root/val.txt (a line is an
+image, by its name or path, and may name its label map too). Without one for "val" every tenth image
+is held back for it.
 """
 
 import os
@@ -65,7 +67,9 @@ def load(root: str, split: str | None, target: str = "semantic") -> Split:
     folders = _folders(images)
     lists = {} if folders else _lists(path)
     part = part_of(split, folders or lists, root)
-    source = Source(root, "masks", part.split, str((folders or lists).get(part.there, images)), part.take)
+    source = Source(
+        root, "masks", part.split, str((folders or lists).get(part.there, images)), part.take
+    )
     if part.there and folders:
         images, labels = folders[part.there], labels / folders[part.there].name
     pairs = _pairs(images, labels, notes)
@@ -82,24 +86,33 @@ def _pairs(images: Path, labels: Path, notes: Notes) -> list[tuple[Path, Path]]:
     """All images of a folder that have a label map of their name, and it."""
     pictures, left_out = find_images(images)
     notes.lines += left_out
-    files = {_key(file, labels): file for file in sorted(labels.rglob("*.png")) if not hidden(file.name)}
+    files = {
+        _key(file, labels): file for file in sorted(labels.rglob("*.png")) if not hidden(file.name)
+    }
     notes.read = len(files)
     pairs = []
     turned: list[Path] = []
     for picture in pictures:
         file = files.pop(_key(picture, images), None)
         if file:
-            measured(picture, Notes(), turned)  # one that cannot be read is named when it is, and changes no split
+            measured(
+                picture, Notes(), turned
+            )  # one that cannot be read is named when it is, and changes no split
             pairs.append((picture, file))
         else:
             notes.say(f"{str(picture)!r}: no labels of that name in {str(labels)!r}")
     note_turned(turned, notes)
     for file in files.values():
-        notes.drop("without an image of their name", f"{str(file)!r}: no image of that name in {str(images)!r}")
+        notes.drop(
+            "without an image of their name",
+            f"{str(file)!r}: no image of that name in {str(images)!r}",
+        )
     return pairs
 
 
-def parse_list(text: str, source: str, root: Path, pairs: list[tuple[Path, Path]]) -> list[tuple[Path, Path]]:
+def parse_list(
+    text: str, source: str, root: Path, pairs: list[tuple[Path, Path]]
+) -> list[tuple[Path, Path]]:
     """The images and label maps that a list of a split names, in its order; a line is `image` or `image labels`."""
     by_name: dict[str, list[tuple[Path, Path]]] = {}
     for pair in pairs:
@@ -115,7 +128,9 @@ def parse_list(text: str, source: str, root: Path, pairs: list[tuple[Path, Path]
         name = whole if whole.removeprefix("./") in by_name else first  # a path may have spaces
         named = by_name.get(name.removeprefix("./"), [])
         if len(named) != 1:
-            raise DataError(f"{entry}: {'several images are' if named else 'no image with labels is'} called so")
+            raise DataError(
+                f"{entry}: {'several images are' if named else 'no image with labels is'} called so"
+            )
         image, labels = named[0]
         if name != whole and root / second != labels and Path(second) != labels:
             raise DataError(f"{entry}: the labels of that image are {str(labels)!r}")
@@ -134,7 +149,8 @@ def _names(image: Path, root: Path) -> set[str]:
 def read(path: Path, image: Path, classes: int, colors: Colors | None = None) -> np.ndarray:
     """The label map of an image: (height, width) uint8, values below `classes`, or IGNORE.
 
-    Raises `DataError` naming both files where their sizes differ, and the file with a value that is no class.
+    Raises `DataError` naming both files where their sizes differ, and the file with a value that is
+    no class.
     """
     labels = read_labels(path, colors)
     height, width = labels.shape
@@ -142,7 +158,8 @@ def read(path: Path, image: Path, classes: int, colors: Colors | None = None) ->
     if actual != (width, height):
         turned = ", turned by its EXIF orientation" if orientation != 1 else ""
         raise DataError(
-            f"labels {str(path)!r} are {width}x{height}, their image {str(image)!r} is {actual[0]}x{actual[1]}{turned}"
+            f"labels {str(path)!r} are {width}x{height}, their image {str(image)!r} is "
+            f"{actual[0]}x{actual[1]}{turned}"
         )
     wrong = labels[(labels >= classes) & (labels != IGNORE)]
     if wrong.size:
@@ -183,22 +200,33 @@ def _classes(root: Path, folder: str) -> tuple[list[str], Colors | None]:
     file = next((root / name for name in _COLORS if os.path.isfile(root / name)), None)
     colors = parse(text_of(file), str(file)) if file else None
     named = [root / f"{folder}_classes.txt", root / "classes.txt"]
-    files = [name for name in named if os.path.isfile(name)][:1] or sorted(root.glob("*classes.txt"))
+    files = [name for name in named if os.path.isfile(name)][:1] or sorted(
+        root.glob("*classes.txt")
+    )
     if len(files) > 1:
-        raise DataError(f"several files of class names: {few(files)}; name the right one {named[0].name}")
+        raise DataError(
+            f"several files of class names: {few(files)}; name the right one {named[0].name}"
+        )
     if not colors and not files:
         raise DataError(
-            f"no class names in {str(root)!r}: put them into classes.txt, one a line, in the order of labels"
+            f"no class names in {str(root)!r}: put them into classes.txt, one a line, in the order "
+            "of labels"
         )
     classes = colors[0] if colors else parse_classes(text_of(files[0]), str(files[0]))
     if len(classes) > IGNORE:
-        raise DataError(f"{len(classes)} classes in {str(root)!r}; label maps have at most {IGNORE}")
+        raise DataError(
+            f"{len(classes)} classes in {str(root)!r}; label maps have at most {IGNORE}"
+        )
     return classes, colors[1] if colors else None
 
 
 def _folders(images: Path) -> dict[str, Path]:
     """The folders of splits below the folder of images; none where other folders beside a single one are as good."""
-    folders = [child for child in sorted(images.iterdir()) if os.path.isdir(child) and not hidden(child.name)]
+    folders = [
+        child
+        for child in sorted(images.iterdir())
+        if os.path.isdir(child) and not hidden(child.name)
+    ]
     splits = {child.name: child for child in folders if child.name in SPLIT_OF}
     if len(splits) == 1 and len(folders) > 1:
         return {}
@@ -223,7 +251,9 @@ def _labels(root: Path) -> Path | None:
     """The folder of labels: the first of the usual names that holds a PNG."""
     if not os.path.isdir(root / "images"):
         return None
-    return next((root / name for name in _FOLDERS if next((root / name).rglob("*.png"), None)), None)
+    return next(
+        (root / name for name in _FOLDERS if next((root / name).rglob("*.png"), None)), None
+    )
 
 
 def _key(path: Path, folder: Path) -> str:

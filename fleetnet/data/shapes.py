@@ -1,10 +1,11 @@
 """Generated pictures of shapes on cluttered backgrounds: data to try things on, without a download.
 
-"shapes" is 2000 pictures for training and 500 for "val", "shapes:COUNT" is COUNT and a quarter of it. A picture shows
-one object, its label; for boxes and masks one to four, smaller, that do not touch. It is a
-`Scene` first (which shapes stand where, as polygons in pixels) and is rendered from it, so that boxes and masks can be
-read off. Scenes depend on nothing but their number and split, and are the same on every machine; the rendered
-pixels may differ a little between versions of Pillow.
+"shapes" is 2000 pictures for training and 500 for "val", "shapes:COUNT" is COUNT and a quarter of
+it. A picture shows one object, its label; for boxes and masks one to four, smaller, that do not
+touch. It is a `Scene` first (which shapes stand where, as polygons in pixels) and is rendered from
+it, so that boxes and masks can be read off. Scenes depend on nothing but their number and split,
+and are the same on every machine; the rendered pixels may differ a little between versions of
+Pillow.
 """
 
 import math
@@ -26,7 +27,10 @@ CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNT, SIZE = 2000, 96
 SMALLEST = 8  # pictures: fewer would leave val without a second one
 TILT = math.pi / 10  # the largest turn of a shape, either way
-DARK, BRIGHT = 128, 128  # of 256: below it the background, from it the object; lines and clutter have any color
+DARK, BRIGHT = (
+    128,
+    128,
+)  # of 256: below it the background, from it the object; lines and clutter have any color
 _OVERSAMPLE = 2  # drawn larger, then averaged: smooth edges
 
 Point = tuple[float, float]
@@ -88,12 +92,18 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
         return Split(samples, classes, source=source)
     if target == "semantic":
         samples = [
-            Sample(partial(draw_several, i, first), semantic=partial(label_map, i, first)) for i in range(number)
+            Sample(partial(draw_several, i, first), semantic=partial(label_map, i, first))
+            for i in range(number)
         ]
-        return Split(samples, ["background", *CLASSES], source=source, annotations=Annotations(number))
+        return Split(
+            samples, ["background", *CLASSES], source=source, annotations=Annotations(number)
+        )
     masks = target == "masks"
     shown = [several(i, first).objects for i in range(number)]
-    objects = [tuple(Object(x.box(), x.label, [x.polygon()] if masks else None) for x in shapes) for shapes in shown]
+    objects = [
+        tuple(Object(x.box(), x.label, [x.polygon()] if masks else None) for x in shapes)
+        for shapes in shown
+    ]
     samples = [Sample(partial(draw_several, i, first), objects=objects[i]) for i in range(number)]
     return Split(samples, classes, source=source, annotations=Annotations(sum(map(len, objects))))
 
@@ -104,7 +114,10 @@ def parse(root: str) -> int:
     if not colon and detect(root):
         return COUNT
     if not detect(root) or not (count.isascii() and count.isdigit()) or int(count) < SMALLEST:
-        raise UsageError(f"data is {root!r}; allowed: shapes, or shapes:COUNT with a COUNT of at least {SMALLEST}")
+        raise UsageError(
+            f"data is {root!r}; allowed: shapes, or shapes:COUNT with a COUNT of at "
+            f"least {SMALLEST}"
+        )
     return int(count)
 
 
@@ -135,7 +148,10 @@ def several(index: int, split: str = "train", size: int = SIZE) -> Scene:
     for i in range(1 + int(random.random() * 4)):
         for _ in range(20):  # places to try; where none is free, there are fewer
             radius = size * _between(random, 0.1, 0.25)
-            center = _between(random, radius, size - radius), _between(random, radius, size - radius)
+            center = (
+                _between(random, radius, size - radius),
+                _between(random, radius, size - radius),
+            )
             if all(math.dist(center, other) > radius + reach + 1 for other, reach in placed):
                 placed.append((center, radius))
                 label = (index + i * (1 + index // len(CLASSES))) % len(CLASSES)
@@ -146,13 +162,20 @@ def several(index: int, split: str = "train", size: int = SIZE) -> Scene:
 
 def scene(index: int, split: str = "train", size: int = SIZE) -> Scene:
     """What picture `index` of a split shows: one object on its background."""
-    random = Random(index * len(SPLITS) + SPLITS.index(split))  # its random() is the same in every version
+    random = Random(
+        index * len(SPLITS) + SPLITS.index(split)
+    )  # its random() is the same in every version
     corners = [_color(random, 0, DARK) for _ in range(4)]
-    lines = [(_point(random, size), _point(random, size), _color(random)) for _ in range(int(random.random() * 4))]
+    lines = [
+        (_point(random, size), _point(random, size), _color(random))
+        for _ in range(int(random.random() * 4))
+    ]
     clutter = []
     for _ in range(int(random.random() * 6)):
         radius = size * _between(random, 0.03, 0.06)
-        clutter.append(_shape(random, int(random.random() * 6), _point(random, size), radius, _color(random)))
+        clutter.append(
+            _shape(random, int(random.random() * 6), _point(random, size), radius, _color(random))
+        )
     radius = size * _between(random, 0.25, 0.4)
     center = _between(random, radius, size - radius), _between(random, radius, size - radius)
     thing = _shape(random, index % len(CLASSES), center, radius, _color(random, BRIGHT, 256))
@@ -163,7 +186,9 @@ def render(scene: Scene) -> Image.Image:
     """The picture of a scene: RGB, (size, size)."""
     image = Image.new("RGB", (2, 2))
     image.putdata(scene.corners)
-    image = image.resize((scene.size * _OVERSAMPLE, scene.size * _OVERSAMPLE), Image.Resampling.BILINEAR)
+    image = image.resize(
+        (scene.size * _OVERSAMPLE, scene.size * _OVERSAMPLE), Image.Resampling.BILINEAR
+    )
     pen = ImageDraw.Draw(image)
     for start, end, color in scene.lines:
         pen.line(_larger([start, end]), fill=color, width=max(1, scene.size // 24))
@@ -177,7 +202,9 @@ def render(scene: Scene) -> Image.Image:
 def _fill(pen: ImageDraw.ImageDraw, outline: Sequence[Point], color: Color | int) -> None:
     larger = _larger(outline)
     pen.polygon(larger, fill=color)
-    pen.line(larger, fill=color, width=_OVERSAMPLE)  # without it, some rings show where their outline steps in
+    pen.line(
+        larger, fill=color, width=_OVERSAMPLE
+    )  # without it, some rings show where their outline steps in
 
 
 def _larger(points: Sequence[Point]) -> list[Point]:
@@ -187,13 +214,20 @@ def _larger(points: Sequence[Point]) -> list[Point]:
 def _shape(random: Random, label: int, center: Point, radius: float, color: Color) -> Shape:
     turn = _between(random, -TILT, TILT)
     cos, sin, (x, y) = radius * math.cos(turn), radius * math.sin(turn), center
-    return Shape(label, color, [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[CLASSES[label]]])
+    return Shape(
+        label,
+        color,
+        [(x + cos * u - sin * v, y + sin * u + cos * v) for u, v in _OUTLINES[CLASSES[label]]],
+    )
 
 
 def _around(*radii: float, corners: int) -> list[Point]:
     """Points around (0, 0), at distances that take turns; the first comes again as the last."""
     turns = [2 * math.pi * i / corners for i in range(corners + 1)]
-    return [(radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t)) for i, t in enumerate(turns)]
+    return [
+        (radii[i % len(radii)] * math.cos(t), radii[i % len(radii)] * math.sin(t))
+        for i, t in enumerate(turns)
+    ]
 
 
 _OUTLINES: dict[str, list[Point]] = {  # of a shape with radius 1
@@ -203,7 +237,8 @@ _OUTLINES: dict[str, list[Point]] = {  # of a shape with radius 1
         for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1))
         for x, y in ((0.3, -0.3), (0.95, -0.3), (0.95, 0.3))
     ],
-    "ring": _around(1.0, corners=32) + _around(0.55, corners=32)[::-1],  # one line: around, a step in, and back
+    "ring": _around(1.0, corners=32)
+    + _around(0.55, corners=32)[::-1],  # one line: around, a step in, and back
     "square": _around(1.0, corners=4),
     "star": _around(1.0, 0.42, corners=10),
     "triangle": _around(1.0, corners=3),

@@ -3,12 +3,13 @@
     root/JPEGImages/NAME.jpg  root/Annotations/NAME.xml  root/SegmentationClass/NAME.png
     root/ImageSets/Main/train.txt  root/ImageSets/Segmentation/train.txt      (names, one a line)
 
-Without lists of the splits, or without one for "val", every tenth image is held back for it. Class names are the lines
-of classes.txt, labels.txt or class_names.txt. Without these they are, for boxes, the names in the XML files of the
-train split, sorted; and for label maps VOC's 20, if the XML files have no others. For label maps "background" comes
-before them.
-Corners are taken as they are, without the shift by one pixel of VOC's own tools. Objects marked as difficult count as
-crowds: neither learned from nor counted. An XML file with a DOCTYPE is refused: entities may expand without end.
+Without lists of the splits, or without one for "val", every tenth image is held back for it. Class
+names are the lines of classes.txt, labels.txt or class_names.txt. Without these they are, for
+boxes, the names in the XML files of the train split, sorted; and for label maps VOC's 20, if the
+XML files have no others. For label maps "background" comes before them. Corners are taken as they
+are, without the shift by one pixel of VOC's own tools. Objects marked as difficult count as crowds:
+neither learned from nor counted. An XML file with a DOCTYPE is refused: entities may expand without
+end.
 """
 
 import os
@@ -53,7 +54,20 @@ EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEG
 TARGETS: tuple[str, ...] = ("boxes", "semantic")
 FALLBACK = False
 NAMES = (  # of VOC, whose label maps have them from 1 on
-    *("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog"),
+    *(
+        "aeroplane",
+        "bicycle",
+        "bird",
+        "boat",
+        "bottle",
+        "bus",
+        "car",
+        "cat",
+        "chair",
+        "cow",
+        "diningtable",
+        "dog",
+    ),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _LISTS = {"boxes": "Main", "semantic": "Segmentation"}
@@ -70,21 +84,25 @@ class Annotation:
 
     filename: str | None
     size: tuple[int, int] | None  # (height, width)
-    objects: list[tuple[str, Box | None, bool]]  # class name, box xyxy or None where there is none, difficult
+    objects: list[
+        tuple[str, Box | None, bool]
+    ]  # class name, box xyxy or None where there is none, difficult
 
 
 def detect(root: str) -> bool:
     """True for a folder JPEGImages beside one of XML files or of label maps."""
     path = Path(root)
-    found = next((path / "Annotations").glob("*.xml"), None) or next((path / "SegmentationClass").glob("*.png"), None)
+    found = next((path / "Annotations").glob("*.xml"), None) or next(
+        (path / "SegmentationClass").glob("*.png"), None
+    )
     return found is not None and os.path.isdir(path / "JPEGImages")
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, in the order of its list, or by name.
 
-    Raises `DataError` naming the file for XML that does not parse, images that do not exist or lie outside of the
-    folder, and class names that are not known.
+    Raises `DataError` naming the file for XML that does not parse, images that do not exist or lie
+    outside of the folder, and class names that are not known.
     """
     check_exists(root)
     path, notes, turned = Path(root), Notes(), list[Path]()
@@ -106,7 +124,9 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
             if measured(image, notes, turned) is None:
                 notes.drop("of pictures left out")
                 continue
-            samples.append(Sample(image, semantic=partial(read, labels, image, len(classes)), id=name))
+            samples.append(
+                Sample(image, semantic=partial(read, labels, image, len(classes)), id=name)
+            )
         note_turned(turned, notes)
         return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
     for name in names:
@@ -119,14 +139,22 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
         if size is None:
             notes.drop("of pictures left out", count=len(annotation.objects))
             continue
-        if of_this and annotation.size == size[::-1] != size:  # the boxes are of the picture before it is turned
+        if (
+            of_this and annotation.size == size[::-1] != size
+        ):  # the boxes are of the picture before it is turned
             says = f"{file} says {annotation.size[1]}x{annotation.size[0]}"
             turns = f"it is {size[1]}x{size[0]}, turned by its EXIF orientation"
-            notes.drop("of pictures left out", f"{str(image)!r}: left out, {turns}; {says}", len(annotation.objects))
+            notes.drop(
+                "of pictures left out",
+                f"{str(image)!r}: left out, {turns}; {says}",
+                len(annotation.objects),
+            )
             continue
         turned += of_this
         if annotation.size not in (None, size):
-            notes.say(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
+            notes.say(
+                f"{file}: says {annotation.size} (height, width); the image is {size}, and right"
+            )
         objects = place(annotation, classes, size, str(file), notes)
         samples.append(Sample(image, objects=objects, id=name))
     note_turned(turned, notes)
@@ -154,7 +182,8 @@ def parse(text: str, source: str) -> Annotation:
             x0, y0, x1, y1 = (number(word) for word in words)
             if x0 is None or y0 is None or x1 is None or y1 is None:
                 raise DataError(
-                    f"{source}, object {i} ({shorten(name)}): box is {shorten(words)}; expected four numbers"
+                    f"{source}, object {i} ({shorten(name)}): box is {shorten(words)}; expected "
+                    "four numbers"
                 )
             box = x0, y0, x1, y1
         objects.append((name, box, number(item.findtext("difficult")) == 1))
@@ -169,7 +198,9 @@ def place(
     for i, (name, box, difficult) in enumerate(annotation.objects, 1):
         entry = f"{source}, object {i} ({shorten(name)})"
         if name not in classes:
-            raise DataError(f"{entry}: the class is not known; {choose(shorten(name), map(shorten, classes))}")
+            raise DataError(
+                f"{entry}: the class is not known; {choose(shorten(name), map(shorten, classes))}"
+            )
         if box is None:
             notes.drop("without a box", f"{entry}: dropped, it has no bndbox")
             continue
@@ -182,10 +213,14 @@ def place(
 def _splits(root: Path, target: str) -> dict[str, Path]:
     """The lists of the splits that are there."""
     lists = root / "ImageSets" / _LISTS[target]
-    return {name: lists / f"{name}.txt" for name in SPLIT_NAMES if os.path.isfile(lists / f"{name}.txt")}
+    return {
+        name: lists / f"{name}.txt" for name in SPLIT_NAMES if os.path.isfile(lists / f"{name}.txt")
+    }
 
 
-def _names(root: Path, part: Part, lists: Mapping[str, Path], target: str, notes: Notes) -> list[str]:
+def _names(
+    root: Path, part: Part, lists: Mapping[str, Path], target: str, notes: Notes
+) -> list[str]:
     """The names of a part's images, without extension."""
     if part.there:
         # a list of one class has lines `name 1`, `name -1` instead
@@ -194,11 +229,18 @@ def _names(root: Path, part: Part, lists: Mapping[str, Path], target: str, notes
             raise DataError(f"{lists[part.there]} is empty: no samples")
         return hold_out(names, part.take)
     folder, suffix, what = ("Annotations", ".xml", "XML file") if target == "boxes" else _MAPS
-    names = sorted(file.stem for file in (root / folder).iterdir() if file.suffix == suffix and not hidden(file.name))
+    names = sorted(
+        file.stem
+        for file in (root / folder).iterdir()
+        if file.suffix == suffix and not hidden(file.name)
+    )
     pictures, _ = find_images(root / "JPEGImages")
     alone = [file.name for file in pictures if file.stem not in set(names)]
     if alone:
-        notes.say(f"{root / 'JPEGImages'}: {len(alone)} pictures have no {what} and are left out: {few(alone)}")
+        notes.say(
+            f"{root / 'JPEGImages'}: {len(alone)} pictures have no {what} and are left out: "
+            f"{few(alone)}"
+        )
     return hold_out(names, part.take)
 
 
@@ -207,15 +249,23 @@ def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> lis
     file = next((root / name for name in _CLASSES if os.path.isfile(root / name)), None)
     if file:
         classes = parse_classes(text_of(file), str(file))
-        if target == "boxes" and classes[0] == "_background_":  # labelme's, whose boxes are never of it
+        if (
+            target == "boxes" and classes[0] == "_background_"
+        ):  # labelme's, whose boxes are never of it
             classes = classes[1:]
     else:
         lists = _splits(root, "boxes")
         listed = {"train": lists["train"]} if "train" in lists else {}
         every = Part("all", next(iter(listed), ""))
-        for name in _names(root, every, listed, "boxes", Notes()) if os.path.isdir(root / "Annotations") else []:
+        for name in (
+            _names(root, every, listed, "boxes", Notes())
+            if os.path.isdir(root / "Annotations")
+            else []
+        ):
             annotations[name] = parse(text_of(_xml(root, name)), str(_xml(root, name)))
-        classes = sorted({name for annotation in annotations.values() for name, _, _ in annotation.objects})
+        classes = sorted(
+            {name for annotation in annotations.values() for name, _, _ in annotation.objects}
+        )
         if target == "semantic" and classes:
             _check_labels(root, classes, annotations)
             classes = list(NAMES)
@@ -232,7 +282,10 @@ def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Anno
     strange = [name for name in classes if name not in NAMES]
     if strange:
         raise DataError(f"{problem}; XML files name {strange[0]!r}, which is none of VOC's classes")
-    files = {root / "SegmentationClass" / f"{name}.png": annotations[name].objects for name in sorted(annotations)}
+    files = {
+        root / "SegmentationClass" / f"{name}.png": annotations[name].objects
+        for name in sorted(annotations)
+    }
     for file in islice(filter(os.path.isfile, files), 10):
         named = {NAMES.index(name) + 1 for name, _, _ in files[file]}
         try:
@@ -241,7 +294,8 @@ def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Anno
             continue
         if values and named and not values & named:
             raise DataError(
-                f"{problem}; {str(file)!r} has {sorted(values)}, its XML file what is {sorted(named)} in VOC"
+                f"{problem}; {str(file)!r} has {sorted(values)}, its XML file what is "
+                f"{sorted(named)} in VOC"
             )
 
 
@@ -256,7 +310,9 @@ def _image(root: Path, name: str, filename: str | None) -> Path:
         path = inside(folder / f"{name}{suffix}", root, name)
         if os.path.isfile(path):
             return path
-    path = inside(folder / (filename or f"{name}.jpg"), root, str(root / "Annotations" / f"{name}.xml"))
+    path = inside(
+        folder / (filename or f"{name}.jpg"), root, str(root / "Annotations" / f"{name}.xml")
+    )
     if not os.path.isfile(path):
         raise DataError(f"{shorten(_xml(root, name))}: no such image: {shorten(path)!r}")
     return path

@@ -2,10 +2,11 @@
 
     root/data.yaml (names, train, val, optional path)  root/images/train/*.jpg  root/labels/train/*.txt
 
-`root` is the folder or its YAML file. The labels of an image are where its path has "labels" for the last "images"; an
-image without such a file shows no object, but one of a split has to have it. Entries of the YAML file are folders of
-images, or text files that list them, and stay inside of its folder; without one for val, every tenth image is held back
-for it. With `kpt_shape` the lines are poses: the first four values are the box, the keypoints are passed over.
+`root` is the folder or its YAML file. The labels of an image are where its path has "labels" for
+the last "images"; an image without such a file shows no object, but one of a split has to have it.
+Entries of the YAML file are folders of images, or text files that list them, and stay inside of its
+folder; without one for val, every tenth image is held back for it. With `kpt_shape` the lines are
+poses: the first four values are the box, the keypoints are passed over.
 """
 
 import math
@@ -42,7 +43,9 @@ from . import (
 )
 from ._masks import NoMask, check_segmentation
 
-EXPECTS = "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt"
+EXPECTS = (
+    "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt"
+)
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
 _SHOWN = reprlib.Repr()  # of values in errors: aliases make some without end
@@ -59,7 +62,9 @@ class _Loader(yaml.SafeLoader):
 def detect(root: str) -> bool:
     """True for a YAML file, and for a folder with data.yaml."""
     path = Path(root)
-    return os.path.isfile(path / "data.yaml") or (os.path.isfile(path) and path.suffix in (".yaml", ".yml"))
+    return os.path.isfile(path / "data.yaml") or (
+        os.path.isfile(path) and path.suffix in (".yaml", ".yml")
+    )
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
@@ -70,15 +75,23 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
         raise DataError(f"no data.yaml in {root!r}; expected {EXPECTS}")
     described = parse_yaml(text_of(path), str(path))
     folder = inside(path.parent / described.path, path.parent, f"{path}, path")
-    part = part_of(split, {name: folder / rows[0] for name, rows in described.entries.items()}, str(path))
+    part = part_of(
+        split, {name: folder / rows[0] for name, rows in described.entries.items()}, str(path)
+    )
     where = f"{path}, {part.there}"
     notes = Notes()
-    images = [image for entry in described.entries[part.there] for image in _images(folder, entry, where, notes)]
+    images = [
+        image
+        for entry in described.entries[part.there]
+        for image in _images(folder, entry, where, notes)
+    ]
     images = hold_out(images, part.take)
     files = [_labels(image, path.parent) for image in images]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
-        ratio = f"{len(missing)} of {len(files)} images have no file of labels, as {str(missing[0])!r}"
+        ratio = (
+            f"{len(missing)} of {len(files)} images have no file of labels, as {str(missing[0])!r}"
+        )
         if len(missing) == len(files):
             raise DataError(f"{where}: {ratio}")
         notes.say(f"{where}: {ratio}; they count as images without objects")
@@ -93,28 +106,42 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
                 notes.read += lines
                 notes.drop("of pictures left out", count=lines)
                 continue
-            objects = parse(text, str(file), described.labels, size, target, notes, described.values)
+            objects = parse(
+                text, str(file), described.labels, size, target, notes, described.values
+            )
         samples.append(Sample(image, objects=objects, id=id))
     note_turned(turned, notes)
     if len(described.classes) < len(described.labels):
         twice = [label for label, count in Counter(described.labels).items() if count > 1]
         notes.say(
-            f"{path}: names has {few(described.classes[label] for label in twice)} more than once: one class each"
+            f"{path}: names has {few(described.classes[label] for label in twice)} more than once: "
+            "one class each"
         )
     if described.values and notes.read:
-        notes.say(f"{path}: has kpt_shape, so the lines are poses: their boxes are used, their keypoints passed over")
+        notes.say(
+            f"{path}: has kpt_shape, so the lines are poses: their boxes are used, their "
+            "keypoints passed over"
+        )
     read = ", ".join(str(folder / entry) for entry in described.entries[part.there])
     source = Source(root, "yolo", part.split, f"{path}: {read}", part.take)
-    return Split(samples, described.classes, notes.lines, source=source, annotations=notes.annotations())
+    return Split(
+        samples, described.classes, notes.lines, source=source, annotations=notes.annotations()
+    )
 
 
 def parse(  # noqa: C901
-    text: str, source: str, labels: Sequence[int], size: tuple[int, int], target: str, notes: Notes, values: int = 0
+    text: str,
+    source: str,
+    labels: Sequence[int],
+    size: tuple[int, int],
+    target: str,
+    notes: Notes,
+    values: int = 0,
 ) -> tuple[Object, ...]:
     """The objects of a picture of `size` (height, width); what is dropped or cut is noted.
 
-    `labels` is the label of each class index; `values` is the number of values of a pose after the class, 0 where
-    lines are boxes and polygons.
+    `labels` is the label of each class index; `values` is the number of values of a pose after the
+    class, 0 where lines are boxes and polygons.
     """
     height, width = size
     objects = []
@@ -126,19 +153,25 @@ def parse(  # noqa: C901
         index, *shares = _numbers(words, entry)
         if not index.is_integer() or not 0 <= index < len(labels):
             raise DataError(
-                f"{entry}: class is {shorten(words[0])}; there are {len(labels)} classes, so allowed: 0 to "
-                f"{len(labels) - 1}"
+                f"{entry}: class is {shorten(words[0])}; there are {len(labels)} classes, so "
+                f"allowed: 0 to {len(labels) - 1}"
             )
         if values and len(shares) == values:
             shares = shares[:4]
         elif values and len(shares) != 4:
             raise DataError(
-                f"{entry}: {len(shares)} values after the class; kpt_shape asks for {values}: 4 of the box and "
-                f"{values - 4} of keypoints"
+                f"{entry}: {len(shares)} values after the class; kpt_shape asks for {values}: 4 of "
+                f"the box and {values - 4} of keypoints"
             )
-        if not all(map(math.isfinite, shares)) or len(shares) < 4 or len(shares) == 5 or len(shares) % 2:
+        if (
+            not all(map(math.isfinite, shares))
+            or len(shares) < 4
+            or len(shares) == 5
+            or len(shares) % 2
+        ):
             raise DataError(
-                f"{entry}: expected `class cx cy width height` or `class x y x y x y ...`, found {shorten(line)!r}"
+                f"{entry}: expected `class cx cy width height` or `class x y x y x y ...`, found "
+                f"{shorten(line)!r}"
             )
         xs, ys = [x * width for x in shares[0::2]], [y * height for y in shares[1::2]]
         box = min(xs), min(ys), max(xs), max(ys)
@@ -180,26 +213,36 @@ def parse_yaml(text: str, source: str) -> Described:
     """What the text of a YAML file says; `source` names it in errors."""
     try:
         given = yaml.load(text, _Loader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a date that there is not is a ValueError
+    except (
+        yaml.YAMLError,
+        ValueError,
+        RecursionError,
+    ) as error:  # a date that there is not is a ValueError
         raise DataError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(given, dict):
         raise DataError(f"{source}: expected names, train and val")
     names = _named(given.get("names"), source)
     if whole(given.get("nc", len(names))) != len(names):
-        raise DataError(f"{source}: nc is {_SHOWN.repr(given['nc'])}, but there are {len(names)} names")
+        raise DataError(
+            f"{source}: nc is {_SHOWN.repr(given['nc'])}, but there are {len(names)} names"
+        )
     classes = list(dict.fromkeys(names))
     entries: dict[str, list[str]] = {}
     for key, split in SPLIT_OF.items():
         value: Any = given.get(key)
         rows = value if isinstance(value, list) else [value]
         if value and not all(isinstance(row, str) for row in rows):
-            raise DataError(f"{source}: {key} is {_SHOWN.repr(value)}; expected a path, or a list of them")
+            raise DataError(
+                f"{source}: {key} is {_SHOWN.repr(value)}; expected a path, or a list of them"
+            )
         if value:
             entries.setdefault(split, rows)
     base = given.get("path") or "."
     if not entries or not isinstance(base, str):
         raise DataError(f"{source}: has no paths under train, val or test")
-    return Described(classes, [classes.index(name) for name in names], entries, base, _pose(given, source))
+    return Described(
+        classes, [classes.index(name) for name in names], entries, base, _pose(given, source)
+    )
 
 
 def _pose(given: dict[Any, Any], source: str) -> int:
@@ -210,7 +253,9 @@ def _pose(given: dict[Any, Any], source: str) -> int:
     sides = [whole(side) for side in shape] if isinstance(shape, list) and len(shape) == 2 else []
     points, dimensions = sides if len(sides) == 2 else (None, None)
     if points is None or not 0 < points < 1 << 31 or dimensions not in (2, 3):
-        raise DataError(f"{source}: kpt_shape is {_SHOWN.repr(shape)}; expected [number of keypoints, 2 or 3]")
+        raise DataError(
+            f"{source}: kpt_shape is {_SHOWN.repr(shape)}; expected [number of keypoints, 2 or 3]"
+        )
     return 4 + points * dimensions
 
 
@@ -220,20 +265,31 @@ def _named(names: Any, source: str) -> list[str]:
         by_index = {whole(key): name for key, name in names.items()}
         if len(by_index) == len(names) and set(by_index) == set(range(len(names))):
             names = [by_index[i] for i in range(len(names))]
-    if not isinstance(names, list) or not names or not all(isinstance(name, (str, int)) for name in names):
+    if (
+        not isinstance(names, list)
+        or not names
+        or not all(isinstance(name, (str, int)) for name in names)
+    ):
         shown = _SHOWN.repr(names)
-        raise DataError(f"{source}: names is {shown}; expected a list of class names, or `0: name` and so on")
+        raise DataError(
+            f"{source}: names is {shown}; expected a list of class names, or `0: name` and so on"
+        )
     truth = next((name for name in names if isinstance(name, bool)), None)
     if truth is not None:  # and what was written is lost
         word = "yes, on or true" if truth else "no, off or false"
-        raise DataError(f"{source}: names has {word} without quotes, which YAML takes for {truth}; put it in quotes")
+        raise DataError(
+            f"{source}: names has {word} without quotes, which YAML takes for {truth}; "
+            "put it in quotes"
+        )
     return [str(name) for name in names]
 
 
 def _images(base: Path, entry: str, source: str, notes: Notes) -> Sequence[Path]:
     """The images of one entry of the YAML file: a folder's, or those that a text file lists."""
     place = base / entry
-    if not os.path.exists(place) and entry.startswith("../"):  # as Roboflow writes, from a folder that it does not have
+    if not os.path.exists(place) and entry.startswith(
+        "../"
+    ):  # as Roboflow writes, from a folder that it does not have
         place = base / entry.removeprefix("../")
     inside(place, base, source)
     if os.path.isdir(place):

@@ -74,13 +74,21 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
         makers = {output: node for node in graph.node for output in node.output}
         found = set(_gates(graph, makers))
         for node in graph.node:
-            of_head = node.op_type in BETWEEN and not node.name.startswith(("backbone.", "backbone/"))
+            of_head = node.op_type in BETWEEN and not node.name.startswith(
+                ("backbone.", "backbone/")
+            )
             if of_head or (node.op_type == "Clip" and not _bounds_a_layer(node, makers)):
                 found.add(node.name)
             maker = node if module_of(node.name) in skip and node.op_type in LAYERS else None
-            while maker is not None:  # what makes the map too: the map would stay rounded as it gives it in int8
+            while (
+                maker is not None
+            ):  # what makes the map too: the map would stay rounded as it gives it in int8
                 found.add(maker.name)
-                maker = makers.get(maker.input[0]) if maker is node or maker.op_type in CLIPPING else None
+                maker = (
+                    makers.get(maker.input[0])
+                    if maker is node or maker.op_type in CLIPPING
+                    else None
+                )
                 maker = maker if maker is not None and maker.op_type in LAYERS + BETWEEN else None
         return found
 
@@ -91,7 +99,11 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
             names, infos = super().select_tensors_to_calibrate(model)
             floats = in_float(model.graph, set())
             kinds = LAYERS + BETWEEN
-            nodes = [node for node in model.graph.node if node.op_type in kinds and node.name not in floats]
+            nodes = [
+                node
+                for node in model.graph.node
+                if node.op_type in kinds and node.name not in floats
+            ]
             return names & {name for node in nodes for name in (*node.input, *node.output)}, infos
 
     class Reader(tools.CalibrationDataReader):
@@ -106,7 +118,9 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
     some = max(1, min(16, 16 * 224**2 // (images.shape[2] * images.shape[3])))
     with quiet(), tempfile.TemporaryDirectory() as folder:
         calibrator = Calibrator(
-            float_file, augmented_model_path=str(Path(folder) / "ranges.onnx"), percentile=PERCENTILE
+            float_file,
+            augmented_model_path=str(Path(folder) / "ranges.onnx"),
+            percentile=PERCENTILE,
         )
         calibrator.augment_graph()
         calibrator.create_inference_session()
@@ -122,11 +136,15 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
             if node.op_type not in WITH_WEIGHTS or node.input[1] not in tensors:
                 continue
             weight = onnx.numpy_helper.to_array(tensors[node.input[1]])
-            transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+            transposed = any(
+                attribute.name == "transB" and attribute.i for attribute in node.attribute
+            )
             axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
             rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
             limits = [float(127 * scale) for scale in safe_scales(rows)]
-            ranges[node.input[1]] = [{"axis": axis, "rmin": -limit, "rmax": limit} for limit in limits]
+            ranges[node.input[1]] = [
+                {"axis": axis, "rmin": -limit, "rmax": limit} for limit in limits
+            ]
         return ranges
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
@@ -145,7 +163,9 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
         proto.metadata_props.add(key=KEY, value=to_json(facts, ensure_ascii=False))
         ask_for_lowest_ir(proto)
         onnx.save(proto, path)
-        rounded = {node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+        rounded = {
+            node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"
+        }
         layers = [node for node in proto.graph.node if node.op_type in WITH_WEIGHTS]
         return {module_of(node.name) for node in layers if node.input[1] in rounded}
 

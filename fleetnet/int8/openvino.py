@@ -30,11 +30,16 @@ def writer(float_file: Path, images: np.ndarray) -> Write:
     try:
         with untold():
             openvino, nncf, passes = map(import_module, ("openvino", "nncf", "openvino.passes"))
-            ranges = import_module("nncf.quantization.range_estimator").RangeEstimatorParametersSet.MINMAX
-            advanced = import_module("nncf.quantization.advanced_parameters").AdvancedQuantizationParameters
+            ranges = import_module(
+                "nncf.quantization.range_estimator"
+            ).RangeEstimatorParametersSet.MINMAX
+            advanced = import_module(
+                "nncf.quantization.advanced_parameters"
+            ).AdvancedQuantizationParameters
     except ImportError as error:
         raise ExportError(
-            f"int8 for OpenVINO needs nncf, which is not installed: pip install 'fleetnet[quantize]' ({error})"
+            "int8 for OpenVINO needs nncf, which is not installed: pip install "
+            f"'fleetnet[quantize]' ({error})"
         ) from error
 
     def rewrite_weights(network: Any, floats: Mapping[str, np.ndarray]) -> None:
@@ -47,7 +52,10 @@ def writer(float_file: Path, images: np.ndarray) -> Write:
             exact = floats[weight.layer].reshape(weight.values.shape)
             scales = safe_scales(weight.rows(exact)).reshape(weight.scales.shape).astype(np.float32)
             values = np.clip(np.round(exact / scales), -127, 127).astype(np.int8)
-            for before, array in ((weight.constant, values), (weight.scaling.input_value(1).get_node(), scales)):
+            for before, array in (
+                (weight.constant, values),
+                (weight.scaling.input_value(1).get_node(), scales),
+            ):
                 for target in before.output(0).get_target_inputs():
                     target.replace_source_output(opset.constant(array).output(0))
 
@@ -56,30 +64,38 @@ def writer(float_file: Path, images: np.ndarray) -> Write:
         float, and most of the network's time."""
         if node.get_type_name() != "GroupConvolution":
             return False
-        _, *channels, height, width = node.get_input_shape(1)  # (groups, outputs, inputs, height, width), of a group
+        _, *channels, height, width = node.get_input_shape(
+            1
+        )  # (groups, outputs, inputs, height, width), of a group
         return max(channels) > 1 and height * width > 1
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
         network = core().read_model(float_file)
-        folding = passes.Manager()  # weights of depthwise layers are behind a reshape, where NNCF does not shrink them
+        folding = (
+            passes.Manager()
+        )  # weights of depthwise layers are behind a reshape, where NNCF does not shrink them
         folding.register_pass(passes.ConstantFolding())
         folding.run_passes(network)
         floats = [
             node.get_friendly_name()
             for node in network.get_ops()
-            if node.get_type_name() not in KEPT or module_of(node.get_friendly_name()) in skip or slow(node)
+            if node.get_type_name() not in KEPT
+            or module_of(node.get_friendly_name()) in skip
+            or slow(node)
         ]
         exact = {
             node.get_friendly_name(): np.array(node.input_value(1).get_node().data)
             for node in network.get_ops()
-            if node.get_type_name() in WEIGHTED and node.input_value(1).get_node().get_type_name() == "Constant"
+            if node.get_type_name() in WEIGHTED
+            and node.input_value(1).get_node().get_type_name() == "Constant"
         }
         with quiet():
             quantized = nncf.quantize(
                 network, nncf.Dataset(list(images), lambda image: image[None]),
                 subset_size=len(images), preset=nncf.QuantizationPreset.MIXED,
                 ignored_scope=nncf.IgnoredScope(names=floats, validate=False),
-                # the correction of biases changed the noise by at most 0.3 dB, either way, in twice the time
+                # the correction of biases changed the noise by at most 0.3 dB, either way, in twice
+                # the time
                 advanced_parameters=advanced(activations_range_estimator_params=ranges, disable_bias_correction=True),
             )  # fmt: skip
         rewrite_weights(quantized, exact)

@@ -3,13 +3,14 @@
 `Runtime` says what such a file holds. The precision that an exported file was written in is written
 in the file or beside it: `load` gives what `verify` saw.
 
-Everything that runs a file calls `load` of this module: verifying compares two such calls, a benchmark repeats one, a
-prediction is one and a decode. Call `load` and `trace` of this module, never those of a runtime's own file: they add
-the lock that makes a file safe for many threads (see `_guarded`). `deliver` puts the pieces together.
+Everything that runs a file calls `load` of this module: verifying compares two such calls, a
+benchmark repeats one, a prediction is one and a decode. Call `load` and `trace` of this module,
+never those of a runtime's own file: they add the lock that makes a file safe for many threads (see
+`_guarded`). `deliver` puts the pieces together.
 
-A model's outputs are a tensor, a sequence of them, or a mapping by name, batch first. Detections padded to a fixed
-number (`boxes.select`: "boxes", "scores", "labels" and more) are compared as sets, and so is what other outputs mean,
-where the caller can say it; see `_agreement`.
+A model's outputs are a tensor, a sequence of them, or a mapping by name, batch first. Detections
+padded to a fixed number (`boxes.select`: "boxes", "scores", "labels" and more) are compared as
+sets, and so is what other outputs mean, where the caller can say it; see `_agreement`.
 """
 
 import copy
@@ -162,7 +163,9 @@ class Parity:
     max_abs: float  # of padded detections: the largest difference of scores
     relative: float  # max_abs of the worst output / standard deviation of that output of the reference; or their drift
     tolerance: float  # largest `relative` that passes
-    top1_agreement: float | None  # share of images with the same largest logit; None unless (N, classes)
+    top1_agreement: (
+        float | None
+    )  # share of images with the same largest logit; None unless (N, classes)
     images: int
     agreement: Agreement | None = None  # of boxes, masks and class maps
 
@@ -173,7 +176,10 @@ class Parity:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON, which has no NaN or infinity: those become None."""
-        finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(self).items()}
+        finite = {
+            k: None if isinstance(v, float) and not math.isfinite(v) else v
+            for k, v in asdict(self).items()
+        }
         return {**finite, "passed": self.passed}
 
     def __str__(self) -> str:
@@ -195,7 +201,9 @@ class Delivered:
     parity: Parity | None  # None: this machine cannot run the file, see `unverified`
     seconds: float  # of collapsing and exporting
     unverified: str | None = None  # why the file was only inspected, and what the inspection found
-    elsewhere: Mapping[tuple[int, int], Parity] = field(default_factory=dict)  # at other sizes, of a file that has any
+    elsewhere: Mapping[tuple[int, int], Parity] = field(
+        default_factory=dict
+    )  # at other sizes, of a file that has any
 
 
 def choice(text: str) -> tuple[str, str]:
@@ -208,7 +216,9 @@ def choice(text: str) -> tuple[str, str]:
         raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'), 'runtime')}")
     allowed = list(find(name).tolerances)
     if precision and precision not in allowed:
-        raise UsageError(f"{name} has no precision {precision!r}: {choose(precision, allowed, 'precision')}")
+        raise UsageError(
+            f"{name} has no precision {precision!r}: {choose(precision, allowed, 'precision')}"
+        )
     return name, precision or allowed[0]
 
 
@@ -237,16 +247,21 @@ def _guard(
         return Guarded(run, str(path), lock)
 
 
-def load(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) -> Guarded[list[np.ndarray]]:
+def load(
+    name: str, path: Path | str, threads: int = 1, *, trust: bool = False
+) -> Guarded[list[np.ndarray]]:
     """A function of one batch (N, 3, H, W) that runs a file in a runtime and returns its outputs in order.
 
-    Any number of threads of this process may call it; a fork of the process may not. Raises what the runtime's own
-    `load` raises, and `FleetnetError` for several `threads` in a fork of a process that has computed.
+    Any number of threads of this process may call it; a fork of the process may not. Raises what
+    the runtime's own `load` raises, and `FleetnetError` for several `threads` in a fork of a
+    process that has computed.
     """
     return _guard(name, find(name).load, path, threads, trust)
 
 
-def trace(name: str, path: Path | str, threads: int = 1, *, trust: bool = False) -> Guarded[dict[str, np.ndarray]]:
+def trace(
+    name: str, path: Path | str, threads: int = 1, *, trust: bool = False
+) -> Guarded[dict[str, np.ndarray]]:
     """A function of one batch that gives what the layers of a file put out.
 
     Threads may call it as that of `load`. Raises `ExportError` for a runtime that hides its layers,
@@ -296,15 +311,24 @@ def _padded(outputs: Mapping[str, Tensor]) -> bool:
 
 
 def _agree(
-    expected: Sequence[Mapping[str, Tensor]], given: Sequence[Mapping[str, Tensor]], meaning: Meaning, tolerance: float
+    expected: Sequence[Mapping[str, Tensor]],
+    given: Sequence[Mapping[str, Tensor]],
+    meaning: Meaning,
+    tolerance: float,
 ) -> Agreement | None:
-    ours, theirs = ([found for outputs in side for found in meaning.decode(outputs)] for side in (expected, given))
+    ours, theirs = (
+        [found for outputs in side for found in meaning.decode(outputs)]
+        for side in (expected, given)
+    )
     return compare(ours, theirs, meaning, tolerance)
 
 
 def _one_value(classes: Tensor, tolerance: float) -> bool:
     """Whether a map of one class everywhere would pass for these class maps."""
-    return classes.unique(return_counts=True)[1].max().item() >= limits(tolerance).pixels * classes.numel()
+    return (
+        classes.unique(return_counts=True)[1].max().item()
+        >= limits(tolerance).pixels * classes.numel()
+    )
 
 
 @torch.no_grad()
@@ -317,27 +341,39 @@ def verify(
 ) -> Parity:
     """Compare `runner` with `reference` on batches of images, each (N, 3, H, W); a stack (k, N, 3, H, W) is k batches.
 
-    Differences are relative to the spread of an output over all the examples: one image's few logits may lie close
-    together by chance. Where float32 leaves more of a reference that is a module, more than `tolerance` is allowed: see
-    `reparam.allowed`. Integers must be the same (of class maps, nearly all). Padded detections are compared as sets,
-    and so are the boxes, masks and class maps that `meaning` finds in the outputs of both sides.
+    Differences are relative to the spread of an output over all the examples: one image's few
+    logits may lie close together by chance. Where float32 leaves more of a reference that is a
+    module, more than `tolerance` is allowed: see `reparam.allowed`. Integers must be the same (of
+    class maps, nearly all). Padded detections are compared as sets, and so are the boxes, masks and
+    class maps that `meaning` finds in the outputs of both sides.
 
-    Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or nothing would be
-    proven: `meaning` finds no box in padded detections on any example, or there is but a class map, of one class.
+    Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or
+    nothing would be proven: `meaning` finds no box in padded detections on any example, or there is
+    but a class map, of one class.
     """
     expected: list[dict[str, Tensor]] = []
     given: list[dict[str, Tensor]] = []
     for image in examples:
         expected.append({name: output.cpu() for name, output in _named(reference(image)).items()})
-        found = [torch.from_numpy(np.array(output, order="C")) for output in runner(image.cpu().numpy())]
-        shapes = [[tuple(output.shape) for output in side] for side in (expected[-1].values(), found)]
+        found = [
+            torch.from_numpy(np.array(output, order="C")) for output in runner(image.cpu().numpy())
+        ]
+        shapes = [
+            [tuple(output.shape) for output in side] for side in (expected[-1].values(), found)
+        ]
         if shapes[0] != shapes[1]:
-            raise ExportError(f"the model's outputs have shapes {shapes[0]}, the exported file's {shapes[1]}")
+            raise ExportError(
+                f"the model's outputs have shapes {shapes[0]}, the exported file's {shapes[1]}"
+            )
         given.append(dict(zip(expected[-1], found, strict=True)))
-    references, others = ([torch.cat([o[name] for o in side]) for name in expected[0]] for side in (expected, given))
+    references, others = (
+        [torch.cat([o[name] for o in side]) for name in expected[0]] for side in (expected, given)
+    )
     images = len(references[0])
     if not all(output.isfinite().all() for output in references):
-        raise ExportError("the model itself computes NaN or infinity on the examples: nothing can equal that")
+        raise ExportError(
+            "the model itself computes NaN or infinity on the examples: nothing can equal that"
+        )
     padded = _padded(expected[0])
     if padded:
         how = meaning or Meaning(lambda outputs: unpad(dict(outputs)))
@@ -345,7 +381,8 @@ def verify(
         agreed = _agree(expected, given, how, tolerance) or Agreement(tolerance)
         if meaning and not agreed.boxes:
             raise ExportError(
-                "the model finds nothing on the examples, so nothing is proven: give pictures (--data) with objects"
+                "the model finds nothing on the examples, so nothing is proven: give pictures "
+                "(--data) with objects"
             )
         return Parity(agreed.score or 0.0, agreed.drift, tolerance, None, images, agreed)
     agreement = _agree(expected, given, meaning, tolerance) if meaning else None
@@ -357,8 +394,8 @@ def verify(
     equal = [(a == b).double().mean().item() for a, b in pairs if not a.is_floating_point()]
     if equal and not floats and any(_one_value(a, tolerance) for a, _ in pairs):
         raise ExportError(
-            "the model finds the same class all over the examples, so nothing is proven: give pictures (--data) of "
-            "several classes"
+            "the model finds the same class all over the examples, so nothing is proven: give "
+            "pictures (--data) of several classes"
         )
     if equal:
         agreement = replace(agreement or Agreement(tolerance), pixels=min(equal))
@@ -371,7 +408,9 @@ def verify(
 def _in_float64(model: nn.Module, examples: Sequence[Tensor] | Tensor) -> list[Tensor]:
     """The floating outputs over all examples, of the same weights in float64."""
     exact = copy.deepcopy(model).double()
-    outputs = [_named(exact(image.double() if image.is_floating_point() else image)) for image in examples]
+    outputs = [
+        _named(exact(image.double() if image.is_floating_point() else image)) for image in examples
+    ]
     floats = [name for name, output in outputs[0].items() if output.is_floating_point()]
     return [torch.cat([output[name] for output in outputs]) for name in floats]
 
@@ -406,8 +445,8 @@ def check_open_size(name: str) -> None:
     if not find(name).OPEN_SIZE:
         able = [other for other in names("runtimes") if find(other).OPEN_SIZE]
         raise UsageError(
-            f"{name} takes the size that a file was exported at: height and width can be left open for "
-            f"{', '.join(able)} only; leave size out of dynamic, or export a file for each size"
+            f"{name} takes the size that a file was exported at: height and width can be left open "
+            f"for {', '.join(able)} only; leave size out of dynamic, or export a file for each size"
         )
 
 
@@ -417,30 +456,40 @@ def _check_any_size(model: nn.Module, path: Path, values: Mapping[str, Tensor]) 
     why = ""
     if kernels:
         why = (
-            f"the kernels of {kernels[0]} and {len(kernels) - 1} more modules (ParC) are frozen at the size of their "
-            "feature when they are collapsed"
+            f"the kernels of {kernels[0]} and {len(kernels) - 1} more modules (ParC) are frozen at "
+            "the size of their feature when they are collapsed"
         )
     elif _padded(values):
         why = "detections are chosen in its graph, which is written for one size (raw outputs of ssd and yolo are not)"
     if why:
-        raise ExportError(f"{path} was not written: its height and width cannot be left open: {why}")
+        raise ExportError(
+            f"{path} was not written: its height and width cannot be left open: {why}"
+        )
 
 
-def _values_at(model: nn.Module, image: Tensor, path: Path, outputs: Sequence[str]) -> dict[str, Tensor]:
+def _values_at(
+    model: nn.Module, image: Tensor, path: Path, outputs: Sequence[str]
+) -> dict[str, Tensor]:
     """What a model computes at another size than its own; `ExportError` where it cannot."""
     try:
         with torch.no_grad():
             return _named(model(image), outputs)
-    except Exception as error:  # networks of timm have errors of many kinds for sizes that they cannot have
+    except (
+        Exception
+    ) as error:  # networks of timm have errors of many kinds for sizes that they cannot have
         size = f"{image.shape[-2]}x{image.shape[-1]}"
         raise ExportError(
-            f"{path} was not written: its height and width cannot be left open: the network does not compute at "
-            f"{size}: {reason(error)}"
+            f"{path} was not written: its height and width cannot be left open: the network does "
+            f"not compute at {size}: {reason(error)}"
         ) from error
 
 
 def verify_elsewhere(
-    reference: Reference, runner: Runner, elsewhere: Sequence[Elsewhere], tolerance: float, path: Path
+    reference: Reference,
+    runner: Runner,
+    elsewhere: Sequence[Elsewhere],
+    tolerance: float,
+    path: Path,
 ) -> list[tuple[Elsewhere, Parity]]:
     """`verify` at each other size of a file that leaves it open; `ExportError` where the file cannot compute at all."""
     proofs = []
@@ -449,13 +498,18 @@ def verify_elsewhere(
             proofs.append((at, verify(reference, runner, at.examples, tolerance, at.meaning)))
         except FleetnetError as error:
             wrong = error if isinstance(error, ModelError) else f"{path}: {error}"
-            raise ExportError(f"at {at}, another size than its own, the file does not compute: {wrong}") from error
+            raise ExportError(
+                f"at {at}, another size than its own, the file does not compute: {wrong}"
+            ) from error
     return proofs
 
 
 def _in_torch(model: nn.Module, device: torch.device) -> Runner:
     def run(image: np.ndarray) -> list[np.ndarray]:
-        return [output.cpu().numpy() for output in _named(model(torch.from_numpy(image).to(device))).values()]
+        return [
+            output.cpu().numpy()
+            for output in _named(model(torch.from_numpy(image).to(device))).values()
+        ]
 
     return run
 
@@ -480,20 +534,24 @@ def _advice(
         tries += ["another opset"] if to.default_opset is not None and not tries else []
         tries += ["a fixed batch size"] if dynamic else []
         return (
-            f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the conversion to "
-            f"{runtime}:{precision} changed it{': try ' if tries else ''}{', or '.join(tries)}"
+            f"The deploy form is right in torch (relative {collapsed.relative:.3g}), so the "
+            f"conversion to {runtime}:{precision} changed "
+            f"it{': try ' if tries else ''}{', or '.join(tries)}"
         )
     exact = copy.deepcopy(model).double()
     doubles = [image.double() if image.is_floating_point() else image for image in examples]
-    again = verify(exact, _in_torch(reparameterize(exact, doubles[0]), example.device), doubles, 1e-8, meaning)
+    again = verify(
+        exact, _in_torch(reparameterize(exact, doubles[0]), example.device), doubles, 1e-8, meaning
+    )
     if again.passed:
         return (
-            f"Collapsing is right in float64 (relative {again.relative:.3g}), not in the model's precision (relative "
-            f"{collapsed.relative:.3g}): its weights amplify rounding, as those of a network that diverged do"
+            f"Collapsing is right in float64 (relative {again.relative:.3g}), not in the model's "
+            f"precision (relative {collapsed.relative:.3g}): its weights amplify rounding, as "
+            "those of a network that diverged do"
         )
     return (
-        f"The deploy form differs already in torch, in float64 too (relative {again.relative:.3g}): a `fuse()` of this "
-        "network is wrong"
+        "The deploy form differs already in torch, in float64 too (relative "
+        f"{again.relative:.3g}): a `fuse()` of this network is wrong"
     )
 
 
@@ -516,32 +574,39 @@ def deliver(  # noqa: C901, PLR0915
 ) -> Delivered:
     """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
 
-    `model` is the multi-branch model in eval mode; it stays as it is, and it is what the file is compared with, so that
-    one comparison covers collapsing and conversion. `example` is one batch of the deployed size, (N, 3, H, W);
-    `examples` are the batches compared (unless given: the example and random ones). `dynamic` leaves N open. `facts`
-    (the checkpoint's metadata; JSON) goes into the sidecar `<stem>.json` and, where the format can, into the file;
-    `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with its outputs. To embed the
-    preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs` names the outputs of a model that
-    gives no mapping. `meaning` says what they mean, so that boxes, masks and class maps are compared too; with
-    `explain` the error of a file that differs names the first layer that does. A file that
-    this machine cannot run (Core ML on Linux) is inspected instead, and says so. With `sizes` the file takes other
-    heights and widths too, and is compared at each size of `elsewhere` by the same rules.
+    `model` is the multi-branch model in eval mode; it stays as it is, and it is what the file is
+    compared with, so that one comparison covers collapsing and conversion. `example` is one batch
+    of the deployed size, (N, 3, H, W); `examples` are the batches compared (unless given: the
+    example and random ones). `dynamic` leaves N open. `facts` (the checkpoint's metadata; JSON)
+    goes into the sidecar `<stem>.json` and, where the format can, into the file; `golden.npz`
+    (`<stem>.golden.npz` for a stem other than "model") is the example with its outputs. To embed
+    the preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs` names the
+    outputs of a model that gives no mapping. `meaning` says what they mean, so that boxes, masks
+    and class maps are compared too; with `explain` the error of a file that differs names the first
+    layer that does. A file that this machine cannot run (Core ML on Linux) is inspected instead,
+    and says so. With `sizes` the file takes other heights and widths too, and is compared at each
+    size of `elsewhere` by the same rules.
 
-    Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError` for a model in
-    training mode, `UsageError` for an unknown runtime, suffix or opset, for `dynamic` where detections are chosen
-    in the graph, and for `sizes` of a runtime without; `ExportError` if export or comparison fails, and for `sizes` of
-    a network that is written for one.
+    Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError`
+    for a model in training mode, `UsageError` for an unknown runtime, suffix or opset, for
+    `dynamic` where detections are chosen in the graph, and for `sizes` of a runtime without;
+    `ExportError` if export or comparison fails, and for `sizes` of a network that is written for
+    one.
     """
     path = Path(path)
     runtime, precision = choice(f"{runtime}:{precision or ''}")
     to = find(runtime)
     tolerance = to.tolerances[precision]
     if path.suffix != to.suffix:
-        raise UsageError(f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}")
+        raise UsageError(
+            f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}"
+        )
     if sizes is not None:
         check_open_size(runtime)
         if len(elsewhere) < 2:
-            raise UsageError("a file that leaves its size open is compared at several others: give `elsewhere`")
+            raise UsageError(
+                "a file that leaves its size open is compared at several others: give `elsewhere`"
+            )
         sizes.check((example.shape[-2], example.shape[-1]), "a file that leaves its size open")
     examples = _examples(example) if examples is None else list(examples)
     if dynamic:
@@ -558,13 +623,18 @@ def deliver(  # noqa: C901, PLR0915
         _check_any_size(model, path, values)
     deployed = reparameterize(model, example)
     if dynamic and _padded(values):
-        raise UsageError("a graph that chooses detections takes one image at a time: dynamic must be off")
+        raise UsageError(
+            "a graph that chooses detections takes one image at a time: dynamic must be off"
+        )
     described = [_describe(name, value, dynamic, to.integers) for name, value in values.items()]
     image = _describe("image", example, dynamic)
     more: dict[str, Any] = {}
     if sizes is not None:
         height, width = example.shape[-2:]
-        larger = height + sizes.step, width + 2 * sizes.step  # by which the one is told from the other
+        larger = (
+            height + sizes.step,
+            width + 2 * sizes.step,
+        )  # by which the one is told from the other
         known: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
         there = _values_at(model, example.new_zeros(*example.shape[:2], *larger), path, outputs)
         for about, (name, value) in zip(described, values.items(), strict=True):
@@ -588,18 +658,25 @@ def deliver(  # noqa: C901, PLR0915
             parity = verify(model, runner, examples, tolerance, meaning)
             proofs = verify_elsewhere(model, runner, elsewhere if sizes else (), tolerance, path)
         if parity and not parity.passed:
-            advice = _advice(tolerance, model, deployed, examples, runtime, precision, dynamic, meaning)
+            advice = _advice(
+                tolerance, model, deployed, examples, runtime, precision, dynamic, meaning
+            )
             if explain:
-                advice += f". {explanation(deployed, file, runtime, examples, tolerance, trust=True)}"
-            raise ExportError(f"{path} was not written: its outputs are not those of the model: {parity}. {advice}")
+                advice += (
+                    f". {explanation(deployed, file, runtime, examples, tolerance, trust=True)}"
+                )
+            raise ExportError(
+                f"{path} was not written: its outputs are not those of the model: "
+                f"{parity}. {advice}"
+            )
         for at, proof in proofs:
             if not proof.passed:
                 advice = ""
                 if explain:
                     advice = f". {explanation(deployed, file, runtime, list(at.examples), tolerance, trust=True)}"
                 raise ExportError(
-                    f"{path} was not written: at {at}, another size than its own, its outputs are not those of the "
-                    f"model: {proof}{advice}"
+                    f"{path} was not written: at {at}, another size than its own, its outputs are "
+                    f"not those of the model: {proof}{advice}"
                 )
         arrays = {name: value.cpu().numpy() for name, value in {"image": example, **values}.items()}
         np.savez(folder / golden.name, allow_pickle=False, **arrays)
@@ -619,9 +696,13 @@ def deliver(  # noqa: C901, PLR0915
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         (folder / sidecar.name).write_text(signed(document), encoding="utf-8")
-        for finished in sorted(folder.iterdir(), key=lambda f: f.name == path.name):  # the file itself last
+        for finished in sorted(
+            folder.iterdir(), key=lambda f: f.name == path.name
+        ):  # the file itself last
             target = path.with_name(finished.name)
             if target.is_dir():
                 shutil.rmtree(target)
             os.replace(finished, target)
-    return Delivered(path, sidecar, golden, parity, seconds, unverified, {at.size: proof for at, proof in proofs})
+    return Delivered(
+        path, sidecar, golden, parity, seconds, unverified, {at.size: proof for at, proof in proofs}
+    )

@@ -1,13 +1,15 @@
 """Whether two computations find the same: boxes and masks as sets, class maps by pixel.
 
-Rounding may swap the order of detections whose scores are nearly equal, and push a box over a limit: the least score,
-the largest number of boxes, the overlap at which NMS drops one. So detections are not compared slot by slot. A box and
-one of the other side are the same where label and place are: the same class, an IoU and a difference of scores within
-the limits, masks of the same IoU. A box without its like is excused where the other side's limits and rounding explain
-it, but half of the boxes must have theirs. Of the rest few may have none, since NMS turns rounding into another choice
-where boxes overlap by just its limit. Rounding does this to few boxes, a fault to all: so the mean differences,
-relative to the spread (`drift`), must also be within the runtime's tolerance, and the mean IoU has a limit of its own;
-scores of a network that hardly looks at its input lie close together.
+Rounding may swap the order of detections whose scores are nearly equal, and push a box over a
+limit: the least score, the largest number of boxes, the overlap at which NMS drops one. So
+detections are not compared slot by slot. A box and one of the other side are the same where label
+and place are: the same class, an IoU and a difference of scores within the limits, masks of the
+same IoU. A box without its like is excused where the other side's limits and rounding explain it,
+but half of the boxes must have theirs. Of the rest few may have none, since NMS turns rounding into
+another choice where boxes overlap by just its limit. Rounding does this to few boxes, a fault to
+all: so the mean differences, relative to the spread (`drift`), must also be within the runtime's
+tolerance, and the mean IoU has a limit of its own; scores of a network that hardly looks at its
+input lie close together.
 
 How far is still the same follows from the tolerance of the precision: `limits`.
 """
@@ -23,7 +25,9 @@ from ..boxes import Prediction
 
 NEAR = 0.01  # pixels: boxes whose coordinates are as close are the same, however small they are
 FEW = 2  # pixels by which masks may differ, however small they are
-ROUNDING = 1e-5  # by which a score may be above a limit that the other side's missed, in any precision
+ROUNDING = (
+    1e-5  # by which a score may be above a limit that the other side's missed, in any precision
+)
 PAIRED = 0.5  # least share of boxes that have their like
 SCORES = 1e-3  # least spread of scores that a drift is relative to
 
@@ -99,23 +103,29 @@ class Agreement:
         paired = self.paired >= PAIRED * self.boxes and self.unpaired <= limit.unpaired * self.boxes
         placed = self.mean_iou is None or self.mean_iou >= limit.mean_iou
         return (
-            paired and placed and self.drift <= self.tolerance and (self.pixels is None or self.pixels >= limit.pixels)
+            paired
+            and placed
+            and self.drift <= self.tolerance
+            and (self.pixels is None or self.pixels >= limit.pixels)
         )
 
     def __str__(self) -> str:
         limit, parts = limits(self.tolerance), []
         if self.pixels is not None:
-            parts.append(f"{self.pixels:.3%} of pixels of the same class (needed {limit.pixels:.1%})")
+            parts.append(
+                f"{self.pixels:.3%} of pixels of the same class (needed {limit.pixels:.1%})"
+            )
         if self.boxes or self.pixels is None:
             parts.append(
-                f"{self.unpaired} of {self.boxes} boxes without their like (allowed {limit.unpaired:.1%}), {self.cut} "
-                "more at a limit"
+                f"{self.unpaired} of {self.boxes} boxes without their like (allowed "
+                f"{limit.unpaired:.1%}), {self.cut} more at a limit"
             )
         if self.iou is not None:
             parts.append(
-                f"the others' smallest IoU {self.iou:.4f} (needed {limit.iou:.3g}), mean {self.mean_iou:.4f} (needed "
-                f"{limit.mean_iou:.3g}), largest difference of scores {self.score:.1e} (allowed {limit.score:.2g}), "
-                f"drift {self.drift:.1e} (allowed {self.tolerance:.2g})"
+                f"the others' smallest IoU {self.iou:.4f} (needed {limit.iou:.3g}), mean "
+                f"{self.mean_iou:.4f} (needed {limit.mean_iou:.3g}), largest difference of scores "
+                f"{self.score:.1e} (allowed {limit.score:.2g}), drift {self.drift:.1e} (allowed "
+                f"{self.tolerance:.2g})"
             )
         if self.mask_iou is not None:
             parts.append(f"smallest IoU of masks {self.mask_iou:.4f}")
@@ -131,14 +141,20 @@ def _mask_iou(a: Tensor, b: Tensor) -> float:
 
 def _alike(a: Prediction, b: Prediction, limit: Limits) -> Tensor:
     """(n, m): IoU of the boxes where label, place and score are the same, else 0."""
-    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(0)  # of two empty boxes it is NaN
+    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(
+        0
+    )  # of two empty boxes it is NaN
     near = (a["boxes"][:, None] - b["boxes"]).abs().amax(2) <= NEAR
     iou = torch.where(near, iou.clamp(min=1), iou)
-    same = (a["labels"][:, None] == b["labels"]) & ((a["scores"][:, None] - b["scores"]).abs() <= limit.score)
+    same = (a["labels"][:, None] == b["labels"]) & (
+        (a["scores"][:, None] - b["scores"]).abs() <= limit.score
+    )
     return iou * (same & (iou >= limit.iou))
 
 
-def _pair(a: Prediction, b: Prediction, limit: Limits) -> list[tuple[int, int, float, float | None]]:
+def _pair(
+    a: Prediction, b: Prediction, limit: Limits
+) -> list[tuple[int, int, float, float | None]]:
     """Each box of a and its like of b, each in one pair: (of a, of b, IoU, IoU of the masks)."""
     pairs = []
     alike = _alike(a, b, limit)
@@ -170,7 +186,12 @@ def compare(
         return None
     limit, pixels = limits(tolerance), None
     if "semantic" in reference[0]:
-        same = torch.cat([(a["semantic"] == b["semantic"]).flatten() for a, b in zip(reference, other, strict=True)])
+        same = torch.cat(
+            [
+                (a["semantic"] == b["semantic"]).flatten()
+                for a, b in zip(reference, other, strict=True)
+            ]
+        )
         pixels = same.double().mean().item()
     boxes = cut = unpaired = 0
     ious: list[float] = []
@@ -191,7 +212,9 @@ def compare(
         masks += [iou for *_, iou in pairs if iou is not None]
         for side, prediction, which in ((ours, a, 0), (theirs, b, 1)):
             index = torch.tensor([pair[which] for pair in pairs], dtype=torch.long)
-            side.append(torch.cat([prediction["boxes"], prediction["scores"][:, None]], 1)[index].double())
+            side.append(
+                torch.cat([prediction["boxes"], prediction["scores"][:, None]], 1)[index].double()
+            )
     if not ious:
         return Agreement(tolerance, boxes, cut, 0, unpaired, pixels=pixels)
     values = torch.cat(ours)
@@ -202,4 +225,6 @@ def compare(
     )
     score, mask = difference[:, 4].max().item(), min(masks) if masks else None
     mean = sum(ious) / len(ious)
-    return Agreement(tolerance, boxes, cut, len(ious), unpaired, min(ious), mean, score, mask, drift, pixels)
+    return Agreement(
+        tolerance, boxes, cut, len(ious), unpaired, min(ious), mean, score, mask, drift, pixels
+    )

@@ -28,7 +28,9 @@ CAPS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 class Int8Class:
     """A kind of CPU, by what it has for int8."""
 
-    names: tuple[str, ...]  # the instructions, the best first; none of a kind that nothing is known of
+    names: tuple[
+        str, ...
+    ]  # the instructions, the best first; none of a kind that nothing is known of
 
     @property
     def saturates(self) -> bool:
@@ -40,8 +42,9 @@ class Int8Class:
         """What that means for int8 files."""
         if self.saturates:
             return (
-                "this CPU adds products of int8 in pairs in 16 bits; files by `fleetnet quantize` fit, older ones and "
-                "those of other programs may not, and are opened with slower kernels"
+                "this CPU adds products of int8 in pairs in 16 bits; files by `fleetnet quantize` "
+                "fit, older ones and those of other programs may not, and are opened with slower "
+                "kernels"
             )
         return "this CPU adds products of int8 in 32 bits; int8 files of any program compute what they should"
 
@@ -59,7 +62,12 @@ def _features() -> set[str]:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return set()
-    return {word for line in lines if line.startswith(("flags", "Features")) for word in line.split(":")[1].split()}
+    return {
+        word
+        for line in lines
+        if line.startswith(("flags", "Features"))
+        for word in line.split(":")[1].split()
+    }
 
 
 @cache
@@ -75,4 +83,7 @@ def int8_class() -> Int8Class:
 
 def onednn_saturates() -> bool:
     """The same of oneDNN, whose instructions the environment may cap."""
-    return int8_class().saturates or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in CAPS_WITHOUT_VNNI
+    return (
+        int8_class().saturates
+        or os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper() in CAPS_WITHOUT_VNNI
+    )

@@ -1,13 +1,14 @@
 """Where an exported file stops computing what the model computes: the layer that differs, by module and layer.
 
-A runtime that can show what its layers put out has `trace(path, threads) -> callable(ndarray) -> dict[str, ndarray]`:
-the outputs of the file's layers by name, in the order of execution. They are compared with what every operator of the
-deploy form puts out in torch. Names mean nothing here, since converters make their own, merge layers and take others
-apart: layers and operators are paired by their values. What no layer shows, because it was merged with the next or is
-changed beyond recognition, is passed over.
+A runtime that can show what its layers put out has `trace(path, threads) -> callable(ndarray) ->
+dict[str, ndarray]`: the outputs of the file's layers by name, in the order of execution. They are
+compared with what every operator of the deploy form puts out in torch. Names mean nothing here,
+since converters make their own, merge layers and take others apart: layers and operators are paired
+by their values. What no layer shows, because it was merged with the next or is changed beyond
+recognition, is passed over.
 
-Rounding differs everywhere, a little, and what differs once differs in all that follows. So the layer to blame is the
-one whose output is off most compared with what goes into it.
+Rounding differs everywhere, a little, and what differs once differs in all that follows. So the
+layer to blame is the one whose output is off most compared with what goes into it.
 """
 
 from collections import defaultdict
@@ -25,13 +26,16 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ExportError, ModelError
 from ..scopes import scopes
 
-# A layer and an operator are a pair, though not the same, where their mean difference is at most this share of the
-# spread, each value counting for at most 1: one changed weight changes one channel, by however much.
+# A layer and an operator are a pair, though not the same, where their mean difference is at most
+# this share of the spread, each value counting for at most 1: one changed weight changes one
+# channel, by however much.
 ALIKE = 0.3
-# Share of the tolerance below which differences are all alike: one runtime computes GELU to within 1e-3, from inputs
-# that are exact.
+# Share of the tolerance below which differences are all alike: one runtime computes GELU to within
+# 1e-3, from inputs that are exact.
 FLOOR = 0.1
-LEAST = 3.0  # times as far off as what goes into it, and the layer stands out; rounding makes it less
+LEAST = (
+    3.0  # times as far off as what goes into it, and the layer stands out; rounding makes it less
+)
 SMALLEST = 1e-30  # of standard deviations
 
 
@@ -48,8 +52,9 @@ class Divergence:
     def __str__(self) -> str:
         layer = f", in the file {self.layer!r}" if self.layer else ""
         return (
-            f"The first layer that differs is {self.module or 'of the model itself'} ({self.operator}{layer}): "
-            f"relative {self.relative:.3g}, what goes into it {self.inputs:.1g}"
+            f"The first layer that differs is {self.module or 'of the model itself'} "
+            f"({self.operator}{layer}): relative {self.relative:.3g}, what goes into it "
+            f"{self.inputs:.1g}"
         )
 
 
@@ -80,7 +85,11 @@ class _Recorder(TorchDispatchMode):
         self.weights = {id(t) for t in [*model.parameters(), *model.buffers()]}
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
         given = [id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
@@ -94,7 +103,11 @@ class _Recorder(TorchDispatchMode):
         module, operator = self.running[-1] if self.running else "", func._overloadpacket.__name__
         for t in made:
             # Copied, since the next operator may write into it.
-            value = t.detach().cpu().float().flatten().clone() if t.is_floating_point() and t.numel() > 1 else None
+            value = (
+                t.detach().cpu().float().flatten().clone()
+                if t.is_floating_point() and t.numel() > 1
+                else None
+            )
             self.of[id(t)] = len(self.steps)
             self.steps.append(_Step(module, operator, value, inputs, weighted))
         return output
@@ -106,7 +119,9 @@ def _record(model: nn.Module, image: Tensor) -> tuple[list[_Step], list[int]]:
         image = image.clone()
         with _Recorder(model, running, image) as recorder:
             outputs = model(image)
-        return recorder.steps, [recorder.of.get(id(t), 0) for t in tree_leaves(outputs) if isinstance(t, Tensor)]
+        return recorder.steps, [
+            recorder.of.get(id(t), 0) for t in tree_leaves(outputs) if isinstance(t, Tensor)
+        ]
 
 
 def _arranged(value: np.ndarray) -> list[Tensor]:
@@ -165,7 +180,9 @@ def _apart(expected: Sequence[Tensor], given: Sequence[np.ndarray]) -> list[floa
     for a, b in zip(expected, given, strict=True):
         if a.is_floating_point() and a.numel() > 1:
             value = a.detach().cpu().float()
-            difference = (value - torch.from_numpy(np.array(b))).abs().max() / value.std().clamp(min=SMALLEST)
+            difference = (value - torch.from_numpy(np.array(b))).abs().max() / value.std().clamp(
+                min=SMALLEST
+            )
             apart.append(difference.nan_to_num(float("inf")).item())
         else:
             apart.append(0.0)
@@ -183,10 +200,11 @@ def explain(
 ) -> Divergence | None:
     """The layer of the file that differs from `model`, the deploy form, though what goes into it agrees.
 
-    Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest apart; `tolerance` is
-    that of the file's precision. None where no layer stands out: then the outputs differ by the rounding of many
-    layers, or by what the runtime does when it runs the file as a whole. `trust` is that of `load`. Raises
-    `ExportError` if the runtime cannot show its layers.
+    Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest
+    apart; `tolerance` is that of the file's precision. None where no layer stands out: then the
+    outputs differ by the rounding of many layers, or by what the runtime does when it runs the file
+    as a whole. `trust` is that of `load`. Raises `ExportError` if the runtime cannot show its
+    layers.
     """
     from . import find, load, trace
 
@@ -201,10 +219,16 @@ def explain(
             worst, image = apart, example
     steps, outputs = _record(model, image)
     traced: Mapping[str, np.ndarray] = trace(runtime, path, trust=trust)(image.cpu().numpy())
-    layers = {name: np.asarray(value) for name, value in traced.items() if np.asarray(value).dtype.kind == "f"}
+    layers = {
+        name: np.asarray(value)
+        for name, value in traced.items()
+        if np.asarray(value).dtype.kind == "f"
+    }
     _pair(steps, list(layers.values()), tolerance)
     for i, relative in zip(outputs, worst, strict=True):
-        if steps[i].value is not None:  # layer or output: where they differ, it is by how the file runs as a whole
+        if (
+            steps[i].value is not None
+        ):  # layer or output: where they differ, it is by how the file runs as a whole
             steps[i].relative, steps[i].shown = min(steps[i].relative, relative), True
     for step in steps[1:]:
         step.off = step.relative if step.shown else max(steps[i].off for i in step.inputs)
@@ -228,7 +252,9 @@ def explain(
 
 def _name(names: Sequence[str], step: _Step, layer: int | None) -> str | None:
     """The file's layer of a step: one with the name of its module, if there is one, else the one that shows it."""
-    own = [i for i, name in enumerate(names) if step.module and name.partition("/")[0] == step.module]
+    own = [
+        i for i, name in enumerate(names) if step.module and name.partition("/")[0] == step.module
+    ]
     if own and layer not in own:
         layer = own[0]
     return None if layer is None else names[layer]
@@ -249,6 +275,7 @@ def explanation(
     except (ExportError, ModelError) as error:
         return f"The layer that differs cannot be named: {str(error).rstrip('.')}"
     return str(found) if found else (
-        f"No layer stands out when {runtime} shows what each puts out: what differs is the rounding of many layers, or "
-        "what it does when it runs the file as a whole, such as merging layers"
+        f"No layer stands out when {runtime} shows what each puts out: what differs is the "
+        "rounding of many layers, or what it does when it runs the file as a whole, such as "
+        "merging layers"
     )  # fmt: skip

@@ -1,8 +1,9 @@
 """A loaded network, for any number of threads of one process.
 
-Most runtimes keep what they compute in the network that they loaded: two threads that call it at once get each other's
-answers. And a fork of a process has a copy of its memory but none of its threads, so that a network which waits for
-them waits forever. Both are settled here, for every runtime and for checkpoints in torch.
+Most runtimes keep what they compute in the network that they loaded: two threads that call it at
+once get each other's answers. And a fork of a process has a copy of its memory but none of its
+threads, so that a network which waits for them waits forever. Both are settled here, for every
+runtime and for checkpoints in torch.
 """
 
 import ctypes
@@ -52,7 +53,9 @@ def _after_fork() -> None:
         )  # onnxruntime's sessions join their threads at the end
     if _Process.computed:
         _Process.fork_of_computing = True
-        torch.set_num_threads(1)  # as torch's own loader does in its workers: OpenMP's threads are not here either
+        torch.set_num_threads(
+            1
+        )  # as torch's own loader does in its workers: OpenMP's threads are not here either
 
 
 if hasattr(os, "register_at_fork"):
@@ -63,21 +66,24 @@ def check_threads(what: str, threads: int) -> None:
     """Raise `FleetnetError` where a network with several threads would wait for threads that a fork does not have."""
     if threads > 1 and _Process.fork_of_computing:
         raise FleetnetError(
-            f"{what} cannot be loaded with {threads} threads in process {os.getpid()}: it is a fork of a process that "
-            "has computed, whose threads are not in it. Load it with threads=1, or start processes with "
-            "multiprocessing.get_context('spawn')"
+            f"{what} cannot be loaded with {threads} threads in process {os.getpid()}: it is a "
+            "fork of a process that has computed, whose threads are not in it. Load it with "
+            "threads=1, or start processes with multiprocessing.get_context('spawn')"
         )
 
 
 class Guarded(Generic[Value]):
     """`run` of a batch, for any number of threads of the process that made this object.
 
-    `what` was loaded, for messages. `lock` is held during a call; None where `run` may be called by many threads at
-    once. Raises `FleetnetError` when it is called in a fork of that process.
+    `what` was loaded, for messages. `lock` is held during a call; None where `run` may be called by
+    many threads at once. Raises `FleetnetError` when it is called in a fork of that process.
     """
 
     def __init__(
-        self, run: Callable[[np.ndarray], Value], what: str, lock: AbstractContextManager[Any] | None = None
+        self,
+        run: Callable[[np.ndarray], Value],
+        what: str,
+        lock: AbstractContextManager[Any] | None = None,
     ) -> None:
         self.run, self.what = run, what
         self.lock = nullcontext() if lock is None else lock
@@ -87,9 +93,9 @@ class Guarded(Generic[Value]):
     def __call__(self, batch: np.ndarray) -> Value:
         if os.getpid() != self.process:  # before the lock, which a thread that is not here may hold
             raise FleetnetError(
-                f"{self.what} was loaded in process {self.process} and is used in process {os.getpid()}, a fork of it "
-                "that does not have its threads: load it again here with threads=1, or start processes with "
-                "multiprocessing.get_context('spawn')"
+                f"{self.what} was loaded in process {self.process} and is used in process "
+                f"{os.getpid()}, a fork of it that does not have its threads: load it again here "
+                "with threads=1, or start processes with multiprocessing.get_context('spawn')"
             )
         with self.lock:
             _Process.computed = True

@@ -4,10 +4,11 @@ A runtime whose converter needs one names its requirements in `isolated`. It is 
 doctor --install NAME` and by `fleetnet export --isolated`, and lies in the folder of that name in
 $FLEETNET_ENVS, or in ~/.cache/fleetnet/envs.
 
-It installs into itself only what is not here or has another version here: it looks for packages in its own folder
-first, then where this process has torch. So it stays small (torch with CUDA has gigabytes), and both sides have the
-same torch, so that a program exported by one is read by the other. `environment.json` in it says what it was made of;
-an environment that was made of something else, or not to the end, does not count.
+It installs into itself only what is not here or has another version here: it looks for packages in
+its own folder first, then where this process has torch. So it stays small (torch with CUDA has
+gigabytes), and both sides have the same torch, so that a program exported by one is read by the
+other. `environment.json` in it says what it was made of; an environment that was made of something
+else, or not to the end, does not count.
 """
 
 import json
@@ -65,7 +66,11 @@ def _requirements(name: str) -> list[str]:
 
 def _card(name: str) -> dict[str, Any]:
     """What the environment is to be made of."""
-    return {"requirements": _requirements(name), "shared": _shared(), "python": sys.version.split()[0]}
+    return {
+        "requirements": _requirements(name),
+        "shared": _shared(),
+        "python": sys.version.split()[0],
+    }
 
 
 def lacks(name: str) -> str | None:
@@ -86,7 +91,8 @@ def lacks(name: str) -> str | None:
 def create(name: str) -> Path:
     """Make the environment unless it is ready, in minutes; what was there is removed. Returns its folder.
 
-    Raises `UsageError` for a runtime that needs none, `ExportError` with what pip says if it cannot be made.
+    Raises `UsageError` for a runtime that needs none, `ExportError` with what pip says if it cannot
+    be made.
     """
     requirements, place = _requirements(name), folder(name)
     if lacks(name) is None:
@@ -95,9 +101,20 @@ def create(name: str) -> Path:
     place.parent.mkdir(parents=True, exist_ok=True)
     _call([sys.executable, "-m", "venv", str(place)], f"the environment {place} cannot be made")
     code = "import sysconfig; print(sysconfig.get_path('purelib'))"
-    own = _call([str(_python(name)), "-I", "-c", code], f"the environment {place} does not run").strip()
+    own = _call(
+        [str(_python(name)), "-I", "-c", code], f"the environment {place} does not run"
+    ).strip()
     Path(own, "fleetnet_shared.pth").write_text("\n".join(_shared()) + "\n", encoding="utf-8")
-    pip = [str(_python(name)), "-I", "-m", "pip", "install", "--disable-pip-version-check", "--quiet", *requirements]
+    pip = [
+        str(_python(name)),
+        "-I",
+        "-m",
+        "pip",
+        "install",
+        "--disable-pip-version-check",
+        "--quiet",
+        *requirements,
+    ]
     _call(pip, f"the environment {place} cannot be made")
     (place / CARD).write_text(json.dumps(_card(name), indent=1) + "\n", encoding="utf-8")
     return place
@@ -107,23 +124,29 @@ def check(name: str) -> None:
     """Raise `ExportError` with the command to give if the environment is not ready."""
     missing = lacks(name)
     if missing:
-        raise ExportError(f"{missing}   (once, in a few minutes; or give --isolated to fleetnet export)")
+        raise ExportError(
+            f"{missing}   (once, in a few minutes; or give --isolated to fleetnet export)"
+        )
 
 
 def run(name: str, script: Path, *arguments: str) -> None:
     """Run a script of this library in the environment, with nothing of this process but its environment variables.
 
-    Raises `ExportError` if the environment is not ready, or with the last line that the script wrote to standard error.
+    Raises `ExportError` if the environment is not ready, or with the last line that the script
+    wrote to standard error.
     """
     check(name)
-    # -I: the script's folder does not come before the packages, since it has an onnx.py and others of their names.
+    # -I: the script's folder does not come before the packages, since it has an onnx.py and others
+    # of their names.
     _call([str(_python(name)), "-I", str(script), *arguments], f"{name} cannot convert this model")
 
 
 def _call(words: Sequence[str], failed: str) -> str:
     """Standard output of a command; `ExportError` where it fails."""
     try:
-        done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS)
+        done = subprocess.run(
+            words, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS
+        )
     except subprocess.TimeoutExpired as error:
         raise ExportError(f"{failed}: it has not ended after {SECONDS} s") from error
     except OSError as error:

@@ -2,9 +2,10 @@
 
     python _litert_worker.py PROGRAM.pt2 NOTES.json MODEL.tflite
 
-The program takes keyword arguments, which become the inputs' names, and gives a mapping, whose keys become the names of
-the outputs. NOTES are texts by name for the file's metadata. Imports nothing of fleetnet, which that environment need
-not have. The last line on standard error says what went wrong.
+The program takes keyword arguments, which become the inputs' names, and gives a mapping, whose keys
+become the names of the outputs. NOTES are texts by name for the file's metadata. Imports nothing of
+fleetnet, which that environment need not have. The last line on standard error says what went
+wrong.
 """
 
 import json
@@ -23,8 +24,14 @@ def main(program: str, notes: str, target: str) -> None:
     torch.set_num_threads(1)
     exported = torch.export.load(program)
     images = exported.example_inputs[1]
-    symbolic = [node.meta["val"].shape[0] for node in exported.graph.nodes if node.op == "placeholder"][-1]
-    dynamic = None if isinstance(symbolic, int) else {name: {0: torch.export.Dim("batch")} for name in images}
+    symbolic = [
+        node.meta["val"].shape[0] for node in exported.graph.nodes if node.op == "placeholder"
+    ][-1]
+    dynamic = (
+        None
+        if isinstance(symbolic, int)
+        else {name: {0: torch.export.Dim("batch")} for name in images}
+    )
     model = litert_torch.convert(exported.module(), sample_kwargs=images, dynamic_shapes=dynamic)
     read = flatbuffer_utils.read_model_from_bytearray(bytearray(model.model_content()))
     read.metadata = list(read.metadata or [])

@@ -5,9 +5,9 @@
     used       those of a model in torch, in order
     evaluate   what the program says, computed by torch
 
-`evaluate` rounds what each operator puts out to the type that the program gives it, and computes in float32: what Core
-ML does, but for the order of sums. It knows the operators that this library's networks need, by their documentation in
-coremltools.
+`evaluate` rounds what each operator puts out to the type that the program gives it, and computes in
+float32: what Core ML does, but for the order of sums. It knows the operators that this library's
+networks need, by their documentation in coremltools.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,8 +22,16 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
 
-WEIGHTED = {"conv": "convolution", "conv_transpose": "transposed convolution", "linear": "linear layer"}
-KINDS: dict[Any, str] = {torch.conv2d: "conv", torch.conv_transpose2d: "conv_transpose", F.linear: "linear"}
+WEIGHTED = {
+    "conv": "convolution",
+    "conv_transpose": "transposed convolution",
+    "linear": "linear layer",
+}
+KINDS: dict[Any, str] = {
+    torch.conv2d: "conv",
+    torch.conv_transpose2d: "conv_transpose",
+    F.linear: "linear",
+}
 DTYPES = {"fp16": torch.float16, "fp32": torch.float32, "int32": torch.int32, "bool": torch.bool}
 
 
@@ -42,7 +50,9 @@ def read(package: Any) -> Any:
     from coremltools.converters.mil.frontend.milproto.load import load
 
     spec = package.get_spec()
-    program = load(spec, specification_version=spec.specificationVersion, file_weights_dir=package.weights_dir)
+    program = load(
+        spec, specification_version=spec.specificationVersion, file_weights_dir=package.weights_dir
+    )
     return program.functions["main"]
 
 
@@ -51,7 +61,11 @@ def layers(function: Any) -> list[Layer]:
     found = []
     for op in function.operations:
         if op.op_type in WEIGHTED and op.weight.val is not None:
-            bias = None if op.bias is None or op.bias.val is None or not op.bias.val.any() else op.bias.val
+            bias = (
+                None
+                if op.bias is None or op.bias.val is None or not op.bias.val.any()
+                else op.bias.val
+            )
             found.append(Layer(op.name, op.op_type, op.weight.val, bias))
     return found
 
@@ -72,8 +86,12 @@ class _Recorder(TorchFunctionMode):
         output = func(*args, **(kwargs or {}))
         if func in KINDS:
             weight, bias = args[1], args[2] if len(args) > 2 else (kwargs or {}).get("bias")
-            name = self.names.get(id(weight), f"{KINDS[func]} {len(self.found)}").removesuffix(".weight")
-            self.found.append(Layer(name, KINDS[func], _array(weight), None if bias is None else _array(bias)))
+            name = self.names.get(id(weight), f"{KINDS[func]} {len(self.found)}").removesuffix(
+                ".weight"
+            )
+            self.found.append(
+                Layer(name, KINDS[func], _array(weight), None if bias is None else _array(bias))
+            )
         return output
 
 
@@ -111,7 +129,9 @@ def _padded(g: _Given, fill: float) -> Tensor:
 
 def _conv(g: _Given) -> Tensor:
     strides, dilations = g.numbers("strides", [1, 1]), g.numbers("dilations", [1, 1])
-    return F.conv2d(_padded(g, 0), _float(g.weight), _float(g.bias), strides, 0, dilations, g.groups or 1)
+    return F.conv2d(
+        _padded(g, 0), _float(g.weight), _float(g.bias), strides, 0, dilations, g.groups or 1
+    )
 
 
 def _max_pool(g: _Given) -> Tensor:
@@ -123,7 +143,9 @@ def _slice(g: _Given) -> Tensor:
     x, rank = g.x, g.x.ndim
     begin, end, stride = g.numbers("begin"), g.numbers("end"), g.numbers("stride", [1] * rank)
     masks = [g.numbers(f"{name}_mask", [0] * rank) for name in ("begin", "end", "squeeze")]
-    for dim, (first, last, step, from_start, to_end, single) in enumerate(zip(begin, end, stride, *masks, strict=True)):
+    for dim, (first, last, step, from_start, to_end, single) in enumerate(
+        zip(begin, end, stride, *masks, strict=True)
+    ):
         length = x.shape[dim]
         if single:
             x = x.narrow(dim, first % length, 1)
@@ -146,15 +168,22 @@ def _split(g: _Given) -> Sequence[Tensor]:
 def _layer_norm(g: _Given) -> Tensor:
     x, axes = _float(g.x), g.numbers("axes", range(g.x.ndim))
     variance, mean = torch.var_mean(x, axes, correction=0, keepdim=True)
-    shape = [size if dim in [axis % x.ndim for axis in axes] else 1 for dim, size in enumerate(x.shape)]
+    shape = [
+        size if dim in [axis % x.ndim for axis in axes] else 1 for dim, size in enumerate(x.shape)
+    ]
     x = (x - mean) * (variance + (1e-5 if g.epsilon is None else g.epsilon)).rsqrt()
     x = x if g.gamma is None else x * _float(g.gamma).reshape(shape)
     return x if g.beta is None else x + _float(g.beta).reshape(shape)
 
 
 def _enlarge(g: _Given, mode: str) -> Tensor:
-    height, width = (float(1 if f is None else f) for f in (g.scale_factor_height, g.scale_factor_width))
-    size = (int(g.x.shape[-2] * height + 1e-3), int(g.x.shape[-1] * width + 1e-3))  # factors are rounded
+    height, width = (
+        float(1 if f is None else f) for f in (g.scale_factor_height, g.scale_factor_width)
+    )
+    size = (
+        int(g.x.shape[-2] * height + 1e-3),
+        int(g.x.shape[-1] * width + 1e-3),
+    )  # factors are rounded
     if mode == "nearest":
         return F.interpolate(_float(g.x), size, mode=mode)
     return F.interpolate(_float(g.x), size, mode=mode, align_corners=g.align_corners is not False)
@@ -185,7 +214,9 @@ OPERATORS: dict[str, Callable[[_Given], Any]] = {
     "silu": lambda g: F.silu(_float(g.x)),
     "sigmoid": lambda g: _float(g.x).sigmoid(),
     "softmax": lambda g: _float(g.x).softmax(-1 if g.axis is None else g.axis),
-    "gelu": lambda g: F.gelu(_float(g.x), approximate={"EXACT": "none", "TANH_APPROXIMATION": "tanh"}[g.mode]),
+    "gelu": lambda g: F.gelu(
+        _float(g.x), approximate={"EXACT": "none", "TANH_APPROXIMATION": "tanh"}[g.mode]
+    ),
     "sigmoid_hard": lambda g: (_float(g.x) * float(g.alpha) + float(g.beta)).clamp(0, 1),
     "thresholded_relu": lambda g: g.x.where(g.x >= float(g.alpha), 0),
     "cast": lambda g: g.x,  # to what the program says of the result
@@ -226,7 +257,11 @@ def evaluate(function: Any, image: Tensor) -> dict[str, Tensor]:
     for op in function.operations:
         if op.op_type == "const":
             continue
-        made = OPERATORS[op.op_type](_Given({name: value(variable) for name, variable in op.inputs.items()}))
-        for variable, tensor in zip(op.outputs, made if isinstance(made, list | tuple) else [made], strict=True):
+        made = OPERATORS[op.op_type](
+            _Given({name: value(variable) for name, variable in op.inputs.items()})
+        )
+        for variable, tensor in zip(
+            op.outputs, made if isinstance(made, list | tuple) else [made], strict=True
+        ):
             values[variable.name] = tensor.to(DTYPES[builtin_to_string(variable.dtype)])
     return {variable.name: torch.as_tensor(value(variable)) for variable in function.outputs}

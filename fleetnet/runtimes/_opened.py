@@ -1,8 +1,8 @@
 """An exported file of a stranger, or of another day, before its runtime's parser sees it.
 
-Parsers in native code crash on damaged files, and one of them runs code that a file holds. So first the description
-beside the file is read and checked, then the file's hash is compared with the one in it, and last the parser is called;
-whatever it raises becomes a `ModelError` that names the file.
+Parsers in native code crash on damaged files, and one of them runs code that a file holds. So first
+the description beside the file is read and checked, then the file's hash is compared with the one
+in it, and last the parser is called; whatever it raises becomes a `ModelError` that names the file.
 """
 
 import glob
@@ -23,7 +23,9 @@ def files(path: Path) -> list[Path]:
     """All files that an exported file consists of: itself or what is in it, and parts of the same stem beside it."""
     whole = sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]
     own = {".json", ".npz", path.suffix}
-    return whole + sorted(f for f in path.parent.glob(f"{glob.escape(path.stem)}.*") if f.suffix not in own)
+    return whole + sorted(
+        f for f in path.parent.glob(f"{glob.escape(path.stem)}.*") if f.suffix not in own
+    )
 
 
 def size_of(path: Path) -> int:
@@ -45,8 +47,14 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     try:
         about = from_json(read_bytes(beside, DESCRIPTION))
     except OSError as error:
-        reason = "" if isinstance(error, FileNotFoundError) else f", which cannot be read: {error.strerror}"
-        raise ModelError(f"{path} needs {beside.name} beside it, as export wrote it{reason}") from error
+        reason = (
+            ""
+            if isinstance(error, FileNotFoundError)
+            else f", which cannot be read: {error.strerror}"
+        )
+        raise ModelError(
+            f"{path} needs {beside.name} beside it, as export wrote it{reason}"
+        ) from error
     except ValueError as error:
         raise ModelError(f"{beside} is damaged: it is not JSON: {error}") from error
     if not isinstance(about, dict):
@@ -55,7 +63,10 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     check_own_hash(about, beside)
     described = about.get("file", path.name)
     if Path(described).suffix != path.suffix:
-        raise ModelError(f"{beside} describes {described!r}, not {path.name}: files of two runtimes need two folders")
+        raise ModelError(
+            f"{beside} describes {described!r}, not {path.name}: files of two "
+            "runtimes need two folders"
+        )
     return about
 
 
@@ -66,16 +77,20 @@ def check_hash(path: Path, about: Mapping[str, Any]) -> None:
         return
     beside = path.with_suffix(".bin")  # what some formats keep their weights in
     # Other files of the same stem, such as a copy, are no parts.
-    candidates = [files(path), [path, beside] if beside.is_file() else [], [] if path.is_dir() else [path]]
+    candidates = [
+        files(path),
+        [path, beside] if beside.is_file() else [],
+        [] if path.is_dir() else [path],
+    ]
     try:
         if any(hash_of(parts) == expected for parts in candidates if parts):
             return
     except OSError as error:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     raise ModelError(
-        f"{path} is not the file that {path.with_suffix('.json').name} was written for: its hash is another, so it is "
-        "damaged, or was replaced. Export it anew; if the change was meant, delete the keys sha256 and "
-        f"{OWN_HASH} there"
+        f"{path} is not the file that {path.with_suffix('.json').name} was written for: its hash "
+        "is another, so it is damaged, or was replaced. Export it anew; if the change was meant, "
+        f"delete the keys sha256 and {OWN_HASH} there"
     )
 
 

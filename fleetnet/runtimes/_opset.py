@@ -1,9 +1,10 @@
 """ONNX files for older runtimes: an earlier operator set than torch's exporter writes, and the earliest IR version.
 
-Torch writes operator sets from 18 on. Most operators of our networks are older and mean the same in earlier sets; those
-that do not are rewritten here, one function an operator. What no rule knows is looked up in ONNX's own schemas: an
-operator that an earlier set lacks, or has with fewer attributes or inputs, is an error that names it. Nothing is proven
-here: `runtimes.deliver` compares the file with the model.
+Torch writes operator sets from 18 on. Most operators of our networks are older and mean the same in
+earlier sets; those that do not are rewritten here, one function an operator. What no rule knows is
+looked up in ONNX's own schemas: an operator that an earlier set lacks, or has with fewer attributes
+or inputs, is an error that names it. Nothing is proven here: `runtimes.deliver` compares the file
+with the model.
 """
 
 from collections.abc import Callable
@@ -32,7 +33,14 @@ ADDED: dict[str, dict[str, Any]] = {
     "ScatterND": {"reduction": b"none"},
     "ScatterElements": {"reduction": b"none"},
 }
-AXES = {"ReduceMean": 18, "ReduceMax": 18, "ReduceMin": 18, "ReduceSum": 13, "Squeeze": 13, "Unsqueeze": 13}
+AXES = {
+    "ReduceMean": 18,
+    "ReduceMax": 18,
+    "ReduceMin": 18,
+    "ReduceSum": 13,
+    "Squeeze": 13,
+    "Unsqueeze": 13,
+}
 Nodes = list[Any]
 
 
@@ -54,8 +62,12 @@ class _Graph:
     def values(self, name: str) -> list[int]:
         """Of a constant of whole numbers."""
         if name not in self.constants:
-            raise ExportError(f"{name!r} is computed while the network runs, and was a constant before")
-        return [int(value) for value in self.onnx.numpy_helper.to_array(self.constants[name]).ravel()]
+            raise ExportError(
+                f"{name!r} is computed while the network runs, and was a constant before"
+            )
+        return [
+            int(value) for value in self.onnx.numpy_helper.to_array(self.constants[name]).ravel()
+        ]
 
     def constant(self, name: str, value: np.ndarray) -> str:
         """The name of a new constant."""
@@ -98,7 +110,9 @@ def _split(graph: _Graph, node: Any, opset: int) -> Nodes:
         node.input.append(graph.constant(f"{node.output[0]}_sizes", np.array(sizes, np.int64)))
     _without(node, "num_outputs")
     if opset < 13 and len(node.input) > 1:
-        node.attribute.append(graph.onnx.helper.make_attribute("split", graph.values(node.input[1])))
+        node.attribute.append(
+            graph.onnx.helper.make_attribute("split", graph.values(node.input[1]))
+        )
         del node.input[1:]
     return [node]
 
@@ -120,7 +134,10 @@ def _layer_norm(graph: _Graph, node: Any) -> Nodes:
         raise ExportError("LayerNormalization: the rank of its input is not known")
     axes = list(range(axis, 0)) if axis < 0 else list(range(axis - rank, 0))
     epsilon = graph.constant(f"{out}_epsilon", np.array(given.get("epsilon", 1e-5), np.float32))
-    name = {key: f"{out}_{key}" for key in ("mean", "apart", "square", "variance", "safe", "root", "normal", "scaled")}
+    name = {
+        key: f"{out}_{key}"
+        for key in ("mean", "apart", "square", "variance", "safe", "root", "normal", "scaled")
+    }
     nodes = [
         graph.node("ReduceMean", [x], name["mean"], axes=axes, keepdims=1),
         graph.node("Sub", [x, name["mean"]], name["apart"]),
@@ -151,7 +168,9 @@ def _comparison(graph: _Graph, node: Any) -> Nodes:
     """GreaterOrEqual and LessOrEqual are operators from 12 on; before, not the opposite (which differs for NaN)."""
     opposite = f"{node.output[0]}_opposite"
     return [
-        graph.node("Less" if node.op_type == "GreaterOrEqual" else "Greater", list(node.input), opposite),
+        graph.node(
+            "Less" if node.op_type == "GreaterOrEqual" else "Greater", list(node.input), opposite
+        ),
         graph.node("Not", [opposite], node.output[0]),
     ]
 
@@ -171,7 +190,11 @@ def _softmax(graph: _Graph, node: Any) -> Nodes:
 def _reshape(graph: _Graph, node: Any) -> Nodes:
     """Before 14 a size of 0 always copied that of the input: the same where there is none."""
     shape = node.input[1]
-    if graph.attributes(node).get("allowzero") and shape in graph.constants and 0 in graph.values(shape):
+    if (
+        graph.attributes(node).get("allowzero")
+        and shape in graph.constants
+        and 0 in graph.values(shape)
+    ):
         raise ExportError("Reshape to a size of 0")
     _without(node, "allowzero")
     return [node]
@@ -181,7 +204,9 @@ def _resize(graph: _Graph, node: Any) -> Nodes:
     """Before 13 the region of interest and the scales had to be there, empty where they mean nothing."""
     for place in (1, 2):
         if len(node.input) > place and not node.input[place]:
-            node.input[place] = graph.constant(f"{node.output[0]}_empty_{place}", np.zeros(0, np.float32))
+            node.input[place] = graph.constant(
+                f"{node.output[0]}_empty_{place}", np.zeros(0, np.float32)
+            )
     return [node]
 
 
@@ -208,7 +233,9 @@ def _shape(graph: _Graph, node: Any) -> Nodes:
     ]
 
 
-RULES: dict[str, tuple[int, Callable[[_Graph, Any], Nodes]]] = {  # operator -> below which set, and what is done
+RULES: dict[
+    str, tuple[int, Callable[[_Graph, Any], Nodes]]
+] = {  # operator -> below which set, and what is done
     **{name: (below, _axes_as_attribute) for name, below in AXES.items()},
     "LayerNormalization": (17, _layer_norm),
     "HardSwish": (14, _hard_swish),
@@ -230,7 +257,14 @@ def _forget_added(graph: _Graph, node: Any, opset: int) -> None:
         return
     schema = graph.onnx.defs.get_schema(node.op_type, opset, node.domain)
     said = graph.attributes(node).items()
-    _without(node, *(name for name, value in said if name not in schema.attributes and usual.get(name) == value))
+    _without(
+        node,
+        *(
+            name
+            for name, value in said
+            if name not in schema.attributes and usual.get(name) == value
+        ),
+    )
 
 
 def _check(onnx: Any, node: Any, opset: int) -> None:
@@ -243,7 +277,9 @@ def _check(onnx: Any, node: Any, opset: int) -> None:
     if unknown:
         raise ExportError(f"its {node.op_type} has no {', '.join(unknown)}")
     if len(node.input) > schema.max_input:
-        raise ExportError(f"its {node.op_type} has {schema.max_input} inputs, not {len(node.input)}")
+        raise ExportError(
+            f"its {node.op_type} has {schema.max_input} inputs, not {len(node.input)}"
+        )
 
 
 def _name_constant_outputs(proto: Any) -> None:
@@ -255,7 +291,9 @@ def _name_constant_outputs(proto: Any) -> None:
             name, tensor.name = tensor.name, f"{tensor.name}_constant"
             for node in proto.graph.node:
                 node.input[:] = [tensor.name if given == name else given for given in node.input]
-            proto.graph.node.append(onnx.helper.make_node("Identity", [tensor.name], [name], name=f"{name}/Identity"))
+            proto.graph.node.append(
+                onnx.helper.make_node("Identity", [tensor.name], [name], name=f"{name}/Identity")
+            )
 
 
 HALF = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth it outside of the backbone
@@ -268,12 +306,18 @@ def to_half(proto: Any) -> Any:
     """
     converter = import_module("onnxruntime.transformers.float16")
     _name_constant_outputs(proto)
-    kept = [node.name for node in proto.graph.node if "backbone." not in node.name and node.op_type not in HALF]
+    kept = [
+        node.name
+        for node in proto.graph.node
+        if "backbone." not in node.name and node.op_type not in HALF
+    ]
     with quiet():
         half = converter.convert_float_to_float16(proto, keep_io_types=True, node_block_list=kept)
     defined: set[str] = set()
     nodes = []
-    for node in half.graph.node:  # the converter casts a tensor once for each of its users, under one name
+    for (
+        node
+    ) in half.graph.node:  # the converter casts a tensor once for each of its users, under one name
         if node.output[0] not in defined:
             nodes.append(node)
         defined.update(node.output)
@@ -305,7 +349,8 @@ def _in_order(nodes: Nodes) -> Nodes:
 def lower(proto: Any, opset: int) -> None:
     """Rewrite a model of operator set `WRITTEN`, in place, as one of an earlier set, `LOWEST` or above.
 
-    Raises `ExportError`, naming the operator and the module it is in, where the earlier set cannot say the same.
+    Raises `ExportError`, naming the operator and the module it is in, where the earlier set cannot
+    say the same.
     """
     onnx = import_module("onnx")
     graph = _Graph(proto)
@@ -334,8 +379,12 @@ def lower(proto: Any, opset: int) -> None:
     ask_for_lowest_ir(proto)
     try:
         onnx.checker.check_model(proto, full_check=True)
-    except Exception as error:  # onnx's checker and shape inference have errors of their own: of types, above all
-        raise ExportError(f"opset {opset} cannot hold this model: {str(error).strip().splitlines()[0]}") from error
+    except (
+        Exception
+    ) as error:  # onnx's checker and shape inference have errors of their own: of types, above all
+        raise ExportError(
+            f"opset {opset} cannot hold this model: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def ask_for_lowest_ir(proto: Any) -> None:

@@ -11,11 +11,18 @@ from ..errors import UsageError
 class Preprocessed(nn.Module):
     """RGB pixels 0..255 (N, 3, H, W), float or uint8, at the network's size -> what `model` makes of them.
 
-    `mean` and `std` are on the scale 0..1 and in the channel order of the network. Reordering the channels and
-    (x / 255 - mean) / std is one 1x1 convolution, which every runtime has. In eval or training mode as `model` is.
+    `mean` and `std` are on the scale 0..1 and in the channel order of the network. Reordering the
+    channels and (x / 255 - mean) / std is one 1x1 convolution, which every runtime has. In eval or
+    training mode as `model` is.
     """
 
-    def __init__(self, model: nn.Module, mean: Sequence[float], std: Sequence[float], channel_order: str = "RGB"):
+    def __init__(
+        self,
+        model: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        channel_order: str = "RGB",
+    ):
         super().__init__()
         if channel_order not in ("RGB", "BGR"):
             raise UsageError(f"channel_order is {channel_order!r}; allowed: 'RGB', 'BGR'")

@@ -38,11 +38,16 @@ def quiet(stderr: bool = False) -> Iterator[None]:
 
     With `stderr` also without what they write to `sys.stderr`, such as progress bars.
     """
-    with lock_of("output"):  # levels, filters and streams belong to the process: two threads would mix them up
+    with lock_of(
+        "output"
+    ):  # levels, filters and streams belong to the process: two threads would mix them up
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
-            with warnings.catch_warnings(), redirect_stderr(io.StringIO()) if stderr else nullcontext():
+            with (
+                warnings.catch_warnings(),
+                redirect_stderr(io.StringIO()) if stderr else nullcontext(),
+            ):
                 warnings.simplefilter("ignore")
                 yield
         finally:
@@ -57,10 +62,14 @@ def silent() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             if stream:
                 stream.flush()
-        with suppress(OSError, AttributeError, TypeError):  # where the C library cannot be had without its name
+        with suppress(
+            OSError, AttributeError, TypeError
+        ):  # where the C library cannot be had without its name
             ctypes.CDLL(None).fflush(None)
 
-    with lock_of("output"):  # a second thread would take the stream to nowhere for the one to come back to
+    with lock_of(
+        "output"
+    ):  # a second thread would take the stream to nowhere for the one to come back to
         flush()
         kept = [(number, os.dup(number)) for number in (1, 2)]
         nowhere = os.open(os.devnull, os.O_WRONLY)
@@ -86,9 +95,10 @@ def capture(
 ) -> torch.export.ExportedProgram:
     """The program of keyword "image" (N, 3, H, W) -> mapping of `outputs`; it writes into no tensor.
 
-    `dynamic` leaves N open. `instead` maps operators to functions that compute the same of others, or return
-    `NotImplemented`. `lacking` maps names of torchvision's operators that the format cannot hold to the reason. Raises
-    `ExportError` for a model that has one of them, and if torch cannot capture the model.
+    `dynamic` leaves N open. `instead` maps operators to functions that compute the same of others,
+    or return `NotImplemented`. `lacking` maps names of torchvision's operators that the format
+    cannot hold to the reason. Raises `ExportError` for a model that has one of them, and if torch
+    cannot capture the model.
     """
     if dynamic and len(example) == 1:
         example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
@@ -96,7 +106,9 @@ def capture(
     network = Named(model, outputs).eval()
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(network, (), {"image": example}, dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                network, (), {"image": example}, dynamic_shapes=shapes, strict=False
+            )
             _refuse(program, lacking or {})
             program = program.run_decompositions(dict(instead or {}))
     except ExportError:
@@ -114,8 +126,9 @@ def _refuse(program: torch.export.ExportedProgram, lacking: Mapping[str, str]) -
         library, _, name = str(getattr(node.target, "name", lambda: "")()).partition("::")
         if node.op == "call_function" and library == "torchvision" and name in lacking:
             raise ExportError(
-                f"the graph has torchvision's operator {name}, which this format cannot hold: {lacking[name]}. "
-                "A detector with raw outputs (without --embed-decode) has no such operator, a Mask R-CNN always"
+                f"the graph has torchvision's operator {name}, which this format cannot hold: "
+                f"{lacking[name]}. A detector with raw outputs (without --embed-decode) has no "
+                "such operator, a Mask R-CNN always"
             )
 
 

@@ -12,9 +12,10 @@ from ._agreement import Meaning
 Size = tuple[int, int]  # height, width
 OPEN = ("batch", "size")  # what a file can leave open
 LARGEST = 4096  # pixels of a side, as of any input
-# Steps, high and wide, of the image that torch sees while it writes the network. Torch takes a map of one row for one
-# that always has one: here the smallest map of all heads, SSD's at stride 256, has five rows and six columns. The two
-# numbers differ and share no factor, so that rows do not pass for columns.
+# Steps, high and wide, of the image that torch sees while it writes the network. Torch takes a map
+# of one row for one that always has one: here the smallest map of all heads, SSD's at stride 256,
+# has five rows and six columns. The two numbers differ and share no factor, so that rows do not
+# pass for columns.
 TRACED = (33, 41)
 
 
@@ -48,8 +49,8 @@ class Sizes:
             return
         height, width = (self._nearest(side) for side in size)
         raise UsageError(
-            f"size is {size[0]}x{size[1]}; {what} takes heights and widths that are {self}: the nearest is "
-            f"{height}x{width}"
+            f"size is {size[0]}x{size[1]}; {what} takes heights and widths that are {self}: the "
+            f"nearest is {height}x{width}"
         )
 
     def _nearest(self, side: int) -> int:
@@ -59,7 +60,8 @@ class Sizes:
         """Where a file of this `size` is compared too: larger, wide, tall and, where there are such, smaller."""
         low_height, low_width = (max(side // self.step // 2, 1) * self.step for side in size)
         high_height, high_width = (
-            min((side // self.step + max(side // self.step // 2, 1)) * self.step, self.largest) for side in size
+            min((side // self.step + max(side // self.step // 2, 1)) * self.step, self.largest)
+            for side in size
         )
         corners = [
             (low_height, high_width), (high_height, low_width), (low_height, low_width), (high_height, high_width),
@@ -97,8 +99,8 @@ def parse_open(value: bool | str) -> tuple[bool, bool]:
     for word in words:
         if word not in OPEN:
             raise UsageError(
-                f"dynamic is {value!r}: {choose(word, OPEN)}; batch leaves the number of images open, size height and "
-                "width, batch,size all of them"
+                f"dynamic is {value!r}: {choose(word, OPEN)}; batch leaves the number of images "
+                "open, size height and width, batch,size all of them"
             )
     return "batch" in words, "size" in words
 

@@ -1,9 +1,10 @@
 """Core ML, converted from torch by coremltools on any machine, run only on a Mac (and by apps on phones).
 
-A folder with the program and the weights, an "ML program" for iOS 16 and macOS 13 or later; input "image", facts as
-JSON in its metadata under "fleetnet". In "fp16" weights and arithmetic are 16 bits wide, as the neural engine computes;
-inputs and outputs stay float32, and integers are 32 bits wide. Where it cannot be run it is read: `inspect` compares
-what every layer holds with the model, and what the program says with what the model computes (see `_mil`).
+A folder with the program and the weights, an "ML program" for iOS 16 and macOS 13 or later; input
+"image", facts as JSON in its metadata under "fleetnet". In "fp16" weights and arithmetic are 16
+bits wide, as the neural engine computes; inputs and outputs stay float32, and integers are 32 bits
+wide. Where it cannot be run it is read: `inspect` compares what every layer holds with the model,
+and what the program says with what the model computes (see `_mil`).
 """
 
 import importlib
@@ -37,13 +38,16 @@ integers = "int32"
 OPEN_SIZE = False
 isolated: tuple[str, ...] = ()
 trace = None
-# Of programs computed by torch (see `_mil`), with random batch norms: fp32 0 to 9.6e-7, since every operator has its
-# like in torch; fp16 1.4e-3 to 2.2e-3, and 1.2e-2 for yolo, whose outputs hold pixels and probabilities. The neural
-# engine rounds sums too, for which there is a factor of 4.
+# Of programs computed by torch (see `_mil`), with random batch norms: fp32 0 to 9.6e-7, since every
+# operator has its like in torch; fp16 1.4e-3 to 2.2e-3, and 1.2e-2 for yolo, whose outputs hold
+# pixels and probabilities. The neural engine rounds sums too, for which there is a factor of 4.
 tolerances = {"fp16": 5e-2, "fp32": 1e-4}
 
 FACTS, OUTPUTS, PRECISION = "fleetnet", "fleetnet_outputs", "fleetnet_precision"  # of the metadata
-ROUNDING = {"fp16": 2**-10, "fp32": 1e-6}  # of weights: twice what casting does, for what was folded before
+ROUNDING = {
+    "fp16": 2**-10,
+    "fp32": 1e-6,
+}  # of weights: twice what casting does, for what was folded before
 LACKING = {
     "nms": "Core ML's own pads what it finds, which nothing here could check",
     "roi_align": "coremltools does not know it",
@@ -59,7 +63,11 @@ def lacks() -> str | None:
 
 def cannot_run() -> str | None:
     """None on a Mac, else the reason."""
-    return None if sys.platform == "darwin" else f"Core ML runs only on a Mac, and this is {platform.system()}"
+    return (
+        None
+        if sys.platform == "darwin"
+        else f"Core ML runs only on a Mac, and this is {platform.system()}"
+    )
 
 
 def _package() -> Any:
@@ -67,7 +75,9 @@ def _package() -> Any:
         with quiet(stderr=True):
             return importlib.import_module("coremltools")
     except ImportError as error:
-        raise ExportError(f"Core ML needs coremltools: pip install 'fleetnet[coreml]' ({error})") from error
+        raise ExportError(
+            f"Core ML needs coremltools: pip install 'fleetnet[coreml]' ({error})"
+        ) from error
 
 
 def export(
@@ -84,9 +94,9 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to a package; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (N, 3, H, W) fixes the size. `metadata` must be JSON. `outputs` names the outputs in their order. The
-    format has no operator sets, so that `opset` means nothing. Raises `UsageError` for `dynamic`, `ExportError` if
-    coremltools is missing or cannot convert the model.
+    `example` (N, 3, H, W) fixes the size. `metadata` must be JSON. `outputs` names the outputs in
+    their order. The format has no operator sets, so that `opset` means nothing. Raises `UsageError`
+    for `dynamic`, `ExportError` if coremltools is missing or cannot convert the model.
     """
     if dynamic:
         raise UsageError("a Core ML file takes a fixed number of images: leave dynamic out")
@@ -101,7 +111,9 @@ def export(
                 program,
                 outputs=[ct.TensorType(name=name, dtype=kind) for name, kind in kinds.items()],
                 minimum_deployment_target=ct.target.iOS16,
-                compute_precision={"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[precision],
+                compute_precision={"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[
+                    precision
+                ],
                 skip_model_load=True,
             )
             notes = {FACTS: metadata or {}, OUTPUTS: list(outputs), PRECISION: precision}
@@ -110,10 +122,16 @@ def export(
             converted.save(str(path))
     except Exception as error:  # coremltools raises whatever its passes raise
         shutil.rmtree(path, ignore_errors=True)
-        with quiet(stderr=True):  # it leaves a temporary folder to Python's cleaning up, which warns
+        with quiet(
+            stderr=True
+        ):  # it leaves a temporary folder to Python's cleaning up, which warns
             traceback.clear_frames(error.__traceback__)
-        raise ExportError(f"{Path(path).name}: coremltools cannot convert this model: {reason(error)}") from error
-    Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)  # no part of the package
+        raise ExportError(
+            f"{Path(path).name}: coremltools cannot convert this model: {reason(error)}"
+        ) from error
+    Path(path, "executorch_debug_handle_mapping.json").unlink(
+        missing_ok=True
+    )  # no part of the package
 
 
 def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
@@ -125,7 +143,9 @@ def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
         with quiet(stderr=True):
             opened = ct.models.MLModel(str(path), skip_model_load=True)
         texts = opened.user_defined_metadata
-        return opened, {key: from_json(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts}
+        return opened, {
+            key: from_json(texts[key]) for key in (FACTS, OUTPUTS, PRECISION) if key in texts
+        }
     except Exception as error:  # of protobuf, of coremltools, of JSON
         raise ModelError(f"{path}: not a readable Core ML package: {reason(error)}") from error
 
@@ -142,10 +162,11 @@ def _described(path: Path | str, package: Any) -> tuple[tuple[int, ...], list[st
 def inspect(path: Path | str, model: nn.Module) -> str:
     """Check what can be checked without a Mac; what that was, in words.
 
-    The package is read; its input and the names and shapes of its outputs are looked at; every convolution and linear
-    layer must hold the weights of that layer of `model` (the deploy form), within rounding; and what the program says,
-    computed by torch, must be what `model` computes, unless it has an operator that is not known here. Raises
-    `ExportError`, naming the layer, where something is not as it should be.
+    The package is read; its input and the names and shapes of its outputs are looked at; every
+    convolution and linear layer must hold the weights of that layer of `model` (the deploy form),
+    within rounding; and what the program says, computed by torch, must be what `model` computes,
+    unless it has an operator that is not known here. Raises `ExportError`, naming the layer, where
+    something is not as it should be.
     """
     from . import verify
 
@@ -158,14 +179,18 @@ def inspect(path: Path | str, model: nn.Module) -> str:
         raise ExportError(f"the written file cannot be read back: {reason(error)}") from error
     order, precision = notes.get(OUTPUTS, names), notes.get(PRECISION, "fp32")
     if sorted(names) != sorted(order):
-        raise ExportError(f"{Path(path).name}: the outputs are {', '.join(names)}, not {', '.join(order)}")
+        raise ExportError(
+            f"{Path(path).name}: the outputs are {', '.join(names)}, not {', '.join(order)}"
+        )
     generator = torch.Generator().manual_seed(0)
     image = torch.randn(shape, generator=generator)
     if isinstance(model, Preprocessed):
         image = torch.rand(shape, generator=generator) * 255
     like = next(model.parameters(), image)
     image = image.to(like.device, like.dtype)
-    checked = _compare(Path(path).name, _mil.layers(program), _mil.used(model, image), ROUNDING[precision])
+    checked = _compare(
+        Path(path).name, _mil.layers(program), _mil.used(model, image), ROUNDING[precision]
+    )
     unknown = _mil.unknown(program)
     if unknown:
         return f"{checked}; not computed, for its operators {', '.join(unknown)}"
@@ -176,33 +201,49 @@ def inspect(path: Path | str, model: nn.Module) -> str:
 
     parity = verify(model, run, [image], tolerances[precision])
     if not parity.passed:
-        raise ExportError(f"{Path(path).name}: what the program says is not what the model computes: {parity}")
+        raise ExportError(
+            f"{Path(path).name}: what the program says is not what the model computes: {parity}"
+        )
     return f"{checked}; computed by torch from the program: {parity}"
 
 
-def _compare(file: str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float) -> str:
+def _compare(
+    file: str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float
+) -> str:
     """In words, that layers hold the same in the same order; `ExportError` naming the first that does not."""
     scaled = 0
     for there, here in zip(given, expected, strict=False):
         if there.kind != here.kind or there.weight.shape != here.weight.shape:
             raise ExportError(
-                f"{file}: where the model has {here.name}, a {_mil.WEIGHTED[here.kind]} of {here.weight.shape}, the "
-                f"file has {there.name}, a {_mil.WEIGHTED[there.kind]} of {there.weight.shape}"
+                f"{file}: where the model has {here.name}, a {_mil.WEIGHTED[here.kind]} of "
+                f"{here.weight.shape}, the file has {there.name}, a {_mil.WEIGHTED[there.kind]} of "
+                f"{there.weight.shape}"
             )
         axis = 1 if here.kind == "conv_transpose" else 0
-        mine, its = (np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1) for w in (here.weight, there.weight))
+        mine, its = (
+            np.moveaxis(w, axis, 0).reshape(w.shape[axis], -1) for w in (here.weight, there.weight)
+        )
         its = its.astype(np.float64)
         wrong = _wrong("weight", mine, its, rounding)
         if wrong and _scaled(mine, its, rounding):
-            scaled += 1  # by a batch norm or a scale that follows, which is part of the layer in the file
+            scaled += (
+                1  # by a batch norm or a scale that follows, which is part of the layer in the file
+            )
             continue
         if here.bias is not None or there.bias is not None:
-            mine, its = (np.zeros(len(mine)) if v is None else v.astype(np.float64) for v in (here.bias, there.bias))
+            mine, its = (
+                np.zeros(len(mine)) if v is None else v.astype(np.float64)
+                for v in (here.bias, there.bias)
+            )
             wrong = wrong or _wrong("bias", mine, its, rounding)
         if wrong:
-            raise ExportError(f"{file}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}")
+            raise ExportError(
+                f"{file}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}"
+            )
     if len(given) != len(expected):
-        raise ExportError(f"{file}: the file has {len(given)} layers with weights, the model has {len(expected)}")
+        raise ExportError(
+            f"{file}: the file has {len(given)} layers with weights, the model has {len(expected)}"
+        )
     but = f", {scaled} of them multiplied by channel by what follows them" if scaled else ""
     return f"{len(given)} layers hold the model's weights{but}"
 
@@ -231,9 +272,9 @@ def _scaled(mine: np.ndarray, its: np.ndarray, rounding: float) -> bool:
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file, only on a Mac, and returns its outputs in order.
 
-    macOS chooses processor and `threads`. Raises `ExportError` if coremltools is missing or this is no Mac,
-    `ModelError` if the package is missing, damaged or has other inputs, and, on the call, for a batch of another shape
-    or kind.
+    macOS chooses processor and `threads`. Raises `ExportError` if coremltools is missing or this is
+    no Mac, `ModelError` if the package is missing, damaged or has other inputs, and, on the call,
+    for a batch of another shape or kind.
     """
     opened, notes = _open(path)
     shape, names = _described(path, opened)
@@ -250,7 +291,9 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     def run(image: np.ndarray) -> list[np.ndarray]:
         if image.shape != shape:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        if not np.can_cast(image.dtype, np.float32, "same_kind"):  # normalized values would be cut to whole pixels
+        if not np.can_cast(
+            image.dtype, np.float32, "same_kind"
+        ):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes float32, got {image.dtype}")
         found = network.predict({"image": np.ascontiguousarray(image, np.float32)})
         return [np.array(found[name]) for name in order]

@@ -1,11 +1,12 @@
 """ExecuTorch for phones, lowered from torch.export and run by its own runtime on the CPU, in float32 by XNNPACK.
 
-One file with the weights inside; it takes the number of images that it was exported with. XNNPACK gets all of our
-classifiers as one piece, since splits, hard sigmoids and layer norms, which it does not know, are spelled with
-operators that it knows (fewer pieces, fewer copies: on one thread 4 % faster for fasternet_t0, 6 % for parcnet_s, 8 %
-for parc_convnext_xt at 64 pixels). Of the heads ExecuTorch's portable kernels run what XNNPACK lacks: the nearest
-upsampling of yolo, the spreading of the mean in deeplabv3 and its argmax. Neither has NMS or RoIAlign: what chooses
-boxes in the graph cannot live here, Mask R-CNN among it.
+One file with the weights inside; it takes the number of images that it was exported with. XNNPACK
+gets all of our classifiers as one piece, since splits, hard sigmoids and layer norms, which it does
+not know, are spelled with operators that it knows (fewer pieces, fewer copies: on one thread 4 %
+faster for fasternet_t0, 6 % for parcnet_s, 8 % for parc_convnext_xt at 64 pixels). Of the heads
+ExecuTorch's portable kernels run what XNNPACK lacks: the nearest upsampling of yolo, the spreading
+of the mean in deeplabv3 and its argmax. Neither has NMS or RoIAlign: what chooses boxes in the
+graph cannot live here, Mask R-CNN among it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -37,17 +38,24 @@ integers = "int64"
 OPEN_SIZE = False
 isolated: tuple[str, ...] = ()
 trace, metadata, inspect = None, None, None
-# What XNNPACK's own order of sums does in float32: 1.9e-6 to 3e-5 over all families and heads with random weights
-# (collapsing alone: up to 1.8e-5), 1.0e-6 to 9.6e-6 trained. One weight of mobileone_s0 with the wrong sign is at
-# 3.3e-4.
+# What XNNPACK's own order of sums does in float32: 1.9e-6 to 3e-5 over all families and heads with
+# random weights (collapsing alone: up to 1.8e-5), 1.0e-6 to 9.6e-6 trained. One weight of
+# mobileone_s0 with the wrong sign is at 3.3e-4.
 tolerances = {"fp32": 1e-4}
 
-# XNNPACK has depthwise kernels of up to 25 values; longer ones go the way of any convolution. As a product of matrices
-# a ParC of 26 to 32 is 3 to 5 times as fast, one of 7 to 25 a half to a third as fast (benchmarks/forms.py).
+# XNNPACK has depthwise kernels of up to 25 values; longer ones go the way of any convolution. As a
+# product of matrices a ParC of 26 to 32 is 3 to 5 times as fast, one of 7 to 25 a half to a third
+# as fast (benchmarks/forms.py).
 TAPS = 25
 
 MISSING = "executorch is not installed: pip install 'fleetnet[executorch]'"
-DEBUGGING = ("stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node")  # paths, slow to copy along
+DEBUGGING = (
+    "stack_trace",
+    "nn_module_stack",
+    "source_fn_stack",
+    "torch_fn",
+    "from_node",
+)  # paths, slow to copy along
 
 
 def lacks() -> str | None:
@@ -77,11 +85,17 @@ def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
 
 
 def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    return (x + 3.0).clamp(0.0, 6.0) / 6.0  # as floats: of integers a copy to float remains in the graph
+    return (x + 3.0).clamp(
+        0.0, 6.0
+    ) / 6.0  # as floats: of integers a copy to float remains in the graph
 
 
 def _layer_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
 ) -> Tensor:
     """XNNPACK has means only over the last two of four dimensions."""
     if len(shape) != 1 or weight is None or bias is None:
@@ -108,11 +122,14 @@ def _refuse(operators: Sequence[str], path: Path | str) -> None:
     """Operators without a kernel, by name: the file would be written, and refused by the runtime."""
     known = _module("executorch.runtime").Runtime.get().operator_registry.operator_names
     bases = {name.partition(".")[0] for name in known}
-    unknown = sorted({name for name in operators if name not in known and name.partition(".")[0] not in bases})
+    unknown = sorted(
+        {name for name in operators if name not in known and name.partition(".")[0] not in bases}
+    )
     if unknown:
         raise ExportError(
-            f"{path}: ExecuTorch has no operator for {', '.join(unknown)} of this model. If they choose boxes in the "
-            "graph, export without the decode; Mask R-CNN always chooses boxes in its graph: export it to onnx"
+            f"{path}: ExecuTorch has no operator for {', '.join(unknown)} of this model. If they "
+            "choose boxes in the graph, export without the decode; Mask R-CNN always chooses boxes "
+            "in its graph: export it to onnx"
         )
 
 
@@ -130,14 +147,20 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (N, 3, H, W) fixes size and number of images. The format has no place for metadata, names of outputs or
-    operator sets. Raises `UsageError` for an open number of images, `ExportError` if the package is missing, torch or
-    ExecuTorch cannot translate the model, or the runtime lacks an operator of it, naming that.
+    `example` (N, 3, H, W) fixes size and number of images. The format has no place for metadata,
+    names of outputs or operator sets. Raises `UsageError` for an open number of images,
+    `ExportError` if the package is missing, torch or ExecuTorch cannot translate the model, or the
+    runtime lacks an operator of it, naming that.
     """
     if dynamic:
-        raise UsageError("executorch takes the number of images that it was exported with: leave dynamic out")
+        raise UsageError(
+            "executorch takes the number of images that it was exported with: leave dynamic out"
+        )
     if example.dtype != torch.float32:
-        raise UsageError(f"executorch takes images of float32, but the example is {example.dtype}: use model.float()")
+        raise UsageError(
+            f"executorch takes images of float32, but the example is {example.dtype}: "
+            "use model.float()"
+        )
     exir = _module("executorch.exir")
     partition = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     model = with_products(model, TAPS + 1)[0]
@@ -146,7 +169,11 @@ def export(
             program = torch.export.export(model, (example,), strict=False)
     except Exception as error:  # whatever the model's operators and torch's checks of them raise
         raise ExportError(f"{path}: torch cannot capture this model: {reason(error)}") from error
-    called = [node.target for node in program.graph.nodes if isinstance(node.target, torch._ops.OpOverload)]
+    called = [
+        node.target
+        for node in program.graph.nodes
+        if isinstance(node.target, torch._ops.OpOverload)
+    ]
     _refuse(
         [op._schema.name for op in called if op.namespace != "aten"], path
     )  # torch's own are rewritten by what follows
@@ -157,10 +184,14 @@ def export(
         with quiet(stderr=True), torch.no_grad():
             config = exir.EdgeCompileConfig(_check_ir_validity=False)
             partitioner = partition.XnnpackPartitioner()
-            edge = exir.to_edge_transform_and_lower(program, partitioner=[partitioner], compile_config=config)
+            edge = exir.to_edge_transform_and_lower(
+                program, partitioner=[partitioner], compile_config=config
+            )
             done = edge.to_executorch()
     except Exception as error:  # whatever its passes raise
-        raise ExportError(f"{path}: ExecuTorch cannot translate this model: {reason(error)}") from error
+        raise ExportError(
+            f"{path}: ExecuTorch cannot translate this model: {reason(error)}"
+        ) from error
     plan = done.executorch_program.execution_plan[0]
     _refuse([f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators], path)
     done.save(str(path))
@@ -179,7 +210,9 @@ class _Pool:
         """Make it one of `threads`; returns a number that changes with the pool."""
         if cls.threads != threads:
             with quiet(stderr=True):
-                _module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(threads)
+                _module("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(
+                    threads
+                )
             cls.threads, cls.age = threads, cls.age + 1
         return cls.age
 
@@ -187,10 +220,11 @@ class _Pool:
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W), of the N of the file, that runs it and returns its outputs in order.
 
-    ExecuTorch has one pool of threads for all files. A call makes it one of `threads`; if it was of another size, the
-    file is then read anew, which takes longer than a call: measure different numbers in different processes. Raises
-    `ExportError` if executorch is missing, `ModelError` if the file is missing, damaged or has other inputs, and, on
-    the call, for a batch of another shape.
+    ExecuTorch has one pool of threads for all files. A call makes it one of `threads`; if it was of
+    another size, the file is then read anew, which takes longer than a call: measure different
+    numbers in different processes. Raises `ExportError` if executorch is missing, `ModelError` if
+    the file is missing, damaged or has other inputs, and, on the call, for a batch of another
+    shape.
     """
     runtime = _module("executorch.runtime").Runtime.get()
     if not Path(path).is_file():
@@ -202,7 +236,9 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
             with quiet(stderr=True):
                 return runtime.load_program(data).load_method("forward")
         except Exception as error:  # RuntimeError with a code; KeyError without that method
-            raise ModelError(f"{path}: ExecuTorch cannot load this file: {reason(error)}") from error
+            raise ModelError(
+                f"{path}: ExecuTorch cannot load this file: {reason(error)}"
+            ) from error
 
     age = _Pool.use(threads)
     method = read()

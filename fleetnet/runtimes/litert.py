@@ -1,9 +1,10 @@
 """LiteRT (TensorFlow Lite), converted from torch in an environment of its own and run by ai-edge-litert on the CPU.
 
-One file with the weights inside, input "image" (channels first, as everywhere here; inside they come last), facts as
-JSON in the metadata under "fleetnet". The converter, litert-torch, asks for a typing-extensions that is too old for
-others, so it lives apart (see `_isolated`); what runs the file does not need it. Integers are 32 bits wide in the file.
-Differs from the documented path: two operators are replaced by others of the same result, see `INSTEAD`.
+One file with the weights inside, input "image" (channels first, as everywhere here; inside they
+come last), facts as JSON in the metadata under "fleetnet". The converter, litert-torch, asks for a
+typing-extensions that is too old for others, so it lives apart (see `_isolated`); what runs the
+file does not need it. Integers are 32 bits wide in the file. Differs from the documented path: two
+operators are replaced by others of the same result, see `INSTEAD`.
 """
 
 import importlib
@@ -34,10 +35,12 @@ one_pool = False
 integers = "int32"
 OPEN_SIZE = False
 inspect = None
-# As for ONNX, what rounding does in float32: 2.2e-6 to 1.0e-5 over all families and heads, with random batch norms.
+# As for ONNX, what rounding does in float32: 2.2e-6 to 1.0e-5 over all families and heads, with
+# random batch norms.
 tolerances = {"fp32": 1e-4}
 
-# All but the first are what it was measured with; pip would look for versions that fit each other for minutes.
+# All but the first are what it was measured with; pip would look for versions that fit each other
+# for minutes.
 isolated: tuple[str, ...] = (
     "litert-torch==0.10.0", "ai-edge-litert==2.3.0", "litert-converter==0.5.0", "jax==0.10.2", "transformers==5.23.0",
     "pydantic==2.11.10", "typing-inspection==0.4.2", "anyio==4.14.2",
@@ -57,7 +60,9 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(f"ai_edge_litert.{name}")
     except ImportError as error:
-        raise ExportError(f"LiteRT is needed and not installed: pip install 'fleetnet[litert]' ({error})") from error
+        raise ExportError(
+            f"LiteRT is needed and not installed: pip install 'fleetnet[litert]' ({error})"
+        ) from error
 
 
 def _square(x: Tensor, exponent: float) -> Any:
@@ -69,7 +74,9 @@ def _spread(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Any:
     """litert-torch 0.10 forgets that channels come last where it repeats one pixel, as deeplabv3 does after pooling."""
     if x.ndim != 4 or not x.is_floating_point():
         return NotImplemented
-    return x + x.new_zeros([1 if wanted in (-1, had) else wanted for wanted, had in zip(size, x.shape, strict=True)])
+    return x + x.new_zeros(
+        [1 if wanted in (-1, had) else wanted for wanted, had in zip(size, x.shape, strict=True)]
+    )
 
 
 INSTEAD: dict[Any, Callable[..., Any]] = {
@@ -92,9 +99,10 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to one .tflite file; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. `outputs` names the outputs
-    in their order. The format has no operator sets, so that `opset` means nothing. Raises `ExportError` with the
-    command to give if the environment of the converter is not there, and if the model cannot be converted.
+    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON.
+    `outputs` names the outputs in their order. The format has no operator sets, so that `opset`
+    means nothing. Raises `ExportError` with the command to give if the environment of the converter
+    is not there, and if the model cannot be converted.
     """
     _isolated.check("litert")
     program = capture(model, example, outputs, dynamic, INSTEAD, lacking=LACKING)
@@ -135,10 +143,14 @@ def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
     shape = tuple("batch" if size == -1 else int(size) for size in given["shape_signature"])
 
     def feed(image: np.ndarray) -> None:
-        fits = image.ndim == 4 and all(want in ("batch", got) for want, got in zip(shape, image.shape, strict=True))
+        fits = image.ndim == 4 and all(
+            want in ("batch", got) for want, got in zip(shape, image.shape, strict=True)
+        )
         if not fits:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        if not np.can_cast(image.dtype, given["dtype"], "same_kind"):  # normalized values would be cut to whole pixels
+        if not np.can_cast(
+            image.dtype, given["dtype"], "same_kind"
+        ):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes {np.dtype(given['dtype'])}, got {image.dtype}")
         if image.shape != tuple(opened.get_input_details()[0]["shape"]):
             opened.resize_tensor_input(given["index"], image.shape)
@@ -153,14 +165,17 @@ def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
-    The batch is cast to the file's floating type. Raises `ExportError` if ai-edge-litert is missing, `ModelError` if
-    the file is missing, damaged or has other inputs, and, on the call, for a batch of another shape or kind.
+    The batch is cast to the file's floating type. Raises `ExportError` if ai-edge-litert is
+    missing, `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for
+    a batch of another shape or kind.
     """
     opened = _open(path, threads)
     feed = _feed(path, opened)
     (signature,) = opened.get_signature_list() or [None]
     if signature is None:
-        order = [output["index"] for output in opened.get_output_details()]  # a file of another program
+        order = [
+            output["index"] for output in opened.get_output_details()
+        ]  # a file of another program
     else:
         named = opened.get_signature_runner(signature).get_output_details()
         order = [named[name]["index"] for name in _notes(path).get(OUTPUTS, named)]
@@ -175,11 +190,13 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives what every operator of the file puts out, in the order of execution.
 
-    Run by LiteRT's own kernels instead of the faster ones of XNNPACK, which keep nothing between operators. Raises what
-    `load` raises.
+    Run by LiteRT's own kernels instead of the faster ones of XNNPACK, which keep nothing between
+    operators. Raises what `load` raises.
     """
     plain = _package("interpreter").OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
-    opened = _open(path, threads, experimental_op_resolver_type=plain, experimental_preserve_all_tensors=True)
+    opened = _open(
+        path, threads, experimental_op_resolver_type=plain, experimental_preserve_all_tensors=True
+    )
     feed = _feed(path, opened)
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
@@ -205,7 +222,14 @@ def _notes(path: Path | str) -> dict[str, Any]:
         entries = [model.Metadata(i) for i in range(model.MetadataLength())]
         texts = {e.Name().decode(): model.Buffers(e.Buffer()).DataAsNumpy() for e in entries}
         return {key: from_json(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
-    except (ValueError, TypeError, IndexError, AttributeError, OverflowError, struct.error) as error:  # of flatbuffers
+    except (
+        ValueError,
+        TypeError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        struct.error,
+    ) as error:  # of flatbuffers
         raise ModelError(f"{path}: not a readable LiteRT file: {error}") from error
 
 

@@ -1,13 +1,15 @@
 """MNN, converted from this library's ONNX file and run on the CPU: the papers' own path to phones.
 
-One file. A text that MNN carries along ("bizCode") holds the facts, the input and the order of the outputs, as JSON.
-The precisions are those of the stored weights: "fp16" halves the file (all constants), "int8" makes it a quarter, with
-one scale for each output channel. A CPU computes in float32 in all three. MNN's converter runs in a process of its own,
-since it prints, and a model that it cannot convert may end the process.
+One file. A text that MNN carries along ("bizCode") holds the facts, the input and the order of the
+outputs, as JSON. The precisions are those of the stored weights: "fp16" halves the file (all
+constants), "int8" makes it a quarter, with one scale for each output channel. A CPU computes in
+float32 in all three. MNN's converter runs in a process of its own, since it prints, and a model
+that it cannot convert may end the process.
 
-MNN computes ONNX's operator Gelu by its tanh form, whose values differ by up to 5e-4. Below opset 20 the ONNX file
-spells GELU out and MNN computes it exactly, so opset=18 is for networks that amplify such differences. It made
-fasternet_t0, repvit_m0_9 and parc_convnext_xt 1.4 to 1.5 times slower (x86, one thread): it is not the default.
+MNN computes ONNX's operator Gelu by its tanh form, whose values differ by up to 5e-4. Below opset
+20 the ONNX file spells GELU out and MNN computes it exactly, so opset=18 is for networks that
+amplify such differences. It made fasternet_t0, repvit_m0_9 and parc_convnext_xt 1.4 to 1.5 times
+slower (x86, one thread): it is not the default.
 """
 
 import importlib
@@ -41,17 +43,19 @@ integers = "int32"
 OPEN_SIZE = False
 isolated: tuple[str, ...] = ()
 inspect = None
-# Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} with random batch norms at
-# 128 and 224 pixels, and for classifiers trained on clothing10. Float32: 4.3e-7 to 5.3e-6 without GELU; with its tanh
-# form up to 5.4e-5 random, 1.3e-3 trained (fasternet_t0). Float16 weights: 7.8e-4 to 1.6e-2 (mobileone_s0) trained.
-# Int8 weights: 3.3e-3 to 4.1e-2; but 0.24 for mobileone_s0 trained, which takes some images for others: refused.
+# Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} with
+# random batch norms at 128 and 224 pixels, and for classifiers trained on clothing10. Float32:
+# 4.3e-7 to 5.3e-6 without GELU; with its tanh form up to 5.4e-5 random, 1.3e-3 trained
+# (fasternet_t0). Float16 weights: 7.8e-4 to 1.6e-2 (mobileone_s0) trained. Int8 weights: 3.3e-3 to
+# 4.1e-2; but 0.24 for mobileone_s0 trained, which takes some images for others: refused.
 tolerances = {"fp32": 5e-3, "fp16": 3e-2, "int8": 0.1}
 
 DTYPES = {"float32": "float", "uint8": "uint8"}  # of the image -> MNN's name
 OPTIONS = {"fp32": [], "fp16": ["--fp16"], "int8": ["--weightQuantBits", "8"]}
 SECONDS = 900  # that converting may take
-# The converter is called below MNN.tools.mnnconvert, which reports each conversion to its makers and installs a package
-# to do so. It says True whatever happens. Running the file finds what converts but cannot run.
+# The converter is called below MNN.tools.mnnconvert, which reports each conversion to its makers
+# and installs a package to do so. It says True whatever happens. Running the file finds what
+# converts but cannot run.
 CONVERT = """
 import json, os, sys
 import _tools
@@ -84,7 +88,9 @@ def _package() -> ModuleType:
         with silent():
             return importlib.import_module("MNN")
     except ImportError as error:
-        raise ExportError(f"MNN cannot be imported: {error}: pip install 'fleetnet[mnn]'") from error
+        raise ExportError(
+            f"MNN cannot be imported: {error}: pip install 'fleetnet[mnn]'"
+        ) from error
 
 
 def _prepare(path: Path, precision: str) -> None:
@@ -92,7 +98,9 @@ def _prepare(path: Path, precision: str) -> None:
     package = importlib.import_module("onnx")
     proto = package.load(path)
     # MNN keeps the names of tensors only; those of nodes say the module.
-    kept = {value.name for value in [*proto.graph.input, *proto.graph.output, *proto.graph.initializer]}
+    kept = {
+        value.name for value in [*proto.graph.input, *proto.graph.output, *proto.graph.initializer]
+    }
     new = {
         output: f"{node.name}_{i}" if i else node.name
         for node in proto.graph.node
@@ -103,8 +111,9 @@ def _prepare(path: Path, precision: str) -> None:
         for names in (node.input, node.output):
             names[:] = [new.get(name, name) for name in names]
     del proto.graph.value_info[:]
-    # Its converter cuts off what float16 cannot hold: weights shrink, and in a deep network that adds up to ten times
-    # the error of rounding to the nearest. It leaves biases, which have one dimension, as they are.
+    # Its converter cuts off what float16 cannot hold: weights shrink, and in a deep network that
+    # adds up to ten times the error of rounding to the nearest. It leaves biases, which have one
+    # dimension, as they are.
     for tensor in proto.graph.initializer if precision == "fp16" else ():
         values = package.numpy_helper.to_array(tensor)
         if values.dtype == np.float32 and values.ndim > 1:
@@ -128,14 +137,16 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to one MNN file; nothing is verified here (see `runtimes.deliver`).
 
-    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in between. Raises
-    `UsageError` for an example that is neither float32 nor uint8, `ExportError` too if MNN cannot convert or run an
-    operator, naming it.
+    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in
+    between. Raises `UsageError` for an example that is neither float32 nor uint8, `ExportError` too
+    if MNN cannot convert or run an operator, naming it.
     """
     _package()
     dtype = str(example.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
-        raise UsageError(f"MNN takes images of {' or '.join(DTYPES)}, not of {dtype}: export a float32 model")
+        raise UsageError(
+            f"MNN takes images of {' or '.join(DTYPES)}, not of {dtype}: export a float32 model"
+        )
     shape = list(example.shape)
     about = {
         "fleetnet": dict(metadata or {}),
@@ -149,12 +160,22 @@ def export(
         Path(path).unlink(missing_ok=True)  # an older file would pass for the new one
         onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
         _prepare(between, precision)
-        options = ["-f", "ONNX", "--modelFile", str(between), "--bizCode", to_json(about), *OPTIONS[precision]]
+        options = [
+            "-f",
+            "ONNX",
+            "--modelFile",
+            str(between),
+            "--bizCode",
+            to_json(about),
+            *OPTIONS[precision],
+        ]
         shapes = [shape, [len(example) + 1, *shape[1:]]] if dynamic else [shape]
         _convert(options, Path(path), list(outputs), shapes, dtype)
 
 
-def _convert(options: Sequence[str], path: Path, outputs: Sequence[str], shapes: Sequence[Any], dtype: str) -> None:
+def _convert(
+    options: Sequence[str], path: Path, outputs: Sequence[str], shapes: Sequence[Any], dtype: str
+) -> None:
     """Write the file and run it once for each of `shapes`."""
     request = to_json([options, str(path), outputs, shapes, dtype, DTYPES[dtype]])
     try:
@@ -169,10 +190,18 @@ def _convert(options: Sequence[str], path: Path, outputs: Sequence[str], shapes:
     said = done.stdout + done.stderr
     missing = sorted(set(re.findall(r"ONNX::(\w+)", said)))
     if missing:
-        raise ExportError(f"{path}: MNN has no operator {', '.join(missing)}: the model cannot be converted")
-    wrong = [line.strip() for line in said.splitlines() if re.search("error|fail|not support", line, re.IGNORECASE)]
+        raise ExportError(
+            f"{path}: MNN has no operator {', '.join(missing)}: the model cannot be converted"
+        )
+    wrong = [
+        line.strip()
+        for line in said.splitlines()
+        if re.search("error|fail|not support", line, re.IGNORECASE)
+    ]
     reason = "; ".join(wrong[:3]) or (
-        f"its process ended with signal {-done.returncode}" if done.returncode < 0 else said.strip()[-300:]
+        f"its process ended with signal {-done.returncode}"
+        if done.returncode < 0
+        else said.strip()[-300:]
     )
     what = "run the file that it made of this model" if path.is_file() else "convert this model"
     raise ExportError(f"{path}: MNN cannot {what}: {reason}")
@@ -192,23 +221,34 @@ def _about(path: Path | str) -> dict[str, Any]:
         about = from_json(text)
         return {key: about[key] for key in ("fleetnet", "precision", "shape", "dtype", "outputs")}
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(f"{path}: an MNN file of another program: it does not say what it takes and gives") from error
+        raise ModelError(
+            f"{path}: an MNN file of another program: it does not say what it takes and gives"
+        ) from error
 
 
-def _network(path: Path | str, outputs: Sequence[str], threads: int) -> Callable[[np.ndarray], list[np.ndarray | None]]:
+def _network(
+    path: Path | str, outputs: Sequence[str], threads: int
+) -> Callable[[np.ndarray], list[np.ndarray | None]]:
     """A function of a checked image that gives the named outputs; None for one of no values."""
     mnn = _package()
     f = mnn.expr
     kinds = {"float32": f.float, "uint8": f.uint8}
     with silent():
-        # With a runtime of its own it is a tenth faster than with these settings as arguments of loading.
-        manager = mnn.nn.create_runtime_manager(({"backend": 0, "numThread": threads, "precision": "high"},))
-        network = mnn.nn.load_module_from_file(str(path), ["image"], list(outputs), runtime_manager=manager)
+        # With a runtime of its own it is a tenth faster than with these settings as arguments of
+        # loading.
+        manager = mnn.nn.create_runtime_manager(
+            ({"backend": 0, "numThread": threads, "precision": "high"},)
+        )
+        network = mnn.nn.load_module_from_file(
+            str(path), ["image"], list(outputs), runtime_manager=manager
+        )
     taken: list[Any] = []
 
     def array(output: Any) -> np.ndarray | None:
         try:
-            found = np.array(f.convert(output, f.NCHW).read())  # its own layout has channels in packs of four
+            found = np.array(
+                f.convert(output, f.NCHW).read()
+            )  # its own layout has channels in packs of four
         except SystemError:
             return None
         return found.astype(np.int64) if found.dtype == np.int32 else found  # MNN has no int64
@@ -219,7 +259,9 @@ def _network(path: Path | str, outputs: Sequence[str], threads: int) -> Callable
         taken[0].write(image)
         found = network.forward(taken)
         if len(found) < len(outputs):
-            raise ModelError(f"{path}: MNN could not run this file on images of shape {image.shape}")
+            raise ModelError(
+                f"{path}: MNN could not run this file on images of shape {image.shape}"
+            )
         return [array(output) for output in found]
 
     return run
@@ -227,10 +269,14 @@ def _network(path: Path | str, outputs: Sequence[str], threads: int) -> Callable
 
 def _checked(path: Path | str, about: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
     shape, dtype = about["shape"], np.dtype(about["dtype"])
-    if len(image.shape) != len(shape) or any(w not in (None, g) for w, g in zip(shape, image.shape, strict=True)):
+    if len(image.shape) != len(shape) or any(
+        w not in (None, g) for w, g in zip(shape, image.shape, strict=True)
+    ):
         wanted = tuple("batch" if size is None else size for size in shape)
         raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
-    if not np.can_cast(image.dtype, dtype, "same_kind"):  # normalized values would be cut to whole pixels
+    if not np.can_cast(
+        image.dtype, dtype, "same_kind"
+    ):  # normalized values would be cut to whole pixels
         raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
     return np.ascontiguousarray(image, dtype)
 
@@ -238,9 +284,9 @@ def _checked(path: Path | str, about: Mapping[str, Any], image: np.ndarray) -> n
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order, integers as int64.
 
-    The batch is cast to float32; a file of uint8 pixels takes only those. For one thread at a time. Raises
-    `ExportError` if MNN is missing, `ModelError` if the file is missing, damaged or of another program, and, on the
-    call, for a batch of another shape or kind.
+    The batch is cast to float32; a file of uint8 pixels takes only those. For one thread at a time.
+    Raises `ExportError` if MNN is missing, `ModelError` if the file is missing, damaged or of
+    another program, and, on the call, for a batch of another shape or kind.
     """
     about = _about(path)
     network = _network(path, about["outputs"], threads)
@@ -248,7 +294,9 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     def run(image: np.ndarray) -> list[np.ndarray]:
         found = [output for output in network(_checked(path, about, image)) if output is not None]
         if len(found) < len(about["outputs"]):
-            raise ModelError(f"{path}: MNN gave {len(found)} of the outputs {', '.join(about['outputs'])}")
+            raise ModelError(
+                f"{path}: MNN gave {len(found)} of the outputs {', '.join(about['outputs'])}"
+            )
         return found
 
     return run
@@ -257,19 +305,23 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives the float outputs of the file's layers by name, in the order of execution.
 
-    Layers that only move or view values are left out, as are those that the converter merged with others. Raises what
-    `load` raises.
+    Layers that only move or view values are left out, as are those that the converter merged with
+    others. Raises what `load` raises.
     """
     about = _about(path)
     mnn = _package()
     with silent():
-        layers = [layer.name for layer in mnn.expr.load_as_list(str(path)) if layer.op_type not in VIEWS]
+        layers = [
+            layer.name for layer in mnn.expr.load_as_list(str(path)) if layer.op_type not in VIEWS
+        ]
     names = list(dict.fromkeys([*layers, *about["outputs"]]))
     network = _network(path, names, threads)
 
     def run(image: np.ndarray) -> dict[str, np.ndarray]:
         found = zip(names, network(_checked(path, about, image)), strict=True)
-        return {name: value for name, value in found if value is not None and value.dtype == np.float32}
+        return {
+            name: value for name, value in found if value is not None and value.dtype == np.float32
+        }
 
     return run
 

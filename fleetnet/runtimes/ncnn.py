@@ -1,12 +1,14 @@
 """ncnn for phones and boards, converted from torch's trace by pnnx, its makers' tool, and run by ncnn on the CPU.
 
-Two files, `<stem>.param` with the layers (text) and `<stem>.bin` with the weights, in float32 or half precision; load()
-computes in float32 with both. A file takes one image, blob "in0", and puts out "out0", "out1" and so on. ncnn knows
-neither a batch nor integers nor the size of its input, so all of that stands in the line of the input layer: width,
-height and channels where ncnn has them (0, 1, 2), type and shape of each output under numbers that ncnn passes over.
-Layers that have weights are named by their modules, "backbone.stages.0.conv/Convolution".
+Two files, `<stem>.param` with the layers (text) and `<stem>.bin` with the weights, in float32 or
+half precision; load() computes in float32 with both. A file takes one image, blob "in0", and puts
+out "out0", "out1" and so on. ncnn knows neither a batch nor integers nor the size of its input, so
+all of that stands in the line of the input layer: width, height and channels where ncnn has them
+(0, 1, 2), type and shape of each output under numbers that ncnn passes over. Layers that have
+weights are named by their modules, "backbone.stages.0.conv/Convolution".
 
-It has no NMS, sorting or RoIAlign: what chooses boxes in the graph cannot live here, Mask R-CNN among it.
+It has no NMS, sorting or RoIAlign: what chooses boxes in the graph cannot live here, Mask R-CNN
+among it.
 """
 
 import re
@@ -41,18 +43,21 @@ integers = "float32"
 OPEN_SIZE = False
 isolated: tuple[str, ...] = ()
 metadata, inspect = None, None
-# Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} at 224 pixels, ssd, yolo and
-# deeplabv3. Float32: 1.0e-6 to 3.1e-5 with random weights (collapsing alone: up to 1.8e-5), 1.0e-6 to 6.5e-6 trained;
-# one weight of mobileone_s0 with the wrong sign is at 3.3e-4. Random weights that amplify rounding so that collapsing
-# alone is beyond (yolo/repvit_m0_9: 1.2e-4) are refused, its trained ones are at 1.0e-6. Half weights: 3.7e-4 to 6.2e-3
-# trained, 2.1e-4 to 2.6e-2 random, about what rounding these weights does in torch (1.4e-2 for repvit_m0_9): that hides
-# a weight of the wrong sign; one that is 10,000 times too large is at 9.5e-2.
+# Over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4, parc_convnext_xt} at 224
+# pixels, ssd, yolo and deeplabv3. Float32: 1.0e-6 to 3.1e-5 with random weights (collapsing alone:
+# up to 1.8e-5), 1.0e-6 to 6.5e-6 trained; one weight of mobileone_s0 with the wrong sign is at
+# 3.3e-4. Random weights that amplify rounding so that collapsing alone is beyond (yolo/repvit_m0_9:
+# 1.2e-4) are refused, its trained ones are at 1.0e-6. Half weights: 3.7e-4 to 6.2e-3 trained,
+# 2.1e-4 to 2.6e-2 random, about what rounding these weights does in torch (1.4e-2 for repvit_m0_9):
+# that hides a weight of the wrong sign; one that is 10,000 times too large is at 9.5e-2.
 tolerances = {"fp32": 1e-4, "fp16": 3e-2}
 
 MAGIC = "7767517"  # first line of a .param file
 SECONDS = 900  # that converting may take
 TYPES = ("float32", "int64")  # of outputs, by the number that stands for them in the file
-OUTPUT = 20  # of the input layer's parameters: that of out0; ncnn has 32 of them and uses those up to 11
+OUTPUT = (
+    20  # of the input layer's parameters: that of out0; ncnn has 32 of them and uses those up to 11
+)
 NAMED = {  # a module with weights -> what pnnx may make of it
     "nn.Conv2d": ("Convolution", "ConvolutionDepthWise", "InnerProduct"),
     "nn.ConvTranspose2d": ("Deconvolution", "DeconvolutionDepthWise"),
@@ -64,14 +69,18 @@ WEIGHTED = {layer for layers in NAMED.values() for layer in layers}
 
 def lacks() -> str | None:
     missing = [name for name in ("ncnn", "pnnx") if find_spec(name) is None]
-    return f"{' and '.join(missing)} not installed: pip install 'fleetnet[ncnn]'" if missing else None
+    return (
+        f"{' and '.join(missing)} not installed: pip install 'fleetnet[ncnn]'" if missing else None
+    )
 
 
 def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ExportError(f"ncnn needs the package {name}: pip install 'fleetnet[ncnn]' ({error})") from error
+        raise ExportError(
+            f"ncnn needs the package {name}: pip install 'fleetnet[ncnn]' ({error})"
+        ) from error
 
 
 class _Listed(nn.Module):
@@ -99,7 +108,9 @@ def _argmax(x: Tensor, dim: int) -> Tensor:
     return count - (largest * rank).amax(dim)
 
 
-def _pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+def _pad(
+    x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
     """Padding; with repeated borders, which pnnx leaves as it is, by concatenation."""
     if mode != "replicate":
         return F.pad(x, pad, mode, value)
@@ -122,15 +133,28 @@ class _Spelled(TorchFunctionMode):
         return self.OTHERS.get(func, func)(*args, **(kwargs or {}))
 
 
-def _convert(model: nn.Module, example: Tensor, folder: Path, half: bool) -> tuple[list[str], list[str], bytes]:
+def _convert(
+    model: nn.Module, example: Tensor, folder: Path, half: bool
+) -> tuple[list[str], list[str], bytes]:
     """pnnx's own graph, ncnn's layers, both as lines, and the weights. Raises `ExportError` with what pnnx says."""
     try:
-        with quiet(), torch.no_grad(), _Spelled():  # torch warns that tracing fixes sizes; here it is to do so
-            torch.jit.trace(_Listed(model).eval(), example, check_trace=False).save(folder / "model.pt")
+        with (
+            quiet(),
+            torch.no_grad(),
+            _Spelled(),
+        ):  # torch warns that tracing fixes sizes; here it is to do so
+            torch.jit.trace(_Listed(model).eval(), example, check_trace=False).save(
+                folder / "model.pt"
+            )
     except Exception as error:  # what the model's operators raise
         raise ExportError(f"torch cannot trace this model: {reason(error)}") from error
     shape = ",".join(map(str, example.shape))
-    command = [_package("pnnx").EXEC_PATH, "model.pt", f"inputshape=[{shape}]f32", f"fp16={int(half)}"]
+    command = [
+        _package("pnnx").EXEC_PATH,
+        "model.pt",
+        f"inputshape=[{shape}]f32",
+        f"fp16={int(half)}",
+    ]
     try:
         done = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
@@ -142,7 +166,9 @@ def _convert(model: nn.Module, example: Tensor, folder: Path, half: bool) -> tup
     if done.returncode or not all(file.is_file() for file in files):
         said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
         last = said[-1] if said else "it says nothing"
-        raise ExportError(f"pnnx cannot convert this model (it ended with {done.returncode}): {last}")
+        raise ExportError(
+            f"pnnx cannot convert this model (it ended with {done.returncode}): {last}"
+        )
     graph, layers = (file.read_text(encoding="utf-8").splitlines() for file in files[:2])
     return graph, layers, files[2].read_bytes()
 
@@ -156,8 +182,9 @@ def _refuse_unknown(layers: Sequence[str]) -> None:
     if unknown:
         more = f" and {len(unknown) - 6} more" if len(unknown) > 6 else ""
         raise ExportError(
-            f"ncnn has no operator for {', '.join(unknown[:6])}{more} of this model. If they choose boxes in the "
-            "graph, export without the decode; Mask R-CNN always chooses boxes in its graph: export it to onnx"
+            f"ncnn has no operator for {', '.join(unknown[:6])}{more} of this model. If they "
+            "choose boxes in the graph, export without the decode; Mask R-CNN always chooses boxes "
+            "in its graph: export it to onnx"
         )
 
 
@@ -167,20 +194,26 @@ def _name_by_module(layers: list[str], graph: Sequence[str]) -> None:
     modules = [line.split()[:2] for line in graph[2:] if line.split()[0] in NAMED]
     places = [i for i, line in enumerate(layers) if line.split()[0] in WEIGHTED]
     kinds = [layers[i].split()[0] for i in places]
-    if len(modules) != len(places) or any(k not in NAMED[m] for k, (m, _) in zip(kinds, modules, strict=True)):
+    if len(modules) != len(places) or any(
+        k not in NAMED[m] for k, (m, _) in zip(kinds, modules, strict=True)
+    ):
         return
     for i, kind, (_, name) in zip(places, kinds, modules, strict=True):
         name = f"{name.removeprefix('network.')}/{kind}"
         layers[i] = re.sub(r"^\S+ +\S+", f"{kind:<24} {name:<24}", layers[i])
 
 
-def _describe(layers: list[str], example: Tensor, outputs: Sequence[Tensor], path: Path | str) -> None:
+def _describe(
+    layers: list[str], example: Tensor, outputs: Sequence[Tensor], path: Path | str
+) -> None:
     """Write sizes and types into the line of the input layer."""
     shown = [f"0={example.shape[3]} 1={example.shape[2]} 2={example.shape[1]}"]
     for i, output in enumerate(outputs):
         dtype = str(output.dtype).removeprefix("torch.")
         if dtype not in TYPES:
-            raise ExportError(f"{path}: output {i} is {dtype}; ncnn files of this library hold {', '.join(TYPES)}")
+            raise ExportError(
+                f"{path}: output {i} is {dtype}; ncnn files of this library hold {', '.join(TYPES)}"
+            )
         numbers = [TYPES.index(dtype), *output.shape]
         shown.append(f"-{23300 + OUTPUT + i}={','.join(map(str, [len(numbers), *numbers]))}")
     place = next(i for i, line in enumerate(layers) if line.split()[0] == "Input")
@@ -201,19 +234,25 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to two files; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (1, 3, H, W) fixes the size. The format has no place for metadata, names of outputs or operator sets.
-    Raises `UsageError` for an open or larger number of images, `ExportError` if a package is missing, pnnx cannot
-    convert the model, or ncnn lacks an operator of it, naming that.
+    `example` (1, 3, H, W) fixes the size. The format has no place for metadata, names of outputs or
+    operator sets. Raises `UsageError` for an open or larger number of images, `ExportError` if a
+    package is missing, pnnx cannot convert the model, or ncnn lacks an operator of it, naming that.
     """
     path = Path(path)
     if dynamic or len(example) != 1:
-        raise UsageError("ncnn takes one image at a time: leave dynamic out, and give an example of one image")
+        raise UsageError(
+            "ncnn takes one image at a time: leave dynamic out, and give an example of one image"
+        )
     if example.dtype != torch.float32:
-        raise UsageError(f"ncnn takes images of float32, but the example is {example.dtype}: use model.float()")
+        raise UsageError(
+            f"ncnn takes images of float32, but the example is {example.dtype}: use model.float()"
+        )
     with torch.no_grad():
         expected = [output for output in tree_leaves(model(example)) if isinstance(output, Tensor)]
     if len(expected) > 32 - OUTPUT:
-        raise ExportError(f"{path}: {len(expected)} outputs; ncnn files of this library hold {32 - OUTPUT}")
+        raise ExportError(
+            f"{path}: {len(expected)} outputs; ncnn files of this library hold {32 - OUTPUT}"
+        )
     with tempfile.TemporaryDirectory() as folder:
         try:
             graph, layers, weights = _convert(model, example, Path(folder), precision == "fp16")
@@ -233,14 +272,25 @@ class _Network:
         self.ncnn, self.path = _package("ncnn"), path
         for file in (path, path.with_suffix(".bin")):
             if not file.is_file():
-                raise ModelError(f"{file}: no such file; an ncnn network is a .param and a .bin file of the same name")
+                raise ModelError(
+                    f"{file}: no such file; an ncnn network is a .param and a .bin "
+                    "file of the same name"
+                )
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         self.layers = [line.split() for line in lines[2:] if line.strip()]
         if lines[:1] != [MAGIC] or any(len(words) < 4 for words in self.layers):
-            raise ModelError(f"{path}: not an ncnn file: its first line is not {MAGIC}, or a layer is cut off")
-        if unknown := sorted({words[0] for words in self.layers if self.ncnn.layer_to_index(words[0]) < 0}):
+            raise ModelError(
+                f"{path}: not an ncnn file: its first line is not {MAGIC}, or a layer is cut off"
+            )
+        if unknown := sorted(
+            {words[0] for words in self.layers if self.ncnn.layer_to_index(words[0]) < 0}
+        ):
             raise ModelError(f"{path}: ncnn has no layers {', '.join(unknown)}")
-        inputs = [dict(word.split("=", 1) for word in words[5:]) for words in self.layers if words[0] == "Input"]
+        inputs = [
+            dict(word.split("=", 1) for word in words[5:])
+            for words in self.layers
+            if words[0] == "Input"
+        ]
         try:
             (known,) = inputs
             self.size = tuple(int(known[key]) for key in ("2", "1", "0"))  # (3, H, W)
@@ -248,12 +298,15 @@ class _Network:
             self.outputs = [[int(n) for n in text.split(",")][1:] for text in found if text]
         except (KeyError, ValueError) as error:
             raise ModelError(
-                f"{path}: the input layer does not say its size and outputs, as files of this library do"
+                f"{path}: the input layer does not say its size and outputs, as files of this "
+                "library do"
             ) from error
         self.net = self.ncnn.Net()
         options = self.net.opt
         options.num_threads, options.use_vulkan_compute, options.lightmode = threads, False, light
-        for name in dir(options):  # float32 throughout: half precision and bfloat16 are for storing or computing
+        for name in dir(
+            options
+        ):  # float32 throughout: half precision and bfloat16 are for storing or computing
             if name.startswith(("use_fp16_", "use_bf16_")):
                 setattr(options, name, False)
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
@@ -267,7 +320,9 @@ class _Network:
 
     def check(self, images: np.ndarray) -> np.ndarray:
         if images.ndim != 4 or images.shape[1:] != self.size:
-            raise ModelError(f"{self.path}: takes images of shape {('N', *self.size)}, got {images.shape}")
+            raise ModelError(
+                f"{self.path}: takes images of shape {('N', *self.size)}, got {images.shape}"
+            )
         return np.ascontiguousarray(images, np.float32)
 
     def extract(self, extractor: Any, blob: str) -> np.ndarray:
@@ -280,8 +335,8 @@ class _Network:
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of a batch (N, 3, H, W) that runs the file on one image after the other and returns its outputs.
 
-    Raises `ExportError` if ncnn is missing, `ModelError` if a file is missing, damaged or not of this library, and, on
-    the call, for images of another shape.
+    Raises `ExportError` if ncnn is missing, `ModelError` if a file is missing, damaged or not of
+    this library, and, on the call, for images of another shape.
     """
     network = _Network(Path(path), threads, light=True)
 
@@ -295,7 +350,11 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 
     def run(images: np.ndarray) -> list[np.ndarray]:
         found = [one(image) for image in network.check(images)]
-        return found[0] if len(found) == 1 else [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        return (
+            found[0]
+            if len(found) == 1
+            else [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        )
 
     return run
 
@@ -303,8 +362,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one image (1, 3, H, W) that gives what every layer puts out, by its name, in order of execution.
 
-    Further outputs of a layer have ":1" and so on behind its name. There is no dimension of the batch. Copies for
-    several users of a blob are left out. Raises what `load` raises.
+    Further outputs of a layer have ":1" and so on behind its name. There is no dimension of the
+    batch. Copies for several users of a blob are left out. Raises what `load` raises.
     """
     network = _Network(Path(path), threads, light=False)
 

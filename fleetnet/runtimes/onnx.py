@@ -36,20 +36,23 @@ integers = "int64"
 OPEN_SIZE = True
 isolated: tuple[str, ...] = ()
 inspect = None
-# What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to 3.5e-6 over all
-# families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so that logits reach 1e6. A batch norm
-# folded with an epsilon of 1e-3 for 1e-5 is at 2e-3.
-# Float16, of 11 bits, in weights and arithmetic, as Core ML's (see there): with random weights at 64 pixels 6.2e-4
-# (parc_convnext_xt), 4.1e-3 (fasternet_t0), 1.8e-2 (repvit_m0_9), 2.2e-2 (yolo); 0.18 for parcnet_s, which amplifies
-# rounding: refused.
+# What rounding does in float32 to collapsing and to onnxruntime's own fusing together: 1.1e-6 to
+# 3.5e-6 over all families with random batch norms at 224 pixels, 3.4e-5 where weights are drawn so
+# that logits reach 1e6. A batch norm folded with an epsilon of 1e-3 for 1e-5 is at 2e-3. Float16,
+# of 11 bits, in weights and arithmetic, as Core ML's (see there): with random weights at 64 pixels
+# 6.2e-4 (parc_convnext_xt), 4.1e-3 (fasternet_t0), 1.8e-2 (repvit_m0_9), 2.2e-2 (yolo); 0.18 for
+# parcnet_s, which amplifies rounding: refused.
 tolerances = {"fp32": 1e-4, "fp16": 5e-2}
 
-# Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18: that is done here (see
-# `_opset`). Above 23 it has no translations of its own.
+# Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18: that
+# is done here (see `_opset`). Above 23 it has no translations of its own.
 OPSETS = range(_opset.LOWEST, 24)
 LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
 KEY = "fleetnet"  # of the metadata
-NO_MODULES = ("", "_empty_nn_module_stack_from_metadata_hook")  # scopes of the exporter: the network, open sizes
+NO_MODULES = (
+    "",
+    "_empty_nn_module_stack_from_metadata_hook",
+)  # scopes of the exporter: the network, open sizes
 # Operators with weights, and which of their inputs these are.
 WEIGHTED = {
     "Conv": 1,
@@ -76,7 +79,9 @@ def _package(name: str) -> ModuleType:
     try:
         return import_module(name)
     except ImportError as error:
-        raise ExportError(f"ONNX needs the package {name}, which is not installed: pip install {name}") from error
+        raise ExportError(
+            f"ONNX needs the package {name}, which is not installed: pip install {name}"
+        ) from error
 
 
 def _name_by_module(graph: Any) -> None:
@@ -90,7 +95,9 @@ def _name_by_module(graph: Any) -> None:
     used: Counter[str] = Counter()
     for node in graph.node:
         known = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(known.get("pkg.torch.onnx.name_scopes", "[]"))  # modules, then the node's own name
+        scopes = ast.literal_eval(
+            known.get("pkg.torch.onnx.name_scopes", "[]")
+        )  # modules, then the node's own name
         modules = [scope for scope in scopes[-2:-1] if scope not in NO_MODULES]
         weight = node.input[1] if node.op_type in WEIGHTED and len(node.input) > 1 else ""
         if weight in constants and weight.endswith(".weight"):
@@ -104,7 +111,8 @@ def _name_by_module(graph: Any) -> None:
 def _spell_gates(onnx: ModuleType, graph: Any) -> None:
     """Hard sigmoids that something else is multiplied by, as min(max(x / 6 + 1 / 2, 0), 1), which is what they are.
 
-    OpenCV's reader takes every product with a hard sigmoid for a hard swish, x * hard sigmoid(x), whatever it is of.
+    OpenCV's reader takes every product with a hard sigmoid for a hard swish, x * hard sigmoid(x),
+    whatever it is of.
     """
     users: dict[str, list[Any]] = {}
     for node in graph.node:
@@ -113,22 +121,32 @@ def _spell_gates(onnx: ModuleType, graph: Any) -> None:
     values = {"gate_scale": 1 / 6, "gate_shift": 0.5, "gate_least": 0.0, "gate_most": 1.0}
     nodes, spelled = [], False
     for node in graph.node:
-        if node.op_type != "HardSigmoid" or any(node.input[0] in user.input for user in users.get(node.output[0], [])):
+        if node.op_type != "HardSigmoid" or any(
+            node.input[0] in user.input for user in users.get(node.output[0], [])
+        ):
             nodes.append(node)
             continue
         given, output, module = node.input[0], node.output[0], node.name.rpartition("/")[0]
         scaled, shifted = f"{output}_scaled", f"{output}_shifted"
         nodes += [
-            onnx.helper.make_node("Mul", [given, "gate_scale"], [scaled], name=f"{module}/{scaled}"),
-            onnx.helper.make_node("Add", [scaled, "gate_shift"], [shifted], name=f"{module}/{shifted}"),
-            onnx.helper.make_node("Clip", [shifted, "gate_least", "gate_most"], [output], name=f"{module}/{output}"),
+            onnx.helper.make_node(
+                "Mul", [given, "gate_scale"], [scaled], name=f"{module}/{scaled}"
+            ),
+            onnx.helper.make_node(
+                "Add", [scaled, "gate_shift"], [shifted], name=f"{module}/{shifted}"
+            ),
+            onnx.helper.make_node(
+                "Clip", [shifted, "gate_least", "gate_most"], [output], name=f"{module}/{output}"
+            ),
         ]
         spelled = True
     if spelled:
         del graph.node[:]
         graph.node.extend(nodes)
         for name, value in values.items():
-            graph.initializer.append(onnx.numpy_helper.from_array(np.array(value, np.float32), name))
+            graph.initializer.append(
+                onnx.numpy_helper.from_array(np.array(value, np.float32), name)
+            )
 
 
 def _open_dimensions(dynamic: bool, sizes: Sizes | None) -> Any:
@@ -150,13 +168,16 @@ def _check_open(graph: Any, dynamic: bool, sizes: Sizes | None) -> None:
     wanted |= {2: "height", 3: "width"} if sizes is not None else {}
     for axis, name in wanted.items():
         if not image[axis].dim_param:
-            raise ExportError(f"the {name} of this model cannot be left open: torch takes it for a constant")
+            raise ExportError(
+                f"the {name} of this model cannot be left open: torch takes it for a constant"
+            )
 
 
 def _name_open_dimensions(graph: Any) -> None:
     """Call open dimensions of inputs and outputs by names, "height", in place of the exporter's formulas, "32*rows".
 
-    Formulas of what is between are left out: onnxruntime finds its own, and trusts those that it is given.
+    Formulas of what is between are left out: onnxruntime finds its own, and trusts those that it is
+    given.
     """
     image = graph.input[0].type.tensor_type.shape.dim
     known: dict[Any, str] = {image[2].dim_param: "height", image[3].dim_param: "width"}
@@ -183,12 +204,13 @@ def export(  # noqa: C901
 ) -> None:
     """Write `model` as it is, in eval mode, to one ONNX file; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (N, 3, H, W) fixes the size unless `sizes` says which others are allowed; `dynamic` leaves N open.
-    `metadata` must be JSON. `outputs` names the outputs in their order. The file asks for the earliest IR version of
-    its operator set, so that runtimes of its time read it. In "fp16" weights and arithmetic are float16; inputs,
-    outputs and what a head makes of its numbers are float32.
-    Raises `UsageError` for an opset that cannot be written, `ExportError` if a package is missing, the weights exceed
-    the 2 GB of one file, torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
+    `example` (N, 3, H, W) fixes the size unless `sizes` says which others are allowed; `dynamic`
+    leaves N open. `metadata` must be JSON. `outputs` names the outputs in their order. The file
+    asks for the earliest IR version of its operator set, so that runtimes of its time read it. In
+    "fp16" weights and arithmetic are float16; inputs, outputs and what a head makes of its numbers
+    are float32. Raises `UsageError` for an opset that cannot be written, `ExportError` if a package
+    is missing, the weights exceed the 2 GB of one file, torch cannot translate the model, or an
+    earlier opset lacks an operator of it, naming that.
     """
     chosen = default_opset if opset is None else opset
     if chosen not in OPSETS:
@@ -216,14 +238,21 @@ def export(  # noqa: C901
                 dynamo=True,
                 verbose=False,
             )
-    except Exception as error:  # the exporter raises whatever its passes raise; their cause says what went wrong
+    except (
+        Exception
+    ) as error:  # the exporter raises whatever its passes raise; their cause says what went wrong
         reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
         how = "" if sizes is None else " with its height and width open"
-        raise ExportError(f"{path}: torch cannot write this model as ONNX{how}: {reason}") from error
+        raise ExportError(
+            f"{path}: torch cannot write this model as ONNX{how}: {reason}"
+        ) from error
     proto: Any = program.model_proto  # type: ignore[union-attr]
     written = {entry.domain: entry.version for entry in proto.opset_import}
     if written.get("") != max(chosen, _opset.WRITTEN):
-        raise ExportError(f"{path}: opset {chosen} was asked for, but this model could only be written as {written}")
+        raise ExportError(
+            f"{path}: opset {chosen} was asked for, but this model could only be "
+            f"written as {written}"
+        )
     _name_by_module(proto.graph)
     if next(model.parameters(), example).dtype == torch.float32:
         _spell_gates(onnx, proto.graph)
@@ -249,10 +278,18 @@ def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
     """
     onnx = _package("onnx")
     proto = _proto(path, with_weights=True)
-    tensors = {tensor.name: tensor for tensor in proto.graph.initializer if tensor.data_type == onnx.TensorProto.INT8}
+    tensors = {
+        tensor.name: tensor
+        for tensor in proto.graph.initializer
+        if tensor.data_type == onnx.TensorProto.INT8
+    }
     if not tensors:
         return {}
-    whole = {node.output[0]: node.input[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"}
+    whole = {
+        node.output[0]: node.input[0]
+        for node in proto.graph.node
+        if node.op_type == "DequantizeLinear"
+    }
     weights = {}
     for node in proto.graph.node:
         index = WEIGHTED.get(node.op_type, len(node.input))
@@ -268,7 +305,9 @@ def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
     return weights
 
 
-def _session(path: Path | str, threads: int, content: bytes | None = None, *, in_32_bits: bool = False) -> Any:
+def _session(
+    path: Path | str, threads: int, content: bytes | None = None, *, in_32_bits: bool = False
+) -> Any:
     """onnxruntime's session of a file; of `content`, which is the file with changes, just as it stands.
 
     `in_32_bits` asks for kernels that add products of int8 without cutting them off, on any CPU.
@@ -278,25 +317,31 @@ def _session(path: Path | str, threads: int, content: bytes | None = None, *, in
         raise ModelError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry("session.force_spinning_stop", "1")  # else threads spin for 0.1 s after a call
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # else threads spin for 0.1 s after a call
     options.log_severity_level = 3  # errors, which are also raised
     if in_32_bits:
         options.add_session_config_entry("session.x64quantprecision", "1")
     if content is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     try:
-        return onnxruntime.InferenceSession(content or str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(
+            content or str(path), options, providers=["CPUExecutionProvider"]
+        )
     except Exception as error:  # onnxruntime's exceptions share no other public base
-        raise ModelError(f"{path}: onnxruntime cannot load this file: {str(error).strip().splitlines()[0]}") from error
+        raise ModelError(
+            f"{path}: onnxruntime cannot load this file: {str(error).strip().splitlines()[0]}"
+        ) from error
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
-    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Int8 weights that this CPU
-    would compute wrongly get slower kernels, and a `SlowerWarning`. Raises `ExportError` if onnxruntime is missing,
-    `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for a batch of another shape or
-    kind.
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Int8
+    weights that this CPU would compute wrongly get slower kernels, and a `SlowerWarning`. Raises
+    `ExportError` if onnxruntime is missing, `ModelError` if the file is missing, damaged or has
+    other inputs, and, on the call, for a batch of another shape or kind.
     """
     layers = overflowing(integer_weights(path)) if int8_class().saturates else []
     if layers:
@@ -310,11 +355,15 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         fits = len(image.shape) == len(shape) and all(
-            want == got for want, got in zip(shape, image.shape, strict=True) if isinstance(want, int)
+            want == got
+            for want, got in zip(shape, image.shape, strict=True)
+            if isinstance(want, int)
         )
         if not fits:
             raise ModelError(f"{path}: takes images of shape {tuple(shape)}, got {image.shape}")
-        if not np.can_cast(image.dtype, dtype, "same_kind"):  # normalized values would be cut to whole pixels
+        if not np.can_cast(
+            image.dtype, dtype, "same_kind"
+        ):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes {np.dtype(dtype)}, got {image.dtype}")
         return session.run(None, {name: np.ascontiguousarray(image, dtype)})
 
@@ -324,8 +373,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives what every node of the file puts out, by the node's name, in their order.
 
-    Nothing is merged or left out, as `load` does. A node with several outputs has them under "name", "name:1". Raises
-    what `load` raises.
+    Nothing is merged or left out, as `load` does. A node with several outputs has them under
+    "name", "name:1". Raises what `load` raises.
     """
     onnx = _package("onnx")
     proto = _proto(path, with_weights=True)
@@ -336,14 +385,20 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
         if output
     }
     known = {output.name for output in proto.graph.output}
-    proto.graph.output.extend(onnx.ValueInfoProto(name=output) for output in names if output not in known)
+    proto.graph.output.extend(
+        onnx.ValueInfoProto(name=output) for output in names if output not in known
+    )
     session = _session(path, threads, proto.SerializeToString())
     (image,) = session.get_inputs()
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        values = session.run(list(names), {image.name: np.ascontiguousarray(batch, DTYPES[image.type])})
+        values = session.run(
+            list(names), {image.name: np.ascontiguousarray(batch, DTYPES[image.type])}
+        )
         return {
-            name: value for name, value in zip(names.values(), values, strict=True) if isinstance(value, np.ndarray)
+            name: value
+            for name, value in zip(names.values(), values, strict=True)
+            if isinstance(value, np.ndarray)
         }
 
     return run

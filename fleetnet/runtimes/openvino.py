@@ -1,9 +1,10 @@
 """OpenVINO IR, converted from this library's ONNX file and run on the CPU, in float32 or bfloat16.
 
-Two files, `<stem>.xml` with the graph and `<stem>.bin` with the weights, float32 in both precisions: bfloat16 is what
-OpenVINO computes in, so the file says it and `load` asks for it. It would take bfloat16 of its own accord wherever the
-CPU has it, so float32 is asked for too. Differs from OpenVINO's guide: its direct conversion from torch takes the
-kernels of ParC for variables, which its CPU plugin refuses, and reports to its makers; reading an ONNX file does not.
+Two files, `<stem>.xml` with the graph and `<stem>.bin` with the weights, float32 in both
+precisions: bfloat16 is what OpenVINO computes in, so the file says it and `load` asks for it. It
+would take bfloat16 of its own accord wherever the CPU has it, so float32 is asked for too. Differs
+from OpenVINO's guide: its direct conversion from torch takes the kernels of ParC for variables,
+which its CPU plugin refuses, and reports to its makers; reading an ONNX file does not.
 """
 
 import importlib
@@ -42,10 +43,11 @@ integers = "int64"
 OPEN_SIZE = False
 isolated: tuple[str, ...] = ()
 inspect = None
-# Float32 rounding: 3.9e-7 to 3.0e-6 over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0, mobileone_s4,
-# parc_convnext_xt} with random batch norms at 128 and 224 pixels, up to 8.1e-6 for classifiers trained on clothing10. A
-# batch norm folded with an epsilon of 1e-3 for 1e-5 is at 2e-3. Bfloat16 has 8 bits: 1.4e-3 to 1.6e-2 over the same,
-# 3.9e-3 to 7.5e-2 (mobileone_s0) trained, all with the same top-1; a weight with the wrong sign may hide in that.
+# Float32 rounding: 3.9e-7 to 3.0e-6 over {parcnet_s, fasternet_t0, repvit_m0_9, mobileone_s0,
+# mobileone_s4, parc_convnext_xt} with random batch norms at 128 and 224 pixels, up to 8.1e-6 for
+# classifiers trained on clothing10. A batch norm folded with an epsilon of 1e-3 for 1e-5 is at
+# 2e-3. Bfloat16 has 8 bits: 1.4e-3 to 1.6e-2 over the same, 3.9e-3 to 7.5e-2 (mobileone_s0)
+# trained, all with the same top-1; a weight with the wrong sign may hide in that.
 tolerances = {"fp32": 1e-4, "bf16": 0.15}
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
@@ -117,7 +119,8 @@ def core() -> Any:
     return made
 
 
-# In the values of oneDNN's limit of instruction sets: those with bfloat16, or with all that there is.
+# In the values of oneDNN's limit of instruction sets: those with bfloat16, or with all that there
+# is.
 WITH_BF16 = ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10", "AVX2_VNNI_2")
 
 
@@ -143,20 +146,26 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to an IR file and its weights beside it; nothing is verified here.
 
-    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in between. Raises
-    `ExportError` too if OpenVINO cannot convert an operator, naming it, or this CPU cannot compute in `precision`.
+    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in
+    between. Raises `ExportError` too if OpenVINO cannot convert an operator, naming it, or this CPU
+    cannot compute in `precision`.
     """
     openvino = _package()
     if precision == "bf16" and not _has_bf16():
-        raise ExportError(f"{path}: this CPU has no bfloat16, so nothing could be proven: choose openvino:fp32")
+        raise ExportError(
+            f"{path}: this CPU has no bfloat16, so nothing could be proven: choose openvino:fp32"
+        )
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
         onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
         try:
             network = core().read_model(between)
         except RuntimeError as error:
-            raise ExportError(f"{path}: OpenVINO cannot convert this model: {_reason(error)}") from error
-        # Shapes are known now: a third of the graph, and of the time that loading takes, are operators that find them.
+            raise ExportError(
+                f"{path}: OpenVINO cannot convert this model: {_reason(error)}"
+            ) from error
+        # Shapes are known now: a third of the graph, and of the time that loading takes, are
+        # operators that find them.
         passes = importlib.import_module("openvino.passes")
         manager = passes.Manager()
         manager.register_pass(passes.ConstantFolding())
@@ -173,7 +182,9 @@ def _read(path: Path | str) -> Any:
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
             raise ModelError(f"{file}: no such file")
-    if not path.read_bytes().lstrip().startswith(b"<?xml"):  # OpenVINO would try other formats, and print
+    if (
+        not path.read_bytes().lstrip().startswith(b"<?xml")
+    ):  # OpenVINO would try other formats, and print
         raise ModelError(f"{path}: not an IR file")
     try:
         network = core().read_model(path)
@@ -214,7 +225,11 @@ def integer_weights_of(network: Any) -> list[IntegerWeight]:
             chain.append(chain[-1].input_value(0).get_node())
         constant = chain[-1]
         scaling = next((step for step in chain if step.get_type_name() == "Multiply"), None)
-        if constant.get_type_name() != "Constant" or constant.get_element_type().to_string() != "i8" or scaling is None:
+        if (
+            constant.get_type_name() != "Constant"
+            or constant.get_element_type().to_string() != "i8"
+            or scaling is None
+        ):
             continue
         values, scales = np.array(constant.data), np.array(scaling.input_value(1).get_node().data)
         scales = scales.reshape((1,) * (values.ndim - scales.ndim) + scales.shape)
@@ -243,7 +258,9 @@ def _info(network: Any, key: str) -> str | None:
     return network.get_rt_info([key]).value if network.has_rt_info([key]) else None
 
 
-def _runner(path: Path | str, network: Any, threads: int) -> Callable[[np.ndarray], list[np.ndarray]]:
+def _runner(
+    path: Path | str, network: Any, threads: int
+) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of one batch that gives all outputs of a network; `path` is for the messages."""
     openvino = _package()
     hint = HINTS.get(_info(network, PRECISION) or "fp32", "f32")
@@ -264,10 +281,14 @@ def _runner(path: Path | str, network: Any, threads: int) -> Callable[[np.ndarra
     request, numbers = compiled.create_infer_request(), range(len(compiled.outputs))
 
     def run(image: np.ndarray) -> list[np.ndarray]:
-        if len(image.shape) != len(shape) or any(w not in (None, g) for w, g in zip(shape, image.shape, strict=True)):
+        if len(image.shape) != len(shape) or any(
+            w not in (None, g) for w, g in zip(shape, image.shape, strict=True)
+        ):
             wanted = tuple("batch" if size is None else size for size in shape)
             raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
-        if not np.can_cast(image.dtype, dtype, "same_kind"):  # normalized values would be cut to whole pixels
+        if not np.can_cast(
+            image.dtype, dtype, "same_kind"
+        ):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
         batch = np.ascontiguousarray(image, dtype)
         request.set_input_tensor(0, openvino.Tensor(batch, shared_memory=True))
@@ -280,11 +301,11 @@ def _runner(path: Path | str, network: Any, threads: int) -> Callable[[np.ndarra
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
-    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A bfloat16 file is computed
-    in float32 on a CPU without bfloat16; int8 weights that this CPU would compute wrongly in float, with a
-    `SlowerWarning`. For one thread at a time. Raises `ExportError` if OpenVINO is missing
-    or cannot run the network, `ModelError` if a file is missing, damaged or has other inputs, and, on the call, for a
-    batch of another shape or kind.
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A
+    bfloat16 file is computed in float32 on a CPU without bfloat16; int8 weights that this CPU would
+    compute wrongly in float, with a `SlowerWarning`. For one thread at a time. Raises `ExportError`
+    if OpenVINO is missing or cannot run the network, `ModelError` if a file is missing, damaged or
+    has other inputs, and, on the call, for a batch of another shape or kind.
     """
     network = _read(path)
     weights = integer_weights_of(network) if onednn_saturates() else []
@@ -298,20 +319,23 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives the float outputs of the file's layers by name, in the order of execution.
 
-    What the conversion or OpenVINO adds of its own is left out. A layer with several outputs has them under "name",
-    "name:1". Raises what `load` raises.
+    What the conversion or OpenVINO adds of its own is left out. A layer with several outputs has
+    them under "name", "name:1". Raises what `load` raises.
     """
     network = _read(path)
 
     def name(output: Any) -> str:
-        return output.get_node().get_friendly_name() + (f":{output.get_index()}" if output.get_index() else "")
+        return output.get_node().get_friendly_name() + (
+            f":{output.get_index()}" if output.get_index() else ""
+        )
 
     inner = [
         output
         for layer in network.get_ordered_ops()
         if layer.get_type_name() not in ("Constant", "Parameter", "Result")
         for output in layer.outputs()
-        if output.get_element_type().is_real() and output.get_names()  # those of the ONNX file have names
+        if output.get_element_type().is_real()
+        and output.get_names()  # those of the ONNX file have names
     ]
     order = [name(output) for output in inner]
     network.add_outputs(inner)  # but for those that are outputs already

@@ -1,8 +1,8 @@
 """torch's own exported program, run by torch: a graph of its operators without the Python code that it came from.
 
-One file with the weights inside, facts as JSON in it under "fleetnet.json". It is for servers that have torch, and
-holds whatever the network holds. Torch reads this format in ways that can run code hidden in it: load only files from
-people you trust, as with a Python program, and with `trust`.
+One file with the weights inside, facts as JSON in it under "fleetnet.json". It is for servers that
+have torch, and holds whatever the network holds. Torch reads this format in ways that can run code
+hidden in it: load only files from people you trust, as with a Python program, and with `trust`.
 """
 
 import zipfile
@@ -33,9 +33,9 @@ integers = "int64"
 OPEN_SIZE = False
 isolated: tuple[str, ...] = ()
 inspect = None
-# The same operators as in torch, so what is left is the rounding of collapsing: 2.9e-7 to 1.2e-5 over all families and
-# heads, trained ones among them, 1.8e-5 for a repvit_m0_9 with random weights. One weight of mobileone_s0 with the
-# wrong sign is at 3.3e-4.
+# The same operators as in torch, so what is left is the rounding of collapsing: 2.9e-7 to 1.2e-5
+# over all families and heads, trained ones among them, 1.8e-5 for a repvit_m0_9 with random
+# weights. One weight of mobileone_s0 with the wrong sign is at 3.3e-4.
 tolerances = {"fp32": 1e-4}
 
 KEY = "fleetnet.json"  # of the files inside
@@ -74,9 +74,9 @@ def export(
 ) -> None:
     """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
 
-    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. The format has no operator
-    sets, so that `opset` means nothing, and names of outputs only where the model gives a mapping. Raises `ExportError`
-    if torch cannot capture the model.
+    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. The
+    format has no operator sets, so that `opset` means nothing, and names of outputs only where the
+    model gives a mapping. Raises `ExportError` if torch cannot capture the model.
     """
     if dynamic and len(example) == 1:
         example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
@@ -89,14 +89,17 @@ def export(
     for node in program.graph.nodes:  # stack traces of the exporting machine, with its paths
         node.meta.pop("stack_trace", None)
     with quiet():
-        torch.export.save(program, path, extra_files={KEY: to_json(metadata or {}, ensure_ascii=False)})
+        torch.export.save(
+            program, path, extra_files={KEY: to_json(metadata or {}, ensure_ascii=False)}
+        )
 
 
 def _read(path: Path | str, trust: bool) -> torch.export.ExportedProgram:
     if not trust:
         raise ModelError(
-            f"{path} was not opened: a {suffix} file can hide code that runs when torch reads it, like a program. If "
-            "it comes from somebody you trust, say so: --trust, in Python trust=True"
+            f"{path} was not opened: a {suffix} file can hide code that runs when torch reads it, "
+            "like a program. If it comes from somebody you trust, say so: --trust, in Python "
+            "trust=True"
         )
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
@@ -107,14 +110,25 @@ def _read(path: Path | str, trust: bool) -> torch.export.ExportedProgram:
         raise ModelError(f"{path}: torch cannot load this file: {reason(error)}") from error
 
 
-def _network(path: Path | str, trust: bool) -> tuple[fx.GraphModule, Callable[[np.ndarray], Tensor]]:
+def _network(
+    path: Path | str, trust: bool
+) -> tuple[fx.GraphModule, Callable[[np.ndarray], Tensor]]:
     """The file's graph, and what makes its input of a batch."""
     program = _read(path, trust)
     names = program.graph_signature.user_inputs
-    (given,) = [node.meta["val"] for node in program.graph.nodes if node.name in names] if len(names) == 1 else [None]
+    (given,) = (
+        [node.meta["val"] for node in program.graph.nodes if node.name in names]
+        if len(names) == 1
+        else [None]
+    )
     if given is None or given.ndim != 4:
-        raise ModelError(f"{path}: expected one input of images, found {', '.join(map(str, names)) or 'none'}")
-    shape, dtype = tuple(size if isinstance(size, int) else "batch" for size in given.shape), given.dtype
+        raise ModelError(
+            f"{path}: expected one input of images, found {', '.join(map(str, names)) or 'none'}"
+        )
+    shape, dtype = (
+        tuple(size if isinstance(size, int) else "batch" for size in given.shape),
+        given.dtype,
+    )
 
     def prepare(image: np.ndarray) -> Tensor:
         fits = image.ndim == 4 and all(
@@ -123,7 +137,9 @@ def _network(path: Path | str, trust: bool) -> tuple[fx.GraphModule, Callable[[n
         if not fits:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
         tensor = torch.from_numpy(np.ascontiguousarray(image))
-        if not torch.can_cast(tensor.dtype, dtype):  # normalized values would be cut to whole pixels
+        if not torch.can_cast(
+            tensor.dtype, dtype
+        ):  # normalized values would be cut to whole pixels
             raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
         return tensor.to(dtype)
 
@@ -134,17 +150,20 @@ def _network(path: Path | str, trust: bool) -> tuple[fx.GraphModule, Callable[[n
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
-    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. During a call torch has
-    `threads` threads, in all of the process. Reading such a file can run code that is hidden in it, so `trust` must say
-    that it comes from somebody who is trusted like a program. Raises `ModelError` if it is not trusted, missing,
-    damaged or has other inputs, and, on the call, for a batch of another shape or kind.
+    The batch is cast to the file's floating type; a file of uint8 pixels takes only those. During a
+    call torch has `threads` threads, in all of the process. Reading such a file can run code that
+    is hidden in it, so `trust` must say that it comes from somebody who is trusted like a program.
+    Raises `ModelError` if it is not trusted, missing, damaged or has other inputs, and, on the
+    call, for a batch of another shape or kind.
     """
     network, prepare = _network(path, trust)
 
     def run(image: np.ndarray) -> list[np.ndarray]:
         tensor = prepare(image)
         with torch.inference_mode(), _threads(threads):
-            return [output.clone().numpy() for output in tree_leaves(network(tensor))]  # some are constants of the file
+            return [
+                output.clone().numpy() for output in tree_leaves(network(tensor))
+            ]  # some are constants of the file
 
     return run
 
@@ -172,8 +191,8 @@ class _Recorder(fx.Interpreter):
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """A function of one batch that gives what every operator of the file puts out, in the order of execution.
 
-    The names are those of module and operator, "backbone.stages.0.conv/conv2d"; further outputs of an operator have
-    ":1" and so on behind them. Raises what `load` raises.
+    The names are those of module and operator, "backbone.stages.0.conv/conv2d"; further outputs of
+    an operator have ":1" and so on behind them. Raises what `load` raises.
     """
     network, prepare = _network(path, trust)
 

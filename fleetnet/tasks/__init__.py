@@ -27,7 +27,16 @@ Outputs = Mapping[str, Tensor]
 # (height, width) of a picture, and its boxes (n, 4) in pixels of the network's input.
 Annotated = tuple[tuple[int, int], Tensor]
 
-WEIGHTS = (".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".onnx", ".pt2")  # endings of files, not of names
+WEIGHTS = (
+    ".safetensors",
+    ".pt",
+    ".pth",
+    ".ckpt",
+    ".bin",
+    ".tar",
+    ".onnx",
+    ".pt2",
+)  # endings of files, not of names
 
 
 class Metric(Protocol):
@@ -178,8 +187,9 @@ class Limiting(nn.Module):
 class Model(nn.Module):
     """A backbone and a task's head: image (N, 3, H, W) -> the head's outputs.
 
-    `name`, `classes`, `drop_path`, `output_stride` and `options` are all that is needed to build it again. Where
-    weights were loaded, `report` says what and from where, and `preprocess` what they expect of an image, if known.
+    `name`, `classes`, `drop_path`, `output_stride` and `options` are all that is needed to build it
+    again. Where weights were loaded, `report` says what and from where, and `preprocess` what they
+    expect of an image, if known.
     """
 
     def __init__(
@@ -191,7 +201,12 @@ class Model(nn.Module):
         options: Mapping[str, Option] | None = None,
     ):
         super().__init__()
-        self.name, self.classes, self.drop_path, self.options = name, classes, drop_path, dict(options or {})
+        self.name, self.classes, self.drop_path, self.options = (
+            name,
+            classes,
+            drop_path,
+            dict(options or {}),
+        )
         self.task, backbone_name = split_name(name)
         check_options(name, self.options)
         self.report: Any = None
@@ -201,7 +216,9 @@ class Model(nn.Module):
         self.output_stride: int = task.OUTPUT_STRIDE if output_stride is None else output_stride
         of_head = {key: value for key, value in self.options.items() if key in task.OPTIONS}
         of_backbone = {key: value for key, value in self.options.items() if key not in task.OPTIONS}
-        self.backbone: Backbone = backbone(backbone_name, drop_path, self.output_stride, of_backbone)
+        self.backbone: Backbone = backbone(
+            backbone_name, drop_path, self.output_stride, of_backbone
+        )
         self.head: nn.Module = task.head(self.backbone, classes, **of_head)
 
     def forward(self, image: Tensor) -> Any:
@@ -213,11 +230,13 @@ def split_name(name: str) -> tuple[str, str]:
     first, slash, rest = name.partition("/")
     whole = not slash or first not in (*names("tasks"), "timm")  # no task stands before a slash
     if whole and head(name) and not variants(name) and not Path(name).exists():
-        raise ModelError(f"{name!r} is a head, which needs a backbone: write {_on_backbone(name)!r}")
+        raise ModelError(
+            f"{name!r} is a head, which needs a backbone: write {_on_backbone(name)!r}"
+        )
     if whole and _is_file(name):
         raise ModelError(
-            f"{name!r} is a file or a folder; a model is given by its name, as `fleetnet models` lists them, and its "
-            f"weights beside it: --model NAME --weights {shlex.quote(name)}"
+            f"{name!r} is a file or a folder; a model is given by its name, as `fleetnet models` "
+            f"lists them, and its weights beside it: --model NAME --weights {shlex.quote(name)}"
         )
     if not slash or first == "timm":
         return "classification", name
@@ -253,8 +272,9 @@ def build(
 ) -> Model:
     """A model with random weights in training mode; see `backbones.backbone` for the arguments and errors.
 
-    `name` may also be a layout file (.yaml). There are as many classes as usual, or those of the file, unless given;
-    `output_stride` is the task's own unless given. `options` may be of the head and of the backbone.
+    `name` may also be a layout file (.yaml). There are as many classes as usual, or those of the
+    file, unless given; `output_stride` is the task's own unless given. `options` may be of the head
+    and of the backbone.
     """
     name, of_file, described = described_by(name)
     classes, options = of_file if classes is None else classes, {**described, **(options or {})}
@@ -282,9 +302,13 @@ def defaults(name: str) -> dict[str, Option]:
         of_family = find_family(family(backbone_name))
         made.insert(0, (variants()[backbone_name], of_family.OPTIONS))
     elif task_name == "classification":
-        return {"classifier": "own"}  # of timm's networks; the other tasks have no use for their classifier
+        return {
+            "classifier": "own"
+        }  # of timm's networks; the other tasks have no use for their classifier
     arguments = [(inspect.signature(make).parameters, options) for make, options in made]
-    return {key: known[key].default for known, options in arguments for key in options if key in known}
+    return {
+        key: known[key].default for known, options in arguments for key in options if key in known
+    }
 
 
 def check_options(name: str, options: Mapping[str, Option]) -> None:
@@ -292,26 +316,36 @@ def check_options(name: str, options: Mapping[str, Option]) -> None:
     known = defaults(name)
     for key, value in options.items():
         if key not in known:
-            raise UsageError(f"{name} has no option {key!r}: {choose(key, known) if known else 'it has none'}")
+            raise UsageError(
+                f"{name} has no option {key!r}: {choose(key, known) if known else 'it has none'}"
+            )
         kinds = (float, int) if isinstance(known[key], float) else (type(known[key]),)
         if known[key] is not None and type(value) not in kinds:  # bool is an int, but no number
-            raise UsageError(f"option {key} of {name} is {value!r}; allowed: {kinds[0].__name__}, as {known[key]!r}")
+            raise UsageError(
+                f"option {key} of {name} is {value!r}; allowed: {kinds[0].__name__}, "
+                f"as {known[key]!r}"
+            )
 
 
 def limits_of(about: Mapping[str, Any]) -> Limits | None:
     """What a checkpoint or an exported file keeps of what its network finds; None where it is no detector.
 
-    Those it was exported with ("limits" of its facts), else those it was trained with, else those of the task.
+    Those it was exported with ("limits" of its facts), else those it was trained with, else those
+    of the task.
     """
     usual = find(about["task"]).LIMITS
     if usual is None:
         return None
     settings = about.get("settings") or {}
     try:
-        given = about.get("limits") or {key: settings.get(key) for key in ("max_objects", "nms", "score")}
+        given = about.get("limits") or {
+            key: settings.get(key) for key in ("max_objects", "nms", "score")
+        }
         return usual.changed(given, about["classes"])
     except (UsageError, AttributeError, TypeError) as error:
-        raise ModelError(f"the limits that the file's description gives are damaged: {error}") from error
+        raise ModelError(
+            f"the limits that the file's description gives are damaged: {error}"
+        ) from error
 
 
 def named(outputs: Tensor | Outputs) -> dict[str, Tensor]:

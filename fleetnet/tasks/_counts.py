@@ -1,10 +1,10 @@
 """Which class was taken for which: counts of (truth, prediction), and what follows from them for each class.
 
-Up to DENSE classes the counts are one matrix. Beyond, a matrix would be far larger than what it counts (20,000 classes:
-3 GB), so that only the pairs that occur are kept.
+Up to DENSE classes the counts are one matrix. Beyond, a matrix would be far larger than what it
+counts (20,000 classes: 3 GB), so that only the pairs that occur are kept.
 
-A figure over nothing is None, never 0 or 100: the recall of a class without truth, the precision of one that is never
-predicted.
+A figure over nothing is None, never 0 or 100: the recall of a class without truth, the precision of
+one that is never predicted.
 """
 
 from collections.abc import Sequence
@@ -25,11 +25,17 @@ class Pairs:
 
     def __init__(self, classes: int):
         self.classes = classes
-        self._matrix = torch.zeros(classes * classes, dtype=torch.int64) if classes <= DENSE else None
-        self._codes = torch.zeros(0, dtype=torch.int64)  # of the pairs counted so far: truth * classes + prediction
+        self._matrix = (
+            torch.zeros(classes * classes, dtype=torch.int64) if classes <= DENSE else None
+        )
+        self._codes = torch.zeros(
+            0, dtype=torch.int64
+        )  # of the pairs counted so far: truth * classes + prediction
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._waiting: list[Tensor] = []
-        self._count_waiting = 0  # pairs in it; to add them up at each batch would take longer with each batch
+        self._count_waiting = (
+            0  # pairs in it; to add them up at each batch would take longer with each batch
+        )
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
         """Count class indices (n,) int64 of the truth with those that were predicted."""
@@ -76,7 +82,8 @@ class Pairs:
 
     def figures(self) -> dict[str, Any]:
         """ "confusion": the matrix [truth][prediction] as nested lists, of up to LISTED classes; "confused": the pairs
-        of different classes that occur most, at most CONFUSED, as [truth, prediction, count] with class indices."""
+        of different classes that occur most, at most CONFUSED, as [truth, prediction, count] with
+        class indices."""
         truth, predicted, counts = self.counted()
         wrong = truth != predicted
         order = counts[wrong].argsort(descending=True, stable=True)[:CONFUSED]
@@ -97,7 +104,9 @@ def scores(right: int, truth: int, predicted: int) -> dict[str, float | None]:
     }
 
 
-def by_class(classes: Sequence[str], counted: str, totals: tuple[Tensor, Tensor, Tensor]) -> list[dict[str, Any]]:
+def by_class(
+    classes: Sequence[str], counted: str, totals: tuple[Tensor, Tensor, Tensor]
+) -> list[dict[str, Any]]:
     """For each class its name, how often it is the truth (under the word `counted`), and its `scores`."""
     rows = zip(classes, *(total.tolist() for total in totals), strict=True)
     return [
@@ -119,5 +128,6 @@ def without_truth(rows: Sequence[dict[str, Any]], counted: str, thing: str) -> l
         return []
     more = f" and {len(absent) - NAMED} more" if len(absent) > NAMED else ""
     return [
-        f"{len(absent)} of {len(rows)} classes have no {thing} here, so no figures: {', '.join(absent[:NAMED])}{more}"
+        f"{len(absent)} of {len(rows)} classes have no {thing} here, so no figures: "
+        f"{', '.join(absent[:NAMED])}{more}"
     ]

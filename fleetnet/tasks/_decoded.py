@@ -11,7 +11,9 @@ from ..boxes import Limits
 class Decoded(nn.Module):
     """image (N, 3, H, W) -> what `decode(outputs, (H, W))` makes of the model's outputs; in the model's mode."""
 
-    def __init__(self, model: nn.Module, decode: Callable[[Any, tuple[int, int]], dict[str, Tensor]]):
+    def __init__(
+        self, model: nn.Module, decode: Callable[[Any, tuple[int, int]], dict[str, Tensor]]
+    ):
         super().__init__()
         self.model, self.decode = model, decode
         self.train(model.training)
@@ -41,14 +43,17 @@ CHOSEN: dict[str, object] = {  # what a graph puts out that chose its boxes itse
 def suppression(limits: Limits) -> dict[str, object]:
     """How boxes are chosen, as `boxes.select` does it."""
     return {
-        "only": None if limits.only is None else list(limits.only),  # indices of classes; the others are left out first
+        "only": None
+        if limits.only is None
+        else list(limits.only),  # indices of classes; the others are left out first
         "score_above": limits.score,
         "candidates": limits.candidates,
-        "of_candidates": "pairs of a box and a class, those of the largest scores; equal ones by box, then class",
+        "of_candidates": "pairs of a box and a class, those of the largest scores; equal ones by "
+        "box, then class",
         "per_class": True,
         "iou": limits.iou,
-        "rule": "by falling score: a box is dropped if its intersection over union with one that was kept, of the same "
-        "class, is above iou; sides are x1 - x0 and y1 - y0",
+        "rule": "by falling score: a box is dropped if its intersection over union with one that "
+        "was kept, of the same class, is above iou; sides are x1 - x0 and y1 - y0",
         "max_objects": limits.count,
     }
 

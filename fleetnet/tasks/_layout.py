@@ -7,8 +7,9 @@
     backbone: [[-1, 1, repvit_m1, [false]], ...]       # row 0: one of our backbones, timm/NAME, or the word `backbone`
     head: [..., [[13, 16, 19], 1, Detect, [nc, anchors]]]
 
-Row 0 stands for the five maps 0 to 4, of strides 2, 4, 8, 16, 32 (most backbones have no map 0); the next row is map 5,
-and so on. `from` is a map or a list of maps; -1 is the one before. The word `backbone` in row 0 takes any backbone.
+Row 0 stands for the five maps 0 to 4, of strides 2, 4, 8, 16, 32 (most backbones have no map 0);
+the next row is map 5, and so on. `from` is a map or a list of maps; -1 is the one before. The word
+`backbone` in row 0 takes any backbone.
 """
 
 import math
@@ -79,13 +80,16 @@ def _number(value: Any, kind: type = int) -> bool:
 
 def _anchors(value: Any) -> list[list[float]]:
     good = isinstance(value, list) and all(
-        isinstance(level, list) and level and len(level) % 2 == 0 and all(_number(v, float) and v > 0 for v in level)
+        isinstance(level, list)
+        and level
+        and len(level) % 2 == 0
+        and all(_number(v, float) and v > 0 for v in level)
         for level in value
     )
     if not good or not value or len({len(level) for level in value}) > 1:
         raise ModelError(
-            f"layout key anchors is {_SHOWN.repr(value)}; allowed: a list for each level of Detect, of equal "
-            "lengths: width, height, width, height, ... in pixels"
+            f"layout key anchors is {_SHOWN.repr(value)}; allowed: a list for each level of "
+            "Detect, of equal lengths: width, height, width, height, ... in pixels"
         )
     return [[float(v) for v in level] for level in value]
 
@@ -96,7 +100,9 @@ def _mapping(text: str) -> dict[str, Any]:  # noqa: C901
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ModelError(f"the layout is not readable as YAML: {error}") from error
     if not isinstance(found, dict):
-        raise ModelError(f"the layout is a {type(found).__name__}; it needs the keys {', '.join(KEYS)}")
+        raise ModelError(
+            f"the layout is a {type(found).__name__}; it needs the keys {', '.join(KEYS)}"
+        )
     for key in found:
         if key not in KEYS:
             raise ModelError(f"the layout has an unknown key {key!r}: {choose(str(key), KEYS)}")
@@ -107,11 +113,14 @@ def _mapping(text: str) -> dict[str, Any]:  # noqa: C901
         raise ModelError(f"layout key nc is {found['nc']!r}; allowed: a whole number from 1")
     for key in ("depth_multiple", "width_multiple"):
         if not _number(found[key], float) or found[key] <= 0:
-            raise ModelError(f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a number above 0")
+            raise ModelError(
+                f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a number above 0"
+            )
     for key in ("backbone", "head"):
         if not isinstance(found[key], list) or not found[key]:
             raise ModelError(
-                f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a list of rows [from, number, module, args]"
+                f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a list of rows [from, "
+                "number, module, args]"
             )
     return found
 
@@ -123,7 +132,8 @@ def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]: 
         value = args[position] if position < len(args) else default
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             row.fail(
-                f"argument {position} is {_SHOWN.repr(value)}; allowed: a whole number from 1, in {FORMS[row.module]}"
+                f"argument {position} is {_SHOWN.repr(value)}; allowed: a whole number from 1, in "
+                f"{FORMS[row.module]}"
             )
         return value
 
@@ -162,14 +172,23 @@ def _row(index: int, content: Any, where: str, layout: dict[str, Any]) -> Row:
         row.fail("allowed: [from, number, module, arguments]")
     origin, number, module, args = content
     if not isinstance(module, str) or module not in FORMS:
-        row.fail(f"module {_SHOWN.repr(module)} is unknown: {choose(str(module), FORMS)}; a backbone only in row 0")
+        row.fail(
+            f"module {_SHOWN.repr(module)} is unknown: {choose(str(module), FORMS)}; a "
+            "backbone only in row 0"
+        )
     sources = origin if isinstance(origin, list) else [origin]
     if not sources or not all(_number(value) and -index <= value < index for value in sources):
-        row.fail(f"from is {_SHOWN.repr(origin)}; allowed: maps before it, 0 to {index - 1}, or -1 for the last")
+        row.fail(
+            f"from is {_SHOWN.repr(origin)}; allowed: maps before it, 0 to {index - 1}, or -1 "
+            "for the last"
+        )
     if module not in ("Concat", "Detect") and len(sources) > 1:
         row.fail(f"{module} takes one map; only Concat and Detect take several")
     if not _number(number) or number < 1 or (number > 1 and module not in ("Conv", "C3")):
-        row.fail(f"number is {_SHOWN.repr(number)}; allowed: a whole number from 1; for all but Conv and C3 1")
+        row.fail(
+            f"number is {_SHOWN.repr(number)}; allowed: a whole number from 1; for all but "
+            "Conv and C3 1"
+        )
     if not isinstance(args, list):
         row.fail(f"arguments are {_SHOWN.repr(args)}; allowed: {FORMS[module]}")
     row = Row(index, tuple(value % index for value in sources), number, module, [], where)
@@ -179,12 +198,17 @@ def _row(index: int, content: Any, where: str, layout: dict[str, Any]) -> Row:
 def _first(content: Any, where: str) -> str:
     """The backbone that row 0 names."""
     row = Row(0, (), 1, "", [], where)
-    if not isinstance(content, list) or len(content) != 4 or content[:2] not in ([-1, 1], [[-1], 1]):
+    if (
+        not isinstance(content, list)
+        or len(content) != 4
+        or content[:2] not in ([-1, 1], [[-1], 1])
+    ):
         row.fail("allowed: [-1, 1, BACKBONE, [false]]")
     name, args = content[2:]
     if args not in ([], [False], [""], [None], ["None"]):
         row.fail(
-            f"arguments are {_SHOWN.repr(args)}; allowed: [false] - weights are not part of a layout, load them by name"
+            f"arguments are {_SHOWN.repr(args)}; allowed: [false] - weights are not part of a "
+            "layout, load them by name"
         )
     try:
         if name != ANY:
@@ -199,7 +223,10 @@ def parse(text: str) -> Layout:
     found = _mapping(text)
     anchors = _anchors(found["anchors"])
     contents = [*found["backbone"], *found["head"]]
-    where = [f"row {n} (map {n + 4 if n else '0 to 4'}) {_SHOWN.repr(row)[:200]}" for n, row in enumerate(contents)]
+    where = [
+        f"row {n} (map {n + 4 if n else '0 to 4'}) {_SHOWN.repr(row)[:200]}"
+        for n, row in enumerate(contents)
+    ]
     name = _first(contents[0], where[0])
     rows = [_row(n + 4, contents[n], where[n], found) for n in range(1, len(contents))]
     for row in rows[:-1]:
@@ -208,7 +235,18 @@ def parse(text: str) -> Layout:
         if not any(row.index in other.sources for other in rows):
             row.fail("no other row takes this map")
     if not rows or rows[-1].module != "Detect":
-        raise ModelError(f"layout {where[-1]}: the last row must be [[maps], 1, Detect, [nc, anchors]]")
+        raise ModelError(
+            f"layout {where[-1]}: the last row must be [[maps], 1, Detect, [nc, anchors]]"
+        )
     if len(rows[-1].sources) != len(anchors):
-        rows[-1].fail(f"it takes {len(rows[-1].sources)} maps, but there are anchors for {len(anchors)}")
-    return Layout(name, found["nc"], float(found["depth_multiple"]), float(found["width_multiple"]), anchors, rows)
+        rows[-1].fail(
+            f"it takes {len(rows[-1].sources)} maps, but there are anchors for {len(anchors)}"
+        )
+    return Layout(
+        name,
+        found["nc"],
+        float(found["depth_multiple"]),
+        float(found["width_multiple"]),
+        anchors,
+        rows,
+    )

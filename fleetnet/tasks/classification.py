@@ -66,13 +66,22 @@ def loss(
 ) -> dict[str, Tensor]:
     """Cross-entropy of logits (N, classes) against targets["label"]: (N,) indices or (N, classes) probabilities.
 
-    `class_weights` (classes,) multiply what each class adds; the mean over the batch is of weight 1 an image.
+    `class_weights` (classes,) multiply what each class adds; the mean over the batch is of weight 1
+    an image.
     """
     logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
     if class_weights is None:
-        return {"cross_entropy": F.cross_entropy(logits, targets["label"], label_smoothing=label_smoothing)}
+        return {
+            "cross_entropy": F.cross_entropy(
+                logits, targets["label"], label_smoothing=label_smoothing
+            )
+        }
     each = F.cross_entropy(
-        logits, targets["label"], class_weights.to(logits), label_smoothing=label_smoothing, reduction="none"
+        logits,
+        targets["label"],
+        class_weights.to(logits),
+        label_smoothing=label_smoothing,
+        reduction="none",
     )
     return {"cross_entropy": each.mean()}
 
@@ -87,7 +96,14 @@ def decode(
 
 def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     """`decode` and `present` in words and numbers."""
-    return {"scores": {"output": "logits", "activation": "softmax", "axis": 1, "classes": "column i is class i"}}
+    return {
+        "scores": {
+            "output": "logits",
+            "activation": "softmax",
+            "axis": 1,
+            "classes": "column i is class i",
+        }
+    }
 
 
 def restore(prediction: Prediction, place: Place) -> Prediction:
@@ -99,7 +115,9 @@ def present(
 ) -> list[tuple[str, float]]:
     """The `top` classes as (name, probability), most probable first; those below `threshold` are left out."""
     if len(prediction["logits"]) != len(classes):
-        raise ModelError(f"there are {len(prediction['logits'])} logits an image, but {len(classes)} class names")
+        raise ModelError(
+            f"there are {len(prediction['logits'])} logits an image, but {len(classes)} class names"
+        )
     scores, indices = prediction["logits"].softmax(0).topk(min(top, len(classes)))
     found = zip(indices.tolist(), scores.tolist(), strict=True)
     return [(classes[index], score) for index, score in found if score >= threshold]
@@ -118,9 +136,13 @@ class Metric:
         if not predictions:
             return
         truth = targets["label"].cpu()
-        logits = torch.stack([prediction["logits"] for prediction in predictions]).detach().float().cpu()  # (N, C)
+        logits = (
+            torch.stack([prediction["logits"] for prediction in predictions]).detach().float().cpu()
+        )  # (N, C)
         if logits.shape[1] != len(self.classes):
-            raise ModelError(f"there are {logits.shape[1]} logits an image, but {len(self.classes)} classes")
+            raise ModelError(
+                f"there are {logits.shape[1]} logits an image, but {len(self.classes)} classes"
+            )
         self.pairs.add(truth, logits.argmax(1))
         of_truth = logits.gather(1, truth[:, None])  # (N, 1)
         above = (logits > of_truth).sum(1)
@@ -138,7 +160,9 @@ class Metric:
         notes = without_truth(rows, "images", "image")
         tells = len(self.classes) > 5
         if not tells:
-            notes.append(f"top5 is not measured: any five of {len(self.classes)} classes hold the right one")
+            notes.append(
+                f"top5 is not measured: any five of {len(self.classes)} classes hold the right one"
+            )
         return {
             "top1": 100 * correct / self.images if self.images else None,
             "top5": 100 * self.among_five / self.images if self.images and tells else None,

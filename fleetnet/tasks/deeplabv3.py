@@ -1,20 +1,21 @@
 """DeepLabV3: a label for each pixel, by parallel dilated convolutions on the last feature (ASPP).
 
-Chen et al. 2017, arXiv:1706.05587. Of the form that ParC-Net trains: Zhang et al., ECCV 2022, arXiv:2203.03952; code:
-github.com/hkzhang91/ParC-Net.
+Chen et al. 2017, arXiv:1706.05587. Of the form that ParC-Net trains: Zhang et al., ECCV 2022,
+arXiv:2203.03952; code: github.com/hkzhang91/ParC-Net.
 
     feature (C, h, w), stride 16 or 8
       1x1 | 3x3 at three rates | mean over all places, 1x1     each 256, norm, ReLU; concatenated: 1280
       1x1, norm, ReLU                                          256
       1x1                                                      one logit a class, resized to the input
 
-The rates are 6, 12, 18 at stride 16, and twice that at stride 8. `auxiliary` adds a small head on the feature before
-the last, used in training only.
+The rates are 6, 12, 18 at stride 16, and twice that at stride 8. `auxiliary` adds a small head on
+the feature before the last, used in training only.
 
-Differs from ParC-Net's code: by default the backbone is dilated where it loses its stride; build with output_stride=16
-and options={"dilate": False} for the network they published. Logits return to the picture bilinearly (theirs: nearest)
-with its aspect kept (theirs: squashed to a square). The auxiliary loss is added with weight 0.4 (theirs: the sum is
-halved as well). Of the two dropouts before the classifier the second drops channels, as theirs does.
+Differs from ParC-Net's code: by default the backbone is dilated where it loses its stride; build
+with output_stride=16 and options={"dilate": False} for the network they published. Logits return to
+the picture bilinearly (theirs: nearest) with its aspect kept (theirs: squashed to a square). The
+auxiliary loss is added with weight 0.4 (theirs: the sum is halved as well). Of the two dropouts
+before the classifier the second drops channels, as theirs does.
 """
 
 import re
@@ -43,8 +44,8 @@ SIZE = (512, 512)
 CLASSES = 21
 LIMITS = None  # no detector
 DECODE = (
-    "logits (N, classes, H, W) of the input's pixels: cut out what shows the picture, resize it bilinearly to the "
-    "picture, and take the class of the largest logit."
+    "logits (N, classes, H, W) of the input's pixels: cut out what shows the picture, resize it "
+    "bilinearly to the picture, and take the class of the largest logit."
 )
 EMBEDDED = "semantic: index of the class of each pixel of the input"
 OPTIONS: tuple[str, ...] = ("channels", "auxiliary")
@@ -67,7 +68,10 @@ class ASPP(nn.Module):
     def __init__(self, inputs: int, channels: int, rates: tuple[int, ...]):
         super().__init__()
         self.branches = nn.ModuleList(
-            [_conv(inputs, channels), *(_conv(inputs, channels, 3, dilation=rate) for rate in rates)]
+            [
+                _conv(inputs, channels),
+                *(_conv(inputs, channels, 3, dilation=rate) for rate in rates),
+            ]
         )
         self.pooled = _conv(inputs, channels)
         self.project = _conv((len(rates) + 2) * channels, channels)
@@ -75,7 +79,9 @@ class ASPP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         pooled = self.pooled(x.mean((2, 3), keepdim=True)).expand(-1, -1, *x.shape[-2:])
-        return self.dropout(self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1)))
+        return self.dropout(
+            self.project(torch.cat([*(branch(x) for branch in self.branches), pooled], dim=1))
+        )
 
 
 class DeepLabV3(nn.Module):
@@ -90,7 +96,9 @@ class DeepLabV3(nn.Module):
         if auxiliary:
             width = max(backbone.channels[-2] // 4, 128)
             self.auxiliary = nn.Sequential(
-                _conv(backbone.channels[-2], width, 3), nn.Dropout2d(0.1), nn.Conv2d(width, classes, 1)
+                _conv(backbone.channels[-2], width, 3),
+                nn.Dropout2d(0.1),
+                nn.Conv2d(width, classes, 1),
             )
 
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
@@ -103,14 +111,20 @@ class DeepLabV3(nn.Module):
 
     def _refuse_one_image(self) -> None:
         """Batch norm cannot train on one value a channel, which is all that image pooling makes of one image."""
-        if any(module.training for module in self.aspp.pooled.modules() if isinstance(module, nn.BatchNorm2d)):
+        if any(
+            module.training
+            for module in self.aspp.pooled.modules()
+            if isinstance(module, nn.BatchNorm2d)
+        ):
             raise ModelError(
-                "the batch norm after the image pooling of DeepLabV3 sees one value a channel and image, so it cannot "
-                "train on one image: use a batch of at least 2"
+                "the batch norm after the image pooling of DeepLabV3 sees one value a channel and "
+                "image, so it cannot train on one image: use a batch of at least 2"
             )
 
 
-def head(backbone: Backbone, classes: int, channels: int = 256, auxiliary: bool = False) -> nn.Module:
+def head(
+    backbone: Backbone, classes: int, channels: int = 256, auxiliary: bool = False
+) -> nn.Module:
     """`classes` counts all label values, a background among them; `channels` is the width of each ASPP branch.
 
     Raises `UsageError` for another output stride than 8 or 16.
@@ -118,7 +132,9 @@ def head(backbone: Backbone, classes: int, channels: int = 256, auxiliary: bool 
     if backbone.strides[-1] not in RATES:
         raise UsageError(f"output_stride is {backbone.strides[-1]}; deeplabv3 allows 8, 16")
     if not 2 <= classes <= IGNORE:
-        raise ModelError(f"classes is {classes}; deeplabv3 allows 2 to {IGNORE}: label {IGNORE} means none")
+        raise ModelError(
+            f"classes is {classes}; deeplabv3 allows 2 to {IGNORE}: label {IGNORE} means none"
+        )
     if channels < 1:
         raise UsageError(f"channels is {channels}; allowed: 1 or more")
     return DeepLabV3(backbone, classes, channels, auxiliary)
@@ -139,7 +155,10 @@ def loss(
 
     def cross_entropy(logits: Tensor) -> Tensor:
         weights = None if class_weights is None else class_weights.to(logits.device)
-        return F.cross_entropy(logits.float(), truth, weights, ignore_index=IGNORE, reduction="sum") / count
+        return (
+            F.cross_entropy(logits.float(), truth, weights, ignore_index=IGNORE, reduction="sum")
+            / count
+        )
 
     losses = {"cross_entropy": cross_entropy(outputs["logits"])}
     if "auxiliary" in outputs:
@@ -147,7 +166,9 @@ def loss(
     return losses
 
 
-def decode(outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None) -> list[Prediction]:
+def decode(
+    outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
+) -> list[Prediction]:
     """{"logits": (classes, H, W)} for each image of the input's size; from `embed`, {"semantic": (H, W)}."""
     if "semantic" in outputs:
         return [{"semantic": labels} for labels in outputs["semantic"]]
@@ -166,15 +187,20 @@ def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
 def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     """`decode` and `restore` in words and numbers; of a file with its decode inside, what is left to do."""
     places = {
-        "row": "of the picture's row i: (i + 0.5) * scale_y + top - 0.5, as an index of a row of the output",
+        "row": "of the picture's row i: (i + 0.5) * scale_y + top - 0.5, as an index of a row of "
+        "the output",
         "column": "of the picture's column j: (j + 0.5) * scale_x + left - 0.5",
-        "limits": "no row before ceil(top - 0.5) or after floor(height * scale_y + top - 0.5), nor outside of it: clip"
-        " to that, so that nothing is taken from the padding (were the first after the second, both are "
-        "round(height * scale_y / 2 + top - 0.5)); columns likewise, with width, scale_x and left",
+        "limits": "no row before ceil(top - 0.5) or after floor(height * scale_y + top - 0.5), nor "
+        "outside of it: clip to that, so that nothing is taken from the padding (were "
+        "the first after the second, both are round(height * scale_y / 2 + top - 0.5)); "
+        "columns likewise, with width, scale_x and left",
     }
     if embedded:
         return {
-            "classes": {"output": "semantic", "values": "index of the class of each pixel of the input"},
+            "classes": {
+                "output": "semantic",
+                "values": "index of the class of each pixel of the input",
+            },
             "to_picture": {**places, "interpolation": "nearest: floor(index + 0.5)"},
         }
     return {
@@ -186,8 +212,8 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
 def _centers(count: int, scale: float, offset: float, size: int) -> Tensor:
     """Where the centers of a picture's `count` rows (or columns) lie in an input of `size`, as fractional indices.
 
-    None lies beyond the outermost rows of the input whose own centers are of the picture, so that nothing is taken
-    from the padding.
+    None lies beyond the outermost rows of the input whose own centers are of the picture, so that
+    nothing is taken from the padding.
     """
     centers = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset - 0.5
     first, last = ceil(offset - 0.5), floor(count * scale + offset - 0.5)
@@ -207,15 +233,23 @@ def _between(maps: Tensor, dim: int, at: Tensor) -> Tensor:
 def restore(prediction: Prediction, place: Place) -> Prediction:
     """{"semantic": (height, width) uint8} in the pixels of the picture, without the padding around it in the input.
 
-    Logits are resized bilinearly and the largest is taken; class maps (of `embed`) are resized to the nearest pixel.
+    Logits are resized bilinearly and the largest is taken; class maps (of `embed`) are resized to
+    the nearest pixel.
     """
     maps = prediction["semantic" if "semantic" in prediction else "logits"]
     rows = _centers(place.height, place.scale_y, place.top, maps.shape[-2]).to(maps.device)
     columns = _centers(place.width, place.scale_x, place.left, maps.shape[-1]).to(maps.device)
     if "semantic" in prediction:
         nearest = maps.index_select(0, (rows + 0.5).floor().long().clamp(max=maps.shape[0] - 1))
-        return {"semantic": nearest.index_select(1, (columns + 0.5).floor().long().clamp(max=maps.shape[1] - 1)).byte()}
-    parts = [_between(_between(maps, -2, some), -1, columns).argmax(0).byte() for some in rows.split(ROWS)]
+        return {
+            "semantic": nearest.index_select(
+                1, (columns + 0.5).floor().long().clamp(max=maps.shape[1] - 1)
+            ).byte()
+        }
+    parts = [
+        _between(_between(maps, -2, some), -1, columns).argmax(0).byte()
+        for some in rows.split(ROWS)
+    ]
     return {"semantic": torch.cat(parts)}
 
 
@@ -225,7 +259,9 @@ def present(
     """The `top` classes by their share of the picture's pixels, largest first; none below `threshold` or not there."""
     labels = prediction["semantic"]
     # rows at a time: as int64, the labels of a whole photo can take hundreds of megabytes
-    counts = sum(rows.flatten().long().bincount(minlength=IGNORE + 1) for rows in labels.split(ROWS))
+    counts = sum(
+        rows.flatten().long().bincount(minlength=IGNORE + 1) for rows in labels.split(ROWS)
+    )
     shares, indices = (torch.as_tensor(counts)[: max(len(classes), 1)] / labels.numel()).sort(
         descending=True, stable=True
     )
@@ -245,7 +281,10 @@ class Metric:
         for prediction, truth in zip(predictions, targets["semantic"], strict=True):
             predicted = prediction["semantic"]
             if predicted.shape != truth.shape:
-                raise ModelError(f"the prediction is {tuple(predicted.shape)}, but its label map {tuple(truth.shape)}")
+                raise ModelError(
+                    f"the prediction is {tuple(predicted.shape)}, but its label map "
+                    f"{tuple(truth.shape)}"
+                )
             truth = truth.long().cpu()
             counts = truth != IGNORE
             self.pairs.add(truth[counts], predicted.long().cpu()[counts])
@@ -254,14 +293,18 @@ class Metric:
     def result(self) -> dict[str, Any]:
         """Percentages, and the number of images. Pixels of label IGNORE do not count; over no pixel all is None.
 
-        "mIoU" is the mean over classes that the truth or the predictions have, as in torchmetrics and mmsegmentation;
-        the IoU of others is None. "accuracy" is over pixels, "mean_accuracy" the mean over the classes of the truth.
-        Where the truth has pixels of one class alone, nothing can be told apart: a network that says this class
-        everywhere would have an mIoU of 100, so it is None.
+        "mIoU" is the mean over classes that the truth or the predictions have, as in torchmetrics
+        and mmsegmentation; the IoU of others is None. "accuracy" is over pixels, "mean_accuracy"
+        the mean over the classes of the truth. Where the truth has pixels of one class alone,
+        nothing can be told apart: a network that says this class everywhere would have an mIoU of
+        100, so it is None.
         """
         totals = self.pairs.totals()
         right, truth, predicted = (total.tolist() for total in totals)
-        pixels, there = sum(truth), [name for name, count in zip(self.classes, truth, strict=True) if count]
+        pixels, there = (
+            sum(truth),
+            [name for name, count in zip(self.classes, truth, strict=True) if count],
+        )
         iou = [
             100 * both / (true + said - both) if true + said else None
             for both, true, said in zip(right, truth, predicted, strict=True)
@@ -269,7 +312,10 @@ class Metric:
         rows = by_class(self.classes, "pixels", totals)
         notes = without_truth(rows, "pixels", "pixel")
         if len(there) == 1:
-            notes.append(f"all pixels are of the class {there[0]}: there is nothing to tell apart, so no mIoU")
+            notes.append(
+                f"all pixels are of the class {there[0]}: there is nothing to tell apart, "
+                "so no mIoU"
+            )
         return {
             "mIoU": mean(iou) if len(there) > 1 else None,
             "accuracy": 100 * sum(right) / pixels if pixels else None,

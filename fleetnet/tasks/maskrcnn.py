@@ -7,13 +7,14 @@ He et al., Mask R-CNN, arXiv:1703.06870; Lin et al., Feature Pyramid Networks, a
         ->  RoIAlign 7x7, two linear layers: classes and boxes; NMS within each class
         ->  RoIAlign 14x14, four convolutions, one transposed: 28x28 mask of the box's own class
 
-Layers, initial values, sampling and losses are torchvision's. Differs from it: anchors and RoIs use the true strides
-of the backbone, where torchvision divides sizes and rounds, which is wrong for maps that do not divide the image.
-Masks are cut out and pasted with pixel centers at halves, as in Detectron2; torchvision is half a pixel off and rounds
-the boxes, so that a nucleus 12 pixels wide comes back from its own target with an IoU of 0.84 (here 1.00). In
-eval mode all shapes are fixed, so that the whole network can be exported: missing proposals and detections have a score
-of 0, and at most the best 1000 pairs of a proposal and a class (10 for each detection, if that is more) enter the last
-NMS. The network chooses its detections itself, so that `limit` is told to it.
+Layers, initial values, sampling and losses are torchvision's. Differs from it: anchors and RoIs use
+the true strides of the backbone, where torchvision divides sizes and rounds, which is wrong for
+maps that do not divide the image. Masks are cut out and pasted with pixel centers at halves, as in
+Detectron2; torchvision is half a pixel off and rounds the boxes, so that a nucleus 12 pixels wide
+comes back from its own target with an IoU of 0.84 (here 1.00). In eval mode all shapes are fixed,
+so that the whole network can be exported: missing proposals and detections have a score of 0, and
+at most the best 1000 pairs of a proposal and a class (10 for each detection, if that is more) enter
+the last NMS. The network chooses its detections itself, so that `limit` is told to it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,12 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
 from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
-from torchvision.ops import FeaturePyramidNetwork, MultiScaleRoIAlign, clip_boxes_to_image, roi_align
+from torchvision.ops import (
+    FeaturePyramidNetwork,
+    MultiScaleRoIAlign,
+    clip_boxes_to_image,
+    roi_align,
+)
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
@@ -56,10 +62,10 @@ CLASS_MAJOR: tuple[str, ...] = ("head.roi_heads.box_predictor.bbox_pred.",)
 from_file = None
 
 DECODE = (
-    "The outputs are detections, padded to limits.max_objects: boxes x0, y0, x1, y1 in pixels of the input, best "
-    "first, with scores (above limits.score; 0 where there is none), labels from 0, and the 28x28 probabilities of the "
-    "mask in the box. To paste one, scale it bilinearly to its box, pixel centers at halves, and take what is above "
-    "0.5."
+    "The outputs are detections, padded to limits.max_objects: boxes x0, y0, x1, y1 in pixels of "
+    "the input, best first, with scores (above limits.score; 0 where there is none), labels from "
+    "0, and the 28x28 probabilities of the mask in the box. To paste one, scale it bilinearly to "
+    "its box, pixel centers at halves, and take what is above 0.5."
 )
 EMBEDDED = f"{BOXES}; masks: probabilities, to be resized to the box, inside above 0.5"
 
@@ -74,7 +80,9 @@ class Anchors(AnchorGenerator):
     """torchvision's anchors, one size a level, at the true strides: centered at multiples of the stride."""
 
     def __init__(self, smallest: int, strides: Sequence[int]):
-        super().__init__(tuple((smallest * 2**i,) for i in range(len(strides))), (RATIOS,) * len(strides))
+        super().__init__(
+            tuple((smallest * 2**i,) for i in range(len(strides))), (RATIOS,) * len(strides)
+        )
         self.strides = list(strides)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
@@ -83,9 +91,14 @@ class Anchors(AnchorGenerator):
         for (height, width), stride, size in zip(
             (m.shape[-2:] for m in feature_maps), self.strides, self.sizes, strict=True
         ):
-            dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)  # bfloat16 has no pixel 257
+            dtype = torch.promote_types(
+                feature_maps[0].dtype, torch.float32
+            )  # bfloat16 has no pixel 257
             like: dict[str, Any] = {"dtype": dtype, "device": feature_maps[0].device}
-            rows, columns = torch.arange(height, **like) * stride, torch.arange(width, **like) * stride
+            rows, columns = (
+                torch.arange(height, **like) * stride,
+                torch.arange(width, **like) * stride,
+            )
             y, x = torch.meshgrid(rows, columns, indexing="ij")
             centers = torch.stack([x, y, x, y], 2).reshape(-1, 1, 4)
             levels.append((centers + self.generate_anchors(size, RATIOS, **like)).reshape(-1, 4))
@@ -96,13 +109,21 @@ class MaskRCNN(nn.Module):
     """Features -> in training mode the pyramid, for `loss`; in eval mode padded detections, see `forward`."""
 
     def __init__(
-        self, backbone: Backbone, classes: int, channels: int, hidden: int, anchor: int, samples: int, proposals: int
+        self,
+        backbone: Backbone,
+        classes: int,
+        channels: int,
+        hidden: int,
+        anchor: int,
+        samples: int,
+        proposals: int,
     ):
         super().__init__()
         self.limits = LIMITS
         if missing := [stride for stride in STRIDES if stride not in backbone.strides]:
             raise ModelError(
-                f"maskrcnn needs features of strides {STRIDES}; the backbone has none of stride {missing[0]}"
+                f"maskrcnn needs features of strides {STRIDES}; the backbone has none of stride "
+                f"{missing[0]}"
             )
         self.used = [backbone.strides.index(stride) for stride in STRIDES]
         inputs = [backbone.channels[i] for i in self.used]
@@ -138,14 +159,16 @@ class MaskRCNN(nn.Module):
     def forward(self, features: list[Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
         """In training mode the maps p2 to p5 and "pool" (N, channels, h, w), and "size" (2,), of the image.
 
-        In eval mode boxes (N, K, 4) in pixels, scores (N, K), labels (N, K) and masks (N, K, 28, 28) of
-        K = `limits.count`: probabilities of the box's own class.
+        In eval mode boxes (N, K, 4) in pixels, scores (N, K), labels (N, K) and masks (N, K, 28,
+        28) of K = `limits.count`: probabilities of the box's own class.
         """
         maps = self.fpn({name: features[i] for name, i in zip(MAPS, self.used, strict=True)})
         if self.training:
             return {**maps, "size": torch.tensor([int(size[0]), int(size[1])])}
         device = features[0].device.type
-        if torch.is_autocast_enabled(device):  # a branch, since an exported graph can hold no autocast
+        if torch.is_autocast_enabled(
+            device
+        ):  # a branch, since an exported graph can hold no autocast
             with torch.autocast(device, enabled=False):  # bfloat16 would move boxes by pixels
                 maps = {name: value.float() for name, value in maps.items()}
                 return self.detect(maps, *self.propose(maps, size), size)
@@ -156,7 +179,9 @@ class MaskRCNN(nn.Module):
         rpn, first = self.rpn, maps[MAPS[0]]
         logits, deltas = rpn.head(list(maps.values()))
         counts = [o.shape[1] * o.shape[2] * o.shape[3] for o in logits]
-        anchors = rpn.anchor_generator(ImageList(first, [size]), list(maps.values()))[0].split(counts)
+        anchors = rpn.anchor_generator(ImageList(first, [size]), list(maps.values()))[0].split(
+            counts
+        )
         found, scores, levels = [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
             logit = logit.permute(0, 2, 3, 1).flatten(1)  # (N, A_i)
@@ -172,7 +197,9 @@ class MaskRCNN(nn.Module):
         probability = _without_empty(boxes, torch.cat(scores, 1), rpn.min_size)
         chosen, there = [], []
         for b, p in zip(boxes, probability, strict=True):
-            index = best_after_nms(b, p, level_of, len(counts), rpn.nms_thresh, rpn.post_nms_top_n())
+            index = best_after_nms(
+                b, p, level_of, len(counts), rpn.nms_thresh, rpn.post_nms_top_n()
+            )
             there.append(take(p >= 0, index))
             chosen.append(take(b, index) * there[-1][:, None])
         return torch.stack(chosen), torch.stack(there)
@@ -182,13 +209,19 @@ class MaskRCNN(nn.Module):
     ) -> dict[str, Tensor]:
         """Proposals (N, P, 4), of which some are `there` -> padded detections, as torchvision's in eval mode."""
         roi, sizes, limits = self.roi_heads, [size] * len(proposals), self.limits
-        logits, deltas = roi.box_predictor(roi.box_head(roi.box_roi_pool(maps, list(proposals), sizes)))
+        logits, deltas = roi.box_predictor(
+            roi.box_head(roi.box_roi_pool(maps, list(proposals), sizes))
+        )
         decoded = roi.box_coder.decode_single(deltas, proposals.flatten(0, 1))
-        decoded = decoded.reshape(len(proposals), -1, logits.shape[1], 4)[:, :, 1:]  # without the background's
+        decoded = decoded.reshape(len(proposals), -1, logits.shape[1], 4)[
+            :, :, 1:
+        ]  # without the background's
         boxes = clip_boxes_to_image(decoded.flatten(1, 2), size)
         scores = only_of(logits.softmax(1)[:, 1:], limits)
         classes = scores.shape[1]
-        scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(1)  # (N, P * classes)
+        scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(
+            1
+        )  # (N, P * classes)
         scores = _without_empty(boxes, scores.where(scores > limits.score, -1.0), 1e-2)
         found: dict[str, list[Tensor]] = {"boxes": [], "scores": [], "labels": []}
         for b, s in zip(boxes, scores, strict=True):
@@ -200,9 +233,13 @@ class MaskRCNN(nn.Module):
             found["scores"].append(s)
             found["labels"].append(take(label, keep) * (s > 0))
         outputs = {key: torch.stack(value) for key, value in found.items()}
-        masks = roi.mask_predictor(roi.mask_head(roi.mask_roi_pool(maps, list(outputs["boxes"]), sizes)))
+        masks = roi.mask_predictor(
+            roi.mask_head(roi.mask_roi_pool(maps, list(outputs["boxes"]), sizes))
+        )
         own = (outputs["labels"].flatten() + 1).view(-1, 1, 1, 1).expand(-1, 1, MASK, MASK)
-        outputs["masks"] = masks.gather(1, own).sigmoid().reshape(*outputs["labels"].shape, MASK, MASK)
+        outputs["masks"] = (
+            masks.gather(1, own).sigmoid().reshape(*outputs["labels"].shape, MASK, MASK)
+        )
         return outputs
 
 
@@ -230,10 +267,17 @@ def head(
 ) -> nn.Module:
     """`channels` of the pyramid and of the mask layers, `hidden` width of the box layers.
 
-    `anchor` is the size in pixels of the smallest anchors, doubled at each of the five levels; `samples` RoIs an image
-    are learned from; `proposals` an image are looked at (twice as many in training), before and after the NMS.
+    `anchor` is the size in pixels of the smallest anchors, doubled at each of the five levels;
+    `samples` RoIs an image are learned from; `proposals` an image are looked at (twice as many in
+    training), before and after the NMS.
     """
-    given = {"channels": channels, "hidden": hidden, "anchor": anchor, "samples": samples, "proposals": proposals}
+    given = {
+        "channels": channels,
+        "hidden": hidden,
+        "anchor": anchor,
+        "samples": samples,
+        "proposals": proposals,
+    }
     for key, value in given.items():
         if value < 1:
             raise ModelError(f"{key} is {value}; maskrcnn needs at least 1")
@@ -251,7 +295,9 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
     height, width = outputs["size"].tolist()
     sizes = [(int(height), int(width))] * len(targets["boxes"])
     objects = []
-    for boxes, labels, masks in zip(targets["boxes"], targets["labels"], targets["masks"], strict=True):
+    for boxes, labels, masks in zip(
+        targets["boxes"], targets["labels"], targets["masks"], strict=True
+    ):
         solid = (boxes[:, 2:] > boxes[:, :2]).all(1)
         objects.append({"boxes": boxes[solid], "labels": labels[solid] + 1, "masks": masks[solid]})
     proposals, rpn = network.rpn(ImageList(maps[MAPS[0]], sizes), maps, objects)
@@ -261,12 +307,19 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
 
     positive = [label > 0 for label in labels]
     boxes = [b[chosen] for b, chosen in zip(proposals, positive, strict=True)]
-    truth = [cut(o["masks"], b, i[chosen]) for o, b, i, chosen in zip(objects, boxes, matched, positive, strict=True)]
+    truth = [
+        cut(o["masks"], b, i[chosen])
+        for o, b, i, chosen in zip(objects, boxes, matched, positive, strict=True)
+    ]
     masks = roi.mask_predictor(
         roi.mask_head(roi.mask_roi_pool(maps, boxes, sizes))
     )  # (all positives, classes + 1, ...)
-    own = masks[torch.arange(len(masks), device=masks.device), torch.cat(labels)[torch.cat(positive)]]
-    mask = F.binary_cross_entropy_with_logits(own, torch.cat(truth)) if len(own) else masks.sum() * 0
+    own = masks[
+        torch.arange(len(masks), device=masks.device), torch.cat(labels)[torch.cat(positive)]
+    ]
+    mask = (
+        F.binary_cross_entropy_with_logits(own, torch.cat(truth)) if len(own) else masks.sum() * 0
+    )
     return {
         "rpn_objectness": rpn["loss_objectness"],
         "rpn_box": rpn["loss_rpn_box_reg"],
@@ -282,12 +335,16 @@ def cut(masks: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
     return roi_align(masks[:, None].to(boxes), rois, MASK, aligned=True)[:, 0]
 
 
-def decode(outputs: Outputs, size: tuple[int, int], limits: Limits | None = None) -> list[Prediction]:
+def decode(
+    outputs: Outputs, size: tuple[int, int], limits: Limits | None = None
+) -> list[Prediction]:
     """Padded detections -> boxes, scores, labels and mask_probabilities (n, 28, 28) of each image.
 
     Of `limits` all but the NMS is applied, which the network did by those that `limit` told it.
     """
-    named = {"mask_probabilities" if key == "masks" else key: value for key, value in outputs.items()}
+    named = {
+        "mask_probabilities" if key == "masks" else key: value for key, value in outputs.items()
+    }
     return [within(prediction, limits or LIMITS) for prediction in boxes_.unpad(named)]
 
 
@@ -312,9 +369,10 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
             "output": "masks",
             "size": MASK,
             "values": "probabilities in the box, before that is clipped to the picture",
-            "paste": "the center of the picture's pixel in row i, column j lies in the mask at row (i + 0.5 - y0) / "
-            "(y1 - y0) * size - 0.5, column (j + 0.5 - x0) / (x1 - x0) * size - 0.5, with the box in pixels of the "
-            "picture, unclipped; interpolate bilinearly, with 0 outside of the mask",
+            "paste": "the center of the picture's pixel in row i, column j lies in the mask at row "
+            "(i + 0.5 - y0) / (y1 - y0) * size - 0.5, column (j + 0.5 - x0) / (x1 - x0) * "
+            "size - 0.5, with the box in pixels of the picture, unclipped; interpolate "
+            "bilinearly, with 0 outside of the mask",
             "above": 0.5,
         },
     }
@@ -326,7 +384,9 @@ def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor
     A pixel is inside if its center is. Outside of the box there is nothing.
     """
 
-    def weights(pixels: int, start: Tensor, end: Tensor) -> Tensor:  # (n, pixels, 28), of each cell for each pixel
+    def weights(
+        pixels: int, start: Tensor, end: Tensor
+    ) -> Tensor:  # (n, pixels, 28), of each cell for each pixel
         center = torch.arange(pixels, device=start.device) + 0.5
         cell = (center - start[:, None]) / (end - start)[:, None] * MASK - 0.5
         return (1 - (cell[..., None] - torch.arange(MASK, device=start.device)).abs()).clamp(min=0)

@@ -1,23 +1,28 @@
 """YOLO: one-stage detection with anchors at strides 8, 16 and 32, in the layout of the YOLOv5 family.
 
-The network is read from rows (see `_layout`); the stock layout is built in: SPPF on the deepest map, then a top-down
-and a bottom-up pass of CSP blocks. Written from descriptions: Redmon & Farhadi, "YOLOv3", arXiv:1804.02767 (anchors,
-objectness), Bochkovskiy et al., "YOLOv4", arXiv:2004.10934 (CIoU, mosaic, cells beside the center), Wang et al.,
-"CSPNet", arXiv:1911.11929 (C3), Liu et al., "PANet", arXiv:1803.01534 (the two passes), He et al., "Spatial pyramid
-pooling", arXiv:1406.4729 (SPPF: the same pools, one after the other), and the public formulas of the later versions:
+The network is read from rows (see `_layout`); the stock layout is built in: SPPF on the deepest
+map, then a top-down and a bottom-up pass of CSP blocks. Written from descriptions: Redmon &
+Farhadi, "YOLOv3", arXiv:1804.02767 (anchors, objectness), Bochkovskiy et al., "YOLOv4",
+arXiv:2004.10934 (CIoU, mosaic, cells beside the center), Wang et al., "CSPNet", arXiv:1911.11929
+(C3), Liu et al., "PANet", arXiv:1803.01534 (the two passes), He et al., "Spatial pyramid pooling",
+arXiv:1406.4729 (SPPF: the same pools, one after the other), and the public formulas of the later
+versions:
 
     center = (2 sigmoid(t) - 0.5 + cell) * stride        size = (2 sigmoid(t))^2 * anchor        both in input pixels
 
-An anchor learns an object if neither width nor height differs by more than a factor of 4. Beside the cell of its center
-the horizontally and the vertically nearest cell learn it too; the formula reaches that far.
+An anchor learns an object if neither width nor height differs by more than a factor of 4. Beside
+the cell of its center the horizontally and the vertically nearest cell learn it too; the formula
+reaches that far.
 
-Any input size works. Cell i stands at (i + 0.5) * stride whether a backbone rounds its sizes up (padded strided
-convolutions sample every stride-th position from the first) or down (patches drop pixels at the far edge), so the
-nominal stride is right and the ratio of the sizes is not. For the same reason maps that differ by rounding are joined
-by cutting or repeating the last row or column, never by stretching.
+Any input size works. Cell i stands at (i + 0.5) * stride whether a backbone rounds its sizes up
+(padded strided convolutions sample every stride-th position from the first) or down (patches drop
+pixels at the far edge), so the nominal stride is right and the ratio of the sizes is not. For the
+same reason maps that differ by rounding are joined by cutting or repeating the last row or column,
+never by stretching.
 
-Differs from the family: the target of the objectness is CIoU; batch norms and the initial weights are torch's; no
-weights per image; a fit of anchors is k-means by IoU (arXiv:1612.08242) without evolution.
+Differs from the family: the target of the objectness is CIoU; batch norms and the initial weights
+are torch's; no weights per image; a fit of anchors is k-means by IoU (arXiv:1612.08242) without
+evolution.
 """
 
 import math
@@ -52,14 +57,18 @@ SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR: tuple[str, ...] = ()
 limit = None
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
-BALANCE = (4.0, 1.0, 0.4)  # weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
+BALANCE = (
+    4.0,
+    1.0,
+    0.4,
+)  # weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
 LIMITS = Limits(count=100, iou=0.65, score=0.001)
 DECODE = (
-    "predictions (N, A, 5 + classes): center x, center y, width and height in pixels of the input, then probabilities "
-    "of an object and of each class. The score of a class is their product; scores above limits.score, of them the "
-    "best 1000 (10 times limits.max_objects, if that is more), enter a non-maximum suppression within each class at an "
-    "IoU of limits.nms; the best limits.max_objects are kept. Classes that limits.only does not name are left out "
-    "before."
+    "predictions (N, A, 5 + classes): center x, center y, width and height in pixels of the input, "
+    "then probabilities of an object and of each class. The score of a class is their product; "
+    "scores above limits.score, of them the best 1000 (10 times limits.max_objects, if that is "
+    "more), enter a non-maximum suppression within each class at an IoU of limits.nms; the best "
+    "limits.max_objects are kept. Classes that limits.only does not name are left out before."
 )
 EMBEDDED = BOXES
 
@@ -163,13 +172,16 @@ class Concat(nn.Module):
 class Detect(nn.Module):
     """A 1x1 convolution for each level. Of each cell and anchor: box t (4), objectness, classes.
 
-    Training: {"level0": (N, anchors, h, w, 5 + classes), ...}, raw. Eval: {"predictions": (N, sum anchors * h * w,
-    5 + classes)}: center x, center y, width and height in input pixels, then probabilities.
+    Training: {"level0": (N, anchors, h, w, 5 + classes), ...}, raw. Eval: {"predictions": (N, sum
+    anchors * h * w, 5 + classes)}: center x, center y, width and height in input pixels, then
+    probabilities.
     """
 
     anchors: Tensor  # (levels, anchors, 2): width, height in input pixels
 
-    def __init__(self, channels: list[int], strides: list[int], anchors: list[list[float]], classes: int):
+    def __init__(
+        self, channels: list[int], strides: list[int], anchors: list[list[float]], classes: int
+    ):
         super().__init__()
         self.strides, self.classes = strides, classes
         self.register_buffer("anchors", torch.tensor(anchors).view(len(anchors), -1, 2))
@@ -177,23 +189,31 @@ class Detect(nn.Module):
         self.convs = nn.ModuleList([nn.Conv2d(c, count * (5 + classes), 1) for c in channels])
         for conv, stride in zip(self.convs, strides, strict=True):
             bias = torch.zeros(count, 5 + classes)
-            bias[:, 4] = torch.logit(torch.tensor(min(8 / (640 / stride) ** 2, 0.5)))  # 8 objects in 640x640 pixels
+            bias[:, 4] = torch.logit(
+                torch.tensor(min(8 / (640 / stride) ** 2, 0.5))
+            )  # 8 objects in 640x640 pixels
             bias[:, 5:] = math.log(0.6 / (classes - 0.6))  # of a found object: logit(0.6 / classes)
             conv.bias = nn.Parameter(bias.flatten())
 
     def boxes(self, raw: Tensor, level: int, cells: Tensor, anchors: Tensor) -> Tensor:
         """Raw (..., 4), x and y of the cell (..., 2), width and height of the anchor (..., 2) -> cx, cy, w, h."""
         t = 2 * raw.sigmoid()
-        return torch.cat([(t[..., :2] - 0.5 + cells) * self.strides[level], t[..., 2:] ** 2 * anchors], -1)
+        return torch.cat(
+            [(t[..., :2] - 0.5 + cells) * self.strides[level], t[..., 2:] ** 2 * anchors], -1
+        )
 
     def forward(self, maps: list[Tensor]) -> dict[str, Tensor]:
         raw = []
         for conv, x in zip(self.convs, maps, strict=True):
             n, _, h, w = x.shape
-            raw.append(conv(x).view(n, -1, 5 + self.classes, h, w).permute(0, 1, 3, 4, 2))  # (N, A, h, w, 5 + classes)
+            raw.append(
+                conv(x).view(n, -1, 5 + self.classes, h, w).permute(0, 1, 3, 4, 2)
+            )  # (N, A, h, w, 5 + classes)
         if self.training:
             return {f"level{i}": x for i, x in enumerate(raw)}
-        return {"predictions": torch.cat([self.predict(x.float(), i) for i, x in enumerate(raw)], 1)}
+        return {
+            "predictions": torch.cat([self.predict(x.float(), i) for i, x in enumerate(raw)], 1)
+        }
 
     def predict(self, raw: Tensor, level: int) -> Tensor:
         """Raw (N, A, h, w, 5 + classes) -> (N, A * h * w, 5 + classes)."""
@@ -213,7 +233,9 @@ class Network(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, layout: Layout):  # noqa: C901
         super().__init__()
-        self.inputs = {STRIDES.index(s): i for i, s in enumerate(backbone.strides) if s in STRIDES}  # map -> feature
+        self.inputs = {
+            STRIDES.index(s): i for i, s in enumerate(backbone.strides) if s in STRIDES
+        }  # map -> feature
         self.plan = [(row.index, row.sources) for row in layout.rows]
         self.rows = nn.ModuleDict()
         channels = {m: backbone.channels[i] for m, i in self.inputs.items()}
@@ -223,12 +245,18 @@ class Network(nn.Module):
         for row in layout.rows:
             for source in row.sources:
                 if source not in channels:
-                    row.fail(f"map {source} has stride {STRIDES[source]}; the backbone's strides: {backbone.strides}")
+                    row.fail(
+                        f"map {source} has stride {STRIDES[source]}; the backbone's strides: "
+                        f"{backbone.strides}"
+                    )
             before = [channels[source] for source in row.sources]
             stride, steps = strides[row.sources[0]], resized[row.sources[0]]
             if row.module == "Concat":
                 if len({strides[source] for source in row.sources}) > 1:
-                    row.fail(f"its maps have strides {[strides[source] for source in row.sources]}; they must be equal")
+                    row.fail(
+                        "its maps have strides "
+                        f"{[strides[source] for source in row.sources]}; they must be equal"
+                    )
                 drift = [resized[source] for source in row.sources]
                 steps = min(drift)
                 module: nn.Module = Concat(drift.index(steps))
@@ -255,7 +283,9 @@ class Network(nn.Module):
     def detect(self) -> Detect:
         return cast(Detect, self.rows[str(self.plan[-1][0])])
 
-    def forward(self, features: list[Tensor], size: tuple[int, int] | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, features: list[Tensor], size: tuple[int, int] | None = None
+    ) -> dict[str, Tensor]:
         maps: dict[int, Any] = {m: features[i] for m, i in self.inputs.items()}
         for index, sources in self.plan:
             module = self.rows[str(index)]
@@ -272,15 +302,22 @@ def _convolutional(row: Row, inputs: int, layout: Layout) -> tuple[nn.Module, in
         return C3(inputs, outputs, number, row.args[1]), outputs
     if row.module == "SPPF":
         return SPPF(inputs, outputs, row.args[1]), outputs
-    return nn.Sequential(*[Conv(outputs if i else inputs, outputs, *row.args[1:]) for i in range(number)]), outputs
+    return nn.Sequential(
+        *[Conv(outputs if i else inputs, outputs, *row.args[1:]) for i in range(number)]
+    ), outputs
 
 
 def head(
-    backbone: Backbone, classes: int, depth: float | None = None, width: float | None = None, layout: str = STOCK
+    backbone: Backbone,
+    classes: int,
+    depth: float | None = None,
+    width: float | None = None,
+    layout: str = STOCK,
 ) -> Network:
     """The rows of `layout` (text or file; the stock one if not given) on a backbone.
 
-    `depth` and `width` multiply blocks and channels, in place of the layout's multiples (stock: 0.33 and 0.5).
+    `depth` and `width` multiply blocks and channels, in place of the layout's multiples (stock:
+    0.33 and 0.5).
     """
     parsed = parse(read(layout))
     multiples = {"depth": depth, "width": width}
@@ -296,7 +333,10 @@ def from_file(path: str) -> tuple[str, int, dict[str, Option]]:
     text = read(path)
     layout = parse(text)
     if layout.backbone == ANY:
-        raise ModelError(f"row 0 of {path} takes any backbone: build yolo/BACKBONE with its text as the option layout")
+        raise ModelError(
+            f"row 0 of {path} takes any backbone: build yolo/BACKBONE with its text "
+            "as the option layout"
+        )
     return f"yolo/{layout.backbone}", layout.classes, {"layout": text}
 
 
@@ -308,8 +348,8 @@ def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
     named = parse(text).backbone
     if named not in (ANY, backbone):
         raise ModelError(
-            f"row 0 of the layout is {named!r}, but the model is yolo/{backbone}: build yolo/{named}, or write "
-            f"{backbone!r} in row 0 (or {ANY!r}, which takes any)"
+            f"row 0 of the layout is {named!r}, but the model is yolo/{backbone}: build "
+            f"yolo/{named}, or write {backbone!r} in row 0 (or {ANY!r}, which takes any)"
         )
     return {**options, "layout": text}
 
@@ -317,11 +357,14 @@ def stored(options: Mapping[str, Option], backbone: str) -> dict[str, Option]:
 # Training ------------------------------------------------------------------------------------------------------------
 
 
-def assign(boxes: Tensor, anchors: Tensor, stride: int, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+def assign(
+    boxes: Tensor, anchors: Tensor, stride: int, height: int, width: int
+) -> tuple[Tensor, Tensor, Tensor]:
     """Which anchors of which cells of one level learn which box.
 
-    boxes (n, 4) cx, cy, w, h and anchors (A, 2) in pixels -> index of the box (m,), of the anchor (m,), and the cell's
-    (x, y) (m, 2). A center beyond the last cell (a backbone that rounds down) belongs to that cell.
+    boxes (n, 4) cx, cy, w, h and anchors (A, 2) in pixels -> index of the box (m,), of the anchor
+    (m,), and the cell's (x, y) (m, 2). A center beyond the last cell (a backbone that rounds down)
+    belongs to that cell.
     """
     ratio = boxes[:, None, 2:] / anchors  # (n, A, 2)
     box, anchor = (torch.maximum(ratio, 1 / ratio).amax(2) < RATIO).nonzero().unbind(1)
@@ -329,7 +372,9 @@ def assign(boxes: Tensor, anchors: Tensor, stride: int, height: int, width: int)
     center = boxes[box, :2] / stride  # (m, 2), in cells
     own = center.floor().clamp(min=boxes.new_zeros(2), max=limit)
     toward = torch.where(center - own < 0.5, -1.0, 1.0)
-    beside = [own + toward * toward.new_tensor(axis) for axis in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))]
+    beside = [
+        own + toward * toward.new_tensor(axis) for axis in ((0.0, 0.0), (1.0, 0.0), (0.0, 1.0))
+    ]
     cells = torch.cat(beside)
     inside = ((cells >= 0) & (cells <= limit)).all(1)
     return box.repeat(3)[inside], anchor.repeat(3)[inside], cells[inside].long()
@@ -345,12 +390,14 @@ def loss(
 ) -> dict[str, Tensor]:
     """CIoU of the boxes, and binary cross-entropy of objectness (its target is the CIoU) and classes.
 
-    The gains are for 3 levels, 640x640 pixels and 80 classes, and are scaled from there. An image without objects
-    teaches only that there are none.
+    The gains are for 3 levels, 640x640 pixels and 80 classes, and are scaled from there. An image
+    without objects teaches only that there are none.
     """
     detect = cast(Network, head).detect
     labels = torch.cat(list(targets["labels"]))
-    boxes = box_convert(torch.cat(list(targets["boxes"])).float(), "xyxy", "cxcywh")  # of all images
+    boxes = box_convert(
+        torch.cat(list(targets["boxes"])).float(), "xyxy", "cxcywh"
+    )  # of all images
     image = torch.cat([torch.full_like(x, i) for i, x in enumerate(targets["labels"])])
     raw = [x.float() for x in outputs.values()]
     balance = BALANCE if len(raw) == len(BALANCE) else (1.0,) * len(raw)
@@ -367,14 +414,20 @@ def loss(
             shift = cell * stride  # the loss sees boxes relative to the cell: float32 is then fine
             truth = torch.cat([boxes[which, :2] - shift, boxes[which, 2:]], 1)
             guess = detect.boxes(learned[:, :4], level, torch.zeros_like(cell), anchors[anchor])
-            guess = torch.cat([guess[:, :2], guess[:, 2:].clamp(min=1e-2)], 1)  # pixels; of 0 / 0 there is no gradient
-            ciou = complete_box_iou_loss(*(box_convert(b, "cxcywh", "xyxy") for b in (guess, truth)))  # 1 - CIoU, (m,)
+            guess = torch.cat(
+                [guess[:, :2], guess[:, 2:].clamp(min=1e-2)], 1
+            )  # pixels; of 0 / 0 there is no gradient
+            ciou = complete_box_iou_loss(
+                *(box_convert(b, "cxcywh", "xyxy") for b in (guess, truth))
+            )  # 1 - CIoU, (m,)
             box_loss = box_loss + ciou.mean()
             flat = ((at[0] * x.shape[1] + at[1]) * height + at[2]) * width + at[3]
             found.view(-1).scatter_reduce_(0, flat, (1 - ciou.detach()).clamp(0, 1), "amax")
             wanted = F.one_hot(labels[which], detect.classes).to(x)
             class_loss = class_loss + F.binary_cross_entropy_with_logits(learned[:, 5:], wanted)
-        object_loss = object_loss + balance[level] * F.binary_cross_entropy_with_logits(x[..., 4], found)
+        object_loss = object_loss + balance[level] * F.binary_cross_entropy_with_logits(
+            x[..., 4], found
+        )
     area = raw[0].shape[2] * raw[0].shape[3] * detect.strides[0] ** 2  # of the input, in pixels
     levels = 3 / len(raw)
     return {
@@ -398,10 +451,14 @@ def fit_anchors(sizes: Tensor, count: int, rounds: int = 100) -> Tensor:
     by_area = sizes[sizes.prod(1).argsort()]
     anchors = by_area[torch.linspace(0, len(sizes) - 1, count).round().long()]
     for _ in range(rounds):
-        shared = torch.minimum(sizes[:, None], anchors).prod(2)  # two boxes with one corner in common
+        shared = torch.minimum(sizes[:, None], anchors).prod(
+            2
+        )  # two boxes with one corner in common
         nearest = (shared / (sizes.prod(1)[:, None] + anchors.prod(1) - shared)).argmax(1)
         groups = [sizes[nearest == i] for i in range(count)]
-        moved = torch.stack([g.mean(0) if len(g) else a for g, a in zip(groups, anchors, strict=True)])
+        moved = torch.stack(
+            [g.mean(0) if len(g) else a for g, a in zip(groups, anchors, strict=True)]
+        )
         if torch.equal(moved, anchors):
             break
         anchors = moved
@@ -409,14 +466,18 @@ def fit_anchors(sizes: Tensor, count: int, rounds: int = 100) -> Tensor:
 
 
 @torch.no_grad()
-def prepare(head: nn.Module, pictures: Iterable[tuple[tuple[int, int], Tensor]], size: tuple[int, int]) -> None:
+def prepare(
+    head: nn.Module, pictures: Iterable[tuple[tuple[int, int], Tensor]], size: tuple[int, int]
+) -> None:
     """Fit the anchors to the boxes of the training data, where that fits better than the anchors there are.
 
-    Better: no fewer boxes have an anchor within a factor of 4, and the mean fit is higher. Boxes under 2 pixels are
-    left out; with fewer boxes than anchors the anchors stay.
+    Better: no fewer boxes have an anchor within a factor of 4, and the mean fit is higher. Boxes
+    under 2 pixels are left out; with fewer boxes than anchors the anchors stay.
     """
     old = cast(Network, head).detect.anchors
-    sizes = torch.cat([torch.zeros(0, 2), *[(b[:, 2:] - b[:, :2]).float().cpu() for _, b in pictures]])
+    sizes = torch.cat(
+        [torch.zeros(0, 2), *[(b[:, 2:] - b[:, :2]).float().cpu() for _, b in pictures]]
+    )
     sizes = sizes[(sizes >= 2).all(1)]
     count = old.shape[0] * old.shape[1]
     if len(sizes) < count:
@@ -430,13 +491,21 @@ def prepare(head: nn.Module, pictures: Iterable[tuple[tuple[int, int], Tensor]],
 # Predictions ---------------------------------------------------------------------------------------------------------
 
 
-def _padded(outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits = LIMITS) -> dict[str, Tensor]:
+def _padded(
+    outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits = LIMITS
+) -> dict[str, Tensor]:
     """Predictions (N, A, 5 + classes) -> boxes (N, K, 4), scores (N, K), labels (N, K) of K = `limits.count`."""
     found = []
     for row in outputs["predictions"]:
         boxes, scores = box_convert(row[:, :4], "cxcywh", "xyxy"), row[:, 4:5] * row[:, 5:]
         found.append(select_within(boxes, scores, limits))
-    return dict(zip(("boxes", "scores", "labels"), (torch.stack(x) for x in zip(*found, strict=True)), strict=True))
+    return dict(
+        zip(
+            ("boxes", "scores", "labels"),
+            (torch.stack(x) for x in zip(*found, strict=True)),
+            strict=True,
+        )
+    )
 
 
 def decode(
@@ -464,11 +533,13 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
         "boxes": {
             "output": "predictions",
             "columns": [0, 4],
-            "coding": "center x, center y, width, height in pixels of the input; anchors and strides are in the graph",
+            "coding": "center x, center y, width, height in pixels of the input; anchors and "
+                      "strides are in the graph",
             "corners": "center - size / 2, center + size / 2, not clipped before the suppression",
         },
         "scores": {
-            "output": "predictions", "activation": "none: these are probabilities", "objectness": 4, "first_class": 5,
+            "output": "predictions", "activation": "none: "
+                                                   "these are probabilities", "objectness": 4, "first_class": 5,
             "classes": "the score of class i of `classes` is column 4 * column 5 + i",
         },
         "nms": suppression(limits or LIMITS),

@@ -33,14 +33,15 @@ def create_model(
 ) -> Model:
     """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
 
-    `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights, or as many as
-    usual (1000; of detectors 80, of segmenters 21), unless given: their number, or their names. With names, and weights
-    that have some too, the head keeps what it has learned of each class that both know. `weights` are
-    what `read_weights` takes, in any names and either form: the model gets the form, the output stride and the options
-    (heads, branches) that they were made with, unless these are given. Weights of another task give their backbone.
-    `model.report` then tells what was loaded, and `model.preprocess` what the weights expect of an image, where that is
-    known.
-    Raises `ModelError` for an unknown model or weights that do not fit, `UsageError` for an unknown option.
+    `name` is a backbone ("fasternet_t0") or task and backbone; `classes` are those of the weights,
+    or as many as usual (1000; of detectors 80, of segmenters 21), unless given: their number, or
+    their names. With names, and weights that have some too, the head keeps what it has learned of
+    each class that both know. `weights` are what `read_weights` takes, in any names and either
+    form: the model gets the form, the output stride and the options (heads, branches) that they
+    were made with, unless these are given. Weights of another task give their backbone.
+    `model.report` then tells what was loaded, and `model.preprocess` what the weights expect of an
+    image, where that is known. Raises `ModelError` for an unknown model or weights that do not fit,
+    `UsageError` for an unknown option.
     """
     class_names = None if classes is None or isinstance(classes, int) else list(classes)
     count = classes if classes is None or isinstance(classes, int) else len(classes)
@@ -73,10 +74,11 @@ def load_weights(
 ) -> Report:
     """Load weights into `model` in place, all of them or none, and report; see `read_weights` for `source` and `ema`.
 
-    Names may be ours, the authors' or timm's; the model keeps its dtype and device. `classes` are the names of the
-    model's classes: where the weights have names too, rows of the head follow them. Otherwise what depends on the
-    number of classes starts anew if that differs, and the whole head if the weights have none or another task's.
-    Anything else that is missing, left over or of another shape is a `ModelError`, and so are weights of the other form
-    (collapse after loading, since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
+    Names may be ours, the authors' or timm's; the model keeps its dtype and device. `classes` are
+    the names of the model's classes: where the weights have names too, rows of the head follow
+    them. Otherwise what depends on the number of classes starts anew if that differs, and the whole
+    head if the weights have none or another task's. Anything else that is missing, left over or of
+    another shape is a `ModelError`, and so are weights of the other form (collapse after loading,
+    since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
     """
     return place_weights(model, read_weights(source, model.name, ema), classes)

@@ -140,7 +140,9 @@ def _anew(model: Model, fit: _Fit) -> _Renewed:
     """Initial values of the head's tensors that the weights do not fit, and why; or nothing."""
     growths = growing(model, form_of(model)) if fit.wrong_shape else {}
     candidates = [key for key in fit.wrong_shape if key in growths]
-    resized = [key for key in candidates if _differs_by_classes(fit, key, growths[key], model.classes)]
+    resized = [
+        key for key in candidates if _differs_by_classes(fit, key, growths[key], model.classes)
+    ]
     if resized:
         keys = [*resized, *(key for key in fit.missing if key.startswith("head."))]
         before = growths[resized[0]].classes(fit.state[resized[0]].shape)

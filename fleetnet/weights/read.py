@@ -29,7 +29,11 @@ from ..reading import MEGABYTE, WEIGHTS, check_regular, from_json, hash_of, lead
 from ..tasks import split_name
 
 PICKLES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
-RAW = ("model", "state_dict", "model_state_dict")  # under which names training scripts keep the weights ...
+RAW = (
+    "model",
+    "state_dict",
+    "model_state_dict",
+)  # under which names training scripts keep the weights ...
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")  # ... and their moving average
 PREFIXES = ("module.", "model.")  # DataParallel and AveragedModel; Lightning
 LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 4_000_000_000, 3600.0  # bytes; seconds
@@ -47,12 +51,20 @@ class Weights:
 
     @property
     def license(self) -> str | None:
-        return (self.facts.get("source") or {}).get("license") if self.published is None else self.published.license
+        return (
+            (self.facts.get("source") or {}).get("license")
+            if self.published is None
+            else self.published.license
+        )
 
     @property
     def preprocess(self) -> dict[str, Any] | None:
         """What `transforms.Preprocess.from_dict` takes; None where it is not known."""
-        return self.facts.get("preprocess") if self.published is None else preprocess_of(self.published)
+        return (
+            self.facts.get("preprocess")
+            if self.published is None
+            else preprocess_of(self.published)
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -69,12 +81,15 @@ def preprocess_of(published: Pretrained) -> dict[str, Any]:
 # ---- read ------------------------------------------------------------------------------------------------------------
 
 
-def read_weights(source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False) -> Weights:
+def read_weights(
+    source: str | Path | Mapping[str, Tensor], name: str, ema: bool = False
+) -> Weights:
     """The tensors of a source, without wrappers; nothing is executed that a file contains.
 
-    `source` is a state dict, a file (.safetensors, or a pickle: .pt, .pth, .pth.tar, .bin, .ckpt), a run folder,
-    "hf-hub:owner/name" (or "...@revision"), an http address, or "default": the published weights of the model `name`.
-    `ema` takes the moving average that a training checkpoint holds beside the weights. Raises `ModelError`.
+    `source` is a state dict, a file (.safetensors, or a pickle: .pt, .pth, .pth.tar, .bin, .ckpt),
+    a run folder, "hf-hub:owner/name" (or "...@revision"), an http address, or "default": the
+    published weights of the model `name`. `ema` takes the moving average that a training checkpoint
+    holds beside the weights. Raises `ModelError`.
     """
     if isinstance(source, Mapping):
         state, branch = unwrap(source, ema, "the state dict")
@@ -87,7 +102,9 @@ def read_weights(source: str | Path | Mapping[str, Tensor], name: str, ema: bool
     if address == "default":
         if published is None:
             having = ", ".join(variant for variant in variants() if pretrained(variant) is not None)
-            raise ModelError(f"no weights were published for {backbone_name!r}; there are for: {having}")
+            raise ModelError(
+                f"no weights were published for {backbone_name!r}; there are for: {having}"
+            )
         address = published.source
     elif published is not None and address != published.source:
         published = None
@@ -110,7 +127,9 @@ def locate(path: Path) -> Path:
     if path.is_dir():
         best = path / "best.safetensors"
         if not best.is_file():
-            raise ModelError(f"{path} is a folder without best.safetensors; give a run folder or a file")
+            raise ModelError(
+                f"{path} is a folder without best.safetensors; give a run folder or a file"
+            )
         check_inside(best, path)
         return best
     if not path.is_file() and str(path) in variants():
@@ -127,19 +146,27 @@ def locate(path: Path) -> Path:
 def files_beside(path: Path, suffixes: Sequence[str]) -> str:
     """The end of a message about weights or an exported file that is not there: those that are, by name."""
     files = path.parent.iterdir() if path.parent.is_dir() else ()
-    near = sorted(p.name for p in files if p.suffix in suffixes or (p / "best.safetensors").is_file())
-    return choose(path.name, near) if near else f"its folder has none that end in {', '.join(suffixes)}"
+    near = sorted(
+        p.name for p in files if p.suffix in suffixes or (p / "best.safetensors").is_file()
+    )
+    return (
+        choose(path.name, near)
+        if near
+        else f"its folder has none that end in {', '.join(suffixes)}"
+    )
 
 
-def check_inside(path: Path, run: Path, instead: str = "copy the file into it, or give the file itself") -> None:
+def check_inside(
+    path: Path, run: Path, instead: str = "copy the file into it, or give the file itself"
+) -> None:
     """`ModelError` if a file of a run folder is a link to a place outside of it: the run may be a stranger's.
 
     `instead` says what to do.
     """
     if leads_out(path, run):
         raise ModelError(
-            f"{path} is a link that leads out of {run}, to {os.path.realpath(path)}: links in a run folder are not "
-            f"followed, so {instead}"
+            f"{path} is a link that leads out of {run}, to {os.path.realpath(path)}: links in a "
+            f"run folder are not followed, so {instead}"
         )
 
 
@@ -156,7 +183,9 @@ def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str,
         facts = dict(from_json(text))
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         size = path.stat().st_size
-        raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or not safetensors: {error}") from error
+        raise ModelError(
+            f"{path} ({size} bytes) is damaged, cut short, or not safetensors: {error}"
+        ) from error
     for key, what, found in (
         ("facts_sha256", "description", lambda: hashlib.sha256(text.encode()).hexdigest()),
         ("tensors_sha256", "tensors", lambda: hash_tensors(state) if tensors else None),
@@ -164,8 +193,8 @@ def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str,
         expected = notes.get(key)  # older files have none
         if expected is not None and (hashed := found()) is not None and hashed != expected:
             raise ModelError(
-                f"{path} is damaged, or was changed: the hash of its {what} is not the one that was written. If the "
-                f"change was meant, leave {key} out of the file's metadata"
+                f"{path} is damaged, or was changed: the hash of its {what} is not the one that "
+                f"was written. If the change was meant, leave {key} out of the file's metadata"
             )
     return state, facts
 
@@ -175,7 +204,9 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     hashed = hashlib.sha256()
     for key in sorted(state):
         value = state[key].contiguous()
-        hashed.update(f"{key} {value.dtype} {tuple(value.shape)} ".encode("utf-8", "backslashreplace"))
+        hashed.update(
+            f"{key} {value.dtype} {tuple(value.shape)} ".encode("utf-8", "backslashreplace")
+        )
         hashed.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return hashed.hexdigest()
 
@@ -183,7 +214,10 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
 def read_pickle(path: Path) -> Any:
     """What torch.save wrote, if it is tensors and plain values; `ModelError` if it is damaged or would run code."""
     if path.suffix not in PICKLES:
-        raise ModelError(f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}; this is {path.suffix!r}")
+        raise ModelError(
+            f"{path}: weights are read from .safetensors, {', '.join(PICKLES)}; this "
+            f"is {path.suffix!r}"
+        )
     try:
         with open_regular(path, WEIGHTS) as file:
             start = file.read(2)
@@ -191,22 +225,33 @@ def read_pickle(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if start == b"PK":
         _check_archive(path)
-    if start not in (b"PK", b"\x80\x02"):  # what torch.save writes: a zip archive, or before 1.6 a pickle
-        raise ModelError(f"{path} ({path.stat().st_size} bytes) is not a file of torch.save: it begins with {start!r}")
+    if start not in (
+        b"PK",
+        b"\x80\x02",
+    ):  # what torch.save writes: a zip archive, or before 1.6 a pickle
+        raise ModelError(
+            f"{path} ({path.stat().st_size} bytes) is not a file of torch.save: it "
+            f"begins with {start!r}"
+        )
     try:
-        with torch.serialization.safe_globals([argparse.Namespace]):  # the arguments that training scripts keep
+        with torch.serialization.safe_globals(
+            [argparse.Namespace]
+        ):  # the arguments that training scripts keep
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if needs := re.search(r"GLOBAL (\S+)|Trying to (?:instantiate|call) (\S+)", str(error)):
             raise ModelError(
-                f"{path} was refused: it is a pickle that would run {needs[1] or needs[2]}, and only tensors and plain "
-                "values are unpickled. If you trust it, write its state dict anew with torch.save, where it was made"
+                f"{path} was refused: it is a pickle that would run {needs[1] or needs[2]}, and "
+                "only tensors and plain values are unpickled. If you trust it, write its state "
+                "dict anew with torch.save, where it was made"
             ) from error
         reason = " ".join(str(error).partition("error:")[2].split()).partition(" Check the")[0]
         raise ModelError(f"{path} is a pickle that cannot be read: {reason}") from error
     except Exception as error:  # a damaged file may raise anything
         size = path.stat().st_size
-        raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or holds no state dict: {error}") from error
+        raise ModelError(
+            f"{path} ({size} bytes) is damaged, cut short, or holds no state dict: {error}"
+        ) from error
 
 
 def _check_archive(path: Path) -> None:
@@ -216,22 +261,28 @@ def _check_archive(path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
     except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ModelError(f"{path} ({size} bytes) is damaged, cut short, or no archive: {error}") from error
+        raise ModelError(
+            f"{path} ({size} bytes) is damaged, cut short, or no archive: {error}"
+        ) from error
     if unpacked > 2 * size + 64 * MEGABYTE:
         raise ModelError(
-            f"{path} was refused: its {size / 1e6:.1f} MB unpack to {unpacked / 1e6:,.0f} MB. If you trust it, write "
-            "its state dict anew with torch.save, which does not compress"
+            f"{path} was refused: its {size / 1e6:.1f} MB unpack to {unpacked / 1e6:,.0f} MB. If "
+            "you trust it, write its state dict anew with torch.save, which does not compress"
         )
 
 
 def check_finite(state: Mapping[str, Tensor], source: str | Path) -> None:
     """`ModelError`, with their names, where weights or buffers are NaN or infinite."""
-    bad = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    bad = [
+        key
+        for key, value in state.items()
+        if value.is_floating_point() and not bool(value.isfinite().all())
+    ]
     if bad:
         named = ", ".join(bad[:3]) + (", ..." if len(bad) > 3 else "")
         raise ModelError(
-            f"{source} holds NaN or infinity in {len(bad)} of {len(state)} tensors: {named}. The training that made it "
-            "diverged, or the file is damaged: take an earlier checkpoint"
+            f"{source} holds NaN or infinity in {len(bad)} of {len(state)} tensors: {named}. The "
+            "training that made it diverged, or the file is damaged: take an earlier checkpoint"
         )
 
 
@@ -240,20 +291,30 @@ def _from_hub(repo: str) -> Path:
     try:
         from huggingface_hub import errors, hf_hub_download
     except ImportError as error:
-        raise ModelError(f"hf-hub:{repo} needs huggingface_hub: pip install huggingface_hub") from error
+        raise ModelError(
+            f"hf-hub:{repo} needs huggingface_hub: pip install huggingface_hub"
+        ) from error
     repo_id, _, revision = repo.partition("@")
     reason: Exception | None = None
     for file in ("model.safetensors", "pytorch_model.bin"):
         try:
-            return Path(hf_hub_download(repo_id, file, revision=revision or None, local_files_only=reason is not None))
+            return Path(
+                hf_hub_download(
+                    repo_id, file, revision=revision or None, local_files_only=reason is not None
+                )
+            )
         except errors.LocalEntryNotFoundError as error:  # offline, or not in the cache
             reason = reason or error
         except errors.EntryNotFoundError:  # the repository has no such file
             continue
         except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:
-            raise ModelError(f"hf-hub:{repo} cannot be fetched: {' '.join(str(error).split())[:300]}") from error
+            raise ModelError(
+                f"hf-hub:{repo} cannot be fetched: {' '.join(str(error).split())[:300]}"
+            ) from error
     if reason is not None:
-        raise ModelError(f"hf-hub:{repo} is not in the cache, and the hub cannot be reached") from reason
+        raise ModelError(
+            f"hf-hub:{repo} is not in the cache, and the hub cannot be reached"
+        ) from reason
     raise ModelError(f"hf-hub:{repo} has neither model.safetensors nor pytorch_model.bin")
 
 
@@ -267,7 +328,11 @@ def _download(url: str) -> Path:
     except ValueError as error:  # brackets without their partner
         raise ModelError(f"{url!r} is no address: {error}") from error
     name, expected_hash = file_name(address), _hash_asked_for(fragment, url)
-    path = Path(torch.hub.get_dir()) / "checkpoints" / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name}"
+    path = (
+        Path(torch.hub.get_dir())
+        / "checkpoints"
+        / f"{hashlib.sha256(address.encode()).hexdigest()[:8]}-{name}"
+    )
     if path.is_file():
         _check_hash(path, expected_hash, f"{path}, fetched from {address} earlier,")
         return path
@@ -280,7 +345,9 @@ def _download(url: str) -> Path:
     except FleetnetError:  # which is a ValueError too
         raise
     except (HTTPException, OSError, ValueError) as error:
-        raise ModelError(f"{url} cannot be fetched: {error}; fetch it yourself and give the file") from error
+        raise ModelError(
+            f"{url} cannot be fetched: {error}; fetch it yourself and give the file"
+        ) from error
     return path
 
 
@@ -291,10 +358,15 @@ def file_name(address: str) -> str:
     """
     from urllib.parse import unquote, urlsplit
 
-    last = re.split(r"[/\\]", unquote(urlsplit(address).path))[-1]  # also of "..%2Fname", which is two parts
+    last = re.split(r"[/\\]", unquote(urlsplit(address).path))[
+        -1
+    ]  # also of "..%2Fname", which is two parts
     stem, dot, suffix = last.rpartition(".")
     if f"{dot}{suffix}" not in (".safetensors", *PICKLES):
-        raise ModelError(f"{address} names no file of weights; its path must end in .safetensors, {', '.join(PICKLES)}")
+        raise ModelError(
+            f"{address} names no file of weights; its path must end in .safetensors, "
+            f"{', '.join(PICKLES)}"
+        )
     stem = re.sub(r"[^A-Za-z0-9._-]", "_", stem).strip(".")
     return f"{stem[:100] or 'weights'}.{suffix}"
 
@@ -305,7 +377,9 @@ def _hash_asked_for(fragment: str, url: str) -> str | None:
         return None
     key, _, value = fragment.partition("=")
     if key != "sha256" or not re.fullmatch("[0-9a-f]{64}", value.lower()):
-        raise ModelError(f"{url}: after # stands {fragment!r}; allowed: sha256= and 64 digits of 0 to 9, a to f")
+        raise ModelError(
+            f"{url}: after # stands {fragment!r}; allowed: sha256= and 64 digits of 0 to 9, a to f"
+        )
     return value.lower()
 
 
@@ -320,25 +394,45 @@ def _check_hash(path: Path, expected: str | None, what: str) -> None:
 def unwrap(content: Any, ema: bool, where: str) -> tuple[State, str]:
     """The state dict in what a training script saved, and the entry it was in, such as "[model_ema]".
 
-    Prefers the moving average if `ema`, else the weights themselves; `ModelError` if `ema` is asked for and not there.
+    Prefers the moving average if `ema`, else the weights themselves; `ModelError` if `ema` is asked
+    for and not there.
     """
     branch = ""
     while isinstance(content, Mapping):
-        found = [key for key in ((*AVERAGED, *RAW) if ema else (*RAW, *AVERAGED)) if _holds_state(content.get(key))]
+        found = [
+            key
+            for key in ((*AVERAGED, *RAW) if ema else (*RAW, *AVERAGED))
+            if _holds_state(content.get(key))
+        ]
         if not found:
             break
-        content, branch, ema = content[found[0]], f"{branch}[{found[0]}]", ema and found[0] not in AVERAGED
+        content, branch, ema = (
+            content[found[0]],
+            f"{branch}[{found[0]}]",
+            ema and found[0] not in AVERAGED,
+        )
     if ema:
-        raise ModelError(f"{where} holds no moving average; allowed: ema=False, or a file with {', '.join(AVERAGED)}")
-    if not isinstance(content, Mapping) or not any(isinstance(value, Tensor) for value in content.values()):
+        raise ModelError(
+            f"{where} holds no moving average; allowed: ema=False, or a file with "
+            f"{', '.join(AVERAGED)}"
+        )
+    if not isinstance(content, Mapping) or not any(
+        isinstance(value, Tensor) for value in content.values()
+    ):
         holds = list(content)[:5] if isinstance(content, Mapping) else type(content).__name__
         raise ModelError(f"{where} holds no state dict; it holds {holds}")
-    state = {str(k).replace("_orig_mod.", ""): v for k, v in content.items() if isinstance(v, Tensor)}
+    state = {
+        str(k).replace("_orig_mod.", ""): v for k, v in content.items() if isinstance(v, Tensor)
+    }
     state.pop("n_averaged", None)  # torch's AveragedModel
-    while state and (prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), "")):
+    while state and (
+        prefix := next((p for p in PREFIXES if all(key.startswith(p) for key in state)), "")
+    ):
         state = {key.removeprefix(prefix): value for key, value in state.items()}
     return state, branch
 
 
 def _holds_state(value: Any) -> bool:
-    return isinstance(value, Mapping) and any(isinstance(v, Tensor | Mapping) for v in value.values())
+    return isinstance(value, Mapping) and any(
+        isinstance(v, Tensor | Mapping) for v in value.values()
+    )

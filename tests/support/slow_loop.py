@@ -1,9 +1,9 @@
 """The training loop in plain lines: `fleetnet.fit` has to compute the same weights.
 
 No accelerate, no data loader, and nothing of `fleetnet.training` but the settings. Pictures,
-augmentations, losses, metrics and torch's optimizers are used as they are. What a loop decides is written out again:
-order, batches, groups, rates, clipping, the average, the sizes of multi-scale, the last epochs
-without mosaic, and which weights are the best.
+augmentations, losses, metrics and torch's optimizers are used as they are. What a loop decides is
+written out again: order, batches, groups, rates, clipping, the average, the sizes of multi-scale,
+the last epochs without mosaic, and which weights are the best.
 """
 
 import copy

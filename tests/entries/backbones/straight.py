@@ -29,7 +29,8 @@ class Straight(nn.Module):
         self.strides: list[int] = [4, 8, 16, 32]
         self.stem = nn.Sequential(ConvBN(3, width, 3, stride=2), nn.ReLU())
         self.stages = nn.ModuleList(
-            nn.Sequential(ConvBN(before, after, 3, stride=2), nn.ReLU()) for before, after in pairwise([width, *widths])
+            nn.Sequential(ConvBN(before, after, 3, stride=2), nn.ReLU())
+            for before, after in pairwise([width, *widths])
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -55,4 +56,9 @@ def recognize(state: State) -> Recognized | None:
     widths = sizes(state, r"backbone\.stages\.(\d)\.0\.(?:0\.)?weight")
     variant = closest([widths.get(0)], {name: make.args for name, make in VARIANTS.items()})
     options = {"bias": "head.classifier.2.bias" in state}
-    return Recognized(variant, form_by_norms(state, "backbone."), output_count(state, "head.classifier.2"), options)
+    return Recognized(
+        variant,
+        form_by_norms(state, "backbone."),
+        output_count(state, "head.classifier.2"),
+        options,
+    )

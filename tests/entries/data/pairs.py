@@ -18,7 +18,9 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
     split = split or "val"
     path = Path(root) / f"{split}.pairs"
     pairs = parse(text_of(path), str(path))
-    classes = sorted({name for _, name in parse(text_of(Path(root) / "train.pairs"), "train.pairs")})
+    classes = sorted(
+        {name for _, name in parse(text_of(Path(root) / "train.pairs"), "train.pairs")}
+    )
     samples = [Sample(Path(root) / file, classes.index(name)) for file, name in pairs]
     check_images([Path(root) / file for file, _ in pairs], str(path))
     return Split(samples, classes, source=Source(root, "pairs", split, str(path)))

@@ -82,7 +82,9 @@ def _select(outputs: Outputs, size: tuple[int, int], limits: Limits) -> dict[str
     }
 
 
-def decode(outputs: Outputs, size: tuple[int, int], limits: Limits | None = None) -> list[Prediction]:
+def decode(
+    outputs: Outputs, size: tuple[int, int], limits: Limits | None = None
+) -> list[Prediction]:
     limits = limits or LIMITS
     if "scores" in outputs:
         return [within(prediction, limits) for prediction in unpad(dict(outputs))]
