@@ -28,12 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fleetnet import bench
 from fleetnet.backbones.fasternet import Block, PConv
 from fleetnet.errors import FleetnetError
 from fleetnet.find import find
+from fleetnet.measure import latency
 from fleetnet.parc import with_products
-from fleetnet.realistic import realistic
+from fleetnet.proof.as_if_trained import realistic
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import executorch, load
 from fleetnet.tasks import build
@@ -144,13 +144,13 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
                         module.export(model, example, path, opset=opset)
                     calls[title] = partial(load(runtime, path, 1, trust=True), example.numpy())
                 a, b = (call()[0] for call in calls.values())
-                rows = bench.measure(calls, runs, warmup=3)
+                rows = latency.measure(calls, runs, warmup=3)
             except FleetnetError as error:
                 row["reason"] = str(error)[:200]
             else:
                 row["relative"] = float(np.abs(a - b).max() / a.std())
-                row["ratio"] = bench.ratios(rows, "ours")["other"]
-                row["uncertainty"] = bench.uncertainty(rows, "ours")["other"]
+                row["ratio"] = latency.ratios(rows, "ours")["other"]
+                row["uncertainty"] = latency.uncertainty(rows, "ours")["other"]
         print(json.dumps(row), flush=True)
         found.append(row)
     return found

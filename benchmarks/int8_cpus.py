@@ -88,10 +88,10 @@ def main() -> int:
     args = parser.parse_args()
 
     from fleetnet import data
+    from fleetnet.deploy.predictor import facts_of
     from fleetnet.images import read
-    from fleetnet.predict import facts_of
+    from fleetnet.inputs.transforms import Preprocess
     from fleetnet.runtimes._cpu import int8_class
-    from fleetnet.transforms import Preprocess
 
     print(f"here: {int8_class()}", flush=True)
     rows = []

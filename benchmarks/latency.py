@@ -25,10 +25,11 @@ import numpy as np
 import torch
 
 import fleetnet
-from fleetnet import bench, int8
+from fleetnet import int8
 from fleetnet.errors import ExportError
 from fleetnet.find import find
-from fleetnet.flops import count
+from fleetnet.measure import latency
+from fleetnet.measure.flops import count
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import choice, deliver, label, load
 from fleetnet.weights import create_model
@@ -126,13 +127,16 @@ def mean(values: list[float]) -> float:
 
 def compared(
     name: str,
-    rows: Mapping[str, bench.Row],
+    rows: Mapping[str, latency.Row],
     precisions: Mapping[str, str],
     peaks: Mapping[str, float],
 ) -> dict[str, object]:
     """The ratios of one network: of all, of the fastest in float, and of the fastest."""
     own = [row for title, row in rows.items() if title.startswith(f"{name} ")]
-    base = {"eager": bench.ratios(own, f"{name} eager"), "onnx": bench.ratios(own, f"{name} onnx")}
+    base = {
+        "eager": latency.ratios(own, f"{name} eager"),
+        "onnx": latency.ratios(own, f"{name} onnx"),
+    }
     example = torch.zeros(1, 3, 224, 224)
     macs = count(
         reparameterize(create_model(name).eval(), example), example
@@ -171,11 +175,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         calls, precisions, missing = prepared(list(args.names), args.threads, Path(folder))
         card, during = (
-            bench.card(args.threads, (*bench.PACKAGES, "openvino", "MNN", "ncnn", "executorch")),
-            bench.watch(),
+            latency.card(
+                args.threads, (*latency.PACKAGES, "openvino", "MNN", "ncnn", "executorch")
+            ),
+            latency.watch(),
         )
         print(f"measuring {len(calls)} in turn, {args.runs} runs", flush=True)
-        measured = bench.measure({**calls, **products()}, args.runs, warmup=5)
+        measured = latency.measure({**calls, **products()}, args.runs, warmup=5)
     found = during()
     rows = {row.name: row for row in measured}
     peaks = {
@@ -209,7 +215,7 @@ def main() -> None:
         print(f"| {' | '.join(cells)} |")
     print(f"| geometric mean | | {means['float_eager']:.2f} | {means['float_onnxruntime']:.2f} | | "
           f"| {means['any_eager']:.2f} | {means['any_onnxruntime']:.2f} | |")  # fmt: skip
-    doubts = bench.warnings(measured, card, found)
+    doubts = latency.warnings(measured, card, found)
     for line in [*missing, *doubts]:
         print(f"note: {line}")
     args.out.parent.mkdir(parents=True, exist_ok=True)

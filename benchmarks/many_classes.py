@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fleetnet.data import Sample, Split
+from fleetnet.inputs.transforms import ImageDataset, Preprocess, collate
 from fleetnet.training.evaluate import evaluate
-from fleetnet.transforms import ImageDataset, Preprocess, collate
 
 ALLOWED = 1.2
 BATCH = 32

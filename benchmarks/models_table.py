@@ -10,7 +10,7 @@ with the networks; run this after a change of a backbone's file.
 import torch
 
 from fleetnet.backbones import pretrained, variants
-from fleetnet.flops import count
+from fleetnet.measure.flops import count
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import build
 

@@ -6,7 +6,7 @@ RUN is a run folder or checkpoint (those of the published table: recipes/clothin
 quantized for both runtimes as `fleetnet quantize` does it. --ablate does it once more without
 equalization where there are chains of ReLU, and calibrates on pictures that are black, and on noise
 of a hundredth of the range, which the gate has to refuse. Speed is the ratio to the float file in
-the same runtime, one thread, one image, all in turn (fleetnet.bench). Writes OUT/quantize.json and
+the same runtime, one thread, one image, all in turn (fleetnet.measure.latency). Writes OUT/quantize.json and
 OUT/quantize.md; the last line of output is JSON.
 """
 
@@ -20,11 +20,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fleetnet import bench, checkpoint, data
+from fleetnet import checkpoint, data
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
-from fleetnet.quantize import Prepared, calibration, prepare, quantize, source_of
-from fleetnet.transforms import ImageDataset, Preprocess, collate
+from fleetnet.inputs.transforms import ImageDataset, Preprocess, collate
+from fleetnet.int8._search import Prepared, calibration, prepare, quantize, source_of
+from fleetnet.measure import latency
 
 COLUMNS = {
     "network": "network", "runtime": "runtime", "case": "case", "float_top1": "float "
@@ -86,10 +87,10 @@ def speed(rows: list[dict[str, Any]], prepared: Prepared, out: Path, runs: int) 
         for name, path in files.items():
             run, batch = to.load(path), image.numpy()
             calls[name] = lambda run=run, batch=batch: run(batch)
-    measured = bench.measure(calls, runs, threads=dict.fromkeys(calls, 1))
+    measured = latency.measure(calls, runs, threads=dict.fromkeys(calls, 1))
     for row in rows:
         if "path" in row:
-            ratios = bench.ratios(measured, f"{row['runtime']} float")
+            ratios = latency.ratios(measured, f"{row['runtime']} float")
             row["times_as_fast"] = ratios[f"{row['runtime']} {row['case']}"]
 
 
@@ -164,7 +165,7 @@ def main() -> None:
         if args.rounds:
             speed(of_network, first, args.out / network, args.rounds)
         rows += of_network
-    conditions = bench.card(1)
+    conditions = latency.card(1)
     lines = [f"| {' | '.join(COLUMNS.values())} |", f"|{'---|' * len(COLUMNS)}"]
     lines += [f"| {' | '.join(text(row, key) for key in COLUMNS)} |" for row in rows]
     lines += ["", "Layers in float, by the search and by the quantizer:", ""]

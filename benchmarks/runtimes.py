@@ -6,7 +6,7 @@
 The first table. A number is the largest difference from the multi-branch model in torch, relative
 to the spread of its outputs; where there is none, the reason stands below. Heads give their raw
 outputs and are compared by what is found too. A network has random weights with the statistics of a
-trained one (`fleetnet.realistic`) unless --trained gives a checkpoint of it: that is compared at
+trained one (`fleetnet.proof.as_if_trained`) unless --trained gives a checkpoint of it: that is compared at
 its own size, on pictures of its data too.
 
 The second table. Each of --classifiers in every runtime's first precision: the pictures of --data's
@@ -36,14 +36,14 @@ from torch.utils.data import DataLoader
 from fleetnet import data
 from fleetnet.checkpoint import read_facts
 from fleetnet.cli.export import pictures_of
+from fleetnet.deploy.predictor import export, load
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
-from fleetnet.predict import export, load
-from fleetnet.realistic import realistic
+from fleetnet.inputs.transforms import ImageDataset, collate
+from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import label
 from fleetnet.tasks import build
 from fleetnet.training.evaluate import evaluate
-from fleetnet.transforms import ImageDataset, collate
 from fleetnet.weights.read import locate
 
 NETWORKS = (

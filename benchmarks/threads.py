@@ -26,13 +26,13 @@ import torch
 from PIL import Image
 
 from fleetnet import checkpoint
+from fleetnet.deploy.predictor import Predictor, export
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find, names
-from fleetnet.predict import Predictor, export
-from fleetnet.realistic import realistic
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import trace
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 MODELS = (
     "fasternet_t0",

@@ -18,12 +18,12 @@ from .errors import DataError, ExportError, FleetnetError, ModelError, UsageErro
 if TYPE_CHECKING:
     from .data import Sample
     from .data import load as load_data
-    from .predict import export, load
+    from .deploy.predictor import export, load
+    from .inputs.transforms import Preprocess
     from .reparam import reparameterize
     from .training.config import TrainConfig
     from .training.evaluate import evaluate
     from .training.fit import fit
-    from .transforms import Preprocess
     from .weights import create_model, list_models, load_weights
 
 __version__ = "0.1.0"
@@ -48,15 +48,15 @@ __all__ = [
 ]
 
 _HOME = {  # of each name that is loaded when first used: its module, and its name there where that differs
-    "Preprocess": "transforms",
+    "Preprocess": "inputs.transforms",
     "Sample": "data",
     "TrainConfig": "training.config",
     "create_model": "weights",
     "evaluate": "training.evaluate",
-    "export": "predict",
+    "export": "deploy.predictor",
     "fit": "training.fit",
     "list_models": "weights",
-    "load": "predict",
+    "load": "deploy.predictor",
     "load_data": "data:load",
     "load_weights": "weights",
     "reparameterize": "reparam",

@@ -23,7 +23,7 @@ from torchvision.ops import clip_boxes_to_image, nms
 from .errors import UsageError, choose
 
 Prediction = dict[str, Tensor]
-# How a picture becomes the input, see `transforms.Preprocess`.
+# How a picture becomes the input, see `inputs.transforms.Preprocess`.
 Mode = Literal["crop", "stretch", "letterbox"]
 CANDIDATES = 1000  # of a picture that enter the NMS at least
 MOST = 10_000  # objects of a picture that may be kept: the NMS compares all pairs of candidates

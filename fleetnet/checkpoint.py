@@ -20,10 +20,10 @@ from . import __version__, tasks
 from .errors import FleetnetError, ModelError
 from .facts import FORMAT, NO_CHECKPOINT, check
 from .files import replacing
+from .inputs.transforms import Preprocess
 from .reading import to_json
 from .reparam import form_of, reparameterize
 from .tasks import Model, build, limits_of
-from .transforms import Preprocess
 from .weights.identify import options_of_checkpoint
 from .weights.read import check_finite, hash_tensors, locate, read_pickle, read_safetensors
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet.augment import AUGMENT, Augment, Part, Zoom, augmentation, multi_scale
 from fleetnet.boxes import Place
 from fleetnet.errors import UsageError
-from fleetnet.transforms import PADDING, Preprocess
+from fleetnet.inputs.augment import AUGMENT, Augment, Part, Zoom, augmentation, multi_scale
+from fleetnet.inputs.transforms import PADDING, Preprocess
 
 COLORS = torch.tensor(
     [[x, y, z] for x in (0, 255) for y in (0, 255) for z in (0, 255)][1:]
@@ -264,7 +264,7 @@ def test_ssd_crops_overlap_an_object_as_much_as_asked():
 
 
 def test_ssd_crops_contain_the_centers_of_what_they_keep(monkeypatch):
-    monkeypatch.setattr("fleetnet.augment.OVERLAPS", (0.6,))
+    monkeypatch.setattr("fleetnet.inputs.augment.OVERLAPS", (0.6,))
     augment = augmentation("ssd", Preprocess((100, 100), mode="stretch"), PLAIN | {"flip": 0.0})
     item = only([scene({0: (20, 15, 120, 110), 1: (125, 20, 210, 140)})], "boxes", "labels")
     boxes, left_out = item[0][1]["boxes"], 0

@@ -15,7 +15,7 @@ from fleetnet.backbones import Pretrained, backbone, family, pretrained, repvit
 from fleetnet.cli import _table
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.find import find, names
-from fleetnet.flops import count
+from fleetnet.measure.flops import count
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build
 

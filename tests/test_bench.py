@@ -22,12 +22,22 @@ import pytest
 import torch
 
 import fleetnet.cli.bench as cli
-from fleetnet import bench, report
-from fleetnet.bench import Row, card, measure, ratios, spearman, uncertainty, warnings, watch
 from fleetnet.cli import main
 from fleetnet.cli._subjects import Subject, accuracies
 from fleetnet.errors import ExportError, ModelError, UsageError
-from fleetnet.flops import Counts
+from fleetnet.measure import latency
+from fleetnet.measure.flops import Counts
+from fleetnet.measure.latency import (
+    Row,
+    card,
+    measure,
+    ratios,
+    spearman,
+    uncertainty,
+    warnings,
+    watch,
+)
+from fleetnet.report import figures
 
 QUIET = {"load": 0.1, "cores": 4, "threads": 1, "governor": "performance"}
 MS = 1_000_000  # nanoseconds
@@ -60,7 +70,7 @@ class Machine:
     def measure(
         self, monkeypatch: pytest.MonkeyPatch, runs: int = 100, **calls: float
     ) -> list[Row]:
-        monkeypatch.setattr(bench, "_clocks", self.clocks)
+        monkeypatch.setattr(latency, "_clocks", self.clocks)
         return measure({name: self.work(length) for name, length in calls.items()}, runs, warmup=1)
 
 
@@ -133,8 +143,8 @@ def test_two_runs_agree_or_say_that_the_machine_was_busy(monkeypatch):
 
 def test_calls_of_several_threads_do_not_know_their_waiting(monkeypatch):
     machine = Machine(busy=0.6)
-    monkeypatch.setattr(bench, "_clocks", machine.clocks)
-    monkeypatch.setattr(bench, "_settle", lambda: None)
+    monkeypatch.setattr(latency, "_clocks", machine.clocks)
+    monkeypatch.setattr(latency, "_settle", lambda: None)
     calls = {"one": machine.work(6), "two": machine.work(6, threads=2), "gpu": machine.work(6)}
     rows = measure(calls, 50, 0, threads={"two": 2, "gpu": 0})
     assert [(row.threads, row.waited is None) for row in rows] == [(1, False), (2, True), (0, True)]
@@ -148,7 +158,7 @@ def test_calls_of_several_threads_do_not_know_their_waiting(monkeypatch):
 
 def test_pauses_only_among_threads(monkeypatch):
     pauses = []
-    monkeypatch.setattr(bench, "_settle", lambda: pauses.append(1))
+    monkeypatch.setattr(latency, "_settle", lambda: pauses.append(1))
     measure({"a": int, "b": int}, 3, 1)
     assert not pauses
     measure({"a": int, "b": int}, 3, 1, threads={"b": 2})
@@ -160,16 +170,16 @@ def test_settling_waits_for_threads_that_spin(spins, sleeps, monkeypatch):
     state = SimpleNamespace(slept=0)
 
     def sleep(seconds: float) -> None:
-        assert seconds == bench.QUIET
+        assert seconds == latency.QUIET
         state.slept += 1
 
     clock = SimpleNamespace(
         sleep=sleep,
-        perf_counter=lambda: state.slept * bench.QUIET,
-        process_time=lambda: min(state.slept, spins) * bench.QUIET,
+        perf_counter=lambda: state.slept * latency.QUIET,
+        process_time=lambda: min(state.slept, spins) * latency.QUIET,
     )
-    monkeypatch.setattr(bench, "time", clock)
-    bench._settle()
+    monkeypatch.setattr(latency, "time", clock)
+    latency._settle()
     assert state.slept == pytest.approx(sleeps, abs=1)
 
 
@@ -214,7 +224,7 @@ def test_uncertainty_grows_where_one_slows_down_for_a_while():
     assert uncertainty(steady, "a")["b"] < 0.02
     assert warnings(steady, QUIET) == []
     slow = [steady[0], noise("b", 1, 0.01, factor=lambda i: 1.6 if 30 <= i < 70 else 1)]
-    assert uncertainty(slow, "a")["b"] > bench.AGREE
+    assert uncertainty(slow, "a")["b"] > latency.AGREE
     [text] = [text for text in warnings(slow, QUIET) if "another run" in text]
     assert "ratios to a may differ by more than 10%: of b" in text
     both = [
@@ -369,12 +379,12 @@ STAT = "cpu  {user} 0 100 5000 {iowait} 0 3 {steal} 0 0\ncpu0 1 1 1 1 1 1 1 1 0 
 
 def test_watching_tells_what_others_used(monkeypatch):
     """In 10 s two programs computed, one of them this one for 8 s, and the host took a core for 1 s."""
-    ticks = bench.os.sysconf("SC_CLK_TCK")
+    ticks = latency.os.sysconf("SC_CLK_TCK")
     clock = SimpleNamespace(perf_counter=lambda: state.wall, process_time=lambda: state.own)
     state = SimpleNamespace(wall=100.0, own=3.0, stat=STAT.format(user=1000, iowait=10, steal=50))
-    monkeypatch.setattr(bench, "time", clock)
-    monkeypatch.setattr(bench, "_read", lambda path: state.stat if path == "/proc/stat" else None)
-    monkeypatch.setattr(bench.os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(latency, "time", clock)
+    monkeypatch.setattr(latency, "_read", lambda path: state.stat if path == "/proc/stat" else None)
+    monkeypatch.setattr(latency.os, "cpu_count", lambda: 4)
     during = watch()
     state.wall, state.own, state.stat = (
         110.0,
@@ -388,7 +398,7 @@ def test_watching_tells_what_others_used(monkeypatch):
 
 
 def test_watching_without_proc_tells_nothing(monkeypatch):
-    monkeypatch.setattr(bench, "_read", lambda path: None)
+    monkeypatch.setattr(latency, "_read", lambda path: None)
     told = watch()()
     assert (told["others"], told["stolen"]) == (None, None)
     assert warnings([Row("net", (1.0,))], QUIET, told) == []
@@ -437,7 +447,7 @@ def test_many_wide_rows_are_one_warning():
 
 
 def test_the_module_loads_no_torch():
-    code = "import sys, fleetnet.bench; sys.exit('torch' in sys.modules)"
+    code = "import sys, fleetnet.measure.latency; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
@@ -474,7 +484,7 @@ def test_forms_runtimes_precisions_and_threads_in_one_table(run: Path, capsys, t
 
 
 def test_conditions_are_printed_before(run: Path, capsys, monkeypatch):
-    monkeypatch.setattr(bench, "measure", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(latency, "measure", lambda *_, **__: 1 / 0)
     assert main(["bench", "--model", str(run), "--to", "none", *SHORT]) == 1
     assert capsys.readouterr().out.startswith("conditions: cpu ")
 
@@ -528,10 +538,10 @@ def test_the_front_is_what_nothing_as_fast_beats(tmp_path: Path):
     points = [
         {"name": n, "group": "onnx", "milliseconds": ms, "accuracy": top1} for n, ms, top1 in found
     ]
-    front = report.pareto(points, tmp_path / "p.png", "top-1, %")
+    front = figures.pareto(points, tmp_path / "p.png", "top-1, %")
     assert [point["name"] for point in front] == ["a", "c", "$e$"]
     with pytest.raises(UsageError, match="no accuracies"):
-        report.pareto([], tmp_path / "none.png")
+        figures.pareto([], tmp_path / "none.png")
 
 
 def test_published_and_given_accuracies(capsys, tmp_path: Path):
@@ -682,7 +692,8 @@ def test_a_runtime_of_one_pool_is_timed_with_one_number_of_threads(
 def test_tuning_without_labels_leaves_out_files_that_find_something_else(
     run: Path, photos: Path, capsys, tmp_path
 ):
-    from fleetnet import checkpoint, predict
+    from fleetnet import checkpoint
+    from fleetnet.deploy import predictor
 
     loose = tmp_path / "loose"
     loose.mkdir()
@@ -695,7 +706,7 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(
         for parameter in list(loaded.model.head.parameters())[-2:]:
             parameter.neg_()
     wrong = tmp_path / "wrong" / "model.onnx"
-    predict.export(
+    predictor.export(
         loaded.model, "onnx", wrong, classes=loaded.classes, preprocess=loaded.preprocess
     )
     words = [

@@ -11,7 +11,7 @@ from zoo import image
 from fleetnet.cli import main
 from fleetnet.errors import ExportError
 from fleetnet.find import find
-from fleetnet.realistic import pictures, realistic
+from fleetnet.proof.as_if_trained import pictures, realistic
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import build, named

@@ -11,8 +11,8 @@ from zoo import randomize
 from fleetnet import checkpoint
 from fleetnet.cli import main
 from fleetnet.errors import ModelError
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.tasks import Model, build
-from fleetnet.transforms import Preprocess
 from fleetnet.weights import create_model, load_weights
 
 BEFORE = ["cat", "dog", "bird"]

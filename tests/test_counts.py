@@ -8,16 +8,17 @@ import torch
 from conftest import benchmark
 from torch import nn
 
-from fleetnet import checkpoint, report
+from fleetnet import checkpoint
 from fleetnet.data import Sample, Split, load
 from fleetnet.errors import DataError, ModelError
+from fleetnet.inputs.transforms import Batch
+from fleetnet.report import figures
 from fleetnet.tasks import _counts, build, classification, deeplabv3
 from fleetnet.tasks._counts import Pairs
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.evaluate import evaluate
 from fleetnet.training.fit import fit
 from fleetnet.training.run import best_of
-from fleetnet.transforms import Batch
 
 ROOT = Path(__file__).parents[1]
 
@@ -40,9 +41,9 @@ def test_counts_are_those_of_a_plain_loop(monkeypatch: pytest.MonkeyPatch) -> No
         assert right == [plain.get((i, i), 0) for i in range(7)]
         assert of_truth == truth.bincount(minlength=7).tolist()
         assert of_prediction == predicted.bincount(minlength=7).tolist()
-        figures = pairs.figures()
-        assert figures["confusion"] == [[plain.get((i, j), 0) for j in range(7)] for i in range(7)]
-        assert [count for *_, count in figures["confused"]] == sorted(
+        counted = pairs.figures()
+        assert counted["confusion"] == [[plain.get((i, j), 0) for j in range(7)] for i in range(7)]
+        assert [count for *_, count in counted["confused"]] == sorted(
             (count for (i, j), count in plain.items() if i != j), reverse=True
         )[:50]
 
@@ -231,7 +232,7 @@ def test_many_classes_are_small(tmp_path: Path) -> None:
     assert "confusion" not in result
     assert len(result["confused"]) == 24
     assert len(json.dumps(result)) < 4e6
-    files = report.metrics(result, names, tmp_path)
+    files = figures.metrics(result, names, tmp_path)
     assert [file.name for file in files] == ["confused.png", "f1_by_class.png"]
 
 

@@ -15,9 +15,9 @@ from zoo import EXACT, image, randomize
 from fleetnet.backbones import Implied, parcnet
 from fleetnet.boxes import Place
 from fleetnet.errors import ModelError, UsageError
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build, deeplabv3
-from fleetnet.transforms import Preprocess
 
 GOLDEN = Path(__file__).parent / "golden" / "deeplabv3_parcnet_s_512x512.json"
 TIMM = "timm/mobilenetv3_small_100"

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from fleetnet import devices
-from fleetnet.bench import ratios
-from fleetnet.devices import TOOLS, Device, Job, conditions, device, measure
 from fleetnet.errors import FleetnetError, UsageError
+from fleetnet.measure import devices
+from fleetnet.measure.devices import TOOLS, Device, Job, conditions, device, measure
+from fleetnet.measure.latency import ratios
 
 SSH = """#!/bin/sh
 echo "Welcome to the board"

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 import fleetnet
-from fleetnet import balance, checkpoint, data
-from fleetnet.balance import Balanced, Shuffled, class_weights
+from fleetnet import checkpoint, data
 from fleetnet.data import Sample, Split
 from fleetnet.errors import DataError, UsageError
 from fleetnet.find import find
+from fleetnet.inputs import balance
+from fleetnet.inputs.balance import Balanced, Shuffled, class_weights
 from fleetnet.tasks import build
 from fleetnet.training import learner, objective
 from fleetnet.training.config import TrainConfig

@@ -15,16 +15,16 @@ from zoo import image
 
 from fleetnet import checkpoint, runtimes
 from fleetnet.cli import main
+from fleetnet.deploy.predictor import export
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.find import find, names
-from fleetnet.predict import export
-from fleetnet.realistic import realistic
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.proof.as_if_trained import realistic
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import deliver, files, onnx
 from fleetnet.runtimes._explain import explain, explanation
 from fleetnet.runtimes._guarded import Run
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 FAMILIES = ("parcnet_xs", "fasternet_t0", "repvit_m0_9", "mobileone_s0")
 SIZE = (64, 64)

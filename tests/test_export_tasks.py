@@ -19,12 +19,12 @@ from fleetnet import checkpoint
 from fleetnet.boxes import Prediction
 from fleetnet.cli import main
 from fleetnet.data import shapes
+from fleetnet.deploy.predictor import export, load
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find
-from fleetnet.predict import export, load
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build
-from fleetnet.transforms import Preprocess
 
 CLASSES = ["café", "bus", "dog"]
 OPTIONS = {

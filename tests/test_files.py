@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet import checkpoint, files, page, report
+from fleetnet import checkpoint, files
 from fleetnet.errors import WriteError
 from fleetnet.files import remove_leftovers, replacing, write_rows, write_text
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.report import figures, page
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 FULL = Path("/dev/full")
 WRITERS = {
@@ -29,9 +30,9 @@ WRITERS = {
         preprocess=Preprocess((32, 32)),
     ),
     "state": lambda path: checkpoint.save_state(path.parent, {"x": torch.zeros(99_999)}),
-    "plot": lambda path: report.curves([{"epoch": 1, "loss": 1.0}], path.with_suffix(".png")),
-    "sheet": lambda path: report.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
-    "drawn": lambda path: report.save(
+    "plot": lambda path: figures.curves([{"epoch": 1, "loss": 1.0}], path.with_suffix(".png")),
+    "sheet": lambda path: figures.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
+    "drawn": lambda path: figures.save(
         Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90
     ),
     "page": lambda path: page.write(page.Page("x"), path.with_suffix(".html")),

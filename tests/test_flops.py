@@ -14,10 +14,10 @@ from fleetnet import checkpoint
 from fleetnet.backbones.fasternet import FasterNet
 from fleetnet.cli import main
 from fleetnet.errors import UsageError
-from fleetnet.flops import Counts, count, fvcore_table, parts
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.measure.flops import Counts, count, fvcore_table, parts
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 
 class OnTheFly(nn.Module):

@@ -13,10 +13,10 @@ import fleetnet
 from fleetnet.data import shapes
 from fleetnet.errors import ExportError
 from fleetnet.find import find
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build, named
-from fleetnet.transforms import Preprocess
 
 BACKBONES = (
     "parcnet_xs", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "parc_mobilenetv2", "timm/mobilenetv3_small_100",

@@ -16,9 +16,9 @@ from PIL import Image
 
 from fleetnet import bands, images
 from fleetnet.data import Object, Sample, Split
+from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError
-from fleetnet.predict import load
-from fleetnet.transforms import ImageDataset, Preprocess
+from fleetnet.inputs.transforms import ImageDataset, Preprocess
 
 
 @pytest.fixture(scope="module")

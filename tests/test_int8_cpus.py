@@ -23,7 +23,7 @@ from fleetnet import int8
 from fleetnet.cli import main
 from fleetnet.errors import ExportError, SlowerWarning
 from fleetnet.find import find, names
-from fleetnet.quantize import quantize
+from fleetnet.int8._search import quantize
 from fleetnet.runtimes import _cpu, _int8
 from fleetnet.runtimes import onnx as onnx_runtime
 from fleetnet.runtimes._cpu import Int8Class
@@ -79,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Pat
         folder = tmp_path_factory.mktemp(runtime)
         with pytest.MonkeyPatch.context() as patch:
             round_coarsely(patch)
-            patch.setattr("fleetnet.quantize.overflowing", lambda weights: [])
+            patch.setattr("fleetnet.int8._search.overflowing", lambda weights: [])
             older = quantize(source, runtime, path_in(folder / "older", runtime), max_drop=30).path
         found[runtime] = (
             older,
@@ -282,7 +282,7 @@ def test_eval_says_it_in_one_line(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr("fleetnet.quantize.overflowing", lambda weights: [])
+    monkeypatch.setattr("fleetnet.int8._search.overflowing", lambda weights: [])
     round_coarsely(monkeypatch)
     words = f"quantize --model {run} --data {photos} --to onnx --images 8 --max-drop 100 --threads 1 --out {tmp_path}"
     assert main(words.split()) == 0

@@ -15,16 +15,16 @@ from fleetnet.boxes import Limits, within
 from fleetnet.cli import main
 from fleetnet.data import Split, load
 from fleetnet.data.shapes import CLASSES
+from fleetnet.deploy.predictor import Predictor, export
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.find import find
-from fleetnet.predict import Predictor, export
-from fleetnet.quantize import prepare, quantize
+from fleetnet.inputs.transforms import ImageDataset, Preprocess
+from fleetnet.int8._search import prepare, quantize
 from fleetnet.tasks import Model, build, limits_of
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.evaluate import Reached, evaluate
 from fleetnet.training.fit import fit
 from fleetnet.training.setup import loader
-from fleetnet.transforms import ImageDataset, Preprocess
 
 NAMES = list(CLASSES)
 SMALL: dict[str, dict[str, Any]] = {

@@ -16,11 +16,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fleetnet import images, loading
+from fleetnet import images
 from fleetnet.data import load
 from fleetnet.errors import FleetnetError
-from fleetnet.loading import batches_of, patient
-from fleetnet.transforms import Batch, ImageDataset, Preprocess
+from fleetnet.inputs import loading
+from fleetnet.inputs.loading import batches_of, patient
+from fleetnet.inputs.transforms import Batch, ImageDataset, Preprocess
 
 SIZE = 96  # a batch of 4 has 442 kB, more than goes through the pipe anyway
 

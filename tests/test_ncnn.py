@@ -14,9 +14,9 @@ import fleetnet
 from fleetnet.data import shapes
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.proof.agreement import limits
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import deliver, ncnn, verify
-from fleetnet.runtimes._agreement import limits
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")

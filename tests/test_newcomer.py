@@ -255,13 +255,14 @@ def as_nobody(*roots: Path) -> Iterator[None]:
 def test_outputs_are_tried_before_the_work(
     words, folder, run: Path, tmp_path: Path, capsys, monkeypatch
 ):
-    from fleetnet import data, predict
+    from fleetnet import data
+    from fleetnet.deploy import predictor
 
     def working(*args: object, **keywords: object) -> None:
         raise AssertionError("the work has begun")
 
     monkeypatch.setattr(data, "load", working)
-    monkeypatch.setattr(predict, "load", working)
+    monkeypatch.setattr(predictor, "load", working)
     monkeypatch.chdir(tmp_path)
     locked, file = tmp_path / "locked", tmp_path / "a file"
     locked.mkdir(mode=0o555)

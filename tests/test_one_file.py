@@ -21,10 +21,10 @@ from fleetnet.cli._arguments import usual_classes, usual_sizes
 from fleetnet.data import Split, shapes
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.find import names
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.training.checks import check_settings
 from fleetnet.training.config import TrainConfig
-from fleetnet.transforms import Preprocess
 
 ENTRIES = Path(__file__).parent / "entries"
 Add = Callable[[str, str], None]

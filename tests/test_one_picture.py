@@ -17,10 +17,10 @@ from PIL import Image
 from fleetnet import checkpoint, images
 from fleetnet.cli import main
 from fleetnet.cli.predict import _stems
+from fleetnet.deploy.predictor import _examples, each, export, load, read_picture
 from fleetnet.errors import DataError, UsageError
-from fleetnet.predict import _examples, each, export, load, read_picture
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 SIZE = (23, 17)  # width, height
 GRAY = np.add.outer(np.arange(SIZE[1]) * 9, np.arange(SIZE[0]) * 4).astype(

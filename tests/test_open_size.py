@@ -14,14 +14,14 @@ from fleetnet.cli import export as verb
 from fleetnet.cli import main
 from fleetnet.cli._arguments import parse
 from fleetnet.data import shapes
+from fleetnet.deploy.predictor import export, load
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.facts import check_values
 from fleetnet.find import find
-from fleetnet.predict import export, load
-from fleetnet.realistic import realistic
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import Delivered, Elsewhere, Sizes, deliver, onnx, parse_open
 from fleetnet.tasks import Model, build, named
-from fleetnet.transforms import Preprocess
 
 SIZE = (64, 96)
 OTHERS = [

@@ -12,8 +12,8 @@ from fleetnet import data
 from fleetnet.cli import main, predict
 from fleetnet.data import Object, Sample, Split
 from fleetnet.find import names
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.training import pictures
-from fleetnet.transforms import Preprocess
 
 TASKS = {
     "classification": "fasternet_t0",

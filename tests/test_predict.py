@@ -12,10 +12,10 @@ from zoo import randomize
 
 import fleetnet
 from fleetnet import checkpoint
+from fleetnet.deploy.predictor import Predictor, export, load
 from fleetnet.errors import DataError, ModelError, UsageError
-from fleetnet.predict import Predictor, export, load
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 CLASSES = ["café", "bus", "dog"]
 PREPROCESS = Preprocess(

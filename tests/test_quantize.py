@@ -20,10 +20,11 @@ from fleetnet import checkpoint, cli, int8
 from fleetnet.backbones.mobileone import MobileOne
 from fleetnet.boxes import Place
 from fleetnet.cli import main
-from fleetnet.equalize import chains, equalize
 from fleetnet.errors import DataError, ExportError, ModelError, UsageError
 from fleetnet.find import find
-from fleetnet.quantize import (
+from fleetnet.inputs.transforms import Batch, Preprocess
+from fleetnet.int8._equalize import chains, equalize
+from fleetnet.int8._search import (  # fmt: skip
     Prepared,
     _rounded,
     _rounded_weight,
@@ -34,11 +35,10 @@ from fleetnet.quantize import (
     recalibrate,
     sensitivity,
     sqnr,
-)  # fmt: skip
+)
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.tasks import build
-from fleetnet.transforms import Batch, Preprocess
 
 CLASSES, SIZE = 4, 24
 FACTS = {
@@ -661,7 +661,7 @@ def test_command(
     assert "written:" in error
     assert (tmp_path / "half" / "openvino-int8" / "model.xml").exists()
     monkeypatch.setattr(int8.find("onnx"), "writer", made_by)
-    monkeypatch.setattr("fleetnet.quantize.find_spec", lambda name: None)
+    monkeypatch.setattr("fleetnet.int8._search.find_spec", lambda name: None)
     assert main([*words.split(), "--to", "openvino"]) == 5
     assert (
         "int8 for openvino needs nncf: pip install 'fleetnet[quantize]'" in capsys.readouterr().err

@@ -14,8 +14,8 @@ import pytest
 
 from fleetnet import checkpoint, data, images
 from fleetnet.data import text_of
+from fleetnet.deploy.predictor import facts_of, load
 from fleetnet.errors import DataError, FleetnetError, UsageError
-from fleetnet.predict import facts_of, load
 from fleetnet.reading import from_json, leads_out, links_out, open_regular, read_bytes, to_json
 from fleetnet.tasks import _layout
 from fleetnet.training.config import TrainConfig, read_recipe

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet import page, report
 from fleetnet.errors import UsageError
+from fleetnet.report import figures, page
 
 LOG = [
     {"epoch": 1, "train": {"loss": 2.0, "lr": 0.1}, "skipped": [], "seconds": 3},
@@ -32,14 +32,14 @@ LOG = [
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures made during a test, to look inside."""
-    figures, make = [], report._figure
+    made, make = [], figures._figure
 
     def keep(*size: float) -> object:
-        figures.append(make(*size))
-        return figures[-1]
+        made.append(make(*size))
+        return made[-1]
 
-    monkeypatch.setattr(report, "_figure", keep)
-    return figures
+    monkeypatch.setattr(figures, "_figure", keep)
+    return made
 
 
 def opened(path) -> Image.Image:
@@ -48,7 +48,7 @@ def opened(path) -> Image.Image:
 
 
 def test_curves(tmp_path, drawn):
-    report.curves(LOG, tmp_path / "curves.png")
+    figures.curves(LOG, tmp_path / "curves.png")
     assert opened(tmp_path / "curves.png").size == (1500, 360)
     lines = {
         axes.get_title(): {line.get_label(): line.get_xydata().tolist() for line in axes.lines}
@@ -74,7 +74,7 @@ def test_curves_of_detectors(tmp_path, drawn):
         {"epoch": 1, "train": train, "raw": evaluated, "seconds": 2},
         {"epoch": 2, "raw": {"mIoU": 50.0}},
     ]
-    report.curves(log, tmp_path / "curves.png")
+    figures.curves(log, tmp_path / "curves.png")
     lines = {axes.get_title(): [line.get_label() for line in axes.lines] for axes in drawn[0].axes}
     assert lines == {
         "training": ["all losses", "boxes", "objectness"],
@@ -86,26 +86,28 @@ def test_curves_of_detectors(tmp_path, drawn):
 @pytest.mark.parametrize("log", [[], [{"epoch": 1, "seconds": 1.5}]])
 def test_curves_of_nothing(log, tmp_path):
     with pytest.raises(UsageError, match=f"no curve to draw: {len(log)} epochs"):
-        report.curves(log, tmp_path / "curves.png")
+        figures.curves(log, tmp_path / "curves.png")
 
 
 @pytest.mark.parametrize(
     ("truths", "expected"),
     [
-        (["cat", "a$b"], [("cat", report.RIGHT), ("a$b", report.RIGHT)]),
-        (["cat", "dog"], [("cat", report.RIGHT), ("a$b\n(is dog)", report.WRONG)]),
-        ([None, "cat"], [("cat", "black"), ("a$b\n(is cat)", report.WRONG)]),
+        (["cat", "a$b"], [("cat", figures.RIGHT), ("a$b", figures.RIGHT)]),
+        (["cat", "dog"], [("cat", figures.RIGHT), ("a$b\n(is dog)", figures.WRONG)]),
+        ([None, "cat"], [("cat", "black"), ("a$b\n(is cat)", figures.WRONG)]),
     ],
 )
 def test_predictions_are_green_or_red(truths, expected, tmp_path, drawn):
     images = [Image.new("RGB", (20, 30), "gray"), np.full((8, 8, 3), 90, np.uint8)]
-    report.predictions(images, truths, ["cat", "a$b"], tmp_path / "sheet.png")
+    figures.predictions(images, truths, ["cat", "a$b"], tmp_path / "sheet.png")
     assert opened(tmp_path / "sheet.png").size == (400, 230)
     assert [(axes.get_title(), axes.title.get_color()) for axes in drawn[0].axes] == expected
 
 
 def test_many_predictions_fill_rows(tmp_path):
-    report.predictions([Image.new("RGB", (9, 9))] * 8, ["x"] * 8, ["x"] * 8, tmp_path / "sheet.png")
+    figures.predictions(
+        [Image.new("RGB", (9, 9))] * 8, ["x"] * 8, ["x"] * 8, tmp_path / "sheet.png"
+    )
     assert opened(tmp_path / "sheet.png").size == (1200, 460)
 
 
@@ -115,7 +117,7 @@ def test_predictions_must_match(count, tmp_path):
         UsageError,
         match=f"{count} images, {count} truths, 1 names" if count else "0 images, 0 truths",
     ):
-        report.predictions(
+        figures.predictions(
             [None] * count, ["x"] * count, ["x"] * (1 if count else 0), tmp_path / "sheet.png"
         )
 
@@ -124,7 +126,7 @@ def test_predictions_must_match(count, tmp_path):
 def test_confusion(classes, tmp_path, drawn):
     matrix = (np.eye(classes, dtype=int) * 7).tolist()
     matrix[0][-1] = 12
-    report.confusion(matrix, [f"$class {i}$" for i in range(classes)], tmp_path / "confusion.png")
+    figures.confusion(matrix, [f"$class {i}$" for i in range(classes)], tmp_path / "confusion.png")
     assert opened(tmp_path / "confusion.png").width >= 400
     axes = drawn[0].axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "truth")
@@ -137,7 +139,7 @@ def test_confusion(classes, tmp_path, drawn):
 @pytest.mark.parametrize("matrix", [[], [[1, 2]], [[1, 2], [3]]])
 def test_confusion_must_be_square(matrix, tmp_path):
     with pytest.raises(UsageError, match="rows for 2 classes; allowed: square"):
-        report.confusion(matrix, ["a", "b"], tmp_path / "confusion.png")
+        figures.confusion(matrix, ["a", "b"], tmp_path / "confusion.png")
 
 
 def test_precision_recall(tmp_path, drawn):
@@ -147,30 +149,30 @@ def test_precision_recall(tmp_path, drawn):
         "none": [],
         "dog": [[0.0, 1.0], [1.0, 0.5]],
     }
-    report.precision_recall(points, tmp_path / "pr.png")
+    figures.precision_recall(points, tmp_path / "pr.png")
     lines = {line.get_label(): line for line in drawn[0].axes[0].lines}
     assert list(lines) == [r"a\$b\$", "dog", "mean"]
     np.testing.assert_allclose(lines["mean"].get_ydata(), 1 - 0.75 * recalls, atol=1e-9)
-    assert lines["dog"].get_color() == pytest.approx(np.divide(report.colors(3)[2], 255))
+    assert lines["dog"].get_color() == pytest.approx(np.divide(figures.colors(3)[2], 255))
     with pytest.raises(UsageError, match="none of 1 classes has points"):
-        report.precision_recall({"none": []}, tmp_path / "pr.png")
+        figures.precision_recall({"none": []}, tmp_path / "pr.png")
 
 
 @pytest.mark.parametrize("count", [1, 90])
 def test_bars(count, tmp_path, drawn):
     values = {"none": None, **{f"$class {i}$": float(i) for i in range(count)}}
-    report.bars(values, "AP", tmp_path / "bars.png")
+    figures.bars(values, "AP", tmp_path / "bars.png")
     axes = drawn[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [0, *range(count)]
     assert [text.get_text() for text in axes.texts][:2] == ["-", "0.0"]
     assert opened(tmp_path / "bars.png").height > 15 * count
     with pytest.raises(UsageError, match="no values"):
-        report.bars({}, "AP", tmp_path / "bars.png")
+        figures.bars({}, "AP", tmp_path / "bars.png")
 
 
 def test_the_most_confused_pairs(tmp_path, drawn):
     pairs = [[0, 1, 9], *([1, 2, 3] for _ in range(40))]
-    report.confused(pairs, ["a", "b", "(nothing)"], tmp_path / "confused.png")
+    figures.confused(pairs, ["a", "b", "(nothing)"], tmp_path / "confused.png")
     axes = drawn[0].axes[0]
     assert [bar.get_width() for bar in axes.patches] == [9, *[3] * 29]
     assert [label.get_text() for label in axes.get_yticklabels()][:2] == [
@@ -178,7 +180,7 @@ def test_the_most_confused_pairs(tmp_path, drawn):
         "b not found",
     ]
     with pytest.raises(UsageError, match="nothing was confused"):
-        report.confused([], ["a"], tmp_path / "confused.png")
+        figures.confused([], ["a"], tmp_path / "confused.png")
 
 
 def test_figures_of_a_metric(tmp_path):
@@ -189,10 +191,10 @@ def test_figures_of_a_metric(tmp_path):
         "pr": {"a": points, "b": []},
         "mask_pr": {"a": [], "b": []},
     }
-    names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
+    names = [file.name for file in figures.metrics(result, ["a", "b"], tmp_path / "x")]
     assert names == ["ap_by_class.png", "precision_recall.png"]
     result = {"iou": [None, 3.0], "confusion": [[1, 2], [3, 4]]}
-    names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
+    names = [file.name for file in figures.metrics(result, ["a", "b"], tmp_path / "x")]
     assert names == ["confusion.png", "iou_by_class.png"]
     curve = {
         "score": [0.0, 1.0],
@@ -204,17 +206,17 @@ def test_figures_of_a_metric(tmp_path):
         "confusion": [[1, 0, 2], [0, 3, 0], [4, 0, 0]], "confused": [[2, 0, 4], [0, 2, 2]], "score": 0.5,
         "curves": {**curve, "F1_by_class": [[66.7, 0.0], [None, None]]},
     }  # fmt: skip
-    names = [file.name for file in report.metrics(result, ["a", "b"], tmp_path / "x")]
+    names = [file.name for file in figures.metrics(result, ["a", "b"], tmp_path / "x")]
     assert names == ["confusion.png", "confused.png", "over_score.png"]
     assert all((tmp_path / "x" / name).stat().st_size for name in names)
 
 
 @pytest.mark.parametrize("count", [3, 24])
 def test_colors_differ(count):
-    colors = np.array(report.colors(count), int)
+    colors = np.array(figures.colors(count), int)
     away = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(count, dtype=int)
     assert away.min() >= (200 if count == 3 else 40)
-    assert report.colors(80)[:count] == [tuple(color) for color in colors]
+    assert figures.colors(80)[:count] == [tuple(color) for color in colors]
 
 
 GRAY = np.full((120, 200, 3), 128, np.uint8)
@@ -229,8 +231,8 @@ def test_draw_boxes_and_masks():
         "labels": np.array([0, 1, 1]), "scores": np.array([0.9, 0.2, 0.5]),
     }  # fmt: skip
     picture = Image.fromarray(GRAY)
-    drawn = np.asarray(report.draw(picture, prediction, ["a", "b"], threshold=0.3))
-    first, second = np.array(report.colors(2))
+    drawn = np.asarray(figures.draw(picture, prediction, ["a", "b"], threshold=0.3))
+    first, second = np.array(figures.colors(2))
     assert (np.asarray(picture) == GRAY).all()
     assert (drawn[50:90, 20] == first).all()
     assert (drawn[89, 20:60] == first).all()
@@ -242,8 +244,8 @@ def test_draw_boxes_and_masks():
     assert (drawn[110:, 190:] == 128).all()  # the whole picture's box is below the threshold
     assert (drawn[50 - 8 : 50, 21] == first).all()  # the name stands on the box
     plain = {key: value for key, value in prediction.items() if key != "masks"}
-    assert (np.asarray(report.draw(picture, plain, ["a", "b"], 0.3))[70, 40] == 128).all()
-    assert (np.asarray(report.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
+    assert (np.asarray(figures.draw(picture, plain, ["a", "b"], 0.3))[70, 40] == 128).all()
+    assert (np.asarray(figures.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
 
 
 @pytest.mark.parametrize(("count", "shown"), [(2, False), (60, True)])
@@ -254,8 +256,8 @@ def test_many_boxes_get_a_legend(count, shown):
         "labels": torch.ones(count, dtype=torch.int64),
         "scores": torch.ones(count),
     }
-    drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
-    color = report.colors(2)[1]
+    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
+    color = figures.colors(2)[1]
     assert (drawn[0, :8] == color).all() == shown
     assert (drawn[50:60, 100] == color).all() != shown  # the name on the box
     assert (drawn[60, 100:110] == color).all()
@@ -264,25 +266,25 @@ def test_many_boxes_get_a_legend(count, shown):
 def test_names_do_not_cover_each_other(monkeypatch):
     """Twelve boxes on and beside each other: each name has a place of its own, or none and there is a legend."""
     written = []
-    tag = report._tag
+    tag = figures._tag
 
     def record(pen, x, y, text, color, font):
-        width, height = report._tag_size(pen, text, font)
+        width, height = figures._tag_size(pen, text, font)
         written.append((text, (x, y, x + width, y + height)))
         return tag(pen, x, y, text, color, font)
 
-    monkeypatch.setattr(report, "_tag", record)
+    monkeypatch.setattr(figures, "_tag", record)
     corners = [(30 * i % 150, 40 + 17 * i % 200) for i in range(12)]
     boxes = np.array([[x, y, x + 60.0, y + 40] for x, y in corners])
     prediction = {"boxes": boxes, "labels": np.arange(12) % 2, "scores": np.linspace(0.9, 0.3, 12)}
     picture = Image.new("RGB", (400, 300), "gray")
-    report.draw(picture, prediction, ["ant", "bee"])
+    figures.draw(picture, prediction, ["ant", "bee"])
     names = [place for text, place in written if " x " not in text]
     assert len(names) >= 6
     for i, one in enumerate(names):
         assert 0 <= one[0] <= one[2] <= 400
         assert 0 <= one[1] <= one[3] <= 300
-        assert not any(report._overlap(one, other) for other in names[:i])
+        assert not any(figures._overlap(one, other) for other in names[:i])
     assert (len(names) < 12) == any(" x " in text for text, _ in written)
 
 
@@ -296,10 +298,10 @@ def test_instances_of_a_class_have_colors_of_their_own():
         "labels": np.array([0, 0]),
         "scores": np.array([0.9, 0.8]),
     }
-    drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["cell"]))
+    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), prediction, ["cell"]))
     assert (drawn[50, 40] != drawn[50, 120]).any()
     without = {key: value for key, value in prediction.items() if key != "masks"}
-    drawn = np.asarray(report.draw(Image.fromarray(GRAY), without, ["cell"]))
+    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), without, ["cell"]))
     assert (drawn[59, 40] == drawn[59, 120]).all()  # boxes have that of their class
 
 
@@ -314,15 +316,15 @@ def test_names_of_points_do_not_cover_each_other(tmp_path, drawn):
         for i in range(9)
         for group in ("onnx", "torch")
     ]
-    report.pareto(points, tmp_path / "plot.png")
+    figures.pareto(points, tmp_path / "plot.png")
     (axes,) = drawn[0].axes
     frame = axes.get_window_extent()
-    places = [report._text_extent(drawn[0].canvas, text) for text in axes.texts]
+    places = [figures._text_extent(drawn[0].canvas, text) for text in axes.texts]
     assert len(places) >= 9  # those on the front at least
     for i, one in enumerate(places):
         assert frame.x0 <= one[0] <= one[2] <= frame.x1
         assert frame.y0 <= one[1] <= one[3] <= frame.y1
-        assert not any(report._overlap(one, other) for other in places[:i])
+        assert not any(figures._overlap(one, other) for other in places[:i])
 
 
 @pytest.mark.parametrize(
@@ -335,9 +337,9 @@ def test_draw_at_the_edges(box):
         "labels": torch.tensor([0]),
         "scores": torch.tensor([0.5]),
     }
-    drawn = np.asarray(report.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
+    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
     assert (
-        np.count_nonzero((drawn == report.colors(1)[0]).all(-1)) > 300
+        np.count_nonzero((drawn == figures.colors(1)[0]).all(-1)) > 300
     )  # of the name's background
 
 
@@ -345,20 +347,20 @@ def test_draw_label_map():
     labels = np.zeros((120, 200), np.uint8)
     labels[60:, :100], labels[60:, 100:] = 1, 255
     drawn = np.asarray(
-        report.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"])
+        figures.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"])
     )
-    sky = np.array(report.colors(3)[1])
+    sky = np.array(figures.colors(3)[1])
     assert np.abs(drawn[60:, :100].astype(int) - (sky + 128) // 2).max() <= 1
     assert (drawn[60:, 100:] == 128).all()
     assert (drawn[0, :8] == sky).all()  # the legend
     assert (drawn[30:60] == 128).all()
-    map_ = report.label_map(labels, ["background", "sky", "tree"])
+    map_ = figures.label_map(labels, ["background", "sky", "tree"])
     assert (np.asarray(map_) == labels).all()
     assert map_.convert("RGB").getpixel((3, 70)) == tuple(sky)
 
 
 def test_sheet(tmp_path):
-    report.sheet(
+    figures.sheet(
         [Image.new("RGB", (800, 400), "red"), *[Image.new("RGB", (9, 9), "blue")] * 4],
         tmp_path / "s.png",
     )
@@ -368,11 +370,11 @@ def test_sheet(tmp_path):
         (255, 0, 0), (255, 255, 255), (0, 0, 255),
     ]  # fmt: skip
     with pytest.raises(UsageError, match="no picture"):
-        report.sheet([], tmp_path / "s.png")
+        figures.sheet([], tmp_path / "s.png")
 
 
 def test_page(tmp_path):
-    report.curves(LOG, tmp_path / "curves.png")
+    figures.curves(LOG, tmp_path / "curves.png")
     described = page.Page(
         title="<run>",
         about={"model": "a & b"},
@@ -402,7 +404,7 @@ def test_page(tmp_path):
 
 def test_no_pyplot(tmp_path):
     code = (
-        "import sys; from fleetnet import report; report.curves([{'epoch': 1, 'loss': 1.0}], "
+        "import sys; from fleetnet.report import figures; figures.curves([{'epoch': 1, 'loss': 1.0}], "
         "sys.argv[1]); sys.exit('matplotlib.pyplot' in sys.modules)"
     )
     assert (

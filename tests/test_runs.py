@@ -21,12 +21,14 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 import fleetnet
-from fleetnet import checkpoint, data, page
+from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.data import Split
 from fleetnet.data._names import by_name
 from fleetnet.errors import FleetnetError, UsageError
 from fleetnet.find import find, names
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.report import page
 from fleetnet.tasks import build
 from fleetnet.training import claims, fingerprint
 from fleetnet.training import run as run_folder
@@ -34,7 +36,6 @@ from fleetnet.training.claims import claim, refuse_if_claimed
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.log import read_log
 from fleetnet.training.run import epochs_of, settled
-from fleetnet.transforms import Preprocess
 
 SHORT = [
     "--model",

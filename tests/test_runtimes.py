@@ -14,6 +14,7 @@ from fleetnet import runtimes
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.proof.agreement import compare
 from fleetnet.reparam import WIDEST, as_conv, merge, reparameterize
 from fleetnet.runtimes import (
     Meaning,
@@ -26,7 +27,6 @@ from fleetnet.runtimes import (
     onnx,
     verify,
 )
-from fleetnet.runtimes._agreement import compare
 
 ROOT = Path(__file__).parents[1]
 BASE = {"executorch", "mnn", "ncnn", "onnx", "openvino", "pt2"}  # that make test installs

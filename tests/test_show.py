@@ -15,11 +15,13 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from fleetnet import checkpoint, data, predict, report
+from fleetnet import checkpoint, data
 from fleetnet.cli import main
+from fleetnet.deploy import predictor
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.report import figures
 from fleetnet.tasks import build
 from fleetnet.tasks._coco import FIGURES, encode
-from fleetnet.transforms import Preprocess
 
 CLASSES, IDS, SIZE = ["background", "b$d", "cat"], [3, 7, 90], (64, 96)
 TASKS = {"ssd": "stretch", "maskrcnn": "letterbox", "deeplabv3": "letterbox"}
@@ -72,9 +74,9 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
 
 @pytest.mark.parametrize("task", ["ssd", "maskrcnn"])
 def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys):
-    predictor = predict.load(models[task])
+    loaded = predictor.load(models[task])
     scores = torch.cat(
-        [p["scores"] for p in predictor.predictions([pictures / "a.png", pictures / "b.jpg"])]
+        [p["scores"] for p in loaded.predictions([pictures / "a.png", pictures / "b.jpg"])]
     )
     threshold = round(scores.sort(descending=True).values[30].item(), 3)
     words = f"predict --model {models[task]} {pictures} --out {tmp_path} --threshold {threshold} --threads 1 --json"
@@ -95,7 +97,7 @@ def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys)
         assert image["file_name"] == result["file"]
         picture = opened(image["file_name"]).convert("RGB")
         assert (image["width"], image["height"]) == picture.size
-        prediction = predictor.predictions([picture])[0]
+        prediction = loaded.predictions([picture])[0]
         good = prediction["scores"] >= threshold
         annotations = coco.imgToAnns[image["id"]]
         total += len(annotations)
@@ -163,9 +165,9 @@ def test_predict_label_maps(models, pictures, tmp_path, capsys):
         "maps/b.png",
         "maps/A-2.png",
     ]
-    predictor = predict.load(models["deeplabv3"])
+    loaded = predictor.load(models["deeplabv3"])
     for result in document["results"]:
-        labels = predictor.predictions([result["file"]])[0]["semantic"].numpy()
+        labels = loaded.predictions([result["file"]])[0]["semantic"].numpy()
         map_ = opened(tmp_path / result["map"])
         assert (np.asarray(map_) == labels).all()
         assert sum(result["shares"].values()) == pytest.approx(1, abs=1e-5)
@@ -174,15 +176,15 @@ def test_predict_label_maps(models, pictures, tmp_path, capsys):
         )
         for i in np.unique(labels):
             y, x = np.argwhere(labels == i)[0]
-            assert map_.convert("RGB").getpixel((int(x), int(y))) == report.colors(3)[i]
+            assert map_.convert("RGB").getpixel((int(x), int(y))) == figures.colors(3)[i]
         assert opened(tmp_path / result["drawn"]).size == map_.size
 
 
-def truth_of(predictor: predict.Predictor, pictures: Path, masks: bool) -> data.Split:
+def truth_of(loaded: predictor.Predictor, pictures: Path, masks: bool) -> data.Split:
     """Every third of the 40 best boxes found in each picture, moved a little; ids as annotation files have them."""
     samples = []
     for number, file in ((11, "a.png"), (5, "b.jpg"), (200, "more/A.png")):
-        prediction = predictor.predictions([pictures / file])[0]
+        prediction = loaded.predictions([pictures / file])[0]
         objects = []
         for i in range(0, min(40, len(prediction["boxes"])), 3):
             x0, y0, x1, y1 = prediction["boxes"][i].tolist()
@@ -200,7 +202,7 @@ def truth_of(predictor: predict.Predictor, pictures: Path, masks: bool) -> data.
 @pytest.mark.parametrize("task", ["ssd", "maskrcnn"])
 def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch):
     masks = task == "maskrcnn"
-    split = truth_of(predict.load(models[task]), pictures, masks)
+    split = truth_of(predictor.load(models[task]), pictures, masks)
     asked = []
     monkeypatch.setattr(data, "load", lambda *words: asked.append(words) or split)
     words = (
@@ -258,10 +260,9 @@ def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch
 
 
 def test_eval_of_segmentation(models, pictures, tmp_path, capsys, monkeypatch):
-    predictor = predict.load(models["deeplabv3"])
+    loaded = predictor.load(models["deeplabv3"])
     found = [
-        predictor.predictions([pictures / name])[0]["semantic"].numpy()
-        for name in ("a.png", "b.jpg")
+        loaded.predictions([pictures / name])[0]["semantic"].numpy() for name in ("a.png", "b.jpg")
     ]
     truths = [labels.copy() for labels in found]
     truths[0][:20], truths[1][:, :10] = 2, 255

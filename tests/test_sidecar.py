@@ -10,10 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet.predict import Predictor, export
-from fleetnet.realistic import realistic
+from fleetnet.deploy.predictor import Predictor, export
+from fleetnet.inputs.transforms import Preprocess
+from fleetnet.proof.as_if_trained import realistic
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 APP = Path(__file__).with_name("app_from_sidecar.py")
 SIZES = [(97, 41), (40, 131), (64, 64), (33, 35), (5, 90)]  # height, width

@@ -20,13 +20,13 @@ from support.tiny_backbone import offer_tiny, tiny
 from torch import nn
 
 import fleetnet
-from fleetnet.augment import augmentation
-from fleetnet.balance import class_weights
 from fleetnet.data import Object, Split, load
 from fleetnet.find import find
+from fleetnet.inputs.augment import augmentation
+from fleetnet.inputs.balance import class_weights
+from fleetnet.inputs.transforms import ImageDataset, Item, Preprocess, collate, train_transform
 from fleetnet.tasks import Model
 from fleetnet.training.config import TrainConfig
-from fleetnet.transforms import ImageDataset, Item, Preprocess, collate, train_transform
 
 # everything off; 22 pictures in batches of 4 are five batches an epoch, and two left over
 PLAIN: dict[str, Any] = {

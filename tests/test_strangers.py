@@ -265,8 +265,8 @@ def test_every_entry_that_reaches_hidden_code_asks_for_trust(
 
     calls = {
         "load": lambda **trust: fleetnet.load(path, **trust),
-        "Predictor": lambda **trust: fleetnet.predict.Predictor(path, **trust),
-        "verify": lambda **trust: fleetnet.predict.verify(exported, path, **trust),
+        "Predictor": lambda **trust: fleetnet.deploy.predictor.Predictor(path, **trust),
+        "verify": lambda **trust: fleetnet.deploy.predictor.verify(exported, path, **trust),
         "runtimes.load": lambda **trust: runtimes.load("pt2", path, **trust),
         "runtimes.trace": lambda **trust: runtimes.trace("pt2", path, **trust),
         "pt2.load": lambda **trust: pt2.load(path, **trust),

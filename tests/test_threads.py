@@ -16,11 +16,11 @@ from conftest import benchmark
 from torch import nn
 
 from fleetnet import checkpoint
+from fleetnet.deploy.predictor import Predictor
 from fleetnet.find import find, names
-from fleetnet.predict import Predictor
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.runtimes import _program, deliver, load, trace
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 
 campaign = partial(benchmark, "threads")  # the large campaign, whose sample is here
 SIZE = (32, 32)
@@ -93,7 +93,7 @@ import os, signal, sys
 import numpy as np
 import torch
 from fleetnet.errors import FleetnetError
-from fleetnet.predict import load as load_checkpoint
+from fleetnet.deploy.predictor import load as load_checkpoint
 from fleetnet.runtimes import load as load_file
 
 torch.set_num_threads(2)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from fleetnet import checkpoint
 from fleetnet.backbones import timm as family
 from fleetnet.cli import main
+from fleetnet.deploy.predictor import export
 from fleetnet.errors import ModelError
-from fleetnet.predict import export
+from fleetnet.inputs.transforms import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import build
-from fleetnet.transforms import Preprocess
 from fleetnet.weights import create_model, load_weights
 
 # One of each way in which timm divides a network: with layers behind the last map, with layers in

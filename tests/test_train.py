@@ -17,13 +17,13 @@ from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.data import Split
 from fleetnet.errors import DataError, FleetnetError, UsageError
+from fleetnet.inputs.transforms import ImageDataset, Preprocess
 from fleetnet.preprocess import parse_size
 from fleetnet.tasks import Model, build
 from fleetnet.training import schedule, setup
 from fleetnet.training.config import TrainConfig, read_recipe
 from fleetnet.training.run import epochs_of
 from fleetnet.training.setup import loader, may_be_channels_last
-from fleetnet.transforms import ImageDataset, Preprocess
 
 
 def splits(photos: Path) -> tuple[Split, Split]:
@@ -228,7 +228,7 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
             color_jitter=0.0,
         )
         data_splits = [Split(split.samples[:24], split.classes) for split in splits(photos)]
-        import fleetnet.transforms as transforms
+        from fleetnet.inputs import transforms
 
         with (
             pytest.MonkeyPatch.context() as patch

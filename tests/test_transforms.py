@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 
 from fleetnet.data import Sample, Split, load, shapes
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.transforms import (
+from fleetnet.inputs.transforms import (
     AUTO_AUGMENT,
     Batch,
     ImageDataset,

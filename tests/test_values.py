@@ -10,13 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet import data, images, quantize
+from fleetnet import data, images
 from fleetnet.cli import main
+from fleetnet.deploy.predictor import load, read_picture
 from fleetnet.errors import UsageError
-from fleetnet.predict import load, read_picture
+from fleetnet.inputs.transforms import ImageDataset, Preprocess
+from fleetnet.int8 import _search
 from fleetnet.training.config import TrainConfig, read_recipe
 from fleetnet.training.setup import value_range
-from fleetnet.transforms import ImageDataset, Preprocess
 
 RAMP = np.linspace(0, 1, 24 * 20).reshape(20, 24)  # (height, width), 0 to 1
 EIGHT = (RAMP * 255 + 0.5).astype(np.uint8)
@@ -183,7 +184,7 @@ def test_the_range_goes_with_the_weights(scans, tmp_path, capsys):
     assert any(
         torch.equal(ImageDataset(split, predictor.preprocess)[i].image, expected) for i in range(4)
     ), item
-    assert torch.equal(quantize.calibration([file], predictor.preprocess)[0], expected)
+    assert torch.equal(_search.calibration([file], predictor.preprocess)[0], expected)
     assert predictor.predict(file) == predictor.predict(images.read(file, (0, 4095)))
     assert predictor.predict(file) == predictor.predict(deep(4000))
     assert main(["predict", "--model", str(tmp_path / "run"), str(file), "--json"]) == 0

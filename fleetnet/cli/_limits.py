@@ -32,5 +32,5 @@ def add_limits(parser: "ArgumentParser", score: str) -> None:
 
 
 def limits(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of the options that were given, as `predict.load` and `export` take them."""
+    """Those of the options that were given, as `deploy.predictor.load` and `export` take them."""
     return {key: given[key] for key in KEYS if given.get(key) is not None}

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from ..flops import Counts
+    from ..measure.flops import Counts
 
 FORMS = ("multi-branch", "deploy")  # that torch runs
 Accuracy = tuple[str, float]  # of what, and percent
@@ -158,11 +158,11 @@ def one_pool(found: Sequence[Subject], threads: Sequence[int]) -> list[str]:
 def of_file(
     path: Path, threads: Sequence[int], accuracy: Accuracy | None = None, *, trust: bool = False
 ) -> list[Subject]:
-    """An exported file with each number of threads; `trust` is that of `predict.load`."""
+    """An exported file with each number of threads; `trust` is that of `deploy.predictor.load`."""
     import torch
 
     from .. import runtimes
-    from ..predict import facts_of, load
+    from ..deploy.predictor import facts_of, load
     from ..runtimes import label, size_of
     from ..runtimes import load as load_file
 
@@ -203,7 +203,7 @@ def _of_model(
 ) -> list[Subject]:
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
     from .. import runtimes
-    from ..flops import count
+    from ..measure.flops import count
     from ..runtimes import deliver, label, size_of
     from ..runtimes import load as load_file
     from ..tasks import named

@@ -18,9 +18,9 @@ from ._show import say, table, tell
 from ._subjects import Subject, eager, of_file, one_pool, threads_of
 
 if TYPE_CHECKING:
-    from ..bench import Row
     from ..data import Split
-    from ..predict import One, Predictor
+    from ..deploy.predictor import One, Predictor
+    from ..measure.latency import Row
 
 MAX_DROP = 1.0  # points
 PICTURES = 8  # of the data, for the proof of each export
@@ -29,8 +29,8 @@ Judge = Callable[["Predictor"], float]  # percent
 
 
 def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
-    from .. import bench
-    from ..predict import load
+    from ..deploy.predictor import load
+    from ..measure import latency
     from .bench import measure, write_csv
 
     model, *files = given["model"]
@@ -81,7 +81,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
         rows, card, during = measure(subjects, given.get("runs", 100), given.get("warmup", 10))
     drops = {name: scores["torch"] - scores[subject.title] for name, subject in subjects.items()}
     best, level = fastest(rows, drops, limit)
-    faster = bench.ratios(rows, rows[0].name)
+    faster = latency.ratios(rows, rows[0].name)
     documents: list[dict[str, Any]] = [
         {
             **row.to_dict(), "what": subjects[row.name].title, "times_as_fast": faster[row.name],
@@ -109,7 +109,7 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
         tell(f"to write its file:  {command}")
     if given.get("csv"):
         write_csv(given["csv"], documents)
-    doubts = bench.warnings(rows, card, during)
+    doubts = latency.warnings(rows, card, during)
     for doubt in doubts:
         say(f"warning: {doubt}")
     return {
@@ -122,12 +122,12 @@ def fastest(
     rows: Sequence["Row"], drops: Mapping[str, float], limit: float
 ) -> tuple[str, list[str]]:
     """The fastest row of those that lose no more than `limit`, and those of them that may be as fast."""
-    from .. import bench
+    from ..measure import latency
 
     allowed = [row for row in rows if drops[row.name] <= limit]
-    speeds = bench.ratios(rows, rows[0].name)
+    speeds = latency.ratios(rows, rows[0].name)
     best = max(allowed, key=lambda row: speeds[row.name]).name
-    behind, by = bench.ratios(allowed, best), bench.uncertainty(allowed, best)
+    behind, by = latency.ratios(allowed, best), latency.uncertainty(allowed, best)
     level = [
         row.name
         for row in allowed
@@ -165,7 +165,7 @@ def _choices(to: str | None) -> list[tuple[str, str]]:
 
 def _export(model: str, name: str, precision: str, folder: Path, pictures: "Sequence[One]") -> Path:
     from .. import runtimes
-    from ..predict import export
+    from ..deploy.predictor import export
 
     path = folder / f"{name}-{precision}" / f"model{runtimes.find(name).suffix}"
     delivered = export(model, name, path, precision=precision, pictures=pictures)
@@ -230,8 +230,8 @@ def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
     from torch.utils.data import DataLoader
 
     from .. import tasks
+    from ..inputs.transforms import ImageDataset, collate
     from ..training.evaluate import evaluate
-    from ..transforms import ImageDataset, collate
 
     images = ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET)
     result = evaluate(

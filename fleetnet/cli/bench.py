@@ -16,7 +16,7 @@ from ._subjects import Subject, subjects, threads_of
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..bench import Row
+    from ..measure.latency import Row
 
 EXAMPLE = "fleetnet bench --model mobileone_s0 repvit_m0_9 timm/mobilevit_s --to onnx --size 224 --threads 1"
 SIZES = {"MACs": "macs", "parameters": "parameters", "activations": "activations", "bytes": "bytes"}
@@ -93,7 +93,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
         return tune(given)
 
-    from .. import bench, devices
+    from ..measure import devices, latency
 
     threads, runs = threads_of(given.get("threads") or "1"), given.get("runs", 100)
     device = devices.device(given["device"]) if given.get("device") else None
@@ -125,7 +125,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     correlations = _correlate(rows, by_name)
     if given.get("plot"):
         _plot(rows, by_name, given["plot"])
-    doubts = bench.warnings(rows, card, during)
+    doubts = latency.warnings(rows, card, during)
     for doubt in doubts:
         say(f"warning: {doubt}")
     if given.get("csv"):
@@ -182,15 +182,16 @@ def conditions(card: Mapping[str, object]) -> None:
 def measure(
     by_name: Mapping[str, Subject], runs: int, warmup: int
 ) -> tuple[list["Row"], dict[str, object], dict[str, float | None]]:
-    """The rows, the conditions, which are shown before, and what `bench.watch` saw."""
+    """The rows, the conditions, which are shown before, and what `latency.watch` saw."""
     import torch
 
-    from .. import bench, runtimes
+    from .. import runtimes
+    from ..measure import latency
 
     names = {subject.runtime for subject in by_name.values()} - {"torch"}
     packages = [runtimes.find(name).package for name in sorted(names)]
     most = max(subject.threads for subject in by_name.values())
-    card = bench.card(most, ["fleetnet", "torch", *packages])
+    card = latency.card(most, ["fleetnet", "torch", *packages])
     conditions(card)
 
     def prepare(name: str) -> None:
@@ -198,9 +199,9 @@ def measure(
             torch.set_num_threads(by_name[name].threads)
 
     say(f"measuring {len(by_name)} in turn")
-    before, during = torch.get_num_threads(), bench.watch()
+    before, during = torch.get_num_threads(), latency.watch()
     try:
-        rows = bench.measure(
+        rows = latency.measure(
             {name: subject.call for name, subject in by_name.items()}, runs, warmup,
             threads={name: s.threads if s.waits else 0 for name, s in by_name.items()}, prepare=prepare,
         )  # fmt: skip
@@ -211,9 +212,9 @@ def measure(
 
 def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> list[dict[str, Any]]:
     """The table, and what it shows."""
-    from .. import bench
+    from ..measure import latency
 
-    faster, uncertain = bench.ratios(rows, rows[0].name), bench.uncertainty(rows, rows[0].name)
+    faster, uncertain = latency.ratios(rows, rows[0].name), latency.uncertainty(rows, rows[0].name)
     documents: list[dict[str, Any]] = []
     lines = []
     for row in rows:
@@ -229,13 +230,13 @@ def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> li
         found["file_bytes"] = subject.file_bytes
         found["accuracy"] = subject.accuracy[1] if subject.accuracy else None
         documents.append(found)
-        figures = [f"{found[key]:.2f}" for key in ("median_ms", "p90_ms", "mean_ms", "min_ms")]
+        milliseconds = [f"{found[key]:.2f}" for key in ("median_ms", "p90_ms", "mean_ms", "min_ms")]
         waited = "-" if found["waited"] is None else f"{found['waited']:.0%}"
         ratios = f"{ratio:.2f}" + (f" ± {ratio * by:.2f}" if by and row is not rows[0] else "")
         working = f"{found['working_ms']:.2f}"
         megabytes = "-" if subject.file_bytes is None else f"{subject.file_bytes / 1e6:.1f}"
         per_second = f"{found['images_per_second']:.1f}"
-        lines.append([row.name, *figures, per_second, waited, working, megabytes, ratios])
+        lines.append([row.name, *milliseconds, per_second, waited, working, megabytes, ratios])
     columns = [
         "",
         "median ms",
@@ -259,7 +260,7 @@ def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> li
 
 def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[dict[str, Any]]:
     """Rank correlations of latency with sizes, over the networks of each form, runtime and number of threads."""
-    from .. import bench
+    from ..measure import latency
 
     groups: dict[tuple[str, str, int], list[tuple[float, Any]]] = {}
     for row in rows:
@@ -274,7 +275,7 @@ def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[di
             continue
         times = [time for time, _ in networks]
         pairs = {
-            name: bench.spearman(times, [getattr(c, key) for _, c in networks])
+            name: latency.spearman(times, [getattr(c, key) for _, c in networks])
             for name, key in SIZES.items()
         }
         told = {
@@ -306,7 +307,7 @@ def _drawn(subject: Subject) -> bool:
 
 
 def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> None:
-    from .. import report
+    from ..report import figures
 
     points, measures = [], set()
     several = len({subject.threads for subject in by_name.values()}) > 1
@@ -326,7 +327,7 @@ def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> N
             measures.add(subject.accuracy[0])
     if len(measures) > 1:
         say(f"warning: the plot mixes accuracies of different kinds: {', '.join(sorted(measures))}")
-    front = report.pareto(points, path, f"{', '.join(sorted(measures))}, %")
+    front = figures.pareto(points, path, f"{', '.join(sorted(measures))}, %")
     tell(
         f"Pareto front, in {path}: "
         + ", ".join(f"{point['name']} ({point['group']})" for point in front)

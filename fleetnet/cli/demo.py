@@ -32,10 +32,12 @@ def arguments(parser: "ArgumentParser") -> None:
 def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     import torch
 
-    from .. import bench, checkpoint, data
+    from .. import checkpoint, data
+    from ..deploy.predictor import export, load
     from ..files import check_writable
-    from ..flops import count
-    from ..predict import export, load
+    from ..inputs.transforms import ImageDataset
+    from ..measure import latency
+    from ..measure.flops import count
     from ..reparam import difference, reparameterize
     from ..tasks import build
     from ..training.claims import refuse_if_claimed
@@ -43,7 +45,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     from ..training.evaluate import evaluate
     from ..training.fit import fit
     from ..training.setup import loader
-    from ..transforms import ImageDataset
 
     began = time.monotonic()
     folder = Path(given.get("run") or "runs/demo")
@@ -110,7 +111,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     array = image.numpy()
     with torch.inference_mode():
         calls = [lambda: best.model(image), lambda: deploy(image), lambda: file.raw(array)]
-        rows = bench.measure(dict(zip(forms, calls, strict=True)), runs=60, seconds=15)
+        rows = latency.measure(dict(zip(forms, calls, strict=True)), runs=60, seconds=15)
     milliseconds = {row.name: row.median for row in rows}
 
     pictures = _figures(folder, log, val, file, results["deploy form, onnxruntime"]["confusion"])
@@ -151,16 +152,16 @@ def show_forms(model: str, lines: list[list[str]]) -> None:
 def _figures(
     folder: Path, log: list[dict[str, Any]], val: Any, file: Any, confusion: list[list[int]]
 ) -> list[Path]:
-    from .. import report
+    from ..report import figures
     from ..training.pictures import spread
 
     plots = folder / "plots"
     plots.mkdir(exist_ok=True)
-    report.curves(log, plots / "curves.png")
-    report.confusion(confusion, val.classes, plots / "confusion.png")
+    figures.curves(log, plots / "curves.png")
+    figures.confusion(confusion, val.classes, plots / "confusion.png")
     shown: list[Any] = spread(val, 18)  # generated: their images are functions
     pictures = [sample.image() for sample in shown]
     names = [found[0][0] for found in file.predict(pictures, top=1)]
     truths = [val.classes[sample.label] for sample in shown]
-    report.predictions(pictures, truths, names, plots / "predictions.png")
+    figures.predictions(pictures, truths, names, plots / "predictions.png")
     return [plots / name for name in ("curves.png", "predictions.png", "confusion.png")]

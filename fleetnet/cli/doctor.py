@@ -46,7 +46,7 @@ def arguments(parser: "ArgumentParser") -> None:
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
     from .. import __version__
-    from ..bench import version
+    from ..measure.latency import version
     from ..runtimes import _isolated, choice
     from ..runtimes._cpu import int8_class
 
@@ -129,7 +129,7 @@ def _machine() -> dict[str, Any]:
     """Processor, devices of torch, and versions."""
     import torch
 
-    from ..bench import card
+    from ..measure.latency import card
     from ..runtimes._cpu import int8_class, onednn_saturates
 
     kind = int8_class()
@@ -176,7 +176,7 @@ def _there(module: str) -> bool:
 def _runtime(name: str) -> dict[str, Any]:
     """What is known of a runtime without running it."""
     from .. import runtimes
-    from ..bench import version
+    from ..measure.latency import version
 
     module = runtimes.find(name)
     try:

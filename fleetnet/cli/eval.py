@@ -86,16 +86,17 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from .. import report, tasks
+    from .. import tasks
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name, only
     from ..data._record import describe, to_measure
-    from ..loading import MINUTES, batches_of
-    from ..predict import load
+    from ..deploy.predictor import load
+    from ..inputs.loading import MINUTES, batches_of
+    from ..inputs.transforms import ImageDataset
     from ..preprocess import parse_size
+    from ..report import figures
     from ..tasks._coco import results
     from ..training.evaluate import evaluate
-    from ..transforms import ImageDataset
 
     torch.set_num_threads(given.get("threads", 2))
     predictor = load(
@@ -155,7 +156,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for line in skipped[:10]:
         say(f"skipped {line}")
     if given.get("plots"):
-        files = report.metrics(result, split.classes, Path(given["plots"]))
+        files = figures.metrics(result, split.classes, Path(given["plots"]))
         say(f"written: {', '.join(map(str, files))}")
     if given.get("predictions"):
         _write(Path(given["predictions"]), found, target == "masks")

@@ -21,7 +21,7 @@ from ._show import say, table, tell
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..predict import One
+    from ..deploy.predictor import One
     from ..tasks import Model
 
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
@@ -165,8 +165,8 @@ def _make_environments(to: list[str]) -> None:
 
 def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from .. import runtimes
+    from ..deploy.predictor import export
     from ..files import check_writable
-    from ..predict import export
     from ..preprocess import parse_size
     from ..runtimes import label, size_of
     from ..weights.read import check_inside, locate
@@ -252,7 +252,7 @@ def _input_of(file: Path) -> str | None:
 
     None without a sidecar that says it.
     """
-    from ..predict import facts_of
+    from ..deploy.predictor import facts_of
 
     try:
         facts = facts_of(file)[1]
@@ -330,7 +330,7 @@ def _tried(
 ) -> dict[str, Any]:
     """The result in one runtime, which raises where it is not good."""
     from .. import runtimes
-    from ..predict import export
+    from ..deploy.predictor import export
 
     runtime = runtimes.find(name)
     missing = runtime.lacks()
@@ -352,7 +352,7 @@ def _checked(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     """The model to try, in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it."""
     from .. import checkpoint, tasks
     from ..preprocess import parse_size
-    from ..realistic import realistic
+    from ..proof.as_if_trained import realistic
     from ..tasks import build
 
     size, path = parse_size(given["size"]) if given.get("size") else None, Path(given["model"])

@@ -82,7 +82,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     import torch
 
-    from ..flops import fvcore_table, parts
+    from ..measure.flops import fvcore_table, parts
     from ..reparam import form_of, reparameterize
 
     model, (height, width) = _model(given)

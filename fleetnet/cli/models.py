@@ -68,7 +68,7 @@ def _counted(name: str, size: tuple[int, int]) -> tuple[int, int, int]:
     """As a line of SIZES, for images of another size (height, width)."""
     import torch
 
-    from ..flops import count
+    from ..measure.flops import count
     from ..reparam import reparameterize
     from ..tasks import build
 

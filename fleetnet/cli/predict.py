@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from ..boxes import Prediction
+    from ..deploy.predictor import Predictor
     from ..images import Picture
-    from ..predict import Predictor
 
 EXAMPLE = (
     "fleetnet predict --model runs/classification/fasternet_t0-photos new/*.jpg --out predictions"
@@ -86,7 +86,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     import torch
 
     from .. import tasks
-    from ..predict import load
+    from ..deploy.predictor import load
     from ..preprocess import parse_size
 
     torch.set_num_threads(given.get("threads", 2))
@@ -178,7 +178,7 @@ def _each(
     make: "Callable[[Source, Picture], dict[str, Any]]",
 ) -> list[dict[str, Any]]:
     """What `make` says of each picture, one at a time; those that cannot be read are added to `skipped`, and shown."""
-    from ..predict import read_picture
+    from ..deploy.predictor import read_picture
 
     results = []
     for source in sources:
@@ -283,8 +283,8 @@ def _detect(
 
     Annotations are written as they are found; only names, scores and boxes stay in memory.
     """
-    from .. import report
     from ..files import replacing
+    from ..report import figures
     from ..tasks._coco import area, present
 
     threshold, out = predictor.score, Path(given["out"]) if given.get("out") else None
@@ -302,7 +302,9 @@ def _detect(
         prediction = {key: value[good] for key, value in prediction.items()}
         if out is not None:
             drawn = f"drawn/{stems[source]}.jpg"
-            report.save(_draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY)
+            figures.save(
+                _draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY
+            )
             size = {"width": picture.width, "height": picture.height}
             images.append({"id": len(images) + 1, "file_name": str(source), **size, "drawn": drawn})
             for item in _coco_items(prediction, picture, len(images), ids):
@@ -355,8 +357,9 @@ def _segment(
     predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
-    from .. import report, tasks
+    from .. import tasks
     from ..files import write_text
+    from ..report import figures
 
     task, stems = tasks.find(predictor.task), _stems(sources)
     out = Path(given["out"]) if given.get("out") else None
@@ -369,13 +372,13 @@ def _segment(
         result: dict[str, Any] = {"shares": task.present(prediction, predictor.classes, **settings)}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
-            report.save(
+            figures.save(
                 _draw(picture, prediction, predictor.classes),
                 out / result["drawn"],
                 quality=QUALITY,
             )
-            report.save(
-                report.label_map(prediction["semantic"], predictor.classes), out / result["map"]
+            figures.save(
+                figures.label_map(prediction["semantic"], predictor.classes), out / result["map"]
             )
         return result
 
@@ -403,13 +406,13 @@ def _segment(
 
 def _draw(picture: "Picture", prediction: "Prediction", classes: list[str]) -> "Image.Image":
     """What was found, on the image of a picture: of a large one, that is a reduced copy."""
-    from .. import report
+    from ..report import figures
 
     if "boxes" in prediction:
         x, y = picture.image.width / picture.width, picture.image.height / picture.height
         boxes = prediction["boxes"]
         prediction = {**prediction, "boxes": boxes * boxes.new_tensor([x, y, x, y])}
-    return report.draw(picture.image, prediction, classes)
+    return figures.draw(picture.image, prediction, classes)
 
 
 def _coco_items(
@@ -457,8 +460,8 @@ def _name_at(address: str) -> str:
 
 def _write(folder: Path, document: dict[str, Any], small: "dict[str, Image.Image]") -> None:
     """predictions.json and .csv, and predictions.png of the pictures in `small`, by their names in the results."""
-    from .. import report
     from ..files import write_text
+    from ..report import figures
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "predictions.json", to_json(document, indent=2) + "\n")
@@ -476,7 +479,7 @@ def _write(folder: Path, document: dict[str, Any], small: "dict[str, Image.Image
             if result["predictions"]
         }
         names = [f"{best[file]['name']} {best[file]['score']:.2f}" for file in small]
-        report.predictions(
+        figures.predictions(
             list(small.values()), [None] * len(small), names, folder / "predictions.png"
         )
     say(

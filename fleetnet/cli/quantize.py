@@ -22,7 +22,7 @@ from .eval import IMAGES
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..quantize import Layer, Prepared, Quantized
+    from ..int8._search import Layer, Prepared, Quantized
 
 EXAMPLE = (
     "fleetnet quantize --model runs/classification/mobileone_s0-photos --data photos/ --to openvino"
@@ -101,9 +101,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     from ..files import check_writable
     from ..find import names
     from ..images import find_images
-    from ..loading import MINUTES, batches_of
-    from ..quantize import calibration, lacks, prepare, quantize, source_of
-    from ..transforms import ImageDataset, Preprocess
+    from ..inputs.loading import MINUTES, batches_of
+    from ..inputs.transforms import ImageDataset, Preprocess
+    from ..int8._search import calibration, lacks, prepare, quantize, source_of
     from ..weights.read import check_inside
 
     chosen = [name.strip() for name in given["to"].split(",")]
@@ -183,7 +183,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
 
 
 def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
-    from ..quantize import figures
+    from ..int8._search import figures
 
     before, after = figures(prepared.result), figures(done.result)
     rows = [[key, f"{before[key]:.4g}", f"{after[key]:.4g}"] for key in before if key in after]

@@ -37,7 +37,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import checkpoint
     from ..files import check_writable
-    from ..flops import count
+    from ..measure.flops import count
     from ..preprocess import parse_size
     from ..reparam import allowed, difference, reparameterize
     from ..tasks import named

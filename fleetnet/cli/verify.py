@@ -40,7 +40,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
                 f"{'the file' if key == 'file' else '--model'} is missing; example: {EXAMPLE}"
             )
 
-    from ..predict import facts_of, verify
+    from ..deploy.predictor import facts_of, verify
     from ..reading import hash_of
     from ..weights.read import locate
 

@@ -37,11 +37,11 @@ from ..errors import ExportError, FleetnetError, ModelError, UsageError, choose
 from ..files import beside
 from ..find import find as find_module
 from ..find import names
+from ..proof.agreement import Agreement as Agreement
+from ..proof.agreement import Meaning as Meaning
+from ..proof.agreement import compare, limits
 from ..reading import hash_of
 from ..reparam import WIDEST, allowed, difference, of_one_size, reparameterize
-from ._agreement import Agreement as Agreement
-from ._agreement import Meaning as Meaning
-from ._agreement import compare, limits
 from ._explain import explanation as explanation
 from ._guarded import Calls, check_threads, lock_of
 from ._guarded import Guarded as Guarded

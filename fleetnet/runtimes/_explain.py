@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError
-from ..scopes import scopes
+from ..proof.running_modules import scopes
 
 # A layer and an operator are a pair, though not the same, where their mean difference is at most
 # this share of the spread, each value counting for at most 1: one changed weight changes one

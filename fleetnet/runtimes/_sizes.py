@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import UsageError, choose
-from ._agreement import Meaning
+from ..proof.agreement import Meaning
 
 Size = tuple[int, int]  # height, width
 OPEN = ("batch", "size")  # what a file can leave open

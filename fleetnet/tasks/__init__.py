@@ -57,8 +57,8 @@ class Task(Protocol):
     """
 
     TARGET: str  # the annotation it learns from: "label", "boxes", "masks" or "semantic"
-    MODE: Mode  # how a picture becomes the input, see `transforms.Preprocess`
-    AUGMENT: str  # the augmentation it is trained with, unless another is asked for; see `augment`
+    MODE: Mode  # how a picture becomes the input, see `inputs.transforms.Preprocess`
+    AUGMENT: str  # the augmentation it is trained with, unless another is asked for; see `inputs.augment`
     OUTPUT_STRIDE: int  # of the backbone, unless another is asked for
     SIZE: tuple[int, int]  # height and width in pixels that it is usually trained at
     CLASSES: int  # how many it usually has

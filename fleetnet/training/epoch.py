@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, FleetnetError
-from ..loading import Say, patient
-from ..transforms import Batch
+from ..inputs.loading import Say, patient
+from ..inputs.transforms import Batch
 from .hooks import Hook, Pace
 from .learner import Learner
 from .log import Result

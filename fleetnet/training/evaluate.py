@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from .. import tasks
 from ..boxes import Limits, Prediction
 from ..errors import DataError, ModelError, named_arguments
-from ..loading import Say, patient
+from ..inputs.loading import Say, patient
 from ..tasks import Limiting, Outputs, named
 from .log import Result
 

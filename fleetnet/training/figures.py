@@ -6,10 +6,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .. import page, report
 from ..data._record import sources
 from ..files import write_rows, writing
 from ..reading import SMALL, read_text
+from ..report import figures, page
 from .folder import CONFIG, ENVIRONMENT
 from .log import Line, Result
 from .pictures import LOOKED_AT
@@ -46,8 +46,8 @@ def write_figures(run: Path, classes: Sequence[str], log: Sequence[Line], best: 
     write_rows(run / "results.csv", list(dict.fromkeys(key for row in rows for key in row)), rows)
     with writing(run / "plots"):
         (run / "plots").mkdir(exist_ok=True)
-    report.curves(log, run / "plots" / "curves.png")
-    written = [run / "plots" / "curves.png", *report.metrics(best, classes, run / "plots")]
+    figures.curves(log, run / "plots" / "curves.png")
+    written = [run / "plots" / "curves.png", *figures.metrics(best, classes, run / "plots")]
     config, environment = _read(run / CONFIG), _read(run / ENVIRONMENT)
     versions = [f"{name} {version}" for name, version in environment["versions"].items()]
     described = page.Page(
@@ -75,12 +75,12 @@ def write_figures(run: Path, classes: Sequence[str], log: Sequence[Line], best: 
 
 def _in_a_row(line: Line) -> dict[str, Any]:
     """A line of the log without nesting: {"raw": {"top1": 5}} -> {"raw_top1": 5}."""
-    figures = {
+    scores = {
         f"{part}_{name}": value
         for part in ("train", "raw", "ema")
         for name, value in line.get(part, {}).items()
     }
-    return {"epoch": line["epoch"], **figures}
+    return {"epoch": line["epoch"], **scores}
 
 
 def _with_captions(plots: Path, written: Sequence[Path]) -> list[tuple[Path, str]]:

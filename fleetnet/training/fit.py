@@ -14,14 +14,14 @@ from typing import Any
 
 from torch import Tensor
 
-from ..balance import Order
 from ..data import Split
 from ..data._contents import Contents
 from ..data._names import by_name
 from ..errors import named_arguments
-from ..loading import Say
+from ..inputs.balance import Order
+from ..inputs.loading import Say
+from ..inputs.transforms import Preprocess
 from ..tasks import Model
-from ..transforms import Preprocess
 from .checks import check
 from .claims import Claim, claim
 from .config import TrainConfig

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..loading import Say
-from ..transforms import Preprocess
+from ..inputs.loading import Say
+from ..inputs.transforms import Preprocess
 from .config import TrainConfig
 from .log import Line, Result
 from .objective import Targets

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from .. import tasks
-from ..balance import Order
 from ..boxes import Limits
 from ..data import Split
-from ..loading import Say
+from ..inputs.balance import Order
+from ..inputs.loading import Say
+from ..inputs.transforms import ImageDataset, Preprocess
 from ..tasks import Model
-from ..transforms import ImageDataset, Preprocess
 from .config import TrainConfig
 from .evaluate import evaluate
 from .freezing import freeze, freeze_norms

@@ -25,11 +25,11 @@ from typing import Any, Protocol
 from torch import Tensor, nn
 
 from .. import tasks
-from ..augment import multi_scale
-from ..balance import class_weights
 from ..data import Split
+from ..inputs.augment import multi_scale
+from ..inputs.balance import class_weights
+from ..inputs.transforms import Batch, mix
 from ..tasks import Model, named
-from ..transforms import Batch, mix
 from .config import TrainConfig
 
 Targets = Mapping[str, Any]  # annotations of a batch by name, as the loss of a task takes them

@@ -11,12 +11,13 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from .. import report, tasks
+from .. import tasks
 from ..data import IGNORE, Sample, Split
+from ..deploy.predictor import load
 from ..errors import DataError
 from ..files import writing
-from ..predict import load
-from ..transforms import ImageDataset, Preprocess
+from ..inputs.transforms import ImageDataset, Preprocess
+from ..report import figures
 from .folder import BEST
 from .hooks import Hook
 from .objective import Targets
@@ -47,13 +48,13 @@ class TrainingBatches(Hook):
             picture = preprocess.picture_of(image.detach().cpu())
             truth = {key: value[i] for key, value in targets.items()}
             sheet.append(
-                report.captioned(
+                figures.captioned(
                     _with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE
                 )
             )
         with writing(file.parent):
             file.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made again
-        report.grid(sheet, 4, file)
+        figures.grid(sheet, 4, file)
 
 
 @dataclass(frozen=True)
@@ -92,11 +93,11 @@ def samples(run: Path, val: Split) -> None:
         path.unlink(missing_ok=True)
         if chosen:
             sheet = [
-                report.captioned(picture, caption, SIDE)
+                figures.captioned(picture, caption, SIDE)
                 for one in chosen
                 for picture, caption in zip(one.pictures, one.captions, strict=True)
             ]
-            report.grid(sheet, columns * len(looked[0].pictures), path)
+            figures.grid(sheet, columns * len(looked[0].pictures), path)
 
 
 def spread(split: Split, count: int) -> list[Sample]:
@@ -143,7 +144,7 @@ def _look(
         return _Looked(
             (picture,), (caption,), 1 + float(probabilities[found] - probabilities[right])
         )
-    drawn = report.draw(*_enlarged(picture, prediction), classes, threshold)
+    drawn = figures.draw(*_enlarged(picture, prediction), classes, threshold)
     pictures = (_with_truth(picture, truth, classes), drawn)
     if "semantic" in truth:
         known = truth["semantic"] != IGNORE
@@ -187,7 +188,7 @@ def _with_truth(
         for key, value in truth.items()
         if key in ("boxes", "labels", "masks", "semantic")
     }
-    return report.draw(*_enlarged(picture, drawable), classes) if drawable else picture
+    return figures.draw(*_enlarged(picture, drawable), classes) if drawable else picture
 
 
 def _enlarged(

@@ -9,16 +9,16 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from .. import tasks
-from ..augment import augmentation
-from ..balance import Balanced, Order, Shuffled, labels_of
 from ..boxes import Limits
 from ..data import WORDS, Split
 from ..errors import DataError, UsageError
 from ..images import Range, measure
 from ..images import value_range as range_of_files
-from ..loading import batches_of
+from ..inputs.augment import augmentation
+from ..inputs.balance import Balanced, Order, Shuffled, labels_of
+from ..inputs.loading import batches_of
+from ..inputs.transforms import Augment, ImageDataset, Preprocess, Transform, train_transform
 from ..tasks import Annotated, Model, Task
-from ..transforms import Augment, ImageDataset, Preprocess, Transform, train_transform
 from .checks import check_device
 from .config import TrainConfig, parse_values
 from .run import Before, Training

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from fleetnet.inputs.transforms import Batch, Item, collate, mix
 from fleetnet.training.config import TrainConfig
-from fleetnet.transforms import Batch, Item, collate, mix
 
 Weights = dict[str, Tensor]
 

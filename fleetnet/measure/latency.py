@@ -28,7 +28,7 @@ from importlib import metadata
 from itertools import pairwise, permutations
 from pathlib import Path
 
-from .errors import UsageError, choose
+from ..errors import UsageError, choose
 
 PACKAGES = ("fleetnet", "torch", "onnxruntime")  # whose versions decide the figures
 FEWEST = 5  # rounds, before a budget may end a measurement

@@ -29,22 +29,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import checkpoint, int8, runtimes, tasks
-from .equalize import equalize
-from .errors import DataError, ExportError, ModelError, UsageError, choose
-from .files import beside
-from .find import names
-from .loading import patient
-from .predict import Predictor, described, load
-from .reading import hash_of, to_json
-from .reparam import reparameterize
-from .runtimes import _describe, files, signed, version
-from .runtimes._cpu import int8_class
-from .runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
-from .tasks import limits_of, named
-from .training.evaluate import evaluate
-from .transforms import Preprocess
-from .weights.read import locate
+from .. import checkpoint, int8, runtimes, tasks
+from ..deploy.predictor import Predictor, described, load
+from ..errors import DataError, ExportError, ModelError, UsageError, choose
+from ..files import beside
+from ..find import names
+from ..inputs.loading import patient
+from ..inputs.transforms import Preprocess
+from ..reading import hash_of, to_json
+from ..reparam import reparameterize
+from ..runtimes import _describe, files, signed, version
+from ..runtimes._cpu import int8_class
+from ..runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
+from ..tasks import limits_of, named
+from ..training.evaluate import evaluate
+from ..weights.read import locate
+from ._equalize import equalize
 
 IMAGES = 128  # for calibration; of sixteen times as many values the extremes hardly change
 CPUS = (
@@ -343,7 +343,7 @@ def prepare(
     `images` (N, 3, H, W) are preprocessed (see `calibration`); `batches` are those of a DataLoader
     over the validation set, whose classes are the checkpoint's. `recalibrating` gives the batch
     norms the statistics of the images before they are folded (see `recalibrate`), `equalizing`
-    makes channels alike (see `equalize`). Raises `ModelError` for what is no checkpoint.
+    makes channels alike (see `_equalize.py`). Raises `ModelError` for what is no checkpoint.
     """
     file = source_of(model)
     loaded = checkpoint.load(file)

@@ -2,7 +2,7 @@
 
 The program is the user's, built from the sources of MNN, ncnn or onnxruntime, and is known by its
 file name: see TOOLS. Everything is copied into a folder of its own, which is removed at the end,
-whatever happens. As in `bench`, all that is compared runs in turn, in an order drawn anew each
+whatever happens. As in `latency`, all that is compared runs in turn, in an order drawn anew each
 round; but a program runs a file some times in a row and tells the mean, so one time here is the
 mean of some calls. What it feeds the network is its own affair: zeros or random values.
 """
@@ -18,9 +18,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from .bench import Row
-from .errors import FleetnetError, UsageError, choose
-from .reading import to_json
+from ..errors import FleetnetError, UsageError, choose
+from ..reading import to_json
+from .latency import Row
 
 ROUNDS = 10  # in each of which a program runs a file once, with its share of the calls
 WARMUP = 5  # calls that do not count, where the program can be told: ncnn's makes 8, the others 1
@@ -196,7 +196,7 @@ def tool(binary: str) -> Tool:
 
 
 def conditions(device: Device, threads: int) -> dict[str, object]:
-    """What `bench.card` tells of this machine, of the device; None: unknown there."""
+    """What `latency.card` tells of this machine, of the device; None: unknown there."""
     asked = {
         "cpu": "sed -n 's/^\\(Hardware\\|model name\\|Model\\)[[:space:]]*: //p' /proc/cpuinfo | "
         "head -n 1",

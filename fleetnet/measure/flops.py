@@ -27,8 +27,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from .errors import UsageError
-from .scopes import scopes
+from ..errors import UsageError
+from ..proof.running_modules import scopes
 
 aten = torch.ops.aten
 

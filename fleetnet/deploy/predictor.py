@@ -16,15 +16,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from . import checkpoint, images, runtimes, tasks
-from .boxes import Limits, Place, Prediction
-from .checkpoint import check_facts
-from .errors import DataError, ExportError, ModelError, UsageError, named_arguments
-from .find import names
-from .images import Picture, Range, Source
-from .reading import hash_of
-from .reparam import reparameterize
-from .runtimes import (
+from .. import checkpoint, images, runtimes, tasks
+from ..boxes import Limits, Place, Prediction
+from ..checkpoint import check_facts
+from ..errors import DataError, ExportError, ModelError, UsageError, named_arguments
+from ..find import names
+from ..images import Picture, Range, Source
+from ..inputs.transforms import Preprocess
+from ..reading import hash_of
+from ..reparam import reparameterize
+from ..runtimes import (
     Delivered,
     Elsewhere,
     Guarded,
@@ -44,11 +45,10 @@ from .runtimes import (
     read_sidecar,
     verify_elsewhere,
 )
-from .runtimes import load as load_file
-from .runtimes import verify as compare_outputs
-from .tasks import Limiting, Model, Task, limits_of, named
-from .transforms import Preprocess
-from .weights.read import check_finite, files_beside, locate
+from ..runtimes import load as load_file
+from ..runtimes import verify as compare_outputs
+from ..tasks import Limiting, Model, Task, limits_of, named
+from ..weights.read import check_finite, files_beside, locate
 
 One = Source | Tensor | Picture  # a picture in any form
 Pictures = (

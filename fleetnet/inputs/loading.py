@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, get_worker_info
 
-from .errors import FleetnetError
+from ..errors import FleetnetError
 from .transforms import Batch, ImageDataset, Item, collate
 
 MINUTES = 5.0  # that a batch may take

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .errors import UsageError
-from .files import replacing
+from ..errors import UsageError
+from ..files import replacing
 
 METRICS = {  # of evaluations, as they are called in the log -> in a figure, in the order of drawing
     "top1": "top-1", "top5": "top-5", "mask_AP": "mask AP", "mask_AP50": "mask AP at "

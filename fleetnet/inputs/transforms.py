@@ -20,12 +20,12 @@ from torch.utils.data import Dataset
 from torchvision.ops import box_area
 from torchvision.transforms import v2
 
-from . import images
-from .boxes import Mode, Place
-from .data import Sample, Split
-from .data._masks import mask_of
-from .errors import DataError, ModelError, UsageError, choose
-from .preprocess import LARGEST_SIDE
+from .. import images
+from ..boxes import Mode, Place
+from ..data import Sample, Split
+from ..data._masks import mask_of
+from ..errors import DataError, ModelError, UsageError, choose
+from ..preprocess import LARGEST_SIDE
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 AUTO_AUGMENT = {

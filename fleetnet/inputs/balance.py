@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .data import IGNORE, Split
-from .errors import DataError
+from ..data import IGNORE, Split
+from ..errors import DataError
 
 
 class Order(Protocol):

@@ -1,0 +1,1 @@
+"""From samples to batches: preprocessing, augmentation, worker processes, sampling by class."""

@@ -1,0 +1,1 @@
+"""Speed and size: latency here, on a phone, and what a network computes."""

@@ -1,0 +1,1 @@
+"""Figures, drawn predictions, and the page that shows a run."""
