@@ -36,9 +36,10 @@ from torchvision.ops import MultiScaleRoIAlign
 
 import fleetnet
 from fleetnet import boxes, data
-from fleetnet.boxes import Place, Prediction
+from fleetnet.boxes import Prediction
 from fleetnet.cli._arguments import add_settings, check_types
 from fleetnet.find import find
+from fleetnet.geometry import Place
 from fleetnet.tasks import Model
 from fleetnet.training.config import read_recipe
 

@@ -1,6 +1,5 @@
 """Boxes: one convention (xyxy, float, pixels) and what every detector does with them after its network.
 
-    Place      where a picture lies in a network's input: both ways between the two
     select     all boxes with their class scores -> the best K of them, after NMS; also inside an exported graph
     best_after_nms, take    the two steps of it: which boxes, and their values
     unpad      what `select` gave for a batch -> one prediction a picture, without the padding
@@ -14,13 +13,14 @@ are torchvision's (`torchvision.ops`).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchvision.ops import clip_boxes_to_image, nms
+from torchvision.ops import nms
 
 from .errors import UsageError, choose
+from .geometry import Place
 
 Prediction = dict[str, Tensor]
 # How a picture becomes the input, see `inputs.transforms.Preprocess`.
@@ -79,28 +79,6 @@ def _labels(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
                 f"only is {name!r}, which is no class of this model: {choose(name, classes)}"
             )
     return tuple(label for label, name in enumerate(classes) if name in names)
-
-
-class Place(NamedTuple):
-    """Where a picture of (height, width) pixels lies in the input: x of the picture is x * scale_x + left there."""
-
-    height: int
-    width: int
-    scale_y: float = 1.0
-    scale_x: float = 1.0
-    top: float = 0.0
-    left: float = 0.0
-
-    def into(self, boxes: Tensor) -> Tensor:
-        """Boxes (n, 4) of the picture -> of the input."""
-        scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
-        return boxes * scale + boxes.new_tensor([self.left, self.top] * 2)
-
-    def back(self, boxes: Tensor, clip: bool = True) -> Tensor:
-        """Boxes (n, 4) of the input -> of the picture, clipped to it unless told otherwise."""
-        scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
-        boxes = (boxes - boxes.new_tensor([self.left, self.top] * 2)) / scale
-        return clip_boxes_to_image(boxes, (self.height, self.width)) if clip else boxes
 
 
 def restore(prediction: Prediction, place: Place) -> Prediction:

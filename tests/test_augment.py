@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet.boxes import Place
 from fleetnet.errors import UsageError
+from fleetnet.geometry import Place
 from fleetnet.inputs.augment import AUGMENT, Augment, Part, Zoom, augmentation, multi_scale
 from fleetnet.inputs.transforms import PADDING, Preprocess
 

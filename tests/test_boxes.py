@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from fleetnet.boxes import Place, best_after_nms, restore, select, take, unpad
+from fleetnet.boxes import best_after_nms, restore, select, take, unpad
+from fleetnet.geometry import Place
 from fleetnet.runtimes import onnx
 
 

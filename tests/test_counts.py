@@ -127,7 +127,7 @@ class Fixed(nn.Module):
 
 
 def batch(targets: dict[str, object]) -> Batch:
-    from fleetnet.boxes import Place
+    from fleetnet.geometry import Place
 
     return Batch(torch.zeros(1, 3, 8, 8), targets, [], [0], [Place(8, 8)])
 

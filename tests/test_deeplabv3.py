@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from zoo import EXACT, image, randomize
 
 from fleetnet.backbones import Implied, parcnet
-from fleetnet.boxes import Place
 from fleetnet.errors import ModelError, UsageError
+from fleetnet.geometry import Place
 from fleetnet.inputs.transforms import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build, deeplabv3

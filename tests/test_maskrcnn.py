@@ -13,8 +13,8 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, roi_align
 
 from fleetnet import boxes
-from fleetnet.boxes import Place
 from fleetnet.errors import ModelError
+from fleetnet.geometry import Place, paste
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build, maskrcnn
@@ -228,7 +228,7 @@ def test_paste_is_bilinear_with_centers_at_halves() -> None:
     )[:, 0]
     start = torch.rand(6, 2, generator=generator) * 60 - 10  # some reach outside
     b = torch.cat([start, start + 4 + 50 * torch.rand(6, 2, generator=generator)], 1)
-    masks = maskrcnn.paste(probabilities, b, (50, 70))
+    masks = paste(probabilities, b, (50, 70))
     x = ((torch.arange(70) + 0.5 - b[:, 0, None]) / (b[:, 2] - b[:, 0])[:, None] * 2 - 1)[
         :, None
     ].expand(6, 50, 70)
@@ -248,7 +248,7 @@ def test_masks_survive_being_cut_and_pasted() -> None:
     targets = disks(40, side=16)
     masks, b = targets["masks"][0], targets["boxes"][0]
     order = torch.randperm(40, generator=torch.Generator().manual_seed(0))
-    again = maskrcnn.paste(maskrcnn.cut(masks, b[order], order), b[order], SIZE)
+    again = paste(maskrcnn.cut(masks, b[order], order), b[order], SIZE)
     truth = masks[order].bool()
     overlap = (again & truth).sum((1, 2)) / (again | truth).sum((1, 2))
     assert overlap.min() > 0.97, overlap.min()  # torchvision's way: 0.84 for nuclei of 12 pixels

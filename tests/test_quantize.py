@@ -18,10 +18,10 @@ from zoo import randomize
 import fleetnet
 from fleetnet import checkpoint, cli, int8
 from fleetnet.backbones.mobileone import MobileOne
-from fleetnet.boxes import Place
 from fleetnet.cli import main
 from fleetnet.errors import DataError, ExportError, ModelError, UsageError
 from fleetnet.find import find
+from fleetnet.geometry import Place
 from fleetnet.inputs.transforms import Batch, Preprocess
 from fleetnet.int8._equalize import chains, equalize
 from fleetnet.int8._search import (  # fmt: skip

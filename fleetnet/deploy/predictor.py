@@ -17,10 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import checkpoint, images, runtimes, tasks
-from ..boxes import Limits, Place, Prediction
+from ..boxes import Limits, Prediction
 from ..checkpoint import check_facts
 from ..errors import DataError, ExportError, ModelError, UsageError, named_arguments
 from ..find import names
+from ..geometry import Place
 from ..images import Picture, Range, Source
 from ..inputs.transforms import Preprocess
 from ..reading import hash_of

@@ -22,9 +22,9 @@ from torch.nn import functional as F
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, masks_to_boxes
 from torchvision.transforms import v2
 
-from ..boxes import Place
 from ..data import IGNORE
 from ..errors import UsageError, choose
+from ..geometry import Place
 from .transforms import INTERPOLATION, PADDING, Preprocess
 
 SIDE = 2.0  # pixels of the input: objects with a shorter side are dropped

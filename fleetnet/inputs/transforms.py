@@ -21,10 +21,11 @@ from torchvision.ops import box_area
 from torchvision.transforms import v2
 
 from .. import images
-from ..boxes import Mode, Place
+from ..boxes import Mode
 from ..data import Sample, Split
 from ..data._masks import mask_of
 from ..errors import DataError, ModelError, UsageError, choose
+from ..geometry import Place
 from ..preprocess import LARGEST_SIDE
 
 INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Option, Recognized, State, backbone, family, variants
 from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
-from ..boxes import Limits, Mode, Place, Prediction
+from ..boxes import Limits, Mode, Prediction
 from ..errors import ModelError, UsageError, choose
 from ..find import find as find_module
 from ..find import names
+from ..geometry import Place
 from ..synonyms import head, plain
 
 # Of a network, by name, batch first; exported files have them under the same names.

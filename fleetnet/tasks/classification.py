@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import has
-from ..boxes import Limits, Mode, Place, Prediction
+from ..boxes import Limits, Mode, Prediction
 from ..errors import ModelError
+from ..geometry import Place
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
 from ._defaults import convert as convert

@@ -20,7 +20,6 @@ before the classifier the second drops channels, as theirs does.
 
 import re
 from collections.abc import Mapping, Sequence
-from math import ceil, floor
 from typing import Any
 
 import torch
@@ -29,8 +28,9 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Implied, Option, Recognized, State
 from ..backbones._recognition import form_by_norms, has, output_count
-from ..boxes import Limits, Mode, Place, Prediction
+from ..boxes import Limits, Mode, Prediction
 from ..errors import ModelError, UsageError
+from ..geometry import Place, between, centers
 from ..layers import ConvBN
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
@@ -209,27 +209,6 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     }
 
 
-def _centers(count: int, scale: float, offset: float, size: int) -> Tensor:
-    """Where the centers of a picture's `count` rows (or columns) lie in an input of `size`, as fractional indices.
-
-    None lies beyond the outermost rows of the input whose own centers are of the picture, so that
-    nothing is taken from the padding.
-    """
-    centers = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset - 0.5
-    first, last = ceil(offset - 0.5), floor(count * scale + offset - 0.5)
-    if first > last:  # the whole picture lies between two centers
-        first = last = round(count * scale / 2 + offset - 0.5)
-    return centers.clamp(min(max(first, 0), size - 1), min(max(last, 0), size - 1))
-
-
-def _between(maps: Tensor, dim: int, at: Tensor) -> Tensor:
-    """Linear interpolation of maps at fractional indices (n,) of one dimension, which becomes n long."""
-    low = at.floor().long()
-    share = (at - low).to(maps.dtype).view(-1, *[1] * (-1 - dim))
-    high = (low + 1).clamp(max=maps.shape[dim] - 1)
-    return torch.lerp(maps.index_select(dim, low), maps.index_select(dim, high), share)
-
-
 def restore(prediction: Prediction, place: Place) -> Prediction:
     """{"semantic": (height, width) uint8} in the pixels of the picture, without the padding around it in the input.
 
@@ -237,8 +216,8 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
     the nearest pixel.
     """
     maps = prediction["semantic" if "semantic" in prediction else "logits"]
-    rows = _centers(place.height, place.scale_y, place.top, maps.shape[-2]).to(maps.device)
-    columns = _centers(place.width, place.scale_x, place.left, maps.shape[-1]).to(maps.device)
+    rows = centers(place.height, place.scale_y, place.top, maps.shape[-2]).to(maps.device)
+    columns = centers(place.width, place.scale_x, place.left, maps.shape[-1]).to(maps.device)
     if "semantic" in prediction:
         nearest = maps.index_select(0, (rows + 0.5).floor().long().clamp(max=maps.shape[0] - 1))
         return {
@@ -247,8 +226,7 @@ def restore(prediction: Prediction, place: Place) -> Prediction:
             ).byte()
         }
     parts = [
-        _between(_between(maps, -2, some), -1, columns).argmax(0).byte()
-        for some in rows.split(ROWS)
+        between(between(maps, -2, some), -1, columns).argmax(0).byte() for some in rows.split(ROWS)
     ]
     return {"semantic": torch.cat(parts)}
 

@@ -41,8 +41,9 @@ from torchvision.ops.poolers import initLevelMapper
 from .. import boxes as boxes_
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import has, output_count
-from ..boxes import Limits, Mode, Place, Prediction, best_after_nms, only_of, take, within
+from ..boxes import Limits, Mode, Prediction, best_after_nms, only_of, take, within
 from ..errors import ModelError
+from ..geometry import Place, paste
 from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present
@@ -376,27 +377,6 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
             "above": 0.5,
         },
     }
-
-
-def paste(probabilities: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks (n, 28, 28) of boxes (n, 4), which may reach outside, as (n, height, width) bool: bilinear and above 0.5.
-
-    A pixel is inside if its center is. Outside of the box there is nothing.
-    """
-
-    def weights(
-        pixels: int, start: Tensor, end: Tensor
-    ) -> Tensor:  # (n, pixels, 28), of each cell for each pixel
-        center = torch.arange(pixels, device=start.device) + 0.5
-        cell = (center - start[:, None]) / (end - start)[:, None] * MASK - 0.5
-        return (1 - (cell[..., None] - torch.arange(MASK, device=start.device)).abs()).clamp(min=0)
-
-    x0, y0, x1, y1 = boxes.unbind(1)
-    rows, columns = weights(size[0], y0, y1), weights(size[1], x0, x1)
-    masks = torch.empty((len(boxes), *size), dtype=torch.bool, device=boxes.device)
-    for mask, row, probability, column in zip(masks, rows, probabilities, columns, strict=True):
-        torch.gt(row @ probability @ column.T, 0.5, out=mask)
-    return masks
 
 
 def metric(classes: Sequence[str]) -> CocoMetric:
