@@ -16,7 +16,7 @@ from fleetnet import checkpoint, files
 from fleetnet.errors import WriteError
 from fleetnet.files import remove_leftovers, replacing, write_rows, write_text
 from fleetnet.inputs.transforms import Preprocess
-from fleetnet.report import figures, page
+from fleetnet.report import draw, figures, page
 from fleetnet.tasks import build
 
 FULL = Path("/dev/full")
@@ -31,10 +31,8 @@ WRITERS = {
     ),
     "state": lambda path: checkpoint.save_state(path.parent, {"x": torch.zeros(99_999)}),
     "plot": lambda path: figures.curves([{"epoch": 1, "loss": 1.0}], path.with_suffix(".png")),
-    "sheet": lambda path: figures.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
-    "drawn": lambda path: figures.save(
-        Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90
-    ),
+    "sheet": lambda path: draw.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
+    "drawn": lambda path: draw.save(Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90),
     "page": lambda path: page.write(page.Page("x"), path.with_suffix(".html")),
 }
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from fleetnet.errors import UsageError
-from fleetnet.report import figures, page
+from fleetnet.report import draw, figures, page
 
 LOG = [
     {"epoch": 1, "train": {"loss": 2.0, "lr": 0.1}, "skipped": [], "seconds": 3},
@@ -153,7 +153,7 @@ def test_precision_recall(tmp_path, drawn):
     lines = {line.get_label(): line for line in drawn[0].axes[0].lines}
     assert list(lines) == [r"a\$b\$", "dog", "mean"]
     np.testing.assert_allclose(lines["mean"].get_ydata(), 1 - 0.75 * recalls, atol=1e-9)
-    assert lines["dog"].get_color() == pytest.approx(np.divide(figures.colors(3)[2], 255))
+    assert lines["dog"].get_color() == pytest.approx(np.divide(draw.colors(3)[2], 255))
     with pytest.raises(UsageError, match="none of 1 classes has points"):
         figures.precision_recall({"none": []}, tmp_path / "pr.png")
 
@@ -213,10 +213,10 @@ def test_figures_of_a_metric(tmp_path):
 
 @pytest.mark.parametrize("count", [3, 24])
 def test_colors_differ(count):
-    colors = np.array(figures.colors(count), int)
+    colors = np.array(draw.colors(count), int)
     away = np.abs(colors[:, None] - colors[None]).sum(-1) + 999 * np.eye(count, dtype=int)
     assert away.min() >= (200 if count == 3 else 40)
-    assert figures.colors(80)[:count] == [tuple(color) for color in colors]
+    assert draw.colors(80)[:count] == [tuple(color) for color in colors]
 
 
 GRAY = np.full((120, 200, 3), 128, np.uint8)
@@ -231,8 +231,8 @@ def test_draw_boxes_and_masks():
         "labels": np.array([0, 1, 1]), "scores": np.array([0.9, 0.2, 0.5]),
     }  # fmt: skip
     picture = Image.fromarray(GRAY)
-    drawn = np.asarray(figures.draw(picture, prediction, ["a", "b"], threshold=0.3))
-    first, second = np.array(figures.colors(2))
+    drawn = np.asarray(draw.draw(picture, prediction, ["a", "b"], threshold=0.3))
+    first, second = np.array(draw.colors(2))
     assert (np.asarray(picture) == GRAY).all()
     assert (drawn[50:90, 20] == first).all()
     assert (drawn[89, 20:60] == first).all()
@@ -244,8 +244,8 @@ def test_draw_boxes_and_masks():
     assert (drawn[110:, 190:] == 128).all()  # the whole picture's box is below the threshold
     assert (drawn[50 - 8 : 50, 21] == first).all()  # the name stands on the box
     plain = {key: value for key, value in prediction.items() if key != "masks"}
-    assert (np.asarray(figures.draw(picture, plain, ["a", "b"], 0.3))[70, 40] == 128).all()
-    assert (np.asarray(figures.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
+    assert (np.asarray(draw.draw(picture, plain, ["a", "b"], 0.3))[70, 40] == 128).all()
+    assert (np.asarray(draw.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
 
 
 @pytest.mark.parametrize(("count", "shown"), [(2, False), (60, True)])
@@ -256,8 +256,8 @@ def test_many_boxes_get_a_legend(count, shown):
         "labels": torch.ones(count, dtype=torch.int64),
         "scores": torch.ones(count),
     }
-    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
-    color = figures.colors(2)[1]
+    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
+    color = draw.colors(2)[1]
     assert (drawn[0, :8] == color).all() == shown
     assert (drawn[50:60, 100] == color).all() != shown  # the name on the box
     assert (drawn[60, 100:110] == color).all()
@@ -266,25 +266,25 @@ def test_many_boxes_get_a_legend(count, shown):
 def test_names_do_not_cover_each_other(monkeypatch):
     """Twelve boxes on and beside each other: each name has a place of its own, or none and there is a legend."""
     written = []
-    tag = figures._tag
+    tag = draw._tag
 
     def record(pen, x, y, text, color, font):
-        width, height = figures._tag_size(pen, text, font)
+        width, height = draw._tag_size(pen, text, font)
         written.append((text, (x, y, x + width, y + height)))
         return tag(pen, x, y, text, color, font)
 
-    monkeypatch.setattr(figures, "_tag", record)
+    monkeypatch.setattr(draw, "_tag", record)
     corners = [(30 * i % 150, 40 + 17 * i % 200) for i in range(12)]
     boxes = np.array([[x, y, x + 60.0, y + 40] for x, y in corners])
     prediction = {"boxes": boxes, "labels": np.arange(12) % 2, "scores": np.linspace(0.9, 0.3, 12)}
     picture = Image.new("RGB", (400, 300), "gray")
-    figures.draw(picture, prediction, ["ant", "bee"])
+    draw.draw(picture, prediction, ["ant", "bee"])
     names = [place for text, place in written if " x " not in text]
     assert len(names) >= 6
     for i, one in enumerate(names):
         assert 0 <= one[0] <= one[2] <= 400
         assert 0 <= one[1] <= one[3] <= 300
-        assert not any(figures._overlap(one, other) for other in names[:i])
+        assert not any(draw.overlap(one, other) for other in names[:i])
     assert (len(names) < 12) == any(" x " in text for text, _ in written)
 
 
@@ -298,10 +298,10 @@ def test_instances_of_a_class_have_colors_of_their_own():
         "labels": np.array([0, 0]),
         "scores": np.array([0.9, 0.8]),
     }
-    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), prediction, ["cell"]))
+    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), prediction, ["cell"]))
     assert (drawn[50, 40] != drawn[50, 120]).any()
     without = {key: value for key, value in prediction.items() if key != "masks"}
-    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), without, ["cell"]))
+    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), without, ["cell"]))
     assert (drawn[59, 40] == drawn[59, 120]).all()  # boxes have that of their class
 
 
@@ -324,7 +324,7 @@ def test_names_of_points_do_not_cover_each_other(tmp_path, drawn):
     for i, one in enumerate(places):
         assert frame.x0 <= one[0] <= one[2] <= frame.x1
         assert frame.y0 <= one[1] <= one[3] <= frame.y1
-        assert not any(figures._overlap(one, other) for other in places[:i])
+        assert not any(draw.overlap(one, other) for other in places[:i])
 
 
 @pytest.mark.parametrize(
@@ -337,30 +337,28 @@ def test_draw_at_the_edges(box):
         "labels": torch.tensor([0]),
         "scores": torch.tensor([0.5]),
     }
-    drawn = np.asarray(figures.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
-    assert (
-        np.count_nonzero((drawn == figures.colors(1)[0]).all(-1)) > 300
-    )  # of the name's background
+    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
+    assert np.count_nonzero((drawn == draw.colors(1)[0]).all(-1)) > 300  # of the name's background
 
 
 def test_draw_label_map():
     labels = np.zeros((120, 200), np.uint8)
     labels[60:, :100], labels[60:, 100:] = 1, 255
     drawn = np.asarray(
-        figures.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"])
+        draw.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"])
     )
-    sky = np.array(figures.colors(3)[1])
+    sky = np.array(draw.colors(3)[1])
     assert np.abs(drawn[60:, :100].astype(int) - (sky + 128) // 2).max() <= 1
     assert (drawn[60:, 100:] == 128).all()
     assert (drawn[0, :8] == sky).all()  # the legend
     assert (drawn[30:60] == 128).all()
-    map_ = figures.label_map(labels, ["background", "sky", "tree"])
+    map_ = draw.label_map(labels, ["background", "sky", "tree"])
     assert (np.asarray(map_) == labels).all()
     assert map_.convert("RGB").getpixel((3, 70)) == tuple(sky)
 
 
 def test_sheet(tmp_path):
-    figures.sheet(
+    draw.sheet(
         [Image.new("RGB", (800, 400), "red"), *[Image.new("RGB", (9, 9), "blue")] * 4],
         tmp_path / "s.png",
     )
@@ -370,7 +368,7 @@ def test_sheet(tmp_path):
         (255, 0, 0), (255, 255, 255), (0, 0, 255),
     ]  # fmt: skip
     with pytest.raises(UsageError, match="no picture"):
-        figures.sheet([], tmp_path / "s.png")
+        draw.sheet([], tmp_path / "s.png")
 
 
 def test_page(tmp_path):

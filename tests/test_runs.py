@@ -81,7 +81,7 @@ def undrawn(run: Path) -> Iterator[None]:
 @pytest.fixture
 def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     """These take most of the time of a tiny run."""
-    monkeypatch.setattr("fleetnet.training.fit.write_figures", lambda *_: None)
+    monkeypatch.setattr("fleetnet.training.fit.write_overview", lambda *_: None)
 
 
 # Two runs in one folder

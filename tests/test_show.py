@@ -19,7 +19,7 @@ from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.deploy import predictor
 from fleetnet.inputs.transforms import Preprocess
-from fleetnet.report import figures
+from fleetnet.report import draw
 from fleetnet.tasks import build
 from fleetnet.tasks._coco import FIGURES, encode
 
@@ -176,7 +176,7 @@ def test_predict_label_maps(models, pictures, tmp_path, capsys):
         )
         for i in np.unique(labels):
             y, x = np.argwhere(labels == i)[0]
-            assert map_.convert("RGB").getpixel((int(x), int(y))) == figures.colors(3)[i]
+            assert map_.convert("RGB").getpixel((int(x), int(y))) == draw.colors(3)[i]
         assert opened(tmp_path / result["drawn"]).size == map_.size
 
 

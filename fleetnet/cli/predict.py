@@ -284,7 +284,7 @@ def _detect(
     Annotations are written as they are found; only names, scores and boxes stay in memory.
     """
     from ..files import replacing
-    from ..report import figures
+    from ..report.draw import save
     from ..tasks._coco import area, present
 
     threshold, out = predictor.score, Path(given["out"]) if given.get("out") else None
@@ -302,9 +302,7 @@ def _detect(
         prediction = {key: value[good] for key, value in prediction.items()}
         if out is not None:
             drawn = f"drawn/{stems[source]}.jpg"
-            figures.save(
-                _draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY
-            )
+            save(_draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY)
             size = {"width": picture.width, "height": picture.height}
             images.append({"id": len(images) + 1, "file_name": str(source), **size, "drawn": drawn})
             for item in _coco_items(prediction, picture, len(images), ids):
@@ -359,7 +357,7 @@ def _segment(
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
     from .. import tasks
     from ..files import write_text
-    from ..report import figures
+    from ..report.draw import label_map, save
 
     task, stems = tasks.find(predictor.task), _stems(sources)
     out = Path(given["out"]) if given.get("out") else None
@@ -372,14 +370,12 @@ def _segment(
         result: dict[str, Any] = {"shares": task.present(prediction, predictor.classes, **settings)}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
-            figures.save(
+            save(
                 _draw(picture, prediction, predictor.classes),
                 out / result["drawn"],
                 quality=QUALITY,
             )
-            figures.save(
-                figures.label_map(prediction["semantic"], predictor.classes), out / result["map"]
-            )
+            save(label_map(prediction["semantic"], predictor.classes), out / result["map"])
         return result
 
     found = _each(predictor, sources, skipped, shares)
@@ -406,13 +402,13 @@ def _segment(
 
 def _draw(picture: "Picture", prediction: "Prediction", classes: list[str]) -> "Image.Image":
     """What was found, on the image of a picture: of a large one, that is a reduced copy."""
-    from ..report import figures
+    from ..report.draw import draw
 
     if "boxes" in prediction:
         x, y = picture.image.width / picture.width, picture.image.height / picture.height
         boxes = prediction["boxes"]
         prediction = {**prediction, "boxes": boxes * boxes.new_tensor([x, y, x, y])}
-    return figures.draw(picture.image, prediction, classes)
+    return draw(picture.image, prediction, classes)
 
 
 def _coco_items(

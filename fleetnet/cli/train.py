@@ -303,12 +303,12 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
         error, Terminated
     )  # whoever sent that may kill soon; resuming writes the figures
     if (path / STATE).is_file() and not in_haste:
-        from ..training.figures import write_figures
+        from ..training.overview import write_overview
         from ..training.run import best_of, settled
 
         try:
             state = settled(path)
-            write_figures(path, classes, state["log"], best_of(path, state["best"] or {}))
+            write_overview(path, classes, state["log"], best_of(path, state["best"] or {}))
         except FleetnetError as other:
             say(f"no figures: {other}")
     say(f"to continue: fleetnet train --resume {shlex.quote(str(path))}")

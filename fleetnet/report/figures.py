@@ -1,18 +1,17 @@
-"""Figures and drawn predictions: plain dicts, lists and images in, files out.
+"""Figures of a run and of measurements: plain dicts and lists in, PNG files out.
 
 matplotlib is drawn through its `Figure` objects, without pyplot: no window, no global state.
 """
 
-import colorsys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UsageError
 from ..files import replacing
+from .draw import Rectangle, colors, overlap
 
 METRICS = {  # of evaluations, as they are called in the log -> in a figure, in the order of drawing
     "top1": "top-1", "top5": "top-5", "mask_AP": "mask AP", "mask_AP50": "mask AP at "
@@ -22,16 +21,10 @@ METRICS = {  # of evaluations, as they are called in the log -> in a figure, in 
 NO_LOSS = ("images", "lr")  # numbers under "train" that are no losses
 FORMS = {"raw": "raw weights", "ema": "averaged weights"}
 RIGHT, WRONG = "#1a7f37", "#cf222e"
-COVERED_ROWS = 256
-COVER = 0.5  # share of a color in what it lies on
-CROWDED = 0.2  # share of a picture that names may hide
 LEGEND = 20  # names in a legend at most
 BARS = 60  # classes in one figure at most
 PAIRS = 30  # of classes that are confused, in one figure at most
 NOTHING = "(nothing)"
-GRAY = (90, 90, 90)
-
-Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
 def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
@@ -55,13 +48,6 @@ def _figure(width: float, height: float) -> Any:
 def _save(figure: Any, path: Path | str) -> None:
     with replacing(Path(path)) as file:
         figure.savefig(file, format=Path(path).suffix[1:] or "png")
-
-
-def save(picture: Image.Image, path: Path | str, **options: Any) -> None:
-    """Write a picture in the format of its name; at any time the file at `path` is the old or the new one, whole."""
-    suffixes = Image.registered_extensions()
-    with replacing(Path(path)) as file:
-        picture.save(file, suffixes[Path(path).suffix.lower()], **options)
 
 
 def _drawn_lines(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, str]]:
@@ -313,7 +299,7 @@ def _name_points(
             )  # fmt: skip
             x0, y0, x1, y1 = place = _text_extent(canvas, text)  # without its line
             inside = frame.x0 <= x0 and x1 <= frame.x1 and frame.y0 <= y0 and y1 <= frame.y1
-            if inside and not any(_overlap(place, other) for other in taken):
+            if inside and not any(overlap(place, other) for other in taken):
                 taken.append(place)
                 break
             text.remove()
@@ -439,241 +425,3 @@ def metrics(result: Mapping[str, Any], classes: Sequence[str], folder: Path) -> 
         )
         written.append(written_to)
     return written
-
-
-def colors(count: int) -> list[tuple[int, int, int]]:
-    """RGB of each class, 0 to 255: hues a golden angle apart, so that the first few differ most."""
-    hues = ((i * 0.618034) % 1 for i in range(count))
-    shades = [
-        (1.0, 1.0),
-        (0.6, 1.0),
-        (1.0, 0.65),
-    ]  # saturation and value, another for each turn of the hues
-    found = (colorsys.hsv_to_rgb(hue, *shades[i // 8 % 3]) for i, hue in enumerate(hues))
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in found]
-
-
-def draw(
-    picture: Image.Image,
-    prediction: Mapping[str, Any],
-    classes: Sequence[str],
-    threshold: float = 0.0,
-) -> Image.Image:
-    """A copy of an RGB picture with what was found on it.
-
-    Either boxes (n, 4) xyxy with labels (n,), scores (n,) if there are, and `masks` (n, height,
-    width) if there are: those of scores of at least `threshold`, each mask in a color of its own,
-    boxes without masks in that of their class. Names stand where they hide no other; those without
-    room are left out, and then a legend counts the classes. Or `semantic` (height, width), with a
-    legend. Tensors and arrays do.
-    """
-    if "semantic" in prediction:
-        return _overlay(picture, np.asarray(prediction["semantic"]), classes)
-    boxes, labels = np.asarray(prediction["boxes"]), np.asarray(prediction["labels"])
-    scored = "scores" in prediction
-    scores = np.asarray(prediction["scores"]) if scored else np.ones(len(boxes))
-    order = [
-        i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold
-    ]  # the best first
-    has_masks = "masks" in prediction
-    by_class = colors(len(classes))
-    own = colors(len(order))
-    shades = {
-        i: own[rank] if has_masks else by_class[int(labels[i])] for rank, i in enumerate(order)
-    }
-    drawn = (
-        _with_masks(picture, np.asarray(prediction["masks"]), shades)
-        if has_masks
-        else picture.copy()
-    )
-    pen, font = ImageDraw.Draw(drawn), _font(picture)
-    width = max(1, round(min(picture.size) / 200))
-    for i in reversed(order):  # the best on top
-        x0, y0, x1, y1 = boxes[i].tolist()
-        pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=shades[i], width=width)
-    names = {
-        i: f"{classes[labels[i]]} {scores[i]:.2f}" if scored else classes[labels[i]] for i in order
-    }
-    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (
-        picture.width * picture.height
-    )
-    without_name = len(order) if hidden > CROWDED else _name_boxes(pen, font, boxes, names, shades)
-    if without_name:
-        counts = {
-            label: int((labels[order] == label).sum())
-            for label in sorted(set(labels[order].tolist()))
-        }
-        texts = {label: f"{count} x {classes[label]}" for label, count in counts.items()}
-        legend_colors = {label: GRAY if has_masks else by_class[label] for label in counts}
-        _legend(pen, texts, legend_colors, font)
-    return drawn
-
-
-def _with_masks(
-    picture: Image.Image, masks: np.ndarray, shades: Mapping[int, tuple[int, int, int]]
-) -> Image.Image:
-    """A copy of the picture under its masks, (n, height, width), those that come first in `shades` on top."""
-    pixels = np.array(picture)
-    for i in reversed(list(shades)):
-        rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
-        if len(rows):
-            part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            _cover(pixels[part], masks[i][part] > 0, shades[i])
-    return Image.fromarray(pixels)
-
-
-def _name_boxes(
-    pen: ImageDraw.ImageDraw,
-    font: Any,
-    boxes: np.ndarray,
-    names: Mapping[int, str],
-    shades: Mapping[int, tuple[int, int, int]],
-) -> int:
-    """Write the name of each box where it covers no other name; how many found no such place.
-
-    Tried are, in turn: on the box, in its upper left corner, below it, and at its upper right
-    corner.
-    """
-    taken: list[Rectangle] = []
-    without = 0
-    for i, name in names.items():
-        x0, y0, x1, y1 = boxes[i].tolist()
-        width, height = _tag_size(pen, name, font)
-        corners = [
-            (x0, y0 - height),
-            (x0, y0),
-            (x0, y1),
-            (x1 - width, y0 - height),
-            (x1 - width, y0),
-        ]
-        places = [_inside((x, y, x + width, y + height), pen.im.size) for x, y in corners]
-        free = [place for place in places if not any(_overlap(place, other) for other in taken)]
-        if not free:
-            without += 1
-            continue
-        taken.append(free[0])
-        _tag(pen, *free[0][:2], name, shades[i], font)
-    return without
-
-
-def _inside(place: Rectangle, size: tuple[int, int]) -> Rectangle:
-    """The rectangle moved into a picture of `size` (width, height), as far as it fits."""
-    x0, y0, x1, y1 = place
-    x = max(0.0, min(x0, size[0] - (x1 - x0)))
-    y = max(0.0, min(y0, size[1] - (y1 - y0)))
-    return x, y, x + x1 - x0, y + y1 - y0
-
-
-def _overlap(one: Rectangle, other: Rectangle) -> bool:
-    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
-
-
-def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """Classes as colors over the picture, names of those there are in its corner; "background" stays as it is."""
-    pixels, palette = np.array(picture), colors(len(classes))
-    shown = [
-        i for i in np.unique(labels).tolist() if i < len(classes) and classes[i] != "background"
-    ]
-    for i in shown:
-        _cover(pixels, labels == i, palette[i])
-    drawn = Image.fromarray(pixels)
-    _legend(
-        ImageDraw.Draw(drawn),
-        {i: classes[i] for i in shown},
-        {i: palette[i] for i in shown},
-        _font(picture),
-    )
-    return drawn
-
-
-def _legend(
-    pen: ImageDraw.ImageDraw,
-    texts: Mapping[int, str],
-    shades: Mapping[int, tuple[int, int, int]],
-    font: Any,
-) -> None:
-    """Texts below each other in the upper left corner, by class."""
-    y = 0.0
-    for i, text in texts.items():
-        y = _tag(pen, 0, y, text, shades[i], font)
-
-
-def _cover(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Lay a color over the pixels of a mask, some rows at a time: as floats a whole photo takes half a gigabyte."""
-    for top in range(0, len(pixels), COVERED_ROWS):
-        rows, under = pixels[top : top + COVERED_ROWS], mask[top : top + COVERED_ROWS]
-        rows[under] = ((1 - COVER) * rows[under] + COVER * np.array(color)).astype(np.uint8)
-
-
-def _font(picture: Image.Image) -> Any:
-    return ImageFont.load_default(max(12, round(min(picture.size) / 40)))
-
-
-def _tag_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[float, float]:
-    """Width and height of a text with its margin, in pixels."""
-    left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
-    return right - left + 4, bottom - top + 4
-
-
-def _tag(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any
-) -> float:
-    """Text on its color, with its upper left corner at (x, y); returns its lower edge."""
-    left, top, _, _ = pen.textbbox((0, 0), text, font=font)
-    width, height = _tag_size(pen, text, font)
-    pen.rectangle((x, y, x + width, y + height), fill=color)
-    bright = 0.299 * color[0] + 0.587 * color[1] + 0.114 * color[2] > 140
-    pen.text((x + 2 - left, y + 2 - top), text, fill="black" if bright else "white", font=font)
-    return y + height
-
-
-def captioned(picture: Image.Image, text: str, side: int) -> Image.Image:
-    """The picture in a square of `side` pixels, whole, with a line of text above it, as much of it as fits."""
-    font: Any = ImageFont.load_default(max(11, side // 22))
-    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-    while text and pen.textlength(text, font) > side - 4:
-        text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
-    line = round(font.size * 1.4)
-    whole = Image.new("RGB", (side, side + line), "white")
-    ImageDraw.Draw(whole).text((2, 1), text, fill="black", font=font)
-    scale = side / max(picture.size)
-    size = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    small = picture.resize(
-        size, Image.Resampling.LANCZOS if scale < 1 else Image.Resampling.BILINEAR
-    )
-    whole.paste(small, ((side - small.width) // 2, line + (side - small.height) // 2))
-    return whole
-
-
-def grid(pictures: Sequence[Image.Image], columns: int, path: Path | str, gap: int = 6) -> None:
-    """Pictures of one size in rows of `columns`, as one image file. Raises `UsageError` if there are none."""
-    if not pictures:
-        raise UsageError("no picture to show")
-    columns = min(columns, len(pictures))
-    width, height = pictures[0].width + gap, pictures[0].height + gap
-    whole = Image.new(
-        "RGB", (columns * width + gap, -(-len(pictures) // columns) * height + gap), "white"
-    )
-    for i, picture in enumerate(pictures):
-        whole.paste(picture, (gap + i % columns * width, gap + i // columns * height))
-    save(whole, path)
-
-
-def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) -> None:
-    """Pictures side by side, each shrunk to fit into `side` pixels, as one image file. Raises `UsageError` if none."""
-    if not pictures:
-        raise UsageError("no picture to show")
-    columns = min(4, len(pictures))
-    whole = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
-    for i, picture in enumerate(pictures):
-        small = picture.copy()
-        small.thumbnail((side - 8, side - 8))
-        whole.paste(small, (i % columns * side + 4, i // columns * side + 4))
-    save(whole, path)
-
-
-def label_map(labels: Any, classes: Sequence[str]) -> Image.Image:
-    """A map of class indices (height, width) as a picture of one byte a pixel, with the colors as its palette."""
-    image = Image.fromarray(np.asarray(labels).astype(np.uint8))
-    image.putpalette([value for color in colors(len(classes)) for value in color])
-    return image

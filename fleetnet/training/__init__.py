@@ -19,7 +19,7 @@ and what these need:
     fingerprint  whether a run goes on with the data that it began with
     log          log.jsonl
     pictures     batches, samples and mistakes, drawn
-    figures      results.csv, plots/ and report.html
+    overview     results.csv, plots/ and report.html
 
 Nothing is imported here, so that the settings can be listed without loading torch.
 """

@@ -26,12 +26,12 @@ from .checks import check
 from .claims import Claim, claim
 from .config import TrainConfig
 from .epoch import check_weights, train_one_epoch
-from .figures import write_figures
 from .folder import AVERAGE, LAST
 from .hooks import Callbacks, Hook, Hooks, Pace, Progress
 from .learner import Learner, set_up
 from .log import COUNTED, Line, Result, figures_of, read_log
 from .objective import Objective, Targets
+from .overview import write_overview
 from .pictures import TrainingBatches, samples
 from .run import Before, Run, best_of
 from .setup import accelerator_of, training_of
@@ -124,7 +124,7 @@ def fit(
             if report:
                 this_run.claim.check()
                 samples(mine.folder, val)
-                write_figures(mine.folder, train.classes, read_log(mine.folder), best)
+                write_overview(mine.folder, train.classes, read_log(mine.folder), best)
             hook.end(best)
     return best
 

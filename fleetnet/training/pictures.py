@@ -17,7 +17,7 @@ from ..deploy.predictor import load
 from ..errors import DataError
 from ..files import writing
 from ..inputs.transforms import ImageDataset, Preprocess
-from ..report import figures
+from ..report.draw import captioned, draw, grid
 from .folder import BEST
 from .hooks import Hook
 from .objective import Targets
@@ -48,13 +48,13 @@ class TrainingBatches(Hook):
             picture = preprocess.picture_of(image.detach().cpu())
             truth = {key: value[i] for key, value in targets.items()}
             sheet.append(
-                figures.captioned(
+                captioned(
                     _with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE
                 )
             )
         with writing(file.parent):
             file.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made again
-        figures.grid(sheet, 4, file)
+        grid(sheet, 4, file)
 
 
 @dataclass(frozen=True)
@@ -93,11 +93,11 @@ def samples(run: Path, val: Split) -> None:
         path.unlink(missing_ok=True)
         if chosen:
             sheet = [
-                figures.captioned(picture, caption, SIDE)
+                captioned(picture, caption, SIDE)
                 for one in chosen
                 for picture, caption in zip(one.pictures, one.captions, strict=True)
             ]
-            figures.grid(sheet, columns * len(looked[0].pictures), path)
+            grid(sheet, columns * len(looked[0].pictures), path)
 
 
 def spread(split: Split, count: int) -> list[Sample]:
@@ -144,7 +144,7 @@ def _look(
         return _Looked(
             (picture,), (caption,), 1 + float(probabilities[found] - probabilities[right])
         )
-    drawn = figures.draw(*_enlarged(picture, prediction), classes, threshold)
+    drawn = draw(*_enlarged(picture, prediction), classes, threshold)
     pictures = (_with_truth(picture, truth, classes), drawn)
     if "semantic" in truth:
         known = truth["semantic"] != IGNORE
@@ -188,7 +188,7 @@ def _with_truth(
         for key, value in truth.items()
         if key in ("boxes", "labels", "masks", "semantic")
     }
-    return figures.draw(*_enlarged(picture, drawable), classes) if drawable else picture
+    return draw(*_enlarged(picture, drawable), classes) if drawable else picture
 
 
 def _enlarged(

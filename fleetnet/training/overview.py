@@ -40,7 +40,7 @@ CAPTIONS = {  # files of plots/ -> what they show
 }
 
 
-def write_figures(run: Path, classes: Sequence[str], log: Sequence[Line], best: Result) -> None:
+def write_overview(run: Path, classes: Sequence[str], log: Sequence[Line], best: Result) -> None:
     """results.csv, plots/ and report.html from the lines of the log and the best result."""
     rows = [_in_a_row(line) for line in log]
     write_rows(run / "results.csv", list(dict.fromkeys(key for row in rows for key in row)), rows)
