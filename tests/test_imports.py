@@ -32,7 +32,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "runtimes": "boxes errors facts files find parc proof reading reparam runtimes",
     "deploy": "boxes checkpoint errors find geometry images inputs reading reparam runtimes tasks "
     "weights",
-    "report": "errors files",
+    "report": "errors files report",
     "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
     "preprocess reading report tasks training",
     "__init__": "data deploy errors inputs reparam training weights",
