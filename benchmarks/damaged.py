@@ -250,9 +250,8 @@ def cases_of(run: Path, count: int, seed: int) -> list[Case]:
                 for how in ("bits", "cut", "value", "forged")
             ]
     if (run / "export" / "onnx").is_dir():
-        kinds.append(
-            ("onnx", "export/onnx", "model.onnx", "alone")
-        )  # without the sidecar that has its hash
+        # without the sidecar that has its hash
+        kinds.append(("onnx", "export/onnx", "model.onnx", "alone"))
     return [Case(*kinds[i % len(kinds)], seed=seed * 1_000_003 + i) for i in range(count)]
 
 

@@ -39,9 +39,8 @@ from fleetnet.runtimes import executorch, load
 from fleetnet.tasks import build
 
 RUNTIMES = ("onnx", "openvino", "mnn", "ncnn", "executorch")
-SMALLEST = (
-    14  # side of a feature from which on ParC is rewritten: below, matrices were never faster
-)
+# side of a feature from which on ParC is rewritten: below, matrices were never faster
+SMALLEST = 14
 
 
 class Sliced(nn.Module):

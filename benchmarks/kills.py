@@ -44,9 +44,8 @@ LONGEST = 600.0  # seconds that one attempt may take
 
 @dataclass
 class Result:
-    kills: Counter[str] = field(
-        default_factory=Counter
-    )  # by the files that were there at that moment
+    # by the files that were there at that moment
+    kills: Counter[str] = field(default_factory=Counter)
     resumes: int = 0
     refused: list[str] = field(default_factory=list)
     differing: list[str] = field(default_factory=list)

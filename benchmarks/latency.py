@@ -44,10 +44,8 @@ NETWORKS = (
 )
 RUNTIMES = ("onnx", "openvino", "openvino:bf16", "mnn", "ncnn", "executorch")
 INT8 = ("onnx", "openvino")
-IN_PEAK = {
-    "bf16": "bf16",
-    "int8": "int8",
-}  # precision of a file -> that of a peak; others compute in fp32
+# precision of a file -> that of a peak; others compute in fp32
+IN_PEAK = {"bf16": "bf16", "int8": "int8"}
 SIDE = 1024  # of the matrices
 CALIBRATION = 8  # images of noise
 
@@ -138,9 +136,8 @@ def compared(
         "onnx": latency.ratios(own, f"{name} onnx"),
     }
     example = torch.zeros(1, 3, 224, 224)
-    macs = count(
-        reparameterize(create_model(name).eval(), example), example
-    ).macs  # of the form that is timed
+    # of the form that is timed
+    macs = count(reparameterize(create_model(name).eval(), example), example).macs
 
     def told(title: str) -> dict[str, object]:
         peak = peaks[IN_PEAK.get(precisions[title], "fp32")]

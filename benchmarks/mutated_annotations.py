@@ -365,9 +365,8 @@ def outcome(root: str, split: str | None, target: str) -> tuple[str, str]:
 
 def work(pipe: Connection) -> None:
     limit = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 + 4_000 * 2**20
-    resource.setrlimit(
-        resource.RLIMIT_AS, (max(limit, 8 * 2**30), resource.RLIM_INFINITY)
-    )  # a guard, not the bound
+    # a guard, not the bound
+    resource.setrlimit(resource.RLIMIT_AS, (max(limit, 8 * 2**30), resource.RLIM_INFINITY))
     while True:
         task = pipe.recv()
         if task is None:

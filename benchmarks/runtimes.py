@@ -50,10 +50,8 @@ NETWORKS = (
     "parcnet_s", "fasternet_t0", "repvit_m0_9", "mobileone_s0", "mobileone_s4", "parc_convnext_xt",
     "ssd/parcnet_s", "yolo/repvit_m0_9", "maskrcnn/fasternet_t0", "deeplabv3/parcnet_s",
 )  # fmt: skip
-SIZE, HEADS = (
-    (224, 224),
-    (160, 160),
-)  # of classifiers; of heads with random weights, to be done in a few minutes
+# of classifiers; of heads with random weights, to be done in a few minutes
+SIZE, HEADS = ((224, 224), (160, 160))
 OPTIONS = {"maskrcnn": {"channels": 64, "hidden": 256, "proposals": 100, "anchor": 16}}
 TABLES = "runtimes", "classifiers"  # each between two comments in the docs
 ROUNDED = {"fp16": "to float16", "bf16": "to bfloat16", "int8": "the weights to int8"}
@@ -129,9 +127,8 @@ def quietly(work: Callable[..., Result], *args: Any) -> Result:
 
 
 def _pool() -> ProcessPoolExecutor:
-    return ProcessPoolExecutor(
-        1, get_context("spawn")
-    )  # a fork of a process with threads may wait for ever
+    # a fork of a process with threads may wait for ever
+    return ProcessPoolExecutor(1, get_context("spawn"))
 
 
 class Record:

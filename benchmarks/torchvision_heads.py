@@ -98,9 +98,8 @@ class Peer(Model):
         net = NETWORKS[task](
             classes, **{key: options[key] for key in OPTIONS[task] if key in options}
         )
-        for module in (
-            net.modules()
-        ):  # 0.01 and 0.03 are for long runs: in 500 steps the statistics would not settle
+        # 0.01 and 0.03 are for long runs: in 500 steps the statistics would not settle
+        for module in net.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.momentum = 0.1
         if task != "deeplabv3":
@@ -112,9 +111,8 @@ class Peer(Model):
         )
         self.report = self.preprocess = None
         self.backbone: Any = net._modules.pop("backbone")
-        net.__dict__["backbone"] = (
-            self.backbone
-        )  # for its own `forward`; as a part it has our name only
+        # for its own `forward`; as a part it has our name only
+        net.__dict__["backbone"] = self.backbone
         self.head: nn.Module = net
 
     def forward(self, image: Tensor) -> Any:
@@ -133,9 +131,8 @@ def padded(found: Sequence[Prediction]) -> dict[str, Tensor]:
     outputs = {}
     for key in found[0]:
         values = [one[key] for one in found]
-        values = (
-            [v - 1 for v in values] if key == "labels" else values
-        )  # ours are without the background
+        # ours are without the background
+        values = [v - 1 for v in values] if key == "labels" else values
         values = [v[:, 0] for v in values] if key == "masks" else values
         outputs[key] = torch.stack(
             [torch.cat([v, v.new_zeros(count - len(v), *v.shape[1:])]) for v in values]

@@ -23,9 +23,8 @@ METADATA = 1 << 22  # bytes of a PNG's chunks of metadata that are looked at
 _PNG = b"\x89PNG\r\n\x1a\n"
 _MAY_TURN = (b"eXIf", b"tEXt", b"zTXt", b"iTXt")  # chunks that may hold an orientation
 
-Band = (
-    Image.Image | np.ndarray
-)  # of 16 bits a channel an array (rows, width) or (rows, width, channels)
+# of 16 bits a channel an array (rows, width) or (rows, width, channels)
+Band = Image.Image | np.ndarray
 
 
 def rows_of(width: int, height: int) -> Iterator[tuple[int, int]]:

@@ -127,14 +127,12 @@ def select(
     the best `candidates`, enter the NMS.
     """
     classes, flat = scores.shape[1], scores.flatten()
-    index = (
-        flat.topk(min(candidates, len(flat))).indices.sort().values
-    )  # NMS takes the first of equal scores
+    # NMS takes the first of equal scores
+    index = flat.topk(min(candidates, len(flat))).indices.sort().values
     best, chosen, label = flat[index], boxes[index // classes], index % classes
     keep = best_after_nms(chosen, best, label, classes, iou, count)
-    keep = torch.where(
-        take(best, keep) > threshold, keep, len(index)
-    )  # what is refused suppressed nothing better
+    # what is refused suppressed nothing better
+    keep = torch.where(take(best, keep) > threshold, keep, len(index))
     return take(chosen, keep), take(best, keep), take(label, keep)
 
 

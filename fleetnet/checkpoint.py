@@ -146,13 +146,10 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     state, about = read_safetensors(path)
     check_facts(about, path)
     preprocess = _preprocess(about, path)
-    options = {
-        **options_of_checkpoint(about["model"], state),
-        **about["options"],
-    }  # of version 0.1: not all written
-    with torch.device(
-        "meta"
-    ):  # what a description asks for may be larger than the memory, so first without any
+    # of version 0.1: not all written
+    options = {**options_of_checkpoint(about["model"], state), **about["options"]}
+    # what a description asks for may be larger than the memory, so first without any
+    with torch.device("meta"):
         _check_fits(_built(about, options, preprocess, path), state, path)
     check_finite(state, path)
     model = _built(about, options, preprocess, path)

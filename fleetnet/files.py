@@ -21,13 +21,11 @@ from typing import Any, BinaryIO
 
 from .errors import UsageError, WriteError
 
-TEMPORARY = re.compile(
-    r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*"
-)  # a file or folder, with its process
+# a file or folder, with its process
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize)-(\d+)-.*")
 BUSY_SECONDS = 600  # a younger one is spared while any process has its number
-BEGAN = (
-    time.time() - 1
-)  # of this process; what is older is of one that had its number before, as in containers
+# of this process; what is older is of one that had its number before, as in containers
+BEGAN = time.time() - 1
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ADDED = 24  # bytes that a name gets while its file is being written
 SMALLEST_SPACE = 1 << 16  # bytes: with less left, a failure without a reason is one of space

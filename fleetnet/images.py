@@ -32,30 +32,17 @@ from .reading import open_regular
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
 LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
 BANDED = 1 << 24  # pixels from which PNG and TIFF are decoded in bands
-MEMORY = (
-    256 << 20
-)  # bytes that decoding may take whatever the file; beyond, as many as the next line allows
+# bytes that decoding may take whatever the file; beyond, as many as the next line allows
+MEMORY = 256 << 20
 SPENT = 64  # bytes of memory for each byte of the file
-FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "BMP",
-    "GIF",
-    "TIFF",
-    "JPEG2000",
-    "PPM",
-    "AVIF",
-)  # content decides, not the name
+# content decides, not the name
+FORMATS = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF"
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 }
-IGNORED = {
-    "thumbs.db",
-    "desktop.ini",
-    "__macosx",
-}  # left by file managers; names that begin with a dot too
+# left by file managers; names that begin with a dot too
+IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
 
 _ORIENTATION = 0x0112  # the tag of EXIF
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values mean nothing
@@ -67,21 +54,14 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_DECODERS = {  # bytes of memory for each pixel that a decoder takes besides the picture itself
-    "WEBP": 8,
-    "AVIF": 12,
-    "JPEG2000": 16,
-    "GIF": 1,
-    "BMP": 1,
-    "PPM": 4,
-}
+# bytes of memory for each pixel that a decoder takes besides the picture itself
+_DECODERS = {"WEBP": 8, "AVIF": 12, "JPEG2000": 16, "GIF": 1, "BMP": 1, "PPM": 4}
 # Of damaged metadata that we do not use; Pillow warns while it decodes, where other threads may be
 # at work.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
 _OPENING = threading.Lock()  # warnings.catch_warnings is not safe with threads
-if hasattr(
-    os, "register_at_fork"
-):  # a process must not begin with a lock that a thread it does not have would release
+# a process must not begin with a lock that a thread it does not have would release
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(
         before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release
     )
@@ -544,13 +524,11 @@ def _rgb(band: Band, values: Range | None, laid: bool) -> Image.Image:
     """8-bit RGB of a band in any mode; `laid` is whether its alpha, if any, is transparency."""
     if isinstance(band, np.ndarray):
         band = Image.fromarray(_eight_bits(band, values))
-    elif (
-        band.mode.startswith("I") or band.mode == "F"
-    ):  # Pillow's own conversion clips these to 0..255
+    # Pillow's own conversion clips these to 0..255
+    elif band.mode.startswith("I") or band.mode == "F":
         band = Image.fromarray(_eight_bits(np.asarray(band), values))
-    if (
-        not band.has_transparency_data
-    ):  # an alpha channel, or a color or palette entry that counts as transparent
+    # an alpha channel, or a color or palette entry that counts as transparent
+    if not band.has_transparency_data:
         return band if band.mode == "RGB" else band.convert("RGB")
     band = band.convert("LA").convert("RGBA") if band.mode == "La" else band.convert("RGBA")
     if not laid:
@@ -622,9 +600,8 @@ def _scaled(pixels: np.ndarray, start: float, end: float) -> np.ndarray:
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
     """The image with its header read and its size checked, its pixels not yet decoded."""
     with _OPENING, warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # of sizes that we allow, and of metadata that we do not use
+        # of sizes that we allow, and of metadata that we do not use
+        warnings.simplefilter("ignore")
         file.seek(0)
         image = Image.open(file, formats=FORMATS)
     width, height = image.size
@@ -642,9 +619,8 @@ def _check_memory(image: Image.Image, file: BinaryIO) -> None:
     needed += pixels * _DECODERS.get(image.format or "", 0)
     if image.format in ("JPEG", "MPO"):
         whole = image.info.get("progressive") or image.info.get("progression")
-        needed = (
-            pixels * channels * 2 if whole else 0
-        )  # its coefficients; pixels only of what is drawn
+        # its coefficients; pixels only of what is drawn
+        needed = pixels * channels * 2 if whole else 0
     place = file.tell()
     size = file.seek(0, os.SEEK_END)
     file.seek(place)

@@ -54,9 +54,8 @@ class SqueezeExcite(nn.Module):
         self.expand = nn.Conv2d(squeezed, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate = x.mean(
-            (2, 3), keepdim=True
-        )  # (N, C, 1, 1); a mean exports with dynamic sizes where pooling does not
+        # (N, C, 1, 1); a mean exports with dynamic sizes where pooling does not
+        gate = x.mean((2, 3), keepdim=True)
         return x * self.expand(self.reduce(gate).relu()).sigmoid()
 
 
@@ -66,9 +65,8 @@ def check_batch(backbone: nn.Module, image: Tensor, stride: int) -> None:
     Batch norm has no variance of one value: torch would raise a bare ValueError. `ModelError` says
     what to do.
     """
-    if (
-        not backbone.training or image.shape[0] > 1 or max(image.shape[-2:]) > stride
-    ):  # export: no guard on the batch
+    # export: no guard on the batch
+    if not backbone.training or image.shape[0] > 1 or max(image.shape[-2:]) > stride:
         return
     for name, module in backbone.named_modules():
         if isinstance(module, nn.BatchNorm2d) and module.training:

@@ -132,9 +132,8 @@ class ParC(nn.Module):
                 strict=True,
             )
         )
-        std = (
-            1.0 if crossed else 0.02
-        ) * position  # of the embeddings, as in the authors' two codes
+        # of the embeddings, as in the authors' two codes
+        std = (1.0 if crossed else 0.02) * position
 
         def conv(dim: int, norm: bool = False) -> CircularConv:
             return CircularConv(
@@ -301,9 +300,8 @@ def replace(model: nn.Module, example: Tensor, pattern: str = "*") -> list[str]:
         if isinstance(conv, nn.Conv2d) and 1 < conv.groups == conv.in_channels == conv.out_channels
     }
     lengths: dict[str, tuple[int, int]] = {}
-    probe = copy.deepcopy(
-        model
-    ).eval()  # running the example must not move the model's batch-norm statistics
+    # running the example must not move the model's batch-norm statistics
+    probe = copy.deepcopy(model).eval()
     for name, conv in convs.items():
 
         def record(

@@ -85,9 +85,8 @@ def read_bytes(path: str | Path, most: int) -> bytes:
         # As much memory as is asked for is taken at once, so `most` is not asked for.
         pieces = [file.read(min(size, most) + 1)]
         length = len(pieces[0])
-        while length <= most and (
-            piece := file.read(PIECE)
-        ):  # some files of the system say that they are empty
+        # some files of the system say that they are empty
+        while length <= most and (piece := file.read(PIECE)):
             pieces.append(piece)
             length += len(piece)
     if length > most:

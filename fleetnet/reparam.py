@@ -64,9 +64,8 @@ def fold_bn_before(bn: nn.Module, kernel: Kernel, groups: int = 1) -> Kernel:
     weight, bias = kernel
     scale, shift = (v.view(groups, 1, -1) for v in scale_shift(bn))  # (groups, 1, in / groups)
     shape = weight.shape
-    grouped = weight.reshape(
-        groups, shape[0] // groups, shape[1], -1
-    )  # (groups, out / groups, in / groups, k)
+    # (groups, out / groups, in / groups, k)
+    grouped = weight.reshape(groups, shape[0] // groups, shape[1], -1)
     bias = bias + (grouped.sum(-1) * shift).sum(-1).flatten()
     return (grouped * scale[..., None]).reshape(shape), bias
 
@@ -153,9 +152,8 @@ def linear_kernel(linear: nn.Linear, bn: nn.Module | None = None) -> Kernel:
 
 
 def _can(module: nn.Module, method: str) -> bool:
-    return callable(
-        getattr(type(module), method, None)
-    )  # of the class: a layer may be called "fuse" elsewhere
+    # of the class: a layer may be called "fuse" elsewhere
+    return callable(getattr(type(module), method, None))
 
 
 def collapsible(model: nn.Module) -> bool:
@@ -234,9 +232,8 @@ def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module
         done[module] = fused
         if fused is not module:
             fused.eval()
-        for name, child in list(
-            fused._modules.items()
-        ):  # named_children would skip a second name of one child
+        # named_children would skip a second name of one child
+        for name, child in list(fused._modules.items()):
             if child is not None:
                 setattr(fused, name, collapse(child))
         return fused

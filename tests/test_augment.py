@@ -12,9 +12,8 @@ from fleetnet.geometry import Place
 from fleetnet.inputs.augment import AUGMENT, Augment, Part, Zoom, augmentation, multi_scale
 from fleetnet.inputs.transforms import PADDING, Preprocess
 
-COLORS = torch.tensor(
-    [[x, y, z] for x in (0, 255) for y in (0, 255) for z in (0, 255)][1:]
-)  # (7, 3), of label 0 to 6
+# (7, 3), of label 0 to 6
+COLORS = torch.tensor([[x, y, z] for x in (0, 255) for y in (0, 255) for z in (0, 255)][1:])
 PLAIN = {"color_jitter": 0.0, "mosaic": 1.0}
 SETUPS = [
     ((128, 128), "letterbox"),
@@ -181,9 +180,8 @@ def test_mosaic_by_probability():
     shown = [
         set(augment(only(scenes(), "boxes", "labels"))[1]["labels"].tolist()) for _ in range(60)
     ]
-    assert (
-        15 < sum(labels == {0, 1} for labels in shown) < 50
-    )  # 0, 1 alone: the first picture by itself
+    # 0, 1 alone: the first picture by itself
+    assert 15 < sum(labels == {0, 1} for labels in shown) < 50
     assert any(labels - {0, 1} for labels in shown)
     fewer = augment(only(scenes()[:3], "boxes", "labels"))[1]  # a file could not be read
     assert set(fewer["labels"].tolist()) <= {0, 1}

@@ -167,11 +167,8 @@ def shapes(name: str, height: int, width: int, strides: list[int]) -> list[tuple
     return [(-(-height // s), -(-width // s)) for s in strides]
 
 
-SIZES = {
-    32: [(224, 224), (256, 192), (231, 195)],
-    16: [(231, 195)],
-    8: [(231, 195)],
-}  # by output stride
+# by output stride
+SIZES = {32: [(224, 224), (256, 192), (231, 195)], 16: [(231, 195)], 8: [(231, 195)]}
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -359,9 +356,8 @@ def test_options(name, options, parameters_more):
         assert difference([*before, model.head(before)], [*after, deployed.head(after)])[1] < 1e-10
     if name.startswith("mobileone"):
         assert parameters(deployed) == PUBLISHED[name][1]
-        assert (
-            len(model.backbone.stages[0][0].branches.convs) == 1
-        )  # the stem has one branch whatever k is
+        # the stem has one branch whatever k is
+        assert len(model.backbone.stages[0][0].branches.convs) == 1
         assert len(model.backbone.stages[1][0].branches.convs) == options["branches"]
 
 

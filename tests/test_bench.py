@@ -700,9 +700,8 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(
     for i, file in enumerate(photos.glob("val/*/*.png")):
         shutil.copy(file, loose / f"{i}.png")
     loaded = checkpoint.load(run)
-    with (
-        torch.no_grad()
-    ):  # of the last layer, so that the least probable class becomes the most probable
+    # of the last layer, so that the least probable class becomes the most probable
+    with torch.no_grad():
         for parameter in list(loaded.model.head.parameters())[-2:]:
             parameter.neg_()
     wrong = tmp_path / "wrong" / "model.onnx"

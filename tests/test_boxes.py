@@ -167,9 +167,8 @@ def test_unpad_takes_the_padding_off():
     "place", [Place(100, 200), Place(375, 500, 0.5, 0.25, 12, 7), Place(50, 40, 3, 3.5, -20, -8)]
 )
 def test_into_the_input_and_back(place):
-    corners = (
-        torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
-    )  # (box, corner, x and y)
+    # (box, corner, x and y)
+    corners = torch.rand(20, 2, 2, generator=torch.Generator().manual_seed(0)).sort(1).values
     boxes = corners.flatten(1) * torch.tensor([place.width, place.height] * 2)
     there = place.into(boxes)
     x, y = boxes[3, 0].item(), boxes[3, 1].item()

@@ -41,9 +41,8 @@ def test_random_weights_are_as_if_trained(name):
     batch = image(64, 64, batch=4)
     with torch.no_grad():
         outputs, deployed = named(model(batch)), named(reparameterize(model, batch)(batch))
-    assert (
-        difference(list(outputs.values()), list(deployed.values()))[1] < 1e-4
-    )  # rounding stays rounding
+    # rounding stays rounding
+    assert difference(list(outputs.values()), list(deployed.values()))[1] < 1e-4
     scores = outputs["logits"]
     assert scores.std(0).mean() > 0.02 * scores.std()  # and the network looks at its input
 

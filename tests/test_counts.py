@@ -208,10 +208,8 @@ def test_the_state_of_a_run_holds_figures_alone(run: Path) -> None:
     assert len(details["confusion"]) == len(details["by_class"]) == 3
     details = {key: value for key, value in details.items() if key != "description_sha256"}
     assert best_of(run, best) == details
-    assert best_of(run, {**best, "epoch": 7}) == {
-        **best,
-        "epoch": 7,
-    }  # a kill between the two files
+    # a kill between the two files
+    assert best_of(run, {**best, "epoch": 7}) == {**best, "epoch": 7}
     assert best_of(run / "plots", best) == best
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert not any(isinstance(value, list | dict) for value in lines[0]["raw"].values())

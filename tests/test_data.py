@@ -342,9 +342,8 @@ def test_format_is_found(tmp_path):
     assert folder.detect(str(tmp_path))
     assert not listfile.detect(str(tmp_path))
     (tmp_path / "train_list.txt").write_text("train/a/1.jpg 0\n")
-    assert load(str(tmp_path), "train").classes == [
-        "0"
-    ]  # what is written down goes before class folders
+    # what is written down goes before class folders
+    assert load(str(tmp_path), "train").classes == ["0"]
     assert load(str(tmp_path), "train", "folder").classes == ["a"]
 
 

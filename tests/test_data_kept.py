@@ -168,10 +168,8 @@ def test_labels_with_a_border_of_no_class_are_fine(tmp_path):
         tmp_path, {f"{i:02}": of_gray(0, 2, 255, 255) for i in range(12)}, "a\nb\nc\nd\ne\n"
     )
     contents = usable(load(str(rare), "train", None, "semantic"), "semantic")
-    assert (contents.counts[1], contents.counts[3]) == (
-        0,
-        0,
-    )  # two classes are missing: 255 cannot be both
+    # two classes are missing: 255 cannot be both
+    assert (contents.counts[1], contents.counts[3]) == (0, 0)
 
 
 def test_a_class_is_looked_for_in_all_label_maps(tmp_path, monkeypatch):
@@ -438,9 +436,8 @@ def test_a_palette_of_another_order_than_the_color_map(tmp_path):
         read_labels(tmp_path / "a.png", colors)
     palette_map(tmp_path / "b.png", of_gray(0, 1, 2, 2), list(colors))
     assert read_labels(tmp_path / "b.png", colors).tolist() == of_gray(0, 1, 2, 2).tolist()
-    palette_map(
-        tmp_path / "c.png", of_gray(0, 1, 2, 2), [(9, 9, 9), (8, 8, 8), (7, 7, 7)]
-    )  # colors of its own
+    # colors of its own
+    palette_map(tmp_path / "c.png", of_gray(0, 1, 2, 2), [(9, 9, 9), (8, 8, 8), (7, 7, 7)])
     assert read_labels(tmp_path / "c.png", colors).tolist() == of_gray(0, 1, 2, 2).tolist()
 
 
@@ -701,9 +698,8 @@ def test_eval_measures_what_the_run_held_back(tmp_path, photos, capsys):
     moved = tmp_path / "moved"
     root.rename(moved)
     assert measured(moved)["read"]["images"] == first["read"]["images"]
-    copied = (
-        tmp_path / "copied.safetensors"
-    )  # without the record: the training data are known by their path
+    # without the record: the training data are known by their path
+    copied = tmp_path / "copied.safetensors"
     copied.write_bytes((run / "best.safetensors").read_bytes())
     moved.rename(root)
     assert measured(root, model=copied)["read"]["images"] == first["read"]["images"]
@@ -745,9 +741,8 @@ def test_a_resumed_run_does_not_learn_from_what_it_held_back(tmp_path, photos, c
     after = json.loads((run / "split.json").read_text())
     assert after["val"]["held_back"] == before["val"]["held_back"][1:]
     assert after["train"]["images"] == before["train"]["images"] + len(new)
-    assert (
-        main(["train", "--resume", str(run), "--epochs", "3"]) == 0
-    )  # the same data: no need to name them
+    # the same data: no need to name them
+    assert main(["train", "--resume", str(run), "--epochs", "3"]) == 0
 
 
 # --- messages

@@ -141,9 +141,8 @@ def test_every_parameter_learns(name: str) -> None:
     for parameter_name, parameter in model.named_parameters():
         assert parameter.grad is not None, parameter_name
         assert parameter.grad.isfinite().all(), parameter_name
-        if parameter_name.startswith(
-            "head."
-        ):  # zero gammas hide what is behind them in some backbones, at first
+        # zero gammas hide what is behind them in some backbones, at first
+        if parameter_name.startswith("head."):
             assert parameter.grad.abs().sum() > 0, parameter_name
     assert list(model.eval()(image(96, 64))) == ["logits"]
 

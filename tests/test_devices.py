@@ -146,9 +146,8 @@ def test_each_program_is_called_and_read(
         for i in "01"
     ]
     assert all(call[0] == name and call[1:-1] in words for call in here.calls)
-    assert all(
-        call[-1].startswith("LIBRARIES /") for call in here.calls
-    )  # where the copied library is
+    # where the copied library is
+    assert all(call[-1].startswith("LIBRARIES /") for call in here.calls)
     order = [words.index(call[1:-1]) for call in here.calls]
     assert all(sorted(order[i : i + 2]) == [0, 1] for i in range(0, 8, 2))
     assert 0 < sum(order[::2]) < 4  # shuffled
@@ -176,9 +175,8 @@ def test_half_precision_is_asked_for(here: Here):
 def test_programs_of_several_runtimes_and_of_the_device(here: Here):
     jobs = [here.job("a", ".param", 2), here.job("b", ".onnx", 3)]
     there = program(here.root / "opt" / "benchncnn", "#!/bin/sh\n" + CALLED + NCNN)
-    there = there.rename(
-        here.root / "bin" / "benchncnn"
-    )  # a name that is no file here, but a program there
+    # a name that is no file here, but a program there
+    there = there.rename(here.root / "bin" / "benchncnn")
     rows = measure(
         device("ssh:board"), ["benchncnn", here.tool("onnxruntime_perf_test")], jobs, runs=2
     )

@@ -32,10 +32,8 @@ SIZE = (64, 64)
 
 def plant(path: Path, weight: Tensor, change: float = 10.0) -> None:
     """Change one value of a weight, wherever in the file, or the files, the values stand."""
-    for values in (
-        weight.detach().numpy(),
-        weight.detach().movedim(1, -1).numpy(),
-    ):  # some have channels last
+    # some have channels last
+    for values in (weight.detach().numpy(), weight.detach().movedim(1, -1).numpy()):
         at = values.size // 2
         found = values.ravel()[at : at + 4]
         places = [file for file in files(path) if file.read_bytes().count(found.tobytes()) == 1]

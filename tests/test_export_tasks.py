@@ -52,9 +52,8 @@ def model_of(head: str, seed: int = 1) -> Model:
     anchors = {
         key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")
     }
-    randomize(model, seed).load_state_dict(
-        anchors, strict=False
-    )  # random anchors would be smaller than a pixel
+    # random anchors would be smaller than a pixel
+    randomize(model, seed).load_state_dict(anchors, strict=False)
     return model
 
 
@@ -199,9 +198,8 @@ def test_export_at_the_command_line(runs, tmp_path, capsys):
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     (done,) = result["exported"]
     assert done["agreement"]["boxes"] > 400
-    assert done["path"] == str(
-        tmp_path / "onnx" / "model-decoded.onnx"
-    )  # beside model.onnx, not in its place
+    # beside model.onnx, not in its place
+    assert done["path"] == str(tmp_path / "onnx" / "model-decoded.onnx")
     beside = {"model-decoded.onnx", "model-decoded.json", "model-decoded.golden.npz"}
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == beside
     assert fleetnet.load(done["path"]).facts["embedded_decode"] is True

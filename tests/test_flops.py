@@ -87,9 +87,8 @@ class Attention(nn.Module):
 def test_by_hand(model, size, expected):
     counted = count(model, size)
     assert (counted.parameters, counted.macs) == (expected.parameters, expected.macs)
-    if (
-        expected.activations or not expected.macs
-    ):  # inside attention it depends on the kernel that torch picks
+    # inside attention it depends on the kernel that torch picks
+    if expected.activations or not expected.macs:
         assert counted == expected
         assert counted.flops == 2 * expected.macs
         assert counted.intensity == pytest.approx(2 * expected.macs / max(expected.bytes, 1))

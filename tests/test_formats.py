@@ -112,9 +112,8 @@ def test_table_is_whole():
         for line in (BAD / "expectations_labels.tsv").read_text().split("\n")[1:]
     ]
     named = {f"labels/{name}" for name in LABELS} | {f"masks/{name}" for name in MAPS}
-    assert named == {
-        row for row in rows if row and "/list_" not in row
-    }  # lists are in test_data.py
+    # lists are in test_data.py
+    assert named == {row for row in rows if row and "/list_" not in row}
 
 
 @pytest.mark.parametrize("name", LABELS)
@@ -137,9 +136,8 @@ def test_badfiles_labels(tmp_path, name, target):
     found, line = expected[2:] if target == "masks" and len(expected) == 4 else expected[:2]
     split = load(root, "all", None, target)
     assert boxes(split) == [found]
-    lines = [
-        text for text in split.skipped if "have no XML file" not in text
-    ]  # the other pictures of badfiles
+    # the other pictures of badfiles
+    lines = [text for text in split.skipped if "have no XML file" not in text]
     assert len(split.skipped) - len(lines) == xml
     assert len(lines) == (line is not None)
     if line:
@@ -470,9 +468,8 @@ def test_voc_label_maps(tmp_path):
     indices = np.arange(1200, dtype=np.uint8).reshape(30, 40) % 3
     for i in range(2):
         image = Image.fromarray(indices)
-        image.putpalette(
-            [7, 7, 7, 255, 0, 0, 255, 0, 0]
-        )  # two of them alike: only indices tell them apart
+        # two of them alike: only indices tell them apart
+        image.putpalette([7, 7, 7, 255, 0, 0, 255, 0, 0])
         (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
         image.save(tmp_path / "SegmentationClass" / f"{i:02}.png")
     split = load(str(tmp_path), "train", None, "semantic")
@@ -494,9 +491,8 @@ def test_voc_label_maps_take_no_order_from_xml(tmp_path):
         "dog",
     )
     assert set(split.samples[0].semantic().ravel().tolist()) == {8}
-    Image.new("L", (40, 30), 2).save(
-        tmp_path / "SegmentationClass" / "01.png"
-    )  # an order of their own
+    # an order of their own
+    Image.new("L", (40, 30), 2).save(tmp_path / "SegmentationClass" / "01.png")
     with pytest.raises(
         DataError, match=r"classes.txt.*01.png' has \[2\], its XML file what is \[12\] in VOC"
     ):
@@ -795,9 +791,8 @@ def test_shapes_of_all_targets_show_the_same():
                 [np.roll(mask, (y, x), (0, 1)) for y in (-1, 0, 1) for x in (-1, 0, 1)]
             ).any(0)
             drawn[near] |= labels[near] == item.label + 1
-        assert (
-            drawn.sum() > 0.98 * (labels > 0).sum()
-        )  # shapes are drawn half a pixel larger, tips of stars one and more
+        # shapes are drawn half a pixel larger, tips of stars one and more
+        assert drawn.sum() > 0.98 * (labels > 0).sum()
         assert alone.max() <= 1  # none covers another
 
 
@@ -901,13 +896,8 @@ def turned_data(root: Path, format: str, orientation: int, annotated: tuple[int,
     return "semantic"
 
 
-FORMATS_OF_PLACES = (
-    "coco",
-    "yolo",
-    "voc",
-    "voc-semantic",
-    "masks",
-)  # whose annotations are of places in a picture
+# whose annotations are of places in a picture
+FORMATS_OF_PLACES = "coco", "yolo", "voc", "voc-semantic", "masks"
 
 
 @pytest.mark.parametrize("format", FORMATS_OF_PLACES)

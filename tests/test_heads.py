@@ -104,9 +104,8 @@ def spread(model: Model, layer: torch.nn.Module, pictures: torch.Tensor, which: 
     hook = layer.register_forward_hook(lambda module, inputs, output: outputs.append(output))
     model(pictures)
     hook.remove()
-    found = torch.cat(
-        [o.transpose(0, 1).flatten(1) if o.ndim == 4 else o.T for o in outputs], 1
-    )  # (channels, places)
+    # (channels, places)
+    found = torch.cat([o.transpose(0, 1).flatten(1) if o.ndim == 4 else o.T for o in outputs], 1)
     mean, factor = found.mean(1)[which], 1 / found.std(1)[which]
     layer.weight[which] *= factor.view(-1, *[1] * (layer.weight.ndim - 1))
     layer.bias[which] = (layer.bias[which] - mean) * factor
@@ -122,9 +121,8 @@ def ready(name: str, size: tuple[int, int], embedded: bool) -> Model:
         key: value.clone() for key, value in model.named_buffers() if key.endswith("anchors")
     }
     randomize(model, seed=1).load_state_dict(anchors, strict=False)
-    if name.startswith(
-        ("yolo", "maskrcnn")
-    ):  # of nearly equal scores rounding decides which the NMS keeps
+    # of nearly equal scores rounding decides which the NMS keeps
+    if name.startswith(("yolo", "maskrcnn")):
         head, preprocess = model.head, Preprocess(size, mode=find("tasks", model.task).MODE)
         seen = torch.cat(
             [image(*size), torch.stack([preprocess(shapes.draw(i)) for i in range(2, 6)])]

@@ -201,9 +201,8 @@ def test_large_pictures_are_reduced(tmp_path, monkeypatch, suffix, orientation):
     assert abs(read.image.height - full.height / factor) < 1
     assert images.measure(tmp_path / f"x.{suffix}") == full.size
     array = images.load(np.asarray(full))
-    if suffix != "jpg" and (
-        orientation == 1 or suffix == "bmp"
-    ):  # others are turned after that, from another corner
+    # others are turned after that, from another corner
+    if suffix != "jpg" and (orientation == 1 or suffix == "bmp"):
         assert np.array_equal(np.asarray(read.image), np.asarray(array.image))
     preprocess = Preprocess((48, 32), mode="letterbox")
     inner = (preprocess(read) - preprocess(full)).abs()

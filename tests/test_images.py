@@ -96,15 +96,8 @@ def test_badfiles_folder():
 
 @pytest.mark.parametrize("orientation", range(10))
 def test_exif_orientation(tmp_path, orientation):
-    undo = {
-        2: 0,
-        3: 3,
-        4: 1,
-        5: 5,
-        6: 2,
-        7: 6,
-        8: 4,
-    }  # Transpose that turns the upright picture into the stored one
+    # Transpose that turns the upright picture into the stored one
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}
     stored = (
         picture().transpose(Image.Transpose(undo[orientation]))
         if orientation in undo

@@ -120,9 +120,8 @@ def test_no_weights_in_a_file_saturate(runtime: str, files: dict[str, tuple[Path
     """Neither in the worst order with the largest values, nor in their own with any."""
     older, path = of(files, runtime)
     weights = find("runtimes", runtime).integer_weights(older)
-    assert (
-        max(worst(rows) for rows in weights.values()) > 2**14
-    )  # of 2**15: this is what has to be seen
+    # of 2**15: this is what has to be seen
+    assert max(worst(rows) for rows in weights.values()) > 2**14
     weights = find("runtimes", runtime).integer_weights(path)
     assert len(weights) == (7 if runtime == "onnx" else 8)  # onnxruntime's gate is in float
     generator = np.random.default_rng(0)
@@ -194,9 +193,8 @@ def test_weights_of_other_operators_are_found(tmp_path: Path) -> None:
     assert _int8.overflowing(onnx_runtime.integer_weights(file("Gemm", matrix, transB=1))) == []
     images = np.full((2, 3, 1, 1), 100, np.int8)
     assert onnx_runtime.integer_weights(file("ConvInteger", images))["layer"].shape == (2, 3)
-    assert (
-        onnx_runtime.integer_weights(file("ConvInteger", images.astype(np.uint8))) == {}
-    )  # these do not saturate
+    # these do not saturate
+    assert onnx_runtime.integer_weights(file("ConvInteger", images.astype(np.uint8))) == {}
 
 
 # ---- opening ---------------------------------------------------------------------------------------------------------
@@ -269,9 +267,8 @@ def test_openvino_computes_the_same_with_the_kernels_of_avx2(
     assert "leave 16 bits" in found["older warned"][0]
     assert found["safe warned"] == []
     if "AVX2" in _cpu.int8_class().names:
-        assert (
-            decibels(exact, np.array(found["older as it is"])) < 15
-        )  # 12 measured: what this is all about
+        # 12 measured: what this is all about
+        assert decibels(exact, np.array(found["older as it is"])) < 15
         assert decibels(np.array(found["safe"]), outputs(safe)) > 40  # there and here
 
 

@@ -78,9 +78,8 @@ def test_limits_of_what_is_found(name: str) -> None:
     some = found(task, model, usual.changed({"only": ["square", "circle"]}, NAMES))
     assert set(some["labels"].tolist()) <= {0, 3}
     of_those = hundred["boxes"][torch.isin(hundred["labels"], torch.tensor([0, 3]))]
-    torch.testing.assert_close(
-        some["boxes"][: len(of_those)], of_those
-    )  # and those that others had kept out
+    # and those that others had kept out
+    torch.testing.assert_close(some["boxes"][: len(of_those)], of_those)
     apart = found(task, model, usual.changed({"nms": 0.05}, NAMES))
     assert largest_overlap(apart) <= 0.05 + 1e-6 < largest_overlap(hundred) <= usual.iou + 1e-6
 
@@ -299,9 +298,8 @@ def test_a_limit_that_is_reached_is_said() -> None:
         in notes[1]
     )
     assert "1 pictures show more than the 2 objects that are kept" in notes[2]
-    assert (
-        reached.result(0.6, 2, [])["at_limit"] == 0
-    )  # beyond the limit there are only less certain ones
+    # beyond the limit there are only less certain ones
+    assert reached.result(0.6, 2, [])["at_limit"] == 0
     assert reached.result(None, 2, [])["at_limit"] == 0
 
 

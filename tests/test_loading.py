@@ -68,9 +68,8 @@ def test_batches_of_workers_are_those_of_this_process(
 ) -> None:
     """With little shared memory they go through the pipe."""
     if free is not None:
-        monkeypatch.setattr(
-            loading, "free_shared_memory", lambda: free
-        )  # the workers are forks of this process
+        # the workers are forks of this process
+        monkeypatch.setattr(loading, "free_shared_memory", lambda: free)
     data = shapes(target)
     here = list(batches_of(data, 4))
     there = list(patient(batches_of(data, 4, workers=2)))
@@ -130,9 +129,8 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
     assert time.monotonic() - began < 40
     assert culprit in str(caught.value)
     assert caught.value.exit_code == 1
-    assert (
-        signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
-    )  # torch's own raises whenever the signal comes
+    # torch's own raises whenever the signal comes
+    assert signal.getsignal(signal.SIGCHLD) is signal.SIG_DFL
     if fate in ("stopped", "asleep"):
         assert said
         assert re.search(r"waiting for images since \d+ s; last read by process \d+: .*", said[0])

@@ -138,9 +138,8 @@ def test_anchors_and_rois_are_at_the_true_strides(backbone: str, sizes: tuple[in
     centers, extents = (first[:, :2] + first[:, 2:]) / 2, first[:, 2:] - first[:, :2]
     x, y, side = torch.tensor(expected, dtype=torch.float32).T
     assert torch.equal(centers, torch.stack([x, y], 1))
-    assert (
-        (extents.prod(1).sqrt() / side - 1).abs() < 0.1
-    ).all()  # torchvision rounds the corners to whole pixels
+    # torchvision rounds the corners to whole pixels
+    assert ((extents.prod(1).sqrt() / side - 1).abs() < 0.1).all()
     for pool in (network.head.roi_heads.box_roi_pool, network.head.roi_heads.mask_roi_pool):
         found = pool(
             maps,

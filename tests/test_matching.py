@@ -92,9 +92,8 @@ def test_figures_equal_a_plain_matching(seed: int) -> None:
     )
     assert "1 of 4 classes have no object here, so no figures: never" in result["notes"]
     curves = result["curves"]
-    assert max(curves["F1"]) == pytest.approx(
-        result["F1"]
-    )  # also where the peak is between two hundredths
+    # also where the peak is between two hundredths
+    assert max(curves["F1"]) == pytest.approx(result["F1"])
     for step in (0, 30, 71):
         right, wrong, missed = plain(predictions, targets, None, curves["score"][step])
         assert curves["F1"][step] == pytest.approx(f1(right, wrong, missed))

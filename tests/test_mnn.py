@@ -72,9 +72,8 @@ def test_weights_are_rounded_to_the_nearest_float16(tmp_path):
     """The converter alone would cut them off: all of them become smaller."""
     layer = nn.Conv2d(3, 8, 3, bias=False)
     with torch.no_grad():
-        layer.weight.uniform_(
-            1, 1.0009
-        )  # between two float16, nearer to the upper one if above 1.00049
+        # between two float16, nearer to the upper one if above 1.00049
+        layer.weight.uniform_(1, 1.0009)
     mnn.export(layer.eval(), PIXELS, tmp_path / "m.mnn", precision="fp16")
     (given,) = mnn.load(tmp_path / "m.mnn")(PIXELS.numpy())
     nearest = copy.deepcopy(layer)

@@ -39,9 +39,8 @@ def test_branches_are_what_the_head_of_the_file_says() -> None:
     with torch.no_grad():
         total = block.convs[0](x) + block.convs[1](x) + block.scale(x) + x
         assert torch.allclose(block(x), block.norm(total), atol=1e-6)
-    assert (
-        sum(isinstance(m, torch.nn.BatchNorm2d) for m in block.modules()) == 3
-    )  # of each 3x3, and of the sum
+    # of each 3x3, and of the sum
+    assert sum(isinstance(m, torch.nn.BatchNorm2d) for m in block.modules()) == 3
 
 
 @torch.no_grad()

@@ -15,16 +15,8 @@ from fleetnet.runtimes import deliver, verify
 from fleetnet.runtimes import onnx as runtime
 from fleetnet.runtimes._opset import LOWEST, WRITTEN, lower, to_half
 
-EARLIEST = {
-    11: 6,
-    13: 7,
-    15: 8,
-    17: 8,
-    18: 8,
-    19: 9,
-    20: 9,
-    21: 10,
-}  # IR version of each operator set, from ONNX's table
+# IR version of each operator set, from ONNX's table
+EARLIEST = {11: 6, 13: 7, 15: 8, 17: 8, 18: 8, 19: 9, 20: 9, 21: 10}
 SHAPE = (2, 4, 6)
 
 

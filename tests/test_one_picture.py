@@ -23,9 +23,8 @@ from fleetnet.inputs.transforms import Preprocess
 from fleetnet.tasks import build
 
 SIZE = (23, 17)  # width, height
-GRAY = np.add.outer(np.arange(SIZE[1]) * 9, np.arange(SIZE[0]) * 4).astype(
-    np.uint8
-)  # (height, width), 0 to 232
+# (height, width), 0 to 232
+GRAY = np.add.outer(np.arange(SIZE[1]) * 9, np.arange(SIZE[0]) * 4).astype(np.uint8)
 COLORS = np.stack([GRAY, 255 - GRAY, GRAY // 2], -1)
 ALPHA = np.where(GRAY > 150, 0, np.where(GRAY > 120, 128, 255)).astype(np.uint8)
 

@@ -24,13 +24,8 @@ from fleetnet.runtimes import Delivered, Elsewhere, Sizes, deliver, onnx, parse_
 from fleetnet.tasks import Model, build, named
 
 SIZE = (64, 96)
-OTHERS = [
-    (64, 96),
-    (32, 32),
-    (96, 64),
-    (160, 96),
-    (128, 224),
-]  # its own, the least, tall, larger, wide
+# its own, the least, tall, larger, wide
+OTHERS = [(64, 96), (32, 32), (96, 64), (160, 96), (128, 224)]
 NETWORKS = {  # every family that can, and every head that can
     "ssd/fasternet_t0": {},
     "yolo/repvit_m0_6": {"width": 0.25},
@@ -121,9 +116,8 @@ def test_a_file_predicts_at_its_own_size_and_at_a_given_one(delivered):
         load(done.path, size=(100, 160))
     with pytest.raises(UsageError, match=r"size is 64x5000; .*the nearest is 64x4096"):
         load(done.path, size=(64, 5000))
-    with pytest.raises(
-        UsageError, match="size is 40x64"
-    ):  # an array that did not go through the preprocessing
+    # an array that did not go through the preprocessing
+    with pytest.raises(UsageError, match="size is 40x64"):
         load(done.path).raw(np.zeros((1, 3, 40, 64), np.float32))
 
 

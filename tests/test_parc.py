@@ -116,9 +116,8 @@ def test_every_parameter_learns_at_any_size(form, size):
         name for name, p in parc.named_parameters() if p.grad is None or not p.grad.isfinite().all()
     ]
     assert not missing
-    if (
-        min(size) > 1 and form != "single, no position"
-    ):  # a single pixel under a training batch norm may give zeros
+    # a single pixel under a training batch norm may give zeros
+    if min(size) > 1 and form != "single, no position":
         assert all(p.grad.any() for p in parc.parameters())
 
 
@@ -161,9 +160,8 @@ def test_frozen_keeps_trainability_and_refuses_another_size():
 def test_frozen_can_be_traced_and_exported():
     frozen = _randomize(ParC(8, 6, crossed=True)).fuse_at((4, 7))
     x = torch.randn(2, 8, 4, 7)
-    with (
-        warnings.catch_warnings()
-    ):  # of the tracer itself; a warning that the trace may be wrong stays an error
+    # of the tracer itself; a warning that the trace may be wrong stays an error
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.* is deprecated")
         traced = torch.jit.trace(frozen, x)
         assert difference([frozen(x)], [traced(x)])[1] < 1e-6

@@ -103,10 +103,8 @@ def test_mistakes_are_counted() -> None:
     right = ([0.0, 0, 10, 9], 0, 0.9), ([20.0, 20, 30, 31], 1, 0.8)
     assert count(truth, found(*right), 0.3) == (0, 0)
     assert count(truth, found(*right, ([0.0, 0, 10, 10], 0, 0.5)), 0.3) == (0, 1)  # twice
-    assert count(truth, found(right[0], ([20.0, 20, 30, 30], 0, 0.8)), 0.3) == (
-        1,
-        1,
-    )  # of another class
+    # of another class
+    assert count(truth, found(right[0], ([20.0, 20, 30, 30], 0, 0.8)), 0.3) == (1, 1)
     assert count(truth, found(*right, ([55.0, 55, 60, 60], 0, 0.5)), 0.3) == (0, 0)  # in a crowd
     assert count(truth, found(*right), 0.85) == (1, 0)
 

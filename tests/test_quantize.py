@@ -156,9 +156,8 @@ def test_equalizing_changes_nothing_but_the_ranges() -> None:
 
     assert spread(model) > 1e4
     assert spread(equal) < 1e3
-    maps = (
-        equal.stem(images()).relu().amax((0, 2, 3))
-    )  # what a depthwise layer takes becomes quite equal
+    # what a depthwise layer takes becomes quite equal
+    maps = equal.stem(images()).relu().amax((0, 2, 3))
     assert maps.max() / maps.min() < 1.01
 
 
@@ -250,9 +249,8 @@ def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
     assert not any(module.training for module in again.modules())
     assert again[1].momentum == 0.1
     with torch.no_grad():
-        first = [
-            model[0](part) for part in x.split(8)
-        ]  # the mean over batches of each batch's mean and variance
+        # the mean over batches of each batch's mean and variance
+        first = [model[0](part) for part in x.split(8)]
         assert torch.allclose(
             again[1].running_mean,
             torch.stack([o.mean((0, 2, 3)) for o in first]).mean(0),
@@ -260,9 +258,8 @@ def test_recalibrated_norms_have_the_statistics_of_the_images() -> None:
         )
         variances = torch.stack([o.var((0, 2, 3)) for o in first]).mean(0)
         assert torch.allclose(again[1].running_var, variances, rtol=1e-4)
-        seen = [
-            model[4](F.batch_norm(o, None, None, training=True).relu()) for o in first
-        ]  # by the batch's own
+        # by the batch's own
+        seen = [model[4](F.batch_norm(o, None, None, training=True).relu()) for o in first]
         assert torch.allclose(
             again[5].running_mean, torch.stack([o.mean((0, 2, 3)) for o in seen]).mean(0), atol=1e-4
         )
@@ -336,9 +333,8 @@ def test_the_planted_layer_is_the_most_sensitive() -> None:
     assert {layer.name for layer in usual} == {
         n for n, m in model.named_modules() if isinstance(m, nn.Conv2d)
     } | {"classifier.2"}
-    assert (
-        usual[0].sqnr > 17
-    )  # its two largest weights leave a linear layer of four outputs seven bits
+    # its two largest weights leave a linear layer of four outputs seven bits
+    assert usual[0].sqnr > 17
     plant(model)
     state = {name: value.clone() for name, value in model.state_dict().items()}
     worst, second, *_ = sensitivity(model, images(8))
@@ -653,9 +649,8 @@ def test_command(
     words = f"quantize --model {half} --data {photos} --images 16 --max-drop 100 --threads 1 --out {tmp_path / 'half'}"
     made_by = int8.find("onnx").writer
     monkeypatch.setattr(int8.find("onnx"), "writer", fails)
-    assert (
-        main([*words.split(), "--to", "onnx,openvino"]) == 5
-    )  # one is refused, the other is written
+    # one is refused, the other is written
+    assert main([*words.split(), "--to", "onnx,openvino"]) == 5
     error = capsys.readouterr().err.replace("\n", " ")
     assert "this one fails" in error
     assert "written:" in error

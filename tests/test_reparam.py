@@ -95,9 +95,8 @@ def test_dtype_memory_format_and_trainability_are_kept(dtype, trainable):
     assert fused.weight.is_contiguous(memory_format=torch.channels_last)
     assert not fused.weight.is_contiguous()
     x = features(6, torch.float64)
-    with (
-        torch.no_grad()
-    ):  # arithmetic in float64: rounding the result once costs half a unit in the last place
+    # arithmetic in float64: rounding the result once costs half a unit in the last place
+    with torch.no_grad():
         expected = nn.functional.conv2d(x, reparameterize(model.double()).weight, padding=1)
         given = nn.functional.conv2d(x, fused.weight.double(), padding=1)
     assert difference([expected], [given])[1] < 4 * torch.finfo(dtype).eps

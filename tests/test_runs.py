@@ -111,9 +111,8 @@ def test_a_second_run_in_a_folder_is_refused(
         match=f"belongs to a run that goes on: process {process} on .*give another --run",
     ):
         fit(photos, folder)
-    assert (
-        main(["train", *SHORT, "--data", "nowhere", "--run", str(folder)]) == 2
-    )  # before the data are read
+    # before the data are read
+    assert main(["train", *SHORT, "--data", "nowhere", "--run", str(folder)]) == 2
     assert f"process {process} on {claims._host()}" in capsys.readouterr().err
     for path in run.iterdir():
         if path.is_file():
@@ -354,9 +353,8 @@ def test_a_log_that_was_lost_comes_from_the_state(whole: Path, photos: Path, tmp
     for name in ("log.jsonl", "results.csv", "report.html"):
         (tmp_path / "run" / name).unlink()
     for picture in (tmp_path / "run" / "plots").iterdir():
-        if not picture.name.startswith(
-            "training_batch"
-        ):  # these show the first steps, which are over
+        # these show the first steps, which are over
+        if not picture.name.startswith("training_batch"):
             picture.unlink()
     assert main(["train", "--resume", str(tmp_path / "run")]) == 0
     assert same(tmp_path / "run", whole)
@@ -453,9 +451,8 @@ def test_signals_keep_the_last_epoch_and_say_so(
     assert not (run / "claim.json").exists()
     assert not list(run.rglob("*.tmp"))
     assert epochs_of(run) == 1
-    assert (run / "report.html").exists() == (
-        number == signal.SIGINT
-    )  # who terminates may kill soon
+    # who terminates may kill soon
+    assert (run / "report.html").exists() == (number == signal.SIGINT)
     monkeypatch.undo()
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert main(["train", "--resume", str(run)]) == 0
@@ -498,9 +495,8 @@ def test_other_data_are_refused_unless_named_anew(
 ):
     root, run = copy_of(photos, tmp_path / "photos"), tmp_path / "run"
     shutil.copytree(whole, run)
-    assert (
-        main(["train", "--resume", str(run), "--epochs", "3", "--data", str(root)]) == 0
-    )  # a copy is the same
+    # a copy is the same
+    assert main(["train", "--resume", str(run), "--epochs", "3", "--data", str(root)]) == 0
     assert len(fingerprint.read(run)) == 1
     words = change(root)
     assert main(["train", "--resume", str(run), "--epochs", "4"]) == 3

@@ -183,9 +183,8 @@ def test_the_file_is_collapsed_and_says_what_it_is(model, image, tmp_path):
     assert listing(tmp_path) == ["net.golden.npz", "net.json", "net.onnx"]
     proto = package.load(path)
     package.checker.check_model(proto)
-    assert (
-        sum(node.op_type == "Conv" for node in proto.graph.node) == 3
-    )  # the branches are one, and two in the gate
+    # the branches are one, and two in the gate
+    assert sum(node.op_type == "Conv" for node in proto.graph.node) == 3
     assert not any(node.op_type == "BatchNormalization" for node in proto.graph.node)
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [18]
     assert [value.name for value in proto.graph.output] == ["logits"]

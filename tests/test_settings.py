@@ -143,10 +143,8 @@ def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tup
 
 
 def test_every_setting_with_a_condition_is_walked():
-    assert {key for key in KEYS if READ[key]} == {
-        *VALUES,
-        "timeout",
-    }  # which changes no figure: see test_loading
+    # which changes no figure: see test_loading
+    assert {key for key in KEYS if READ[key]} == {*VALUES, "timeout"}
 
 
 def test_a_limit_of_waiting_is_refused_where_nobody_is_waited_for():
@@ -178,14 +176,8 @@ def test_what_is_refused_makes_no_difference(
 ):
     """Without the refusal, all that is refused changes nothing: so nothing of use is refused."""
     monkeypatch.setattr(checks, "check_settings", lambda *_, **__: None)
-    fails = (
-        "norm",
-        "auto_augment",
-        "mixup",
-        "cutmix",
-        "class_weights",
-        "balance",
-    )  # these would fail where they are refused
+    # these would fail where they are refused
+    fails = "norm", "auto_augment", "mixup", "cutmix", "class_weights", "balance"
     fails += ("crop",)  # and this would move pictures in a letterbox, which nobody wants
     for augment in ("default", "none"):
         refused = {
@@ -234,9 +226,8 @@ def test_a_flag_of_the_usual_value_is_given_and_a_recipe_may_hold_defaults(tmp_p
         UsageError, match=r"mosaic is 1.0, but ssd has .* with the augmentation mosaic \(yolo\)"
     ):
         check_settings(TrainConfig(), "ssd", given=["mosaic"])
-    check_settings(
-        TrainConfig(mosaic=0.0, flip=0.0), "ssd", given=["mosaic"]
-    )  # these ask for nothing
+    # these ask for nothing
+    check_settings(TrainConfig(mosaic=0.0, flip=0.0), "ssd", given=["mosaic"])
     recipe.write_text("mosaic: 0.5\n")
     words = f"train --model ssd/fasternet_t0 --data shapes:20 --recipe {recipe} --run {tmp_path / 'run'}"
     assert main(words.split()) == 2

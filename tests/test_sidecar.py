@@ -134,9 +134,8 @@ def test_an_app_prepares_pictures_as_fleetnet_does(pictures, tmp_path):
     for i, kind in enumerate(kinds):
         for j, path in enumerate(pictures):
             expected = kind(kind.read(path))[None].numpy()
-            step = (
-                1 / 255 / min(kind.std)
-            )  # a value halfway between two whole numbers is rounded to either
+            # a value halfway between two whole numbers is rounded to either
+            step = 1 / 255 / min(kind.std)
             apart = np.abs(inputs[f"{i}/{j}"] - expected)
             assert apart.max() < 1.01 * step if not kind.antialias else apart.max() < 1e-5, (
                 kind,

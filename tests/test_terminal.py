@@ -20,17 +20,15 @@ from fleetnet.cli import _show, _training, _tune, demo, flops, main, quantize
 from fleetnet.find import find, names
 
 WIDTHS = (80, 120)
-Call = tuple[
-    str, list[str], list[list[str]], tuple[str, ...]
-]  # title, columns, rows, columns of least importance
+# title, columns, rows, columns of least importance
+Call = tuple[str, list[str], list[list[str]], tuple[str, ...]]
 
 
 def in_terminal(width: int, call: Callable[[], object]) -> list[str]:
     """The lines that a call prints in a process of its own whose terminal has `width` columns, without colors."""
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # of a fork beside threads: the child only prints
+        # of a fork beside threads: the child only prints
+        warnings.simplefilter("ignore", DeprecationWarning)
         process, terminal = pty.fork()
     if process == 0:
         status = 1

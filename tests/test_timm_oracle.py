@@ -160,12 +160,8 @@ def test_the_authors_deploy_form_goes_where_their_multi_branch_form_goes(name):
     for theirs, ours in zip(fused, convert(fused), strict=True):
         conv = theirs.removesuffix(".weight")
         branch = conv.replace("reparam_conv", "rbr_conv.0.conv")
-        for main in (
-            conv,
-            branch,
-            f"{conv}.c",
-            f"{conv}.conv.c",
-        ):  # the convolution whose kernel is the largest
+        # the convolution whose kernel is the largest
+        for main in (conv, branch, f"{conv}.c", f"{conv}.conv.c"):
             if f"{main}.weight" in places:
                 place = re.sub(
                     r"(\.convs\.0|\.conv3)?(\.0)?\.weight$", "", places[f"{main}.weight"]
@@ -173,9 +169,8 @@ def test_the_authors_deploy_form_goes_where_their_multi_branch_form_goes(name):
                 assert ours == f"{place}.weight"
                 break
         else:
-            assert (
-                theirs.endswith(".bias") or theirs == "classifier.weight"
-            )  # RepViT's two heads are one
+            # RepViT's two heads are one
+            assert theirs.endswith(".bias") or theirs == "classifier.weight"
 
 
 def test_golden_files_are_those_tested():

@@ -275,9 +275,8 @@ def test_real_weights_keep_their_accuracy_through_eval_and_export(
         )
         figures = json.loads(capsys.readouterr().out.splitlines()[-1])
         assert figures["images"] == len(expected)
-        assert (
-            abs(figures["correct"] - sum(expected)) <= 1
-        )  # resized sizes are rounded in another way
+        # resized sizes are rounded in another way
+        assert abs(figures["correct"] - sum(expected)) <= 1
 
 
 @NEEDS_WEIGHTS

@@ -230,9 +230,8 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
         data_splits = [Split(split.samples[:24], split.classes) for split in splits(photos)]
         from fleetnet.inputs import transforms
 
-        with (
-            pytest.MonkeyPatch.context() as patch
-        ):  # no random crop: the order of random numbers differs
+        # no random crop: the order of random numbers differs
+        with pytest.MonkeyPatch.context() as patch:
             patch.setattr(
                 setup, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size)
             )
@@ -272,9 +271,8 @@ def test_weights_that_are_not_finite_are_not_saved(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     fit(photos, tmp_path, epochs=1)
-    last = (
-        5  # of two epochs of three steps: this update breaks them, and no loss is computed after it
-    )
+    # of two epochs of three steps: this update breaks them, and no loss is computed after it
+    last = 5
     monkeypatch.setattr(
         schedule, "learning_rate", lambda step, *_: float("nan") if step == last else 0.01
     )

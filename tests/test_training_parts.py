@@ -128,9 +128,8 @@ class Logger(Hook):
 
     folder: Path | None = None
     config: TrainConfig | None = None
-    before: list[int] = field(
-        default_factory=list
-    )  # epochs that the run was trained for at its start
+    # epochs that the run was trained for at its start
+    before: list[int] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     steps: list[tuple[int, int]] = field(default_factory=list)
     lines: list[dict[str, Any]] = field(default_factory=list)

@@ -62,10 +62,8 @@ def test_eval_of_other_shapes_covers_and_crops_the_center(size, image):
     result = Preprocess(size, mean=(0, 0, 0), std=(1, 1, 1))(Image.fromarray(gradient))
     assert result.shape == (3, *size)
     scale = max(size[0] / height, size[1] / width)
-    shown = (
-        size[1] / scale / width,
-        size[0] / scale / height,
-    )  # share of the picture's width and height
+    # share of the picture's width and height
+    shown = size[1] / scale / width, size[0] / scale / height
     for channel, share, ends in (
         (0, shown[0], result[0, :, [0, -1]]),
         (1, shown[1], result[1, [0, -1]].T),
@@ -156,9 +154,8 @@ def test_train_transform(auto_augment):
     assert first.dtype == torch.float32
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    assert torch.equal(
-        pickle.loads(pickle.dumps(transform))(image), first
-    )  # worker processes, and repeated runs
+    # worker processes, and repeated runs
+    assert torch.equal(pickle.loads(pickle.dumps(transform))(image), first)
 
 
 def test_train_transform_without_chance_is_a_resize():
@@ -263,9 +260,8 @@ def test_cache_is_bounded(tmp_path):
     data = ImageDataset(split, preprocess, cache=preprocess.size, limit=2 * 4 * 20 * 13)
     assert len(data.kept) == 2
     everything = ImageDataset(split, preprocess, cache=preprocess.size)
-    assert all(
-        torch.equal(data[i][0], everything[i][0]) for i in range(4)
-    )  # kept or read again: the same
+    # kept or read again: the same
+    assert all(torch.equal(data[i][0], everything[i][0]) for i in range(4))
 
 
 def test_cache_does_not_enlarge():

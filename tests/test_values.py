@@ -95,16 +95,13 @@ def test_twelve_bits_in_sixteen_have_a_range(tmp_path):
         torch.from_numpy(colors).permute(2, 0, 1),
     ):
         assert close(read_picture(form, (0, 4095)).image, EIGHT)
-        assert (
-            np.asarray(read_picture(form).image).max() <= 16
-        )  # nearly black: what the range is for
+        # nearly black: what the range is for
+        assert np.asarray(read_picture(form).image).max() <= 16
     assert close(images.read(RAMP * 5 - 2, (-2, 3)), EIGHT)
-    assert close(
-        images.read(deep(6000), (0, 4095)), np.minimum(RAMP * 255 * 6000 / 4095, 255)
-    )  # cut at the end
-    assert np.array_equal(
-        np.asarray(images.read(EIGHT, (0, 4095)))[..., 0], EIGHT
-    )  # 8 bits are as they are
+    # cut at the end
+    assert close(images.read(deep(6000), (0, 4095)), np.minimum(RAMP * 255 * 6000 / 4095, 255))
+    # 8 bits are as they are
+    assert np.array_equal(np.asarray(images.read(EIGHT, (0, 4095)))[..., 0], EIGHT)
 
 
 @pytest.mark.parametrize(
@@ -130,9 +127,8 @@ def test_range_is_that_of_all_colors_and_of_files_from_first_to_last(tmp_path):
     write_tiff(tmp_path / "colors.tiff", dim)
     for path in sorted(tmp_path.iterdir()):
         assert images.value_range([path])[0] == (0, 4095)
-    gray = [
-        tmp_path / f"{i:03}.png" for i in range(90)
-    ]  # more than are looked at, the brightest last
+    # more than are looked at, the brightest last
+    gray = [tmp_path / f"{i:03}.png" for i in range(90)]
     for i, path in enumerate(gray):
         Image.fromarray(deep(1000 if i < 70 else 9000)[-2:]).save(path)
     assert images.value_range(gray, look=64)[0] == (0, 16383)
@@ -232,9 +228,8 @@ def test_near_infrared_is_no_transparency(tmp_path):
         assert close(
             images.read(four_bands(tmp_path / "x.tiff", np.full_like(EIGHT, value))), EIGHT
         )
-    nothing_beyond_a_border = np.where(RAMP < 0.6, 0, spread).astype(
-        np.uint8
-    )  # of a mosaic of scenes
+    # of a mosaic of scenes
+    nothing_beyond_a_border = np.where(RAMP < 0.6, 0, spread).astype(np.uint8)
     assert close(images.read(four_bands(tmp_path / "x.tiff", nothing_beyond_a_border)), EIGHT)
     assert close(images.read(four_bands(tmp_path / "x.png", holes)), white)  # in a PNG it is always
     half = np.full_like(EIGHT, 51)

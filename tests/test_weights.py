@@ -415,9 +415,8 @@ def test_timm_names_go_in(name: str, form: str) -> None:
 def test_options_are_inferred_unless_given(name: str, options: dict[str, Any]) -> None:
     state = state_of(name, **options)
     model = create_model(name, weights=state)
-    assert model.options == (
-        {} if options == {"distillation": True} else options
-    )  # that one is the default
+    # that one is the default
+    assert model.options == ({} if options == {"distillation": True} else options)
     assert model.state_dict().keys() == state.keys()
     assert create_model(name, weights=state, options=options).options == options
 
@@ -428,9 +427,8 @@ def test_options_that_were_said_are_kept() -> None:
         ModelError, match=r"unexpected: head\.classifier\.heads\.1.*made with the default options;"
     ):
         create_model("repvit_m0_6", weights=two_heads, options={"distillation": False})
-    model = create_model(
-        "repvit_m0_6", 4, two_heads, options={"distillation": False}
-    )  # the head starts anew anyhow
+    # the head starts anew anyhow
+    model = create_model("repvit_m0_6", 4, two_heads, options={"distillation": False})
     assert all(key.startswith("head.classifier.heads.1") for key in model.report.unexpected)
     with pytest.raises(UsageError, match="no option 'destillation': did you mean 'distillation'"):
         create_model("repvit_m0_6", weights=two_heads, options={"destillation": False})
@@ -481,9 +479,8 @@ def test_a_classifier_that_starts_anew_is_drawn_anew() -> None:
     last = "head.classifier.4.weight"
     assert sorted(report.reinitialized) == ["head.classifier.4.bias", last]
     assert not torch.equal(model.state_dict()[last], before[last])
-    assert model.state_dict()[last].std().item() == pytest.approx(
-        0.02, rel=0.2
-    )  # as the paper's authors draw it
+    # as the paper's authors draw it
+    assert model.state_dict()[last].std().item() == pytest.approx(0.02, rel=0.2)
     assert "head: re-initialized, 7 -> 1000 classes" in report.summary()
 
 

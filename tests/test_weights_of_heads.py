@@ -255,6 +255,5 @@ def test_a_head_that_is_not_whole_is_refused() -> None:
     with pytest.raises(
         ModelError, match=r"1 of wrong shape: head\.predict\.5\.bias \(33,\) instead of \(48,\)"
     ):
-        load_weights(
-            model, {**state, "head.predict.5.bias": torch.zeros(33)}
-        )  # no number of classes gives 33
+        # no number of classes gives 33
+        load_weights(model, {**state, "head.predict.5.bias": torch.zeros(33)})

@@ -89,12 +89,8 @@ def test_file_with_another_backbone():
         "yolo/fasternet_t0", 3, options={"layout": ARTICLE.replace("repvit_m1", "backbone")}
     )
     assert [p.shape for p in model.parameters()] == [p.shape for p in stock.parameters()]
-    channels = [
-        40,
-        80,
-        160,
-        320,
-    ]  # of the features; SPPF takes the last: 1x1 to half, then from 4 halves to 256
+    # of the features; SPPF takes the last: 1x1 to half, then from 4 halves to 256
+    channels = [40, 80, 160, 320]
     assert model.head.rows["5"].reduce[0].conv.weight.shape == (channels[3] // 2, channels[3], 1, 1)
     assert model.head.rows["9"].past[0].conv.weight.shape[1] == channels[2] + 128
 
@@ -106,9 +102,8 @@ def test_layout_may_be_a_path_and_multiples_may_be_given(tmp_path):
         "yolo/fasternet_t0", 3, options={"layout": str(file), "width": 0.26, "depth": 1.0}
     )
     assert model.options["layout"] == yolo.STOCK
-    assert (
-        model.head.rows["6"][0][0].conv.out_channels == 136
-    )  # 512 * 0.26 = 133.1, up to a multiple of 8
+    # 512 * 0.26 = 133.1, up to a multiple of 8
+    assert model.head.rows["6"][0][0].conv.out_channels == 136
     assert len(model.head.rows["9"].through) == 1 + 3
     small = build("yolo/fasternet_t0", 3, options=SMALL)
     assert len(small.head.rows["9"].through) == 1 + 1  # round(3 * 0.33)
@@ -257,9 +252,8 @@ def test_cells_stand_at_the_nominal_stride(name):
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_var, 0.01, 0.1)  # so that little is lost on the way
     for module in model.modules():
-        module.training = (
-            module is model.head.detect
-        )  # raw maps, though with the statistics of the batch norms
+        # raw maps, though with the statistics of the batch norms
+        module.training = module is model.head.detect
     image = torch.zeros(3, 3, 64, 1500)
     image[1, :, 16:48, 576:608] = image[2, :, 16:48, 832:864] = torch.randn(3, 32, 32)
     with torch.no_grad():

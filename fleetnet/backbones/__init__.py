@@ -27,9 +27,8 @@ OF_TIMM = "resne|wideresne|efficient|mobilenet|mobilevit|vit|swin|convnext|regne
 
 class Backbone(Protocol):
     channels: list[int]  # of each feature, shallow to deep
-    strides: list[
-        int
-    ]  # of each feature; feature i is (N, channels[i], ~H / strides[i], ~W / strides[i])
+    # of each feature; feature i is (N, channels[i], ~H / strides[i], ~W / strides[i])
+    strides: list[int]
 
     def __call__(self, image: Tensor) -> list[Tensor]: ...
 

@@ -318,10 +318,8 @@ class MobileNetV2(Staged):
             stage, length = nn.Sequential(), 112 // 2**i
             for expansion, width, depth, parc in rows:
                 for j in range(depth):
-                    hidden, own = (
-                        expansion * inputs,
-                        1 if len(stage) or i == 0 else stride,
-                    )  # the stem did stage 0's
+                    # the stem did stage 0's
+                    hidden, own = (expansion * inputs, 1 if len(stage) or i == 0 else stride)
                     spatial: nn.Module = (
                         ParCBN(ParC(hidden, length, position=j == depth - parc), hidden)
                         if j >= depth - parc
@@ -360,13 +358,8 @@ VARIANTS: dict[str, Callable[..., Backbone]] = {  # with a classifier of 1000 cl
     "parc_mobilenetv2": partial(MobileNetV2),  # 3,532,136
 }
 
-_FEATURES = [
-    1,
-    2,
-    4,
-    7,
-    14,
-]  # the authors' MobileNetV2 numbers its blocks throughout: the first of each stage
+# the authors' MobileNetV2 numbers its blocks throughout: the first of each stage
+_FEATURES = [1, 2, 4, 7, 14]
 
 
 def _mobilenet_block(match: re.Match[str]) -> str:

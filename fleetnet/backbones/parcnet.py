@@ -289,9 +289,8 @@ _RENAME: list[
     (r"^classifier\.fc\.", "head.classifier.5."),
 ]
 _AUTHORS = re.compile(r"(encoder\.)?(conv_1\.|layer_\d\.|conv_1x1_exp\.|classifier\.fc\.)")
-_ALIAS = re.compile(
-    r"(encoder\.)?residual\."
-)  # the authors register layer_5.0 a second time under this name
+# the authors register layer_5.0 a second time under this name
+_ALIAS = re.compile(r"(encoder\.)?residual\.")
 
 
 def convert(state: State) -> State:

@@ -190,9 +190,8 @@ class RepViT(nn.Module):
         )
         stages = []
         last = len(depths) - 1
-        drop = iter(
-            drop_rates(drop_path, sum(depths) + 2 * last)
-        )  # a pre-block and a downsampling between stages
+        # a pre-block and a downsampling between stages
+        drop = iter(drop_rates(drop_path, sum(depths) + 2 * last))
         total, dilation = 4, 1
         for i, (channels, depth) in enumerate(zip(self.channels, depths, strict=True)):
             stage: list[nn.Module] = []
@@ -297,9 +296,8 @@ def convert(state: State) -> State:
         places[i] = stage, position
         position += 1
     timm = [re.match(r"stages[._](\d+)\.blocks\.(\d+)\.", key) for key in state]
-    blocks = Counter(
-        stage for stage, _ in {m.groups() for m in timm if m}
-    )  # of each stage, without the pre-block
+    # of each stage, without the pre-block
+    blocks = Counter(stage for stage, _ in {m.groups() for m in timm if m})
 
     def rename(key: str) -> str:
         name = re.sub(r"^stages_(\d+)\.", r"stages.\1.", key)  # timm's features_only
@@ -420,9 +418,8 @@ def to_v1(state: State) -> State:
             value = state[f"{mixer}.conv3.1.{part}"]
             state[f"{mixer}.conv3.1.{part}"] = (scale * value.double()).to(value)
         weight, offset = state.pop(f"{mixer}.conv1.weight"), state.pop(f"{mixer}.conv1.bias")
-        pointwise = (
-            scale.view(-1, 1, 1, 1) * (weight.double() + 1) - 1
-        )  # the raw identity stays unscaled
+        # the raw identity stays unscaled
+        pointwise = scale.view(-1, 1, 1, 1) * (weight.double() + 1) - 1
         state[f"{mixer}.conv1.0.weight"] = pointwise.to(weight)
         bias = (scale * (offset.double() - mean) + bias).to(offset)
         state.update({f"{mixer}.conv1.1.{part}": value for part, value in _unit_norm(bias).items()})

@@ -34,10 +34,8 @@ VARIANTS: dict[str, Callable[..., Backbone]] = {}  # timm's own names are not co
 OPTIONS: tuple[str, ...] = ("classifier",)
 VERSIONS = ()
 WEIGHTS: dict[str, Pretrained] = {}
-CLASSIFIERS = (
-    "own",
-    "linear",
-)  # timm's whole network; pooling and one linear layer on its feature maps
+# timm's whole network; pooling and one linear layer on its feature maps
+CLASSIFIERS = "own", "linear"
 BUILD_ERRORS = (
     TypeError,
     ValueError,
@@ -189,9 +187,8 @@ def _recording(model: nn.Module) -> Iterator[set[nn.Module]]:
 class Cut:
     """Where timm divides a classifier: what lies behind, and the feature between."""
 
-    head_parts: frozenset[
-        str
-    ]  # the children that `forward_head` calls and `forward_features` does not
+    # the children that `forward_head` calls and `forward_features` does not
+    head_parts: frozenset[str]
     channels: int
     layout: str  # of the feature in timm: "NCHW", "NHWC", or "NLC" of tokens
 

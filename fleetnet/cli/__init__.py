@@ -158,9 +158,8 @@ def _dispatch(words: list[str]) -> int:
     if given is None:  # --help
         return 0
     document = module.run(given)
-    exit_code = document.pop(
-        "exit_code", 0
-    )  # of a verb that did its work for some of the files only
+    # of a verb that did its work for some of the files only
+    exit_code = document.pop("exit_code", 0)
     if as_json:
         print(to_json(document))
     return exit_code

@@ -131,9 +131,8 @@ def _draw(
     for i, width in zip(shown, widths, strict=True):
         drawn.add_column(columns[i], justify="right" if i else "left", width=width, overflow="fold")
     for row in cells:
-        drawn.add_row(
-            *(Text(row[i]) for i in shown)
-        )  # as it is: to rich, the brackets of an extra are markup
+        # as it is: to rich, the brackets of an extra are markup
+        drawn.add_row(*(Text(row[i]) for i in shown))
     (console if console.is_terminal else Console(width=sum(widths) + _frame(shown))).print(drawn)
 
 

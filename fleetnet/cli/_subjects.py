@@ -178,9 +178,8 @@ def of_file(
     def call(count: int) -> Callable[[], object]:
         return calling(load_file(predictor.runtime, path, count, trust=trust), image)
 
-    measured = decisive(
-        (facts.get("int8") or {}).get("int8") or facts.get("metrics")
-    )  # those are the checkpoint's
+    # those are the checkpoint's
+    measured = decisive((facts.get("int8") or {}).get("int8") or facts.get("metrics"))
     return [
         Subject(
             str(path), "", predictor.runtime, title, count, size, call(count),

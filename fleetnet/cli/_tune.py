@@ -42,9 +42,8 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
         raise UsageError(
             f"--tune begins with a run folder or a checkpoint, and {model} is an exported file"
         )
-    others = {
-        path: _alike(load(path, trust=trust), reference, path) for path in files
-    }  # before what takes minutes
+    # before what takes minutes
+    others = {path: _alike(load(path, trust=trust), reference, path) for path in files}
     say(f"judging {model}")
     judge, expected, by, pictures = _judge(reference, given["data"], given.get("format"))
     found, skipped = _in_torch(model, threads), []

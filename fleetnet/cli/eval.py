@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet eval --model runs/classification/fasternet_t0-photos --data photos/"
-IMAGES = {
-    "label": 32,
-    "boxes": 16,
-}  # at a time, by the kind of annotation; 4 of those that predict every pixel
+# at a time, by the kind of annotation; 4 of those that predict every pixel
+IMAGES = {"label": 32, "boxes": 16}
 ROWS = 50  # of the table by class
 WORDS = {  # figures whose names need a word more
     "score": "score of the best F1", "at_limit": "images at --max-objects",

@@ -25,12 +25,8 @@ if TYPE_CHECKING:
     from ..tasks import Model
 
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
-LEAST = (
-    "images",
-    "largest difference",
-    "input",
-    "allowed",
-)  # columns left out first where it is narrow
+# columns left out first where it is narrow
+LEAST = "images", "largest difference", "input", "allowed"
 OF_CHECK = ("classes", "output_stride", "options")
 OF_EXPORT = ("out", "data", "format", "explain", "embed_preprocess")
 
@@ -178,9 +174,8 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
             check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
     pictures = pictures_of(given, path)
-    stem = (
-        "model-decoded" if given.get("embed_decode") else "model"
-    )  # one does not take the place of the other
+    # one does not take the place of the other
+    stem = "model-decoded" if given.get("embed_decode") else "model"
     delivered, agreements, sizes = [], [], list[str | None]()
     for name, precision in to:
         title = label(name, precision)

@@ -25,13 +25,8 @@ COLUMNS = [
     "FLOPs/byte",
 ]  # fmt: skip
 
-LEAST = (
-    "FLOPs/byte",
-    "MB moved",
-    "K activations",
-    "MFLOPs (2 a MAC)",
-    "kind",
-)  # left out first where it is narrow
+# left out first where it is narrow
+LEAST = ("FLOPs/byte", "MB moved", "K activations", "MFLOPs (2 a MAC)", "kind")
 
 
 def arguments(parser: "ArgumentParser") -> None:

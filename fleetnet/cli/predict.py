@@ -247,9 +247,8 @@ def _classify(
                 of_class[str(source)] = picture.image.resize((160, 160))
         return {"predictions": [{"name": name, "score": score} for name, score in named]}
 
-    small: dict[
-        str, dict[str, Image.Image]
-    ] = {}  # class -> file -> the picture, of the first few of each class
+    # class -> file -> the picture, of the first few of each class
+    small: dict[str, dict[str, Image.Image]] = {}
     results = _each(predictor, sources, skipped, names)
     if given.get("out"):
         document = {"model": given["model"], "results": results, "skipped": skipped}

@@ -12,9 +12,8 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 EXAMPLE = "fleetnet reparam --model runs/classification/mobileone_s0-photos"
-TOLERANCE = (
-    1e-4  # relative, in float32: the rounding of up to 100 layers; a wrong sign gives about 1
-)
+# relative, in float32: the rounding of up to 100 layers; a wrong sign gives about 1
+TOLERANCE = 1e-4
 
 
 def arguments(parser: "ArgumentParser") -> None:

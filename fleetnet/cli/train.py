@@ -74,19 +74,10 @@ FIRST_KEYS = (  # of config.yaml, from the first version on
     *("threads", "workers", "cache", "eval_every", "seed"),
 )
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
-CONTINUE_THERE = (
-    "continue it from there, with fit(..., resume=True)"  # of a run that began in Python
-)
-AFTER_RESUME = (
-    "epochs",
-    "device",
-    "threads",
-    "eval_every",
-    "patience",
-    "timeout",
-    "data",
-    "format",
-)  # what --resume lets one change
+# of a run that began in Python
+CONTINUE_THERE = "continue it from there, with fit(..., resume=True)"
+# what --resume lets one change
+AFTER_RESUME = "epochs", "device", "threads", "eval_every", "patience", "timeout", "data", "format"
 
 
 def arguments(parser: "ArgumentParser") -> None:
@@ -299,9 +290,8 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
         not (path / STATE).is_file() and isinstance(error, Exception)
     ):
         return
-    in_haste = isinstance(
-        error, Terminated
-    )  # whoever sent that may kill soon; resuming writes the figures
+    # whoever sent that may kill soon; resuming writes the figures
+    in_haste = isinstance(error, Terminated)
     if (path / STATE).is_file() and not in_haste:
         from ..training.overview import write_overview
         from ..training.run import best_of, settled

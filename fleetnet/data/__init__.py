@@ -25,12 +25,8 @@ from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from ._splits import SPLIT_NAMES, SPLIT_OF, SPLITS, Part, files_beside, hold_out, part_of
 
-TARGETS = (
-    "label",
-    "boxes",
-    "masks",
-    "semantic",
-)  # kinds of annotation: of the image, objects, their masks, each pixel
+# kinds of annotation: of the image, objects, their masks, each pixel
+TARGETS = "label", "boxes", "masks", "semantic"
 WORDS = {
     "label": "label of an image",
     "boxes": "boxes",
@@ -105,9 +101,8 @@ class Sample:
     image: Path | Callable[[], Image.Image]
     label: int | None = None  # class index, of classification
     objects: tuple[Object, ...] | None = None  # None: not annotated with objects; (): it shows none
-    semantic: Callable[[], np.ndarray] | None = (
-        None  # reads the label map (height, width) uint8, IGNORE where unknown
-    )
+    # reads the label map (height, width) uint8, IGNORE where unknown
+    semantic: Callable[[], np.ndarray] | None = None
     id: int | str | None = None  # of the image in its annotation file
 
     def __post_init__(self) -> None:
@@ -181,13 +176,11 @@ class Split:
 
     samples: list[Sample]
     classes: list[str]
-    skipped: list[str] = field(
-        default_factory=list
-    )  # one line for each file or entry left out, with the reason
+    # one line for each file or entry left out, with the reason
+    skipped: list[str] = field(default_factory=list)
     ids: list[int] | None = None  # category ids of the annotation file, in the order of `classes`
-    source: Source | None = field(
-        default=None, compare=False
-    )  # None: not read from data, but put together
+    # None: not read from data, but put together
+    source: Source | None = field(default=None, compare=False)
     annotations: Annotations = field(default=Annotations(), compare=False)
 
     def __post_init__(self) -> None:

@@ -14,16 +14,13 @@ import numpy as np
 from ..errors import DataError
 from . import IGNORE, Split, shorten
 
-LOOKED_AT = (
-    200  # label maps that are counted, spread over the split: a second or two, whatever its size
-)
-ABOUND = (
-    0.01  # share of the pixels: from here on, what is of no class may be the class that has none
-)
+# label maps that are counted, spread over the split: a second or two, whatever its size
+LOOKED_AT = 200
+# share of the pixels: from here on, what is of no class may be the class that has none
+ABOUND = 0.01
 UNITS = {"label": "images", "boxes": "objects", "masks": "objects", "semantic": "pixels"}
-TINY = (
-    1.0  # side of a box in pixels: all boxes below it are shares of the picture rather than pixels
-)
+# side of a box in pixels: all boxes below it are shares of the picture rather than pixels
+TINY = 1.0
 
 
 @dataclass(frozen=True)
@@ -34,9 +31,8 @@ class Contents:
     counts: list[int]  # in the order of the classes
     ignored: int = 0  # objects that are crowds, pixels of no class
     tiny: int = 0  # boxes with no side above a pixel
-    looked_at: int = (
-        0  # pictures: all of them, or of label maps some that are spread over the split
-    )
+    # pictures: all of them, or of label maps some that are spread over the split
+    looked_at: int = 0
     pictures: int = 0
 
     @property

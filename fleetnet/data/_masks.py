@@ -26,9 +26,8 @@ def mask_of(
     check_segmentation(segmentation, size)
     if isinstance(segmentation, dict):
         runs = run_lengths(segmentation["counts"])
-        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(
-            size, order="F"
-        )  # runs go down the columns
+        # runs go down the columns
+        return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
     from faster_coco_eval.core import mask  # here: 0.1 s to import, and only for masks
 
     polygons = [[float(value) for value in polygon] for polygon in segmentation]

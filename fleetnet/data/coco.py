@@ -57,13 +57,8 @@ _FILES = (
     ),
     *("annotations/{0}.json", "instances_{0}.json", "{0}.json", "{0}/_annotations.coco.json"),
 )
-_FOLDERS = (
-    "images/{0}",
-    "{0}",
-    "images",
-    "JPEGImages",
-    ".",
-)  # of images, below the root; then any */JPEGImages
+# of images, below the root; then any */JPEGImages
+_FOLDERS = "images/{0}", "{0}", "images", "JPEGImages", "."
 
 
 def detect(root: str) -> bool:
@@ -214,9 +209,8 @@ def _object(
     if not fitted:
         return None
     mask = row.get("segmentation")
-    if isinstance(mask, dict) and mask.get("size") != list(
-        size
-    ):  # of another picture, and so may be its box
+    # of another picture, and so may be its box
+    if isinstance(mask, dict) and mask.get("size") != list(size):
         given = shorten(mask.get("size"))
         raise DataError(
             f"{entry}: RLE is of size {given}; the picture is {list(size)}, height and width"

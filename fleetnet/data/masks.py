@@ -95,9 +95,8 @@ def _pairs(images: Path, labels: Path, notes: Notes) -> list[tuple[Path, Path]]:
     for picture in pictures:
         file = files.pop(_key(picture, images), None)
         if file:
-            measured(
-                picture, Notes(), turned
-            )  # one that cannot be read is named when it is, and changes no split
+            # one that cannot be read is named when it is, and changes no split
+            measured(picture, Notes(), turned)
             pairs.append((picture, file))
         else:
             notes.say(f"{str(picture)!r}: no labels of that name in {str(labels)!r}")

@@ -27,10 +27,8 @@ CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNT, SIZE = 2000, 96
 SMALLEST = 8  # pictures: fewer would leave val without a second one
 TILT = math.pi / 10  # the largest turn of a shape, either way
-DARK, BRIGHT = (
-    128,
-    128,
-)  # of 256: below it the background, from it the object; lines and clutter have any color
+# of 256: below it the background, from it the object; lines and clutter have any color
+DARK, BRIGHT = 128, 128
 _OVERSAMPLE = 2  # drawn larger, then averaged: smooth edges
 
 Point = tuple[float, float]
@@ -162,9 +160,8 @@ def several(index: int, split: str = "train", size: int = SIZE) -> Scene:
 
 def scene(index: int, split: str = "train", size: int = SIZE) -> Scene:
     """What picture `index` of a split shows: one object on its background."""
-    random = Random(
-        index * len(SPLITS) + SPLITS.index(split)
-    )  # its random() is the same in every version
+    # its random() is the same in every version
+    random = Random(index * len(SPLITS) + SPLITS.index(split))
     corners = [_color(random, 0, DARK) for _ in range(4)]
     lines = [
         (_point(random, size), _point(random, size), _color(random))
@@ -202,9 +199,8 @@ def render(scene: Scene) -> Image.Image:
 def _fill(pen: ImageDraw.ImageDraw, outline: Sequence[Point], color: Color | int) -> None:
     larger = _larger(outline)
     pen.polygon(larger, fill=color)
-    pen.line(
-        larger, fill=color, width=_OVERSAMPLE
-    )  # without it, some rings show where their outline steps in
+    # without it, some rings show where their outline steps in
+    pen.line(larger, fill=color, width=_OVERSAMPLE)
 
 
 def _larger(points: Sequence[Point]) -> list[Point]:

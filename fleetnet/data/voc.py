@@ -84,9 +84,8 @@ class Annotation:
 
     filename: str | None
     size: tuple[int, int] | None  # (height, width)
-    objects: list[
-        tuple[str, Box | None, bool]
-    ]  # class name, box xyxy or None where there is none, difficult
+    # class name, box xyxy or None where there is none, difficult
+    objects: list[tuple[str, Box | None, bool]]
 
 
 def detect(root: str) -> bool:
@@ -139,9 +138,8 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
         if size is None:
             notes.drop("of pictures left out", count=len(annotation.objects))
             continue
-        if (
-            of_this and annotation.size == size[::-1] != size
-        ):  # the boxes are of the picture before it is turned
+        # the boxes are of the picture before it is turned
+        if of_this and annotation.size == size[::-1] != size:
             says = f"{file} says {annotation.size[1]}x{annotation.size[0]}"
             turns = f"it is {size[1]}x{size[0]}, turned by its EXIF orientation"
             notes.drop(
@@ -249,9 +247,8 @@ def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> lis
     file = next((root / name for name in _CLASSES if os.path.isfile(root / name)), None)
     if file:
         classes = parse_classes(text_of(file), str(file))
-        if (
-            target == "boxes" and classes[0] == "_background_"
-        ):  # labelme's, whose boxes are never of it
+        # labelme's, whose boxes are never of it
+        if target == "boxes" and classes[0] == "_background_":
             classes = classes[1:]
     else:
         lists = _splits(root, "boxes")

@@ -287,9 +287,8 @@ def _named(names: Any, source: str) -> list[str]:
 def _images(base: Path, entry: str, source: str, notes: Notes) -> Sequence[Path]:
     """The images of one entry of the YAML file: a folder's, or those that a text file lists."""
     place = base / entry
-    if not os.path.exists(place) and entry.startswith(
-        "../"
-    ):  # as Roboflow writes, from a folder that it does not have
+    # as Roboflow writes, from a folder that it does not have
+    if not os.path.exists(place) and entry.startswith("../"):
         place = base / entry.removeprefix("../")
     inside(place, base, source)
     if os.path.isdir(place):

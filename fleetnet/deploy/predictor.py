@@ -52,12 +52,10 @@ from ..tasks import Limiting, Model, Task, limits_of, named
 from ..weights.read import check_finite, files_beside, locate
 
 One = Source | Tensor | Picture  # a picture in any form
-Pictures = (
-    One | Iterable[One]
-)  # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
-Scale = tuple[
-    float, float
-]  # pixels of an image in one of its picture, down and across; 1 unless it is reduced
+# also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
+Pictures = One | Iterable[One]
+# pixels of an image in one of its picture, down and across; 1 unless it is reduced
+Scale = tuple[float, float]
 Arrays = dict[str, np.ndarray]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
 SCORE = 0.3  # of objects to show, where no better one was measured
@@ -129,9 +127,8 @@ class Predictor(Limiting):
             self.facts = checkpoint.check_facts(
                 metadata(self.runtime, path) if holds_facts else beside, path
             )
-            if beside and not self.facts.get(
-                "metrics"
-            ):  # an int8 file is measured after it was written
+            # an int8 file is measured after it was written
+            if beside and not self.facts.get("metrics"):
                 self.facts = {**self.facts, "metrics": beside.get("metrics")}
             self._run = partial(
                 _by_name, run, [output["name"] for output in self.facts.get("outputs", ())]

@@ -28,15 +28,8 @@ from ..geometry import Place
 from .transforms import INTERPOLATION, PADDING, Preprocess
 
 SIDE = 2.0  # pixels of the input: objects with a shorter side are dropped
-OVERLAPS = (
-    0.0,
-    0.1,
-    0.3,
-    0.5,
-    0.7,
-    0.9,
-    1.0,
-)  # SSD: least IoU of a crop with an object; 1 is no crop
+# SSD: least IoU of a crop with an object; 1 is no crop
+OVERLAPS = 0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0
 VISIBLE = 0.15  # and those of which a smaller share of the area is left
 Targets = dict[str, Tensor]
 Item = tuple[Image.Image, Targets]
@@ -105,12 +98,8 @@ def _draw(
         return
     left, right = ((x - place.left) / place.scale_x for x in (x0, x1))
     top, bottom = ((y - place.top) / place.scale_y for y in (y0, y1))
-    box = (
-        max(left, 0.0),
-        max(top, 0.0),
-        min(right, place.width),
-        min(bottom, place.height),
-    )  # rounding goes beyond
+    # rounding goes beyond
+    box = (max(left, 0.0), max(top, 0.0), min(right, place.width), min(bottom, place.height))
     canvas.paste(picture.resize((x1 - x0, y1 - y0), interpolation, box=box), (x0, y0))
 
 
@@ -145,9 +134,8 @@ def _move(targets: Targets, part: Part, size: tuple[int, int]) -> Targets:
         whole = _count(targets["masks"]) * (part.place.scale_x * part.place.scale_y)
         area = _count(masks)
         boxes = torch.zeros_like(boxes)
-        boxes[area > 0] = masks_to_boxes(masks[area > 0]) + boxes.new_tensor(
-            [0, 0, 1, 1]
-        )  # to the last pixel's end
+        # to the last pixel's end
+        boxes[area > 0] = masks_to_boxes(masks[area > 0]) + boxes.new_tensor([0, 0, 1, 1])
         moved["masks"] = masks
     keep = ((boxes[:, 2:] - boxes[:, :2]) >= SIDE).all(1) & (area >= VISIBLE * whole)
     keep = keep if part.keep is None else keep & part.keep
@@ -290,9 +278,8 @@ class Crop:
             ).clamp(min=1)
             corner = torch.floor((whole - side) * torch.rand(self.trials, 2))
             crops = torch.cat([corner, corner + side], 1)
-            inside = ((center > crops[:, None, :2]) & (center < crops[:, None, 2:])).all(
-                2
-            )  # (trials, n)
+            # (trials, n)
+            inside = ((center > crops[:, None, :2]) & (center < crops[:, None, 2:])).all(2)
             best = (box_iou(crops, boxes) * inside).amax(1)
             aspect = side[:, 0] / side[:, 1]
             good = inside.any(1) & (best >= overlap) & (aspect >= 0.5) & (aspect <= 2)
@@ -364,9 +351,8 @@ def _colors(name: str, strength: float) -> Callable[[Image.Image], Image.Image] 
         lights = (max(0.0, 1 - 0.4 * strength), 1 + 0.4 * strength)
         hue = min(0.1 * strength, 0.5)
         return v2.RandomPhotometricDistort(lights, around, around, (-hue, hue))
-    return v2.ColorJitter(
-        strength, strength, strength
-    )  # no hue: that takes longer than all the rest
+    # no hue: that takes longer than all the rest
+    return v2.ColorJitter(strength, strength, strength)
 
 
 def multi_scale(

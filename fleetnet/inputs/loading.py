@@ -26,9 +26,8 @@ from .transforms import Batch, ImageDataset, Item, collate
 
 MINUTES = 5.0  # that a batch may take
 SAID_EVERY = 30.0  # seconds of waiting between two lines
-SMALL = (
-    1 << 16
-)  # bytes: smaller tensors go through the pipe, since each shared one takes a file descriptor
+# bytes: smaller tensors go through the pipe, since each shared one takes a file descriptor
+SMALL = 1 << 16
 SPARE = 1 << 20  # bytes of shared memory that others may take while a tensor is moved there
 SHARED_MEMORY = "/dev/shm"
 HINT = "--workers 0 reads in this process, and shows where"
@@ -285,9 +284,8 @@ class _Watch(threading.Thread):
         self.since: float | None = None
         self.done = threading.Event()
         self.ended = False  # whether a worker died or was too slow, and all of them were ended
-        self.deaths: list[
-            tuple[int, str]
-        ] = []  # kept, since a process can be asked only once how it ended
+        # kept, since a process can be asked only once how it ended
+        self.deaths: list[tuple[int, str]] = []
         if say is not None:
             self.start()
 

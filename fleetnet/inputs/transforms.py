@@ -106,9 +106,8 @@ class Preprocess:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"
-    antialias: bool = (
-        True  # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
-    )
+    # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
+    antialias: bool = True
     mode: Mode = "crop"
     # range of the values in files of more than 8 bits that becomes 0 to 255; None: all of 16 bits,
     # floats from 0 to 1
@@ -170,10 +169,8 @@ class Preprocess:
             return Place(
                 height, width, rows / height, columns / width, (h - rows) // 2, (w - columns) // 2
             )
-        cover_h, cover_w = (
-            int(h / self.crop),
-            int(w / self.crop),
-        )  # whole pixels, rounded as timm and torchvision do
+        # whole pixels, rounded as timm and torchvision do
+        cover_h, cover_w = (int(h / self.crop), int(w / self.crop))
         if cover_h * width >= cover_w * height:
             cover_w = max(cover_w, cover_h * width // height)
         else:
@@ -359,13 +356,11 @@ def _neighbors(
     With them the centers among these pixels, put one after the other. Beyond the border its pixel
     is repeated.
     """
-    centers = (
-        (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5
-    )  # 0 is the center of the first pixel
+    # 0 is the center of the first pixel
+    centers = (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5
     before = np.floor(centers).astype(np.int64)
-    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(
-        0, length - 1
-    )  # (count, 2 reach)
+    # (count, 2 reach)
+    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(0, length - 1)
     among = np.arange(count) * 2 * reach + reach - 1 + (centers - before) + 0.5
     return pixels.reshape(-1), torch.from_numpy(among).float()
 
@@ -436,9 +431,8 @@ class Batch(NamedTuple):
     """In training (no places) targets are in pixels of the input, in evaluation in those of the picture."""
 
     images: Tensor  # (N, 3, H, W); N is 0, and the shape (0,), if none of the files could be read
-    targets: dict[
-        str, Any
-    ]  # "label": (N,); "semantic": (N, H, W) or a list; of objects, lists of N tensors
+    # "label": (N,); "semantic": (N, H, W) or a list; of objects, lists of N tensors
+    targets: dict[str, Any]
     skipped: list[str]  # a line for each file that could not be read, with the reason
     indices: list[int]  # of the samples in the split
     places: list[Place]  # where each picture lies in the input; empty in training
@@ -486,12 +480,10 @@ class ImageDataset(Dataset[Item | str]):
     ):
         self.split, self.transform, self.cache, self.target = split, transform, cache, target
         self.values = transform.values if isinstance(transform, Preprocess) else values
-        self.positions: Any = (
-            None  # `loading.Positions`: told what is read, where a worker reads it
-        )
-        self.kept: list[
-            images.Picture | str
-        ] = []  # of the first samples; text is the reason why there is no image
+        # `loading.Positions`: told what is read, where a worker reads it
+        self.positions: Any = None
+        # of the first samples; text is the reason why there is no image
+        self.kept: list[images.Picture | str] = []
         used = 0
         for index in range(len(split.samples)) if cache else ():
             picture = self._read(index)
@@ -648,9 +640,8 @@ def collate(items: Sequence[Item | str]) -> Batch:
         return Batch(torch.empty(0), {}, skipped, [], [])
     targets: dict[str, Any] = {key: [item.targets[key] for item in good] for key in good[0].targets}
     for key in targets:
-        if key == "label" or (
-            key == "semantic" and not places
-        ):  # in evaluation, pictures have their own sizes
+        # in evaluation, pictures have their own sizes
+        if key == "label" or (key == "semantic" and not places):
             targets[key] = torch.stack(targets[key])
     return Batch(
         torch.stack([item.image for item in good]),

@@ -46,9 +46,8 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
     def layer(node: torch.fx.Node) -> str | None:
         weight = node.args[1] if node.target in linear else None
-        if (
-            not isinstance(weight, torch.fx.Node) or len(weight.users) > 1
-        ):  # a shared layer has no range of its own
+        # a shared layer has no range of its own
+        if not isinstance(weight, torch.fx.Node) or len(weight.users) > 1:
             return None
         name = weights.get(weight.name, "").removesuffix(".weight")
         return name if name in layers else None
@@ -128,9 +127,8 @@ def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Modu
     for first, second in pairs:
         maker, taker = cast(Linear, modules[first]), cast(Linear, modules[second])
         channels, groups = len(maker.weight), getattr(taker, "groups", 1)
-        grouped = taker.weight.view(
-            groups, -1, channels // groups, *taker.weight.shape[2:]
-        )  # (g, out/g, in/g, h, w)
+        # (g, out/g, in/g, h, w)
+        grouped = taker.weight.view(groups, -1, channels // groups, *taker.weight.shape[2:])
         share = ranges[first]
         if channels > groups:
             used = grouped.transpose(1, 2).flatten(2).abs().amax(2).flatten()  # (in,)

@@ -511,9 +511,8 @@ def quantize(  # noqa: PLR0915
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }  # fmt: skip
         sidecar.write_text(signed(document), encoding="utf-8")
-        for one in sorted(
-            done.iterdir(), key=lambda f: f.name == path.name
-        ):  # the file itself last
+        # the file itself last
+        for one in sorted(done.iterdir(), key=lambda f: f.name == path.name):
             os.replace(one, path.with_name(one.name))
     return Quantized(
         path, path.with_name(sidecar.name), path.with_name(golden.name), result, attempts[-1].drop, agreement, noise,

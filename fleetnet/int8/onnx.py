@@ -80,9 +80,8 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
             if of_head or (node.op_type == "Clip" and not _bounds_a_layer(node, makers)):
                 found.add(node.name)
             maker = node if module_of(node.name) in skip and node.op_type in LAYERS else None
-            while (
-                maker is not None
-            ):  # what makes the map too: the map would stay rounded as it gives it in int8
+            # what makes the map too: the map would stay rounded as it gives it in int8
+            while maker is not None:
                 found.add(maker.name)
                 maker = (
                     makers.get(maker.input[0])

@@ -64,16 +64,14 @@ def writer(float_file: Path, images: np.ndarray) -> Write:
         float, and most of the network's time."""
         if node.get_type_name() != "GroupConvolution":
             return False
-        _, *channels, height, width = node.get_input_shape(
-            1
-        )  # (groups, outputs, inputs, height, width), of a group
+        # (groups, outputs, inputs, height, width), of a group
+        _, *channels, height, width = node.get_input_shape(1)
         return max(channels) > 1 and height * width > 1
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
         network = core().read_model(float_file)
-        folding = (
-            passes.Manager()
-        )  # weights of depthwise layers are behind a reshape, where NNCF does not shrink them
+        # weights of depthwise layers are behind a reshape, where NNCF does not shrink them
+        folding = passes.Manager()
         folding.register_pass(passes.ConstantFolding())
         folding.run_passes(network)
         floats = [

@@ -30,9 +30,8 @@ ADVICE = {
     "adb": "`adb devices` lists what is connected and allowed",
     "ssh": "`ssh HOST true` must work without a password",
 }
-STATUS = re.compile(
-    r"fleetnet-status (\d+)\s*\Z"
-)  # older adbs do not hand on exit codes, so the shell prints it
+# older adbs do not hand on exit codes, so the shell prints it
+STATUS = re.compile(r"fleetnet-status (\d+)\s*\Z")
 
 
 @dataclass(frozen=True)
@@ -52,9 +51,8 @@ class Tool:
     """A benchmark program: what it runs, how it is called, and how it tells the times."""
 
     suffix: str  # of the files
-    words: Callable[
-        [Job, str, int], list[str]
-    ]  # arguments, for the path of the copied file and a number of calls
+    # arguments, for the path of the copied file and a number of calls
+    words: Callable[[Job, str, int], list[str]]
     found: str  # regular expression with the groups "mean" and "least"; FILE stands for the file
     unit: float = 1.0  # of "least", in milliseconds; "mean" is in milliseconds
 
@@ -89,9 +87,8 @@ def _mnn_module(job: Job, file: str, calls: int) -> list[str]:
 
 
 def _mnn_precision(job: Job) -> str:
-    return (
-        "1" if job.precision == "fp32" else "2"
-    )  # float32 throughout, or float16 where the processor has it
+    # float32 throughout, or float16 where the processor has it
+    return "1" if job.precision == "fp32" else "2"
 
 
 MEAN, LEAST, NUMBER = r"(?P<mean>[-+.\w]+)", r"(?P<least>[-+.\w]+)", r"[-+.\w]+"

@@ -106,9 +106,8 @@ class _Counter(TorchDispatchMode):
             operands = {
                 id(t): t for t in tree_leaves((args, kwargs, first)) if isinstance(t, Tensor)
             }
-            found.macs = (
-                formula(*args, **kwargs, out_val=output) // 2
-            )  # the registry counts two for each
+            # the registry counts two for each
+            found.macs = formula(*args, **kwargs, out_val=output) // 2
             found.activations = prod(first.shape)
             found.bytes = sum(t.numel() * t.element_size() for t in operands.values())
         elif packet in NORMS or self._pools(packet):

@@ -32,10 +32,8 @@ from ..errors import UsageError, choose
 
 PACKAGES = ("fleetnet", "torch", "onnxruntime")  # whose versions decide the figures
 FEWEST = 5  # rounds, before a budget may end a measurement
-QUIET, PATIENCE = (
-    0.002,
-    0.1,
-)  # seconds that idle threads are watched, and that are waited for them at most
+# seconds that idle threads are watched, and that are waited for them at most
+QUIET, PATIENCE = 0.002, 0.1
 AGREE = 0.1  # relative difference of ratios that two runs should stay within
 WAITING = 0.1  # share of the time that calls may wait for a core before the machine counts as busy
 SPARE = 0.1  # cores that others may use of those that we need; every system does something
@@ -54,13 +52,11 @@ class Row:
 
     name: str
     times: tuple[float, ...] = field(repr=False)
-    waited: tuple[float, ...] | None = field(
-        repr=False, default=None
-    )  # of the times, for a core; None: unknown
+    # of the times, for a core; None: unknown
+    waited: tuple[float, ...] | None = field(repr=False, default=None)
     threads: int = 1  # of the CPU; 0: what computes is something else
-    interrupted: tuple[int, ...] = field(
-        repr=False, default=()
-    )  # how often the system took a core away
+    # how often the system took a core away
+    interrupted: tuple[int, ...] = field(repr=False, default=())
     least: float | None = None  # the fastest call, where a time is the mean of several
 
     @property

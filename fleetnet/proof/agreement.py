@@ -25,9 +25,8 @@ from ..boxes import Prediction
 
 NEAR = 0.01  # pixels: boxes whose coordinates are as close are the same, however small they are
 FEW = 2  # pixels by which masks may differ, however small they are
-ROUNDING = (
-    1e-5  # by which a score may be above a limit that the other side's missed, in any precision
-)
+# by which a score may be above a limit that the other side's missed, in any precision
+ROUNDING = 1e-5
 PAIRED = 0.5  # least share of boxes that have their like
 SCORES = 1e-3  # least spread of scores that a drift is relative to
 
@@ -141,9 +140,8 @@ def _mask_iou(a: Tensor, b: Tensor) -> float:
 
 def _alike(a: Prediction, b: Prediction, limit: Limits) -> Tensor:
     """(n, m): IoU of the boxes where label, place and score are the same, else 0."""
-    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(
-        0
-    )  # of two empty boxes it is NaN
+    # of two empty boxes it is NaN
+    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(0)
     near = (a["boxes"][:, None] - b["boxes"]).abs().amax(2) <= NEAR
     iou = torch.where(near, iou.clamp(min=1), iou)
     same = (a["labels"][:, None] == b["labels"]) & (

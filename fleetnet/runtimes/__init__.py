@@ -163,9 +163,8 @@ class Parity:
     max_abs: float  # of padded detections: the largest difference of scores
     relative: float  # max_abs of the worst output / standard deviation of that output of the reference; or their drift
     tolerance: float  # largest `relative` that passes
-    top1_agreement: (
-        float | None
-    )  # share of images with the same largest logit; None unless (N, classes)
+    # share of images with the same largest logit; None unless (N, classes)
+    top1_agreement: float | None
     images: int
     agreement: Agreement | None = None  # of boxes, masks and class maps
 
@@ -201,9 +200,8 @@ class Delivered:
     parity: Parity | None  # None: this machine cannot run the file, see `unverified`
     seconds: float  # of collapsing and exporting
     unverified: str | None = None  # why the file was only inspected, and what the inspection found
-    elsewhere: Mapping[tuple[int, int], Parity] = field(
-        default_factory=dict
-    )  # at other sizes, of a file that has any
+    # at other sizes, of a file that has any
+    elsewhere: Mapping[tuple[int, int], Parity] = field(default_factory=dict)
 
 
 def choice(text: str) -> tuple[str, str]:
@@ -631,10 +629,8 @@ def deliver(  # noqa: C901, PLR0915
     more: dict[str, Any] = {}
     if sizes is not None:
         height, width = example.shape[-2:]
-        larger = (
-            height + sizes.step,
-            width + 2 * sizes.step,
-        )  # by which the one is told from the other
+        # by which the one is told from the other
+        larger = height + sizes.step, width + 2 * sizes.step
         known: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
         there = _values_at(model, example.new_zeros(*example.shape[:2], *larger), path, outputs)
         for about, (name, value) in zip(described, values.items(), strict=True):
@@ -696,9 +692,8 @@ def deliver(  # noqa: C901, PLR0915
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         (folder / sidecar.name).write_text(signed(document), encoding="utf-8")
-        for finished in sorted(
-            folder.iterdir(), key=lambda f: f.name == path.name
-        ):  # the file itself last
+        # the file itself last
+        for finished in sorted(folder.iterdir(), key=lambda f: f.name == path.name):
             target = path.with_name(finished.name)
             if target.is_dir():
                 shutil.rmtree(target)

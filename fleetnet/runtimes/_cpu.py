@@ -28,9 +28,8 @@ CAPS_WITHOUT_VNNI = ("SSE41", "AVX", "AVX2", "AVX512_CORE")
 class Int8Class:
     """A kind of CPU, by what it has for int8."""
 
-    names: tuple[
-        str, ...
-    ]  # the instructions, the best first; none of a kind that nothing is known of
+    # the instructions, the best first; none of a kind that nothing is known of
+    names: tuple[str, ...]
 
     @property
     def saturates(self) -> bool:

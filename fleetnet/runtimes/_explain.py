@@ -33,9 +33,8 @@ ALIKE = 0.3
 # Share of the tolerance below which differences are all alike: one runtime computes GELU to within
 # 1e-3, from inputs that are exact.
 FLOOR = 0.1
-LEAST = (
-    3.0  # times as far off as what goes into it, and the layer stands out; rounding makes it less
-)
+# times as far off as what goes into it, and the layer stands out; rounding makes it less
+LEAST = 3.0
 SMALLEST = 1e-30  # of standard deviations
 
 
@@ -226,9 +225,8 @@ def explain(
     }
     _pair(steps, list(layers.values()), tolerance)
     for i, relative in zip(outputs, worst, strict=True):
-        if (
-            steps[i].value is not None
-        ):  # layer or output: where they differ, it is by how the file runs as a whole
+        # layer or output: where they differ, it is by how the file runs as a whole
+        if steps[i].value is not None:
             steps[i].relative, steps[i].shown = min(steps[i].relative, relative), True
     for step in steps[1:]:
         step.off = step.relative if step.shown else max(steps[i].off for i in step.inputs)

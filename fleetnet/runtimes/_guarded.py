@@ -48,14 +48,12 @@ def _after_fork() -> None:
     """In the child: what would wait for threads that are not here must neither run nor be taken apart."""
     _Process.locks = {}  # the ones before may be held by a thread that is not here
     for guarded in _LOADED:
-        ctypes.pythonapi.Py_IncRef(
-            ctypes.py_object(guarded.run)
-        )  # onnxruntime's sessions join their threads at the end
+        # onnxruntime's sessions join their threads at the end
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(guarded.run))
     if _Process.computed:
         _Process.fork_of_computing = True
-        torch.set_num_threads(
-            1
-        )  # as torch's own loader does in its workers: OpenMP's threads are not here either
+        # as torch's own loader does in its workers: OpenMP's threads are not here either
+        torch.set_num_threads(1)
 
 
 if hasattr(os, "register_at_fork"):

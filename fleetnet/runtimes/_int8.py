@@ -10,9 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-LARGEST_PAIR = (
-    32767 // 255
-)  # 128: what two weights of one sign may add up to; a value is at most 255
+# 128: what two weights of one sign may add up to; a value is at most 255
+LARGEST_PAIR = 32767 // 255
 
 
 def pairs(weight: np.ndarray) -> np.ndarray:

@@ -180,10 +180,8 @@ def _enlarge(g: _Given, mode: str) -> Tensor:
     height, width = (
         float(1 if f is None else f) for f in (g.scale_factor_height, g.scale_factor_width)
     )
-    size = (
-        int(g.x.shape[-2] * height + 1e-3),
-        int(g.x.shape[-1] * width + 1e-3),
-    )  # factors are rounded
+    # factors are rounded
+    size = (int(g.x.shape[-2] * height + 1e-3), int(g.x.shape[-1] * width + 1e-3))
     if mode == "nearest":
         return F.interpolate(_float(g.x), size, mode=mode)
     return F.interpolate(_float(g.x), size, mode=mode, align_corners=g.align_corners is not False)

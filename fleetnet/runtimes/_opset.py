@@ -315,9 +315,8 @@ def to_half(proto: Any) -> Any:
         half = converter.convert_float_to_float16(proto, keep_io_types=True, node_block_list=kept)
     defined: set[str] = set()
     nodes = []
-    for (
-        node
-    ) in half.graph.node:  # the converter casts a tensor once for each of its users, under one name
+    # the converter casts a tensor once for each of its users, under one name
+    for node in half.graph.node:
         if node.output[0] not in defined:
             nodes.append(node)
         defined.update(node.output)

@@ -38,9 +38,8 @@ def quiet(stderr: bool = False) -> Iterator[None]:
 
     With `stderr` also without what they write to `sys.stderr`, such as progress bars.
     """
-    with lock_of(
-        "output"
-    ):  # levels, filters and streams belong to the process: two threads would mix them up
+    # levels, filters and streams belong to the process: two threads would mix them up
+    with lock_of("output"):
         level = logging.root.manager.disable
         logging.disable(logging.CRITICAL)
         try:
@@ -62,14 +61,12 @@ def silent() -> Iterator[None]:
         for stream in (sys.stdout, sys.stderr):
             if stream:
                 stream.flush()
-        with suppress(
-            OSError, AttributeError, TypeError
-        ):  # where the C library cannot be had without its name
+        # where the C library cannot be had without its name
+        with suppress(OSError, AttributeError, TypeError):
             ctypes.CDLL(None).fflush(None)
 
-    with lock_of(
-        "output"
-    ):  # a second thread would take the stream to nowhere for the one to come back to
+    # a second thread would take the stream to nowhere for the one to come back to
+    with lock_of("output"):
         flush()
         kept = [(number, os.dup(number)) for number in (1, 2)]
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -44,10 +44,8 @@ trace = None
 tolerances = {"fp16": 5e-2, "fp32": 1e-4}
 
 FACTS, OUTPUTS, PRECISION = "fleetnet", "fleetnet_outputs", "fleetnet_precision"  # of the metadata
-ROUNDING = {
-    "fp16": 2**-10,
-    "fp32": 1e-6,
-}  # of weights: twice what casting does, for what was folded before
+# of weights: twice what casting does, for what was folded before
+ROUNDING = {"fp16": 2**-10, "fp32": 1e-6}
 LACKING = {
     "nms": "Core ML's own pads what it finds, which nothing here could check",
     "roi_align": "coremltools does not know it",
@@ -122,16 +120,14 @@ def export(
             converted.save(str(path))
     except Exception as error:  # coremltools raises whatever its passes raise
         shutil.rmtree(path, ignore_errors=True)
-        with quiet(
-            stderr=True
-        ):  # it leaves a temporary folder to Python's cleaning up, which warns
+        # it leaves a temporary folder to Python's cleaning up, which warns
+        with quiet(stderr=True):
             traceback.clear_frames(error.__traceback__)
         raise ExportError(
             f"{Path(path).name}: coremltools cannot convert this model: {reason(error)}"
         ) from error
-    Path(path, "executorch_debug_handle_mapping.json").unlink(
-        missing_ok=True
-    )  # no part of the package
+    # no part of the package
+    Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
 def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
@@ -226,9 +222,8 @@ def _compare(
         its = its.astype(np.float64)
         wrong = _wrong("weight", mine, its, rounding)
         if wrong and _scaled(mine, its, rounding):
-            scaled += (
-                1  # by a batch norm or a scale that follows, which is part of the layer in the file
-            )
+            # by a batch norm or a scale that follows, which is part of the layer in the file
+            scaled += 1
             continue
         if here.bias is not None or there.bias is not None:
             mine, its = (
@@ -291,9 +286,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     def run(image: np.ndarray) -> list[np.ndarray]:
         if image.shape != shape:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        if not np.can_cast(
-            image.dtype, np.float32, "same_kind"
-        ):  # normalized values would be cut to whole pixels
+        # normalized values would be cut to whole pixels
+        if not np.can_cast(image.dtype, np.float32, "same_kind"):
             raise ModelError(f"{path}: takes float32, got {image.dtype}")
         found = network.predict({"image": np.ascontiguousarray(image, np.float32)})
         return [np.array(found[name]) for name in order]

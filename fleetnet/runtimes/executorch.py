@@ -49,13 +49,8 @@ tolerances = {"fp32": 1e-4}
 TAPS = 25
 
 MISSING = "executorch is not installed: pip install 'fleetnet[executorch]'"
-DEBUGGING = (
-    "stack_trace",
-    "nn_module_stack",
-    "source_fn_stack",
-    "torch_fn",
-    "from_node",
-)  # paths, slow to copy along
+# paths, slow to copy along
+DEBUGGING = "stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"
 
 
 def lacks() -> str | None:
@@ -85,9 +80,8 @@ def _chunk(x: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
 
 
 def _hardsigmoid(x: Tensor, inplace: bool = False) -> Tensor:
-    return (x + 3.0).clamp(
-        0.0, 6.0
-    ) / 6.0  # as floats: of integers a copy to float remains in the graph
+    # as floats: of integers a copy to float remains in the graph
+    return (x + 3.0).clamp(0.0, 6.0) / 6.0
 
 
 def _layer_norm(
@@ -174,9 +168,8 @@ def export(
         for node in program.graph.nodes
         if isinstance(node.target, torch._ops.OpOverload)
     ]
-    _refuse(
-        [op._schema.name for op in called if op.namespace != "aten"], path
-    )  # torch's own are rewritten by what follows
+    # torch's own are rewritten by what follows
+    _refuse([op._schema.name for op in called if op.namespace != "aten"], path)
     for node in program.graph.nodes:
         for key in DEBUGGING:
             node.meta.pop(key, None)

@@ -148,9 +148,8 @@ def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
         )
         if not fits:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        if not np.can_cast(
-            image.dtype, given["dtype"], "same_kind"
-        ):  # normalized values would be cut to whole pixels
+        # normalized values would be cut to whole pixels
+        if not np.can_cast(image.dtype, given["dtype"], "same_kind"):
             raise ModelError(f"{path}: takes {np.dtype(given['dtype'])}, got {image.dtype}")
         if image.shape != tuple(opened.get_input_details()[0]["shape"]):
             opened.resize_tensor_input(given["index"], image.shape)
@@ -173,9 +172,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     feed = _feed(path, opened)
     (signature,) = opened.get_signature_list() or [None]
     if signature is None:
-        order = [
-            output["index"] for output in opened.get_output_details()
-        ]  # a file of another program
+        # a file of another program
+        order = [output["index"] for output in opened.get_output_details()]
     else:
         named = opened.get_signature_runner(signature).get_output_details()
         order = [named[name]["index"] for name in _notes(path).get(OUTPUTS, named)]

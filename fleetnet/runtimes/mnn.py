@@ -246,9 +246,8 @@ def _network(
 
     def array(output: Any) -> np.ndarray | None:
         try:
-            found = np.array(
-                f.convert(output, f.NCHW).read()
-            )  # its own layout has channels in packs of four
+            # its own layout has channels in packs of four
+            found = np.array(f.convert(output, f.NCHW).read())
         except SystemError:
             return None
         return found.astype(np.int64) if found.dtype == np.int32 else found  # MNN has no int64
@@ -274,9 +273,8 @@ def _checked(path: Path | str, about: Mapping[str, Any], image: np.ndarray) -> n
     ):
         wanted = tuple("batch" if size is None else size for size in shape)
         raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
-    if not np.can_cast(
-        image.dtype, dtype, "same_kind"
-    ):  # normalized values would be cut to whole pixels
+    # normalized values would be cut to whole pixels
+    if not np.can_cast(image.dtype, dtype, "same_kind"):
         raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
     return np.ascontiguousarray(image, dtype)
 

@@ -55,9 +55,8 @@ tolerances = {"fp32": 1e-4, "fp16": 3e-2}
 MAGIC = "7767517"  # first line of a .param file
 SECONDS = 900  # that converting may take
 TYPES = ("float32", "int64")  # of outputs, by the number that stands for them in the file
-OUTPUT = (
-    20  # of the input layer's parameters: that of out0; ncnn has 32 of them and uses those up to 11
-)
+# of the input layer's parameters: that of out0; ncnn has 32 of them and uses those up to 11
+OUTPUT = 20
 NAMED = {  # a module with weights -> what pnnx may make of it
     "nn.Conv2d": ("Convolution", "ConvolutionDepthWise", "InnerProduct"),
     "nn.ConvTranspose2d": ("Deconvolution", "DeconvolutionDepthWise"),
@@ -138,11 +137,8 @@ def _convert(
 ) -> tuple[list[str], list[str], bytes]:
     """pnnx's own graph, ncnn's layers, both as lines, and the weights. Raises `ExportError` with what pnnx says."""
     try:
-        with (
-            quiet(),
-            torch.no_grad(),
-            _Spelled(),
-        ):  # torch warns that tracing fixes sizes; here it is to do so
+        # torch warns that tracing fixes sizes; here it is to do so
+        with quiet(), torch.no_grad(), _Spelled():
             torch.jit.trace(_Listed(model).eval(), example, check_trace=False).save(
                 folder / "model.pt"
             )
@@ -304,9 +300,8 @@ class _Network:
         self.net = self.ncnn.Net()
         options = self.net.opt
         options.num_threads, options.use_vulkan_compute, options.lightmode = threads, False, light
-        for name in dir(
-            options
-        ):  # float32 throughout: half precision and bfloat16 are for storing or computing
+        # float32 throughout: half precision and bfloat16 are for storing or computing
+        for name in dir(options):
             if name.startswith(("use_fp16_", "use_bf16_")):
                 setattr(options, name, False)
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):

@@ -49,10 +49,8 @@ tolerances = {"fp32": 1e-4, "fp16": 5e-2}
 OPSETS = range(_opset.LOWEST, 24)
 LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
 KEY = "fleetnet"  # of the metadata
-NO_MODULES = (
-    "",
-    "_empty_nn_module_stack_from_metadata_hook",
-)  # scopes of the exporter: the network, open sizes
+# scopes of the exporter: the network, open sizes
+NO_MODULES = "", "_empty_nn_module_stack_from_metadata_hook"
 # Operators with weights, and which of their inputs these are.
 WEIGHTED = {
     "Conv": 1,
@@ -95,9 +93,8 @@ def _name_by_module(graph: Any) -> None:
     used: Counter[str] = Counter()
     for node in graph.node:
         known = {entry.key: entry.value for entry in node.metadata_props}
-        scopes = ast.literal_eval(
-            known.get("pkg.torch.onnx.name_scopes", "[]")
-        )  # modules, then the node's own name
+        # modules, then the node's own name
+        scopes = ast.literal_eval(known.get("pkg.torch.onnx.name_scopes", "[]"))
         modules = [scope for scope in scopes[-2:-1] if scope not in NO_MODULES]
         weight = node.input[1] if node.op_type in WEIGHTED and len(node.input) > 1 else ""
         if weight in constants and weight.endswith(".weight"):
@@ -317,9 +314,8 @@ def _session(
         raise ModelError(f"{path}: no such file")
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
-    options.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # else threads spin for 0.1 s after a call
+    # else threads spin for 0.1 s after a call
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors, which are also raised
     if in_32_bits:
         options.add_session_config_entry("session.x64quantprecision", "1")
@@ -361,9 +357,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
         )
         if not fits:
             raise ModelError(f"{path}: takes images of shape {tuple(shape)}, got {image.shape}")
-        if not np.can_cast(
-            image.dtype, dtype, "same_kind"
-        ):  # normalized values would be cut to whole pixels
+        # normalized values would be cut to whole pixels
+        if not np.can_cast(image.dtype, dtype, "same_kind"):
             raise ModelError(f"{path}: takes {np.dtype(dtype)}, got {image.dtype}")
         return session.run(None, {name: np.ascontiguousarray(image, dtype)})
 

@@ -182,9 +182,8 @@ def _read(path: Path | str) -> Any:
     for file in (path, path.with_suffix(".bin")):
         if not file.is_file():
             raise ModelError(f"{file}: no such file")
-    if (
-        not path.read_bytes().lstrip().startswith(b"<?xml")
-    ):  # OpenVINO would try other formats, and print
+    # OpenVINO would try other formats, and print
+    if not path.read_bytes().lstrip().startswith(b"<?xml"):
         raise ModelError(f"{path}: not an IR file")
     try:
         network = core().read_model(path)
@@ -286,9 +285,8 @@ def _runner(
         ):
             wanted = tuple("batch" if size is None else size for size in shape)
             raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
-        if not np.can_cast(
-            image.dtype, dtype, "same_kind"
-        ):  # normalized values would be cut to whole pixels
+        # normalized values would be cut to whole pixels
+        if not np.can_cast(image.dtype, dtype, "same_kind"):
             raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
         batch = np.ascontiguousarray(image, dtype)
         request.set_input_tensor(0, openvino.Tensor(batch, shared_memory=True))

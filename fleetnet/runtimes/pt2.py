@@ -137,9 +137,8 @@ def _network(
         if not fits:
             raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
         tensor = torch.from_numpy(np.ascontiguousarray(image))
-        if not torch.can_cast(
-            tensor.dtype, dtype
-        ):  # normalized values would be cut to whole pixels
+        # normalized values would be cut to whole pixels
+        if not torch.can_cast(tensor.dtype, dtype):
             raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
         return tensor.to(dtype)
 
@@ -161,9 +160,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     def run(image: np.ndarray) -> list[np.ndarray]:
         tensor = prepare(image)
         with torch.inference_mode(), _threads(threads):
-            return [
-                output.clone().numpy() for output in tree_leaves(network(tensor))
-            ]  # some are constants of the file
+            # some are constants of the file
+            return [output.clone().numpy() for output in tree_leaves(network(tensor))]
 
     return run
 

@@ -28,16 +28,8 @@ Outputs = Mapping[str, Tensor]
 # (height, width) of a picture, and its boxes (n, 4) in pixels of the network's input.
 Annotated = tuple[tuple[int, int], Tensor]
 
-WEIGHTS = (
-    ".safetensors",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".bin",
-    ".tar",
-    ".onnx",
-    ".pt2",
-)  # endings of files, not of names
+# endings of files, not of names
+WEIGHTS = ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".onnx", ".pt2"
 
 
 class Metric(Protocol):
@@ -303,9 +295,8 @@ def defaults(name: str) -> dict[str, Option]:
         of_family = find_family(family(backbone_name))
         made.insert(0, (variants()[backbone_name], of_family.OPTIONS))
     elif task_name == "classification":
-        return {
-            "classifier": "own"
-        }  # of timm's networks; the other tasks have no use for their classifier
+        # of timm's networks; the other tasks have no use for their classifier
+        return {"classifier": "own"}
     arguments = [(inspect.signature(make).parameters, options) for make, options in made]
     return {
         key: known[key].default for known, options in arguments for key in options if key in known

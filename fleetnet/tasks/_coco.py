@@ -20,20 +20,8 @@ from ..boxes import Prediction
 from ..errors import ModelError
 from ._matching import Matches
 
-FIGURES = (
-    "AP",
-    "AP50",
-    "AP75",
-    "APs",
-    "APm",
-    "APl",
-    "AR1",
-    "AR10",
-    "AR100",
-    "ARs",
-    "ARm",
-    "ARl",
-)  # COCO's order
+# COCO's order
+FIGURES = "AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"
 SIZES = {  # of objects -> the letter of their figures
     "object below 32x32 pixels": "s", "object of 32x32 to 96x96 pixels": "m", "object above 96x96 "
                                                                               "pixels": "l",
@@ -46,9 +34,8 @@ def encode(masks: Tensor) -> list[dict[str, Any]]:
 
     if not len(masks):
         return []
-    columns = (
-        masks.detach().cpu().byte().transpose(1, 2).contiguous().numpy()
-    )  # (n, width, height): by columns
+    # (n, width, height): by columns
+    columns = masks.detach().cpu().byte().transpose(1, 2).contiguous().numpy()
     return [
         {"size": rle["size"], "counts": rle["counts"].decode()}
         for rle in mask.encode(columns.transpose(2, 1, 0))
@@ -65,12 +52,10 @@ def encode_enlarged(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
 
     (height, width), (rows, columns) = size, mask.shape
     small = mask.detach().cpu().numpy()
-    starts = -(
-        -np.arange(rows + 1) * height // rows
-    )  # the first row of the large mask that shows each row
-    shown = (
-        np.arange(width) * columns // width
-    )  # the column that each column of the large mask shows
+    # the first row of the large mask that shows each row
+    starts = -(-np.arange(rows + 1) * height // rows)
+    # the column that each column of the large mask shows
+    shown = np.arange(width) * columns // width
     edges = np.diff(small.astype(np.int8), axis=0, prepend=0, append=0) != 0  # (rows + 1, columns)
     changes = {
         column: starts[np.flatnonzero(edges[:, column])]
@@ -82,9 +67,8 @@ def encode_enlarged(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
     at, times = np.unique(np.concatenate([*parts, np.empty(0, np.int64)]), return_counts=True)
     at = at[times == 1]  # one column ends where the next begins
     counts = np.diff(at, prepend=0, append=height * width)
-    counts = (
-        counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
-    )  # the mask ends with the last pixel
+    # the mask ends with the last pixel
+    counts = counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
     (rle,) = coco.frPyObjects(
         [{"size": [height, width], "counts": counts.astype(int).tolist()}], height, width
     )
@@ -156,9 +140,8 @@ class CocoMetric:
 
     def __init__(self, classes: Sequence[str], masks: bool = False):
         self.classes, self.masks, self.images = list(classes), masks, 0
-        self.sizes: list[
-            tuple[int, int]
-        ] = []  # (height, width) of each picture, where there are masks
+        # (height, width) of each picture, where there are masks
+        self.sizes: list[tuple[int, int]] = []
         self.truths: list[dict[str, Any]] = []
         self.found: list[dict[str, Any]] = []
         self.matches = Matches(self.classes)  # of masks, where there are masks

@@ -28,14 +28,12 @@ class Pairs:
         self._matrix = (
             torch.zeros(classes * classes, dtype=torch.int64) if classes <= DENSE else None
         )
-        self._codes = torch.zeros(
-            0, dtype=torch.int64
-        )  # of the pairs counted so far: truth * classes + prediction
+        # of the pairs counted so far: truth * classes + prediction
+        self._codes = torch.zeros(0, dtype=torch.int64)
         self._counts = torch.zeros(0, dtype=torch.int64)
         self._waiting: list[Tensor] = []
-        self._count_waiting = (
-            0  # pairs in it; to add them up at each batch would take longer with each batch
-        )
+        # pairs in it; to add them up at each batch would take longer with each batch
+        self._count_waiting = 0
 
     def add(self, truth: Tensor, predicted: Tensor) -> None:
         """Count class indices (n,) int64 of the truth with those that were predicted."""

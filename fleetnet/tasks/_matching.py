@@ -48,9 +48,8 @@ class Matches:
 
     def __init__(self, classes: Sequence[str]):
         self.classes = list(classes)
-        self._truths = np.zeros(
-            len(self.classes), np.int64
-        )  # objects of each class that are no crowd
+        # objects of each class that are no crowd
+        self._truths = np.zeros(len(self.classes), np.int64)
         # For each found object: score, class, 1 if it is right, 0 if wrong, CROWD if neither; and
         # the class of the object it was matched with whatever the class, NONE or CROWD.
         self._rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]] = []
@@ -146,9 +145,8 @@ class Matches:
         self, score: np.ndarray, label: np.ndarray, right: np.ndarray, best: float | None
     ) -> dict[str, Any]:
         steps = np.linspace(0, 1, STEPS)
-        if (
-            best is not None
-        ):  # the best F1 may be a peak between two steps, and is what one looks for
+        # the best F1 may be a peak between two steps, and is what one looks for
+        if best is not None:
             steps = np.unique(np.append(steps, best))
         curves = curve(score, right, int(self._truths.sum()), steps)
         if len(self.classes) <= LISTED:
@@ -181,9 +179,8 @@ def best_score(
         return 0.0, None
     order = np.argsort(-score, kind="stable")
     score, hits = score[order], np.cumsum(right[order])
-    last = np.append(
-        np.flatnonzero(np.diff(score)), len(score) - 1
-    )  # of equal scores: all are kept, or none
+    # of equal scores: all are kept, or none
+    last = np.append(np.flatnonzero(np.diff(score)), len(score) - 1)
     f1 = 2 * hits[last] / (last + 1 + truths)
     best = int(f1.argmax())
     lowest = score[last[best]]
@@ -197,10 +194,8 @@ def curve(score: np.ndarray, right: np.ndarray, truths: int, steps: np.ndarray) 
     `steps` are these scores, rising.
     """
     order = np.argsort(score, kind="stable")
-    rising, hits = (
-        score[order],
-        np.append(0, np.cumsum(right[order][::-1])),
-    )  # hits[k]: of the k most certain
+    # hits[k]: of the k most certain
+    rising, hits = (score[order], np.append(0, np.cumsum(right[order][::-1])))
     kept = len(rising) - np.searchsorted(rising, steps, side="left")
     rows = [scores(int(hits[k]), truths, int(k)) for k in kept]
     return {

@@ -92,9 +92,8 @@ class Anchors(AnchorGenerator):
         for (height, width), stride, size in zip(
             (m.shape[-2:] for m in feature_maps), self.strides, self.sizes, strict=True
         ):
-            dtype = torch.promote_types(
-                feature_maps[0].dtype, torch.float32
-            )  # bfloat16 has no pixel 257
+            # bfloat16 has no pixel 257
+            dtype = torch.promote_types(feature_maps[0].dtype, torch.float32)
             like: dict[str, Any] = {"dtype": dtype, "device": feature_maps[0].device}
             rows, columns = (
                 torch.arange(height, **like) * stride,
@@ -167,9 +166,8 @@ class MaskRCNN(nn.Module):
         if self.training:
             return {**maps, "size": torch.tensor([int(size[0]), int(size[1])])}
         device = features[0].device.type
-        if torch.is_autocast_enabled(
-            device
-        ):  # a branch, since an exported graph can hold no autocast
+        # a branch, since an exported graph can hold no autocast
+        if torch.is_autocast_enabled(device):
             with torch.autocast(device, enabled=False):  # bfloat16 would move boxes by pixels
                 maps = {name: value.float() for name, value in maps.items()}
                 return self.detect(maps, *self.propose(maps, size), size)
@@ -214,15 +212,13 @@ class MaskRCNN(nn.Module):
             roi.box_head(roi.box_roi_pool(maps, list(proposals), sizes))
         )
         decoded = roi.box_coder.decode_single(deltas, proposals.flatten(0, 1))
-        decoded = decoded.reshape(len(proposals), -1, logits.shape[1], 4)[
-            :, :, 1:
-        ]  # without the background's
+        # without the background's
+        decoded = decoded.reshape(len(proposals), -1, logits.shape[1], 4)[:, :, 1:]
         boxes = clip_boxes_to_image(decoded.flatten(1, 2), size)
         scores = only_of(logits.softmax(1)[:, 1:], limits)
         classes = scores.shape[1]
-        scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(
-            1
-        )  # (N, P * classes)
+        # (N, P * classes)
+        scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(1)
         scores = _without_empty(boxes, scores.where(scores > limits.score, -1.0), 1e-2)
         found: dict[str, list[Tensor]] = {"boxes": [], "scores": [], "labels": []}
         for b, s in zip(boxes, scores, strict=True):
@@ -312,9 +308,8 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
         cut(o["masks"], b, i[chosen])
         for o, b, i, chosen in zip(objects, boxes, matched, positive, strict=True)
     ]
-    masks = roi.mask_predictor(
-        roi.mask_head(roi.mask_roi_pool(maps, boxes, sizes))
-    )  # (all positives, classes + 1, ...)
+    # (all positives, classes + 1, ...)
+    masks = roi.mask_predictor(roi.mask_head(roi.mask_roi_pool(maps, boxes, sizes)))
     own = masks[
         torch.arange(len(masks), device=masks.device), torch.cat(labels)[torch.cat(positive)]
     ]

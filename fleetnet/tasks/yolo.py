@@ -57,11 +57,8 @@ SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR: tuple[str, ...] = ()
 limit = None
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
-BALANCE = (
-    4.0,
-    1.0,
-    0.4,
-)  # weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
+# weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
+BALANCE = 4.0, 1.0, 0.4
 LIMITS = Limits(count=100, iou=0.65, score=0.001)
 DECODE = (
     "predictions (N, A, 5 + classes): center x, center y, width and height in pixels of the input, "
@@ -189,9 +186,8 @@ class Detect(nn.Module):
         self.convs = nn.ModuleList([nn.Conv2d(c, count * (5 + classes), 1) for c in channels])
         for conv, stride in zip(self.convs, strides, strict=True):
             bias = torch.zeros(count, 5 + classes)
-            bias[:, 4] = torch.logit(
-                torch.tensor(min(8 / (640 / stride) ** 2, 0.5))
-            )  # 8 objects in 640x640 pixels
+            # 8 objects in 640x640 pixels
+            bias[:, 4] = torch.logit(torch.tensor(min(8 / (640 / stride) ** 2, 0.5)))
             bias[:, 5:] = math.log(0.6 / (classes - 0.6))  # of a found object: logit(0.6 / classes)
             conv.bias = nn.Parameter(bias.flatten())
 
@@ -206,9 +202,8 @@ class Detect(nn.Module):
         raw = []
         for conv, x in zip(self.convs, maps, strict=True):
             n, _, h, w = x.shape
-            raw.append(
-                conv(x).view(n, -1, 5 + self.classes, h, w).permute(0, 1, 3, 4, 2)
-            )  # (N, A, h, w, 5 + classes)
+            # (N, A, h, w, 5 + classes)
+            raw.append(conv(x).view(n, -1, 5 + self.classes, h, w).permute(0, 1, 3, 4, 2))
         if self.training:
             return {f"level{i}": x for i, x in enumerate(raw)}
         return {
@@ -233,9 +228,8 @@ class Network(nn.Module):
 
     def __init__(self, backbone: Backbone, classes: int, layout: Layout):  # noqa: C901
         super().__init__()
-        self.inputs = {
-            STRIDES.index(s): i for i, s in enumerate(backbone.strides) if s in STRIDES
-        }  # map -> feature
+        # map -> feature
+        self.inputs = {STRIDES.index(s): i for i, s in enumerate(backbone.strides) if s in STRIDES}
         self.plan = [(row.index, row.sources) for row in layout.rows]
         self.rows = nn.ModuleDict()
         channels = {m: backbone.channels[i] for m, i in self.inputs.items()}
@@ -395,9 +389,8 @@ def loss(
     """
     detect = cast(Network, head).detect
     labels = torch.cat(list(targets["labels"]))
-    boxes = box_convert(
-        torch.cat(list(targets["boxes"])).float(), "xyxy", "cxcywh"
-    )  # of all images
+    # of all images
+    boxes = box_convert(torch.cat(list(targets["boxes"])).float(), "xyxy", "cxcywh")
     image = torch.cat([torch.full_like(x, i) for i, x in enumerate(targets["labels"])])
     raw = [x.float() for x in outputs.values()]
     balance = BALANCE if len(raw) == len(BALANCE) else (1.0,) * len(raw)
@@ -414,9 +407,8 @@ def loss(
             shift = cell * stride  # the loss sees boxes relative to the cell: float32 is then fine
             truth = torch.cat([boxes[which, :2] - shift, boxes[which, 2:]], 1)
             guess = detect.boxes(learned[:, :4], level, torch.zeros_like(cell), anchors[anchor])
-            guess = torch.cat(
-                [guess[:, :2], guess[:, 2:].clamp(min=1e-2)], 1
-            )  # pixels; of 0 / 0 there is no gradient
+            # pixels; of 0 / 0 there is no gradient
+            guess = torch.cat([guess[:, :2], guess[:, 2:].clamp(min=1e-2)], 1)
             ciou = complete_box_iou_loss(
                 *(box_convert(b, "cxcywh", "xyxy") for b in (guess, truth))
             )  # 1 - CIoU, (m,)
@@ -451,9 +443,8 @@ def fit_anchors(sizes: Tensor, count: int, rounds: int = 100) -> Tensor:
     by_area = sizes[sizes.prod(1).argsort()]
     anchors = by_area[torch.linspace(0, len(sizes) - 1, count).round().long()]
     for _ in range(rounds):
-        shared = torch.minimum(sizes[:, None], anchors).prod(
-            2
-        )  # two boxes with one corner in common
+        # two boxes with one corner in common
+        shared = torch.minimum(sizes[:, None], anchors).prod(2)
         nearest = (shared / (sizes.prod(1)[:, None] + anchors.prod(1) - shared)).argmax(1)
         groups = [sizes[nearest == i] for i in range(count)]
         moved = torch.stack(

@@ -34,9 +34,8 @@ def train_one_epoch(
         usable = not _is_too_small(batch)
         if usable:
             lr = learner.schedule.rate(epoch, step // accumulate)
-            images, targets = mixed_and_sized(
-                batch, learner.model.classes, learner.config
-            )  # (N, 3, H, W)
+            # (N, 3, H, W)
+            images, targets = mixed_and_sized(batch, learner.model.classes, learner.config)
             hook.batch(images, targets, learner.preprocess)
             losses = learner.losses(images, targets)
             total = torch.stack(list(losses.values())).sum()

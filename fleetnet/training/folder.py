@@ -8,9 +8,8 @@ from ..reading import SMALL, from_json, read_text
 BEST = "best.safetensors"  # the best epoch's weights
 LAST = "last.safetensors"  # raw weights of the last epoch
 AVERAGE = "ema.safetensors"  # averaged weights of the last epoch
-DETAILS = (
-    "best.json"  # the whole result of the best epoch, with what the metric knows of each class
-)
+# the whole result of the best epoch, with what the metric knows of each class
+DETAILS = "best.json"
 LOG = "log.jsonl"  # a line for each epoch
 CONFIG = "config.yaml"  # the settings, resolved
 ENVIRONMENT = "environment.json"  # versions, command, and where the data were

@@ -132,9 +132,8 @@ class Learner:
 
     def finish(self) -> None:
         """Leave the model as one that can be used without the run."""
-        self.accelerator.unwrap_model(
-            self.network, keep_fp32_wrapper=False
-        )  # takes autocast off model.forward
+        # takes autocast off model.forward
+        self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
         self.model.preprocess = self.preprocess.to_dict()
 
 

@@ -14,13 +14,8 @@ from .folder import CONFIG, ENVIRONMENT
 from .log import Line, Result
 from .pictures import LOOKED_AT
 
-FIRST = (  # of plots/ on the page, before the others
-    "curves.png",
-    "samples.jpg",
-    "mistakes.jpg",
-    "training_batch_1.jpg",
-    "training_batch_2.jpg",
-)
+# of plots/ on the page, before the others
+FIRST = "curves.png", "samples.jpg", "mistakes.jpg", "training_batch_1.jpg", "training_batch_2.jpg"
 CAPTIONS = {  # files of plots/ -> what they show
     "curves": "Losses, figures of the evaluation, and the learning rate",
     "training_batch_1": (

@@ -215,9 +215,8 @@ def _words(truth: Mapping[str, "Tensor"], classes: Sequence[str]) -> str:
         label = truth["label"]
         if label.ndim == 0:
             return classes[int(label)]
-        shares = [
-            (float(share), classes[i]) for i, share in enumerate(label) if share > 0.01
-        ]  # mixed pictures
+        # mixed pictures
+        shares = [(float(share), classes[i]) for i, share in enumerate(label) if share > 0.01]
         return " + ".join(f"{share:.2f} {name}" for share, name in sorted(shares, reverse=True))
     if "boxes" in truth:
         count = len(truth["boxes"])

@@ -35,9 +35,8 @@ def accelerator_of(config: TrainConfig) -> "Accelerator":
     if config.threads:
         torch.set_num_threads(config.threads)
     gpu = check_device(config)
-    AcceleratorState._reset_state(
-        reset_partial_state=True
-    )  # an earlier run may have had another precision
+    # an earlier run may have had another precision
+    AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()  # of another trainer, which may have been stopped within a group
     precision = "no" if config.precision == "fp32" else config.precision
     accelerator = Accelerator(cpu=not gpu, mixed_precision=precision)

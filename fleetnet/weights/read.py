@@ -29,11 +29,8 @@ from ..reading import MEGABYTE, WEIGHTS, check_regular, from_json, hash_of, lead
 from ..tasks import split_name
 
 PICKLES = (".pt", ".pth", ".tar", ".bin", ".ckpt")
-RAW = (
-    "model",
-    "state_dict",
-    "model_state_dict",
-)  # under which names training scripts keep the weights ...
+# under which names training scripts keep the weights ...
+RAW = "model", "state_dict", "model_state_dict"
 AVERAGED = ("model_ema", "state_dict_ema", "ema_state_dict")  # ... and their moving average
 PREFIXES = ("module.", "model.")  # DataParallel and AveragedModel; Lightning
 LARGEST_DOWNLOAD, LONGEST_DOWNLOAD = 4_000_000_000, 3600.0  # bytes; seconds
@@ -225,18 +222,15 @@ def read_pickle(path: Path) -> Any:
         raise ModelError(f"{path} cannot be read: {error.strerror}") from error
     if start == b"PK":
         _check_archive(path)
-    if start not in (
-        b"PK",
-        b"\x80\x02",
-    ):  # what torch.save writes: a zip archive, or before 1.6 a pickle
+    # what torch.save writes: a zip archive, or before 1.6 a pickle
+    if start not in (b"PK", b"\x80\x02"):
         raise ModelError(
             f"{path} ({path.stat().st_size} bytes) is not a file of torch.save: it "
             f"begins with {start!r}"
         )
     try:
-        with torch.serialization.safe_globals(
-            [argparse.Namespace]
-        ):  # the arguments that training scripts keep
+        # the arguments that training scripts keep
+        with torch.serialization.safe_globals([argparse.Namespace]):
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if needs := re.search(r"GLOBAL (\S+)|Trying to (?:instantiate|call) (\S+)", str(error)):
@@ -358,9 +352,8 @@ def file_name(address: str) -> str:
     """
     from urllib.parse import unquote, urlsplit
 
-    last = re.split(r"[/\\]", unquote(urlsplit(address).path))[
-        -1
-    ]  # also of "..%2Fname", which is two parts
+    # also of "..%2Fname", which is two parts
+    last = re.split(r"[/\\]", unquote(urlsplit(address).path))[-1]
     stem, dot, suffix = last.rpartition(".")
     if f"{dot}{suffix}" not in (".safetensors", *PICKLES):
         raise ModelError(
