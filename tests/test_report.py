@@ -131,9 +131,8 @@ def test_confusion(classes, tmp_path, drawn):
     axes = drawn[0].axes[0]
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "truth")
     shown = {text.get_text(): text.get_position() for text in axes.texts}
-    assert shown.get("12") == (
-        (classes - 1, 0) if classes <= 30 else None
-    )  # (column, row): the truth is the row
+    # (column, row): the truth is the row
+    assert shown.get("12") == ((classes - 1, 0) if classes <= 30 else None)
 
 
 @pytest.mark.parametrize("matrix", [[], [[1, 2]], [[1, 2], [3]]])
@@ -237,9 +236,8 @@ def test_draw_boxes_and_masks():
     assert (drawn[50:90, 20] == first).all()
     assert (drawn[89, 20:60] == first).all()
     assert (drawn[60:100, 179] == second).all()
-    assert (
-        np.abs(drawn[70, 40].astype(int) - (first + 128) // 2).max() <= 1
-    )  # the mask, half covering
+    # the mask, half covering
+    assert np.abs(drawn[70, 40].astype(int) - (first + 128) // 2).max() <= 1
     assert np.abs(drawn[80, 150].astype(int) - (second + 128) // 2).max() <= 1
     assert (drawn[110:, 190:] == 128).all()  # the whole picture's box is below the threshold
     assert (drawn[50 - 8 : 50, 21] == first).all()  # the name stands on the box

@@ -22,11 +22,8 @@ Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 def colors(count: int) -> list[tuple[int, int, int]]:
     """RGB of each class, 0 to 255: hues a golden angle apart, so that the first few differ most."""
     hues = ((i * 0.618034) % 1 for i in range(count))
-    shades = [
-        (1.0, 1.0),
-        (0.6, 1.0),
-        (1.0, 0.65),
-    ]  # saturation and value, another for each turn of the hues
+    # saturation and value, another for each turn of the hues
+    shades = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.65)]
     found = (colorsys.hsv_to_rgb(hue, *shades[i // 8 % 3]) for i, hue in enumerate(hues))
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in found]
 
@@ -50,9 +47,8 @@ def draw(
     boxes, labels = np.asarray(prediction["boxes"]), np.asarray(prediction["labels"])
     scored = "scores" in prediction
     scores = np.asarray(prediction["scores"]) if scored else np.ones(len(boxes))
-    order = [
-        i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold
-    ]  # the best first
+    # the best first
+    order = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold]
     has_masks = "masks" in prediction
     by_class = colors(len(classes))
     own = colors(len(order))

@@ -62,9 +62,8 @@ def _drawn_lines(lines: Sequence[Mapping[str, float]]) -> dict[str, dict[str, st
             losses[name] = "loss"
     if len(losses) <= 2 and "train.loss" in losses:  # a task of one loss: the sum is the same
         losses = {"train.loss": "loss"}
-    form = (
-        "ema" if any(name.startswith("ema.") for name in names) else "raw"
-    )  # the average is what is used
+    # the average is what is used
+    form = "ema" if any(name.startswith("ema.") for name in names) else "raw"
     metrics = {}
     for metric, text in METRICS.items():
         for name in (f"{form}.{metric}", metric):
@@ -162,9 +161,8 @@ def confusion(matrix: Sequence[Sequence[int]], classes: Sequence[str], path: Pat
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     axes.set(xlabel="predicted", ylabel="truth")
     if len(classes) <= 30:
-        names = [
-            name.replace("$", r"\$") for name in classes
-        ]  # a pair of $ would be taken for a formula
+        # a pair of $ would be taken for a formula
+        names = [name.replace("$", r"\$") for name in classes]
         axes.set_xticks(range(len(classes)), names, rotation=90)
         axes.set_yticks(range(len(classes)), names)
         for y, row in enumerate(matrix):
