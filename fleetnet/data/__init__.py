@@ -23,6 +23,7 @@ from ..find import find as find_module
 from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
+from . import _native
 from ._splits import SPLIT_NAMES, SPLIT_OF, SPLITS, Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
@@ -275,12 +276,17 @@ def _format_of(root: str, format: str | None, target: str) -> str:
         fits = [name for name in formats if find(name).FALLBACK and _fits(name, root)][:1]
     if not fits:
         check_exists(root)
+        _native.check(root, deep=True)
         expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
         raise DataError(
             f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
             f"What is there: {_there(root)}"
         )
-    if target not in find(fits[0]).TARGETS:
+    usable = target in find(fits[0]).TARGETS
+    if find(fits[0]).FALLBACK or not usable:
+        # Folders of a tool's own export look like those of classes, and its JSON like COCO's.
+        _native.check(root, deep=not usable)
+    if not usable:
         raise DataError(
             f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that "
             f"have: {', '.join(able)}"

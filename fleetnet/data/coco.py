@@ -26,6 +26,7 @@ from . import (
     Sample,
     Source,
     Split,
+    _native,
     check_exists,
     check_images,
     few,
@@ -178,6 +179,9 @@ def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
         document = json.loads(text)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{source}: not JSON, or cut off: {error}") from error
+    tool = _native.of_document(document)
+    if tool is not None:
+        raise DataError(_native.message(source, tool))
     if not isinstance(document, dict):
         hint = "; a list is what results are written as" if isinstance(document, list) else ""
         raise DataError(

@@ -34,6 +34,7 @@ from . import (
     Sample,
     Source,
     Split,
+    _native,
     check_exists,
     few,
     fit_box,
@@ -163,6 +164,9 @@ def parse(text: str, source: str) -> Annotation:
     """What the XML of one image says; `source` names it in errors."""
     if re.search(r"<!\s*(DOCTYPE|ENTITY)", text, re.IGNORECASE):
         raise DataError(f"{source}: has a DOCTYPE, which could expand without end; delete it")
+    tool = _native.of_xml(text)
+    if tool is not None:
+        raise DataError(_native.message(source, tool))
     try:
         tree = ElementTree.fromstring(text.removeprefix("\ufeff"))
     except (ElementTree.ParseError, ValueError) as error:
