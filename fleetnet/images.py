@@ -41,8 +41,11 @@ EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
 }
-# left by file managers; names that begin with a dot too
-IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
+# left by file managers, systems and NAS boxes; names that begin with a dot too
+IGNORED = {
+    *("thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"),
+    *("lost+found", "@eadir", "#recycle", "@recycle", "@tmp"),
+}
 
 _ORIENTATION = 0x0112  # the tag of EXIF
 _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values mean nothing

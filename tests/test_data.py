@@ -235,9 +235,7 @@ def test_lists_beside_each_other(tmp_path, train, val):
         assert load(str(tmp_path / root), "val").classes == ["0", "1"]
 
 
-@pytest.mark.parametrize(
-    "name", ["images.txt", "values.txt", "latest.txt", "interval_training.txt"]
-)
+@pytest.mark.parametrize("name", ["images.txt", "values.txt", "latest.txt", "intervals.txt"])
 def test_one_list_for_all(tmp_path, name):
     write_lists(tmp_path, "")
     (tmp_path / name).write_text("jpg/c.jpg 0\n" * 20 + "jpg/a b.jpg 1\n")

@@ -24,7 +24,8 @@ from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
-from ._splits import SPLIT_NAMES, SPLIT_OF, SPLITS, Part, files_beside, hold_out, part_of
+from ._conventions import SPLITS
+from ._splits import Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
 TARGETS = "label", "boxes", "masks", "semantic"
@@ -43,8 +44,6 @@ LETTERS = 200  # of a user's own text in a message
 __all__ = [
     "IGNORE",
     "SPLITS",
-    "SPLIT_NAMES",
-    "SPLIT_OF",
     "TARGETS",
     "WORDS",
     "Annotations",

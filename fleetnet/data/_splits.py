@@ -6,29 +6,14 @@ never taken in its place.
 """
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DataError
+from ._conventions import Word, by_split, files_in, folders_in, split_lists, split_of, word_in
 
-SPLITS = (
-    "train",
-    "val",
-    "test",
-    "all",
-)  # "all" is for data without a split of its own: nothing is held back
-SPLIT_NAMES = {  # what folders and files of a split are called; the first that is there counts
-    "train": ("train",),
-    "val": ("val", "valid", "validation"),
-    "test": ("test",),
-}
-SPLIT_OF = {name: split for split, names in SPLIT_NAMES.items() for name in names}
-_WORD = re.compile(
-    "(?<![a-z])(train|validation|valid|val|test)(?=list|[^a-z]|$)", re.IGNORECASE
-)  # not in "values"
 _Item = TypeVar("_Item")
 
 
@@ -93,35 +78,35 @@ def files_beside(path: Path) -> tuple[str, dict[str, Path]]:
     Where the file's own name says none, the name of its folder may: `valid/x.json` is beside
     `train/x.json`.
     """
-    word = _WORD.search(path.stem)
+    word = word_in(path.stem)
     if word:
-        files = {
-            file.name.lower(): file
-            for file in sorted(path.parent.iterdir())
-            if os.path.isfile(file)
-        }
-        start, end = path.stem[: word.start()], path.stem[word.end() :] + path.suffix
-        found = {name: files.get(f"{start}{name}{end}".lower()) for name in SPLIT_OF}
-        said = word[0]
-    elif path.parent.name.lower() in SPLIT_OF:
-        folders = {
-            folder.name.lower(): folder
-            for folder in sorted(path.absolute().parent.parent.iterdir())
-        }
-        found = {
-            name: folders[name] / path.name
-            for name in SPLIT_OF
-            if os.path.isfile(folders.get(name, path) / path.name)
-        }
-        said = path.parent.name
+        own, named = word.split, _differing_in(path, word)
+    elif split := split_of(path.absolute().parent.name):
+        own, named = split, _in_folders_beside(path.absolute())
     else:
         return "", {}
-    there: dict[str, Path] = {}
-    for name, file in found.items():
-        if file is not None:
-            there.setdefault(SPLIT_OF[name], file)
-    split = SPLIT_OF[said.lower()]
-    return split, {**there, split: path}
+    return own, {**by_split(named), own: path}
+
+
+def _differing_in(path: Path, word: Word) -> dict[str, Path]:
+    """Files beside one whose names differ from it in the word of the split, by that word."""
+    named: dict[str, Path] = {}
+    end = word.end + path.suffix
+    for file in files_in(path.parent):
+        other = word_in(file.stem)
+        same = other and (other.start.lower(), f"{other.end}{file.suffix}".lower()) == (
+            word.start.lower(),
+            end.lower(),
+        )
+        if other and same:
+            named[other.word] = file
+    return named
+
+
+def _in_folders_beside(path: Path) -> dict[str, Path]:
+    """Files of the same name in the folders of splits beside that of `path`, by those folders' names."""
+    files = {folder.name: folder / path.name for folder in folders_in(path.parent.parent)}
+    return {name: file for name, file in files.items() if os.path.isfile(file)}
 
 
 def _check_no_lists(root: str) -> None:
@@ -129,7 +114,7 @@ def _check_no_lists(root: str) -> None:
     folder = Path(root)
     if not os.path.isdir(folder):
         return
-    lists = [name for name in sorted(os.listdir(folder)) if name.lower() in _LISTS]
+    lists = sorted({file.name for file in split_lists(folder).values()})
     if lists:
         raise DataError(
             f"{root!r} has lists of splits, {', '.join(lists)}, which this format does not read, "
@@ -137,6 +122,3 @@ def _check_no_lists(root: str) -> None:
             f"{str(folder / lists[0])!r}, or move them away: then every tenth picture is held back "
             "for val"
         )
-
-
-_LISTS = {f"{name}{end}.txt" for name in SPLIT_OF for end in ("", "_list", "list")}

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from . import (
-    SPLIT_NAMES,
     Notes,
     Object,
     Sample,
@@ -42,6 +41,7 @@ from . import (
     text_of,
     whole,
 )
+from ._conventions import by_split, file_called, files_in, folders_in, split_of
 from ._masks import POINTS, NoMask, check_segmentation
 
 EXPECTS = (
@@ -50,14 +50,6 @@ EXPECTS = (
 )
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
-_FILES = (
-    *(
-        "annotations/instances_{0}.json",
-        "annotations/instances_{0}2017.json",
-        "annotations/instances_{0}2014.json",
-    ),
-    *("annotations/{0}.json", "instances_{0}.json", "{0}.json", "{0}/_annotations.coco.json"),
-)
 # of images, below the root; then any */JPEGImages
 _FOLDERS = "images/{0}", "{0}", "images", "JPEGImages", "."
 
@@ -66,7 +58,7 @@ def detect(root: str) -> bool:
     """True for a JSON file, and for a folder with the file of a split."""
     path = Path(root)
     if os.path.isdir(path):
-        return any(_file_of(path, split) for split in SPLIT_NAMES)
+        return bool(_files_of(path))
     return os.path.isfile(path) and path.suffix == ".json"
 
 
@@ -300,15 +292,31 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
     """The split that a named file is of, or ""; and the files of the splits that are there."""
     if not os.path.isdir(root):
         return files_beside(root)
-    there = {split: file for split in SPLIT_NAMES if (file := _file_of(root, split))}
+    there = _files_of(root)
     if not there:
         raise DataError(f"no COCO file in {str(root)!r}; expected {EXPECTS}")
     return "", there
 
 
-def _file_of(root: Path, split: str) -> Path | None:
-    files = (root / file.format(name) for name in SPLIT_NAMES[split] for file in _FILES)
-    return next((file for file in files if os.path.isfile(file)), None)
+def _files_of(root: Path) -> dict[str, Path]:
+    """The annotation file of each split: its name says it, or that of its folder; the first place counts."""
+    in_folders = {
+        folder.name: file
+        for folder in folders_in(root)
+        if split_of(folder.name) and (file := file_called(folder, ["_annotations.coco.json"]))
+    }
+    for named in (_named_files(root / "annotations"), _named_files(root), in_folders):
+        there = by_split(named)
+        if there:
+            return there
+    return {}
+
+
+def _named_files(folder: Path) -> dict[str, Path]:
+    """JSON files in a folder, by the name of the split in theirs."""
+    return {
+        file.stem.removeprefix("instances_"): file for file in reversed(files_in(folder, ".json"))
+    }
 
 
 def _folder(root: Path, file: Path, name: str) -> Path:

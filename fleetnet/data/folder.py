@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError, choose
-from ..images import EXTENSIONS, find_images, hidden
-from . import SPLIT_OF, Sample, Source, Split, check_exists, few, hold_out, part_of
+from ..images import find_images, hidden
+from . import Sample, Source, Split, check_exists, few, hold_out, part_of
+from ._conventions import by_split, folders_in, images_in, split_of
 
 EXPECTS = (
     "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
@@ -28,14 +29,14 @@ def detect(root: str) -> bool:
     path = Path(root)
     if not os.path.isdir(path):
         return False
-    splits = [child for child in _folders(path) if child.name in SPLIT_OF]
-    if any(_folders(split) for split in splits):
+    splits = [child for child in folders_in(path) if split_of(child.name)]
+    if any(folders_in(split) for split in splits):
         return True
-    folders = _folders(path)
+    folders = folders_in(path)
     return (
         len(folders) > 1
         and len(folders) > len(splits)
-        and any(_holds_image(folder) for folder in folders)
+        and any(images_in(folder) for folder in folders)
     )
 
 
@@ -50,14 +51,14 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
     if not os.path.isdir(path):
         raise DataError(f"{root!r} is not a folder; expected {EXPECTS}")
     there, unread = _splits(path)
-    own = SPLIT_OF.get(path.absolute().name, "") if not there else ""
+    own = split_of(path.absolute().name) or "" if not there else ""
     if own:  # a folder of a split itself
         there = _beside(path)
         there = there if "train" in there else {own: path} if split in (None, "all", own) else {}
     part = part_of(split, there, root, own)
     folder = there.get(part.there, path)
     first = there.get("train", next(iter(there.values()), path))  # names the classes
-    classes = [child.name for child in _folders(first)]
+    classes = [child.name for child in folders_in(first)]
     if not classes:
         raise DataError(f"no class folders in {str(first)!r}; expected {EXPECTS}")
     images, skipped = _scan(folder, classes, str(first))
@@ -81,14 +82,12 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
     `DataError` where there are class folders below a split's and in other folders alike, which
     could be both.
     """
-    folders = {child.name: child for child in _folders(root)}
-    splits = {name: folders[name] for name in SPLIT_OF if name in folders}
+    folders = {child.name: child for child in folders_in(root)}
+    splits = {name: child for name, child in folders.items() if split_of(name)}
     others = [
-        name
-        for name, child in folders.items()
-        if name not in SPLIT_OF and _holds_image_below(child)
+        name for name, child in folders.items() if name not in splits and _holds_image_below(child)
     ]
-    if splits and others and any(_holds_image(folder) for folder in splits.values()):
+    if splits and others and any(images_in(folder) for folder in splits.values()):
         return {}, []
     if len(splits) == 1 and others:
         (name,) = splits
@@ -98,22 +97,16 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
             f"give {str(root / name)!r} as --data or move the others away; if it is a class, give "
             "it another name"
         )
-    there: dict[str, Path] = {}
-    for name, folder in splits.items():
-        if there.setdefault(SPLIT_OF[name], folder) != folder:
-            others.append(name)
+    there = by_split(splits)
+    others += [name for name, folder in splits.items() if folder not in there.values()]
     return there, others if there else []
 
 
 def _beside(path: Path) -> dict[str, Path]:
     """The folders of splits of which `path` is one, by its name."""
     path = path.absolute()
-    beside = [path, *(path.parent / name for name in SPLIT_OF)]
-    there: dict[str, Path] = {}
-    for folder in beside:
-        if os.path.isdir(folder) and _folders(folder):
-            there.setdefault(SPLIT_OF[folder.name], folder)
-    return there
+    folders = {folder.name: folder for folder in folders_in(path.parent) if folders_in(folder)}
+    return {**by_split(folders), split_of(path.name) or "": path}
 
 
 def _scan(
@@ -123,7 +116,7 @@ def _scan(
     by_class: list[tuple[str, list[Path]]] = []
     skipped: list[str] = []
     known = set(classes)
-    for child in _folders(folder):
+    for child in folders_in(folder):
         if child.name not in known:
             near = choose(child.name, classes)
             raise DataError(
@@ -144,22 +137,5 @@ def _scan(
     return by_class, skipped
 
 
-def _folders(path: Path) -> list[Path]:
-    try:
-        return sorted(
-            (c for c in path.iterdir() if os.path.isdir(c) and not hidden(c.name)),
-            key=lambda c: c.name,
-        )
-    except OSError as error:
-        raise DataError(f"cannot list folder {str(path)!r}: {error.strerror}") from error
-
-
-def _holds_image(folder: Path) -> bool:
-    return any(
-        c.suffix.lower() in EXTENSIONS and not hidden(c.name) and os.path.isfile(c)
-        for c in folder.iterdir()
-    )
-
-
 def _holds_image_below(folder: Path) -> bool:
-    return _holds_image(folder) or any(_holds_image(child) for child in _folders(folder))
+    return bool(images_in(folder)) or any(images_in(child) for child in folders_in(folder))

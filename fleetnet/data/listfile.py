@@ -16,7 +16,6 @@ from pathlib import Path
 
 from ..errors import DataError
 from . import (
-    SPLIT_OF,
     Sample,
     Source,
     Split,
@@ -28,6 +27,7 @@ from . import (
     shorten,
     text_of,
 )
+from ._conventions import split_lists
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
 TARGETS: tuple[str, ...] = ("label",)
@@ -145,11 +145,7 @@ def parse_labels(text: str, source: str) -> list[str]:
 
 def _lists(folder: Path) -> dict[str, Path]:
     """The lists of splits in a folder."""
-    there: dict[str, Path] = {}
-    for name, split in SPLIT_OF.items():
-        if os.path.isfile(folder / f"{name}_list.txt"):
-            there.setdefault(split, folder / f"{name}_list.txt")
-    return there
+    return split_lists(folder, ("_list",))
 
 
 def _named(root: Path) -> tuple[str, dict[str, Path]]:

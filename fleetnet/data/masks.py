@@ -24,7 +24,6 @@ from ..errors import DataError
 from ..images import examine, find_images, hidden, read_labels
 from . import (
     IGNORE,
-    SPLIT_OF,
     Notes,
     Sample,
     Source,
@@ -39,6 +38,7 @@ from . import (
     shorten,
     text_of,
 )
+from ._conventions import folders_in, split_folders, split_lists
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, semantic, annotations) and ROOT/classes.txt"
 TARGETS: tuple[str, ...] = ("semantic",)
@@ -221,29 +221,14 @@ def _classes(root: Path, folder: str) -> tuple[list[str], Colors | None]:
 
 def _folders(images: Path) -> dict[str, Path]:
     """The folders of splits below the folder of images; none where other folders beside a single one are as good."""
-    folders = [
-        child
-        for child in sorted(images.iterdir())
-        if os.path.isdir(child) and not hidden(child.name)
-    ]
-    splits = {child.name: child for child in folders if child.name in SPLIT_OF}
-    if len(splits) == 1 and len(folders) > 1:
-        return {}
-    there: dict[str, Path] = {}
-    for name, split in SPLIT_OF.items():
-        if name in splits:
-            there.setdefault(split, splits[name])
-    return there
+    folders = folders_in(images)
+    there = split_folders(images)
+    return {} if len(there) == 1 and len(folders) > 1 else there
 
 
 def _lists(root: Path) -> dict[str, Path]:
     """The lists of splits beside the folder of images."""
-    there: dict[str, Path] = {}
-    for name, split in SPLIT_OF.items():
-        for file in (root / f"{name}.txt", root / f"{name}_list.txt"):
-            if os.path.isfile(file):
-                there.setdefault(split, file)
-    return there
+    return split_lists(root, ("", "_list"))
 
 
 def _labels(root: Path) -> Path | None:

@@ -27,7 +27,6 @@ from ..errors import DataError, choose
 from ..images import EXTENSIONS, find_images, hidden, read_labels
 from . import (
     IGNORE,
-    SPLIT_NAMES,
     Notes,
     Object,
     Part,
@@ -49,6 +48,7 @@ from . import (
     text_of,
     whole,
 )
+from ._conventions import split_lists
 from .masks import read
 
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
@@ -214,10 +214,7 @@ def place(
 
 def _splits(root: Path, target: str) -> dict[str, Path]:
     """The lists of the splits that are there."""
-    lists = root / "ImageSets" / _LISTS[target]
-    return {
-        name: lists / f"{name}.txt" for name in SPLIT_NAMES if os.path.isfile(lists / f"{name}.txt")
-    }
+    return split_lists(root / "ImageSets" / _LISTS[target], ("",))
 
 
 def _names(

@@ -22,7 +22,6 @@ import yaml
 from ..errors import DataError
 from ..images import find_images
 from . import (
-    SPLIT_OF,
     Notes,
     Object,
     Sample,
@@ -41,6 +40,7 @@ from . import (
     text_of,
     whole,
 )
+from ._conventions import by_split
 from ._masks import NoMask, check_segmentation
 
 EXPECTS = (
@@ -227,16 +227,15 @@ def parse_yaml(text: str, source: str) -> Described:
             f"{source}: nc is {_SHOWN.repr(given['nc'])}, but there are {len(names)} names"
         )
     classes = list(dict.fromkeys(names))
+    keys = {key: key for key in given if isinstance(key, str) and given[key]}
     entries: dict[str, list[str]] = {}
-    for key, split in SPLIT_OF.items():
-        value: Any = given.get(key)
-        rows = value if isinstance(value, list) else [value]
-        if value and not all(isinstance(row, str) for row in rows):
+    for split, key in by_split(keys).items():
+        rows = given[key] if isinstance(given[key], list) else [given[key]]
+        if not all(isinstance(row, str) for row in rows):
             raise DataError(
-                f"{source}: {key} is {_SHOWN.repr(value)}; expected a path, or a list of them"
+                f"{source}: {key} is {_SHOWN.repr(given[key])}; expected a path, or a list of them"
             )
-        if value:
-            entries.setdefault(split, rows)
+        entries[split] = rows
     base = given.get("path") or "."
     if not entries or not isinstance(base, str):
         raise DataError(f"{source}: has no paths under train, val or test")

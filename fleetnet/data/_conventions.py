@@ -1,0 +1,206 @@
+"""What people and their tools call the parts of a data set, and where they put them.
+
+One table for all formats: what is read in one of them is read in the others. Names count without
+their case. The functions tell names apart and list what a folder holds; they open no file.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from ..errors import DataError
+from ..images import EXTENSIONS, hidden
+
+# "all" is for data without a split of its own: nothing is held back
+SPLITS = "train", "val", "test", "all"
+
+SPLIT_WORDS = {  # what folders, files and keys of a split are called; the first that is there counts
+    "train": ("train", "training", "trainval"),
+    "val": ("val", "valid", "validation", "dev", "eval"),
+    "test": ("test", "testing"),
+}
+
+# Folders below the root, or below the folder of a split. The first that is there counts.
+IMAGE_FOLDERS = (
+    *("images", "image", "imgs", "img", "JPEGImages", "img_dir", "data"),
+    *("pictures", "photos", "obj_train_data", "leftImg8bit"),
+)
+XML_FOLDERS = ("Annotations", "annotation", "labels", "label", "xmls", "xml", "annots", "ann")
+MAP_FOLDERS = (  # of label maps
+    *("labels", "label", "masks", "mask", "semantic", "annotations", "annotation", "ann_dir"),
+    *("gt", "groundtruth", "ground_truth", "gtFine", "segmentations", "segmentation"),
+    *("SegmentationClass", "SegmentationClassPNG", "targets", "trimaps"),
+)
+NAME_FILES = ("classes.txt", "labels.txt", "class_names.txt", "obj.names", "classes.names")
+MAP_ENDINGS = (  # what the name of a label map has behind that of its image; the longest counts
+    *("_mask", "_masks", "_L", "_label", "_labels", "_labelIds", "_labelTrainIds", "_gt", "_seg"),
+    *("_gtFine_labelIds", "_gtFine_labelTrainIds", "_segmentation", "_trimap", "_semantic"),
+)
+IMAGE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_sat", "_rgb")  # what only the image's name has
+
+_WORDS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
+_RANK = {word: rank for words in SPLIT_WORDS.values() for rank, word in enumerate(words)}
+_LONGEST_FIRST = "|".join(sorted(_WORDS, key=lambda word: (-len(word), word)))
+_NAME = re.compile(rf"({_LONGEST_FIRST})(?:[-_ ]?set)?[-_ ]?((?:19|20)\d\d)?", re.IGNORECASE)
+_WORD = re.compile(  # not in "values"
+    rf"(?<![a-z])({_LONGEST_FIRST})(?=list|set|[^a-z]|$)", re.IGNORECASE
+)
+
+_Place = TypeVar("_Place")
+
+
+class Word(NamedTuple):
+    """The word in a file's name that says its split, and what stands around it."""
+
+    split: str
+    start: str
+    word: str
+    end: str
+
+
+def split_of(name: str) -> str | None:
+    """The split that a folder, key or file without extension of this name is; None for other names.
+
+    >>> split_of("Train"), split_of("val2017"), split_of("valid"), split_of("trains")
+    ('train', 'val', 'val', None)
+    """
+    match = _NAME.fullmatch(name)
+    return _WORDS[match[1].lower()] if match else None
+
+
+def word_in(stem: str) -> Word | None:
+    """The first word in a file's name that says a split; None where there is none.
+
+    >>> word_in("instances_Train2017")
+    Word(split='train', start='instances_', word='Train', end='2017')
+    """
+    match = _WORD.search(stem)
+    if not match:
+        return None
+    return Word(_WORDS[match[1].lower()], stem[: match.start()], match[1], stem[match.end() :])
+
+
+def by_split(named: Mapping[str, _Place]) -> dict[str, _Place]:
+    """What is there for each split, of places by the names that may say one; other names count for nothing.
+
+    Of several names of one split the first of `SPLIT_WORDS` counts, and the latest year. Where
+    train and val are one ("trainval") beside a test, test serves as val; see `serves_as_val`.
+    """
+    there: dict[str, _Place] = {}
+    for name in sorted(named, key=_preference):
+        split = split_of(name)
+        if split is not None:
+            there.setdefault(split, named[name])
+    ordered = {split: there[split] for split in SPLIT_WORDS if split in there}
+    plain = [name for name in named if split_of(name) == "train" and not _is_both(name)]
+    if "train" in ordered and "test" in ordered and "val" not in ordered and not plain:
+        ordered["val"] = ordered["test"]
+    return ordered
+
+
+def serves_as_val(there: Mapping[str, Path]) -> str | None:
+    """A line that says so where test stands for val; None where it does not."""
+    if "test" not in there or there.get("val") != there["test"]:
+        return None
+    return f"{str(there['test'])!r} serves as val: there is trainval and test, and no val"
+
+
+def _preference(name: str) -> tuple[int, int, str]:
+    match = _NAME.fullmatch(name)
+    if not match:
+        return len(_RANK), 0, name
+    return _RANK[match[1].lower()], -int(match[2] or 9999), name
+
+
+def _is_both(name: str) -> bool:
+    match = _NAME.fullmatch(name)
+    return match is not None and match[1].lower() == "trainval"
+
+
+def folders_in(folder: Path) -> list[Path]:
+    """The folders in a folder, by name, without those that are passed over; none where it is no folder."""
+    return [entry for entry in _entries(folder) if os.path.isdir(entry)]
+
+
+def files_in(folder: Path, *extensions: str) -> list[Path]:
+    """The files in a folder, by name, of these extensions in any case, or all; without those passed over."""
+    return [
+        entry
+        for entry in _entries(folder)
+        if (not extensions or entry.suffix.lower() in extensions) and os.path.isfile(entry)
+    ]
+
+
+def images_in(folder: Path) -> list[Path]:
+    """The images that lie in a folder itself, by their extensions."""
+    return files_in(folder, *EXTENSIONS)
+
+
+def split_folders(folder: Path) -> dict[str, Path]:
+    """The folder of each split in a folder."""
+    return by_split({child.name: child for child in folders_in(folder)})
+
+
+def split_lists(folder: Path, endings: Sequence[str] = ("", "_list", "list")) -> dict[str, Path]:
+    """The text file of each split in a folder: train.txt, or with one of the endings before its extension."""
+    named: dict[str, Path] = {}
+    for file in files_in(folder, ".txt"):
+        for ending in endings:
+            if file.stem.lower().endswith(ending):
+                named.setdefault(file.stem[: len(file.stem) - len(ending)], file)
+    return by_split(named)
+
+
+def child(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of these names that is a folder in a folder, in any case; None where none is."""
+    return next(iter(children(folder, names)), None)
+
+
+def children(folder: Path, names: Iterable[str]) -> list[Path]:
+    """The folders in a folder that are called so, in any case, in the order of the names."""
+    by_name: dict[str, list[Path]] = {}
+    for entry in folders_in(folder):
+        by_name.setdefault(entry.name.lower(), []).append(entry)
+    return [entry for name in names for entry in by_name.get(name.lower(), ())]
+
+
+def file_called(folder: Path, names: Iterable[str]) -> Path | None:
+    """The first of these names that is a file in a folder, in any case; None where none is."""
+    by_name: dict[str, Path] = {}
+    for entry in files_in(folder):
+        by_name.setdefault(entry.name.lower(), entry)
+    return next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
+
+
+def only_folder(folder: Path) -> Path | None:
+    """The one folder in a folder without images: packing and unpacking leave one too much around the data."""
+    folders = folders_in(folder)
+    return folders[0] if len(folders) == 1 and not images_in(folder) else None
+
+
+def map_key(stem: str) -> str:
+    """What an image and its label map share: the name without extension and without the endings of either.
+
+    >>> map_key("a_L"), map_key("b_leftImg8bit"), map_key("b_gtFine_labelIds"), map_key("c.jpg")
+    ('a', 'b', 'b', 'c')
+    """
+    name, extension = os.path.splitext(stem)
+    stem = name if extension.lower() in EXTENSIONS else stem  # a mask may be called x.jpg.png
+    for ending in sorted((*MAP_ENDINGS, *IMAGE_ENDINGS), key=len, reverse=True):
+        if stem.lower().endswith(ending.lower()) and len(stem) > len(ending):
+            return stem[: len(stem) - len(ending)]
+    return stem
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(
+            (entry for entry in folder.iterdir() if not hidden(entry.name)),
+            key=lambda entry: entry.name,
+        )
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise DataError(f"cannot list folder {str(folder)!r}: {error.strerror}") from error
