@@ -36,7 +36,7 @@ from PIL import Image
 
 from fleetnet import images
 from fleetnet.errors import DataError
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 
 LIMIT = 300e6  # bytes over the baseline
 SECONDS = 20.0  # for one mutated picture, on a busy machine

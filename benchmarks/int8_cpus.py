@@ -90,7 +90,7 @@ def main() -> int:
     from fleetnet import data
     from fleetnet.deploy.predictor import facts_of
     from fleetnet.images import read
-    from fleetnet.inputs.transforms import Preprocess
+    from fleetnet.preprocess import Preprocess
     from fleetnet.runtimes._cpu import int8_class
 
     print(f"here: {int8_class()}", flush=True)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fleetnet.data import Sample, Split
-from fleetnet.inputs.transforms import ImageDataset, Preprocess, collate
+from fleetnet.inputs.transforms import ImageDataset, collate
+from fleetnet.preprocess import Preprocess
 from fleetnet.training.evaluate import evaluate
 
 ALLOWED = 1.2

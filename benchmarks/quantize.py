@@ -23,9 +23,10 @@ from torch.utils.data import DataLoader
 from fleetnet import checkpoint, data
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import ImageDataset, Preprocess, collate
+from fleetnet.inputs.transforms import ImageDataset, collate
 from fleetnet.int8._search import Prepared, calibration, prepare, quantize, source_of
 from fleetnet.measure import latency
+from fleetnet.preprocess import Preprocess
 
 COLUMNS = {
     "network": "network", "runtime": "runtime", "case": "case", "float_top1": "float "

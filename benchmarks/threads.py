@@ -29,7 +29,7 @@ from fleetnet import checkpoint
 from fleetnet.deploy.predictor import Predictor, export
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import trace
 from fleetnet.tasks import build

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .data import Sample
     from .data import load as load_data
     from .deploy.predictor import export, load
-    from .inputs.transforms import Preprocess
+    from .preprocess import Preprocess
     from .reparam import reparameterize
     from .training.config import TrainConfig
     from .training.evaluate import evaluate
@@ -48,7 +48,7 @@ __all__ = [
 ]
 
 _HOME = {  # of each name that is loaded when first used: its module, and its name there where that differs
-    "Preprocess": "inputs.transforms",
+    "Preprocess": "preprocess",
     "Sample": "data",
     "TrainConfig": "training.config",
     "create_model": "weights",

@@ -13,7 +13,7 @@ are torchvision's (`torchvision.ops`).
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,8 +23,6 @@ from .errors import UsageError, choose
 from .geometry import Place
 
 Prediction = dict[str, Tensor]
-# How a picture becomes the input, see `inputs.transforms.Preprocess`.
-Mode = Literal["crop", "stretch", "letterbox"]
 CANDIDATES = 1000  # of a picture that enter the NMS at least
 MOST = 10_000  # objects of a picture that may be kept: the NMS compares all pairs of candidates
 

@@ -20,7 +20,7 @@ from . import __version__, tasks
 from .errors import FleetnetError, ModelError
 from .facts import FORMAT, NO_CHECKPOINT, check
 from .files import replacing
-from .inputs.transforms import Preprocess
+from .preprocess import Preprocess
 from .reading import to_json
 from .reparam import form_of, reparameterize
 from .tasks import Model, build, limits_of

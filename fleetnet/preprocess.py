@@ -1,36 +1,362 @@
-"""The size of a network's input, as a user writes it."""
+"""How a picture becomes a network's input; kept with the weights, because they are worth little without it.
 
-import re
-from typing import Any
+Pictures stay PIL while they are cropped and resized, and become tensors last: that is the fastest
+on a CPU.
+"""
 
-from .errors import UsageError
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
-LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an image takes minutes
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from . import images
+from .errors import ModelError, UsageError, choose
+from .geometry import Place
+from .sizes import LARGEST_SIDE
+
+Mode = Literal["crop", "stretch", "letterbox"]
+INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+MODES = ("crop", "stretch", "letterbox")
+ADDED = ("mode", "values")  # fields that older files do not have
+_RANGE_OF_16_BITS = "0 to 65535, and floats from 0 to 1, become 0 to 255"
+_KERNELS = {  # (interpolation, antialias) -> which pixels a pixel of the result is made of
+    ("bilinear", True): "a triangle, two pixels wide, widened by the scale where the picture "
+    "shrinks (Pillow's)",
+    ("bicubic", True): "a cubic with a = -0.5, four pixels wide, widened by the scale where it "
+    "shrinks (Pillow's)",
+    ("bilinear", False): "the four nearest pixels, whatever the scale; beyond the border, the "
+    "border's (OpenCV's)",
+    (
+        "bicubic",
+        False,
+    ): "the sixteen nearest pixels with a = -0.75, whatever the scale; beyond the border, the "
+    "border's",
+}
+_RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * scale_x + left in the input
+    "stretch": {
+        "rows": "H", "columns": "W", "top": "0", "left": "0",
+        "scale_y": "rows / height", "scale_x": "columns / width",
+        "rule": "the whole picture becomes rows x columns",
+    },
+    "letterbox": {
+        "rows": "max(1, round(height * scale))", "columns": "max(1, round(width * scale))",
+        "scale": "min(H / height, W / width)",
+        "top": "floor((H - rows) / 2)", "left": "floor((W - columns) / 2)",
+        "scale_y": "rows / height", "scale_x": "columns / width",
+        "rule": "the whole picture becomes rows x columns and is laid on size, filled with "
+                "padding, at top, left",
+    },
+    "crop": {
+        "cover_rows": "floor(H / crop)", "cover_columns": "floor(W / crop)",
+        "rows": "if cover_rows * width >= cover_columns * height: cover_rows, else: "
+                "max(cover_rows, floor(cover_columns * height / width))",
+        "columns": "if cover_rows * width >= cover_columns * height: max(cover_columns, "
+                   "floor(cover_rows * width / height)), else: cover_columns",
+        "top": "-round((rows - H) / 2)", "left": "-round((columns - W) / 2)",
+        "scale_y": "rows / height", "scale_x": "columns / width",
+        "rule": "the whole picture would become rows x columns; H x W of it, from row -top and "
+                "column -left, are kept",
+    },
+}  # fmt: skip
+PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 
 
-def parse_size(value: Any) -> tuple[int, int]:
-    """(height, width) in pixels from 224, "224", "192x256", [192, 256] or (192, 256)."""
-    parts = (
-        re.split("[x,]", value)
-        if isinstance(value, str)
-        else value
-        if isinstance(value, list | tuple)
-        else [value]
-    )
-    whole = [
-        int(part)
-        for part in parts
-        if type(part) is int or (isinstance(part, str) and part.isdecimal())
-    ]
-    height, width = (whole[0], whole[-1]) if whole else (0, 0)
-    if (
-        len(whole) != len(parts)
-        or len(parts) > 2
-        or min(height, width) < 1
-        or max(height, width) > LARGEST_SIDE
-    ):
-        raise UsageError(
-            f"size is {value!r}; allowed: one number of pixels, or HEIGHTxWIDTH such as 192x256 "
-            f"(192,256 is the same), up to {LARGEST_SIDE}"
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_side(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """How an image becomes a network's input; kept with the weights, because they are worth little without it.
+
+    By `mode`: "crop" resizes the image, keeping its shape, to just cover `size / crop`, and cuts
+    the `size` in its center out (for a square the usual "shorter side to size / crop, then center
+    crop"); "stretch" resizes it to `size` whatever its shape; "letterbox" resizes it, keeping its
+    shape, to just fit into `size`, centered on gray. Then channels in `channel_order`, values from
+    0 to 1, minus `mean`, by `std` (both in `channel_order`).
+    """
+
+    size: tuple[int, int]  # height, width
+    crop: float = 1.0  # share of the covered size that is kept: 0.875 is 256 -> 224
+    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    channel_order: Literal["RGB", "BGR"] = "RGB"
+    # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
+    antialias: bool = True
+    mode: Mode = "crop"
+    # range of the values in files of more than 8 bits that becomes 0 to 255; None: all of 16 bits,
+    # floats from 0 to 1
+    values: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("size", "mean", "std", "values"):
+            if isinstance(getattr(self, name), list):  # from JSON
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        rules = [
+            (
+                "size",
+                len(self.size) == 2 and all(_is_side(n) for n in self.size),
+                f"two pixel counts up to {LARGEST_SIDE}",
+            ),
+            ("crop", _is_number(self.crop) and 0.01 <= self.crop <= 1, "0.01 to 1"),
+            (
+                "interpolation",
+                self.interpolation in list(INTERPOLATION),
+                " or ".join(INTERPOLATION),
+            ),
+            ("mean", len(self.mean) == 3 and all(map(_is_number, self.mean)), "three numbers"),
+            (
+                "std",
+                len(self.std) == 3 and all(_is_number(n) and n > 0 for n in self.std),
+                "three positive numbers",
+            ),
+            ("antialias", isinstance(self.antialias, bool), "true or false"),
+            ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
+            ("mode", self.mode in MODES, ", ".join(MODES)),
+            (
+                "values",
+                self.values is None or _is_range(self.values),
+                "two numbers, the smaller first, or null",
+            ),
+        ]
+        for name, holds, allowed in rules:
+            if not holds:
+                raise UsageError(
+                    f"preprocess: {name} is {getattr(self, name)!r}; allowed: {allowed}"
+                )
+
+    def __call__(self, image: Image.Image | images.Picture) -> Tensor:
+        """(3, height, width), float32, of an RGB picture of any size."""
+        return self.tensor(self.picture(image))
+
+    def read(self, source: images.Source, channels: str = "RGB") -> images.Picture:
+        """A picture in any form as upright RGB, with the range of values that belongs to the weights."""
+        return images.load(source, self.values, channels)
+
+    def place(self, height: int, width: int) -> Place:
+        """Where a picture of this size lies in the input."""
+        (h, w) = self.size
+        if self.mode == "stretch":
+            return Place(height, width, h / height, w / width)
+        if self.mode == "letterbox":
+            scale = min(h / height, w / width)
+            rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+            return Place(
+                height, width, rows / height, columns / width, (h - rows) // 2, (w - columns) // 2
+            )
+        # whole pixels, rounded as timm and torchvision do
+        cover_h, cover_w = (int(h / self.crop), int(w / self.crop))
+        if cover_h * width >= cover_w * height:
+            cover_w = max(cover_w, cover_h * width // height)
+        else:
+            cover_h = max(cover_h, cover_w * height // width)
+        top, left = -round((cover_h - h) / 2), -round((cover_w - w) / 2)
+        return Place(height, width, cover_h / height, cover_w / width, top, left)
+
+    def picture(self, image: Image.Image | images.Picture) -> Image.Image:
+        """The picture at `size`, in one step: of a long thin one that is cropped, only what is kept is enlarged."""
+        if isinstance(image, images.Picture):  # whose image may be a reduced copy
+            image, place = image.image, self.place(image.height, image.width)
+        else:
+            place = self.place(image.height, image.width)
+        if self.mode == "letterbox":
+            rows, columns = round(place.height * place.scale_y), round(place.width * place.scale_x)
+            canvas = Image.new("RGB", self.size[::-1], (PADDING,) * 3)
+            canvas.paste(
+                self._resize(image, (rows, columns), None), (int(place.left), int(place.top))
+            )
+            return canvas
+        (h, w) = self.size
+        x = image.width / place.width / place.scale_x  # pixels of the image in one of the result
+        y = image.height / place.height / place.scale_y
+        left, top = -place.left * x, -place.top * y
+        return self._resize(image, (h, w), (left, top, left + w * x, top + h * y))
+
+    def _resize(
+        self,
+        image: Image.Image,
+        size: tuple[int, int],
+        box: tuple[float, float, float, float] | None,
+    ) -> Image.Image:
+        if self.antialias:
+            if box is not None:  # rounding must not leave the picture
+                box = (
+                    max(box[0], 0.0),
+                    max(box[1], 0.0),
+                    min(box[2], image.width),
+                    min(box[3], image.height),
+                )
+            return image.resize(size[::-1], INTERPOLATION[self.interpolation], box=box)
+        return _resize_plain(
+            image, size, box or (0, 0, image.width, image.height), self.interpolation
         )
-    return height, width
+
+    def tensor(self, image: Image.Image) -> Tensor:
+        """Channel order and scale of values: RGB picture (height, width) -> (3, height, width) float32."""
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w) uint8
+        pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        return (
+            pixels.to(torch.float32, memory_format=torch.contiguous_format)
+            .div_(255)
+            .sub_(mean)
+            .div_(std)
+        )
+
+    def picture_of(self, image: Tensor) -> Image.Image:
+        """What `tensor` made of a picture, (3, height, width) float, as a picture again; for the eye."""
+        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        pixels = (image.float() * std + mean).mul(255).round().clamp(0, 255).byte()
+        pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
+        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+
+    def for_pixels(self) -> "Preprocess":
+        """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""
+        return dataclasses.replace(self, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        fields = {
+            k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
+        }
+        if self.values is None:  # as in files from before there were any
+            del fields["values"]
+        return fields
+
+    def describe(self, embedded: bool = False) -> dict[str, Any]:
+        """All that an app has to do to a picture, in words and numbers, for the description beside an exported file.
+
+        `embedded`: channel order, mean and std are in the file, which takes RGB pixels from 0 to
+        255.
+        """
+        first = (
+            _RANGE_OF_16_BITS
+            if self.values is None
+            else f"{self.values[0]:g} to {self.values[1]:g} become 0 to 255"
+        )
+        names = "height and width are the picture's, H and W those of size"
+        return {
+            "picture": {
+                "orientation": "turned upright by its EXIF orientation, before anything else",
+                "channels": "RGB, 8 bits each; gray is repeated; transparent pixels are laid on "
+                "white",
+                "more_than_8_bits": first,
+            },
+            "resize": {
+                "mode": self.mode,
+                "size": list(self.size),
+                "interpolation": self.interpolation,
+                "antialias": self.antialias,
+                "kernel": _KERNELS[self.interpolation, self.antialias],
+                "pixel_centers": "half: pixel i covers i to i + 1, its center is at i + 0.5",
+                "values": "rounded to whole numbers from 0 to 255 after resizing",
+                **_RESIZING[self.mode],
+                "names": f"{names}; round takes halves to the even number, floor goes down",
+            },
+            "crop": self.crop if self.mode == "crop" else None,
+            "padding": [PADDING] * 3 if self.mode == "letterbox" else None,
+            "input": {
+                "channel_order": "RGB" if embedded else self.channel_order,
+                "layout": "NCHW",
+                "dtype": "float32",
+                "range": [0, 255] if embedded else [0, 1],
+                "mean": None if embedded else list(self.mean),
+                "std": None if embedded else list(self.std),
+                "values": "pixels as they are"
+                if embedded
+                else "(pixel / 255 - mean) / std, in channel_order",
+            },
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":
+        """What `to_dict` gave; `ModelError` for keys that are missing or unknown, or values that are not allowed."""
+        keys = [field.name for field in dataclasses.fields(cls)]
+        for key in values:
+            if key not in keys:
+                raise ModelError(f"preprocess: unknown key {key!r}: {choose(key, keys)}")
+        absent = [key for key in keys if key not in values and key not in ADDED]
+        if absent:
+            raise ModelError(
+                f"preprocess: no {', '.join(absent)}; it has {', '.join(values) or 'nothing'}"
+            )
+        try:
+            return cls(**values)
+        except (UsageError, TypeError) as error:
+            raise ModelError(str(error)) from error
+
+
+def _is_range(values: Any) -> bool:
+    numbers = (
+        isinstance(values, tuple)
+        and len(values) == 2
+        and all(isinstance(v, int | float) for v in values)
+    )
+    return (
+        numbers and math.isfinite(values[0]) and math.isfinite(values[1]) and values[0] < values[1]
+    )
+
+
+def _resize_plain(
+    image: Image.Image,
+    size: tuple[int, int],
+    box: tuple[float, float, float, float],
+    interpolation: str,
+) -> Image.Image:
+    """A part of a picture (box: x0, y0, x1, y1 in its pixels), resized without antialiasing, in whole values.
+
+    Only the rows and columns that count are taken from the picture, which may be large.
+    """
+    left, top, right, bottom = box
+    reach = {"bilinear": 1, "bicubic": 2}[interpolation]  # neighbors of a point on each side
+    rows, y = _neighbors(top, bottom, size[0], image.height, reach)
+    columns, x = _neighbors(left, right, size[1], image.width, reach)
+    pixels = _taken(image, rows, columns)  # (h * 2 reach, w * 2 reach, 3)
+    # grid_sample wants -1 and 1 at the outer edges
+    grid = torch.stack(
+        torch.meshgrid(2 * x / len(columns) - 1, 2 * y / len(rows) - 1, indexing="xy"), dim=-1
+    )  # (h, w, 2)
+    result = F.grid_sample(
+        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), grid[None], interpolation, padding_mode="border",
+        align_corners=False,
+    )  # fmt: skip
+    return Image.fromarray(result[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
+
+
+def _neighbors(
+    start: float, end: float, count: int, length: int, reach: int
+) -> tuple[np.ndarray, Tensor]:
+    """The pixels of a side of `length` around each of `count` centers between `start` and `end`, 2 * reach for each.
+
+    With them the centers among these pixels, put one after the other. Beyond the border its pixel
+    is repeated.
+    """
+    # 0 is the center of the first pixel
+    centers = (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5
+    before = np.floor(centers).astype(np.int64)
+    # (count, 2 reach)
+    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(0, length - 1)
+    among = np.arange(count) * 2 * reach + reach - 1 + (centers - before) + 0.5
+    return pixels.reshape(-1), torch.from_numpy(among).float()
+
+
+def _taken(image: Image.Image, rows: np.ndarray, columns: np.ndarray, step: int = 64) -> np.ndarray:
+    """Some rows and columns of a picture: (len(rows), len(columns), 3) uint8, without a copy of the whole."""
+    parts = []
+    for some in (rows[i : i + step] for i in range(0, len(rows), step)):
+        first = int(some.min())
+        band = image.crop((0, first, image.width, int(some.max()) + 1))
+        parts.append(np.asarray(band)[some - first][:, columns])
+    return np.concatenate(parts)

@@ -10,7 +10,7 @@ from PIL import Image
 from fleetnet.errors import UsageError
 from fleetnet.geometry import Place
 from fleetnet.inputs.augment import AUGMENT, Augment, Part, Zoom, augmentation, multi_scale
-from fleetnet.inputs.transforms import PADDING, Preprocess
+from fleetnet.preprocess import PADDING, Preprocess
 
 # (7, 3), of label 0 to 6
 COLORS = torch.tensor([[x, y, z] for x in (0, 255) for y in (0, 255) for z in (0, 255)][1:])

@@ -21,7 +21,7 @@ from zoo import image, random_model
 from fleetnet import __version__, checkpoint
 from fleetnet.errors import ModelError
 from fleetnet.files import write_text
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import FORMS, form_of, reparameterize
 from fleetnet.tasks import Model, build
 

@@ -11,7 +11,7 @@ from zoo import randomize
 from fleetnet import checkpoint
 from fleetnet.cli import main
 from fleetnet.errors import ModelError
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build
 from fleetnet.weights import create_model, load_weights
 

@@ -15,7 +15,7 @@ from zoo import EXACT, image, randomize
 from fleetnet.backbones import Implied, parcnet
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.geometry import Place
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build, deeplabv3
 

@@ -25,7 +25,7 @@ from support.tiny_backbone import offer_tiny
 
 from fleetnet import checkpoint
 from fleetnet.deploy.predictor import Predictor, load
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import form_of, reparameterize
 from fleetnet.tasks import build
 

@@ -18,7 +18,7 @@ from fleetnet.cli import main
 from fleetnet.deploy.predictor import export
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import deliver, files, onnx

@@ -22,7 +22,7 @@ from fleetnet.data import shapes
 from fleetnet.deploy.predictor import export, load
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build
 

@@ -15,7 +15,7 @@ from PIL import Image
 from fleetnet import checkpoint, files
 from fleetnet.errors import WriteError
 from fleetnet.files import remove_leftovers, replacing, write_rows, write_text
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.report import draw, figures, page
 from fleetnet.tasks import build
 

@@ -13,7 +13,7 @@ import fleetnet
 from fleetnet.data import shapes
 from fleetnet.errors import ExportError
 from fleetnet.find import find
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.runtimes import onnx
 from fleetnet.tasks import Model, build, named

@@ -18,7 +18,8 @@ from fleetnet import bands, images
 from fleetnet.data import Object, Sample, Split
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError
-from fleetnet.inputs.transforms import ImageDataset, Preprocess
+from fleetnet.inputs.transforms import ImageDataset
+from fleetnet.preprocess import Preprocess
 
 
 @pytest.fixture(scope="module")

@@ -19,29 +19,30 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "geometry": "",
     "facts": "errors find reading",
     "files": "errors",
-    "preprocess": "errors",
-    "inputs": "boxes data errors geometry images inputs preprocess",
+    "sizes": "errors",
+    "preprocess": "errors geometry images sizes",
+    "inputs": "data errors geometry images inputs preprocess",
     "reparam": "errors",
     "layers": "errors reparam",
     "parc": "errors reparam",
     "backbones": "backbones errors find layers parc reparam synonyms",
-    "tasks": "backbones boxes errors find geometry layers reading synonyms tasks",
+    "tasks": "backbones boxes errors find geometry layers preprocess reading synonyms tasks",
     "weights": "backbones errors fetching files find reading reparam tasks weights",
-    "checkpoint": "__init__ errors facts files inputs reading reparam tasks weights",
+    "checkpoint": "__init__ errors facts files preprocess reading reparam tasks weights",
     "proof": "boxes",
     "runtimes": "boxes errors facts files find parc proof reading reparam runtimes",
-    "deploy": "boxes checkpoint errors find geometry images inputs reading reparam runtimes tasks "
-    "weights",
+    "deploy": "boxes checkpoint errors find geometry images preprocess reading reparam runtimes "
+    "tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
-    "preprocess reading report tasks training",
-    "__init__": "data deploy errors inputs reparam training weights",
-    "int8": "checkpoint deploy errors files find inputs int8 reading reparam runtimes tasks "
-    "training weights",
+    "preprocess reading report sizes tasks training",
+    "__init__": "data deploy errors preprocess reparam training weights",
+    "int8": "checkpoint deploy errors files find inputs int8 preprocess reading reparam runtimes "
+    "tasks training weights",
     "measure": "errors measure proof reading",
     "cli": "__init__ backbones boxes checkpoint cli data deploy errors files find images inputs "
-    "int8 measure preprocess proof reading reparam report runtimes synonyms tasks training "
-    "weights",
+    "int8 measure preprocess proof reading reparam report runtimes sizes synonyms tasks "
+    "training weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -18,8 +18,9 @@ from fleetnet.data.shapes import CLASSES
 from fleetnet.deploy.predictor import Predictor, export
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.find import find
-from fleetnet.inputs.transforms import ImageDataset, Preprocess
+from fleetnet.inputs.transforms import ImageDataset
 from fleetnet.int8._search import prepare, quantize
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build, limits_of
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.evaluate import Reached, evaluate

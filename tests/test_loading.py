@@ -21,7 +21,8 @@ from fleetnet.data import load
 from fleetnet.errors import FleetnetError
 from fleetnet.inputs import loading
 from fleetnet.inputs.loading import batches_of, patient
-from fleetnet.inputs.transforms import Batch, ImageDataset, Preprocess
+from fleetnet.inputs.transforms import Batch, ImageDataset
+from fleetnet.preprocess import Preprocess
 
 SIZE = 96  # a batch of 4 has 442 kB, more than goes through the pipe anyway
 

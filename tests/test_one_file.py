@@ -21,7 +21,7 @@ from fleetnet.cli._arguments import usual_classes, usual_sizes
 from fleetnet.data import Split, shapes
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.find import names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.training.checks import check_settings
 from fleetnet.training.config import TrainConfig

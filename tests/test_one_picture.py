@@ -19,7 +19,7 @@ from fleetnet.cli import main
 from fleetnet.cli.predict import _stems
 from fleetnet.deploy.predictor import _examples, each, export, load, read_picture
 from fleetnet.errors import DataError, UsageError
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build
 
 SIZE = (23, 17)  # width, height

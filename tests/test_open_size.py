@@ -18,7 +18,7 @@ from fleetnet.deploy.predictor import export, load
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.facts import check_values
 from fleetnet.find import find
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import Delivered, Elsewhere, Sizes, deliver, onnx, parse_open
 from fleetnet.tasks import Model, build, named

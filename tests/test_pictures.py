@@ -12,7 +12,7 @@ from fleetnet import data
 from fleetnet.cli import main, predict
 from fleetnet.data import Object, Sample, Split
 from fleetnet.find import names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.training import pictures
 
 TASKS = {

@@ -14,7 +14,7 @@ import fleetnet
 from fleetnet import checkpoint
 from fleetnet.deploy.predictor import Predictor, export, load
 from fleetnet.errors import DataError, ModelError, UsageError
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build
 
 CLASSES = ["café", "bus", "dog"]

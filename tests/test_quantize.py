@@ -22,7 +22,7 @@ from fleetnet.cli import main
 from fleetnet.errors import DataError, ExportError, ModelError, UsageError
 from fleetnet.find import find
 from fleetnet.geometry import Place
-from fleetnet.inputs.transforms import Batch, Preprocess
+from fleetnet.inputs.transforms import Batch
 from fleetnet.int8._equalize import chains, equalize
 from fleetnet.int8._search import (  # fmt: skip
     Prepared,
@@ -36,6 +36,7 @@ from fleetnet.int8._search import (  # fmt: skip
     sensitivity,
     sqnr,
 )
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.tasks import build

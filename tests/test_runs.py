@@ -27,7 +27,7 @@ from fleetnet.data import Split
 from fleetnet.data._names import by_name
 from fleetnet.errors import FleetnetError, UsageError
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.report import page
 from fleetnet.tasks import build
 from fleetnet.training import claims, fingerprint

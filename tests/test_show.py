@@ -18,7 +18,7 @@ from pycocotools.cocoeval import COCOeval
 from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.deploy import predictor
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.report import draw
 from fleetnet.tasks import build
 from fleetnet.tasks._coco import FIGURES, encode

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from fleetnet.deploy.predictor import Predictor, export
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.tasks import build
 

@@ -24,7 +24,8 @@ from fleetnet.data import Object, Split, load
 from fleetnet.find import find
 from fleetnet.inputs.augment import augmentation
 from fleetnet.inputs.balance import class_weights
-from fleetnet.inputs.transforms import ImageDataset, Item, Preprocess, collate, train_transform
+from fleetnet.inputs.transforms import ImageDataset, Item, collate, train_transform
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model
 from fleetnet.training.config import TrainConfig
 

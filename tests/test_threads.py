@@ -18,7 +18,7 @@ from torch import nn
 from fleetnet import checkpoint
 from fleetnet.deploy.predictor import Predictor
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.runtimes import _program, deliver, load, trace
 from fleetnet.tasks import build
 

@@ -17,7 +17,7 @@ from fleetnet.backbones import timm as family
 from fleetnet.cli import main
 from fleetnet.deploy.predictor import export
 from fleetnet.errors import ModelError
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import build
 from fleetnet.weights import create_model, load_weights

@@ -17,8 +17,9 @@ from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.data import Split
 from fleetnet.errors import DataError, FleetnetError, UsageError
-from fleetnet.inputs.transforms import ImageDataset, Preprocess
-from fleetnet.preprocess import parse_size
+from fleetnet.inputs.transforms import ImageDataset
+from fleetnet.preprocess import Preprocess
+from fleetnet.sizes import parse_size
 from fleetnet.tasks import Model, build
 from fleetnet.training import schedule, setup
 from fleetnet.training.config import TrainConfig, read_recipe
@@ -228,13 +229,10 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
             color_jitter=0.0,
         )
         data_splits = [Split(split.samples[:24], split.classes) for split in splits(photos)]
-        from fleetnet.inputs import transforms
 
         # no random crop: the order of random numbers differs
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(
-                setup, "train_transform", lambda pre, **_: transforms.Preprocess(pre.size)
-            )
+            patch.setattr(setup, "train_transform", lambda pre, **_: Preprocess(pre.size))
             fleetnet.fit(model, *data_splits, config, tmp_path / run, report=False)
         states.append(model.state_dict())
     for key in states[0]:

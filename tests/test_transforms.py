@@ -18,11 +18,11 @@ from fleetnet.inputs.transforms import (
     Batch,
     ImageDataset,
     Item,
-    Preprocess,
     collate,
     mix,
     train_transform,
 )
+from fleetnet.preprocess import Preprocess
 
 
 def noise(width, height, seed=0):

@@ -14,8 +14,9 @@ from fleetnet import data, images
 from fleetnet.cli import main
 from fleetnet.deploy.predictor import load, read_picture
 from fleetnet.errors import UsageError
-from fleetnet.inputs.transforms import ImageDataset, Preprocess
+from fleetnet.inputs.transforms import ImageDataset
 from fleetnet.int8 import _search
+from fleetnet.preprocess import Preprocess
 from fleetnet.training.config import TrainConfig, read_recipe
 from fleetnet.training.setup import value_range
 

@@ -20,7 +20,7 @@ from zoo import VARIANTS, image, on_meta, random_model
 from fleetnet import checkpoint
 from fleetnet.backbones import pretrained
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import FORMS, difference, form_of, reparameterize
 from fleetnet.tasks import Model, build
 from fleetnet.weights import create_model, list_models, load_weights

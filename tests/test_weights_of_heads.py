@@ -13,7 +13,7 @@ from zoo import image, randomize
 from fleetnet import checkpoint
 from fleetnet.errors import ModelError
 from fleetnet.find import names
-from fleetnet.inputs.transforms import Preprocess
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import FORMS, form_of, reparameterize
 from fleetnet.tasks import Model, build
 from fleetnet.weights import create_model, load_weights

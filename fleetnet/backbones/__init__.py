@@ -62,7 +62,7 @@ class Implied:
 
     output_stride: int | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
-    preprocess: dict[str, Any] | None = None  # what `transforms.Preprocess.from_dict` takes
+    preprocess: dict[str, Any] | None = None  # what `Preprocess.from_dict` takes
 
 
 @dataclass(frozen=True)

@@ -257,8 +257,8 @@ def _networks(
     from .. import tasks
     from ..backbones import pretrained
     from ..checkpoint import load
-    from ..preprocess import parse_size
     from ..reparam import reparameterize
+    from ..sizes import parse_size
     from ..tasks import split_name
     from ..weights import create_model
 

@@ -91,8 +91,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..deploy.predictor import load
     from ..inputs.loading import MINUTES, batches_of
     from ..inputs.transforms import ImageDataset
-    from ..preprocess import parse_size
     from ..report import figures
+    from ..sizes import parse_size
     from ..tasks._coco import results
     from ..training.evaluate import evaluate
 

@@ -163,8 +163,8 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from .. import runtimes
     from ..deploy.predictor import export
     from ..files import check_writable
-    from ..preprocess import parse_size
     from ..runtimes import label, size_of
+    from ..sizes import parse_size
     from ..weights.read import check_inside, locate
 
     path = locate(Path(given["model"]))
@@ -346,8 +346,8 @@ def _tried(
 def _checked(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     """The model to try, in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it."""
     from .. import checkpoint, tasks
-    from ..preprocess import parse_size
     from ..proof.as_if_trained import realistic
+    from ..sizes import parse_size
     from ..tasks import build
 
     size, path = parse_size(given["size"]) if given.get("size") else None, Path(given["model"])

@@ -136,7 +136,7 @@ def _line(row: dict[str, Any]) -> list[str]:
 def _model(given: dict[str, Any]) -> "tuple[Model, tuple[int, int]]":
     """The model in eval mode, and the size to count at."""
     from .. import checkpoint, tasks
-    from ..preprocess import parse_size
+    from ..sizes import parse_size
     from ..tasks import build
 
     size = parse_size(given["size"]) if given.get("size") else None

@@ -26,7 +26,7 @@ def arguments(parser: "ArgumentParser") -> None:
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:
-    from ..preprocess import parse_size
+    from ..sizes import parse_size
 
     pattern = given.get("pattern") or "*"
     size = parse_size(given.get("size") or SIZE)

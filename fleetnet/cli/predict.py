@@ -87,7 +87,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
 
     from .. import tasks
     from ..deploy.predictor import load
-    from ..preprocess import parse_size
+    from ..sizes import parse_size
 
     torch.set_num_threads(given.get("threads", 2))
     # Of a score to show, a detector is told when it is known whether one that is lower has to be

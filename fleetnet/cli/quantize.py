@@ -102,8 +102,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     from ..find import names
     from ..images import find_images
     from ..inputs.loading import MINUTES, batches_of
-    from ..inputs.transforms import ImageDataset, Preprocess
+    from ..inputs.transforms import ImageDataset
     from ..int8._search import calibration, lacks, prepare, quantize, source_of
+    from ..preprocess import Preprocess
     from ..weights.read import check_inside
 
     chosen = [name.strip() for name in given["to"].split(",")]

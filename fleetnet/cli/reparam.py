@@ -37,8 +37,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from .. import checkpoint
     from ..files import check_writable
     from ..measure.flops import count
-    from ..preprocess import parse_size
     from ..reparam import allowed, difference, reparameterize
+    from ..sizes import parse_size
     from ..tasks import named
     from ..weights.read import locate
 

@@ -23,7 +23,7 @@ from ..errors import DataError, ExportError, ModelError, UsageError, named_argum
 from ..find import names
 from ..geometry import Place
 from ..images import Picture, Range, Source
-from ..inputs.transforms import Preprocess
+from ..preprocess import Preprocess
 from ..reading import hash_of
 from ..reparam import reparameterize
 from ..runtimes import (

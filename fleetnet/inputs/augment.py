@@ -25,7 +25,7 @@ from torchvision.transforms import v2
 from ..data import IGNORE
 from ..errors import UsageError, choose
 from ..geometry import Place
-from .transforms import INTERPOLATION, PADDING, Preprocess
+from ..preprocess import INTERPOLATION, PADDING, Preprocess
 
 SIDE = 2.0  # pixels of the input: objects with a shorter side are dropped
 # SSD: least IoU of a crop with an object; 1 is no crop

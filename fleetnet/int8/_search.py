@@ -35,7 +35,7 @@ from ..errors import DataError, ExportError, ModelError, UsageError, choose
 from ..files import beside
 from ..find import names
 from ..inputs.loading import patient
-from ..inputs.transforms import Preprocess
+from ..preprocess import Preprocess
 from ..reading import hash_of, to_json
 from ..reparam import reparameterize
 from ..runtimes import _describe, files, signed, version

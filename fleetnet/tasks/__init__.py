@@ -16,11 +16,12 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Option, Recognized, State, backbone, family, variants
 from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
-from ..boxes import Limits, Mode, Prediction
+from ..boxes import Limits, Prediction
 from ..errors import ModelError, UsageError, choose
 from ..find import find as find_module
 from ..find import names
 from ..geometry import Place
+from ..preprocess import Mode
 from ..synonyms import head, plain
 
 # Of a network, by name, batch first; exported files have them under the same names.
@@ -50,7 +51,7 @@ class Task(Protocol):
     """
 
     TARGET: str  # the annotation it learns from: "label", "boxes", "masks" or "semantic"
-    MODE: Mode  # how a picture becomes the input, see `inputs.transforms.Preprocess`
+    MODE: Mode  # how a picture becomes the input, see `preprocess.Preprocess`
     AUGMENT: str  # the augmentation it is trained with, unless another is asked for; see `inputs.augment`
     OUTPUT_STRIDE: int  # of the backbone, unless another is asked for
     SIZE: tuple[int, int]  # height and width in pixels that it is usually trained at

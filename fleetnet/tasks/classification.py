@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import has
-from ..boxes import Limits, Mode, Prediction
+from ..boxes import Limits, Prediction
 from ..errors import ModelError
 from ..geometry import Place
+from ..preprocess import Mode
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
 from ._defaults import convert as convert

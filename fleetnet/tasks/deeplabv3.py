@@ -28,10 +28,11 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Implied, Option, Recognized, State
 from ..backbones._recognition import form_by_norms, has, output_count
-from ..boxes import Limits, Mode, Prediction
+from ..boxes import Limits, Prediction
 from ..errors import ModelError, UsageError
 from ..geometry import Place, between, centers
 from ..layers import ConvBN
+from ..preprocess import Mode
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
 from ._decoded import Decoded, of_authors

@@ -41,9 +41,10 @@ from torchvision.ops.poolers import initLevelMapper
 from .. import boxes as boxes_
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import has, output_count
-from ..boxes import Limits, Mode, Prediction, best_after_nms, only_of, take, within
+from ..boxes import Limits, Prediction, best_after_nms, only_of, take, within
 from ..errors import ModelError
 from ..geometry import Place, paste
+from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present

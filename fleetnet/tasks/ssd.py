@@ -35,10 +35,11 @@ from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from ..backbones import Backbone, Implied, Recognized, State
 from ..backbones._recognition import class_count, form_by_norms, has, output_count
-from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
+from ..boxes import Limits, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from ..errors import ModelError
 from ..layers import ConvBN
+from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present

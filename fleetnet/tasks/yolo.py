@@ -37,10 +37,11 @@ from torchvision.ops import box_convert, complete_box_iou_loss
 
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import class_count, form_by_norms, has, output_count, sizes
-from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
+from ..boxes import Limits, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
+from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present

@@ -26,8 +26,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError, choose, named_arguments
-from ..preprocess import parse_size
 from ..reading import SMALL, read_text
+from ..sizes import parse_size
 
 LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot count much longer
 

@@ -20,7 +20,7 @@ from ..data._names import by_name
 from ..errors import named_arguments
 from ..inputs.balance import Order
 from ..inputs.loading import Say
-from ..inputs.transforms import Preprocess
+from ..preprocess import Preprocess
 from ..tasks import Model
 from .checks import check
 from .claims import Claim, claim

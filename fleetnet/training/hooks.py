@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import UsageError
 from ..inputs.loading import Say
-from ..inputs.transforms import Preprocess
+from ..preprocess import Preprocess
 from .config import TrainConfig
 from .log import Line, Result
 from .objective import Targets

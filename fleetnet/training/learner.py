@@ -15,7 +15,8 @@ from ..boxes import Limits
 from ..data import Split
 from ..inputs.balance import Order
 from ..inputs.loading import Say
-from ..inputs.transforms import ImageDataset, Preprocess
+from ..inputs.transforms import ImageDataset
+from ..preprocess import Preprocess
 from ..tasks import Model
 from .config import TrainConfig
 from .evaluate import evaluate

@@ -16,7 +16,8 @@ from ..data import IGNORE, Sample, Split
 from ..deploy.predictor import load
 from ..errors import DataError
 from ..files import writing
-from ..inputs.transforms import ImageDataset, Preprocess
+from ..inputs.transforms import ImageDataset
+from ..preprocess import Preprocess
 from ..report.draw import captioned, draw, grid
 from .folder import BEST
 from .hooks import Hook

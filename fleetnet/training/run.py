@@ -28,7 +28,7 @@ from ..data._record import RECORD, record
 from ..errors import DataError, UsageError, WriteError
 from ..facts import OWN_HASH, WHICH_WEIGHTS, check_own_hash, sealed
 from ..files import append_line, write_text, writing
-from ..inputs.transforms import Preprocess
+from ..preprocess import Preprocess
 from ..reading import HISTORY, from_json, read_text, to_json
 from . import fingerprint
 from .claims import NAME as CLAIM

@@ -17,7 +17,8 @@ from ..images import value_range as range_of_files
 from ..inputs.augment import augmentation
 from ..inputs.balance import Balanced, Order, Shuffled, labels_of
 from ..inputs.loading import batches_of
-from ..inputs.transforms import Augment, ImageDataset, Preprocess, Transform, train_transform
+from ..inputs.transforms import Augment, ImageDataset, Transform, train_transform
+from ..preprocess import Preprocess
 from ..tasks import Annotated, Model, Task
 from .checks import check_device
 from .config import TrainConfig, parse_values

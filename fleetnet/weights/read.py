@@ -56,7 +56,7 @@ class Weights:
 
     @property
     def preprocess(self) -> dict[str, Any] | None:
-        """What `transforms.Preprocess.from_dict` takes; None where it is not known."""
+        """What `Preprocess.from_dict` takes; None where it is not known."""
         return (
             self.facts.get("preprocess")
             if self.published is None

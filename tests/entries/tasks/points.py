@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Recognized, State
 from ..backbones._recognition import output_count
-from ..boxes import Limits, Mode, Prediction, select_within, unpad, within
+from ..boxes import Limits, Prediction, select_within, unpad, within
 from ..boxes import restore as restore
+from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
 from ._coco import present as present
