@@ -164,7 +164,7 @@ def restore_masks(prediction: Prediction, place: Place) -> Prediction:
 
 def main() -> None:
     parser = ArgumentParser(description=__doc__)
-    add_settings(parser, fleetnet.TrainConfig, required=("model", "data"))
+    add_settings(parser, fleetnet.TrainConfig)
     parser.add_argument("--task", choices=tuple(NETWORKS), required=True)
     parser.add_argument("--recipe", help="a recipe of ours; flags win over it")
     parser.add_argument(

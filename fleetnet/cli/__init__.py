@@ -1,8 +1,7 @@
 """The command line: one file is one verb. The only place that prints, parses arguments or decides exit codes.
 
-A verb's file has `EXAMPLE` (a command to copy), `arguments(parser)` and `run(given) -> dict`, which
-prints its tables to standard output and returns everything they show; `--json` prints that as the
-last line. It may put an `exit_code` into what it returns. Progress and messages go to standard
+A verb's file has a frozen dataclass of its settings, of which its flags are made, and `run`, which
+prints its tables to standard output: `Verb` says it all. Progress and messages go to standard
 error. Importing this module loads neither torch nor a verb, so that `fleetnet --help` answers at
 once.
 """
@@ -13,9 +12,10 @@ import sys
 import threading
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol, TypeVar, cast
 
 from ..errors import FleetnetError, SlowerWarning, UsageError, choose
+from ..find import find as find_module
 from ..reading import to_json
 from ._show import say
 
@@ -36,6 +36,27 @@ VERBS = {  # in the order of use
     "models": "the networks, their size and published accuracy",
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }
+
+
+Settings_contra = TypeVar("Settings_contra", contravariant=True)
+
+
+class Verb(Protocol[Settings_contra]):
+    """What the file of a verb holds, beside the dataclass of its settings."""
+
+    EXAMPLE: str  # a command to copy
+
+    def run(self, settings: Settings_contra) -> dict[str, object]:
+        """Do the work, print its tables, and return all that they show: `--json` prints it.
+
+        The verb's flags are made of the fields of `settings`, a frozen dataclass. An `exit_code` in
+        what is returned is that of the command: that of a verb that could do a part of the work.
+        """
+
+
+def find(verb: str) -> Verb[object]:
+    """The file of a verb. Its `run` takes settings of its own, and no others are given to it."""
+    return cast(Verb[object], find_module("cli", verb))
 
 
 class Terminated(KeyboardInterrupt):
@@ -149,17 +170,15 @@ def _dispatch(words: list[str]) -> int:
     verb, *rest = words
     if verb not in VERBS:
         raise UsageError(f"no verb {verb!r}: {choose(verb, VERBS, 'verb')}")
-    from ..find import find
     from ._arguments import parse
 
-    module = find("cli", verb)
+    module = find(verb)
     as_json = "--json" in rest
-    given = parse(verb, VERBS[verb], module, [word for word in rest if word != "--json"])
-    if given is None:  # --help
+    settings = parse(verb, VERBS[verb], module, [word for word in rest if word != "--json"])
+    if settings is None:  # --help
         return 0
-    document = module.run(given)
-    # of a verb that did its work for some of the files only
-    exit_code = document.pop("exit_code", 0)
+    document = module.run(settings)
+    exit_code = cast(int, document.pop("exit_code", 0))
     if as_json:
         print(to_json(document))
     return exit_code

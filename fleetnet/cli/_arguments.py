@@ -13,7 +13,7 @@ import shlex
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, NoneType, UnionType
+from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
@@ -21,6 +21,8 @@ from jsonargparse import ArgumentParser
 from ..errors import UsageError, choose
 from ..find import constant, names
 from ..synonyms import meanings, plain
+from . import Verb
+from ._settings import About
 
 EXAMPLES = {
     int: "a whole number, such as 8",
@@ -69,34 +71,102 @@ def _heads() -> list[str]:
     return [task for task in names("tasks") if task != "classification"]
 
 
-def add_settings(parser: ArgumentParser, settings: type, required: Sequence[str] = ()) -> None:
-    """A flag for every field of a dataclass of settings, with its type, default and help."""
+def add_settings(
+    parser: ArgumentParser, settings: type, helps: Mapping[str, str] | None = None
+) -> None:
+    """A flag for every field of a dataclass of settings, with its type, default and help.
+
+    `helps` stand in place of the help of the fields of these names.
+    """
     hints = get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        default = None if field.default is dataclasses.MISSING else field.default
-        shown = usual_sizes() if field.name == "size" else default
-        kind = str if field.name == "size" else hints[field.name]
-        help = field.metadata["help"] + ("" if field.name in required else f" (default: {shown})")
-        parser.add_argument(flag(field.name), type=kind, default=None, help=help)
+        about = _about(field)
+        nested = about.get("given_of", hints[field.name])
+        if dataclasses.is_dataclass(nested):
+            add_settings(parser, cast(type, nested), about.get("helps"))
+            continue
+        text = (helps or {}).get(field.name, about["help"])
+        default = shown_default(field)
+        if default is not None:
+            text = f"{text} (default: {default})".strip()
+        _add_flag(parser, field.name, hints[field.name], about, text)
 
 
-def new_parser(verb: str, text: str, module: ModuleType | None) -> ArgumentParser:
-    example = f"example:\n  {module.EXAMPLE}" if module is not None else None
+def _about(field: "dataclasses.Field[Any]") -> About:
+    return cast(About, field.metadata)
+
+
+def shown_default(field: "dataclasses.Field[Any]") -> str | None:
+    """The default of a setting as the help shows it; None where it shows none.
+
+    That is where there is none, and where it is None, empty or that of a switch: these go without
+    saying.
+    """
+    about, default = _about(field), field.default
+    if "usual" in about:
+        return about["usual"]
+    if isinstance(default, tuple):  # the size of a training, which its task decides
+        return usual_sizes()
+    if field.default_factory is not dataclasses.MISSING:
+        default = field.default_factory()
+    if default in (dataclasses.MISSING, None, "") or about.get("switch"):
+        return None
+    return str(default).lower() if isinstance(default, bool) else str(default)
+
+
+def _add_flag(parser: ArgumentParser, name: str, hint: Any, about: About, text: str) -> None:
+    option = name if about.get("positional") else flag(name)
+    if about.get("switch"):
+        parser.add_argument(option, action="store_true", help=text)
+        return
+    if about.get("repeated"):
+        parser.add_argument(option, action="append", metavar=about.get("metavar"), help=text)
+        return
+    shape: dict[str, Any] = {
+        key: value for key, value in about.items() if key in ("nargs", "const", "metavar")
+    }
+    parser.add_argument(option, type=_of_a_value(hint, about), default=None, help=text, **shape)
+
+
+def _of_a_value(hint: Any, about: About) -> Any:
+    """The type of one value of a flag: int of a field that is `int | None`, str of one of `list[str]`."""
+    if "kind" in about:
+        return about["kind"]
+    if get_origin(hint) is tuple:  # height and width, which are typed as 192x256
+        return str
+    if about.get("null"):
+        return hint
+    (kind,) = _members(hint)
+    return get_args(kind)[0] if get_origin(kind) is list else kind
+
+
+def settings_of(module: Verb[object]) -> type:
+    """The dataclass of settings that a verb's `run` takes."""
+    settings = get_type_hints(module.run)["settings"]
+    return cast(type, settings)
+
+
+def new_parser(verb: str, text: str, module: Verb[object]) -> ArgumentParser:
     parser = ArgumentParser(
-        prog="fleetnet "
-             f"{verb}", description=text, epilog=example, exit_on_error=False, allow_abbrev=False,
+        prog=f"fleetnet {verb}",
+        description=text,
+        epilog=f"example:\n  {module.EXAMPLE}",
+        exit_on_error=False,
+        allow_abbrev=False,
         formatter_class=RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    if module is not None:
+    )
+    if hasattr(module, "arguments"):
         module.arguments(parser)
-        parser.add_argument(
-            "--json", action="store_true", help="print one JSON document as the last line"
-        )
+    else:
+        add_settings(parser, settings_of(module))
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document as the last line"
+    )
     return parser
 
 
-def parse(verb: str, text: str, module: ModuleType, words: list[str]) -> dict[str, Any] | None:
-    """The arguments by name, only those given; None where help was asked for (and printed)."""
+def parse(verb: str, text: str, module: Verb[object], words: list[str]) -> object | None:
+    """The settings of a verb from the words behind it; None where help was asked for (and printed)."""
     parser = new_parser(verb, text, module)
     if "-h" in words or "--help" in words:
         parser.print_help()
@@ -110,7 +180,49 @@ def parse(verb: str, text: str, module: ModuleType, words: list[str]) -> dict[st
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{flag(name)} is {value}; allowed: a finite number")
-    return values
+    if hasattr(module, "arguments"):
+        return values
+    return _built(settings_of(module), values, module.EXAMPLE)
+
+
+def _built(settings: type, values: Mapping[str, object], example: str) -> object:
+    """The dataclass of settings with what was given; `UsageError` where something is missing."""
+    hints = get_type_hints(settings)
+    arguments: dict[str, object] = {}
+    for field in dataclasses.fields(settings):
+        about = _about(field)
+        nested = about.get("given_of", hints[field.name])
+        if dataclasses.is_dataclass(nested):
+            names_of_it = [part.name for part in dataclasses.fields(nested)]
+            part = {name: values[name] for name in names_of_it if name in values}
+            is_whole = "given_of" not in about
+            arguments[field.name] = _built(cast(type, nested), part, example) if is_whole else part
+        elif field.name in values:
+            arguments[field.name] = values[field.name]
+    _check_given(settings, arguments, example)
+    return settings(**arguments)
+
+
+def _check_given(settings: type, arguments: Mapping[str, object], example: str) -> None:
+    """`UsageError` for a value that a field refuses, and for a setting without default that is not given."""
+    for field in dataclasses.fields(settings):
+        check = _about(field).get("check")
+        if check is not None and isinstance(value := arguments.get(field.name), str):
+            check(value)
+    for name in required_of(settings):
+        if not arguments.get(name):
+            field = next(field for field in dataclasses.fields(settings) if field.name == name)
+            missing = _about(field).get("missing", f"{flag(name)} is missing")
+            raise UsageError(f"{missing}; example: {example}")
+
+
+def required_of(settings: type) -> list[str]:
+    """The names of the fields without a default."""
+    return [
+        field.name
+        for field in dataclasses.fields(settings)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
 
 
 def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str, Any]:
@@ -127,14 +239,17 @@ def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str,
 
 
 def check_outputs(
-    given: Mapping[str, Any], folders: Sequence[str] = (), files: Sequence[str] = ()
+    folders: Mapping[str, str | None] | None = None, files: Mapping[str, str | None] | None = None
 ) -> None:
     """`WriteError` unless what these flags name can be written; asked before the work, not found out after it."""
     from ..files import check_writable
 
-    for key in (*folders, *files):
-        if given.get(key):
-            check_writable(given[key], flag(key), folder=key in folders)
+    for option, path in (folders or {}).items():
+        if path:
+            check_writable(path, option, folder=True)
+    for option, path in (files or {}).items():
+        if path:
+            check_writable(path, option)
 
 
 def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:

@@ -1,5 +1,6 @@
-"""What the verbs say of the data that they read."""
+"""What the verbs say of the data that they read, and pictures of it for proofs."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ._show import say
@@ -7,8 +8,10 @@ from ._show import say
 if TYPE_CHECKING:
     from ..data import Split
     from ..data._contents import Contents
+    from ..deploy.predictor import One
 
 SHOWN = 10  # lines of what was left out
+PICTURES = 16  # at most, for the proof of a file
 
 
 def say_data(name: str, split: "Split", contents: "Contents") -> None:
@@ -27,3 +30,18 @@ def say_data(name: str, split: "Split", contents: "Contents") -> None:
         say(f"  skipped {line}")
     if len(split.skipped) > SHOWN:
         say(f"  and {len(split.skipped) - SHOWN} more")
+
+
+def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list[One]":
+    """Pictures of the data of a checkpoint's task, spread over the list; none where there are no data."""
+    from .. import data, tasks
+    from ..checkpoint import read_facts
+
+    if not root:
+        return []
+    target = tasks.find(read_facts(checkpoint)["task"]).TARGET
+    samples = data.load(root, None, format, target).samples
+    return [
+        sample.image() if callable(sample.image) else sample.image
+        for sample in samples[:: -(-len(samples) // PICTURES)]
+    ]

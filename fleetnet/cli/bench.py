@@ -134,7 +134,7 @@ def _check(given: Mapping[str, Any]) -> None:  # noqa: C901
     """`UsageError` for a flag without those that it goes with, or files that could not be written at the end."""
     if not given.get("model"):
         raise UsageError(f"--model is missing; example: {EXAMPLE}")
-    check_outputs(given, files=("csv", "plot"))
+    check_outputs(files={"--csv": given.get("csv"), "--plot": given.get("plot")})
     for key in ("csv", "plot"):
         if given.get(key) and not Path(given[key]).parent.is_dir():
             raise UsageError(

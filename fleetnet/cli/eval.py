@@ -80,7 +80,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     for key in ("model", "data"):
         if not given.get(key):
             raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
-    check_outputs(given, folders=("plots",), files=("predictions",))
+    check_outputs({"--plots": given.get("plots")}, {"--predictions": given.get("predictions")})
 
     import torch
 

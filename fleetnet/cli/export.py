@@ -15,13 +15,13 @@ from jsonargparse.typing import PositiveInt
 from ..errors import ExportError, ModelError, UsageError
 from ..find import names
 from ._arguments import usual_sizes
+from ._data import pictures_of
 from ._limits import add_limits, limits
 from ._show import say, table, tell
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..deploy.predictor import One
     from ..tasks import Model
 
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
@@ -173,7 +173,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         for place in (out, *out.glob("*")):
             check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
-    pictures = pictures_of(given, path)
+    pictures = pictures_of(given.get("data"), given.get("format"), path)
     # one does not take the place of the other
     stem = "model-decoded" if given.get("embed_decode") else "model"
     delivered, agreements, sizes = [], [], list[str | None]()
@@ -257,21 +257,6 @@ def _input_of(file: Path) -> str | None:
     except (ModelError, LookupError, TypeError):
         return None
     return f"{shape[2]}x{shape[3]}"
-
-
-def pictures_of(given: dict[str, Any], checkpoint: Path) -> "list[One]":
-    """Pictures of up to 16 samples of --data, spread over the list; none where it is not given."""
-    from .. import data, tasks
-    from ..checkpoint import read_facts
-
-    if not given.get("data"):
-        return []
-    target = tasks.find(read_facts(checkpoint)["task"]).TARGET
-    samples = data.load(given["data"], None, given.get("format"), target).samples
-    return [
-        sample.image() if callable(sample.image) else sample.image
-        for sample in samples[:: -(-len(samples) // 16)]
-    ]
 
 
 def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:

@@ -1,46 +1,52 @@
 """`fleetnet models`: every variant with its size in both forms and what was published for it."""
 
+import dataclasses
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
-from typing import TYPE_CHECKING, Any
 
 from ..errors import ModelError, choose
 from ..synonyms import head, plain
+from ._settings import About
 from ._show import say, table
 from ._table import PUBLISHED, SIZE, SIZES
-
-if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
 
 EXAMPLE = 'fleetnet models "repvit_*"'
 
 LEAST = ("license", "weights", "deploy M")  # columns left out first where it is narrow
 
 
-def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument(
-        "pattern", nargs="?", type=str, help="names to show, with * and ? (default: all)"
+@dataclass(frozen=True, kw_only=True)
+class Models:
+    pattern: str | None = field(
+        default=None,
+        metadata=About(help="names to show, with * and ?", usual="all", positional=True, nargs="?"),
     )
-    parser.add_argument(
-        "--size", type=str, help="pixels for the MACs: 224, or 192x256 (default: 224)"
+    size: str = field(
+        default=str(SIZE[0]), metadata=About(help="pixels for the MACs: 224, or 192x256")
     )
 
 
-def run(given: dict[str, Any]) -> dict[str, Any]:
+def run(settings: Models) -> dict[str, object]:
     from ..sizes import parse_size
 
-    pattern = given.get("pattern") or "*"
-    size = parse_size(given.get("size") or SIZE)
+    pattern = settings.pattern or "*"
+    size = parse_size(settings.size or SIZE)
     names = [name for name in SIZES if fnmatch(name, pattern)]
     if not names:
         raise ModelError(f"no model fits {pattern!r}: {_meant(pattern)}")
     models = [_described(name, size) for name in names]
     rows = [
         [
-            m["name"], f"{m['parameters'] / 1e6:.2f}", f"{m['deploy_parameters'] / 1e6:.2f}",
-            f"{m['deploy_macs'] / 1e6:.0f}", m["top1"] or "-", m["license"] or "-", m["weights"] or "-",
+            model.name,
+            f"{model.parameters / 1e6:.2f}",
+            f"{model.deploy_parameters / 1e6:.2f}",
+            f"{model.deploy_macs / 1e6:.0f}",
+            model.top1 or "-",
+            model.license or "-",
+            model.weights or "-",
         ]
-        for m in models
-    ]  # fmt: skip
+        for model in models
+    ]
     columns = [
         "model",
         "params M",
@@ -51,17 +57,28 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         "weights",
     ]
     table("Backbones; each is a classifier by itself", columns, rows, LEAST)
-    return {"models": models}
+    return {"models": [dataclasses.asdict(model) for model in models]}
 
 
-def _described(name: str, size: tuple[int, int]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Network:
+    """What is shown of a network."""
+
+    name: str
+    parameters: int
+    deploy_parameters: int
+    deploy_macs: int
+    top1: float | None  # published, in percent
+    measured_by: str | None
+    license: str | None
+    weights: str | None
+
+
+def _described(name: str, size: tuple[int, int]) -> Network:
     """What is known of a network; it is built only to count it at another size than the table's."""
-    parameters, of_deploy, macs = SIZES[name] if size == SIZE else _counted(name, size)
-    top1, measured_by, license, weights = PUBLISHED.get(name, (None,) * 4)
-    return {
-        "name": name, "parameters": parameters, "deploy_parameters": of_deploy, "deploy_macs": macs, "top1": top1,
-        "measured_by": measured_by, "license": license, "weights": weights,
-    }  # fmt: skip
+    sizes = SIZES[name] if size == SIZE else _counted(name, size)
+    published = PUBLISHED.get(name, (None, None, None, None))
+    return Network(name, *sizes, *published)
 
 
 def _counted(name: str, size: tuple[int, int]) -> tuple[int, int, int]:

@@ -81,7 +81,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         raise UsageError("--threshold is the same as --score: give one of them")
     score = given.get("score", given.get("threshold"))
 
-    check_outputs(given, folders=("out",))
+    check_outputs({"--out": given.get("out")})
 
     import torch
 

@@ -81,7 +81,7 @@ AFTER_RESUME = "epochs", "device", "threads", "eval_every", "patience", "timeout
 
 
 def arguments(parser: "ArgumentParser") -> None:
-    add_settings(parser, TrainConfig, required=("model", "data"))
+    add_settings(parser, TrainConfig)
     parser.add_argument(
         "--recipe", type=str, help="a YAML file of these settings; flags win over it"
     )

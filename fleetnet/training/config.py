@@ -95,7 +95,10 @@ SEVERAL_IF_SYNC = Condition(
 
 
 def _field(default: Any, help: str, *read: Condition) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "read": read})
+    metadata = {"help": help, "read": read, "null": True}
+    if default is None:
+        metadata["usual"] = "null"
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def parse_values(value: str) -> tuple[float, float] | None:
@@ -117,7 +120,7 @@ def parse_values(value: str) -> tuple[float, float] | None:
 def _options() -> Any:
     return dataclasses.field(
         default_factory=dict,
-        metadata={"help": "the family's own, as --options.mixing conv", "read": ()},
+        metadata={"help": "the family's own, as --options.mixing conv", "read": (), "null": True},
     )
 
 
