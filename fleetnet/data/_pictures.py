@@ -1,0 +1,76 @@
+"""The pictures of a data set by what a list or table may call them, wherever below its folder they lie."""
+
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+
+from ..images import EXTENSIONS, find_images
+from ._conventions import split_of
+
+
+class Pictures:
+    """The pictures below a folder. Only these are ever given back, whatever a name says."""
+
+    def __init__(self, folders: Sequence[Path]) -> None:
+        self.folders = folders
+        self._by_name: dict[str, list[Path]] = {}  # by the last part, with and without extension
+        for folder in folders:
+            for path in find_images(folder)[0]:
+                for name in {path.name, path.stem}:
+                    self._by_name.setdefault(name.lower(), []).append(path)
+
+    def named(self, name: str, split: str = "") -> list[Path]:
+        """All pictures that a name may mean, the nearest only: one where it is plain which is meant.
+
+        `name` may be a path from any folder, also of another machine, with or without the
+        extension. Those count whose path has most in common with it, counted from the end; among
+        equals those that are in a folder of `split`, then those that lie highest.
+        """
+        parts = _parts(name)
+        if not parts:
+            return []
+        last = parts[-1].lower()
+        stem = last.rpartition(".")[0] if is_picture(last) else last
+        paths = list(dict.fromkeys(self._by_name.get(last) or self._by_name.get(stem) or ()))
+        if len(paths) > 1:
+            paths = _most(paths, [_shared(path, parts) for path in paths])
+        if len(paths) > 1:
+            paths = _most(paths, [_is_of(path, split, self.folders) for path in paths])
+        if len(paths) > 1:
+            paths = _most(paths, [-len(path.parts) for path in paths])
+        return paths
+
+
+def _parts(name: str) -> list[str]:
+    """The parts of a path or address as any system writes it, without those that go nowhere or up."""
+    plain = name.strip().replace("\\", "/")
+    if "://" in plain:
+        plain = plain.partition("?")[0]
+    return [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
+
+
+def _most(paths: list[Path], scores: list[int]) -> list[Path]:
+    best = max(scores)
+    return [path for path, score in zip(paths, scores, strict=True) if score == best]
+
+
+def _shared(path: Path, parts: Sequence[str]) -> int:
+    """How many parts a path and a name have in common, from the end."""
+    count = 1
+    for one, other in zip(path.parts[-2::-1], parts[-2::-1], strict=False):
+        if one.lower() != other.lower():
+            break
+        count += 1
+    return count
+
+
+def _is_of(path: Path, split: str, folders: Sequence[Path]) -> int:
+    """1 where one of the folders around a picture is called as the split is, as train or train_images."""
+    root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
+    names = path.relative_to(root).parts[:-1]
+    words = {split_of(word) for name in names for word in (name, name.partition("_")[0])}
+    return int(bool(split) and split in words)
+
+
+def is_picture(name: str) -> bool:
+    """Whether a name ends as that of an image file does."""
+    return PurePosixPath(name.replace("\\", "/")).suffix.lower() in EXTENSIONS

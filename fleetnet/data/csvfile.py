@@ -1,0 +1,612 @@
+"""Tables: a CSV file with a line for each picture and its label, or for each box.
+
+    root/train.csv or labels.csv (image, label)          root/train/_classes.csv (filename, CLASS, CLASS, ...)
+    root/train/_annotations.csv (filename, width, height, class, xmin, ymin, xmax, ymax)
+
+Columns are told by their names (`filename`, `image_id`, `path`, ...; `label`, `class`, `species`,
+...), in any case; of two columns without such names the first is the picture. Pictures are looked
+for below the folder of the table by name, with or without extension, whatever folder the table
+names; nothing else is opened. Boxes are corners, or a corner with width and height, in pixels, or
+all in shares of the picture. Splits are the tables of several names (train.csv, val.csv), those in
+folders of splits, or a column `split`. Without one for "val", every tenth picture of each class is
+held back for it. A table of numbers for each class (0 or 1) has to have a single 1 in each line.
+"""
+
+import csv
+import math
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ..errors import DataError
+from . import (
+    Notes,
+    Object,
+    Sample,
+    Source,
+    Split,
+    _native,
+    check_exists,
+    few,
+    files_beside,
+    fit_box,
+    hold_out,
+    measured,
+    note_turned,
+    number,
+    part_of,
+    shorten,
+    text_of,
+    whole,
+)
+from ._conventions import by_split, children, files_in, folders_in, split_folders, split_of, word_in
+from ._pictures import Pictures, is_picture
+
+EXPECTS = (
+    "ROOT/train.csv or ROOT/labels.csv with columns for the picture and its label, or its boxes"
+)
+TARGETS: tuple[str, ...] = ("label", "boxes")
+FALLBACK = True  # tables lie beside data of all kinds
+ROWS_SEEN = 20  # of a table, to tell what its columns are
+MANY = 20  # pictures from which on a class for every second one is a column of something else
+_EXTENSIONS = (".csv", ".tsv")
+_FOLDERS = (
+    "annotations",
+    "annotation",
+    "labels",
+    "csv",
+    "csvs",
+    "tables",
+    "metadata",
+    "meta",
+    "splits",
+)
+_NAMES = (  # of the column of pictures, as `_plain` writes them; the first that is there counts
+    *(
+        "filename",
+        "filenames",
+        "filepath",
+        "filepaths",
+        "imagepath",
+        "imgpath",
+        "imagename",
+        "imgname",
+    ),
+    *("imagefile", "imagefilename", "path", "paths", "file", "image", "images", "img", "picture"),
+    *("imageid", "imgid", "fname", "uri", "imageuri", "url", "imageurl", "name", "id"),
+)
+_LABELS = (  # names of classes before their numbers
+    *("label", "labels", "class", "classname", "category", "categoryname", "labelname", "target"),
+    *("species", "breed", "variety", "diagnosis", "dx", "tag", "type", "y"),
+    *("classid", "classids", "categoryid", "labelid", "classindex", "labelindex"),
+)
+_SPLITS = ("split", "subset", "dataset", "set", "partition", "usage")
+_CORNERS = (  # left, top, right, bottom
+    ("xmin", "x1", "left", "minx", "bboxx1", "bboxxmin", "bboxleft", "roix1", "x0"),
+    ("ymin", "y1", "top", "miny", "bboxy1", "bboxymin", "bboxtop", "roiy1", "y0"),
+    ("xmax", "x2", "right", "maxx", "bboxx2", "bboxxmax", "bboxright", "roix2"),
+    ("ymax", "y2", "bottom", "maxy", "bboxy2", "bboxymax", "bboxbottom", "roiy2"),
+)
+_SIDES = (  # left, top, width, height
+    ("x", "bboxx", "xmin", "left", "bboxleft", "boxx"),
+    ("y", "bboxy", "ymin", "top", "bboxtop", "boxy"),
+    ("w", "bboxw", "bboxwidth", "boxwidth", "boxw", "width"),
+    ("h", "bboxh", "bboxheight", "boxheight", "boxh", "height"),
+)
+_BOX = ("bbox", "box", "boundingbox")  # four numbers in one cell: left, top, width, height
+_WIDTH, _HEIGHT = ("imagewidth", "imgwidth", "width"), ("imageheight", "imgheight", "height")
+_CROWD = ("isgroupof", "iscrowd")
+_WITHOUT_HEADER = {2: (0, 1, ()), 6: (0, 5, (1, 2, 3, 4))}  # columns -> picture, label, corners
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    line: int
+    name: str  # of the picture
+    label: str  # "": none
+    box: Box | None = None  # xyxy, in pixels or shares
+    crowd: bool = False
+    size: tuple[int, int] | None = None  # (height, width) of the picture, as the table says
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table says."""
+
+    rows: list[Row]
+    has_boxes: bool
+    column: str  # of the labels
+    classes: tuple[str, ...] = ()  # of columns that are classes, in their order
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Where a table has what: numbers of columns."""
+
+    name: int
+    label: int | None
+    corners: tuple[int, ...] = ()  # left, top, right, bottom
+    sides: tuple[int, ...] = ()  # left, top, width, height
+    box: int | None = None
+    classes: tuple[int, ...] = ()  # a column a class, with 0 or 1
+    width: int | None = None
+    height: int | None = None
+    crowd: int | None = None
+    split: int | None = None
+
+    @property
+    def has_boxes(self) -> bool:
+        return bool(self.corners or self.sides) or self.box is not None
+
+
+def detect(root: str) -> bool:
+    """True for a table, and for a folder with one of pictures that are there, unless its folders are the classes."""
+    path = Path(root)
+    if not os.path.isdir(path):
+        return os.path.isfile(path) and path.suffix.lower() in _EXTENSIONS
+    tables = _tables_in(path)
+    return bool(tables) and not _are_classes(path, next(iter(tables.values())))
+
+
+def load(root: str, split: str | None, target: str = "label") -> Split:
+    """The samples of a split, in the order of its table; pictures that are not there get a line in `skipped`.
+
+    Raises `DataError` naming file and line for what does not parse, several labels of a picture,
+    and labels that the table of "train" does not have.
+    """
+    check_exists(root)
+    own, files = _named(Path(root))
+    tables = {name: parse(text_of(file), str(file)) for name, file in files.items()}
+    if len(tables) == 1:
+        files, tables = _by_column(files, tables)
+    there = {name: file for name, file in files.items() if name}
+    part = part_of(split, there, root, own)
+    name = part.there if part.there in tables else ""
+    first = tables.get("train", tables[name])
+    if target == "boxes" and not tables[name].has_boxes:
+        raise DataError(f"{files[name]} has no columns of boxes, as xmin, ymin, xmax, ymax")
+    notes = Notes()
+    classes = _classes(first, files[name], target)
+    reader = _Reader(files[name], Path(root), part.there, classes, notes)
+    samples = reader.samples(tables[name], target)
+    source = Source(root, "csvfile", part.split, str(files[name]), part.take)
+    samples = _part(samples, part.take)
+    return Split(samples, reader.names, notes.lines, source=source, annotations=notes.annotations())
+
+
+def parse(text: str, source: str) -> Table:
+    """The lines of a table; `source` names it in errors.
+
+    >>> parse("image,label\\na.jpg,cat\\n", "t.csv").rows
+    [Row(line=2, name='a.jpg', label='cat', box=None, crowd=False, size=None, split='')]
+    """
+    lines = _lines(text, source)
+    header, columns = _columns_of([cells for _, cells in lines])
+    tool = _native.of_header(header)
+    if tool is not None:
+        raise DataError(_native.message(source, tool))
+    if columns is None:
+        raise DataError(
+            f"{source}: no columns of pictures and labels or boxes; there is "
+            f"{few(header, 12) or 'nothing'}; expected names as filename, label; or filename, class, "
+            "xmin, ymin, xmax, ymax"
+        )
+    body = lines[1:] if header else lines
+    classes = tuple(header[i] for i in columns.classes)
+    rows = [_row(cells, columns, classes, f"{source}, line {line}", line) for line, cells in body]
+    if not rows:
+        raise DataError(f"{source} has no lines below its header: no samples")
+    label = header[columns.label] if header and columns.label is not None else ""
+    return Table(rows, columns.has_boxes, label, classes)
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+
+def _lines(text: str, source: str) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of each line that is not blank."""
+    first = text.lstrip("\ufeff\r\n").partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True)
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        for cells in reader:
+            if any(cell.strip() for cell in cells):
+                lines.append((reader.line_num, [cell.strip() for cell in cells]))
+    except csv.Error as error:
+        raise DataError(f"{source}, line {reader.line_num}: not CSV: {error}") from error
+    return lines
+
+
+def _columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], _Columns | None]:
+    """The header, empty where a table has none, and where it has what; None where it is no table of pictures."""
+    if not lines:
+        return [], None
+    header, body = list(lines[0]), lines[1 : 1 + ROWS_SEEN]
+    if is_picture(header[0]) and len(header) in _WITHOUT_HEADER:
+        name, label, corners = _WITHOUT_HEADER[len(header)]
+        return [], _Columns(name, label, corners)
+    plain = [_plain(word) for word in header]
+    name = _name_column(plain, body)
+    if name is None:
+        return header, None
+    columns = _Columns(
+        name,
+        _first(plain, _LABELS, name),
+        width=_first(plain, _WIDTH),
+        height=_first(plain, _HEIGHT),
+        crowd=_first(plain, _CROWD),
+        split=_split_column(plain, body),
+    )
+    columns = _with_boxes(columns, plain)
+    if columns.has_boxes or columns.label is not None:
+        return header, columns
+    others = tuple(i for i in range(len(header)) if i not in (name, columns.split))
+    if len(others) > 1 and all(_are_flags(cells, others) for cells in body):
+        return header, replace(columns, classes=others)
+    return header, replace(columns, label=others[0]) if len(others) == 1 else None
+
+
+def _plain(word: str) -> str:
+    """A column's name without what people write differently: "Image_ID" -> "imageid"."""
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def _first(plain: Sequence[str], words: Sequence[str], but: int | None = None) -> int | None:
+    """The column of the first of some words that is there, but not one that is taken."""
+    return next(
+        (plain.index(word) for word in words if word in plain and plain.index(word) != but), None
+    )
+
+
+def _name_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | None:
+    """The column of pictures: of those named so one whose cells are file names; else any of file names."""
+    of_files = [
+        i for i in range(len(plain)) if body and all(is_picture(_cell(row, i)) for row in body)
+    ]
+    by_word = [plain.index(word) for word in _NAMES if word in plain]
+    return next((i for i in (*[i for i in by_word if i in of_files], *of_files, *by_word)), None)
+
+
+def _with_boxes(columns: _Columns, plain: Sequence[str]) -> _Columns:
+    corners = [_first(plain, words) for words in _CORNERS]
+    if all(i is not None for i in corners):
+        return replace(columns, corners=tuple(i for i in corners if i is not None))
+    sides = [_first(plain, words) for words in _SIDES]
+    if all(i is not None for i in sides):
+        taken = tuple(i for i in sides if i is not None)
+        size = None if columns.width in taken else columns.width
+        return replace(columns, sides=taken, width=size, height=size and columns.height)
+    return replace(columns, box=_first(plain, _BOX))
+
+
+def _split_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | None:
+    """The column of splits, if its cells are words for these."""
+    column = _first(plain, _SPLITS)
+    if column is None or not all(split_of(_cell(row, column)) for row in body):
+        return None
+    return column
+
+
+def _are_flags(cells: Sequence[str], columns: Sequence[int]) -> bool:
+    return all(number(_cell(cells, i)) in (0.0, 1.0) for i in columns)
+
+
+def _cell(cells: Sequence[str], column: int | None) -> str:
+    return cells[column] if column is not None and column < len(cells) else ""
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _row(
+    cells: Sequence[str], columns: _Columns, classes: Sequence[str], entry: str, line: int
+) -> Row:
+    name, label = _cell(cells, columns.name), _cell(cells, columns.label)
+    if not name:
+        raise DataError(f"{entry}: no picture is named")
+    if classes:
+        label = _flagged(cells, columns.classes, classes, entry)
+    height, width = whole(_cell(cells, columns.height)), whole(_cell(cells, columns.width))
+    size = (height, width) if columns.has_boxes and height and width else None
+    crowd = number(_cell(cells, columns.crowd)) == 1
+    part = split_of(_cell(cells, columns.split)) or ""
+    return Row(line, name, label, _box(cells, columns, entry), crowd, size, part)
+
+
+def _flagged(
+    cells: Sequence[str], columns: Sequence[int], classes: Sequence[str], entry: str
+) -> str:
+    """The one class of a line with a number a class."""
+    values = [number(_cell(cells, column)) for column in columns]
+    if not all(value in (0.0, 1.0) for value in values):
+        raise DataError(f"{entry}: expected 0 or 1 for each class, not {shorten(cells)}")
+    names = [name for name, value in zip(classes, values, strict=True) if value]
+    if len(names) > 1:
+        raise DataError(
+            f"{entry}: {len(names)} classes are marked with 1 ({few(names)}): several labels of a "
+            "picture are not learned. Keep one a line"
+        )
+    return names[0] if names else ""
+
+
+def _box(cells: Sequence[str], columns: _Columns, entry: str) -> Box | None:
+    """The box of a line, xyxy; None where its cells are empty."""
+    if columns.box is not None:
+        words = re.findall(r"[^\s,;\[\]()]+", _cell(cells, columns.box))
+    else:
+        words = [_cell(cells, i) for i in columns.corners or columns.sides]
+    if not any(words):
+        return None
+    values = [number(word) for word in words]
+    if len(values) != 4 or not all(value is not None and math.isfinite(value) for value in values):
+        raise DataError(f"{entry}: box is {shorten(words)}; expected four numbers")
+    x0, y0, x1, y1 = (float(value or 0.0) for value in values)
+    return (x0, y0, x1, y1) if columns.corners else (x0, y0, x0 + x1, y0 + y1)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+def _named(root: Path) -> tuple[str, dict[str, Path]]:
+    """The split that a named table is of, or ""; and the tables of the splits, or of "", all of them."""
+    if os.path.isdir(root):
+        tables = _tables_in(root)
+        if not tables:
+            raise DataError(f"no table of pictures in {str(root)!r}; expected {EXPECTS}")
+        return "", tables
+    own, beside = files_beside(root)
+    readable = {name: file for name, file in beside.items() if name == own or _is_table(file)}
+    return own, readable or {"": root}
+
+
+def _tables_in(folder: Path) -> dict[str, Path]:
+    """The table of each split in a folder, in its folders of splits, or in a folder of annotations; or one of ""."""
+    by_name = _tables_of(folder)
+    if by_name:
+        return by_name
+    below = {split: _tables_of(place) for split, place in split_folders(folder).items()}
+    inside = {split: next(iter(tables.values())) for split, tables in below.items() if tables}
+    if inside:
+        return inside
+    return next(
+        (tables for place in children(folder, _FOLDERS) if (tables := _tables_of(place))), {}
+    )
+
+
+def _tables_of(folder: Path) -> dict[str, Path]:
+    """The tables that lie in a folder itself: those of splits, by their names; else the only one, as ""."""
+    files = [
+        file
+        for file in files_in(folder, *_EXTENSIONS)
+        if "submission" not in file.stem.lower() and _is_table(file)
+    ]
+    named: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: len(file.stem)):
+        word = word_in(file.stem)
+        if word:
+            named.setdefault(word.word, file)
+    if named:
+        return by_split(named)
+    if len(files) > 1:
+        raise DataError(f"several tables of pictures: {few(files)}; name one of them as --data")
+    return {"": files[0]} if files else {}
+
+
+def _is_table(file: Path) -> bool:
+    """Whether a file is a table of pictures, by its columns and the pictures that its first lines name."""
+    try:
+        lines = [cells for _, cells in _lines(_start_of(text_of(file)), str(file))]
+    except DataError:
+        return False
+    header, columns = _columns_of(lines)
+    if columns is None:
+        return _native.of_header(header) is not None
+    names = [_cell(cells, columns.name) for cells in lines[1 if header else 0 :]]
+    if names and all(is_picture(name) for name in names):
+        return True
+    pictures = Pictures(_folders(file, file.parent))
+    return any(pictures.named(name) for name in names)
+
+
+def _start_of(text: str) -> str:
+    return "".join(text.splitlines(keepends=True)[: 1 + ROWS_SEEN])
+
+
+def _folders(table: Path, root: Path) -> list[Path]:
+    """Where the pictures of a table may be: below its folder, or beside that where it is one of tables."""
+    place = table.absolute().parent
+    folders = [table.parent]
+    if os.path.isdir(root) and root != table.parent:
+        folders.append(root)
+    elif place.name.lower() in _FOLDERS:
+        folders.append(place.parent)
+    return folders
+
+
+def _are_classes(root: Path, table: Path) -> bool:
+    """Whether the folders of pictures are called as the labels of a table: then they say the same as it does."""
+    try:
+        labels = {row.label for row in parse(text_of(table), str(table)).rows}
+    except DataError:
+        return False
+    places = [root, *split_folders(root).values()]
+    folders = {folder.name for place in places for folder in folders_in(place)}
+    return bool(labels & folders)
+
+
+# ---- samples ---------------------------------------------------------------------------------------------------------
+
+
+def _by_column(
+    files: Mapping[str, Path], tables: Mapping[str, Table]
+) -> tuple[dict[str, Path], dict[str, Table]]:
+    """One table for each split that a column says; the same where none does."""
+    ((name, table),) = tables.items()
+    parts = {row.split: row.split for row in table.rows}
+    if "" in parts:
+        return dict(files), dict(tables)
+    there = by_split(parts)
+    rows = {part: [row for row in table.rows if row.split == part] for part in there}
+    return (
+        dict.fromkeys(there, files[name]),
+        {part: replace(table, rows=rows[part]) for part in there},
+    )
+
+
+def _classes(table: Table, file: Path, target: str) -> list[str]:
+    """The classes of a table: its columns, or its labels, by number where all of them are numbers, else by name."""
+    if table.classes:
+        return list(table.classes)
+    labels = {row.label for row in table.rows if row.label}
+    several = next((label for label in sorted(labels) if "|" in label), None)
+    if several is not None and target == "label":
+        raise DataError(
+            f"{file}: the label {shorten(several)!r} is a list: several labels of a picture are not "
+            "learned. Keep one a line"
+        )
+    pictures = len({row.name for row in table.rows})
+    if target == "label" and pictures >= MANY and len(labels) > pictures // 2:
+        raise DataError(
+            f"{file}: the column {table.column!r} has {len(labels)} different values for {pictures} "
+            "pictures, so they are no classes; call the column of the labels `label`"
+        )
+    if not labels and table.has_boxes:
+        return ["object"]
+    if not labels:
+        raise DataError(f"{file}: no line has a label")
+    return sorted(labels, key=_by_number(labels))
+
+
+def _by_number(labels: set[str]) -> Callable[[str], tuple[int, str]]:
+    numbers = {label: whole(label) for label in labels}
+    if any(value is None for value in numbers.values()):
+        return lambda label: (0, label)
+    return lambda label: (numbers[label] or 0, label)
+
+
+class _Reader:
+    """Makes samples of the lines of one table."""
+
+    def __init__(
+        self, file: Path, root: Path, split: str, classes: list[str], notes: Notes
+    ) -> None:
+        self.file = file
+        self.notes = notes
+        self.index = {name: label for label, name in enumerate(classes)}
+        said = _descriptions(file)
+        self.names = [said.get(name, name) for name in classes]
+        self.split = split
+        folder = root if os.path.isdir(root) else root.parent
+        self.pictures = Pictures(_folders(file, folder))
+
+    def samples(self, table: Table, target: str) -> list[Sample]:
+        by_picture: dict[Path, list[Row]] = {}
+        missing: list[str] = []
+        for row in table.rows:
+            self.notes.read += 1
+            path = self._picture(row)
+            if path is None:
+                missing.append(f"line {row.line}: {shorten(row.name)!r}")
+                self.notes.drop("of pictures that are not there")
+            else:
+                by_picture.setdefault(path, []).append(row)
+        if missing:
+            where = few(str(folder) for folder in self.pictures.folders)
+            line = f"{self.file}: no such picture below {where}: {few(missing)}"
+            if not by_picture:
+                raise DataError(line)
+            self.notes.say(line)
+        if target == "label":
+            return self._labeled(by_picture)
+        return self._boxed(by_picture)
+
+    def _picture(self, row: Row) -> Path | None:
+        paths = self.pictures.named(row.name, self.split)
+        if len(paths) > 1:
+            raise DataError(
+                f"{self.file}, line {row.line}: {shorten(row.name)!r} may be {few(paths)}; write "
+                "paths from the folder of the table"
+            )
+        return paths[0] if paths else None
+
+    def _label(self, row: Row) -> int:
+        if row.label not in self.index:
+            raise DataError(
+                f"{self.file}, line {row.line}: label {shorten(row.label)!r} is not in the table of "
+                f"train; there is {few(self.index, 10)}"
+            )
+        return self.index[row.label]
+
+    def _labeled(self, by_picture: Mapping[Path, Sequence[Row]]) -> list[Sample]:
+        samples = []
+        for path, rows in by_picture.items():
+            labels = {row.label: row for row in rows if row.label}
+            if len(labels) > 1:
+                raise DataError(
+                    f"{self.file}, line {rows[-1].line}: {shorten(rows[0].name)!r} has several "
+                    f"labels: {few(labels)}; a picture has one"
+                )
+            if not labels:
+                self.notes.drop("without a label", count=len(rows))
+            samples += [Sample(path, self._label(row)) for row in labels.values()]
+        return samples
+
+    def _boxed(self, by_picture: Mapping[Path, Sequence[Row]]) -> list[Sample]:
+        boxes = [row.box for rows in by_picture.values() for row in rows if row.box]
+        # Corners of one pixel each at most, and some within: shares of the picture.
+        shares = bool(boxes) and all(0 <= value <= 1 for box in boxes for value in box)
+        samples = []
+        turned: list[Path] = []
+        for path, rows in by_picture.items():
+            of_this: list[Path] = []
+            size = measured(path, self.notes, of_this)
+            if size is None:
+                self.notes.drop("of pictures left out", count=len(rows))
+            elif of_this and size != size[::-1] and rows[0].size == size[::-1]:
+                line = (
+                    f"{str(path)!r}: left out, it is {size[1]}x{size[0]}, turned by its EXIF "
+                    f"orientation; {self.file} says {size[0]}x{size[1]}"
+                )
+                self.notes.drop("of pictures left out", line, len(rows))
+            else:
+                turned += of_this
+                objects = [self._object(row, size, shares) for row in rows if row.box]
+                samples.append(Sample(path, objects=tuple(filter(None, objects))))
+        note_turned(turned, self.notes)
+        return samples
+
+    def _object(self, row: Row, size: tuple[int, int], shares: bool) -> Object | None:
+        if row.box is None:
+            return None
+        height, width = size if shares else (1, 1)
+        x0, y0, x1, y1 = row.box
+        entry = f"{self.file}, line {row.line}"
+        box = fit_box((x0 * width, y0 * height, x1 * width, y1 * height), size, entry, self.notes)
+        label = self._label(row) if row.label or len(self.index) > 1 else 0
+        return Object(box, label, crowd=row.crowd) if box else None
+
+
+def _descriptions(file: Path) -> dict[str, str]:
+    """Names of classes by their codes, as Open Images has them in a table of its own."""
+    for table in files_in(file.parent, ".csv"):
+        if "class-descriptions" in table.stem.lower():
+            lines = _lines(text_of(table), str(table))
+            return {cells[0]: cells[1] for _, cells in lines if len(cells) == 2}
+    return {}
+
+
+def _part(samples: Sequence[Sample], take: str) -> list[Sample]:
+    """All samples, or one part of them: of each class, every tenth is held back."""
+    by_class: dict[int | None, list[Sample]] = {}
+    for sample in samples:
+        by_class.setdefault(sample.label, []).append(sample)
+    kept = {id(sample) for group in by_class.values() for sample in hold_out(group, take)}
+    return [sample for sample in samples if id(sample) in kept]
