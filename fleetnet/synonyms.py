@@ -341,7 +341,7 @@ VALUES: dict[str, tuple[str, ...]] = {
     "pascalvoc": ("voc",),
     "xml": ("voc",),
     "json": ("coco",),
-    "csv": ("listfile",),
+    "csv": ("csvfile",),
     "txt": ("listfile",),
     "segmentation": ("masks",),
     "cityscapes": ("masks",),

@@ -348,7 +348,8 @@ def test_format_is_found(tmp_path):
 def test_faults_of_the_request(tmp_path):
     make(tmp_path, "pictures/1.jpg")
     with pytest.raises(
-        DataError, match=r"fits no format.*\n  folder: ROOT/train.*\n  listfile: .*\n  shapes: "
+        DataError,
+        match=r"fits no format.*\n  csvfile: .*\n  folder: ROOT/train.*\n  listfile: .*\n  shapes: ",
     ):
         load(str(tmp_path), "train")
     with pytest.raises(DataError, match=r"no such file or folder: .* did you mean '.*/pictures'"):

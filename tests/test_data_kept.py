@@ -583,7 +583,17 @@ def folders_of(root: Path, *splits: str) -> Path:
     return root
 
 
+def tables_of(root: Path, *splits: str) -> Path:
+    folders_of(root, *splits)
+    for split in splits:
+        files = sorted((root / split).rglob("*.png"))
+        rows = [f"{file.relative_to(root)},{file.parent.name}\n" for file in files]
+        (root / f"{split}.csv").write_text("path,label\n" + "".join(rows))
+    return root
+
+
 FORMS = {
+    "csvfile": (tables_of, "label"),
     "folder": (folders_of, "label"), "listfile": (lists_of, "label"), "coco": (coco_of, "boxes"),
     "voc": (voc_of, "boxes"), "yolo": (yolo_of, "boxes"), "masks": (maps_of, "semantic"),
 }  # fmt: skip
@@ -776,10 +786,10 @@ def test_messages_stay_short(tmp_path):
         assert "and 295 more" in text
         assert text.count("\n") < 20
         assert len(text) < 3000
-    via = {f"{'x' * 30}{i}.jpg{i}": {"filename": f"{i}.jpg", "regions": []} for i in range(2000)}
-    (tmp_path / "via.json").write_text(json.dumps(via))
+    other = {f"{'x' * 30}{i}.jpg{i}": {"points": []} for i in range(2000)}
+    (tmp_path / "other.json").write_text(json.dumps(other))
     with pytest.raises(DataError, match=r"no list of images, .* and 1995 more") as caught:
-        load(str(tmp_path / "via.json"), "train", None, "boxes")
+        load(str(tmp_path / "other.json"), "train", None, "boxes")
     assert len(str(caught.value)) < 1000
 
 

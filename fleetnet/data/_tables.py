@@ -1,0 +1,271 @@
+"""What a table of pictures says: columns told by their names, and lines by what is in them. No file is opened.
+
+Columns are named as people name them, in any case and spelling; where no name is known, those of
+file names are the pictures, and of two columns the other one is the label.
+"""
+
+import csv
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import DataError
+from . import _native, few, number, shorten, whole
+from ._conventions import split_of
+from ._pictures import is_picture
+
+ROWS_SEEN = 20  # of a table, to tell what its columns are
+_NAMES = (  # of the column of pictures, as `_plain` writes them; the first that is there counts
+    *(
+        "filename",
+        "filenames",
+        "filepath",
+        "filepaths",
+        "imagepath",
+        "imgpath",
+        "imagename",
+        "imgname",
+    ),
+    *("imagefile", "imagefilename", "path", "paths", "file", "image", "images", "img", "picture"),
+    *("imageid", "imgid", "fname", "uri", "imageuri", "url", "imageurl", "name", "id"),
+)
+_LABELS = (  # names of classes before their numbers
+    *("label", "labels", "class", "classname", "category", "categoryname", "labelname", "target"),
+    *("species", "breed", "variety", "diagnosis", "dx", "tag", "type", "y"),
+    *("classid", "classids", "categoryid", "labelid", "classindex", "labelindex"),
+)
+_SPLITS = ("split", "subset", "dataset", "set", "partition", "usage")
+_CORNERS = (  # left, top, right, bottom
+    ("xmin", "x1", "left", "minx", "bboxx1", "bboxxmin", "bboxleft", "roix1", "x0"),
+    ("ymin", "y1", "top", "miny", "bboxy1", "bboxymin", "bboxtop", "roiy1", "y0"),
+    ("xmax", "x2", "right", "maxx", "bboxx2", "bboxxmax", "bboxright", "roix2"),
+    ("ymax", "y2", "bottom", "maxy", "bboxy2", "bboxymax", "bboxbottom", "roiy2"),
+)
+_SIDES = (  # left, top, width, height
+    ("x", "bboxx", "xmin", "left", "bboxleft", "boxx"),
+    ("y", "bboxy", "ymin", "top", "bboxtop", "boxy"),
+    ("w", "bboxw", "bboxwidth", "boxwidth", "boxw", "width"),
+    ("h", "bboxh", "bboxheight", "boxheight", "boxh", "height"),
+)
+_BOX = ("bbox", "box", "boundingbox")  # four numbers in one cell: left, top, width, height
+_WIDTH, _HEIGHT = ("imagewidth", "imgwidth", "width"), ("imageheight", "imgheight", "height")
+_CROWD = ("isgroupof", "iscrowd")
+_WITHOUT_HEADER = {2: (0, 1, ()), 6: (0, 5, (1, 2, 3, 4))}  # columns -> picture, label, corners
+
+Box = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of a table."""
+
+    line: int
+    name: str  # of the picture
+    label: str  # "": none
+    box: Box | None = None  # xyxy, in pixels or shares
+    crowd: bool = False
+    size: tuple[int, int] | None = None  # (height, width) of the picture, as the table says
+    split: str = ""
+
+
+@dataclass(frozen=True)
+class Table:
+    """What a table says."""
+
+    rows: list[Row]
+    has_boxes: bool
+    column: str  # of the labels
+    classes: tuple[str, ...] = ()  # of columns that are classes, in their order
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Where a table has what: numbers of columns."""
+
+    name: int
+    label: int | None
+    corners: tuple[int, ...] = ()  # left, top, right, bottom
+    sides: tuple[int, ...] = ()  # left, top, width, height
+    box: int | None = None
+    classes: tuple[int, ...] = ()  # a column a class, with 0 or 1
+    width: int | None = None
+    height: int | None = None
+    crowd: int | None = None
+    split: int | None = None
+
+    @property
+    def has_boxes(self) -> bool:
+        return bool(self.corners or self.sides) or self.box is not None
+
+
+def parse(text: str, source: str) -> Table:
+    """The lines of a table; `source` names it in errors.
+
+    >>> parse("image,label\\na.jpg,cat\\n", "t.csv").rows
+    [Row(line=2, name='a.jpg', label='cat', box=None, crowd=False, size=None, split='')]
+    """
+    lines = lines_of(text, source)
+    header, columns = columns_of([cells for _, cells in lines])
+    tool = _native.of_header(header)
+    if tool is not None:
+        raise DataError(_native.message(source, tool))
+    if columns is None:
+        raise DataError(
+            f"{source}: no columns of pictures and labels or boxes; there is "
+            f"{few(header, 12) or 'nothing'}; expected names as filename, label; or filename, class, "
+            "xmin, ymin, xmax, ymax"
+        )
+    body = lines[1:] if header else lines
+    classes = tuple(header[i] for i in columns.classes)
+    rows = [_row(cells, columns, classes, f"{source}, line {line}", line) for line, cells in body]
+    if not rows:
+        raise DataError(f"{source} has no lines below its header: no samples")
+    label = header[columns.label] if header and columns.label is not None else ""
+    return Table(rows, columns.has_boxes, label, classes)
+
+
+# ---- columns ---------------------------------------------------------------------------------------------------------
+
+
+def lines_of(text: str, source: str) -> list[tuple[int, list[str]]]:
+    """(line number, cells) of each line that is not blank."""
+    first = text.lstrip("\ufeff\r\n").partition("\n")[0]
+    delimiter = max(",;\t", key=first.count)
+    reader = csv.reader(text.splitlines(keepends=True), delimiter=delimiter, skipinitialspace=True)
+    lines: list[tuple[int, list[str]]] = []
+    try:
+        for words in reader:
+            cells = [word.strip() for word in words]
+            if any(cells):
+                lines.append((reader.line_num, cells))
+    except csv.Error as error:
+        raise DataError(f"{source}, line {reader.line_num}: not CSV: {error}") from error
+    return lines
+
+
+def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | None]:
+    """The header, empty where a table has none, and where it has what; None where it is no table of pictures."""
+    if not lines:
+        return [], None
+    header, body = list(lines[0]), lines[1 : 1 + ROWS_SEEN]
+    if is_picture(header[0]) and len(header) in _WITHOUT_HEADER:
+        first, last, corners = _WITHOUT_HEADER[len(header)]
+        return [], Columns(first, last, corners)
+    plain = [_plain(word) for word in header]
+    name = _name_column(plain, body)
+    if name is None:
+        return header, None
+    columns = Columns(
+        name,
+        _first(plain, _LABELS, name),
+        width=_first(plain, _WIDTH),
+        height=_first(plain, _HEIGHT),
+        crowd=_first(plain, _CROWD),
+        split=_split_column(plain, body),
+    )
+    columns = _with_boxes(columns, plain)
+    if columns.has_boxes or columns.label is not None:
+        return header, columns
+    others = tuple(i for i in range(len(header)) if i not in (name, columns.split))
+    if len(others) > 1 and all(_are_flags(cells, others) for cells in body):
+        return header, replace(columns, classes=others)
+    return header, replace(columns, label=others[0]) if len(others) == 1 else None
+
+
+def _plain(word: str) -> str:
+    """A column's name without what people write differently: "Image_ID" -> "imageid"."""
+    return re.sub(r"[^a-z0-9]", "", word.lower())
+
+
+def _first(plain: Sequence[str], words: Sequence[str], but: int | None = None) -> int | None:
+    """The column of the first of some words that is there, but not one that is taken."""
+    return next(
+        (plain.index(word) for word in words if word in plain and plain.index(word) != but), None
+    )
+
+
+def _name_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | None:
+    """The column of pictures: of those named so one whose cells are file names; else any of file names."""
+    of_files = [
+        i for i in range(len(plain)) if body and all(is_picture(cell(row, i)) for row in body)
+    ]
+    by_word = [plain.index(word) for word in _NAMES if word in plain]
+    return next((i for i in (*[i for i in by_word if i in of_files], *of_files, *by_word)), None)
+
+
+def _with_boxes(columns: Columns, plain: Sequence[str]) -> Columns:
+    corners = [_first(plain, words) for words in _CORNERS]
+    if all(i is not None for i in corners):
+        return replace(columns, corners=tuple(i for i in corners if i is not None))
+    sides = [_first(plain, words) for words in _SIDES]
+    if all(i is not None for i in sides):
+        taken = tuple(i for i in sides if i is not None)
+        size = None if columns.width in taken else columns.width
+        return replace(columns, sides=taken, width=size, height=size and columns.height)
+    return replace(columns, box=_first(plain, _BOX))
+
+
+def _split_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | None:
+    """The column of splits, if its cells are words for these."""
+    column = _first(plain, _SPLITS)
+    if column is None or not all(split_of(cell(row, column)) for row in body):
+        return None
+    return column
+
+
+def _are_flags(cells: Sequence[str], columns: Sequence[int]) -> bool:
+    return all(number(cell(cells, i)) in (0.0, 1.0) for i in columns)
+
+
+def cell(cells: Sequence[str], column: int | None) -> str:
+    return cells[column] if column is not None and column < len(cells) else ""
+
+
+# ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _row(
+    cells: Sequence[str], columns: Columns, classes: Sequence[str], entry: str, line: int
+) -> Row:
+    name, label = cell(cells, columns.name), cell(cells, columns.label)
+    if not name:
+        raise DataError(f"{entry}: no picture is named")
+    if classes:
+        label = _flagged(cells, columns.classes, classes, entry)
+    height, width = whole(cell(cells, columns.height)), whole(cell(cells, columns.width))
+    size = (height, width) if columns.has_boxes and height and width else None
+    crowd = number(cell(cells, columns.crowd)) == 1
+    part = split_of(cell(cells, columns.split)) or ""
+    return Row(line, name, label, _box(cells, columns, entry), crowd, size, part)
+
+
+def _flagged(
+    cells: Sequence[str], columns: Sequence[int], classes: Sequence[str], entry: str
+) -> str:
+    """The one class of a line with a number a class."""
+    values = [number(cell(cells, column)) for column in columns]
+    if not all(value in (0.0, 1.0) for value in values):
+        raise DataError(f"{entry}: expected 0 or 1 for each class, not {shorten(cells)}")
+    names = [name for name, value in zip(classes, values, strict=True) if value]
+    if len(names) > 1:
+        raise DataError(
+            f"{entry}: {len(names)} classes are marked with 1 ({few(names)}): several labels of a "
+            "picture are not learned. Keep one a line"
+        )
+    return names[0] if names else ""
+
+
+def _box(cells: Sequence[str], columns: Columns, entry: str) -> Box | None:
+    """The box of a line, xyxy; None where its cells are empty."""
+    if columns.box is not None:
+        words = re.findall(r"[^\s,;\[\]()]+", cell(cells, columns.box))
+    else:
+        words = [cell(cells, i) for i in columns.corners or columns.sides]
+    if not any(words):
+        return None
+    values = [number(word) for word in words]
+    if len(values) != 4 or not all(value is not None and math.isfinite(value) for value in values):
+        raise DataError(f"{entry}: box is {shorten(words)}; expected four numbers")
+    x0, y0, x1, y1 = (float(value or 0.0) for value in values)
+    return (x0, y0, x1, y1) if columns.corners else (x0, y0, x0 + x1, y0 + y1)

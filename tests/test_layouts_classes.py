@@ -1,0 +1,364 @@
+"""Class labels in the layouts that people have them in: label, name and split of every picture."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support.shots import CLASSES, HEIGHT, MANY, SPLITS, WIDTH, Shot, save, seen, truth, write
+
+from fleetnet.data import Split, load
+from fleetnet.errors import DataError
+from fleetnet.images import read
+
+CLASS = {shot.name: CLASSES[i % 3] for i, shot in enumerate(MANY)}  # of each picture
+ALL = {"all": MANY}
+TRAIN_ONLY = {"train": MANY}
+Write = Callable[[Path], None]
+
+
+def labels_seen(split: Split) -> dict[str, str]:
+    """The class of each sample by the name of its picture, which its pixels say."""
+    names = {shot.gray: shot.name for shot in MANY}
+    shown = {}
+    for sample in split.samples:
+        pixels = np.asarray(read(sample.image))
+        assert sample.label is not None
+        shown[names[round(float(np.median(pixels[61:63, 90:94])) / 3)]] = split.classes[
+            sample.label
+        ]
+    assert len(shown) == len(split.samples), "a picture is there twice"
+    return shown
+
+
+def labels(shots: Sequence[Shot]) -> dict[str, str]:
+    return {shot.name: CLASS[shot.name] for shot in shots}
+
+
+def pictures(root: Path, shots: Sequence[Shot], form: str = "{}.jpg") -> None:
+    for shot in shots:
+        save(root / form.format(shot.name), shot)
+
+
+def table(
+    path: Path,
+    shots: Sequence[Shot],
+    header: str = "filename,label",
+    row: str = "{name}.jpg,{label}",
+    joint: str = "\n",
+) -> None:
+    """A table with a line for each picture."""
+    numbered = list(enumerate(shots))
+    lines = [
+        row.format(
+            i=i,
+            name=shot.name,
+            label=CLASS[shot.name],
+            index=CLASSES.index(CLASS[shot.name]),
+            flags=",".join(str(int(name == CLASS[shot.name])) for name in CLASSES),
+        )
+        for i, shot in numbered
+    ]
+    write(path, joint.join([header, *lines] if header else lines) + joint)
+
+
+def by_split(*, folder: str, file: str, form: str = "{}.jpg", **more: str) -> Write:
+    """Tables in or beside the folders of splits; {0} is the word of the split."""
+
+    def written(root: Path) -> None:
+        for word, shots in SPLITS.items():
+            pictures(root / folder.format(word), shots, form)
+            table(root / file.format(word), shots, **more)
+
+    return written
+
+
+def whole(folder: str, file: str, form: str = "{}.jpg", **more: str) -> Write:
+    """One table of all pictures."""
+
+    def written(root: Path) -> None:
+        pictures(root / folder, MANY, form)
+        table(root / file, MANY, **more)
+
+    return written
+
+
+def with_split_column(root: Path) -> None:
+    words = {shot.name: word for word, shots in SPLITS.items() for shot in shots}
+    pictures(root / "images", [shot for shots in SPLITS.values() for shot in shots])
+    rows = "".join(f"{name}.jpg,{CLASS[name]},{word}\n" for name, word in words.items())
+    write(root / "birds.csv", f"filepaths,labels,data set\n{rows}")
+
+
+def kaggle(root: Path) -> None:
+    """train.csv and train/, and a test set without labels."""
+    pictures(root / "train", MANY)
+    pictures(root / "test", MANY[:3], "test_{}.jpg")
+    table(root / "train.csv", MANY, "id,breed", "{name},{label}")
+    write(root / "test.csv", "id\ntest_a1\ntest_a2\n")
+    write(root / "sample_submission.csv", "id,breed\ntest_a1,dog\ntest_a2,dog\n")
+
+
+def cassava(root: Path) -> None:
+    """Folders of pictures that look like folders of classes, and one table."""
+    pictures(root / "train_images", MANY)
+    pictures(root / "test_images", MANY[:3], "t_{}.jpg")
+    table(root / "train.csv", MANY, "image_id,label", "{name}.jpg,{label}")
+
+
+def ham(root: Path) -> None:
+    """Pictures in two folders of any name; columns beside that are none of ours."""
+    pictures(root / "images_part_1", MANY[:5])
+    pictures(root / "images_part_2", MANY[5:])
+    header, row = "lesion_id,image_id,dx,age", "HAM_{i},{name},{label},5{i}"
+    table(root / "HAM10000_metadata.csv", MANY, header, row)
+
+
+# What is written -> what is named below the root, and the pictures of each split.
+READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
+    "csv beside folders of splits": (by_split(folder="{0}", file="{0}.csv"), ".", SPLITS),
+    "csv in folders of splits": (by_split(folder="{0}", file="{0}/labels.csv"), ".", SPLITS),
+    "csv, path from the root": (
+        by_split(folder="images", file="{0}.csv", row="images/{name}.jpg,{label}"),
+        ".",
+        SPLITS,
+    ),
+    "csv, a file is named": (by_split(folder="images", file="{0}.csv"), "train.csv", SPLITS),
+    "csv, in a folder of tables": (by_split(folder="images", file="csv/{0}.csv"), ".", SPLITS),
+    "csv, the file in a folder of tables": (
+        by_split(folder="images", file="annotations/{0}_labels.csv"),
+        "annotations/train_labels.csv",
+        SPLITS,
+    ),
+    "csv, names of folders and absolute paths": (
+        by_split(folder="{0}", file="{0}.csv", row="C:\\data\\{name}.jpg,{label}"),
+        ".",
+        SPLITS,
+    ),
+    "csv, semicolons, quotes, CRLF": (
+        by_split(
+            folder="{0}",
+            file="{0}.csv",
+            header='\ufeff"Image";"Class"',
+            row='"{name}.jpg";"{label}"',
+            joint="\r\n",
+        ),
+        ".",
+        SPLITS,
+    ),
+    "csv, tabs": (
+        by_split(folder="{0}", file="{0}.csv", header="Path\tSpecies", row="{name}.jpg\t{label}"),
+        ".",
+        SPLITS,
+    ),
+    "csv, a column of the row's number": (
+        by_split(
+            folder="{0}", file="{0}.csv", header=",file_name,category", row="{i},{name}.jpg,{label}"
+        ),
+        ".",
+        SPLITS,
+    ),
+    "csv, names and numbers of classes": (
+        by_split(
+            folder="{0}",
+            file="{0}.csv",
+            header="class_id,class_name,image_path",
+            row="{index},{label},{name}.jpg",
+        ),
+        ".",
+        SPLITS,
+    ),
+    "csv, without a header": (
+        by_split(folder="{0}", file="{0}.csv", header="", row="{name}.jpg,{label}"),
+        ".",
+        SPLITS,
+    ),
+    "csv, two columns of any name": (
+        by_split(folder="{0}", file="{0}.csv", header="scan,verdict", row="{name}.jpg,{label}"),
+        ".",
+        SPLITS,
+    ),
+    "csv, one-hot": (
+        by_split(
+            folder="{0}",
+            file="{0}/_classes.csv",
+            header="filename, bus, car, dog",
+            row="{name}.jpg, {flags}",
+        ),
+        ".",
+        SPLITS,
+    ),
+    "csv, one-hot of floats": (
+        by_split(
+            folder="{0}",
+            file="{0}.csv",
+            header="image,bus,car,dog",
+            row="{name},{flags}.0",
+        ),
+        ".",
+        SPLITS,
+    ),
+    "csv, a column of splits": (with_split_column, ".", SPLITS),
+    "csv, a column of splits, the file": (with_split_column, "birds.csv", SPLITS),
+    "csv, one table and one folder": (whole("images", "labels.csv"), ".", ALL),
+    "csv, pictures beside the table": (whole(".", "data.csv"), ".", ALL),
+    "csv, one table, PNG names without extension": (
+        whole("imgs", "labels.csv", "{}.png", header="id,label", row="{name},{label}"),
+        ".",
+        ALL,
+    ),
+    "csv of Kaggle": (kaggle, ".", TRAIN_ONLY),
+    "csv and train_images": (cassava, ".", TRAIN_ONLY),
+    "csv, pictures in several folders": (ham, ".", ALL),
+}
+
+
+@pytest.mark.parametrize("case", READ)
+def test_classes_are_read(tmp_path, case):
+    written, named, expected = READ[case]
+    written(tmp_path)
+    root = str(tmp_path / named)
+    if "train" in expected and "val" in expected:
+        for name, shots in expected.items():
+            split = load(root, name)
+            assert split.classes == CLASSES
+            assert labels_seen(split) == labels(shots), name
+        return
+    train, val = load(root, "train"), load(root, "val")
+    assert train.classes == val.classes == CLASSES
+    both = labels_seen(train) | labels_seen(val)
+    assert both == labels(MANY)
+    assert len(train.samples) + len(val.samples) == len(MANY)
+    assert len(val.samples) == 3  # one of each class
+
+
+BOX_ROWS = {
+    "roboflow": (
+        "filename,width,height,class,xmin,ymin,xmax,ymax",
+        "{n}.jpg,96,64,{c},{x0},{y0},{x1},{y1}",
+    ),
+    "retinanet": ("", "../images/{n}.jpg,{x0},{y0},{x1},{y1},{c}"),
+    "x, y, w, h": ("image_id,x,y,w,h,label", "{n},{x0},{y0},{w},{h},{c}"),
+    "left, top, width, height": (
+        "image,left,top,width,height,label",
+        "{n}.jpg,{x0},{y0},{w},{h},{c}",
+    ),
+    "bbox": ("image_id,width,height,bbox,class", '{n},96,64,"[{x0}.0, {y0}.0, {w}.0, {h}.0]",{c}'),
+    "Open Images": (
+        "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf",
+        "{n},xclick,{c},1,{sx0},{sx1},{sy0},{sy1},0",
+    ),
+    "x_min": (
+        "image_id,class_name,class_id,x_min,y_min,x_max,y_max",
+        "{n},{c},{i},{x0},{y0},{x1},{y1}",
+    ),
+}
+EMPTY = {"retinanet": "../images/{n}.jpg,,,,,", "x_min": "{n},No finding,9,,,,"}
+
+
+@pytest.mark.parametrize("place", ["_annotations.csv", "beside"])
+@pytest.mark.parametrize("kind", BOX_ROWS)
+def test_boxes_of_a_table(tmp_path, kind, place):
+    header, row = BOX_ROWS[kind]
+    for word, shots in SPLITS.items():
+        pictures(tmp_path / word, shots)
+        lines = [header] if header else []
+        for shot in shots:
+            for c, x0, y0, x1, y1 in shot.things:
+                shares = {
+                    "sx0": x0 / WIDTH,
+                    "sx1": x1 / WIDTH,
+                    "sy0": y0 / HEIGHT,
+                    "sy1": y1 / HEIGHT,
+                }
+                lines.append(
+                    row.format(
+                        n=shot.name,
+                        c=c,
+                        i=CLASSES.index(c),
+                        x0=x0,
+                        y0=y0,
+                        x1=x1,
+                        y1=y1,
+                        w=x1 - x0,
+                        h=y1 - y0,
+                        **shares,
+                    )
+                )
+            if not shot.things and kind in EMPTY:
+                lines.append(EMPTY[kind].format(n=shot.name))
+        file = f"{word}/_annotations.csv" if place != "beside" else f"{word}.csv"
+        write(tmp_path / file, "\n".join(lines))
+    for word, shots in SPLITS.items():
+        split = load(str(tmp_path), word, target="boxes")
+        assert [name for name in split.classes if name != "No finding"] == CLASSES
+        assert seen(split) == truth(s for s in shots if s.things or kind in EMPTY)
+
+
+def unknown_in_val(root: Path) -> None:
+    by_split(folder="{0}", file="{0}.csv")(root)
+    table(root / "val.csv", SPLITS["val"], row="{name}.jpg,unicorn")
+
+
+def two_tables(root: Path) -> None:
+    whole("images", "one.csv")(root)
+    whole("images", "two.csv")(root)
+
+
+# What cannot be read -> words of the error.
+SAID: dict[str, tuple[Write, str]] = {
+    "several labels of a picture": (
+        whole("images", "t.csv", header="filename,bus,car,dog", row="{name}.jpg,1,1,0"),
+        r"t.csv, line 2: 2 classes are marked with 1 \(bus, car\)",
+    ),
+    "several labels in a cell": (
+        whole("images", "t.csv", row="{name}.jpg,cat|{label}"),
+        "several labels of a picture",
+    ),
+    "pictures that are not there": (
+        whole("images", "t.csv", row="{name}_x.jpg,{label}"),
+        "no such picture",
+    ),
+    "no columns that are known": (
+        whole("images", "t.csv", header="a,b,c", row="1,2,3"),
+        "fits no format",
+    ),
+    "a label that train has not": (
+        unknown_in_val,
+        "label 'unicorn' is not in the table of train; there is bus, car, dog",
+    ),
+    "two tables": (two_tables, "several tables of pictures"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_what_cannot_be_read_is_said(tmp_path, case):
+    written, words = SAID[case]
+    written(tmp_path)
+    with pytest.raises(DataError, match=words):
+        load(str(tmp_path), "val")
+
+
+def test_some_pictures_of_a_table_are_not_there(tmp_path):
+    whole("images", "labels.csv")(tmp_path)
+    (tmp_path / "images" / "a1.jpg").unlink()
+    split = load(str(tmp_path), "all")
+    assert labels_seen(split) == labels(MANY[1:])
+    assert split.annotations.dropped == {"of pictures that are not there": 1}
+    assert re.search("no such picture below .*line 2: 'a1.jpg'", split.skipped[0])
+
+
+def test_nothing_outside_of_the_data_is_read(tmp_path):
+    """A table names files by any path; only pictures below its folder are looked at."""
+    save(tmp_path / "secret" / "a1.jpg", MANY[0])
+    table(tmp_path / "data" / "t.csv", MANY[:1], row=f"{tmp_path}/secret/{{name}}.jpg,{{label}}")
+    with pytest.raises(DataError, match="no such picture below"):
+        load(str(tmp_path / "data" / "t.csv"), "all")
+
+
+def test_class_folders_beside_a_table_that_says_the_same(tmp_path):
+    for shot in MANY:
+        save(tmp_path / "train" / CLASS[shot.name] / f"{shot.name}.jpg", shot)
+    table(tmp_path / "t.csv", MANY, row="train/{label}/{name}.jpg,{label}")
+    assert load(str(tmp_path), "train").source.format == "folder"
