@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from fleetnet.data import Sample, Split
-from fleetnet.inputs.transforms import ImageDataset, collate
+from fleetnet.inputs.dataset import ImageDataset, collate
 from fleetnet.preprocess import Preprocess
 from fleetnet.training.evaluate import evaluate
 

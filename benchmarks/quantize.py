@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 from fleetnet import checkpoint, data
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import ImageDataset, collate
+from fleetnet.inputs.dataset import ImageDataset, collate
 from fleetnet.int8._search import Prepared, calibration, prepare, quantize, source_of
 from fleetnet.measure import latency
 from fleetnet.preprocess import Preprocess

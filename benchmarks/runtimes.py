@@ -39,7 +39,7 @@ from fleetnet.cli._data import pictures_of
 from fleetnet.deploy.predictor import export, load
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
-from fleetnet.inputs.transforms import ImageDataset, collate
+from fleetnet.inputs.dataset import ImageDataset, collate
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import label
 from fleetnet.tasks import build

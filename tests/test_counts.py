@@ -11,7 +11,7 @@ from torch import nn
 from fleetnet import checkpoint
 from fleetnet.data import Sample, Split, load
 from fleetnet.errors import DataError, ModelError
-from fleetnet.inputs.transforms import Batch
+from fleetnet.inputs.dataset import Batch
 from fleetnet.report import figures
 from fleetnet.tasks import _counts, build, classification, deeplabv3
 from fleetnet.tasks._counts import Pairs

@@ -13,10 +13,10 @@ from fleetnet import checkpoint, data
 from fleetnet.data import Sample, Split
 from fleetnet.errors import DataError, UsageError
 from fleetnet.find import find
-from fleetnet.inputs import balance
-from fleetnet.inputs.balance import Balanced, Shuffled, class_weights
+from fleetnet.inputs.samplers import Balanced, Shuffled
 from fleetnet.tasks import build
 from fleetnet.training import learner, objective
+from fleetnet.training.class_weights import class_weights
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.freezing import freeze
 from fleetnet.training.run import epochs_of
@@ -124,7 +124,7 @@ def test_balance_reaches_the_training(
     monkeypatch.setattr(
         objective,
         "class_weights",
-        lambda *words: weighed.append(words) or balance.class_weights(*words),
+        lambda *words: weighed.append(words) or class_weights(*words),
     )
     fit(photos, tmp_path / "b", class_weights="balanced", mixup=0.2, epochs=1)
     assert len(weighed) == 1

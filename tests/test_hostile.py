@@ -18,7 +18,8 @@ from fleetnet import bands, images
 from fleetnet.data import Object, Sample, Split
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError
-from fleetnet.inputs.transforms import ImageDataset
+from fleetnet.inputs.augment import InTurn
+from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.preprocess import Preprocess
 
 
@@ -220,7 +221,7 @@ def test_annotations_of_large_pictures_follow(tmp_path, monkeypatch):
     after = ImageDataset(split, preprocess, target="boxes")[0]
     assert after.place == before.place
     assert torch.equal(after.targets["boxes"], before.targets["boxes"])
-    image, targets = ImageDataset(split, lambda image: torch.zeros(1), target="boxes").annotated(0)
+    image, targets = ImageDataset(split, preprocess, InTurn(), target="boxes").annotated(0)
     assert image.size == (111, 84)
     assert torch.allclose(targets["boxes"], torch.tensor([[10.0, 20.0, 30.0, 40.0]]), atol=0.4)
 

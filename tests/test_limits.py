@@ -18,14 +18,14 @@ from fleetnet.data.shapes import CLASSES
 from fleetnet.deploy.predictor import Predictor, export
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.find import find
-from fleetnet.inputs.transforms import ImageDataset
+from fleetnet.inputs.dataset import ImageDataset
+from fleetnet.inputs.loader import batches_of
 from fleetnet.int8._search import prepare, quantize
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build, limits_of
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.evaluate import Reached, evaluate
 from fleetnet.training.fit import fit
-from fleetnet.training.setup import loader
 
 NAMES = list(CLASSES)
 SMALL: dict[str, dict[str, Any]] = {
@@ -329,11 +329,14 @@ def test_a_run_keeps_the_score_of_its_best_f1(tmp_path: Path) -> None:
     assert predictor.score == best["score"]
     result = evaluate(
         predictor, "ssd",
-        loader(ImageDataset(some, predictor.preprocess, target="boxes"), config, None), some.classes,
+        batches_of(ImageDataset(some, predictor.preprocess, target="boxes"), config.batch_size),
+        some.classes,
     )  # fmt: skip
     assert result["score"] == pytest.approx(best["score"], abs=1e-6)
     assert result["F1"] == pytest.approx(best["F1"])
-    batches = loader(ImageDataset(some, predictor.preprocess, target="boxes"), config, None)
+    batches = batches_of(
+        ImageDataset(some, predictor.preprocess, target="boxes"), config.batch_size
+    )
     inputs = torch.cat([batch.images for batch in batches])
     done = quantize(
         prepare(tmp_path, inputs, batches), "onnx", tmp_path / "int8" / "model.onnx", max_drop=100
@@ -354,7 +357,7 @@ def test_int8_is_made_of_a_network_that_keeps_what_the_checkpoint_keeps(tmp_path
     some = load("shapes:8", "train", None, "masks")
     images = ImageDataset(Split(some.samples[:2], some.classes), Preprocess(SIZE), target="masks")
     config = TrainConfig(model="maskrcnn/fasternet_t0", batch_size=2, size=64)
-    batches = loader(images, config, None)
+    batches = batches_of(images, config.batch_size)
     source = prepare(
         tmp_path / "mask.safetensors", torch.rand(2, 3, *SIZE), batches, equalizing=False
     )

@@ -19,9 +19,10 @@ from torch import Tensor
 from fleetnet import images
 from fleetnet.data import load
 from fleetnet.errors import FleetnetError
-from fleetnet.inputs import loading
-from fleetnet.inputs.loading import batches_of, patient
-from fleetnet.inputs.transforms import Batch, ImageDataset
+from fleetnet.inputs import handover, workers
+from fleetnet.inputs.dataset import Batch, ImageDataset
+from fleetnet.inputs.loader import batches_of
+from fleetnet.inputs.workers import patient
 from fleetnet.preprocess import Preprocess
 
 SIZE = 96  # a batch of 4 has 442 kB, more than goes through the pipe anyway
@@ -69,8 +70,8 @@ def test_batches_of_workers_are_those_of_this_process(
 ) -> None:
     """With little shared memory they go through the pipe."""
     if free is not None:
-        # the workers are forks of this process
-        monkeypatch.setattr(loading, "free_shared_memory", lambda: free)
+        # The workers are forks of this process.
+        monkeypatch.setattr(handover, "free_shared_memory", lambda: free)
     data = shapes(target)
     here = list(batches_of(data, 4))
     there = list(patient(batches_of(data, 4, workers=2)))
@@ -78,7 +79,7 @@ def test_batches_of_workers_are_those_of_this_process(
     assert all(map(same, here, there))
     if free == 0:
         assert not any(tensor.is_shared() for batch in there for tensor in flat(list(batch)))
-    elif free is None and loading.free_shared_memory():
+    elif free is None and handover.free_shared_memory():
         assert all(batch.images.is_shared() for batch in there)
 
 
@@ -122,7 +123,7 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
 
     monkeypatch.setattr(images, "load", reading)
     said: list[str] = []
-    monkeypatch.setattr(loading, "SAID_EVERY", 1.0)
+    monkeypatch.setattr(workers, "SAID_EVERY", 1.0)
     began = time.monotonic()
     with pytest.raises(FleetnetError, match=FATES[fate][1]) as caught:
         for _ in patient(batches_of(data, 4, workers=2, minutes=0.05), said.append):
@@ -138,7 +139,7 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
     assert not [
         thread
         for thread in threading.enumerate()
-        if isinstance(thread, loading._Watch) and not thread.done
+        if isinstance(thread, workers._Watch) and not thread.over.is_set()
     ]
 
 
@@ -170,7 +171,7 @@ def test_training_in_a_container_with_little_shared_memory(photos: Path, tmp_pat
     command = SMALL_MEMORY.format(python=sys.executable, data=photos, run=tmp_path / "run")
     done = subprocess.run(
         [*words, "sh", "-c", command], capture_output=True, text=True, timeout=240, check=False,
-        env={**os.environ, "PYTHONPATH": str(Path(loading.__file__).parents[1])},
+        env={**os.environ, "PYTHONPATH": str(Path(workers.__file__).parents[1])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "best.safetensors").is_file()

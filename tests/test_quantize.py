@@ -22,7 +22,7 @@ from fleetnet.cli import main
 from fleetnet.errors import DataError, ExportError, ModelError, UsageError
 from fleetnet.find import find
 from fleetnet.geometry import Place
-from fleetnet.inputs.transforms import Batch
+from fleetnet.inputs.dataset import Batch
 from fleetnet.int8._equalize import chains, equalize
 from fleetnet.int8._search import (  # fmt: skip
     Prepared,

@@ -23,10 +23,10 @@ import fleetnet
 from fleetnet.data import Object, Split, load
 from fleetnet.find import find
 from fleetnet.inputs.augment import augmentation
-from fleetnet.inputs.balance import class_weights
-from fleetnet.inputs.transforms import ImageDataset, Item, collate, train_transform
+from fleetnet.inputs.dataset import ImageDataset, Item, collate
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model
+from fleetnet.training.class_weights import class_weights
 from fleetnet.training.config import TrainConfig
 
 # everything off; 22 pictures in batches of 4 are five batches an epoch, and two left over
@@ -125,23 +125,25 @@ def scenes(crowds: bool = False) -> tuple[Split, Split]:
 def reader(task: str, train: Split, config: TrainConfig) -> Callable[[int, bool], Item | str]:
     """What the slow loop reads: a sample as an input, with mosaic or without."""
     preprocess = Preprocess(config.size, mode=find("tasks", task).MODE)
-    if task == "classification":
-        transform = train_transform(
+    module = find("tasks", task)
+    data, plain = (
+        ImageDataset(
+            train,
             preprocess,
-            scale=(config.scale, 1.0),
-            flip=config.flip,
-            color_jitter=config.color_jitter,
-            auto_augment=config.auto_augment,
-            erasing=config.erasing,
+            augmentation(
+                module.AUGMENT if config.augment == "default" else config.augment,
+                preprocess,
+                flip=config.flip,
+                scale=config.scale,
+                color_jitter=config.color_jitter,
+                erasing=config.erasing,
+                mosaic=probability,
+                auto_augment=config.auto_augment,
+            ),
+            target=module.TARGET,
         )
-        data = ImageDataset(train, transform)
-        return lambda index, mosaic: data[index]
-    name = "ssd" if config.augment == "default" else config.augment
-    transforms = (
-        augmentation(name, preprocess, {**config.to_dict(), "mosaic": probability})
         for probability in (config.mosaic, 0.0)
     )
-    data, plain = (ImageDataset(train, transform, target="boxes") for transform in transforms)
     return lambda index, mosaic: data[index] if mosaic else plain[index]
 
 

@@ -17,14 +17,16 @@ from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.data import Split
 from fleetnet.errors import DataError, FleetnetError, UsageError
-from fleetnet.inputs.transforms import ImageDataset
+from fleetnet.inputs.augment import InTurn
+from fleetnet.inputs.dataset import ImageDataset
+from fleetnet.inputs.loader import batches_of
 from fleetnet.preprocess import Preprocess
 from fleetnet.sizes import parse_size
 from fleetnet.tasks import Model, build
-from fleetnet.training import schedule, setup
+from fleetnet.training import schedule
 from fleetnet.training.config import TrainConfig, read_recipe
 from fleetnet.training.run import epochs_of
-from fleetnet.training.setup import loader, may_be_channels_last
+from fleetnet.training.setup import may_be_channels_last
 
 
 def splits(photos: Path) -> tuple[Split, Split]:
@@ -229,11 +231,9 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
             color_jitter=0.0,
         )
         data_splits = [Split(split.samples[:24], split.classes) for split in splits(photos)]
-
-        # no random crop: the order of random numbers differs
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(setup, "train_transform", lambda pre, **_: Preprocess(pre.size))
-            fleetnet.fit(model, *data_splits, config, tmp_path / run, report=False)
+        # No random crop: the order of random numbers differs.
+        whole = InTurn()
+        fleetnet.fit(model, *data_splits, config, tmp_path / run, augment=whole, report=False)
         states.append(model.state_dict())
     for key in states[0]:
         assert torch.allclose(states[0][key], states[1][key], rtol=1e-4, atol=1e-6)
@@ -317,7 +317,7 @@ def test_a_strided_1x1_of_the_image_is_not_channels_last_on_cpu():
 
 def test_evaluate_counts(photos: Path):
     val = splits(photos)[1]
-    batches = loader(ImageDataset(val, Preprocess((32, 32))), settings(), None)
+    batches = batches_of(ImageDataset(val, Preprocess((32, 32))), settings().batch_size)
     perfect = iter([s.label for s in val.samples])
 
     class Oracle(nn.Module):

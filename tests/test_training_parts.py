@@ -1,9 +1,12 @@
-"""What can be put into a training from outside: an objective, a hook, an order of the samples; and its run folder."""
+"""What a training takes from outside, and its run folder.
+
+An objective, hooks, an order of the samples, an augmentation.
+"""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,16 +19,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fleetnet
-from fleetnet import checkpoint
+from fleetnet import checkpoint, tasks
 from fleetnet.cli import main
 from fleetnet.data import Split, load
 from fleetnet.errors import UsageError
+from fleetnet.geometry import Place
+from fleetnet.inputs.augment import Augmentation, InTurn
+from fleetnet.inputs.decode import AnnotatedPicture
+from fleetnet.inputs.layouts import Part, move
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.folder import BEST, CONFIG, ENVIRONMENT, LAST, LOG
 from fleetnet.training.hooks import Hook, Progress
 from fleetnet.training.objective import TaskObjective, task_objective
 from fleetnet.training.run import Run
+from fleetnet.training.setup import augmentation_of, preprocess_of
 
 Weights = dict[str, Tensor]
 equal = benchmark("kills").equal  # of nested values, tensors to the bit
@@ -240,6 +249,94 @@ def test_an_order_of_the_samples(photos: Path, tmp_path: Path):
         train.samples[index].label for epoch in (0, 1) for index in order.indices[epoch::2]
     ]
     assert [line["train"]["images"] for line in lines_of(tmp_path)] == [12, 12]
+
+
+# An augmentation
+
+
+class Darker(Augmentation):
+    """The left half of a picture, darker, with what is annotated in it; the same for every task."""
+
+    def __init__(self, seen: list[dict[str, Tensor]] | None = None):
+        self.seen = [] if seen is None else seen
+
+    def __call__(
+        self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
+    ) -> AnnotatedPicture:
+        picture, targets = pictures[0]
+        factor = float(torch.rand((), generator=generator))
+        half = Place(picture.height, picture.width // 2)
+        shown = move(targets, Part(half), (half.height, half.width))
+        self.seen.append(shown)
+        darker = picture.crop((0, 0, half.width, half.height)).point(lambda value: value * factor)
+        return AnnotatedPicture(darker, shown)
+
+
+SMALL_MASKRCNN = {"channels": 16, "hidden": 32, "samples": 16, "proposals": 40, "anchor": 8}
+TASKS = {
+    "fasternet_t0": "label",
+    "ssd/fasternet_t0": "boxes",
+    "maskrcnn/fasternet_t0": "masks",
+    "deeplabv3/fasternet_t0": "semantic",
+}
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_one_augmentation_serves_every_task(name: str, tmp_path: Path):
+    target = TASKS[name]
+    drawn = load("shapes:8", "train", target=target)
+    some = Split(drawn.samples[:4], drawn.classes)
+    augment = Darker()
+    images: list[Tensor] = []
+    learned: list[Mapping[str, Any]] = []
+
+    places: list[Place] = []
+
+    def keep(batch: Tensor, targets: Mapping[str, Any], preprocess: Preprocess) -> None:
+        images.append(batch)
+        learned.append(targets)
+        places.append(preprocess.place(96, 48))  # of the half picture in the input
+
+    config = settings(size=64, batch_size=4, epochs=1, lr=1e-4)
+    options = SMALL_MASKRCNN if name.startswith("maskrcnn") else {}
+    model = build(name, len(some.classes), options=options)
+    fleetnet.fit(model, some, some, config, tmp_path, augment=augment, on_batch=keep, report=False)
+    assert len(augment.seen) == 4
+    assert images[0].shape == (4, 3, 64, 64)
+    if target == "label":
+        assert learned[0]["label"].tolist() == [int(shown["label"]) for shown in augment.seen]
+    elif target == "semantic":  # each class has the share of the input that it had of the half
+        for semantic, shown in zip(learned[0]["semantic"], augment.seen, strict=True):
+            assert semantic.shape == (64, 64)
+            assert set(semantic.unique().tolist()) >= set(shown["semantic"].unique().tolist())
+    else:
+        for boxes, shown in zip(learned[0]["boxes"], augment.seen, strict=True):
+            torch.testing.assert_close(boxes, places[0].into(shown["boxes"]), atol=1.5, rtol=0)
+    assert sum(len(shown.get("boxes", [0])) for shown in augment.seen) > 0
+
+
+def test_an_augmentation_of_several_steps(photos: Path, tmp_path: Path, usual: Weights):
+    """The usual one and one more; and steps that change nothing change no weight."""
+    train, _ = splits(photos)
+    config = settings()
+    preprocess = preprocess_of(network(), train, config)
+    task = tasks.find("classification")
+    usual_one = augmentation_of(task, preprocess, config)
+    weights = trained(photos, tmp_path / "same", augment=InTurn(usual_one, InTurn()))
+    assert same(weights, usual)
+    weights = trained(photos, tmp_path / "darker", augment=InTurn(Darker(), usual_one))
+    assert not same(weights, usual)
+
+
+def test_an_augmentation_that_is_none_is_refused(photos: Path, tmp_path: Path):
+    with pytest.raises(UsageError, match=r"write class function\(Augmentation\)"):
+        trained(photos, tmp_path / "run", augment=lambda pictures, generator: pictures[0])
+
+    class Large(Darker):
+        at_input_size = True
+
+    with pytest.raises(UsageError, match=r"gave a picture of .*the input's size, 32x32"):
+        trained(photos, tmp_path / "run", augment=Large())
 
 
 # The run folder of `fit` is that of the command

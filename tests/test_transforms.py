@@ -13,21 +13,22 @@ from torchvision.transforms import v2
 
 from fleetnet.data import Sample, Split, load, shapes
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.inputs.transforms import (
-    AUTO_AUGMENT,
-    Batch,
-    ImageDataset,
-    Item,
-    collate,
-    mix,
-    train_transform,
-)
+from fleetnet.inputs.augment import AUTO_AUGMENT, Augmentation, as_input, augmentation
+from fleetnet.inputs.dataset import Batch, ImageDataset, Item, collate
+from fleetnet.inputs.decode import AnnotatedPicture
+from fleetnet.inputs.mixing import mix
 from fleetnet.preprocess import Preprocess
 
 
 def noise(width, height, seed=0):
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((width, height), Image.Resampling.BOX, reducing_gap=None)
+
+
+def trained_on(image: Image.Image, preprocess: Preprocess, **settings) -> torch.Tensor:
+    """What a classifier sees of a picture in training."""
+    augment = augmentation("classify", preprocess, **settings)
+    return as_input(augment, preprocess, [AnnotatedPicture(image, {})])[0]
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -104,8 +105,7 @@ def test_odd_pictures(size, antialias):
         Image.new("RGB", size, "white"),
         Preprocess((32, 48), 0.875, antialias=antialias),
     )
-    for transform in (preprocess, train_transform(preprocess)):
-        result = transform(image)
+    for result in (preprocess(image), trained_on(image, preprocess, color_jitter=0.0)):
         assert result.shape == (3, 32, 48)
         assert result.std((1, 2)).max() < 1e-5  # white stays white
 
@@ -143,34 +143,59 @@ def test_preprocess_is_checked(wrong):
 
 
 @pytest.mark.parametrize("auto_augment", [None, *AUTO_AUGMENT])
-def test_train_transform(auto_augment):
-    transform = train_transform(
-        Preprocess((48, 64)), auto_augment=auto_augment, color_jitter=0.2, erasing=0.5
-    )
-    image = shapes.draw(3)
+def test_random_crops(auto_augment):
+    preprocess = Preprocess((48, 64))
+    augment = augmentation("classify", preprocess, auto_augment=auto_augment, erasing=0.5)
+    pictures = [AnnotatedPicture(shapes.draw(3), {"label": torch.tensor(2)})]
     torch.manual_seed(0)
-    first, second = transform(image), transform(image)
+    (first, targets), (second, _) = (as_input(augment, preprocess, pictures) for _ in range(2))
+    assert targets == {"label": torch.tensor(2)}
     assert first.shape == (3, 48, 64)
     assert first.dtype == torch.float32
     assert not torch.equal(first, second)
     torch.manual_seed(0)
-    # worker processes, and repeated runs
-    assert torch.equal(pickle.loads(pickle.dumps(transform))(image), first)
+    # In worker processes, and in repeated runs.
+    again = as_input(pickle.loads(pickle.dumps(augment)), preprocess, pictures)
+    assert torch.equal(again[0], first)
 
 
-def test_train_transform_without_chance_is_a_resize():
+@pytest.mark.parametrize("auto_augment", AUTO_AUGMENT)
+def test_random_crops_are_torchvisions(auto_augment):
+    """The same numbers are drawn in the same order as by its transforms in turn."""
+    preprocess, image = Preprocess((48, 64)), shapes.draw(3)
+    policy = AUTO_AUGMENT[auto_augment]
+    theirs = v2.Compose(
+        [
+            v2.RandomResizedCrop(preprocess.size, (0.4, 1.0)),
+            v2.RandomHorizontalFlip(0.4),
+            *([] if policy is None else [policy()]),
+            v2.ColorJitter(0.3, 0.3, 0.3),
+            preprocess.tensor,
+            v2.RandomErasing(0.5),
+        ]
+    )
+    settings = {"scale": 0.4, "flip": 0.4, "color_jitter": 0.3, "erasing": 0.5}
+    for seed in range(8):
+        torch.manual_seed(seed)
+        expected = theirs(image)
+        torch.manual_seed(seed)
+        made = trained_on(image, preprocess, auto_augment=auto_augment, **settings)
+        assert torch.equal(made, expected)
+
+
+def test_random_crops_without_chance_is_a_resize():
     image, preprocess = noise(96, 96), Preprocess((48, 48))
-    plain = train_transform(preprocess, scale=(1.0, 1.0), flip=0.0)(image)
-    assert plain.shape == preprocess(image).shape
-    flipped = train_transform(preprocess, scale=(1.0, 1.0), flip=1.0)
+    still = {"scale": 1.0, "color_jitter": 0.0}
+    assert trained_on(image, preprocess, flip=0.0, **still).shape == preprocess(image).shape
     top = Image.new("RGB", (48, 48))
     top.paste("white", (0, 0, 24, 48))
-    assert flipped(top)[0, 0, -1] > flipped(top)[0, 0, 0]
+    flipped = trained_on(top, preprocess, flip=1.0, **still)
+    assert flipped[0, 0, -1] > flipped[0, 0, 0]
 
 
 def test_unknown_auto_augment():
     with pytest.raises(UsageError, match="did you mean 'randaugment'"):
-        train_transform(Preprocess((8, 8)), auto_augment="randaug")
+        augmentation("classify", Preprocess((8, 8)), auto_augment="randaug")
 
 
 @pytest.mark.parametrize(("mixup", "cutmix"), [(0.0, 0.0), (0.4, 0.0), (0.0, 1.0), (0.4, 1.0)])
@@ -222,16 +247,17 @@ def test_collate():
 def test_the_other_pictures_of_a_mosaic_are_any_of_the_samples():
     """Each as often as another; the first is the sample itself."""
 
-    class Labels:
+    class Labels(Augmentation):
         pictures = 4
 
-        def __call__(self, items):
-            return torch.stack([targets["label"] for _, targets in items]), {}
+        def __call__(self, pictures, generator):
+            labels = torch.stack([targets["label"] for _, targets in pictures])
+            return AnnotatedPicture(pictures[0].picture, {"label": labels})
 
     samples = [Sample(partial(Image.new, "RGB", (8, 8)), label) for label in range(8)]
-    data = ImageDataset(Split(samples, list("abcdefgh")), Labels())
+    data = ImageDataset(Split(samples, list("abcdefgh")), Preprocess((8, 8)), Labels())
     torch.manual_seed(0)
-    drawn = torch.stack([data[index].image for index in [*range(8)] * 20])  # (160, 4) labels
+    drawn = torch.stack([data[index].targets["label"] for index in [*range(8)] * 20])  # (160, 4)
     assert drawn[:, 0].tolist() == [*range(8)] * 20
     for place in (1, 2, 3):
         counts = drawn[:, place].bincount(minlength=8)
@@ -241,7 +267,7 @@ def test_the_other_pictures_of_a_mosaic_are_any_of_the_samples():
 
 def test_cache(tmp_path):
     split, preprocess = write(tmp_path, 4, broken=(2,)), Preprocess((10, 10))
-    data = ImageDataset(split, preprocess, cache=preprocess.size)
+    data = ImageDataset(split, preprocess, cache=True)
     assert [picture.image.size for picture in data.kept if not isinstance(picture, str)] == [
         (20, 13)
     ] * 3
@@ -257,13 +283,13 @@ def test_cache(tmp_path):
 
 def test_cache_is_bounded(tmp_path):
     split, preprocess = write(tmp_path, 4), Preprocess((10, 10))
-    data = ImageDataset(split, preprocess, cache=preprocess.size, limit=2 * 4 * 20 * 13)
+    data = ImageDataset(split, preprocess, cache=True, limit=2 * 4 * 20 * 13)
     assert len(data.kept) == 2
-    everything = ImageDataset(split, preprocess, cache=preprocess.size)
-    # kept or read again: the same
+    everything = ImageDataset(split, preprocess, cache=True)
+    # Kept or read again: the same.
     assert all(torch.equal(data[i][0], everything[i][0]) for i in range(4))
 
 
 def test_cache_does_not_enlarge():
-    data = ImageDataset(load("shapes:8", "train"), Preprocess((96, 96)), cache=(96, 96))
+    data = ImageDataset(load("shapes:8", "train"), Preprocess((96, 96)), cache=True)
     assert data.kept[0].image.size == (96, 96)

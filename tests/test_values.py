@@ -14,7 +14,8 @@ from fleetnet import data, images
 from fleetnet.cli import main
 from fleetnet.deploy.predictor import load, read_picture
 from fleetnet.errors import UsageError
-from fleetnet.inputs.transforms import ImageDataset
+from fleetnet.inputs.augment import InTurn
+from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.int8 import _search
 from fleetnet.preprocess import Preprocess
 from fleetnet.training.config import TrainConfig, read_recipe
@@ -196,8 +197,11 @@ def test_training_sees_the_range(scans):
     assert value_range("auto", train)[0] == (0, 4095)
     assert value_range("full", train) == (None, "")
     assert value_range("0,2000", train)[0] == (0, 2000)
-    bright = ImageDataset(train, Preprocess((16, 16)).__call__, values=(0, 4095))[0].image
-    assert bright.max() > ImageDataset(train, Preprocess((16, 16)).__call__)[0].image.max() + 2
+    bright, dark = (
+        ImageDataset(train, Preprocess((16, 16), values=values), InTurn())[0].image
+        for values in ((0, 4095), None)
+    )
+    assert bright.max() > dark.max() + 2
 
 
 def test_preprocess_of_before_is_read():

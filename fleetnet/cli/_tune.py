@@ -226,16 +226,13 @@ def _judge(
 
 def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
     """The first metric of the task, by name; `DataError` where there is nothing to measure it on."""
-    from torch.utils.data import DataLoader
-
     from .. import tasks
-    from ..inputs.transforms import ImageDataset, collate
+    from ..inputs.dataset import ImageDataset
+    from ..inputs.loader import batches_of
     from ..training.evaluate import evaluate
 
     images = ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET)
-    result = evaluate(
-        predictor, predictor.task, DataLoader(images, BATCH, collate_fn=collate), split.classes
-    )
+    result = evaluate(predictor, predictor.task, batches_of(images, BATCH), split.classes)
     return next(iter(result.items()))
 
 

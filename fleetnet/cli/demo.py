@@ -35,7 +35,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     from .. import checkpoint, data
     from ..deploy.predictor import export, load
     from ..files import check_writable
-    from ..inputs.transforms import ImageDataset
+    from ..inputs.dataset import ImageDataset
+    from ..inputs.loader import batches_of
     from ..measure import latency
     from ..measure.flops import count
     from ..reparam import difference, reparameterize
@@ -44,7 +45,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     from ..training.config import TrainConfig
     from ..training.evaluate import evaluate
     from ..training.fit import fit
-    from ..training.setup import loader
 
     began = time.monotonic()
     folder = Path(given.get("run") or "runs/demo")
@@ -94,7 +94,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     delivered = export(folder, "onnx", folder / "export" / "onnx" / "model.onnx")
     file = load(delivered.path)
     relative = cast("Parity", delivered.parity).relative  # onnxruntime runs everywhere
-    batches = loader(ImageDataset(val, best.preprocess), config, None)
+    batches = batches_of(ImageDataset(val, best.preprocess), config.batch_size)
     forms = {
         "multi-branch, torch": best.model,
         "deploy form, torch": deploy,

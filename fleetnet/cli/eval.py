@@ -89,8 +89,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     from ..data._names import by_name, only
     from ..data._record import describe, to_measure
     from ..deploy.predictor import load
-    from ..inputs.loading import MINUTES, batches_of
-    from ..inputs.transforms import ImageDataset
+    from ..inputs.dataset import ImageDataset
+    from ..inputs.loader import MINUTES, batches_of
     from ..report import figures
     from ..sizes import parse_size
     from ..tasks._coco import results

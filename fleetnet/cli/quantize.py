@@ -101,8 +101,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     from ..files import check_writable
     from ..find import names
     from ..images import find_images
-    from ..inputs.loading import MINUTES, batches_of
-    from ..inputs.transforms import ImageDataset
+    from ..inputs.dataset import ImageDataset
+    from ..inputs.loader import MINUTES, batches_of
     from ..int8._search import calibration, lacks, prepare, quantize, source_of
     from ..preprocess import Preprocess
     from ..weights.read import check_inside

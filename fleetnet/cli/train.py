@@ -384,7 +384,7 @@ def _check_parts(run: Path) -> None:
     from ..training.folder import environment_of
 
     parts = environment_of(run).get("from_python", [])
-    own = [part for part in ("objective", "order") if part in parts]
+    own = [part for part in ("objective", "order", "augmentation") if part in parts]
     if own:
         raise UsageError(
             f"{run} was trained from Python with its own {' and '.join(own)}, which no setting "

@@ -1,1 +1,15 @@
-"""From samples to batches: preprocessing, augmentation, worker processes, sampling by class."""
+"""From samples to batches. A reading order:
+
+    decode     a sample from its files: the picture, and its annotation in the picture's pixels
+    augment    what is done to both before a network learns from them; `Augmentation`
+    layouts    where pictures lie in an input: crops, scales and mosaics as numbers
+    dataset    samples as network inputs, and batches of them
+    mixing     what changes a whole batch: mixup, cutmix, sizes
+    samplers   in which order an epoch goes through the samples
+    loader     the one builder of batches
+
+and what the loader needs:
+
+    workers    processes that read, none of which is waited for without end
+    handover   batches through shared memory, as long as it holds them
+"""

@@ -34,7 +34,7 @@ from ..deploy.predictor import Predictor, described, load
 from ..errors import DataError, ExportError, ModelError, UsageError, choose
 from ..files import beside
 from ..find import names
-from ..inputs.loading import patient
+from ..inputs.workers import patient
 from ..preprocess import Preprocess
 from ..reading import hash_of, to_json
 from ..reparam import reparameterize

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, FleetnetError
-from ..inputs.loading import Say, patient
-from ..inputs.transforms import Batch
+from ..inputs.dataset import Batch
+from ..inputs.workers import Say, patient
 from .hooks import Hook, Pace
 from .learner import Learner
 from .log import Result

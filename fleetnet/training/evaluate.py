@@ -1,7 +1,6 @@
 """The figures of a model on annotated images, whatever computes it: `evaluate`."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +8,8 @@ from torch import Tensor, nn
 from .. import tasks
 from ..boxes import Limits, Prediction
 from ..errors import DataError, ModelError, named_arguments
-from ..inputs.loading import Say, patient
+from ..inputs.dataset import Batch
+from ..inputs.workers import Say, patient
 from ..tasks import Limiting, Outputs, named
 from .log import Result
 
@@ -19,7 +19,7 @@ from .log import Result
 def evaluate(
     model: nn.Module,
     task: str,
-    batches: Any,
+    batches: Iterable[Batch],
     classes: Sequence[str],
     on_prediction: Callable[[Prediction, int], None] | None = None,
     limits: Limits | None = None,

@@ -18,8 +18,9 @@ from ..data import Split
 from ..data._contents import Contents
 from ..data._names import by_name
 from ..errors import named_arguments
-from ..inputs.balance import Order
-from ..inputs.loading import Say
+from ..inputs.augment import Augmentation, check_augmentation
+from ..inputs.samplers import Order
+from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..tasks import Model
 from .checks import check
@@ -51,6 +52,7 @@ def fit(
     contents: tuple[Contents, Contents] | None = None,
     objective: Objective | None = None,
     order: Order | None = None,
+    augment: Augmentation | None = None,
     hooks: Sequence[Hook] = (),
     progress: Callable[[Progress], None] | None = None,
     on_epoch: Callable[[Line], None] | None = None,
@@ -72,10 +74,12 @@ def fit(
     `contents` are what `contents_of` counted in train and val, where that is known. The
     preprocessing, unless given, is what the starting weights expect, or ImageNet's mean and std, at
     the configured size; afterwards `model.preprocess` holds it. `source` describes the starting
-    weights. The loss is the task's own unless there is an `objective`, and the order of the samples
-    that of the settings unless there is an `order`. `progress` is called after every step,
-    `on_batch` gets what the network sees in it, `on_epoch` each line of the log, `on_wait` a line
-    for each half minute that the workers are waited for; `hooks` get all of this, and may fail.
+    weights. The loss is the task's own unless there is an `objective`, the order of the samples
+    that of the settings unless there is an `order`, and what is done to pictures before they are
+    learned from is what the settings name unless there is an `augment`. `progress` is called after
+    every step, `on_batch` gets what the network sees in it, `on_epoch` each line of the log,
+    `on_wait` a line for each half minute that the workers are waited for; `hooks` get all of this,
+    and may fail.
 
     `resume` goes on with a run: with its preprocessing, and its samples unless `other_data`;
     `restart` is for one that was stopped before its first epoch ended. Raises `UsageError` where
@@ -84,6 +88,8 @@ def fit(
     `FleetnetError` when the loss or a weight is not finite or a worker died; then the state of the
     last whole epoch is kept.
     """
+    if augment is not None:
+        check_augmentation(augment)
     val = by_name(val, train.classes, "the training data")
     accelerator = accelerator_of(config)
     counted = check(
@@ -99,7 +105,12 @@ def fit(
     with claim(Path(run)) if claimed is None else nullcontext(claimed) as mine:
         before = Before.read(mine.folder) if resume else None
         training = training_of(model, train, config, preprocess, source, before)
-        own_parts = {"objective": objective, "order": order, "preprocess": preprocess}
+        own_parts = {
+            "objective": objective,
+            "order": order,
+            "augmentation": augment,
+            "preprocess": preprocess,
+        }
         from_python = ["model", *(name for name, part in own_parts.items() if part is not None)]
         with Run(
             mine,
@@ -114,7 +125,17 @@ def fit(
             )
             hook = Hooks([Callbacks(progress, on_epoch, on_batch), *pictures, *hooks], say=on_wait)
             hook.start(this_run, training.config)
-            learner = set_up(model, train, val, training, accelerator, objective, order, before)
+            learner = set_up(
+                model,
+                train,
+                val,
+                training,
+                accelerator,
+                objective=objective,
+                order=order,
+                augment=augment,
+                before=before,
+            )
             this_run.record(train, val, counted)
             pace = Pace(this_run.epochs, config.epochs, len(learner.batches))
             while this_run.epochs < config.epochs and not this_run.stopped_early():

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import UsageError
-from ..inputs.loading import Say
+from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from .config import TrainConfig
 from .log import Line, Result

@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -13,9 +13,11 @@ from torch.optim.swa_utils import AveragedModel
 from .. import tasks
 from ..boxes import Limits
 from ..data import Split
-from ..inputs.balance import Order
-from ..inputs.loading import Say
-from ..inputs.transforms import ImageDataset
+from ..inputs.augment import Augmentation
+from ..inputs.dataset import ImageDataset
+from ..inputs.loader import Batches, batches_of
+from ..inputs.samplers import Order
+from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..tasks import Model
 from .config import TrainConfig
@@ -28,7 +30,6 @@ from .schedule import Schedule, average_of, optimizer_of
 from .setup import (
     augmentation_of,
     evaluation_limits,
-    loader,
     may_be_channels_last,
     order_of,
     sizes_and_boxes,
@@ -51,9 +52,10 @@ class Learner:
     objective: Objective
     average: AveragedModel | None
     data: ImageDataset  # of training
+    augment: Augmentation  # of training, but in the last `plain_epochs`
     order: Order  # in which the samples come
-    batches: Any  # of training
-    val_batches: Any
+    batches: Batches  # of training
+    val_batches: Batches
     preprocess: Preprocess
     classes: list[str]
     limits: Limits | None  # of what evaluation keeps of what a detector finds
@@ -65,10 +67,7 @@ class Learner:
         seed_all(self.config.seed * 1_000_003 + epoch)
         self.order.epoch = epoch
         if self.config.epochs - epoch <= self.config.plain_epochs:
-            plain = replace(self.config, mosaic=0.0)
-            self.data.transform = augmentation_of(
-                tasks.find(self.model.task), self.preprocess, plain
-            )
+            self.data.augment = self.augment.plain()
         self.network.train()
         for norm in self.frozen_norms:
             norm.eval()
@@ -144,8 +143,10 @@ def set_up(
     val: Split,
     training: Training,
     accelerator: "Accelerator",
+    *,
     objective: Objective | None = None,
     order: Order | None = None,
+    augment: Augmentation | None = None,
     before: Before | None = None,
 ) -> Learner:
     """Everything that a run trains with, in the state that it had `before`.
@@ -158,25 +159,35 @@ def set_up(
     objective = task_objective(model, config, train) if objective is None else objective
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
-    cache = preprocess.size if config.cache else None
-    augment = augmentation_of(task, preprocess, config)
-    data = ImageDataset(train, augment, cache, target=task.TARGET, values=preprocess.values)
+    augment = augmentation_of(task, preprocess, config) if augment is None else augment
+    data = ImageDataset(train, preprocess, augment, target=task.TARGET, cache=config.cache)
     val_data = ImageDataset(val, preprocess, target=task.TARGET)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
         model = cast(Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
     if before is None:
-        task.prepare(model.head, sizes_and_boxes(data, preprocess), preprocess.size)
+        task.prepare(model.head, sizes_and_boxes(train, preprocess), preprocess.size)
     channels_last = config.channels_last and may_be_channels_last(model, accelerator.device)
     if channels_last:
         model = model.to(memory_format=torch.channels_last)
     frozen_norms = freeze(model, config.freeze) if config.freeze else []
-    network, optimizer, batches, val_batches = accelerator.prepare(
+
+    def batches(images: ImageDataset, order: Order | None = None) -> Batches:
+        return batches_of(
+            images,
+            config.batch_size,
+            order=order,
+            workers=config.workers,
+            minutes=config.timeout,
+            pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        )
+
+    network, optimizer, train_batches, val_batches = accelerator.prepare(
         model,
         optimizer_of(model, config),
-        loader(data, config, order),
-        loader(val_data, config, None),
+        batches(data, order),
+        batches(val_data),
     )
     learner = Learner(
         config=config,
@@ -184,12 +195,13 @@ def set_up(
         network=network,
         accelerator=accelerator,
         optimizer=optimizer,
-        schedule=Schedule(config, len(batches)),
+        schedule=Schedule(config, len(train_batches)),
         objective=objective,
         average=None if config.ema is None else average_of(model, config.ema),
         data=data,
+        augment=augment,
         order=order,
-        batches=batches,
+        batches=train_batches,
         val_batches=val_batches,
         preprocess=preprocess,
         classes=train.classes,

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from .. import tasks
 from ..data import Split
-from ..inputs.augment import multi_scale
-from ..inputs.balance import class_weights
-from ..inputs.transforms import Batch, mix
+from ..inputs.dataset import Batch
+from ..inputs.mixing import mix, multi_scale
 from ..tasks import Model, named
+from .class_weights import class_weights
 from .config import TrainConfig
 
 Targets = Mapping[str, Any]  # annotations of a batch by name, as the loss of a task takes them

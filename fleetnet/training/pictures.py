@@ -16,7 +16,7 @@ from ..data import IGNORE, Sample, Split
 from ..deploy.predictor import load
 from ..errors import DataError
 from ..files import writing
-from ..inputs.transforms import ImageDataset
+from ..inputs.dataset import ImageDataset
 from ..preprocess import Preprocess
 from ..report.draw import captioned, draw, grid
 from .folder import BEST

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from .. import tasks
 from ..boxes import Limits
@@ -14,10 +13,8 @@ from ..data import WORDS, Split
 from ..errors import DataError, UsageError
 from ..images import Range, measure
 from ..images import value_range as range_of_files
-from ..inputs.augment import augmentation
-from ..inputs.balance import Balanced, Order, Shuffled, labels_of
-from ..inputs.loading import batches_of
-from ..inputs.transforms import Augment, ImageDataset, Transform, train_transform
+from ..inputs.augment import Augmentation, augmentation
+from ..inputs.samplers import Balanced, Order, Shuffled, labels_of
 from ..preprocess import Preprocess
 from ..tasks import Annotated, Model, Task
 from .checks import check_device
@@ -135,29 +132,27 @@ def evaluation_limits(config: TrainConfig, model: Model, classes: list[str]) -> 
     return limits
 
 
-# Batches ---------------------------------------------------------------------------------------
+# Inputs ----------------------------------------------------------------------------------------
 
 
-def augmentation_of(task: Task, preprocess: Preprocess, config: TrainConfig) -> Transform | Augment:
-    """The function of `ImageDataset` that the setting `augment` names; `task` is its file."""
+def augmentation_of(task: Task, preprocess: Preprocess, config: TrainConfig) -> Augmentation:
+    """What the setting `augment` names, with the settings that it reads; `task` is its file."""
     name = task.AUGMENT if config.augment == "default" else config.augment
     if (name == "classify") != (task.TARGET == "label") and name != "none":
         raise UsageError(
             f"augment is {name!r}, which does not go with {WORDS[task.TARGET]}; "
             f"allowed: {task.AUGMENT}"
         )
-    if name == "classify":
-        return train_transform(
-            preprocess,
-            scale=(0.35 if config.scale is None else config.scale, 1.0),
-            flip=config.flip,
-            color_jitter=0.2 if config.color_jitter is None else config.color_jitter,
-            auto_augment=config.auto_augment,
-            erasing=config.erasing,
-        )
-    if task.TARGET == "label":
-        return preprocess.__call__
-    return augmentation(name, preprocess, config.to_dict())
+    return augmentation(
+        name,
+        preprocess,
+        flip=config.flip,
+        scale=config.scale,
+        color_jitter=config.color_jitter,
+        erasing=config.erasing,
+        mosaic=config.mosaic,
+        auto_augment=config.auto_augment,
+    )
 
 
 def order_of(config: TrainConfig, train: Split) -> Order:
@@ -167,22 +162,9 @@ def order_of(config: TrainConfig, train: Split) -> Order:
     return Shuffled(len(train.samples), config.seed)
 
 
-def loader(data: ImageDataset, config: TrainConfig, order: Order | None) -> DataLoader[Any]:
-    """Batches in an order, without a smaller last one; None: in the data's own order, whole."""
-    return batches_of(
-        data,
-        config.batch_size,
-        workers=config.workers,
-        minutes=config.timeout,
-        sampler=order,
-        drop_last=order is not None and len(order) >= config.batch_size,
-        pin_memory=torch.cuda.is_available() and config.device != "cpu",
-    )
-
-
-def sizes_and_boxes(data: ImageDataset, preprocess: Preprocess) -> Iterator[Annotated]:
+def sizes_and_boxes(train: Split, preprocess: Preprocess) -> Iterator[Annotated]:
     """Of each readable picture its (height, width), and its boxes (n, 4) in pixels of the input."""
-    for sample in data.split.samples:
+    for sample in train.samples:
         try:
             width, height = sample.image().size if callable(sample.image) else measure(sample.image)
         except DataError:  # counted when it is met in training

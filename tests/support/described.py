@@ -30,7 +30,7 @@ from fleetnet import checkpoint  # noqa: E402
 from fleetnet.backbones import fasternet  # noqa: E402
 from fleetnet.deploy.predictor import export  # noqa: E402
 from fleetnet.geometry import Place  # noqa: E402
-from fleetnet.inputs.transforms import Batch  # noqa: E402
+from fleetnet.inputs.dataset import Batch  # noqa: E402
 from fleetnet.int8._search import prepare, quantize  # noqa: E402
 from fleetnet.preprocess import Preprocess  # noqa: E402
 from fleetnet.reparam import reparameterize  # noqa: E402

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fleetnet.inputs.transforms import Batch, Item, collate, mix
+from fleetnet.inputs.dataset import Batch, Item, collate
+from fleetnet.inputs.mixing import mix
 from fleetnet.training.config import TrainConfig
 
 Weights = dict[str, Tensor]

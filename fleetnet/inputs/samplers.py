@@ -1,16 +1,13 @@
-"""Classes of few samples: weights in the loss, or an order in which each class comes equally often."""
+"""In which order an epoch goes through the samples."""
 
 from collections import defaultdict
 from collections.abc import Iterator
 from typing import Protocol
 
-import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import Sampler
 
-from ..data import IGNORE, Split
-from ..errors import DataError
+from ..data import Split
 
 
 class Order(Protocol):
@@ -70,32 +67,5 @@ class Balanced(Shuffled):
 
 
 def labels_of(split: Split) -> list[int]:
+    """The class of each sample that has one."""
     return [sample.label for sample in split.samples if sample.label is not None]
-
-
-def class_weights(split: Split, target: str) -> Tensor:
-    """A weight for each class, (classes,), in inverse proportion to its samples or pixels; their mean over these is 1.
-
-    `target` is "label" or "semantic". A class that nothing is of has the weight 0. Label maps that
-    cannot be read are passed over here, as they are in training. Raises `DataError` for a pixel of
-    a class that there is not.
-    """
-    counts = torch.zeros(len(split.classes), dtype=torch.float64)
-    if target == "label":
-        counts += torch.bincount(torch.tensor(labels_of(split)), minlength=len(counts))
-    else:
-        for sample in split.samples:
-            try:
-                labels = np.zeros(0) if sample.semantic is None else sample.semantic()
-            except DataError:  # named when it is met in training
-                continue
-            known = torch.from_numpy(labels[labels != IGNORE].astype(np.int64))
-            if len(known) and int(known.max()) >= len(counts):
-                raise DataError(
-                    f"{sample.image} has a pixel of class {int(known.max())} of {len(counts)}"
-                )
-            counts += torch.bincount(known, minlength=len(counts))
-    there = counts > 0
-    weights = torch.zeros_like(counts)
-    weights[there] = counts.sum() / (counts[there] * there.sum())
-    return weights.float()

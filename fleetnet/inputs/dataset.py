@@ -1,0 +1,189 @@
+"""Samples as network inputs, and batches of them: `ImageDataset`, `collate`."""
+
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from .. import images
+from ..data import Split
+from ..errors import DataError
+from ..geometry import Place
+from ..preprocess import Preprocess
+from .augment import Augmentation, as_input
+from .decode import AnnotatedPicture, Targets, read_picture, read_targets, reduced
+
+# "label": (N,), or mixed (N, classes); "semantic": (N, H, W), in evaluation a list; of objects,
+# lists of N tensors.
+BatchTargets = dict[str, Any]
+LARGER = 1.3  # times the input's size: how large pictures are kept in memory
+
+
+class Batch(NamedTuple):
+    """What a network gets at once.
+
+    In training targets are in pixels of the input, in evaluation in those of the picture.
+    """
+
+    images: Tensor  # (N, 3, H, W); N is 0, and the shape (0,), if none of the files could be read
+    targets: BatchTargets
+    skipped: list[str]  # a line for each file that could not be read, with the reason
+    indices: list[int]  # of the samples in the split
+    places: list[Place]  # where each picture lies in the input; empty in training
+
+
+class Item(NamedTuple):
+    """One input of a batch."""
+
+    image: Tensor  # (3, H, W)
+    targets: Targets
+    sample: int  # its index in the split
+    place: Place | None  # where the picture lies in the input; None in training
+
+
+class Watcher(Protocol):
+    """What is told which sample is read, before it is."""
+
+    def reads(self, index: int) -> None: ...
+
+
+class ImageDataset(Dataset[Item | str]):
+    """Samples of a split as network inputs, or as text the reason why there is none.
+
+    `target` is the kind of annotation that comes with them (see `data`). With `augment` they are
+    for training: its random changes move the annotation with the picture, into pixels of the input.
+    Without, they are for evaluation, and the annotation stays in the picture's pixels.
+
+    With `cache` all images are decoded at once and kept in memory, reduced to just cover 1.3 times
+    the input's size: for training, where random crops resize them anyway; evaluation needs the
+    whole image. Beyond `limit` bytes, the rest is read from disk each time. Processes of a
+    DataLoader share the memory where they are forked (Linux); elsewhere each has a copy.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        preprocess: Preprocess,
+        augment: Augmentation | None = None,
+        *,
+        target: str = "label",
+        cache: bool = False,
+        limit: int = 4 * 1024**3,
+    ):
+        self.split = split
+        self.preprocess = preprocess
+        self.augment = augment
+        self.target = target
+        self.cache = cache
+        self.watcher: Watcher | None = None  # where worker processes read
+        # Of the first samples; text is the reason why there is no image.
+        self.kept: list[images.Picture | str] = []
+        if cache:
+            self._keep(limit)
+
+    def __len__(self) -> int:
+        return len(self.split.samples)
+
+    def __getitem__(self, index: int) -> Item | str:
+        try:
+            if self.augment is None:
+                return self._for_evaluation(index)
+            return self._for_training(index, self.augment)
+        except DataError as error:
+            return str(error)
+
+    def _for_evaluation(self, index: int) -> Item:
+        picture = self._picture(index)
+        place = self.preprocess.place(picture.height, picture.width)
+        return Item(self.preprocess(picture), self._targets(index, picture), index, place)
+
+    def _for_training(self, index: int, augment: Augmentation) -> Item:
+        pictures = [self.annotated(index)]
+        generator = torch.default_generator
+        others = torch.randint(len(self), (augment.pictures - 1,), generator=generator)
+        for other in others.tolist():
+            with suppress(DataError):  # named when it is an item itself
+                pictures.append(self.annotated(other))
+        image, targets = as_input(augment, self.preprocess, pictures, generator)
+        return Item(image, targets, index, None)
+
+    def annotated(self, index: int) -> AnnotatedPicture:
+        """The image of a sample with its annotation in the image's pixels.
+
+        Raises `DataError` if it cannot be read.
+        """
+        picture = self._picture(index)
+        targets = self._targets(index, picture)
+        whole, image = (picture.height, picture.width), picture.image
+        if whole != (image.height, image.width):  # of a large picture, a reduced copy
+            targets = reduced(targets, whole, (image.height, image.width))
+        return AnnotatedPicture(image, targets)
+
+    def _targets(self, index: int, picture: images.Picture) -> Targets:
+        """In the picture's own pixels, also where its image is reduced."""
+        return read_targets(
+            self.split.samples[index],
+            (picture.height, picture.width),
+            self.target,
+            learned=self.augment is not None,
+        )
+
+    def _picture(self, index: int) -> images.Picture:
+        if index >= len(self.kept):
+            return self._read(index)
+        kept = self.kept[index]
+        if isinstance(kept, str):
+            raise DataError(kept)
+        return kept
+
+    def _read(self, index: int) -> images.Picture:
+        if self.watcher is not None:
+            self.watcher.reads(index)
+        picture = read_picture(self.split.samples[index], self.preprocess.values)
+        return self._smaller(picture) if self.cache else picture
+
+    def _smaller(self, picture: images.Picture) -> images.Picture:
+        image, (height, width) = picture.image, self.preprocess.size
+        ratio = LARGER * max(height / image.height, width / image.width)
+        if ratio >= 1:
+            return picture
+        size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
+        return picture._replace(image=image.resize(size, Image.Resampling.BILINEAR))
+
+    def _keep(self, limit: int) -> None:
+        """Read the first samples into memory, as many as `limit` bytes hold."""
+        used = 0
+        for index in range(len(self)):
+            kept: images.Picture | str
+            try:
+                kept = self._read(index)
+                used += 4 * kept.image.width * kept.image.height  # Pillow pads RGB to 4 bytes
+            except DataError as error:
+                kept = str(error)
+            if used > limit:
+                break
+            self.kept.append(kept)
+
+
+def collate(items: Sequence[Item | str]) -> Batch:
+    """A batch of what `ImageDataset` gives.
+
+    Files that could not be read make it smaller and are named in `skipped`.
+    """
+    good = [item for item in items if not isinstance(item, str)]
+    skipped = [item for item in items if isinstance(item, str)]
+    if not good:
+        return Batch(torch.empty(0), {}, skipped, [], [])
+    places = [item.place for item in good if item.place is not None]
+    targets: BatchTargets = {}
+    for key in good[0].targets:
+        of_items = [item.targets[key] for item in good]
+        # In evaluation label maps have the sizes of their pictures.
+        same_size = key == "label" or (key == "semantic" and not places)
+        targets[key] = torch.stack(of_items) if same_size else of_items
+    images_together = torch.stack([item.image for item in good])  # (N, 3, H, W)
+    return Batch(images_together, targets, skipped, [item.sample for item in good], places)

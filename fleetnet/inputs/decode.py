@@ -1,0 +1,122 @@
+"""A sample from its files: the picture as RGB, and its annotation in the picture's own pixels.
+
+Nothing is random here, and nothing is resized but by `reduced`, for copies that are kept in memory.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.ops import box_area
+from torchvision.transforms import v2
+
+from .. import images
+from ..data import Object, Sample
+from ..data._masks import mask_of
+from ..errors import DataError
+from ..geometry import Place
+
+# What is known of a picture, by kind: "label" (); "boxes" (n, 4) float32 xyxy in pixels, with
+# "labels" (n,) int64 and where there are masks "masks" (n, height, width); "semantic" (height,
+# width) int64, IGNORE where unknown. In evaluation, with boxes: "area" (n,) and "crowd" (n,) bool.
+Targets = dict[str, Tensor]
+
+
+class AnnotatedPicture(NamedTuple):
+    """A picture with what is known of it."""
+
+    picture: Image.Image  # RGB
+    targets: Targets  # in pixels of the picture
+
+
+def read_picture(sample: Sample, values: images.Range | None) -> images.Picture:
+    """The picture of a sample; `values` is the range in files of more than 8 bits."""
+    source = sample.image() if callable(sample.image) else sample.image
+    return images.load(source, values)
+
+
+def read_targets(
+    sample: Sample, size: tuple[int, int], target: str, *, learned: bool = False
+) -> Targets:
+    """The annotation of a sample whose picture has this (height, width); `target` as in `data`.
+
+    What is `learned` from has no crowds in it, and evaluation has them with the areas of objects.
+    Raises `DataError` where there is no annotation of this kind.
+    """
+    if target == "label":
+        return {} if sample.label is None else {"label": torch.tensor(sample.label)}
+    if target == "semantic":
+        return {"semantic": _label_map(sample, size)}
+    if sample.objects is None:
+        raise DataError(
+            f"{sample.image} is not annotated with objects: load the data with target={target!r}"
+        )
+    objects = [one for one in sample.objects if not (learned and one.crowd)]
+    targets = {
+        "boxes": torch.tensor([one.box for one in objects], dtype=torch.float32).view(-1, 4),
+        "labels": torch.tensor([one.label for one in objects], dtype=torch.int64),
+    }
+    if target == "masks":
+        targets["masks"] = _masks(sample, objects, size)
+    if not learned:
+        targets["area"] = _areas(objects, targets)
+        targets["crowd"] = torch.tensor([one.crowd for one in objects], dtype=torch.bool)
+    return targets
+
+
+def _masks(sample: Sample, objects: Sequence[Object], size: tuple[int, int]) -> Tensor:
+    """(n, height, width) bool; `DataError` unless every object has a mask."""
+    masks = [mask_of(one.segmentation, size) for one in objects if one.segmentation is not None]
+    if len(masks) < len(objects):
+        raise DataError(
+            f"{sample.image}: {len(objects) - len(masks)} of {len(objects)} objects have no mask"
+        )
+    return torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), bool))
+
+
+def _areas(objects: Sequence[Object], targets: Targets) -> Tensor:
+    """Pixels of each object, (n,): as annotated, else of its mask, else of its box."""
+    whole = targets["masks"].sum((1, 2)) if "masks" in targets else box_area(targets["boxes"])
+    areas = [
+        float(counted) if one.area is None else one.area
+        for one, counted in zip(objects, whole, strict=True)
+    ]
+    return torch.tensor(areas, dtype=torch.float32)
+
+
+def _label_map(sample: Sample, size: tuple[int, int]) -> Tensor:
+    """The class of each pixel, (height, width) int64."""
+    if sample.semantic is None:
+        raise DataError(f"{sample.image} has no label map")
+    labels = sample.semantic()
+    if labels.shape != size:
+        raise DataError(
+            f"{sample.image} is {size[1]}x{size[0]}, its label map "
+            f"{labels.shape[1]}x{labels.shape[0]}"
+        )
+    return torch.from_numpy(labels.astype(np.int64))
+
+
+def reduced(targets: Targets, size: tuple[int, int], smaller: tuple[int, int]) -> Targets:
+    """The annotation of a picture of `size` for a `smaller` copy of it, both (height, width)."""
+    place = Place(*size, smaller[0] / size[0], smaller[1] / size[1])
+    moved = dict(targets)
+    if "boxes" in moved:
+        moved["boxes"] = place.into(moved["boxes"])
+    if "masks" in moved:
+        moved["masks"] = _resized(moved["masks"], smaller)
+    if "semantic" in moved:
+        moved["semantic"] = _resized(moved["semantic"][None], smaller)[0]
+    return moved
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Maps (n, h, w) at another size, by the nearest pixel."""
+    if not maps.numel():
+        return maps.new_zeros(len(maps), *size)
+    nearest = v2.InterpolationMode.NEAREST_EXACT
+    resized: Tensor = v2.functional.resize(maps.to(torch.uint8), list(size), nearest)
+    return resized.to(maps.dtype)

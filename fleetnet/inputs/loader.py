@@ -1,0 +1,41 @@
+"""The one builder of batches: every evaluation and training gets them here."""
+
+from torch.utils.data import DataLoader
+
+from .dataset import ImageDataset, Item
+from .handover import HandOver
+from .samplers import Order
+from .workers import Positions
+
+Batches = DataLoader[Item | str]  # which gives a `Batch` at a time
+MINUTES = 5.0  # that a batch may take
+
+
+def batches_of(
+    data: ImageDataset,
+    batch_size: int,
+    *,
+    order: Order | None = None,
+    workers: int = 0,
+    minutes: float = MINUTES,
+    pin_memory: bool = False,
+) -> Batches:
+    """Batches of a data set; go through them with `workers.patient`.
+
+    In an `order`, for training, a smaller last batch is left out unless it is the only one; without
+    one they are all samples, in the data set's own order. `workers` processes read images, none if
+    it is 0; none of them may take more than `minutes` for a batch.
+    """
+    positions = Positions(workers) if workers else None
+    data.watcher = positions
+    return DataLoader(
+        data,
+        batch_size=batch_size,
+        sampler=order,
+        drop_last=order is not None and len(order) >= batch_size,
+        num_workers=workers,
+        collate_fn=HandOver(workers),
+        pin_memory=pin_memory,
+        timeout=60 * minutes if workers else 0,
+        worker_init_fn=None if positions is None else positions.started,
+    )

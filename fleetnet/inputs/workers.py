@@ -1,0 +1,225 @@
+"""Worker processes that read images, none of which is waited for without end.
+
+A worker that died is named with the signal and the file it read. One that stands still is said
+while we wait, and ended after a limit.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import sharedctypes
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, get_worker_info
+
+from ..errors import FleetnetError
+from .dataset import Batch, ImageDataset, Item
+from .handover import SHARED_MEMORY
+
+SAID_EVERY = 30.0  # seconds of waiting between two lines
+HINT = "--workers 0 reads in this process, and shows where"
+HINTS = {  # by the signal
+    "SIGKILL": "The memory ran out, or somebody ended it: try fewer --workers or a smaller "
+    "--batch-size",
+    "SIGBUS": f"Shared memory ran out: give {SHARED_MEMORY} more (docker run --shm-size 1g), or "
+    "--workers 0",
+}
+Say = Callable[[str], None]
+
+
+class Positions:
+    """Which sample each worker reads, for the process that waits for it."""
+
+    def __init__(self, workers: int):
+        self.pids = sharedctypes.RawArray("q", workers)
+        self.samples = sharedctypes.RawArray("q", workers)
+
+    def started(self, worker: int) -> None:
+        self.pids[worker], self.samples[worker] = os.getpid(), -1
+
+    def reads(self, index: int) -> None:
+        """Called in a worker before it opens the picture of a sample; elsewhere nothing happens."""
+        info = get_worker_info()
+        if info is not None:
+            self.samples[info.id] = index
+
+    def read(self, data: ImageDataset, pids: Sequence[int] = ()) -> str:
+        """ "process 4711: photos/a.jpg" for each worker, or those of `pids`; "" if none has begun."""
+        of_workers = [
+            f"process {pid}: {_named(data, index)}"
+            for pid, index in zip(self.pids, self.samples, strict=True)
+            if pid and (not pids or pid in pids)
+        ]
+        return "; ".join(of_workers)
+
+    def died(self) -> list[tuple[int, str]]:
+        """The number of each worker that ended otherwise than well, and how, in words."""
+        if not hasattr(os, "waitid"):  # Windows
+            return []
+        deaths: list[tuple[int, str]] = []
+        for pid in filter(None, self.pids):
+            try:
+                about = os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:  # somebody asked before
+                continue
+            if about is None or not about.si_status:
+                continue
+            if about.si_code == os.CLD_EXITED:
+                deaths.append((pid, f"ended with code {about.si_status}"))
+            else:
+                deaths.append((pid, _of_signal(about.si_status)))
+        return deaths
+
+    def end(self) -> None:
+        """End the workers at once: one that is stopped heeds no other signal."""
+        for child in multiprocessing.active_children():
+            if child.pid in list(self.pids):
+                child.kill()
+                child.join(5)
+
+
+def _named(data: ImageDataset, index: int) -> str:
+    """The file of a sample, or its number where the picture is made and not read."""
+    if index < 0:
+        return "nothing yet"
+    image = data.split.samples[index].image
+    return f"sample {index}" if callable(image) else str(image)
+
+
+def _of_signal(number: int) -> str:
+    return f"was ended by the signal {signal.Signals(number).name} ({signal.strsignal(number)})"
+
+
+def patient(batches: Iterable[Batch], say: Say | None = None) -> Iterator[Batch]:
+    """The batches of `batches_of`, or of anything else.
+
+    `say` gets a line every half minute of waiting. Raises `FleetnetError` for a worker that died,
+    with its signal and the file it read, and for one that takes longer than their limit.
+    """
+    if isinstance(batches, DataLoader) and isinstance(batches.dataset, ImageDataset):
+        positions = batches.dataset.watcher
+        if isinstance(positions, Positions):
+            yield from _watched(batches, _Watch(say, positions, batches.dataset))
+            return
+    yield from batches
+
+
+def _watched(batches: "DataLoader[Item | str]", watch: "_Watch") -> Iterator[Batch]:
+    with _noticing(watch):
+        iterator = iter(batches)
+        while True:
+            watch.since = time.monotonic()
+            try:
+                watch.check()
+                batch = next(iterator)
+            except StopIteration:
+                return
+            except (RuntimeError, _WorkerDied) as error:
+                watch.since = None
+                explanation = _explained(error, batches, watch)
+                if explanation is None:
+                    raise
+                watch.ended = True
+                watch.positions.end()
+                raise FleetnetError(explanation) from error
+            watch.since = None
+            yield batch
+
+
+class _WorkerDied(Exception):
+    """Raised where we wait for a batch, from the handler of the signal that a child has ended."""
+
+
+@contextmanager
+def _noticing(watch: "_Watch") -> Iterator[None]:
+    """While it lasts, a worker that dies is noticed at once if we wait for a batch.
+
+    Else it is noticed when we do so next. Torch's own handler raises wherever the program is, such
+    as in the middle of a step of the training.
+    """
+    # Else it would be set when the first worker starts.
+    torch.utils.data._utils.signal_handling._set_SIGCHLD_handler()
+    before: Any = None  # the handler that was there
+    with suppress(ValueError, AttributeError):  # in another thread than the main one; on Windows
+        before = signal.signal(signal.SIGCHLD, lambda *_: watch.check())
+    try:
+        yield
+    finally:
+        watch.since = None
+        watch.over.set()
+        if before is not None:
+            # Torch's handler would raise another error for the same worker wherever the program is
+            # by then, when the signal comes late (a core is written first). It asks its workers
+            # without the signal too.
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL if watch.ended else before)
+
+
+class _Watch(threading.Thread):
+    """Says that we wait for a batch, and for what, as long as `since` is not None."""
+
+    def __init__(self, say: Say | None, positions: Positions, data: ImageDataset):
+        super().__init__(daemon=True)
+        self.say = say
+        self.positions = positions
+        self.data = data
+        self.since: float | None = None
+        self.over = threading.Event()
+        self.ended = False  # whether a worker died or was too slow, and all of them were ended
+        # kept, since a process can be asked only once how it ended
+        self.deaths: list[tuple[int, str]] = []
+        if say is not None:
+            self.start()
+
+    def check(self) -> None:
+        """Raise `_WorkerDied` if we wait for a batch and a worker has died."""
+        if self.since is not None and not self.deaths:
+            self.deaths = self.positions.died()
+            if self.deaths:
+                raise _WorkerDied
+
+    def run(self) -> None:
+        said = 0.0
+        while self.say is not None and not self.over.wait(min(1.0, SAID_EVERY / 4)):
+            since, now = self.since, time.monotonic()
+            if since is not None and now - max(since, said) >= SAID_EVERY:
+                said = now
+                last_read = self.last_read() or "none"
+                self.say(f"waiting for images since {now - since:.0f} s; last read by {last_read}")
+
+    def last_read(self, pids: Sequence[int] = ()) -> str:
+        """What each worker read last, or those of `pids`; "" if none has begun."""
+        return self.positions.read(self.data, pids)
+
+
+def _explained(
+    error: BaseException, batches: "DataLoader[Item | str]", watch: "_Watch"
+) -> str | None:
+    """What happened to the workers, in words, if that is what an error is about."""
+    if watch.deaths:
+        return _of_deaths(watch)
+    text = str(error)
+    last_read = watch.last_read() or "none has begun"
+    if "DataLoader timed out" in text:
+        return (
+            f"no batch came within {batches.timeout / 60:g} minutes from the {batches.num_workers} "
+            f"processes that read images; last read by {last_read}. Give --timeout more minutes, "
+            "or --workers 0"
+        )
+    if "DataLoader worker (pid" in text and "Caught" not in text:
+        reason = text.strip().rstrip(".")
+        return f"a process that read images died: {reason}; last read by {last_read}. {HINT}"
+    return None
+
+
+def _of_deaths(watch: "_Watch") -> str:
+    """Which workers died, how, of which file, and what to try."""
+    each = "; another ".join(
+        f"{how}; last read by {watch.last_read([pid])}" for pid, how in watch.deaths
+    )
+    hints = [hint for name, hint in HINTS.items() if any(name in how for _, how in watch.deaths)]
+    return f"a process that read images {each}. {hints[0] if hints else HINT}"

@@ -1,0 +1,47 @@
+"""Weights of the classes in a loss, for classes of few samples or pixels."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..data import IGNORE, Split
+from ..errors import DataError
+from ..inputs.samplers import labels_of
+
+
+def class_weights(split: Split, target: str) -> Tensor:
+    """A weight for each class, (classes,), in inverse proportion to its samples or pixels.
+
+    Their mean over these is 1. `target` is "label" or "semantic". A class that nothing is of has
+    the weight 0. Label maps that cannot be read are passed over here, as they are in training.
+    Raises `DataError` for a pixel of a class that there is not.
+    """
+    classes = len(split.classes)
+    counts = torch.zeros(classes, dtype=torch.float64)
+    if target == "label":
+        counts += torch.bincount(torch.tensor(labels_of(split)), minlength=classes)
+    else:
+        counts += _pixels_of_classes(split)
+    with_samples = counts > 0
+    weights = torch.zeros_like(counts)
+    weights[with_samples] = counts.sum() / (counts[with_samples] * with_samples.sum())
+    return weights.float()
+
+
+def _pixels_of_classes(split: Split) -> Tensor:
+    """How many pixels of the label maps are of each class, (classes,) float64."""
+    classes = len(split.classes)
+    counts = torch.zeros(classes, dtype=torch.float64)
+    for sample in split.samples:
+        if sample.semantic is None:
+            continue
+        try:
+            labels = sample.semantic()
+        except DataError:  # named when it is met in training
+            continue
+        annotated = torch.from_numpy(labels[labels != IGNORE].astype(np.int64))
+        if len(annotated) and int(annotated.max()) >= classes:
+            highest = int(annotated.max())
+            raise DataError(f"{sample.image} has a pixel of class {highest} of {classes}")
+        counts += torch.bincount(annotated, minlength=classes)
+    return counts
