@@ -61,7 +61,7 @@ def coco_data(root: Path, *annotations: dict[str, Any]) -> str:
     return str(root / "all.json")
 
 
-FLAT = [2, 3, 12, 3, 12, 11]
+FLAT = [[2, 3, 12, 3]]  # a line
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ FLAT = [2, 3, 12, 3, 12, 11]
             [{}, {"image_id": 7}, {"image_id": "x"}],
             {"of an image that the file does not list": 2},
         ),
-        ("masks", [{"segmentation": FLAT}, {"segmentation": FLAT}], {"without a usable mask": 2}),
+        ("masks", [{"segmentation": []}, {"segmentation": FLAT}], {"without a usable mask": 2}),
         ("boxes", [{"bbox": [90, 3, 5, 8]}], {"outside of the picture": 1}),
     ],
 )

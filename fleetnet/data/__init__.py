@@ -10,7 +10,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -24,7 +24,7 @@ from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
-from ._conventions import SPLITS
+from ._conventions import SPLITS, only_folder
 from ._splits import Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
@@ -252,45 +252,68 @@ def load(root: str, split: str | None, format: str | None = None, target: str = 
     if target not in TARGETS:
         raise UsageError(f"no target {target!r}: {choose(target, TARGETS)}")
     root = str(root)
-    return find(_format_of(root, format, target)).load(root, split, target)
+    name, place = _format_of(root, format, target)
+    loaded = find(name).load(place, split, target)
+    if place == root:
+        return loaded
+    line = f"{root!r} holds nothing but one folder, so {place!r} is read"
+    source = loaded.source and replace(loaded.source, root=root)
+    return replace(loaded, skipped=[line, *loaded.skipped], source=source)
 
 
-def _format_of(root: str, format: str | None, target: str) -> str:
-    """The name of the format to read with, which can give the target."""
+def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
+    """The format to read with, which can give the target, and the folder: `root`, or the only one in it."""
     formats = names("data")
     able = [name for name in formats if target in find(name).TARGETS]
+    places = [root, *_folders_too_much(root)]
     if format is not None:
-        if target not in find(format).TARGETS:
+        if format not in able and target not in find(format).TARGETS:
             raise UsageError(
                 f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}"
             )
-        return format
-    fits = [name for name in formats if not find(name).FALLBACK and _fits(name, root)]
-    fits = [name for name in fits if name in able] or fits[:1]
-    if len(fits) > 1:
+        return format, next((place for place in places if _fits(format, place)), root)
+    unable = ""
+    for fallback in (False, True):
+        among = [name for name in formats if fallback == find(name).FALLBACK]
+        for place in places:
+            fits = [name for name in among if _fits(name, place)]
+            usable = [name for name in fits if name in able]
+            if len(usable) > 1 and not fallback:
+                raise DataError(
+                    f"{root!r} fits several formats: {', '.join(usable)}; choose one with --format"
+                )
+            if usable:
+                if fallback:
+                    # Folders of a tool's own export look like those of classes.
+                    _native.check(root, deep=False)
+                return usable[0], place
+            unable = unable or next(iter(fits), "")
+    check_exists(root)
+    _native.check(root, deep=True)
+    if unable:
         raise DataError(
-            f"{root!r} fits several formats: {', '.join(fits)}; choose one with --format"
-        )
-    if not fits:
-        fits = [name for name in formats if find(name).FALLBACK and _fits(name, root)][:1]
-    if not fits:
-        check_exists(root)
-        _native.check(root, deep=True)
-        expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
-        raise DataError(
-            f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
-            f"What is there: {_there(root)}"
-        )
-    usable = target in find(fits[0]).TARGETS
-    if find(fits[0]).FALLBACK or not usable:
-        # Folders of a tool's own export look like those of classes, and its JSON like COCO's.
-        _native.check(root, deep=not usable)
-    if not usable:
-        raise DataError(
-            f"{root!r} is of the format {fits[0]}, which has no {WORDS[target]}; formats that "
+            f"{root!r} is of the format {unable}, which has no {WORDS[target]}; formats that "
             f"have: {', '.join(able)}"
         )
-    return fits[0]
+    expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
+    raise DataError(
+        f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
+        f"What is there: {_there(root)}"
+    )
+
+
+def _folders_too_much(root: str) -> list[str]:
+    """The only folder in a folder, and the only one in that, up to three: packing and unpacking leave them."""
+    inner: list[str] = []
+    place: Path | None = Path(root)
+    while place is not None and len(inner) < 3:
+        try:
+            place = only_folder(place)
+        except (DataError, OSError, ValueError):  # no folder, or no name of a file
+            break
+        if place is not None:
+            inner.append(str(place))
+    return inner
 
 
 def _fits(name: str, root: str) -> bool:

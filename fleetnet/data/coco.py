@@ -12,11 +12,11 @@ https://cocodataset.org/#format-data.
 import json
 import math
 import os
-import re
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from ..errors import DataError
 from . import (
@@ -25,14 +25,13 @@ from . import (
     Sample,
     Source,
     Split,
+    _coco_files,
     _native,
     check_exists,
-    check_images,
     few,
     files_beside,
     fit_box,
     hold_out,
-    inside,
     measured,
     note_turned,
     number,
@@ -41,8 +40,8 @@ from . import (
     text_of,
     whole,
 )
-from ._conventions import by_split, file_called, files_in, folders_in, split_of
-from ._masks import POINTS, NoMask, check_segmentation
+from ._masks import POINTS, NoMask, check_segmentation, mask_of
+from ._places import Pictures, image_folders
 
 EXPECTS = (
     "ROOT/annotations/instances_train.json and instances_val.json, with ROOT/images/train or "
@@ -50,61 +49,48 @@ EXPECTS = (
 )
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
-# of images, below the root; then any */JPEGImages
-_FOLDERS = "images/{0}", "{0}", "images", "JPEGImages", "."
+Id = int | str
+_UNKNOWN = (1 << 31, 1 << 31)  # size of a picture that is not measured: everything is inside
+_KINDS = {  # a key of an annotation that COCO's other files have -> what they are
+    "segments_info": "panoptic segmentation",
+    "caption": "captions",
+    "question": "questions",
+}
 
 
 def detect(root: str) -> bool:
-    """True for a JSON file, and for a folder with the file of a split."""
+    """True for a JSON file, and for a folder with the file of a split, or with one of all images."""
     path = Path(root)
     if os.path.isdir(path):
-        return bool(_files_of(path))
-    return os.path.isfile(path) and path.suffix == ".json"
+        return _coco_files.is_there(path)
+    return os.path.isfile(path) and path.suffix.lower() == ".json"
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, in the order of the file; images without objects are among them.
 
-    Images that cannot be read, or are not of the size that the file says, are left out with a line
-    in `skipped`. With target "masks" each object has a mask, with "boxes" none has. Raises
-    `DataError` naming file and entry for whatever does not parse, images that do not exist and
-    paths that leave the folder of the data.
+    Images that are not there, cannot be read, or are not of the size that the file says, are left
+    out with a line in `skipped`. With target "masks" each object has a mask, with "boxes" none has.
+    Raises `DataError` naming file and entry for whatever does not parse, and where none of the
+    images is there, or below the folder of the data.
     """
     check_exists(root)
     own, there = _named(Path(root))
     part = part_of(split, there, root, own)
-    path = there.get(part.there, Path(root))
-    place = path.parent if os.path.isfile(Path(root)) else Path(root)
-    place = place.parent if os.path.isfile(Path(root)) and place.name == "annotations" else place
-    parsed = _parse(text_of(path), str(path), target, part.take)
+    path = there.get(part.there) or _one_file(Path(root))
     source = Source(root, "coco", part.split, str(path), part.take)
-    if not parsed.samples:
-        return Split([], parsed.classes, source=source)
-    notes = parsed.notes
-    names = [str(sample.image) for sample in parsed.samples]
-    for sample in parsed.samples:  # before any of them is looked for
-        inside(place / str(sample.image), place, f"{path}, image {sample.id}")
-    folder = _folder(place, path, names[0])
-    paths = [inside(folder / name, place, str(path)) for name in names]
-    check_images(paths, str(path))
-    kept: list[Sample] = []
-    turned: list[Path] = []
-    lines, notes.lines = notes.lines, []  # pictures are told before annotations
-    for sample, image in zip(parsed.samples, paths, strict=True):
-        of_this: list[Path] = []
-        size, said = measured(image, notes, of_this), parsed.sizes[sample.id]
-        if size == said:
-            kept.append(replace(sample, image=image))
-            turned += of_this
-            continue
-        if size:
-            entry = f"{path}, image {sample.id}, says {said[1]}x{said[0]}"
-            because = ", turned by its EXIF orientation" if of_this else ""
-            notes.say(f"{str(image)!r}: left out, it is {size[1]}x{size[0]}{because}; {entry}")
-        if sample.objects:
-            notes.drop("of pictures left out", count=len(sample.objects))
-    note_turned(turned, notes)
-    return Split(kept, parsed.classes, notes.lines + lines, parsed.ids, source, notes.annotations())
+    document, notes = _lists(text_of(path), str(path)), Notes()
+    listed = dict(_pictures(document["images"], str(path)))
+    chosen = hold_out(list(listed), part.take)
+    if not chosen:
+        return Split([], [row["name"] for row in document["categories"]], source=source)
+    place = Path(root) if os.path.isdir(Path(root)) else _coco_files.place_of(path)
+    pictures = _pictures_below(place, path, part.there)
+    images, sizes = _measured({id: listed[id] for id in chosen}, pictures, str(path), notes)
+    others = set(listed) - set(chosen)
+    classes, ids, objects = _annotated(document, sizes, others, str(path), notes, target)
+    samples = [Sample(image, objects=tuple(objects[id]), id=id) for id, image in images.items()]
+    return Split(samples, classes, notes.lines, ids, source, notes.annotations())
 
 
 def parse(text: str, source: str, target: str = "boxes") -> Split:
@@ -113,56 +99,100 @@ def parse(text: str, source: str, target: str = "boxes") -> Split:
     Annotations without a size or of unknown images are dropped, with a line in `skipped`; so are
     those without a mask where `target` is "masks".
     """
-    parsed = _parse(text, source, target)
-    notes = parsed.notes
-    return Split(
-        parsed.samples, parsed.classes, notes.lines, parsed.ids, annotations=notes.annotations()
-    )
+    document, notes = _lists(text, source), Notes()
+    listed = dict(_pictures(document["images"], source))
+    sizes = {id: picture.size or _UNKNOWN for id, picture in listed.items()}
+    classes, ids, objects = _annotated(document, sizes, set(), source, notes, target)
+    samples = [
+        Sample(Path(picture.name), objects=tuple(objects[id]), id=id)
+        for id, picture in listed.items()
+    ]
+    return Split(samples, classes, notes.lines, ids, annotations=notes.annotations())
 
 
-class _Parsed(NamedTuple):
-    """A COCO file, or our part of it."""
+class _Listed(NamedTuple):
+    """A picture as the file has it."""
 
-    samples: list[Sample]  # `image` as in the file
-    classes: list[str]
-    ids: list[int]  # of the categories, in the order of classes
-    sizes: dict[int | str | None, tuple[int, int]]  # (height, width) of each image, by its id
-    notes: Notes
+    name: str
+    size: tuple[int, int] | None  # (height, width); None where the file does not say
 
 
-def _parse(text: str, source: str, target: str, take: str = "all") -> _Parsed:
-    rows = _lists(text, source)
-    notes = Notes()
-    ids, classes = _categories(rows["categories"], source, notes)
-    pictures = dict(_pictures(rows["images"], source))
-    chosen = set(hold_out(list(pictures), take))
-    objects: dict[int | str, list[Object]] = {id: [] for id in pictures}
-    for i, row in enumerate(rows["annotations"]):
+def _measured(
+    listed: Mapping[Id, _Listed], pictures: Pictures, source: str, notes: Notes
+) -> tuple[dict[Id, Path], dict[Id, tuple[int, int]]]:
+    """The image of each picture and its size (height, width), without those that are left out, which is said."""
+    names = [picture.name for picture in listed.values()]
+    paths = pictures.all_of(names)
+    missing = [(id, name) for id, name, path in zip(listed, names, paths, strict=True) if not path]
+    if len(missing) == len(names):
+        id, name = missing[0]
+        raise DataError(f"{source}, image {id}: {pictures.missing(name)}")
+    if missing:
+        notes.say(
+            f"{source}: {len(missing)} of {len(names)} images are not there and are left out: "
+            f"{few(name for _, name in missing)}"
+        )
+    images: dict[Id, Path] = {}
+    sizes: dict[Id, tuple[int, int]] = {}
+    turned: list[Path] = []
+    for (id, picture), path in zip(listed.items(), paths, strict=True):
+        if path is None:
+            continue
+        of_this: list[Path] = []
+        size = measured(path, notes, of_this)
+        if size is None:
+            continue
+        if picture.size not in (None, size):
+            height, width = picture.size or size
+            because = ", turned by its EXIF orientation" if of_this else ""
+            notes.say(
+                f"{str(path)!r}: left out, it is {size[1]}x{size[0]}{because}; {source}, image "
+                f"{id}, says {width}x{height}"
+            )
+            continue
+        images[id], sizes[id] = path, size
+        turned += of_this
+    note_turned(turned, notes)
+    return images, sizes
+
+
+def _annotated(
+    document: Mapping[str, list[dict[str, Any]]],
+    sizes: Mapping[Id, tuple[int, int]],
+    others: set[Id],
+    source: str,
+    notes: Notes,
+    target: str,
+) -> tuple[list[str], list[int], dict[Id, list[Object]]]:
+    """The classes, their category ids, and the objects of each picture that has a size.
+
+    `others` are pictures of another part; those of neither were left out.
+    """
+    listed = {_id(row.get("id")) for row in document["images"]}
+    used = {whole(row.get("category_id")) for row in document["annotations"]}
+    ids, classes = _categories(document["categories"], used, source, notes)
+    objects: dict[Id, list[Object]] = {id: [] for id in sizes}
+    for i, row in enumerate(document["annotations"]):
         entry = f"{source}, annotation {shorten(row.get('id', f'number {i}'))}"
         id, category = _id(row.get("image_id")), whole(row.get("category_id"))
-        if id in pictures and id not in chosen:
+        if id in others:
             continue
         notes.read += 1
-        if id is None or id not in pictures:
+        if id is None or id not in listed:
             line = f"{entry}: dropped, there is no image with the id {shorten(repr(row.get('image_id')))}"
             notes.drop("of an image that the file does not list", line)
             continue
+        if id not in sizes:
+            notes.drop("of pictures left out")
+            continue
         if category is None or category not in ids:
-            given = shorten(repr(row.get("category_id")))
-            raise DataError(f"{entry}: no category with the id {given}; there are {few(ids, 10)}")
-        item = _object(row, ids[category], pictures[id][1], entry, notes, target)
+            value = shorten(repr(row.get("category_id")))
+            raise DataError(f"{entry}: no category with the id {value}; there are {few(ids, 10)}")
+        item = _object(row, ids[category], sizes[id], entry, notes, target)
         if item:
             objects[id].append(item)
-    samples = [
-        Sample(Path(name), objects=tuple(objects[id]), id=id)
-        for id, (name, _) in pictures.items()
-        if id in chosen
-    ]
-    sizes: dict[int | str | None, tuple[int, int]] = {
-        id: size for id, (_, size) in pictures.items()
-    }
     first = {label: id for id, label in reversed(ids.items())}
-    return _Parsed(samples, classes, [first[label] for label in range(len(classes))], sizes, notes)
+    return classes, [first[label] for label in range(len(classes))], objects
 
 
 def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
@@ -174,11 +204,11 @@ def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
     tool = _native.of_document(document)
     if tool is not None:
         raise DataError(_native.message(source, tool))
+    other = _other_kind(document)
+    if other:
+        raise DataError(f"{source}: {other}")
     if not isinstance(document, dict):
-        hint = "; a list is what results are written as" if isinstance(document, list) else ""
-        raise DataError(
-            f"{source}: expected an object with images, annotations and categories{hint}"
-        )
+        raise DataError(f"{source}: expected an object with images, annotations and categories")
     rows: dict[str, Any] = {}
     for key in ("images", "annotations", "categories"):
         rows[key] = document.get(key)
@@ -192,30 +222,46 @@ def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
     return rows
 
 
+def _other_kind(document: object) -> str:
+    """What a document is that has no annotated objects; "" for one that may have."""
+    if isinstance(document, list):
+        return (
+            "expected an object with images, annotations and categories; a list is what results "
+            "of a detector are written as, which are no annotations"
+        )
+    if not isinstance(document, dict):
+        return ""
+    rows = document.get("annotations")
+    first = rows[0] if isinstance(rows, list) and rows and isinstance(rows[0], dict) else {}
+    kind = next((kind for key, kind in _KINDS.items() if key in first), None)
+    if kind is None:
+        return ""
+    return (
+        f"it holds COCO's {kind}, which is not read here; COCO's objects are in files called "
+        "instances_train2017.json and so on"
+    )
+
+
 def _object(
     row: dict[str, Any], label: int, size: tuple[int, int], entry: str, notes: Notes, target: str
 ) -> Object | None:
     """One annotation; None where it is dropped. `size` is the picture's (height, width)."""
-    box = row.get("bbox")
-    values = [number(value) for value in box] if isinstance(box, list) else []
-    x, y, width, height = values if len(values) == 4 else [None] * 4
-    if x is None or y is None or width is None or height is None:
-        raise DataError(f"{entry}: bbox is {shorten(repr(box))}; expected [x, y, width, height]")
-    fitted = fit_box((x, y, x + width, y + height), size, entry, notes)
-    if not fitted:
-        return None
     mask = row.get("segmentation")
     # of another picture, and so may be its box
-    if isinstance(mask, dict) and mask.get("size") != list(size):
-        given = shorten(mask.get("size"))
+    if isinstance(mask, dict) and mask.get("size") != list(size) and size != _UNKNOWN:
+        value = shorten(mask.get("size"))
         raise DataError(
-            f"{entry}: RLE is of size {given}; the picture is {list(size)}, height and width"
+            f"{entry}: RLE is of size {value}; the picture is {list(size)}, height and width"
         )
-    if target != "masks":
-        mask = None
-    else:
-        if isinstance(mask, list):  # polygons that enclose nothing take nothing from the others
-            mask = [part for part in mask if not isinstance(part, list) or len(part) >= 2 * POINTS]
+    mask = _polygons(mask) if isinstance(mask, list) else mask
+    box = _box(row.get("bbox"), mask, size, entry)
+    if box is None:
+        notes.drop("without a box", f"{entry}: dropped, it has neither a box nor a usable mask")
+        return None
+    fitted = fit_box(box, size, entry, notes)
+    if not fitted:
+        return None
+    if target == "masks":
         try:
             check_segmentation(mask, size)
         except NoMask as error:
@@ -227,8 +273,60 @@ def _object(
     crowd = number(row.get("iscrowd") or 0)
     if crowd is None and not isinstance(row["iscrowd"], bool):
         raise DataError(f"{entry}: iscrowd is {shorten(repr(row['iscrowd']))}; expected 0 or 1")
-    known_area = area if area is not None and 0 <= area < math.inf else None
-    return Object(fitted, label, mask, crowd != 0, known_area)
+    area = area if area is not None and 0 <= area < math.inf else None
+    return Object(fitted, label, mask if target == "masks" else None, crowd != 0, area)
+
+
+def _box(
+    box: Any, mask: Any, size: tuple[int, int], entry: str
+) -> tuple[float, float, float, float] | None:
+    """Corners xyxy of `bbox`, or of what the mask covers where there is none; None without either."""
+    values = [number(value) for value in box] if isinstance(box, list) else []
+    if box is not None and box != [] and (len(values) != 4 or None in values):
+        raise DataError(f"{entry}: bbox is {shorten(repr(box))}; expected [x, y, width, height]")
+    numbers = [value for value in values if value is not None]
+    if any(numbers):
+        x, y, width, height = numbers
+        return x, y, x + width, y + height
+    try:
+        check_segmentation(mask, size)
+    except DataError:
+        return (0, 0, 0, 0) if numbers else None
+    if isinstance(mask, list):
+        xs, ys = ([value for part in mask for value in part[side::2]] for side in (0, 1))
+        return min(xs), min(ys), max(xs), max(ys)
+    rows, columns = np.nonzero(mask_of(mask, size))
+    return (
+        float(columns.min()),
+        float(rows.min()),
+        float(columns.max()) + 1,
+        float(rows.max()) + 1,
+    )
+
+
+def _polygons(segmentation: list[Any]) -> list[Any]:
+    """Polygons [[x, y, x, y, ...], ...], also where they are written as pairs or as one flat list.
+
+    Of several those that enclose nothing are left out, so that they take nothing from the others.
+
+    >>> _polygons([[0, 0], [9, 0], [9, 9]]), _polygons([0, 0, 9, 0, 9, 9])
+    ([[0, 0, 9, 0, 9, 9]], [[0, 0, 9, 0, 9, 9]])
+    """
+    is_flat = not any(isinstance(part, list | dict) for part in segmentation)
+    is_pairs = len(segmentation) >= POINTS and all(_is_pair(part) for part in segmentation)
+    if segmentation and (is_flat or is_pairs):
+        segmentation = [segmentation]
+    flat = [
+        [value for pair in part for value in pair]
+        if isinstance(part, list) and part and all(_is_pair(pair) for pair in part)
+        else part
+        for part in segmentation
+    ]
+    return [part for part in flat if not isinstance(part, list) or len(part) >= 2 * POINTS]
+
+
+def _is_pair(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
 
 
 def _id(value: Any) -> int | str | None:
@@ -240,9 +338,12 @@ def _id(value: Any) -> int | str | None:
 
 
 def _categories(
-    rows: list[dict[str, Any]], source: str, notes: Notes
+    rows: list[dict[str, Any]], used: set[int | None], source: str, notes: Notes
 ) -> tuple[dict[int, int], list[str]]:
-    """Category id -> label, in the order of ids, and the names in the order of labels."""
+    """Category id -> label, in the order of ids, and the names in the order of labels.
+
+    `used` are the ids that annotations have.
+    """
     names: dict[int, str] = {}
     for row in rows:
         id, name = whole(row.get("id")), row.get("name")
@@ -253,6 +354,13 @@ def _categories(
         if id in names:
             raise DataError(f"{source}: two categories have the id {id}")
         names[id] = name
+    root = _root(rows, used)
+    if root is not None:
+        notes.say(
+            f"{source}: category {shorten(repr(names[root]))} has no objects and is what all others "
+            "are kinds of: no class"
+        )
+        del names[root]
     labels: dict[int, int] = {}
     first: dict[str, int] = {}  # name -> the first id that has it
     for id in sorted(names):
@@ -269,66 +377,61 @@ def _categories(
     return labels, list(first)
 
 
-def _pictures(
-    rows: list[dict[str, Any]], source: str
-) -> Iterator[tuple[int | str, tuple[str, tuple[int, int]]]]:
-    """(image id, (file name, (height, width))) of each image."""
+def _root(rows: list[dict[str, Any]], used: set[int | None]) -> int | None:
+    """The id of the category that all others are kinds of, as Roboflow writes one; None if it is none or is used."""
+    above = {row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]}
+    roots = [row for row in rows if row["name"] in above and whole(row["id"]) not in used]
+    if len(roots) != 1 or len(rows) < 2:
+        return None
+    others = [row for row in rows if row is not roots[0]]
+    if any(row.get("supercategory") != roots[0]["name"] for row in others):
+        return None
+    return whole(roots[0]["id"])
+
+
+def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[Id, _Listed]]:
+    """(image id, name and size) of each image."""
     seen = set()
     for row in rows:
         id, name = _id(row.get("id")), row.get("file_name")
-        width, height = whole(row.get("width")), whole(row.get("height"))
         if id is None or not isinstance(name, str) or not name or "\0" in name:
             raise DataError(f"{source}: image {shorten(row)} needs an id and a file_name")
-        if width is None or height is None or not (0 < width < 1 << 31 and 0 < height < 1 << 31):
-            given = f"width is {shorten(repr(row.get('width')))} and height is {shorten(repr(row.get('height')))}"
-            raise DataError(f"{source}, image {id}: {given}; expected pixels")
         if id in seen:
             raise DataError(f"{source}: two images have the id {id!r}")
         seen.add(id)
-        yield id, (name, (height, width))
+        yield id, _Listed(name, _size(row, f"{source}, image {id}"))
+
+
+def _size(row: dict[str, Any], entry: str) -> tuple[int, int] | None:
+    """(height, width) as the file says it; None where it says neither."""
+    if row.get("width") is None and row.get("height") is None:
+        return None
+    width, height = whole(row.get("width")), whole(row.get("height"))
+    if width is None or height is None or not (0 < width < 1 << 31 and 0 < height < 1 << 31):
+        values = [shorten(repr(row.get(side))) for side in ("width", "height")]
+        raise DataError(f"{entry}: width is {values[0]} and height is {values[1]}; expected pixels")
+    return height, width
 
 
 def _named(root: Path) -> tuple[str, dict[str, Path]]:
     """The split that a named file is of, or ""; and the files of the splits that are there."""
-    if not os.path.isdir(root):
-        return files_beside(root)
-    there = _files_of(root)
-    if not there:
+    if os.path.isdir(root):
+        return "", _coco_files.of_splits(root)
+    return files_beside(root)
+
+
+def _one_file(root: Path) -> Path:
+    """The file that is named, or the one of a folder without splits."""
+    file = _coco_files.of_all(root) if os.path.isdir(root) else root
+    if file is None:
         raise DataError(f"no COCO file in {str(root)!r}; expected {EXPECTS}")
-    return "", there
+    return file
 
 
-def _files_of(root: Path) -> dict[str, Path]:
-    """The annotation file of each split: its name says it, or that of its folder; the first place counts."""
-    in_folders = {
-        folder.name: file
-        for folder in folders_in(root)
-        if split_of(folder.name) and (file := file_called(folder, ["_annotations.coco.json"]))
-    }
-    for named in (_named_files(root / "annotations"), _named_files(root), in_folders):
-        there = by_split(named)
-        if there:
-            return there
-    return {}
-
-
-def _named_files(folder: Path) -> dict[str, Path]:
-    """JSON files in a folder, by the name of the split in theirs."""
-    return {
-        file.stem.removeprefix("instances_"): file for file in reversed(files_in(folder, ".json"))
-    }
-
-
-def _folder(root: Path, file: Path, name: str) -> Path:
-    """The folder of the images: the first of the usual ones that holds the image `name`."""
-    tag = file.stem.removeprefix("instances_")
-    plain = re.sub(r"\d+$", "", tag)
-    places = [root / place.format(word) for place in _FOLDERS for word in (tag, plain)] + [
-        file.parent
-    ]
-    places += sorted(root.glob("*/JPEGImages"))
-    for place in dict.fromkeys(places):
-        if os.path.isfile(place / name):
-            return place
-    tried = ", ".join(repr(str(place)) for place in dict.fromkeys(places))
-    raise DataError(f"{file}: no such image: {shorten(name)!r}, neither in {tried}")
+def _pictures_below(place: Path, file: Path, split: str) -> Pictures:
+    """The images below the folder of the data, `place`, as the file of a split may call them."""
+    tag = _coco_files.tag_of(file)
+    folders = image_folders(place, split, tag)
+    if file.parent != place:
+        folders += image_folders(file.parent, split, tag)
+    return Pictures(place, folders, split)

@@ -1,0 +1,145 @@
+"""Where the images of a data set are: looked up by whatever an annotation file calls them.
+
+Annotation files travel: they hold paths of other machines, upload folders and addresses. Of such a
+name the last part counts, if one image below the folder of the data is called so, and no other entry
+of the file is. Nothing outside of that folder is looked at.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import unquote
+
+from ..images import find_images
+from . import few, shorten
+from ._conventions import IMAGE_FOLDERS, children, folders_in, split_of
+
+
+def image_folders(root: Path, split: str = "", tag: str = "") -> list[Path]:
+    """The folders in which the images of a split may lie, most likely first.
+
+    `tag` is what the annotation file itself calls its part, such as "train2017" or "default".
+
+    Of images/train, train/images, train, images and the root itself these are the ones there.
+    """
+    tops = children(root, IMAGE_FOLDERS)
+    folders: list[Path] = []
+    for top in tops:
+        of_split = _of_split(top, split, tag)
+        folders += [deeper for place in of_split for deeper in children(place, IMAGE_FOLDERS)]
+        folders += of_split
+    for place in _of_split(root, split, tag):
+        folders += [*children(place, IMAGE_FOLDERS), place]
+    return list(dict.fromkeys([*folders, *tops, root]))
+
+
+def _of_split(folder: Path, split: str, tag: str) -> list[Path]:
+    """The folders of a split in a folder, the one that is called exactly so first."""
+    chosen = [
+        entry
+        for entry in folders_in(folder)
+        if entry.name.lower() == tag.lower() or (split and split_of(entry.name) == split)
+    ]
+    return sorted(chosen, key=lambda entry: entry.name.lower() != tag.lower())
+
+
+class Pictures:
+    """The images below `root`, looked for in `folders` first; `split` is the one that they are of.
+
+    Folders of other splits are left out where a name alone is looked for: a picture of val is never
+    taken for one of train that is missing.
+    """
+
+    def __init__(self, root: Path, folders: Iterable[Path], split: str = "") -> None:
+        self.root = root
+        self.folders = list(dict.fromkeys(folders))
+        self.split = split
+        self._listed = False
+        self._by_name: dict[str, list[Path]] = {}
+        self._by_stem: dict[str, list[Path]] = {}
+
+    def all_of(self, written: Sequence[str]) -> list[Path | None]:
+        """The image of each name as an annotation file has it; None where there is none, or it could be several."""
+        often = Counter(_last(name).lower() for name in set(written))
+        paths: list[Path | None] = []
+        for name in written:
+            path = self.at(name)
+            if path is None and often[_last(name).lower()] == 1:
+                path = self.called(name)
+            paths.append(path)
+        return paths
+
+    def at(self, written: str) -> Path | None:
+        """The image at this path below one of the folders; the folder of the last one is tried first."""
+        for name in dict.fromkeys((written, written.replace("\\", "/"))):
+            for folder in self.folders:
+                path = folder / name
+                if self._is_inside(path) and os.path.isfile(path):
+                    self._try_first(folder)
+                    return path
+        return None
+
+    def called(self, written: str) -> Path | None:
+        """The only image whose name is the last part of `written`, in any case."""
+        self._look()
+        names = dict.fromkeys((_last(written), unquote(_last(written))))
+        paths = (_only(self._by_name.get(name.lower(), []), name) for name in names)
+        return next((path for path in paths if path), None)
+
+    def with_stem(self, stem: str) -> Path | None:
+        """The only image with this name without extension."""
+        self._look()
+        return _only(self._by_stem.get(stem.lower(), []), stem)
+
+    def missing(self, written: str) -> str:
+        """Why there is no image of that name: it lies outside of the data, or nowhere."""
+        if not any(self._is_inside(folder / written) for folder in self.folders):
+            return f"{shorten(written)!r} is outside of the data, {str(self.root)!r}"
+        places = few((repr(str(folder)) for folder in self.folders), 10)
+        return (
+            f"no such image: {shorten(written)!r}, neither in {places}, nor by its name alone below "
+            f"{str(self.root)!r}; --images DIR says where the images are"
+        )
+
+    def _is_inside(self, path: Path) -> bool:
+        """Whether a path is below the root; links are the user's own."""
+        return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root))
+
+    def _try_first(self, folder: Path) -> None:
+        if self.folders[0] != folder:
+            self.folders.remove(folder)
+            self.folders.insert(0, folder)
+
+    def _look(self) -> None:
+        """List all images once."""
+        if self._listed:
+            return
+        self._listed = True
+        for path in find_images(self.root)[0]:
+            splits = {split_of(part) for part in path.relative_to(self.root).parts[:-1]} - {None}
+            if self.split and splits - {self.split}:
+                continue
+            self._by_name.setdefault(path.name.lower(), []).append(path)
+            self._by_stem.setdefault(path.stem.lower(), []).append(path)
+
+
+def _last(written: str) -> str:
+    """The name of a file in a path of any system, or in an address."""
+    name = written.replace("\\", "/").rstrip("/")
+    if "://" in name:
+        name = name.partition("#")[0]
+        path, _, query = name.partition("?")
+        # an address of a file is at the end of its path, or of what a viewer is asked for
+        name = path if os.path.splitext(path)[1] or "/" not in query else query
+    name = name.rpartition("/")[2]
+    return name.rpartition("=")[2] if name.startswith("?") else name
+
+
+def _only(paths: Sequence[Path], name: str) -> Path | None:
+    """The only one of several paths, or the only one that is called exactly so."""
+    exact = [path for path in paths if name in (path.name, path.stem)]
+    for some in (exact, paths):
+        if len(some) == 1:
+            return some[0]
+    return None
