@@ -17,12 +17,22 @@ runs. At the learned length, resizing is the identity. `fuse_at(size)` freezes a
 feature size: fixed kernels and one constant.
 
 Differs from the authors' code: they read one size from the height (ParC-Net: square features only)
-or fix it (ParC ConvNets: 224 x 224 images only).
+or fix it (ParC ConvNets: 224 x 224 images only). And a long circular convolution is computed in one
+of three ways that are equal but for rounding, whichever is fastest at its size (`form_for`):
+
+    convolution   of the feature, extended by itself: n multiplications an element
+    product       with an n x n matrix for each channel, whose rows are the kernel, shifted: as many,
+                  but in the kernels of matrix products, and so is its backward
+    fourier       a product of spectra: about log n an element. Yang et al., Fast-ParC,
+                  arXiv:2210.04020, does so too
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from fnmatch import fnmatch
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +65,75 @@ def _resize(parameter: Tensor, dim: int, length: int) -> Tensor:
     return F.interpolate(parameter, size, mode="bilinear", align_corners=True)
 
 
+Form = Literal["convolution", "product", "fourier"]
+_FORCED: ContextVar[Form | None] = ContextVar("form of circular convolutions", default=None)
+
+
+@contextmanager
+def computed_as(form: Form) -> Iterator[None]:
+    """Compute every circular convolution in this form meanwhile, whatever its size."""
+    token = _FORCED.set(form)
+    try:
+        yield
+    finally:
+        _FORCED.reset(token)
+
+
+def form_for(length: int, images: int, depthwise: bool, learning: bool) -> Form:
+    """The form that is fastest for a batch of so many `images`, by benchmarks/parc_forms.py on a CPU.
+
+    `learning`: the backward pass counts too, where the convolution along the width is the slowest:
+    at a length of 32, 16 images and 48 channels it takes 5 times as long as a product. A product
+    of a dense kernel would need a matrix for each pair of channels.
+    """
+    if not depthwise:
+        return "fourier" if length >= (16 if learning else 32) else "convolution"
+    if not learning:
+        return "fourier" if length >= 64 else "convolution"
+    if length < 14:
+        return "convolution"
+    return "fourier" if images == 1 or length > 128 else "product"
+
+
+def circular_convolution(
+    x: Tensor, weight: Tensor, bias: Tensor | None, dim: int, groups: int, form: Form
+) -> Tensor:
+    """y[i] = bias + sum over t of weight[t] x[(i + t) mod n] along `dim`: (N, C, H, W) -> the same.
+
+    `weight` (C, C / groups, n, 1) along the height or (C, C / groups, 1, n) along the width, of as
+    many `groups` as channels, or one.
+    """
+    if form == "convolution":
+        extended = torch.cat([x, x.narrow(dim, 0, x.shape[dim] - 1)], dim)  # 2n - 1 long
+        return F.conv2d(extended, weight, bias, groups=groups)
+    if form == "product":
+        matrix = circulant(weight.flatten(1))  # (C, to, from)
+        y = matrix @ x if dim == HEIGHT else x @ matrix.transpose(1, 2)
+    else:
+        y = _by_spectra(x, weight, dim, groups)
+    return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _by_spectra(x: Tensor, weight: Tensor, dim: int, groups: int) -> Tensor:
+    # Spectra exist of float32 and float64 only.
+    feature, kernel = (t if t.dtype == torch.float64 else t.float() for t in (x, weight))
+    spectrum = torch.fft.rfft(feature, dim=dim)  # of n values n // 2 + 1 frequencies f
+    response = torch.fft.rfft(kernel, dim=dim).conj()  # conjugate: the kernel is not turned around
+    if groups == 1:
+        response = response.flatten(2)  # (to, from, f)
+        product = "oif,nifw->nofw" if dim == HEIGHT else "oif,nihf->nohf"
+        filtered = torch.einsum(product, response, spectrum)
+    else:
+        filtered = spectrum * response.transpose(0, 1)  # (1, C, f, 1) or (1, C, 1, f)
+    return torch.fft.irfft(filtered, n=x.shape[dim], dim=dim).to(x.dtype)
+
+
+def circulant(kernel: Tensor) -> Tensor:
+    """The matrix of a circular convolution for each kernel: (C, n) -> (C, to, from)."""
+    places = torch.arange(kernel.shape[1], device=kernel.device)
+    return kernel[:, (places - places[:, None]) % len(places)]
+
+
 class CircularConv(nn.Module):
     """conv(norm(x + position)) along one dimension, all around; norm and position optional. (N, C, H, W) -> same."""
 
@@ -72,7 +151,6 @@ class CircularConv(nn.Module):
         self.dim, self.groups = dim, groups
         size = (length, 1) if dim == HEIGHT else (1, length)
         bound = (channels // groups * length) ** -0.5  # PyTorch's own for a convolution
-        self.wrap = Wrap(dim)
         self.position = (
             nn.Parameter(torch.randn(1, channels, *size) * position) if position else None
         )
@@ -88,9 +166,17 @@ class CircularConv(nn.Module):
             x = x + _resize(self.position, self.dim, length)  # (1, C, H, 1) or (1, C, 1, W)
         if self.norm is not None:
             x = self.norm(x)
-        return F.conv2d(
-            self.wrap(x), _resize(self.weight, self.dim, length), self.bias, groups=self.groups
-        )
+        weight = _resize(self.weight, self.dim, length)
+        form = self._form(length, len(x))
+        return circular_convolution(x, weight, self.bias, self.dim, self.groups, form)
+
+    def _form(self, length: int, images: int) -> Form:
+        if forced := _FORCED.get():
+            return forced
+        # A graph that is exported holds convolutions, which every runtime has.
+        if torch.jit.is_tracing() or torch.compiler.is_exporting():
+            return "convolution"
+        return form_for(length, images, self.groups > 1, torch.is_grad_enabled())
 
     def linear_part(self, length: int) -> Tensor:
         """The kernel at a length with the norm's scale in it, float64: all of this module but its constant."""
@@ -244,9 +330,7 @@ class CircularProduct(nn.Module):
 
     def __init__(self, conv: nn.Conv2d, dim: int):
         super().__init__()
-        kernel = conv.weight.detach().flatten(1)  # (C, n)
-        places = torch.arange(kernel.shape[1], device=kernel.device)
-        matrix = kernel[:, (places - places[:, None]) % len(places)]  # (C, to, from)
+        matrix = circulant(conv.weight.detach().flatten(1))
         self.dim, self.bias = dim, conv.bias
         self.matrix = nn.Parameter(matrix if dim == HEIGHT else matrix.transpose(1, 2).contiguous())
 

@@ -16,6 +16,7 @@ from fleetnet.cli import main
 from fleetnet.errors import UsageError
 from fleetnet.measure.flops import Counts, count, fvcore_table, parts
 from fleetnet.preprocess import Preprocess
+from fleetnet.parc import ParC
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import build
 
@@ -317,3 +318,9 @@ def test_options_are_for_names(saved, capsys):
     assert "--classes is for models given by name" in capsys.readouterr().err
     assert main(["flops", "--model", "fasternet_to"]) == 4
     assert "did you mean 'fasternet_t0'" in capsys.readouterr().err
+
+
+def test_macs_of_parc_are_those_of_convolutions_whatever_computes_it() -> None:
+    """At a length of 80 inference goes by Fourier transforms, which have nothing to count."""
+    parc = ParC(4, 80)
+    assert count(parc, torch.empty(1, 4, 80, 80)).macs == 4 * 80 * 80 * 80

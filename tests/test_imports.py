@@ -39,7 +39,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "checkpoint deploy errors files find inputs int8 preprocess reading reparam runtimes "
     "tasks training weights",
-    "measure": "errors measure proof reading",
+    "measure": "errors measure parc proof reading",
     "cli": "__init__ backbones boxes checkpoint cli data deploy errors files find images inputs "
     "int8 measure preprocess proof reading reparam report runtimes sizes synonyms tasks "
     "training weights",

@@ -17,6 +17,10 @@ from fleetnet.parc import (
     FrozenParC,
     ParC,
     ParCBN,
+    Wrap,
+    circular_convolution,
+    computed_as,
+    form_for,
     replace,
     with_products,
 )
@@ -100,7 +104,7 @@ def test_kernels_and_positions_are_resized_with_aligned_corners():
     assert torch.allclose(conv(impulse)[0, 0, 0], taps[[0, 4, 3, 2, 1]])
     conv.position.data = torch.tensor([0.0, 2.0, 4.0]).view(1, 1, 1, 3)
     shift = F.conv2d(
-        conv.wrap(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 5)), taps.view(1, 1, 1, 5)
+        Wrap(WIDTH)(torch.tensor([0.0, 1.0, 2.0, 3.0, 4.0]).view(1, 1, 1, 5)), taps.view(1, 1, 1, 5)
     )
     assert torch.allclose(conv(torch.zeros(1, 1, 2, 5))[0, 0, 0], shift.flatten())
 
@@ -219,3 +223,92 @@ def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int],
     assert not any(isinstance(module, CircularProduct) for module in frozen.modules())  # a copy
     assert_same_function(frozen, lambda frozen: with_products(frozen, 6)[0], x)
     assert with_products(other, 6)[1] == 0
+
+
+OTHERS = ["product", "fourier"]  # forms of a circular convolution, beside the plain one
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+def _computed(
+    form: str,
+    dim: int,
+    dense: bool,
+    size: tuple[int, int],
+    layout: torch.memory_format,
+    dtype: torch.dtype,
+) -> list[Tensor]:
+    """Outputs of a circular convolution, and the gradients of its input, kernel and bias."""
+    draw = torch.Generator().manual_seed(0)
+    channels, length = 4, size[dim - HEIGHT]
+    shape = (length, 1) if dim == HEIGHT else (1, length)
+    x = torch.randn(3, channels, *size, generator=draw, dtype=torch.float64)
+    weight = torch.randn(channels, channels if dense else 1, *shape, generator=draw).double()
+    bias = torch.randn(channels, generator=draw).double()
+    upstream = torch.randn(x.shape, generator=draw).to(dtype)
+    tensors = [
+        tensor.to(dtype).requires_grad_()
+        for tensor in (x.contiguous(memory_format=layout), weight, bias)
+    ]
+    groups = 1 if dense else channels
+    y = circular_convolution(*tensors, dim, groups, form)
+    assert y.dtype == dtype
+    y.backward(upstream)
+    return [y.detach(), *(tensor.grad for tensor in tensors)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
+@pytest.mark.parametrize("size", [(6, 6), (7, 20), (33, 5), (1, 8), (64, 2)])
+@pytest.mark.parametrize("dim", [HEIGHT, WIDTH])
+@pytest.mark.parametrize(
+    ("form", "dense"), [("product", False), ("fourier", False), ("fourier", True)]
+)
+def test_other_forms_compute_and_learn_the_same(form, dense, dim, size, layout) -> None:
+    plain = _computed("convolution", dim, dense, size, layout, torch.float64)
+    other = _computed(form, dim, dense, size, layout, torch.float64)
+    for ours, theirs in zip(other, plain, strict=True):
+        assert difference([theirs], [ours])[1] < 1e-12
+    single = _computed(form, dim, dense, size, layout, torch.float32)
+    for ours, theirs in zip(single, plain, strict=True):
+        assert difference([theirs], [ours.double()])[1] < 1e-5
+
+
+@pytest.mark.parametrize("form", OTHERS)
+@pytest.mark.parametrize("dim", [HEIGHT, WIDTH])
+def test_other_forms_in_bfloat16(form, dim) -> None:
+    plain = _computed("convolution", dim, False, (12, 20), LAYOUTS[0], torch.float64)
+    other = _computed(form, dim, False, (12, 20), LAYOUTS[0], torch.bfloat16)
+    for ours, theirs in zip(other, plain, strict=True):
+        assert difference([theirs], [ours.double()])[1] < 0.03  # 8 bits, over sums of 20
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("size", [(14, 70), (130, 20)])
+def test_whatever_form_is_chosen_the_operator_is_the_same(form, learning, size) -> None:
+    parc = _randomize(ParC(8, 16, **FORMS[form]).double())
+    x = torch.randn(2, 8, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.set_grad_enabled(learning):
+        chosen = parc(x)
+        with computed_as("convolution"):
+            plain = parc(x)
+    assert difference([plain], [chosen])[1] < 1e-12
+
+
+def test_the_form_is_the_fastest_of_its_size() -> None:
+    """Where the borders are; the times behind them are of benchmarks/parc_forms.py."""
+    training = [form_for(n, 16, depthwise=True, learning=True) for n in (8, 14, 32, 128, 129)]
+    assert training == ["convolution", "product", "product", "product", "fourier"]
+    assert form_for(32, 1, depthwise=True, learning=True) == "fourier"
+    inference = [form_for(n, 16, depthwise=True, learning=False) for n in (8, 32, 63, 64, 256)]
+    assert inference == ["convolution"] * 3 + ["fourier"] * 2
+    dense = [form_for(n, 16, depthwise=False, learning=True) for n in (14, 16, 64)]
+    assert dense == ["convolution", "fourier", "fourier"]
+
+
+def test_exported_graphs_hold_convolutions_whatever_the_size() -> None:
+    """Of a network that is not collapsed: a spectrum is no operator of most runtimes."""
+    parc = _randomize(ParC(4, 8))
+    graph = torch.export.export(parc, (torch.randn(1, 4, 80, 80),)).graph
+    called = {str(node.target) for node in graph.nodes if node.op == "call_function"}
+    assert any("conv" in name for name in called)
+    assert not any("fft" in name for name in called)

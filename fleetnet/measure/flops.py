@@ -28,6 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..errors import UsageError
+from ..parc import computed_as
 from ..proof.running_modules import scopes
 
 aten = torch.ops.aten
@@ -149,7 +150,12 @@ def _run(model: nn.Module, size: Tensor | tuple[int, int]) -> dict[str, _Sums]:
     like = next((t for t in tensors if t.is_floating_point()), torch.zeros(()))
 
     def counted(network: nn.Module, device: str | torch.device) -> dict[str, _Sums]:
-        with scopes(network) as running, _Counter(network, running) as counter:
+        # ParC as published: Fourier transforms have no multiplications to count.
+        with (
+            computed_as("convolution"),
+            scopes(network) as running,
+            _Counter(network, running) as counter,
+        ):
             network(torch.zeros(shape, dtype=like.dtype, device=device))
         return counter.sums
 
