@@ -15,8 +15,8 @@ from fleetnet.backbones.fasternet import FasterNet
 from fleetnet.cli import main
 from fleetnet.errors import UsageError
 from fleetnet.measure.flops import Counts, count, fvcore_table, parts
-from fleetnet.preprocess import Preprocess
 from fleetnet.parc import ParC
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import build
 
