@@ -1,6 +1,9 @@
 """Adding an entry is adding one file: each test lays one into a temporary folder of a table.
 
 Nothing else of the package changes: the names are found, the parts are used, errors name them.
+
+What `fit` takes as an object needs no file in the package at all: tests/test_training_parts.py adds
+an objective (a teacher beside the model), hooks, an order of the samples and an augmentation.
 """
 
 import importlib
@@ -118,6 +121,28 @@ def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     assert done.parity.passed
     with pytest.raises(UsageError, match=r"mixup is 1\.0, but points has no use for it"):
         check_settings(TrainConfig(mixup=1.0), "points")
+
+
+def test_a_loss_option_of_a_head(add: Add, tmp_path: Path):
+    """It is named in the file of the head alone; what trains and what keeps models carries it."""
+    add("tasks", "points")
+    some = shapes.load("shapes:8", "train", "boxes")
+    few = Split(some.samples[:4], some.classes)
+    losses = {}
+    for focus in (0.0, 2.0):
+        torch.manual_seed(0)
+        options = {"focus": focus}
+        model = fleetnet.create_model("points/fasternet_t0", some.classes, options=options)
+        config = TrainConfig(size=(64, 64), batch_size=4, epochs=1, device="cpu", ema=None)
+        lines: list[dict] = []
+        run = tmp_path / f"{focus:g}"
+        fleetnet.fit(model, few, few, config, run, on_epoch=lines.append, report=False)
+        losses[focus] = lines[0]["train"]
+        assert checkpoint.load(run).model.options == options
+    assert losses[2.0]["box"] == losses[0.0]["box"]
+    assert 0 < losses[2.0]["class"] < losses[0.0]["class"]
+    with pytest.raises(UsageError, match=r"points/fasternet_t0 has no option 'focs'.*focus"):
+        fleetnet.create_model("points/fasternet_t0", options={"focs": 1.0})
 
 
 def test_a_data_format(add: Add, tmp_path: Path):

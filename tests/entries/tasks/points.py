@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ TARGET, AUGMENT, OUTPUT_STRIDE = "boxes", "jitter", 32
 MODE: Mode = "letterbox"
 SIZE = (96, 96)
 CLASSES = 6
-OPTIONS: tuple[str, ...] = ()
+OPTIONS = ("focus",)
 SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR: tuple[str, ...] = ()
 LIMITS = Limits(count=20, iou=0.5, score=0.05)
@@ -37,8 +37,9 @@ limit, from_file = None, None
 class Points(nn.Module):
     """Features -> boxes (N, cells, 4) in pixels of the input, and logits (N, cells, classes)."""
 
-    def __init__(self, backbone: Backbone, classes: int):
+    def __init__(self, backbone: Backbone, classes: int, focus: float):
         super().__init__()
+        self.focus = focus
         self.stride = backbone.strides[-1]
         self.predict = nn.Conv2d(backbone.channels[-1], 4 + classes, 1)
 
@@ -53,12 +54,16 @@ class Points(nn.Module):
         return {"boxes": boxes, "logits": raw[..., 4:]}
 
 
-def head(backbone: Backbone, classes: int) -> nn.Module:
-    return Points(backbone, classes)
+def head(backbone: Backbone, classes: int, focus: float = 0.0) -> nn.Module:
+    """`focus` is of the loss: how much less those answers count that are nearly right already."""
+    return Points(backbone, classes, focus)
 
 
 def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The cell nearest to the center of an object learns its box and its class."""
+    """The cell nearest to the center of an object learns its box and its class.
+
+    The loss of the classes is the focal one (arXiv:1708.02002), where the head has a `focus`.
+    """
     box, wanted = outputs["boxes"].sum() * 0, torch.zeros_like(outputs["logits"])
     for i, (boxes, labels) in enumerate(zip(targets["boxes"], targets["labels"], strict=True)):
         for truth, label in zip(boxes, labels, strict=True):
@@ -69,7 +74,9 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
             box = box + F.smooth_l1_loss(predicted[cell] / 32, truth / 32)
             wanted[i, cell, label] = 1
     count = max(sum(map(len, targets["labels"])), 1)
-    classes = F.binary_cross_entropy_with_logits(outputs["logits"], wanted, reduction="sum")
+    probabilities = outputs["logits"].sigmoid()  # (N, cells, classes)
+    weight = (wanted - probabilities).abs().pow(cast(Points, head).focus).detach()
+    classes = F.binary_cross_entropy_with_logits(outputs["logits"], wanted, weight, reduction="sum")
     return {"box": box / count, "class": classes / count}
 
 
