@@ -308,7 +308,7 @@ def made(folder: Path) -> Path:
     words = "train --model fasternet_t0 --data shapes:40 --size 32 --batch-size 8 --epochs 1 --threads 1"
     if main([*words.split(), "--run", str(run)]):
         raise SystemExit("the training failed")
-    able = [name for name in RUNTIMES if not find("runtimes", name).lacks()]
+    able = [name for name in RUNTIMES if not find("runtimes", name).missing()]
     if main(["export", "--model", str(run), "--to", ",".join(able)]):
         raise SystemExit("the export failed")
     return run

@@ -35,7 +35,7 @@ from fleetnet.measure import latency
 from fleetnet.parc import with_products
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import executorch, load
+from fleetnet.runtimes import Request, executorch, load
 from fleetnet.tasks import build
 
 RUNTIMES = ("onnx", "openvino", "mnn", "ncnn", "executorch")
@@ -140,7 +140,7 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
                     with patch.object(
                         executorch, "TAPS", 10**6 if changed is convolutions else executorch.TAPS
                     ):
-                        module.export(model, example, path, opset=opset)
+                        module.export(Request(model, example, path, opset=opset))
                     calls[title] = partial(load(runtime, path, 1, trust=True), example.numpy())
                 a, b = (call()[0] for call in calls.values())
                 rows = latency.measure(calls, runs, warmup=3)

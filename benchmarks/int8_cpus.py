@@ -88,7 +88,7 @@ def main() -> int:
     args = parser.parse_args()
 
     from fleetnet import data
-    from fleetnet.deploy.predictor import facts_of
+    from fleetnet.deploy.export import facts_of
     from fleetnet.images import read
     from fleetnet.preprocess import Preprocess
     from fleetnet.runtimes._cpu import int8_class

@@ -26,12 +26,13 @@ import torch
 
 import fleetnet
 from fleetnet import int8
+from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError
 from fleetnet.find import find
 from fleetnet.measure import latency
 from fleetnet.measure.flops import count
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import choice, deliver, label, load
+from fleetnet.runtimes import choice, label, load
 from fleetnet.weights import create_model
 
 NETWORKS = (
@@ -97,7 +98,7 @@ def prepared(
             runtime, precision = choice(text)
             module, title = find("runtimes", runtime), f"{name} {label(runtime, precision)}"
             try:
-                if lacking := module.lacks():
+                if lacking := module.missing():
                     raise ExportError(lacking)
                 path = folder / title / f"model{module.suffix}"
                 deliver(model, example, path, runtime, {"model": name}, precision=precision)

@@ -27,6 +27,7 @@ from fleetnet.inputs.dataset import ImageDataset, collate
 from fleetnet.int8._search import Prepared, calibration, prepare, quantize, source_of
 from fleetnet.measure import latency
 from fleetnet.preprocess import Preprocess
+from fleetnet.runtimes import Request
 
 COLUMNS = {
     "network": "network", "runtime": "runtime", "case": "case", "float_top1": "float "
@@ -81,7 +82,7 @@ def speed(rows: list[dict[str, Any]], prepared: Prepared, out: Path, runs: int) 
     for runtime in sorted({row["runtime"] for row in rows}):
         to = find("runtimes", runtime)
         file = out / f"float{to.suffix}"
-        to.export(prepared.deployed, image, file)
+        to.export(Request(prepared.deployed, image, file))
         files = {f"{runtime} float": file} | {f"{runtime} "
                                               f"{r['case']}": r["path"] for r in rows if "path" in r
                                               and r["runtime"] == runtime}  # fmt: skip

@@ -36,7 +36,8 @@ from torch.utils.data import DataLoader
 from fleetnet import data
 from fleetnet.checkpoint import read_facts
 from fleetnet.cli._data import pictures_of
-from fleetnet.deploy.predictor import export, load
+from fleetnet.deploy.export import export
+from fleetnet.deploy.predictor import load
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
 from fleetnet.inputs.dataset import ImageDataset, collate
@@ -75,7 +76,7 @@ def held(
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"model{module.suffix}"
         try:
-            if lacking := module.lacks():
+            if lacking := module.missing():
                 return found | {"reason": f"not here: {lacking}"}
             done = export(model, runtime, file, size=size, precision=precision, pictures=shown)
         except ExportError as error:
@@ -110,7 +111,7 @@ def classified(run: str, pictures: str, runtime: str | None) -> Result:
     module = find("runtimes", runtime)
     with tempfile.TemporaryDirectory() as folder:
         try:
-            if lacking := module.lacks():
+            if lacking := module.missing():
                 return {"top1": None, "reason": f"not here: {lacking}"}
             done = export(run, runtime, Path(folder) / f"model{module.suffix}")
         except ExportError as error:

@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from fleetnet import checkpoint
-from fleetnet.deploy.predictor import Predictor, export
+from fleetnet.deploy.export import export
+from fleetnet.deploy.predictor import Predictor
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find, names
 from fleetnet.preprocess import Preprocess

@@ -18,7 +18,8 @@ from .errors import DataError, ExportError, FleetnetError, ModelError, UsageErro
 if TYPE_CHECKING:
     from .data import Sample
     from .data import load as load_data
-    from .deploy.predictor import export, load
+    from .deploy.export import export
+    from .deploy.predictor import load
     from .preprocess import Preprocess
     from .reparam import reparameterize
     from .training.config import TrainConfig
@@ -53,7 +54,7 @@ _HOME = {  # of each name that is loaded when first used: its module, and its na
     "TrainConfig": "training.config",
     "create_model": "weights",
     "evaluate": "training.evaluate",
-    "export": "deploy.predictor",
+    "export": "deploy.export",
     "fit": "training.fit",
     "list_models": "weights",
     "load": "deploy.predictor",

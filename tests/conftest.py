@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 torch.set_num_threads(1)
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -95,14 +95,14 @@ def model() -> nn.Module:
 @pytest.fixture
 def once(monkeypatch: pytest.MonkeyPatch) -> None:
     """torch's exporter, which takes most of the time, runs once for a network instead of once for each precision."""
-    from fleetnet.runtimes import onnx
+    from fleetnet.runtimes import Request, onnx
 
     write, written = onnx.export, {}
 
-    def export(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
-        if id(model) not in written:
-            write(model, example, path, **options)
-            written[id(model)] = path.read_bytes()
-        path.write_bytes(written[id(model)])
+    def export(request: Request) -> None:
+        if id(request.model) not in written:
+            write(request)
+            written[id(request.model)] = request.path.read_bytes()
+        request.path.write_bytes(written[id(request.model)])
 
     monkeypatch.setattr(onnx, "export", export)

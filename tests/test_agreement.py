@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from fleetnet.boxes import Prediction
 from fleetnet.errors import ExportError
 from fleetnet.proof.agreement import Agreement, Limits, Meaning, compare, limits
-from fleetnet.runtimes import Parity, verify
+from fleetnet.proof.verify import Parity, verify
 from fleetnet.tasks import ssd
 
 SIZE, MAPS, CLASSES, PICTURES = (192, 256), [(12, 16), (6, 8), (3, 4)], 3, 6

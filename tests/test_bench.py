@@ -594,7 +594,7 @@ def test_an_int8_file_is_as_accurate_as_it_was_measured(run: Path, tmp_path: Pat
 def test_what_cannot_be_exported_is_left_out_and_named(run: Path, capsys, monkeypatch):
     from fleetnet.runtimes import onnx
 
-    def refuse(*_: object, **__: object) -> None:
+    def refuse(request: object) -> None:
         raise ExportError("ONNX has no operator Warp")
 
     monkeypatch.setattr(onnx, "export", refuse)

@@ -7,9 +7,8 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from fleetnet.boxes import best_after_nms, restore, select, take, unpad
-from fleetnet.geometry import Place
-from fleetnet.runtimes import onnx
+from fleetnet.boxes import Place, best_after_nms, restore, select, take, unpad
+from fleetnet.runtimes import Request, onnx
 
 
 def random_boxes(
@@ -137,7 +136,9 @@ def test_the_graph_selects_the_same(count, classes, settings, tmp_path: Path):
         return torch.cat(random_boxes(count, classes, seed), 1)[None]
 
     model = Select(**settings).eval()
-    onnx.export(model, image(0), tmp_path / "select.onnx", outputs=("boxes", "scores", "labels"))
+    onnx.export(
+        Request(model, image(0), tmp_path / "select.onnx", outputs=("boxes", "scores", "labels"))
+    )
     run = onnx.load(tmp_path / "select.onnx")
     tied, nothing = image(3), image(4)
     if count * classes <= 1000:  # else which of the equal ones are candidates is anyone's choice

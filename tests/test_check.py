@@ -1,11 +1,10 @@
 """A runtime that cannot hold a network says so before the network is trained."""
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from zoo import image
 
 from fleetnet.cli import main
@@ -13,7 +12,7 @@ from fleetnet.errors import ExportError
 from fleetnet.find import find
 from fleetnet.proof.as_if_trained import pictures, realistic
 from fleetnet.reparam import difference, reparameterize
-from fleetnet.runtimes import onnx
+from fleetnet.runtimes import Request, onnx
 from fleetnet.tasks import build, named
 
 CHECK = ["export", "--check", "--size", "64", "--classes", "3"]
@@ -89,7 +88,7 @@ def test_what_a_runtime_can_hold(name, tmp_path, monkeypatch, capsys):
 
 def test_an_operator_that_a_runtime_lacks_is_named(capsys):
     """NMS and RoIAlign, which Mask R-CNN has in its graph, are unknown to ncnn."""
-    missing = find("runtimes", "ncnn").lacks()
+    missing = find("runtimes", "ncnn").missing()
     if missing:
         pytest.skip(missing)
     small = [
@@ -103,12 +102,12 @@ def test_an_operator_that_a_runtime_lacks_is_named(capsys):
     assert "/tmp" not in shown.out
 
 
-def faulty(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
+def faulty(request: Request) -> None:
     """An export in which one convolution lost its bias."""
-    layer = model.backbone.stages[2].blocks[1].mlp[0]
+    layer = request.model.backbone.stages[2].blocks[1].mlp[0]
     right = layer.bias.detach().clone()
     layer.bias.data.zero_()
-    WRITE(model, example, path, **options)
+    WRITE(request)
     layer.bias.data.copy_(right)
 
 
@@ -124,15 +123,8 @@ def test_an_operator_that_computes_otherwise_is_named(monkeypatch, capsys):
 
 
 def test_one_that_cannot_does_not_stop_the_others(monkeypatch, capsys):
-    def refuse(
-        model: nn.Module,
-        example: Tensor,
-        path: Path,
-        *,
-        opset: int | None = None,
-        **options: object,
-    ) -> None:
-        raise ExportError(f"{path}: onnx has no operator for aten.frobnicate")
+    def refuse(request: Request) -> None:
+        raise ExportError(f"{request.path}: onnx has no operator for aten.frobnicate")
 
     monkeypatch.setattr(onnx, "export", refuse)
     assert main([*CHECK, "--model", "fasternet_t0", "--to", "onnx,pt2"]) == 5
@@ -147,7 +139,7 @@ def test_one_that_cannot_does_not_stop_the_others(monkeypatch, capsys):
 
 def test_what_is_not_installed(monkeypatch, capsys):
     message = "onnxruntime is not installed: pip install onnxruntime"
-    monkeypatch.setattr(find("runtimes", "onnx"), "lacks", lambda: message)
+    monkeypatch.setattr(find("runtimes", "onnx"), "missing", lambda: message)
     assert main([*CHECK, "--model", "fasternet_t0", "--to", "onnx"]) == 5
     assert f"nothing could be tried: {message}" in capsys.readouterr().err
     assert main([*CHECK, "--model", "fasternet_t0", "--to", "onnx,pt2", "--json"]) == 0

@@ -14,6 +14,7 @@ from fleetnet import cli
 from fleetnet.cli import main
 from fleetnet.find import names
 from fleetnet.reparam import reparameterize
+from fleetnet.runtimes import Request
 
 
 def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
@@ -305,9 +306,9 @@ def plant_onnx(place: Path) -> None:
     from fleetnet.runtimes import onnx
 
     net, example = torch.nn.Conv2d(3, 3, 1).eval(), torch.zeros(1, 3, 32, 32)
-    onnx.export(net, example, place / "foreign.onnx")
+    onnx.export(Request(net, example, place / "foreign.onnx"))
     facts = {**checkpoint.read_facts(place / "run"), "task": "pose"}
-    onnx.export(net, example, place / "pose.onnx", metadata=facts)
+    onnx.export(Request(net, example, place / "pose.onnx", metadata=facts))
 
 
 def test_training_skips_and_names_broken_images(

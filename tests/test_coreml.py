@@ -14,11 +14,14 @@ from torchvision.ops import nms
 from zoo import randomize
 
 import fleetnet
+from fleetnet.deploy.package import deliver
+from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.parc import ParC
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Preprocessed, _mil, coreml, deliver, verify
+from fleetnet.runtimes import Request, _mil, coreml
 
 FACTS = {"model": "small", "classes": ["café", "bus"]}
 SIZE = (12, 20)
@@ -73,7 +76,9 @@ def copied(package: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(package, tmp_path / "net.mlpackage"))
 
 
-def test_a_package_is_inspected_where_it_cannot_be_run(package: Path, deploy: nn.Module):
+def test_a_package_is_inspected_where_it_cannot_be_run(
+    package: Path, deploy: nn.Module, image: Tensor
+):
     inside = sorted(str(f.relative_to(package)) for f in package.rglob("*") if f.is_file())
     data = "Data/com.apple.CoreML"
     assert inside == [f"{data}/model.mlmodel", f"{data}/weights/weight.bin", "Manifest.json"]
@@ -87,7 +92,7 @@ def test_a_package_is_inspected_where_it_cannot_be_run(package: Path, deploy: nn
     facts = coreml.metadata(package)
     assert facts["classes"] == FACTS["classes"]
     assert [output["name"] for output in facts["outputs"]] == ["logits", "map"]
-    said = coreml.inspect(package, deploy)
+    said = coreml.inspect(Request(deploy, image, package))
     assert said.startswith("11 layers hold the model's weights; computed by torch from the program")
     for place in (Path(__file__).parents[1], Path(torch.__file__).parent):
         assert all(
@@ -97,14 +102,16 @@ def test_a_package_is_inspected_where_it_cannot_be_run(package: Path, deploy: nn
 
 def test_float32_is_computed_as_in_torch(deploy: nn.Module, image: Tensor, tmp_path: Path):
     coreml.export(
-        deploy, image, tmp_path / "n.mlpackage", outputs=["logits", "map"], precision="fp32"
+        Request(
+            deploy, image, tmp_path / "n.mlpackage", outputs=["logits", "map"], precision="fp32"
+        )
     )
     found = _mil.evaluate(_mil.read(coreml._open(tmp_path / "n.mlpackage")[0]), image)
     parity = verify(
         deploy, lambda batch: [found[name].numpy() for name in ("logits", "map")], [image], 1e-5
     )
     assert parity.passed, parity
-    assert "layers hold" in coreml.inspect(tmp_path / "n.mlpackage", deploy)
+    assert "layers hold" in coreml.inspect(Request(deploy, image, tmp_path / "n.mlpackage"))
 
 
 def test_integers_are_described_as_the_file_has_them(
@@ -139,7 +146,7 @@ def plant(package: Path, before: np.ndarray, change: float) -> None:
     "layer", ["stem.conv", "depthwise", "parc.first.1", "linear", "classifier"]
 )
 def test_one_changed_weight_is_found_and_its_layer_named(
-    layer: str, copied: Path, deploy: nn.Module
+    layer: str, copied: Path, deploy: nn.Module, image: Tensor
 ):
     name = next(
         n
@@ -152,16 +159,16 @@ def test_one_changed_weight_is_found_and_its_layer_named(
         ExportError,
         match=rf"{name.removesuffix('.weight')} .*1 of {weight.size} values of its weight",
     ):
-        coreml.inspect(copied, deploy)
+        coreml.inspect(Request(deploy, image, copied))
 
 
-def test_a_change_outside_of_layers_is_found(copied: Path, deploy: nn.Module):
+def test_a_change_outside_of_layers_is_found(copied: Path, deploy: nn.Module, image: Tensor):
     constant = (
         next(p for n, p in deploy.named_parameters() if n.endswith("constant")).detach().numpy()
     )
     plant(copied, constant, change=50.0)
     with pytest.raises(ExportError, match="what the program says is not what the model computes"):
-        coreml.inspect(copied, deploy)
+        coreml.inspect(Request(deploy, image, copied))
 
 
 def test_a_package_of_another_network_is_refused(package: Path, deploy: nn.Module, image: Tensor):
@@ -169,31 +176,33 @@ def test_a_package_of_another_network_is_refused(package: Path, deploy: nn.Modul
     with pytest.raises(
         ExportError, match=r"stem.* is not the model's: 432 of 432 values of its weight differ"
     ):
-        coreml.inspect(package, wider)
+        coreml.inspect(Request(wider, image, package))
     wider.map = nn.Conv2d(8, 8, 3, padding=1)
     wider.load_state_dict({**deploy.state_dict(), "map.weight": torch.zeros(8, 8, 3, 3)})
     with pytest.raises(
         ExportError, match=r"where the model has map, a convolution of \(8, 8, 3, 3\), the file has"
     ):
-        coreml.inspect(package, wider)
+        coreml.inspect(Request(wider, image, package))
 
 
 def test_a_batch_norm_that_stays_is_part_of_its_layer_in_the_file(image: Tensor, tmp_path: Path):
     model = randomize(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()), 0)
-    coreml.export(model, image, tmp_path / "n.mlpackage", outputs=["map"])
-    assert coreml.inspect(tmp_path / "n.mlpackage", model).startswith(
+    coreml.export(Request(model, image, tmp_path / "n.mlpackage", ["map"], "fp16"))
+    assert coreml.inspect(Request(model, image, tmp_path / "n.mlpackage")).startswith(
         "1 layers hold the model's weights, 1 of them multiplied"
     )
     model[1].weight.data[0] *= 1.5
     with pytest.raises(ExportError, match="what the program says"):
-        coreml.inspect(tmp_path / "n.mlpackage", model)
+        coreml.inspect(Request(model, image, tmp_path / "n.mlpackage"))
 
 
 def test_what_is_not_known_is_said(
-    package: Path, deploy: nn.Module, monkeypatch: pytest.MonkeyPatch
+    package: Path, deploy: nn.Module, monkeypatch: pytest.MonkeyPatch, image: Tensor
 ):
     monkeypatch.delitem(_mil.OPERATORS, "gelu")
-    assert coreml.inspect(package, deploy).endswith("not computed, for its operators gelu")
+    assert coreml.inspect(Request(deploy, image, package)).endswith(
+        "not computed, for its operators gelu"
+    )
 
 
 def test_it_runs_only_on_a_mac(package: Path, monkeypatch: pytest.MonkeyPatch):
@@ -251,21 +260,23 @@ def test_what_cannot_be_written(image: Tensor, tmp_path: Path):
 
     path = tmp_path / "n.mlpackage"
     with pytest.raises(ExportError, match="operator nms, which this format cannot hold"):
-        coreml.export(Chooses(), image, path)
+        coreml.export(Request(Chooses(), image, path))
     with pytest.raises(ExportError, match=r"coremltools cannot convert this model.*special_i0e"):
-        coreml.export(Bessel(), image, path)
+        coreml.export(Request(Bessel(), image, path))
     with pytest.raises(UsageError, match="leave dynamic out"):
-        coreml.export(nn.ReLU(), image, path, dynamic=True)
+        coreml.export(Request(nn.ReLU(), image, path, dynamic=True))
     assert not path.exists()
 
 
-def test_what_cannot_be_read(copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_read(
+    copied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: Tensor
+):
     with pytest.raises(ModelError, match="no such package"):
         coreml.metadata(tmp_path / "absent.mlpackage")
     (copied / "Data/com.apple.CoreML/model.mlmodel").write_bytes(b"no protobuf")
     with pytest.raises(ModelError, match="not a readable Core ML package"):
         coreml.metadata(copied)
     with pytest.raises(ExportError, match="cannot be read back"):
-        coreml.inspect(copied, nn.ReLU())
+        coreml.inspect(Request(nn.ReLU(), image, copied))
     monkeypatch.setattr(coreml, "find_spec", lambda name: None)
-    assert coreml.lacks() == "coremltools is not installed: pip install 'fleetnet[coreml]'"
+    assert coreml.missing() == "coremltools is not installed: pip install 'fleetnet[coreml]'"

@@ -77,7 +77,7 @@ def test_what_is_broken_is_said(
     def broken() -> None:
         raise ValueError("onnx.__spec__ is None")
 
-    monkeypatch.setattr(onnx, "lacks", broken)
+    monkeypatch.setattr(onnx, "missing", broken)
     monkeypatch.setattr(doctor, "_trial", crash)
     assert main(["doctor", "--to", "onnx,pt2", "--test", "--json"]) == 0
     said = capsys.readouterr().out
@@ -105,7 +105,7 @@ def test_a_trial_converts_and_compares():
 def test_installing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):
     made: list[str] = []
     monkeypatch.setattr(_isolated, "create", made.append)
-    monkeypatch.setattr(_isolated, "lacks", lambda name: None)
+    monkeypatch.setattr(_isolated, "missing", lambda name: None)
     monkeypatch.setattr(litert, "find_spec", lambda name: SimpleNamespace())
     assert main(["doctor", "--install", "litert", "--to", "litert"]) == 0
     assert made == ["litert"]

@@ -14,11 +14,13 @@ from torch.nn import functional as F
 from zoo import image, randomize
 
 import fleetnet
+from fleetnet.deploy.package import Delivered, deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN
 from fleetnet.parc import ParC
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Delivered, deliver, executorch, verify
+from fleetnet.runtimes import Request, executorch
 
 pytest.importorskip("executorch")
 SIZE = (9, 14)
@@ -104,7 +106,7 @@ def test_long_kernels_of_parc_are_products(tmp_path: Path, monkeypatch: pytest.M
     for taps in (5, 25):
         monkeypatch.setattr(executorch, "TAPS", taps)
         path = tmp_path / f"{taps}.pte"
-        executorch.export(reparameterize(model, example), example, path)
+        executorch.export(Request(reparameterize(model, example), example, path))
         assert verify(model, executorch.load(path), [example], executorch.tolerances["fp32"]).passed
         sizes[taps] = path.stat().st_size
     assert sizes[5] > sizes[25]
@@ -160,9 +162,9 @@ def test_what_executorch_cannot_hold_is_named(head: str, operator: str, tmp_path
 
 def test_an_open_number_of_images_and_other_types_are_refused(small: nn.Module, tmp_path: Path):
     with pytest.raises(UsageError, match="leave dynamic out"):
-        executorch.export(small, image(*SIZE), tmp_path / "m.pte", dynamic=True)
+        executorch.export(Request(small, image(*SIZE), tmp_path / "m.pte", dynamic=True))
     with pytest.raises(UsageError, match=r"the example is torch\.float64"):
-        executorch.export(small, image(*SIZE).double(), tmp_path / "m.pte")
+        executorch.export(Request(small, image(*SIZE).double(), tmp_path / "m.pte"))
 
 
 def test_missing_and_damaged_files(done: Delivered, tmp_path: Path):

@@ -15,14 +15,15 @@ from zoo import image
 
 from fleetnet import checkpoint, runtimes
 from fleetnet.cli import main
-from fleetnet.deploy.predictor import export
+from fleetnet.deploy.export import export
+from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.find import find, names
 from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
+from fleetnet.proof.explain import explain, explanation
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import deliver, files, onnx
-from fleetnet.runtimes._explain import explain, explanation
+from fleetnet.runtimes import Request, files, onnx
 from fleetnet.runtimes._guarded import Run
 from fleetnet.tasks import build
 
@@ -63,7 +64,7 @@ def exported(
     model = realistic(build(request.param, 10), SIZE)
     deployed = reparameterize(model, image(*SIZE, batch=1))
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
-    onnx.export(deployed, image(*SIZE, batch=1), path)
+    onnx.export(Request(deployed, image(*SIZE, batch=1), path))
     return deployed, path
 
 
@@ -76,7 +77,7 @@ def test_a_weight_changed_in_an_onnx_file_is_found(
     path = tmp_path / "model.onnx"
     path.write_bytes(right.read_bytes())
     plant(path, deployed.get_submodule(name).weight)
-    found = explain(deployed, path, "onnx", [image(*SIZE, batch=1)], 1e-4)
+    found = explain(deployed, runtimes.File("onnx", path), [image(*SIZE, batch=1)], 1e-4)
     assert found.module == name
     assert found.layer.startswith(f"{name}/")
     assert found.relative > 0.01 > 1e-4 > found.inputs
@@ -84,7 +85,7 @@ def test_a_weight_changed_in_an_onnx_file_is_found(
 
 def test_nothing_is_found_where_nothing_is_wrong(exported: tuple[nn.Module, Path]):
     deployed, path = exported
-    assert explain(deployed, path, "onnx", image(*SIZE)[:, None], 1e-4) is None
+    assert explain(deployed, runtimes.File("onnx", path), image(*SIZE)[:, None], 1e-4) is None
 
 
 def test_nodes_are_named_by_module(exported: tuple[nn.Module, Path]):
@@ -144,11 +145,11 @@ def written(
 ) -> Path:
     """The file of a runtime, in a folder of its name."""
     module = find("runtimes", request.param)
-    if module.lacks():
-        pytest.skip(module.lacks())
+    if module.missing():
+        pytest.skip(module.missing())
     path = tmp_path_factory.mktemp("written") / request.param / f"model{module.suffix}"
     path.parent.mkdir()
-    module.export(small, image(16, 24, batch=1), path)
+    module.export(Request(small, image(16, 24, batch=1), path))
     return path
 
 
@@ -162,11 +163,9 @@ def test_a_weight_changed_in_a_file_of_any_runtime_is_found(
         plant(path, small.get_submodule(layer).weight)
     found = explain(
         small,
-        path,
-        runtime,
+        runtimes.File(runtime, path, trust=True),
         [example],
         next(iter(find("runtimes", runtime).tolerances.values())),
-        trust=True,
     )
     assert (found and found.module) == layer
     assert not found or found.layer
@@ -260,7 +259,7 @@ def test_layers_are_paired_by_value(
     torch.manual_seed(0)
     model = CHAIN.eval()
     shown(monkeypatch, wrong(model, layer), SHOWN[how])
-    found = explain(model, Path(), "any", [example], ALLOWED.get(how, 1e-4))
+    found = explain(model, runtimes.File("any", Path()), [example], ALLOWED.get(how, 1e-4))
     if how == "the output alone":  # all that can be said is where the way to the output begins
         assert (found.module, found.operator) == ("0", "convolution")
     else:
@@ -270,8 +269,10 @@ def test_layers_are_paired_by_value(
 
 def test_rounding_everywhere_is_nobodys_fault(example: Tensor, monkeypatch: pytest.MonkeyPatch):
     shown(monkeypatch, CHAIN.eval(), SHOWN["rounded"])
-    assert explain(CHAIN, Path(), "any", [example], 1e-2) is None
-    assert "No layer stands out" in explanation(CHAIN, Path(), "any", [example], 1e-2)
+    assert explain(CHAIN, runtimes.File("any", Path()), [example], 1e-2) is None
+    assert "No layer stands out" in explanation(
+        CHAIN, runtimes.File("any", Path()), [example], 1e-2
+    )
 
 
 def test_an_operator_without_weights_is_found(example: Tensor, monkeypatch: pytest.MonkeyPatch):
@@ -281,7 +282,7 @@ def test_an_operator_without_weights_is_found(example: Tensor, monkeypatch: pyte
     ).eval()
     other = nn.Sequential(model[0], nn.GELU("tanh"), model[2], nn.GELU("tanh"), model[4])
     shown(monkeypatch, other, lambda kept: kept)
-    found = explain(model, Path(), "any", [example], 1e-4)
+    found = explain(model, runtimes.File("any", Path()), [example], 1e-4)
     assert (found.module, found.operator, found.layer) == ("1", "gelu", "1")
 
 
@@ -290,7 +291,7 @@ def test_the_branch_with_the_fault_is_found(
 ):
     for layer in ("left", "right", "gate"):
         shown(monkeypatch, wrong(small, layer), lambda kept: kept)
-        assert explain(small, Path(), "any", [example], 1e-4).module == layer
+        assert explain(small, runtimes.File("any", Path()), [example], 1e-4).module == layer
 
 
 def test_the_example_that_differs_most_is_looked_at(
@@ -299,9 +300,12 @@ def test_the_example_that_differs_most_is_looked_at(
     """Zeros go through a changed first weight unchanged."""
     shown(monkeypatch, wrong(small, "stem"), lambda kept: kept)
     zeros = torch.zeros(1, 3, 16, 24)
-    assert explain(small, Path(), "any", [zeros], 1e-4) is None
+    assert explain(small, runtimes.File("any", Path()), [zeros], 1e-4) is None
     assert (
-        explain(small, Path(), "any", [zeros, image(16, 24, batch=1), zeros], 1e-4).module == "stem"
+        explain(
+            small, runtimes.File("any", Path()), [zeros, image(16, 24, batch=1), zeros], 1e-4
+        ).module
+        == "stem"
     )
 
 
@@ -309,7 +313,7 @@ def test_values_that_are_none_are_a_difference(
     example: Tensor, small: nn.Module, monkeypatch: pytest.MonkeyPatch
 ):
     shown(monkeypatch, wrong(small, "right", float("nan")), lambda kept: kept)
-    assert explain(small, Path(), "any", [example], 1e-4).module == "right"
+    assert explain(small, runtimes.File("any", Path()), [example], 1e-4).module == "right"
 
 
 def test_a_runtime_that_shows_nothing(
@@ -317,8 +321,8 @@ def test_a_runtime_that_shows_nothing(
 ):
     monkeypatch.setattr(runtimes, "find", lambda name: SimpleNamespace(trace=None))
     with pytest.raises(ExportError, match="tflite cannot show what its layers put out"):
-        explain(small, Path(), "tflite", [example], 1e-4)
-    said = explanation(small, Path(), "tflite", [example], 1e-4)
+        explain(small, runtimes.File("tflite", Path()), [example], 1e-4)
+    said = explanation(small, runtimes.File("tflite", Path()), [example], 1e-4)
     assert (
         said == "The layer that differs cannot be named: tflite cannot show what its layers put out"
     )
@@ -332,7 +336,7 @@ def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(
 
     shown(monkeypatch, small, lambda kept: kept)
     monkeypatch.setattr(runtimes.find("ncnn"), "trace", trace)
-    said = explanation(small, Path(), "ncnn", [example], 1e-4)
+    said = explanation(small, runtimes.File("ncnn", Path()), [example], 1e-4)
     assert said == "The layer that differs cannot be named: ncnn cannot compute 'x'"
 
 
@@ -342,9 +346,9 @@ def test_a_file_that_does_not_run_layer_by_layer_keeps_its_own_error(
 def test_a_file_that_is_not_handed_over_is_explained(small, example, tmp_path, monkeypatch):
     write = onnx.export
 
-    def faulty(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
-        write(model, example, path, **options)
-        plant(path, model.right.weight)
+    def faulty(request: Request) -> None:
+        write(request)
+        plant(request.path, request.model.right.weight)
 
     monkeypatch.setattr(onnx, "export", faulty)
     with pytest.raises(

@@ -19,11 +19,12 @@ from fleetnet import checkpoint
 from fleetnet.boxes import Prediction
 from fleetnet.cli import main
 from fleetnet.data import shapes
-from fleetnet.deploy.predictor import export, load
+from fleetnet.deploy.export import export
+from fleetnet.deploy.predictor import load
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find
 from fleetnet.preprocess import Preprocess
-from fleetnet.runtimes import onnx
+from fleetnet.runtimes import Request, onnx
 from fleetnet.tasks import Model, build
 
 CLASSES = ["café", "bus", "dog"]
@@ -136,12 +137,12 @@ def test_a_file_with_other_weights_is_not_handed_over(head, share, pictures, tmp
     """In the written file the channels of one layer, half way through or the last, are in another order."""
     write = onnx.export
 
-    def wrong(network: nn.Module, *args: object, **options: object) -> None:
-        convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    def wrong(request: Request) -> None:
+        convolutions = [m for m in request.model.modules() if isinstance(m, nn.Conv2d)]
         layer = convolutions[int(share * (len(convolutions) - 1))]
         right = {name: value.clone() for name, value in layer.state_dict().items()}
         layer.load_state_dict({name: value.roll(1, 0) for name, value in right.items()})
-        write(network, *args, **options)
+        write(request)
         layer.load_state_dict(right)
 
     model = model_of(head)

@@ -29,10 +29,10 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "tasks": "backbones boxes errors find geometry layers preprocess reading synonyms tasks",
     "weights": "backbones errors fetching files find reading reparam tasks weights",
     "checkpoint": "__init__ errors facts files preprocess reading reparam tasks weights",
-    "proof": "boxes",
-    "runtimes": "boxes errors facts files find parc proof reading reparam runtimes",
-    "deploy": "boxes checkpoint errors find geometry images preprocess reading reparam runtimes "
-    "tasks weights",
+    "proof": "boxes errors proof reparam",
+    "runtimes": "errors facts find parc proof reading runtimes",
+    "deploy": "boxes checkpoint deploy errors files find geometry images preprocess proof reading "
+    "reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
     "preprocess reading report sizes tasks training",

@@ -15,7 +15,8 @@ from fleetnet.boxes import Limits, within
 from fleetnet.cli import main
 from fleetnet.data import Split, load
 from fleetnet.data.shapes import CLASSES
-from fleetnet.deploy.predictor import Predictor, export
+from fleetnet.deploy.export import export
+from fleetnet.deploy.predictor import Predictor
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.find import find
 from fleetnet.inputs.dataset import ImageDataset

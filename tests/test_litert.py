@@ -16,10 +16,12 @@ from torch import Tensor, nn
 from torchvision.ops import nms
 from zoo import randomize
 
+from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
-from fleetnet.runtimes import _isolated, deliver, litert, verify
-from fleetnet.runtimes._explain import explain
+from fleetnet.proof.explain import explain
+from fleetnet.proof.verify import verify
+from fleetnet.runtimes import File, Request, _isolated, litert
 from fleetnet.runtimes._program import capture
 
 FACTS = {"model": "small", "classes": ["café", "bus"]}
@@ -86,13 +88,13 @@ def test_without_the_environment_the_command_is_said(
 def test_an_environment_made_of_something_else_does_not_count(root: Path):
     assert _isolated.converters() == ["litert"]
     place = ready(root, python="3.9.0")
-    assert _isolated.lacks("litert").endswith(
+    assert _isolated.missing("litert").endswith(
         "made of other python: fleetnet doctor --install litert"
     )
     (place / _isolated.CARD).write_text(json.dumps(_isolated._card("litert")))
-    assert _isolated.lacks("litert") is None
+    assert _isolated.missing("litert") is None
     (place / _isolated.CARD).write_text("{")
-    assert "not made to the end" in _isolated.lacks("litert")
+    assert "not made to the end" in _isolated.missing("litert")
 
 
 def test_making_one(root: Path, monkeypatch: pytest.MonkeyPatch):
@@ -117,7 +119,7 @@ def test_making_one(root: Path, monkeypatch: pytest.MonkeyPatch):
         str(Path(torch.__file__).parents[1])
     ]
     assert not (root / "litert/left").exists()
-    assert _isolated.lacks("litert") is None
+    assert _isolated.missing("litert") is None
     _isolated.create("litert")  # is ready
     assert len(commands) == 3
     with pytest.raises(UsageError, match="onnx needs no environment of its own: Allowed: litert"):
@@ -169,12 +171,12 @@ def test_what_the_format_cannot_hold(root: Path, image: Tensor, tmp_path: Path):
     with pytest.raises(
         ExportError, match="operator nms, which this format cannot hold: litert-torch"
     ):
-        litert.export(Chooses(), image, tmp_path / "m.tflite")
+        litert.export(Request(Chooses(), image, tmp_path / "m.tflite"))
 
 
 def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(litert, "find_spec", lambda name: None)
-    assert litert.lacks() == "ai-edge-litert is not installed: pip install 'fleetnet[litert]'"
+    assert litert.missing() == "ai-edge-litert is not installed: pip install 'fleetnet[litert]'"
     monkeypatch.setitem(sys.modules, "ai_edge_litert.interpreter", None)
     with pytest.raises(ExportError, match=r"pip install 'fleetnet\[litert\]'"):
         litert.load(tmp_path / "m.tflite")
@@ -182,7 +184,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 @pytest.fixture(scope="module")
 def file(model: nn.Module, image: Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    missing = litert.lacks()
+    missing = litert.missing()
     if missing:
         pytest.skip(missing)
     return deliver(
@@ -231,7 +233,7 @@ def test_one_changed_weight_is_found_and_its_layer_named(
     changed[3, 4] += 1
     (tmp_path / "net.tflite").write_bytes(content.replace(weight.tobytes(), changed.tobytes()))
     assert not verify(model, litert.load(tmp_path / "net.tflite"), [image], 1e-4).passed
-    found = explain(model, tmp_path / "net.tflite", "litert", [image], 1e-4)
+    found = explain(model, File("litert", tmp_path / "net.tflite"), [image], 1e-4)
     assert found.module == "pooled"
 
 

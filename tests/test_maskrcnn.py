@@ -16,7 +16,7 @@ from fleetnet import boxes
 from fleetnet.errors import ModelError
 from fleetnet.geometry import Place, paste
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import onnx
+from fleetnet.runtimes import Request, onnx
 from fleetnet.tasks import Model, build, maskrcnn
 
 SIZE = (96, 128)
@@ -282,7 +282,9 @@ def test_the_exported_deploy_form_finds_the_same(tmp_path: Path) -> None:
     network = trained()
     image = torch.randn(1, 3, *SIZE)
     deploy = reparameterize(network, image)
-    onnx.export(deploy, image, tmp_path / "m.onnx", outputs=("boxes", "scores", "labels", "masks"))
+    onnx.export(
+        Request(deploy, image, tmp_path / "m.onnx", outputs=("boxes", "scores", "labels", "masks"))
+    )
     run = onnx.load(tmp_path / "m.onnx")
     for seed in range(3):
         image = (1 + seed) * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed))

@@ -19,9 +19,12 @@ from zoo import image, random_model
 
 import fleetnet
 from fleetnet.data import shapes
+from fleetnet.deploy.package import deliver
+from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError, UsageError
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Preprocessed, deliver, files, mnn, verify
+from fleetnet.runtimes import Request, files, mnn
 
 pytest.importorskip("MNN")
 PIXELS = image(16, 24, batch=1)
@@ -31,7 +34,7 @@ PIXELS = image(16, 24, batch=1)
 def whole(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of `model` in float32."""
     path = tmp_path_factory.mktemp("mnn") / "small.mnn"
-    mnn.export(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS)
+    mnn.export(Request(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS))
     return path
 
 
@@ -46,7 +49,7 @@ def test_networks_compute_the_same(name, largest, once, tmp_path):
     model, pictures = random_model(name), image(128, 128, batch=1)
     deploy, sizes, before = reparameterize(model, pictures), [], 0.0
     for precision, limit in largest.items():
-        mnn.export(deploy, pictures, tmp_path / "m.mnn", precision=precision)
+        mnn.export(Request(deploy, pictures, tmp_path / "m.mnn", precision=precision))
         examples = torch.stack([pictures, pictures.flip(3), 2 * pictures])
         parity = verify(model, mnn.load(tmp_path / "m.mnn"), examples, mnn.tolerances[precision])
         assert parity.passed, parity
@@ -60,7 +63,7 @@ def test_networks_compute_the_same(name, largest, once, tmp_path):
 
 
 def test_an_older_opset_has_the_exact_gelu(whole, model, tmp_path):
-    mnn.export(reparameterize(model, PIXELS), PIXELS, tmp_path / "exact.mnn", opset=18)
+    mnn.export(Request(reparameterize(model, PIXELS), PIXELS, tmp_path / "exact.mnn", opset=18))
     fast, exact = (
         verify(model, mnn.load(path), [PIXELS], 1).relative
         for path in (whole, tmp_path / "exact.mnn")
@@ -72,9 +75,10 @@ def test_weights_are_rounded_to_the_nearest_float16(tmp_path):
     """The converter alone would cut them off: all of them become smaller."""
     layer = nn.Conv2d(3, 8, 3, bias=False)
     with torch.no_grad():
-        # between two float16, nearer to the upper one if above 1.00049
-        layer.weight.uniform_(1, 1.0009)
-    mnn.export(layer.eval(), PIXELS, tmp_path / "m.mnn", precision="fp16")
+        layer.weight.uniform_(
+            1, 1.0009
+        )  # between two float16, nearer to the upper one if above 1.00049
+    mnn.export(Request(layer.eval(), PIXELS, tmp_path / "m.mnn", precision="fp16"))
     (given,) = mnn.load(tmp_path / "m.mnn")(PIXELS.numpy())
     nearest = copy.deepcopy(layer)
     nearest.weight.data = layer.weight.data.half().float()
@@ -98,7 +102,7 @@ def wrong_order(weight: Tensor) -> None:
 def test_a_fault_is_beyond_the_tolerance(precision, fault, model, tmp_path):
     other = reparameterize(model, PIXELS)
     fault(other.classifier.weight.detach())
-    mnn.export(other, PIXELS, tmp_path / "m.mnn", precision=precision)
+    mnn.export(Request(other, PIXELS, tmp_path / "m.mnn", precision=precision))
     examples = torch.stack([PIXELS, PIXELS.flip(3), -PIXELS])
     assert not verify(
         model, mnn.load(tmp_path / "m.mnn"), examples, mnn.tolerances[precision]
@@ -172,13 +176,13 @@ def test_what_a_file_takes_is_said(whole, model, tmp_path):
         mnn.load(whole)(np.zeros((2, 3, 16, 24), np.float32))
     bytes_in = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     embedded = Preprocessed(model, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "BGR")
-    mnn.export(reparameterize(embedded, bytes_in), bytes_in, tmp_path / "bytes.mnn")
+    mnn.export(Request(reparameterize(embedded, bytes_in), bytes_in, tmp_path / "bytes.mnn"))
     run = mnn.load(tmp_path / "bytes.mnn")
     np.testing.assert_allclose(run(bytes_in.numpy())[0], embedded(bytes_in).detach(), atol=1e-3)
     with pytest.raises(ModelError, match="takes uint8, got float32"):
         run(PIXELS.numpy())
     with pytest.raises(UsageError, match="takes images of float32 or uint8, not of float64"):
-        mnn.export(model, PIXELS.double(), tmp_path / "double.mnn")
+        mnn.export(Request(model, PIXELS.double(), tmp_path / "double.mnn"))
 
 
 def test_layers_are_traced_by_module(whole, model):
@@ -203,7 +207,7 @@ def test_an_operator_that_is_missing_is_named(tmp_path):
             return nn.functional.fold(nn.functional.unfold(x, 2), (16, 24), 2)
 
     with pytest.raises(ExportError, match=r"m\.mnn: MNN has no operator Col2Im"):
-        mnn.export(Folded().eval(), PIXELS, tmp_path / "m.mnn")
+        mnn.export(Request(Folded().eval(), PIXELS, tmp_path / "m.mnn"))
     assert not list(tmp_path.iterdir())
 
 
@@ -226,7 +230,7 @@ def test_a_converter_that_fails_is_reported(code, message, model, monkeypatch, t
     monkeypatch.setattr(mnn, "CONVERT", code)
     monkeypatch.setattr(mnn, "SECONDS", 0.1 if "sleep" in code else 60)
     with pytest.raises(ExportError, match=message):
-        mnn.export(model, PIXELS, tmp_path / "m.mnn")
+        mnn.export(Request(model, PIXELS, tmp_path / "m.mnn"))
 
 
 @pytest.mark.parametrize("read", [mnn.load, mnn.metadata, mnn.trace])
@@ -258,7 +262,7 @@ def test_without_the_package(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "MNN", None)
     for call in (
         lambda: mnn._package(),
-        lambda: mnn.export(nn.Identity(), PIXELS, tmp_path / "m.mnn"),
+        lambda: mnn.export(Request(nn.Identity(), PIXELS, tmp_path / "m.mnn")),
     ):
         with pytest.raises(ExportError, match=r"pip install 'fleetnet\[mnn\]'"):
             call()

@@ -12,11 +12,13 @@ from zoo import image, random_model, randomize
 
 import fleetnet
 from fleetnet.data import shapes
+from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.proof.agreement import limits
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import deliver, ncnn, verify
+from fleetnet.runtimes import Request, ncnn
 
 pytest.importorskip("ncnn")
 pytest.importorskip("pnnx")
@@ -114,9 +116,9 @@ def test_what_ncnn_cannot_hold_is_named(head: str, operator: str, tmp_path: Path
 def test_what_is_not_one_image_of_float32_is_refused(small: nn.Module, tmp_path: Path):
     for options, example in (({"dynamic": True}, image(9, 14, 1)), ({}, image(9, 14, 2))):
         with pytest.raises(UsageError, match="one image at a time: leave dynamic out"):
-            ncnn.export(small, example, tmp_path / "m.param", **options)
+            ncnn.export(Request(small, example, tmp_path / "m.param", **options))
     with pytest.raises(UsageError, match=r"the example is torch\.float64"):
-        ncnn.export(small, image(9, 14, 1).double(), tmp_path / "m.param")
+        ncnn.export(Request(small, image(9, 14, 1).double(), tmp_path / "m.param"))
 
 
 def test_several_outputs_of_several_images_in_order(small: nn.Module, written: Path):
@@ -162,7 +164,7 @@ def test_a_changed_weight_is_found(precision: str, factor: int, tmp_path: Path):
     """The largest weight of a convolution in the middle has the other sign; what half precision hides, is too large."""
     model, example = random_model("mobileone_s0"), image(*SIZE, 1)
     deploy = reparameterize(model, example)
-    ncnn.export(deploy, example, tmp_path / "m.param", precision=precision)
+    ncnn.export(Request(deploy, example, tmp_path / "m.param", precision=precision))
     conv = deploy.get_submodule("backbone.stages.2.4.branches")
     weight = conv.weight.detach().numpy().ravel()
     content = np.fromfile(tmp_path / "m.bin", np.float32 if precision == "fp32" else np.float16)

@@ -10,8 +10,10 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
+from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError
-from fleetnet.runtimes import deliver, verify
+from fleetnet.proof.verify import verify
+from fleetnet.runtimes import Request
 from fleetnet.runtimes import onnx as runtime
 from fleetnet.runtimes._opset import LOWEST, WRITTEN, lower, to_half
 
@@ -241,7 +243,13 @@ def test_a_constant_output_survives_float16(tmp_path):
     network, image = ConstantOutput().eval(), torch.randn(1, 3, 16, 24)
     with torch.no_grad():
         runtime.export(
-            network, image, tmp_path / "model.onnx", outputs=["boxes", "anchors"], precision="fp16"
+            Request(
+                network,
+                image,
+                tmp_path / "model.onnx",
+                outputs=["boxes", "anchors"],
+                precision="fp16",
+            )
         )
     parity = verify(
         network, runtime.load(tmp_path / "model.onnx"), [image], runtime.tolerances["fp16"]

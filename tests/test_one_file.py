@@ -22,6 +22,7 @@ from fleetnet.backbones import variants
 from fleetnet.boxes import Limits
 from fleetnet.cli._arguments import usual_classes, usual_sizes
 from fleetnet.data import Split, shapes
+from fleetnet.deploy.package import deliver
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.find import names
 from fleetnet.preprocess import Preprocess
@@ -175,7 +176,7 @@ def test_a_runtime(add: Add, tmp_path: Path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     image = torch.randn(1, 3, 8, 8)
     path = tmp_path / "model.reference"
-    done = runtimes.deliver(model, image, path, "reference", {})
+    done = deliver(model, image, path, "reference", {})
     assert done.parity is not None
     assert done.parity.passed
     assert runtimes.by_suffix()[".reference"] == "reference"

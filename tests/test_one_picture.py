@@ -17,7 +17,8 @@ from PIL import Image
 from fleetnet import checkpoint, images
 from fleetnet.cli import main
 from fleetnet.cli.predict import _stems
-from fleetnet.deploy.predictor import _examples, each, export, load, read_picture
+from fleetnet.deploy.export import Deployable, export
+from fleetnet.deploy.predictor import each, load, read_picture
 from fleetnet.errors import DataError, UsageError
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build
@@ -254,9 +255,9 @@ def test_export_compares_on_pictures_in_every_form(exported, tmp_path):
     forms = forms_of(bytes_of(MODES["RGBA"][0], "png", 6), "png", tmp_path)
     assert exported.is_file()
     model, preprocess = build("fasternet_t0", 3).eval(), Preprocess((32, 32))
-    examples = _examples(model, preprocess, False, list(each(forms["str"])))
+    examples = Deployable(model, preprocess, pictures=list(each(forms["str"]))).examples()
     for name in ("PIL", "array", "tensor"):
-        others = _examples(model, preprocess, False, list(each(forms[name])))
+        others = Deployable(model, preprocess, pictures=list(each(forms[name]))).examples()
         assert torch.equal(others[-1], examples[-1]), name
         assert len(others) == len(examples)
 

@@ -14,13 +14,16 @@ from fleetnet.cli import export as verb
 from fleetnet.cli import main
 from fleetnet.cli._arguments import parse
 from fleetnet.data import shapes
-from fleetnet.deploy.predictor import export, load
+from fleetnet.deploy.export import export
+from fleetnet.deploy.package import Delivered, deliver
+from fleetnet.deploy.predictor import load
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.facts import check_values
 from fleetnet.find import find
 from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
-from fleetnet.runtimes import Delivered, Elsewhere, Sizes, deliver, onnx, parse_open
+from fleetnet.proof.verify import Elsewhere
+from fleetnet.runtimes import Request, Sizes, onnx, parse_open
 from fleetnet.tasks import Model, build, named
 
 SIZE = (64, 96)
@@ -310,7 +313,7 @@ def test_from_the_command_line(run, photos, tmp_path, capsys):
 def test_a_file_of_one_size_says_which(delivered, model, tmp_path):
     _, done = delivered("ssd/fasternet_t0")
     facts = {key: value for key, value in load(done.path).facts.items() if key != "sizes"}
-    onnx.export(model, torch.randn(1, 3, *SIZE), tmp_path / "model.onnx", metadata=facts)
+    onnx.export(Request(model, torch.randn(1, 3, *SIZE), tmp_path / "model.onnx", metadata=facts))
     with pytest.raises(
         UsageError, match="takes images of 64x96 only: export it with its height and width open"
     ):

@@ -21,9 +21,12 @@ from zoo import image, random_model
 
 import fleetnet
 from fleetnet.data import shapes
+from fleetnet.deploy.package import deliver
+from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Preprocessed, deliver, files, openvino, verify
+from fleetnet.runtimes import Request, files, openvino
 
 pytest.importorskip("openvino")
 BF16 = openvino._has_bf16()
@@ -37,7 +40,7 @@ PIXELS = image(16, 24, batch=1)
 def whole(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of `model` in float32."""
     path = tmp_path_factory.mktemp("openvino") / "small.xml"
-    openvino.export(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS)
+    openvino.export(Request(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS))
     return path
 
 
@@ -55,7 +58,7 @@ def test_networks_compute_the_same(name, once, tmp_path):
     model, pictures = random_model(name), image(128, 128, batch=1)
     deploy, found = reparameterize(model, pictures), {}
     for precision in PRECISIONS:
-        openvino.export(deploy, pictures, tmp_path / "m.xml", precision=precision)
+        openvino.export(Request(deploy, pictures, tmp_path / "m.xml", precision=precision))
         examples = torch.stack([pictures, pictures.flip(3), 2 * pictures])
         parity = verify(
             model, openvino.load(tmp_path / "m.xml"), examples, openvino.tolerances[precision]
@@ -85,7 +88,7 @@ def test_a_fault_is_beyond_the_tolerance(name, fault, model, tmp_path):
     right = model if name == "small" else random_model(name)
     wrong, pictures = copy.deepcopy(right), image(64, 64, batch=1)
     fault(wrong)
-    openvino.export(reparameterize(wrong, pictures), pictures, tmp_path / "m.xml")
+    openvino.export(Request(reparameterize(wrong, pictures), pictures, tmp_path / "m.xml"))
     tolerance = openvino.tolerances["fp32"]
     assert (
         verify(right, openvino.load(tmp_path / "m.xml"), [pictures], tolerance).relative
@@ -167,7 +170,7 @@ def test_what_a_file_takes_is_said(whole, model, tmp_path):
         openvino.load(whole)(np.zeros((2, 3, 16, 24), np.float32))
     bytes_in = torch.randint(0, 256, (1, 3, 16, 24), dtype=torch.uint8)
     embedded = Preprocessed(model, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "BGR")
-    openvino.export(reparameterize(embedded, bytes_in), bytes_in, tmp_path / "bytes.xml")
+    openvino.export(Request(reparameterize(embedded, bytes_in), bytes_in, tmp_path / "bytes.xml"))
     run = openvino.load(tmp_path / "bytes.xml")
     np.testing.assert_allclose(run(bytes_in.numpy())[0], embedded(bytes_in).detach(), atol=1e-5)
     with pytest.raises(ModelError, match="takes uint8, got float32"):
@@ -207,7 +210,7 @@ def test_instruction_sets_that_are_limited_have_no_bfloat16(monkeypatch):
 def test_a_cpu_without_bfloat16(whole, model, tmp_path, monkeypatch):
     """Nothing is proven there, but what was proven elsewhere runs, in float32."""
     deploy = reparameterize(model, PIXELS)
-    openvino.export(deploy, PIXELS, tmp_path / "half.xml", precision="bf16")
+    openvino.export(Request(deploy, PIXELS, tmp_path / "half.xml", precision="bf16"))
     exact, half = (
         openvino.load(path)(PIXELS.numpy())[0] for path in (whole, tmp_path / "half.xml")
     )
@@ -215,7 +218,7 @@ def test_a_cpu_without_bfloat16(whole, model, tmp_path, monkeypatch):
     monkeypatch.setattr(openvino, "_has_bf16", lambda: False)
     assert np.array_equal(openvino.load(tmp_path / "half.xml")(PIXELS.numpy())[0], exact)
     with pytest.raises(ExportError, match=r"this CPU has no bfloat16.*choose openvino:fp32"):
-        openvino.export(deploy, PIXELS, tmp_path / "none.xml", precision="bf16")
+        openvino.export(Request(deploy, PIXELS, tmp_path / "none.xml", precision="bf16"))
 
 
 def test_an_operator_that_is_missing_is_named(tmp_path):
@@ -224,7 +227,7 @@ def test_an_operator_that_is_missing_is_named(tmp_path):
             return torch.linalg.det(x[..., :6, :6])
 
     with pytest.raises(ExportError, match=r"m\.xml: OpenVINO cannot convert this model: .*Det"):
-        openvino.export(Determinant().eval(), PIXELS, tmp_path / "m.xml")
+        openvino.export(Request(Determinant().eval(), PIXELS, tmp_path / "m.xml"))
     assert not list(tmp_path.iterdir())
 
 

@@ -12,7 +12,8 @@ from zoo import randomize
 
 import fleetnet
 from fleetnet import checkpoint
-from fleetnet.deploy.predictor import Predictor, export, load
+from fleetnet.deploy.export import export
+from fleetnet.deploy.predictor import Predictor, load
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build

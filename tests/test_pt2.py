@@ -11,10 +11,13 @@ from zoo import image, random_model, randomize
 
 import fleetnet
 from fleetnet.data import shapes
+from fleetnet.deploy.package import deliver
+from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Preprocessed, deliver, pt2, verify
+from fleetnet.runtimes import Request, pt2
 
 SIZE = (9, 14)
 
@@ -113,7 +116,7 @@ def test_pixels(small: nn.Module, tmp_path: Path):
     np.testing.assert_allclose(
         run(pixels.numpy())[1], network(pixels)["logits"].detach().numpy(), atol=1e-5
     )
-    with pytest.raises(ModelError, match=r"takes torch\.uint8, got float32"):
+    with pytest.raises(ModelError, match=r"takes uint8, got float32"):
         run(pixels.float().numpy())
 
 
@@ -147,7 +150,7 @@ def test_trace_shows_every_operator_by_its_module(small: nn.Module, written: Pat
 def test_a_changed_weight_is_found(tmp_path: Path):
     """The largest weight of a convolution in the middle has the other sign."""
     model, example = random_model("mobileone_s0"), image(64, 96, 1)
-    pt2.export(reparameterize(model, example), example, tmp_path / "right.pt2")
+    pt2.export(Request(reparameterize(model, example), example, tmp_path / "right.pt2"))
     program = torch.export.load(tmp_path / "right.pt2")
     weight = program.state_dict["backbone.stages.2.4.branches.weight"].data.view(-1)
     weight[weight.abs().argmax()] *= -1
@@ -176,7 +179,7 @@ def test_what_torch_cannot_capture(tmp_path: Path):
             return x if x.sum() > 0 else -x
 
     with pytest.raises(ExportError, match="torch cannot capture this model"):
-        pt2.export(Branching().eval(), image(*SIZE), tmp_path / "m.pt2")
+        pt2.export(Request(Branching().eval(), image(*SIZE), tmp_path / "m.pt2"))
 
 
 def test_missing_and_damaged_files(written: Path, tmp_path: Path):

@@ -38,6 +38,7 @@ from fleetnet.int8._search import (  # fmt: skip
 )
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import reparameterize
+from fleetnet.runtimes import Request
 from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.tasks import build
 
@@ -526,7 +527,7 @@ def test_openvino_keeps_groups_of_several_channels_in_float(tmp_path: Path) -> N
     for name, layer in layers.items():
         modules.add_module(name, layer)
         modules.add_module(f"{name}_relu", nn.ReLU())
-    openvino.export(modules.eval(), images(1), tmp_path / "float.xml")
+    openvino.export(Request(modules.eval(), images(1), tmp_path / "float.xml"))
     rounded = int8.find("openvino").writer(tmp_path / "float.xml", images().numpy())(
         set(), tmp_path / "int8.xml", {}
     )
@@ -546,7 +547,7 @@ def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> 
 
     def rounded(model: nn.Module, name: str) -> dict[str, bool]:
         source = tmp_path / f"{name}.float.onnx"
-        find("runtimes", "onnx").export(model, images(1), source)
+        find("runtimes", "onnx").export(Request(model, images(1), source))
         int8.find("onnx").writer(source, images().numpy())(set(), tmp_path / f"{name}.onnx", {})
         nodes = onnx.load(tmp_path / f"{name}.onnx").graph.node
         kept = {node.input[0] for node in nodes if node.op_type == "QuantizeLinear"}

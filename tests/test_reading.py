@@ -14,7 +14,8 @@ import pytest
 
 from fleetnet import checkpoint, data, images
 from fleetnet.data import text_of
-from fleetnet.deploy.predictor import facts_of, load
+from fleetnet.deploy.export import facts_of
+from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError, FleetnetError, UsageError
 from fleetnet.reading import from_json, leads_out, links_out, open_regular, read_bytes, to_json
 from fleetnet.tasks import _layout

@@ -11,22 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from fleetnet import runtimes
+from fleetnet.deploy.package import deliver
+from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
-from fleetnet.proof.agreement import compare
+from fleetnet.proof.agreement import Meaning, compare
+from fleetnet.proof.verify import verify
 from fleetnet.reparam import WIDEST, as_conv, merge, reparameterize
-from fleetnet.runtimes import (
-    Meaning,
-    Preprocessed,
-    choice,
-    deliver,
-    files,
-    label,
-    load,
-    onnx,
-    verify,
-)
+from fleetnet.runtimes import Request, choice, files, label, load, onnx
 
 ROOT = Path(__file__).parents[1]
 BASE = {"executorch", "mnn", "ncnn", "onnx", "openvino", "pt2"}  # that make test installs
@@ -106,7 +99,7 @@ def test_every_runtime_keeps_the_contract(name):
     module = find("runtimes", name)
     assert module.suffix.startswith(".")
     assert all(0 < tolerance < 1 for tolerance in module.tolerances.values())
-    assert callable(module.lacks)
+    assert callable(module.missing)
     assert module.inspect is not None or module.cannot_run() is None
     assert module.package
     assert module.default_opset is None or module.default_opset > 0
@@ -117,7 +110,7 @@ def test_every_runtime_keeps_the_contract(name):
 def runs(name: str) -> bool:
     """Whether a runtime can be used here; those of `BASE` must be."""
     module = find("runtimes", name)
-    away = module.lacks() if module.inspect is None else module.cannot_run()
+    away = module.missing() if module.inspect is None else module.cannot_run()
     assert not away or name not in BASE
     return not away
 
@@ -198,7 +191,9 @@ def test_the_file_is_collapsed_and_says_what_it_is(model, image, tmp_path):
 def test_a_dynamic_file_takes_any_batch_and_a_static_one_says_what_it_takes(model, image, tmp_path):
     outputs = {}
     for name, dynamic in (("dynamic", True), ("static", False)):
-        onnx.export(reparameterize(model), image, tmp_path / f"{name}.onnx", dynamic=dynamic)
+        onnx.export(
+            Request(reparameterize(model), image, tmp_path / f"{name}.onnx", dynamic=dynamic)
+        )
         outputs[name] = onnx.load(tmp_path / f"{name}.onnx")
     five = np.random.default_rng(0).normal(size=(5, 3, 16, 24))  # float64, cast
     np.testing.assert_allclose(
@@ -316,10 +311,10 @@ def test_what_float32_leaves_of_the_weights_is_allowed_and_no_more(
 
     export, off = onnx.export, 5e-4 * model(image).std().item()
 
-    def wrong(model: nn.Module, *args: object, **options: object) -> None:
-        model.classifier.bias.data[0] += off
-        export(model, *args, **options)
-        model.classifier.bias.data[0] -= off
+    def wrong(request: Request) -> None:
+        request.model.classifier.bias.data[0] += off
+        export(request)
+        request.model.classifier.bias.data[0] -= off
 
     monkeypatch.setattr(onnx, "export", wrong)
     with pytest.raises(ExportError, match=r"\(allowed 0\.0001\).* conversion to onnx"):
@@ -329,10 +324,10 @@ def test_what_float32_leaves_of_the_weights_is_allowed_and_no_more(
 def test_a_wrong_conversion_is_not_handed_over(model, image, tmp_path, monkeypatch):
     export = onnx.export
 
-    def wrong(model: nn.Module, *args: object, **options: object) -> None:
-        model.classifier.bias.data[0] += 1e-3
-        export(model, *args, **options)
-        model.classifier.bias.data[0] -= 1e-3
+    def wrong(request: Request) -> None:
+        request.model.classifier.bias.data[0] += 1e-3
+        export(request)
+        request.model.classifier.bias.data[0] -= 1e-3
 
     monkeypatch.setattr(onnx, "export", wrong)
     with pytest.raises(ExportError, match=r"is right in torch .* conversion to onnx"):
@@ -355,7 +350,7 @@ def test_the_advice_is_what_the_runtime_has(
 ):
     name, precision = choice(to)
     module = find("runtimes", name)
-    monkeypatch.setattr(module, "export", lambda *_, **__: None)
+    monkeypatch.setattr(module, "export", lambda request: None)
     monkeypatch.setattr(
         module,
         "load",
@@ -373,8 +368,8 @@ def test_the_advice_is_what_the_runtime_has(
 
 @pytest.mark.parametrize("fault", ["raises", "not onnx"])
 def test_a_broken_exporter_leaves_nothing(fault, model, image, tmp_path, monkeypatch):
-    def broken(model: nn.Module, example: Tensor, path: Path, **options: object) -> None:
-        path.write_bytes(b"half a file")
+    def broken(request: Request) -> None:
+        request.path.write_bytes(b"half a file")
         if fault == "raises":
             raise KeyboardInterrupt
 
@@ -418,7 +413,7 @@ def test_both_ends_of_the_opsets_work(opset, model, image, tmp_path):
 def test_weights_beyond_one_file_are_refused(model, image, tmp_path, monkeypatch):
     monkeypatch.setattr(onnx, "LARGEST", 100)
     with pytest.raises(ExportError, match="one ONNX file holds at most 2 GB"):
-        onnx.export(model, image, tmp_path / "model.onnx")
+        onnx.export(Request(model, image, tmp_path / "model.onnx"))
 
 
 def test_a_model_that_torch_cannot_export_gives_its_reason(image, tmp_path):
@@ -429,14 +424,14 @@ def test_a_model_that_torch_cannot_export_gives_its_reason(image, tmp_path):
     with pytest.raises(
         ExportError, match=r"model\.onnx: torch cannot write this model as ONNX: .*data-dependent"
     ):
-        onnx.export(Branching().eval(), image, tmp_path / "model.onnx")
+        onnx.export(Request(Branching().eval(), image, tmp_path / "model.onnx"))
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript"])
 def test_exporting_without_a_package_names_the_command(name, model, image, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(ExportError, match=f"pip install {name}"):
-        onnx.export(model, image, tmp_path / "model.onnx")
+        onnx.export(Request(model, image, tmp_path / "model.onnx"))
 
 
 def test_loading_without_onnxruntime_names_the_command(tmp_path, monkeypatch):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from fleetnet.deploy.predictor import Predictor, export
+from fleetnet.deploy.export import export
+from fleetnet.deploy.predictor import Predictor
 from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.tasks import build

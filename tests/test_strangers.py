@@ -261,18 +261,18 @@ def test_every_entry_that_reaches_hidden_code_asks_for_trust(
 ) -> None:
     path = exported / "export" / "pt2" / "model.pt2"
     file, run = str(path), str(exported)
-    from fleetnet.runtimes._explain import explain
+    from fleetnet.proof.explain import explain
 
     calls = {
         "load": lambda **trust: fleetnet.load(path, **trust),
         "Predictor": lambda **trust: fleetnet.deploy.predictor.Predictor(path, **trust),
-        "verify": lambda **trust: fleetnet.deploy.predictor.verify(exported, path, **trust),
+        "verify": lambda **trust: fleetnet.deploy.export.verify(exported, path, **trust),
         "runtimes.load": lambda **trust: runtimes.load("pt2", path, **trust),
         "runtimes.trace": lambda **trust: runtimes.trace("pt2", path, **trust),
         "pt2.load": lambda **trust: pt2.load(path, **trust),
         "pt2.trace": lambda **trust: pt2.trace(path, **trust),
         "explain": lambda **trust: explain(
-            nn.Identity(), path, "pt2", [torch.zeros(1, 3, 32, 32)], 1.0, **trust
+            nn.Identity(), runtimes.File("pt2", path, **trust), [torch.zeros(1, 3, 32, 32)], 1.0
         ),
     }
     for name, call in calls.items():

@@ -16,10 +16,11 @@ from conftest import benchmark
 from torch import nn
 
 from fleetnet import checkpoint
+from fleetnet.deploy.package import deliver
 from fleetnet.deploy.predictor import Predictor
 from fleetnet.find import find, names
 from fleetnet.preprocess import Preprocess
-from fleetnet.runtimes import _program, deliver, load, trace
+from fleetnet.runtimes import _program, load, trace
 from fleetnet.tasks import build
 
 campaign = partial(benchmark, "threads")  # the large campaign, whose sample is here
@@ -32,7 +33,7 @@ def files(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[st
     written, folder = {}, tmp_path_factory.mktemp("files")
     for name in names("runtimes"):
         runtime = find("runtimes", name)
-        if runtime.lacks() or runtime.inspect is not None:
+        if runtime.missing() or runtime.inspect is not None:
             continue
         written[name] = folder / name / f"model{runtime.suffix}"
         deliver(model, torch.randn(1, 3, *SIZE), written[name], name, {})
@@ -43,7 +44,7 @@ def files(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[st
 @pytest.mark.parametrize("action", ["load", "trace"])
 def test_many_threads_share_a_file(files, name, action):
     if name not in files:
-        pytest.skip(find("runtimes", name).lacks() or "runs only on a Mac")
+        pytest.skip(find("runtimes", name).missing() or "runs only on a Mac")
     if action == "trace" and find("runtimes", name).trace is None:
         pytest.skip(f"{name} cannot show its layers")
     run = {"load": load, "trace": trace}[action](name, files[name], trust=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fleetnet import checkpoint
 from fleetnet.backbones import timm as family
 from fleetnet.cli import main
-from fleetnet.deploy.predictor import export
+from fleetnet.deploy.export import export
 from fleetnet.errors import ModelError
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize

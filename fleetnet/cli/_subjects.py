@@ -162,7 +162,8 @@ def of_file(
     import torch
 
     from .. import runtimes
-    from ..deploy.predictor import facts_of, load
+    from ..deploy.export import facts_of
+    from ..deploy.predictor import load
     from ..runtimes import label, size_of
     from ..runtimes import load as load_file
 
@@ -202,8 +203,9 @@ def _of_model(
 ) -> list[Subject]:
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
     from .. import runtimes
+    from ..deploy.package import deliver
     from ..measure.flops import count
-    from ..runtimes import deliver, label, size_of
+    from ..runtimes import label, size_of
     from ..runtimes import load as load_file
     from ..tasks import named
 

@@ -158,13 +158,13 @@ def _choices(to: str | None) -> list[tuple[str, str]]:
         return [choice(text) for text in to.split(",")]
     modules = {name: runtimes.find(name) for name in names("runtimes")}
     # what is only inspected, since another machine runs it, cannot be timed
-    able = [name for name, m in modules.items() if not m.lacks() and not m.cannot_run()]
+    able = [name for name, m in modules.items() if not m.missing() and not m.cannot_run()]
     return [(name, precision) for name in able for precision in modules[name].tolerances]
 
 
 def _export(model: str, name: str, precision: str, folder: Path, pictures: "Sequence[One]") -> Path:
     from .. import runtimes
-    from ..deploy.predictor import export
+    from ..deploy.export import export
 
     path = folder / f"{name}-{precision}" / f"model{runtimes.find(name).suffix}"
     delivered = export(model, name, path, precision=precision, pictures=pictures)

@@ -13,7 +13,7 @@ from ._show import TrainingProgress, duration, say, table, tell
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..runtimes import Parity
+    from ..proof.verify import Parity
 
 EXAMPLE = "fleetnet demo"
 IMAGES, SIZE, EPOCHS = 1800, 64, 10
@@ -33,7 +33,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     import torch
 
     from .. import checkpoint, data
-    from ..deploy.predictor import export, load
+    from ..deploy.export import export
+    from ..deploy.predictor import load
     from ..files import check_writable
     from ..inputs.dataset import ImageDataset
     from ..inputs.loader import batches_of

@@ -93,7 +93,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
     )
 
     environments = [
-        {"name": name, "folder": str(_isolated.folder(name)), "lacks": _isolated.lacks(name)}
+        {"name": name, "folder": str(_isolated.folder(name)), "lacks": _isolated.missing(name)}
         for name in _isolated.converters()
     ]
     if environments:
@@ -180,7 +180,7 @@ def _runtime(name: str) -> dict[str, Any]:
 
     module = runtimes.find(name)
     try:
-        lacks = module.lacks()
+        lacks = module.missing()
     except Exception as error:  # a package that is there in part
         lacks = f"cannot be looked at: {type(error).__name__}: {error}"
     return {
@@ -222,7 +222,7 @@ def _trial(name: str) -> str:
     from torch import nn
 
     from .. import runtimes
-    from ..runtimes import deliver
+    from ..deploy.package import deliver
 
     torch.manual_seed(0)
     model = nn.Sequential(

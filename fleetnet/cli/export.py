@@ -154,14 +154,14 @@ def _make_environments(to: list[str]) -> None:
     from ..runtimes import _isolated
 
     for name in to:
-        if name in _isolated.converters() and _isolated.lacks(name):
+        if name in _isolated.converters() and _isolated.missing(name):
             say(f"making the environment that converts for {name}, in {_isolated.folder(name)}")
             _isolated.create(name)
 
 
 def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from .. import runtimes
-    from ..deploy.predictor import export
+    from ..deploy.export import export
     from ..files import check_writable
     from ..runtimes import label, size_of
     from ..sizes import parse_size
@@ -247,7 +247,7 @@ def _input_of(file: Path) -> str | None:
 
     None without a sidecar that says it.
     """
-    from ..deploy.predictor import facts_of
+    from ..deploy.export import facts_of
 
     try:
         facts = facts_of(file)[1]
@@ -310,10 +310,10 @@ def _tried(
 ) -> dict[str, Any]:
     """The result in one runtime, which raises where it is not good."""
     from .. import runtimes
-    from ..deploy.predictor import export
+    from ..deploy.export import export
 
     runtime = runtimes.find(name)
-    missing = runtime.lacks()
+    missing = runtime.missing()
     if missing:
         return {"result": "not installed", "said": missing}
     done = export(

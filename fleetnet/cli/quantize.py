@@ -103,7 +103,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     from ..images import find_images
     from ..inputs.dataset import ImageDataset
     from ..inputs.loader import MINUTES, batches_of
-    from ..int8._search import calibration, lacks, prepare, quantize, source_of
+    from ..int8._search import calibration, missing, prepare, quantize, source_of
     from ..preprocess import Preprocess
     from ..weights.read import check_inside
 
@@ -113,8 +113,8 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
             raise UsageError(
                 f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}"
             )
-        if missing := lacks(name):  # before anything is measured
-            raise ExportError(missing)
+        if absent := missing(name):  # before anything is measured
+            raise ExportError(absent)
     torch.set_num_threads(given.get("threads", 2))
     path = source_of(given["model"])
     out = Path(given.get("out") or path.parent / "export")

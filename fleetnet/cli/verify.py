@@ -37,7 +37,7 @@ class Verify:
 
 
 def run(settings: Verify) -> dict[str, object]:
-    from ..deploy.predictor import facts_of, verify
+    from ..deploy.export import facts_of, verify
     from ..reading import hash_of
     from ..weights.read import locate
 

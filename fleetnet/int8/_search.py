@@ -30,7 +30,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from .. import checkpoint, int8, runtimes, tasks
-from ..deploy.predictor import Predictor, described, load
+from ..deploy.export import Deployable, facts_of_use
+from ..deploy.package import describe
+from ..deploy.predictor import Predictor, load
 from ..errors import DataError, ExportError, ModelError, UsageError, choose
 from ..files import beside
 from ..find import names
@@ -38,7 +40,7 @@ from ..inputs.workers import patient
 from ..preprocess import Preprocess
 from ..reading import hash_of, to_json
 from ..reparam import reparameterize
-from ..runtimes import _describe, files, signed, version
+from ..runtimes import Request, files, signed, version
 from ..runtimes._cpu import int8_class
 from ..runtimes._int8 import LARGEST_PAIR, overflowing, pairs, safe_scales
 from ..tasks import limits_of, named
@@ -356,12 +358,14 @@ def prepare(
     deployed, pairs = reparameterize(network, images[:1]), 0
     if equalizing:
         deployed, pairs = equalize(deployed, images, BATCH)
+    deployable = Deployable(loaded.model, loaded.preprocess, limits=limits)
     facts = {
-        **loaded.meta, "checkpoint": file.name, "checkpoint_sha256": hash_of([file]),
-        "embedded_preprocess": False, "embedded_decode": False,
-        "limits": None if limits is None else limits.to_dict(loaded.classes),
-        **described(loaded.model.task, loaded.preprocess, False, False, limits), "form": "deploy",
-    }  # fmt: skip
+        **loaded.meta,
+        "checkpoint": file.name,
+        "checkpoint_sha256": hash_of([file]),
+        **facts_of_use(deployable, loaded.classes),
+        "form": "deploy",
+    }
     held: list[Tensor] = []
 
     def watched() -> Iterator[Any]:
@@ -374,7 +378,7 @@ def prepare(
     return Prepared(facts, deployed, images, some, batches, result, logits, pairs, recalibrating)
 
 
-def lacks(runtime: str) -> str | None:
+def missing(runtime: str) -> str | None:
     """What int8 files for a runtime would need and is missing here, with the command.
 
     None if nothing is; the runtimes are those of `int8`.
@@ -382,7 +386,7 @@ def lacks(runtime: str) -> str | None:
     package = int8.find(runtime).package
     if find_spec(package) is None:
         return f"int8 for {runtime} needs {package}: pip install 'fleetnet[quantize]'"
-    return runtimes.find(runtime).lacks()
+    return runtimes.find(runtime).missing()
 
 
 def quantize(  # noqa: PLR0915
@@ -415,8 +419,8 @@ def quantize(  # noqa: PLR0915
             "share from 0 to 1"
         )
     to, quantizer = runtimes.find(runtime), int8.find(runtime)
-    if missing := lacks(runtime):
-        raise ExportError(missing)
+    if absent := missing(runtime):
+        raise ExportError(absent)
     if path.suffix != to.suffix:
         raise UsageError(
             f"{path}: a file for {runtime} ends in {to.suffix}, not in {path.suffix or 'nothing'}"
@@ -431,12 +435,12 @@ def quantize(  # noqa: PLR0915
         values = named(prepared.deployed(example))
     # The metrics of the checkpoint are not those of the file, which come to the sidecar when they
     # are known.
-    described = [_describe(name, value, False) for name, value in values.items()]
+    described = [describe(name, value) for name, value in values.items()]
     about = {**prepared.facts, "metrics": None, "outputs": described}
     attempts: list[Attempt] = []
     with beside(path, "quantize") as folder:
         between = folder / f"float{to.suffix}"
-        to.export(prepared.deployed, example, between, outputs=list(values))
+        to.export(Request(prepared.deployed, example, between, list(values)))
         write = quantizer.writer(between, prepared.images.numpy())
         for more in _steps(min(int(most * len(layers)), len(layers) - len(chosen))):
             if more == 1:
@@ -495,7 +499,7 @@ def quantize(  # noqa: PLR0915
             **about, "metrics": figures(result), "file": path.name, "sha256": hash_of(files(finished)),
             "golden": golden.name, "runtime": runtime,
             "runtime_version": version(to.package), "precision": "int8", "opset": to.default_opset,
-            "inputs": [_describe("image", example, False)], "parity": None, "unverified": None,
+            "inputs": [describe("image", example)], "parity": None, "unverified": None,
             "int8": {
                 "metric": metric, "float": figures(prepared.result), "int8": figures(result), "max_drop": max_drop,
                 "drop": attempts[-1].drop, "agreement": agreement, "sqnr_db": noise, "layers": len(layers),

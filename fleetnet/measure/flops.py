@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from ..errors import UsageError
 from ..parc import computed_as
-from ..proof.running_modules import scopes
+from ..proof.running_modules import running_modules
 
 aten = torch.ops.aten
 
@@ -153,7 +153,7 @@ def _run(model: nn.Module, size: Tensor | tuple[int, int]) -> dict[str, _Sums]:
         # ParC as published: Fourier transforms have no multiplications to count.
         with (
             computed_as("convolution"),
-            scopes(network) as running,
+            running_modules(network) as running,
             _Counter(network, running) as counter,
         ):
             network(torch.zeros(shape, dtype=like.dtype, device=device))

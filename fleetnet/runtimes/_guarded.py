@@ -25,6 +25,7 @@ Calls = Literal["many", "file", "process"]
 # name.
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Traced = Callable[[np.ndarray], dict[str, np.ndarray]]
+Batch = TypeVar("Batch")  # an array, or a tensor of torch
 Value = TypeVar("Value")
 
 
@@ -36,7 +37,7 @@ class _Process:
     locks: ClassVar[dict[str, Any]] = {}  # RLocks: one for each runtime, "loading" and "output"
 
 
-_LOADED: "weakref.WeakSet[Guarded[Any]]" = weakref.WeakSet()
+_LOADED: "weakref.WeakSet[Guarded[Any, Any]]" = weakref.WeakSet()
 
 
 def lock_of(name: str) -> AbstractContextManager[Any]:
@@ -70,7 +71,7 @@ def check_threads(what: str, threads: int) -> None:
         )
 
 
-class Guarded(Generic[Value]):
+class Guarded(Generic[Batch, Value]):
     """`run` of a batch, for any number of threads of the process that made this object.
 
     `what` was loaded, for messages. `lock` is held during a call; None where `run` may be called by
@@ -79,7 +80,7 @@ class Guarded(Generic[Value]):
 
     def __init__(
         self,
-        run: Callable[[np.ndarray], Value],
+        run: Callable[[Batch], Value],
         what: str,
         lock: AbstractContextManager[Any] | None = None,
     ) -> None:
@@ -88,7 +89,7 @@ class Guarded(Generic[Value]):
         self.process = os.getpid()
         _LOADED.add(self)
 
-    def __call__(self, batch: np.ndarray) -> Value:
+    def __call__(self, batch: Batch) -> Value:
         if os.getpid() != self.process:  # before the lock, which a thread that is not here may hold
             raise FleetnetError(
                 f"{self.what} was loaded in process {self.process} and is used in process "

@@ -73,7 +73,7 @@ def _card(name: str) -> dict[str, Any]:
     }
 
 
-def lacks(name: str) -> str | None:
+def missing(name: str) -> str | None:
     """None where the environment is ready, else what is wrong with it and the command that makes it."""
     place = folder(name)
     try:
@@ -95,7 +95,7 @@ def create(name: str) -> Path:
     be made.
     """
     requirements, place = _requirements(name), folder(name)
-    if lacks(name) is None:
+    if missing(name) is None:
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -122,10 +122,10 @@ def create(name: str) -> Path:
 
 def check(name: str) -> None:
     """Raise `ExportError` with the command to give if the environment is not ready."""
-    missing = lacks(name)
-    if missing:
+    absent = missing(name)
+    if absent:
         raise ExportError(
-            f"{missing}   (once, in a few minutes; or give --isolated to fleetnet export)"
+            f"{absent}   (once, in a few minutes; or give --isolated to fleetnet export)"
         )
 
 

@@ -3,7 +3,7 @@
 Torch writes operator sets from 18 on. Most operators of our networks are older and mean the same in
 earlier sets; those that do not are rewritten here, one function an operator. What no rule knows is
 looked up in ONNX's own schemas: an operator that an earlier set lacks, or has with fewer attributes
-or inputs, is an error that names it. Nothing is proven here: `runtimes.deliver` compares the file
+or inputs, is an error that names it. Nothing is proven here: `deploy.package` compares the file
 with the model.
 """
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ._guarded import lock_of
+from ._request import Request
 
 
 class Named(nn.Module):
@@ -83,28 +84,23 @@ def silent() -> Iterator[None]:
 
 
 def capture(
-    model: nn.Module,
-    example: Tensor,
-    outputs: Sequence[str],
-    dynamic: bool = False,
+    request: Request,
     instead: Mapping[Any, Callable[..., Any]] | None = None,
     lacking: Mapping[str, str] | None = None,
 ) -> torch.export.ExportedProgram:
-    """The program of keyword "image" (N, 3, H, W) -> mapping of `outputs`; it writes into no tensor.
+    """The program of keyword "image" (N, 3, H, W) -> mapping of the outputs; it writes into no tensor.
 
-    `dynamic` leaves N open. `instead` maps operators to functions that compute the same of others,
+    `instead` maps operators to functions that compute the same of others,
     or return `NotImplemented`. `lacking` maps names of torchvision's operators that the format
     cannot hold to the reason. Raises `ExportError` for a model that has one of them, and if torch
     cannot capture the model.
     """
-    if dynamic and len(example) == 1:
-        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
-    shapes = {"image": {0: torch.export.Dim("batch")}} if dynamic else None
-    network = Named(model, outputs).eval()
+    shapes = {"image": {0: torch.export.Dim("batch")}} if request.dynamic else None
+    network = Named(request.model, request.outputs).eval()
     try:
         with quiet(), torch.no_grad():
             program = torch.export.export(
-                network, (), {"image": example}, dynamic_shapes=shapes, strict=False
+                network, (), {"image": request.traced}, dynamic_shapes=shapes, strict=False
             )
             _refuse(program, lacking or {})
             program = program.run_decompositions(dict(instead or {}))

@@ -1,13 +1,12 @@
 """Files that leave height and width open: which sizes they take, and at which they are compared with the model."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UsageError, choose
-from ..proof.agreement import Meaning
 
 Size = tuple[int, int]  # height, width
 OPEN = ("batch", "size")  # what a file can leave open
@@ -71,21 +70,6 @@ class Sizes:
     def trace(self, example: Tensor) -> Tensor:
         """An image of zeros in place of the example, (N, 3, H, W), at which torch sees nothing special."""
         return example.new_zeros(*example.shape[:2], *(self.step * steps for steps in TRACED))
-
-
-@dataclass(frozen=True)
-class Elsewhere:
-    """What a file that leaves its size open is compared on at another size than its own."""
-
-    examples: Sequence[Tensor]  # batches (N, 3, H, W) of this one size
-    meaning: Meaning | None = None  # of the outputs at this size
-
-    @property
-    def size(self) -> Size:
-        return self.examples[0].shape[-2], self.examples[0].shape[-1]
-
-    def __str__(self) -> str:
-        return f"{self.size[0]}x{self.size[1]}"
 
 
 def parse_open(value: bool | str) -> tuple[bool, bool]:

@@ -12,22 +12,22 @@ import platform
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
+from ..proof.verify import verify
 from ..reading import from_json, to_json
 from . import _mil
 from ._guarded import Calls, Run
-from ._preprocess import Preprocessed
+from ._input import Input, not_one_input
 from ._program import capture, quiet, reason
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".mlpackage"
 package = "coremltools"
@@ -44,8 +44,11 @@ trace = None
 tolerances = {"fp16": 5e-2, "fp32": 1e-4}
 
 FACTS, OUTPUTS, PRECISION = "fleetnet", "fleetnet_outputs", "fleetnet_precision"  # of the metadata
-# of weights: twice what casting does, for what was folded before
-ROUNDING = {"fp16": 2**-10, "fp32": 1e-6}
+ARITHMETIC = {"fp16": "FLOAT16", "fp32": "FLOAT32"}  # precision -> coremltools' name
+ROUNDING = {
+    "fp16": 2**-10,
+    "fp32": 1e-6,
+}  # of weights: twice what casting does, for what was folded before
 LACKING = {
     "nms": "Core ML's own pads what it finds, which nothing here could check",
     "roi_align": "coremltools does not know it",
@@ -53,7 +56,7 @@ LACKING = {
 DTYPES = {torch.int64: np.int32, torch.int32: np.int32}  # of outputs that are not floats
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     if find_spec("coremltools") is None:
         return "coremltools is not installed: pip install 'fleetnet[coreml]'"
     return None
@@ -78,56 +81,46 @@ def _package() -> Any:
         ) from error
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp16",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to a package; nothing is verified here (see `runtimes.deliver`).
+def export(request: Request) -> None:
+    """Write a package. The number of images is fixed; there are no operator sets.
 
-    `example` (N, 3, H, W) fixes the size. `metadata` must be JSON. `outputs` names the outputs in
-    their order. The format has no operator sets, so that `opset` means nothing. Raises `UsageError`
-    for `dynamic`, `ExportError` if coremltools is missing or cannot convert the model.
+    Raises `ExportError` if coremltools is missing or cannot convert the model.
     """
-    if dynamic:
+    if request.dynamic:
         raise UsageError("a Core ML file takes a fixed number of images: leave dynamic out")
     ct = _package()
-    program = capture(model, example, outputs, lacking=LACKING)
-    given = dict(zip(outputs, program.graph_signature.user_outputs, strict=True))
+    program = capture(request, lacking=LACKING)
     values = {node.name: node.meta["val"] for node in program.graph.nodes if "val" in node.meta}
-    kinds = {name: DTYPES.get(values[output].dtype, np.float32) for name, output in given.items()}
+    nodes = zip(request.outputs, program.graph_signature.user_outputs, strict=True)
+    kinds = {name: DTYPES.get(values[node].dtype, np.float32) for name, node in nodes}
     try:
         with quiet(stderr=True):
             converted = ct.convert(
                 program,
                 outputs=[ct.TensorType(name=name, dtype=kind) for name, kind in kinds.items()],
                 minimum_deployment_target=ct.target.iOS16,
-                compute_precision={"fp16": ct.precision.FLOAT16, "fp32": ct.precision.FLOAT32}[
-                    precision
-                ],
+                compute_precision=getattr(ct.precision, ARITHMETIC[request.precision]),
                 skip_model_load=True,
             )
-            notes = {FACTS: metadata or {}, OUTPUTS: list(outputs), PRECISION: precision}
+            notes = {
+                FACTS: request.metadata,
+                OUTPUTS: list(request.outputs),
+                PRECISION: request.precision,
+            }
             for name, note in notes.items():
                 converted.user_defined_metadata[name] = to_json(note, ensure_ascii=False)
-            converted.save(str(path))
+            converted.save(str(request.path))
     except Exception as error:  # coremltools raises whatever its passes raise
-        shutil.rmtree(path, ignore_errors=True)
-        # it leaves a temporary folder to Python's cleaning up, which warns
-        with quiet(stderr=True):
+        shutil.rmtree(request.path, ignore_errors=True)
+        with quiet(
+            stderr=True
+        ):  # it leaves a temporary folder to Python's cleaning up, which warns
             traceback.clear_frames(error.__traceback__)
         raise ExportError(
-            f"{Path(path).name}: coremltools cannot convert this model: {reason(error)}"
+            f"{request.path.name}: coremltools cannot convert this model: {reason(error)}"
         ) from error
-    # no part of the package
-    Path(path, "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
+    # Coremltools leaves this file beside the package's own.
+    (request.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
 def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
@@ -151,21 +144,20 @@ def _described(path: Path | str, package: Any) -> tuple[tuple[int, ...], list[st
     description = package.get_spec().description
     inputs = {i.name: tuple(i.type.multiArrayType.shape) for i in description.input}
     if list(inputs) != ["image"] or len(inputs["image"]) != 4:
-        raise ModelError(f"{path}: expected one input 'image' of images, found {inputs or 'none'}")
+        raise not_one_input(path, (f"{name} {shape}" for name, shape in inputs.items()))
     return inputs["image"], [output.name for output in description.output]
 
 
-def inspect(path: Path | str, model: nn.Module) -> str:
-    """Check what can be checked without a Mac; what that was, in words.
+def inspect(request: Request) -> str:
+    """Check what can be checked without a Mac in the package of a request; what that was, in words.
 
     The package is read; its input and the names and shapes of its outputs are looked at; every
-    convolution and linear layer must hold the weights of that layer of `model` (the deploy form),
-    within rounding; and what the program says, computed by torch, must be what `model` computes,
-    unless it has an operator that is not known here. Raises `ExportError`, naming the layer, where
-    something is not as it should be.
+    convolution and linear layer must hold the weights of that layer of the model (the deploy form),
+    within rounding; and what the program says, computed by torch of the example, must be what the
+    model computes, unless it has an operator that is not known here. Raises `ExportError`, naming
+    the layer, where something is not as it should be.
     """
-    from . import verify
-
+    path, model, image = request.path, request.model, request.example
     try:
         opened, notes = _open(path)
         shape, names = _described(path, opened)
@@ -176,29 +168,23 @@ def inspect(path: Path | str, model: nn.Module) -> str:
     order, precision = notes.get(OUTPUTS, names), notes.get(PRECISION, "fp32")
     if sorted(names) != sorted(order):
         raise ExportError(
-            f"{Path(path).name}: the outputs are {', '.join(names)}, not {', '.join(order)}"
+            f"{path.name}: the outputs are {', '.join(names)}, not {', '.join(order)}"
         )
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(shape, generator=generator)
-    if isinstance(model, Preprocessed):
-        image = torch.rand(shape, generator=generator) * 255
-    like = next(model.parameters(), image)
-    image = image.to(like.device, like.dtype)
-    checked = _compare(
-        Path(path).name, _mil.layers(program), _mil.used(model, image), ROUNDING[precision]
-    )
+    of_file, of_model = _mil.layers(program), _mil.used(model, image)
+    checked = _compare(path.name, of_file, of_model, ROUNDING[precision])
     unknown = _mil.unknown(program)
     if unknown:
         return f"{checked}; not computed, for its operators {', '.join(unknown)}"
+    images = Input(path, shape, np.dtype(np.float32))
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
-        found = _mil.evaluate(program, torch.from_numpy(batch).float())
-        return [found[name].numpy() for name in order]
+        values = _mil.evaluate(program, torch.from_numpy(images.check(batch)))
+        return [values[name].numpy() for name in order]
 
     parity = verify(model, run, [image], tolerances[precision])
     if not parity.passed:
         raise ExportError(
-            f"{Path(path).name}: what the program says is not what the model computes: {parity}"
+            f"{path.name}: what the program says is not what the model computes: {parity}"
         )
     return f"{checked}; computed by torch from the program: {parity}"
 
@@ -282,15 +268,11 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     except Exception as error:  # of Core ML itself
         raise ModelError(f"{path}: Core ML cannot load this package: {reason(error)}") from error
     order = notes.get(OUTPUTS, names)
+    images = Input(path, shape, np.dtype(np.float32))
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        if image.shape != shape:
-            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        # normalized values would be cut to whole pixels
-        if not np.can_cast(image.dtype, np.float32, "same_kind"):
-            raise ModelError(f"{path}: takes float32, got {image.dtype}")
-        found = network.predict({"image": np.ascontiguousarray(image, np.float32)})
-        return [np.array(found[name]) for name in order]
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        outputs = network.predict({"image": images.check(batch)})
+        return [np.array(outputs[name]) for name in order]
 
     return run
 

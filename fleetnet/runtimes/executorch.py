@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -26,8 +26,9 @@ from ..errors import ExportError, ModelError, UsageError
 from ..parc import with_products
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run
+from ._input import Input, not_one_input
 from ._program import quiet, reason
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".pte"
 package = "executorch"
@@ -53,7 +54,7 @@ MISSING = "executorch is not installed: pip install 'fleetnet[executorch]'"
 DEBUGGING = "stack_trace", "nn_module_stack", "source_fn_stack", "torch_fn", "from_node"
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     return None if find_spec("executorch") else MISSING
 
 
@@ -127,26 +128,14 @@ def _refuse(operators: Sequence[str], path: Path | str) -> None:
         )
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
+def export(request: Request) -> None:
+    """Write one file. The number of images is fixed; there is no place for metadata and names of outputs.
 
-    `example` (N, 3, H, W) fixes size and number of images. The format has no place for metadata,
-    names of outputs or operator sets. Raises `UsageError` for an open number of images,
-    `ExportError` if the package is missing, torch or ExecuTorch cannot translate the model, or the
-    runtime lacks an operator of it, naming that.
+    Raises `ExportError` if the package is missing, torch or ExecuTorch cannot translate the model,
+    or the runtime lacks an operator of it, naming that.
     """
-    if dynamic:
+    path, example = request.path, request.example
+    if request.dynamic:
         raise UsageError(
             "executorch takes the number of images that it was exported with: leave dynamic out"
         )
@@ -157,7 +146,7 @@ def export(
         )
     exir = _module("executorch.exir")
     partition = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
-    model = with_products(model, TAPS + 1)[0]
+    model = with_products(request.model, TAPS + 1)[0]
     try:
         with quiet(stderr=True), torch.no_grad(), _Spelled():
             program = torch.export.export(model, (example,), strict=False)
@@ -236,16 +225,15 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     age = _Pool.use(threads)
     method = read()
     if method.metadata.num_inputs() != 1 or len(method.metadata.input_tensor_meta(0).sizes()) != 4:
-        raise ModelError(f"{path}: expected one input of images, found {method.metadata}")
+        raise not_one_input(path, [method.metadata])
     shape = tuple(method.metadata.input_tensor_meta(0).sizes())
+    images = Input(path, shape, np.dtype(np.float32))
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
+    def run(batch: np.ndarray) -> list[np.ndarray]:
         nonlocal age, method
-        if image.shape != shape:
-            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
+        image = torch.from_numpy(images.check(batch))
         if _Pool.use(threads) != age:
             age, method = _Pool.age, read()
-        batch = torch.from_numpy(np.ascontiguousarray(image, np.float32))
-        return [output.numpy() for output in method.execute([batch])]
+        return [output.numpy() for output in method.execute([image])]
 
     return run

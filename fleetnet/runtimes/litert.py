@@ -10,22 +10,23 @@ operators are replaced by others of the same result, see `INSTEAD`.
 import importlib
 import struct
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ExportError, ModelError
 from ..reading import from_json, to_json
 from . import _isolated
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
+from ._input import Input, not_one_input
 from ._program import capture, quiet, silent
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".tflite"
 package = "ai-edge-litert"
@@ -50,10 +51,10 @@ LACKING = dict.fromkeys(("nms", "roi_align"), "litert-torch does not know it")
 FACTS, OUTPUTS = "fleetnet", "fleetnet_outputs"  # of the metadata
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     if find_spec("ai_edge_litert") is None:
         return "ai-edge-litert is not installed: pip install 'fleetnet[litert]'"
-    return _isolated.lacks("litert")
+    return _isolated.missing("litert")
 
 
 def _package(name: str) -> Any:
@@ -85,37 +86,30 @@ INSTEAD: dict[Any, Callable[..., Any]] = {
 }
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to one .tflite file; nothing is verified here (see `runtimes.deliver`).
+def export(request: Request) -> None:
+    """Write one .tflite file. There are no operator sets.
 
-    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON.
-    `outputs` names the outputs in their order. The format has no operator sets, so that `opset`
-    means nothing. Raises `ExportError` with the command to give if the environment of the converter
-    is not there, and if the model cannot be converted.
+    Raises `ExportError` with the command to give if the environment of the converter is not there,
+    and if the model cannot be converted.
     """
     _isolated.check("litert")
-    program = capture(model, example, outputs, dynamic, INSTEAD, lacking=LACKING)
-    notes = {FACTS: to_json(metadata or {}, ensure_ascii=False), OUTPUTS: to_json(list(outputs))}
+    program = capture(request, INSTEAD, lacking=LACKING)
+    notes = {
+        FACTS: to_json(request.metadata, ensure_ascii=False),
+        OUTPUTS: to_json(list(request.outputs)),
+    }
     with tempfile.TemporaryDirectory() as work:
-        given, said = Path(work, "program.pt2"), Path(work, "notes.json")
+        saved, written_notes = Path(work, "program.pt2"), Path(work, "notes.json")
         with quiet():
-            torch.export.save(program, given)
-        said.write_text(to_json(notes), encoding="utf-8")
+            torch.export.save(program, saved)
+        written_notes.write_text(to_json(notes), encoding="utf-8")
+        target = request.path.absolute()
         try:
-            _isolated.run("litert", WORKER, str(given), str(said), str(Path(path).absolute()))
+            _isolated.run("litert", WORKER, str(saved), str(written_notes), str(target))
         except ExportError as error:
-            hint = "; it may with a fixed number of images: leave dynamic out" if dynamic else ""
+            hint = ""
+            if request.dynamic:
+                hint = "; it may with a fixed number of images: leave dynamic out"
             raise ExportError(f"{error}{hint}") from error
 
 
@@ -132,30 +126,23 @@ def _open(path: Path | str, threads: int, **settings: Any) -> Any:
         raise ModelError(f"{path}: LiteRT cannot load this file: {str(error).strip()}") from error
     inputs = opened.get_input_details()
     if len(inputs) != 1 or len(inputs[0]["shape"]) != 4:
-        listed = ", ".join(f"{i['name']} {tuple(i['shape'])}" for i in inputs)
-        raise ModelError(f"{path}: expected one input of images, found {listed or 'none'}")
+        raise not_one_input(path, (f"{i['name']} {tuple(i['shape'])}" for i in inputs))
     return opened
 
 
 def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
     """What checks a batch and runs the network on it."""
-    (given,) = opened.get_input_details()
-    shape = tuple("batch" if size == -1 else int(size) for size in given["shape_signature"])
+    (details,) = opened.get_input_details()
+    shape = tuple("batch" if size == -1 else int(size) for size in details["shape_signature"])
+    images = Input(path, shape, np.dtype(details["dtype"]))
 
-    def feed(image: np.ndarray) -> None:
-        fits = image.ndim == 4 and all(
-            want in ("batch", got) for want, got in zip(shape, image.shape, strict=True)
-        )
-        if not fits:
-            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        # normalized values would be cut to whole pixels
-        if not np.can_cast(image.dtype, given["dtype"], "same_kind"):
-            raise ModelError(f"{path}: takes {np.dtype(given['dtype'])}, got {image.dtype}")
+    def feed(batch: np.ndarray) -> None:
+        image = images.check(batch)
         if image.shape != tuple(opened.get_input_details()[0]["shape"]):
-            opened.resize_tensor_input(given["index"], image.shape)
+            opened.resize_tensor_input(details["index"], image.shape)
             with silent():
                 opened.allocate_tensors()
-        opened.set_tensor(given["index"], np.ascontiguousarray(image, given["dtype"]))
+        opened.set_tensor(details["index"], image)
         opened.invoke()
 
     return feed

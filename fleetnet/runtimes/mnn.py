@@ -18,21 +18,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from ..errors import ExportError, ModelError, UsageError
 from ..reading import from_json, to_json
 from . import onnx
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
+from ._input import Input
 from ._program import silent
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".mnn"
 package = "MNN"
@@ -77,10 +78,10 @@ VIEWS = {
 }  # fmt: skip
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     if find_spec("MNN") is None:
         return "MNN is not installed: pip install 'fleetnet[mnn]'"
-    return onnx.lacks()
+    return onnx.missing()
 
 
 def _package() -> ModuleType:
@@ -123,25 +124,14 @@ def _prepare(path: Path, precision: str) -> None:
     package.save(proto, path)
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to one MNN file; nothing is verified here (see `runtimes.deliver`).
+def export(request: Request) -> None:
+    """Write one MNN file, by an ONNX file of the request's `opset`.
 
-    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in
-    between. Raises `UsageError` for an example that is neither float32 nor uint8, `ExportError` too
-    if MNN cannot convert or run an operator, naming it.
+    Raises what `runtimes.onnx.export` raises, `UsageError` too for an example that is neither
+    float32 nor uint8, `ExportError` too if MNN cannot convert or run an operator, naming it.
     """
     _package()
+    example, outputs, path = request.example, list(request.outputs), request.path
     dtype = str(example.dtype).removeprefix("torch.")
     if dtype not in DTYPES:
         raise UsageError(
@@ -149,17 +139,17 @@ def export(
         )
     shape = list(example.shape)
     about = {
-        "fleetnet": dict(metadata or {}),
-        "precision": precision,
-        "shape": [None if dynamic else len(example), *shape[1:]],
+        "fleetnet": dict(request.metadata),
+        "precision": request.precision,
+        "shape": [None if request.dynamic else len(example), *shape[1:]],
         "dtype": dtype,
-        "outputs": list(outputs),
+        "outputs": outputs,
     }
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
-        Path(path).unlink(missing_ok=True)  # an older file would pass for the new one
-        onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
-        _prepare(between, precision)
+        path.unlink(missing_ok=True)  # an older file would pass for the new one
+        onnx.export(replace(request, path=between, precision="fp32", metadata={}))
+        _prepare(between, request.precision)
         options = [
             "-f",
             "ONNX",
@@ -167,10 +157,12 @@ def export(
             str(between),
             "--bizCode",
             to_json(about),
-            *OPTIONS[precision],
+            *OPTIONS[request.precision],
         ]
-        shapes = [shape, [len(example) + 1, *shape[1:]]] if dynamic else [shape]
-        _convert(options, Path(path), list(outputs), shapes, dtype)
+        shapes = [shape]
+        if request.dynamic:
+            shapes.append([len(example) + 1, *shape[1:]])
+        _convert(options, path, outputs, shapes, dtype)
 
 
 def _convert(
@@ -266,17 +258,9 @@ def _network(
     return run
 
 
-def _checked(path: Path | str, about: Mapping[str, Any], image: np.ndarray) -> np.ndarray:
-    shape, dtype = about["shape"], np.dtype(about["dtype"])
-    if len(image.shape) != len(shape) or any(
-        w not in (None, g) for w, g in zip(shape, image.shape, strict=True)
-    ):
-        wanted = tuple("batch" if size is None else size for size in shape)
-        raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
-    # normalized values would be cut to whole pixels
-    if not np.can_cast(image.dtype, dtype, "same_kind"):
-        raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
-    return np.ascontiguousarray(image, dtype)
+def _input(path: Path | str, about: Mapping[str, Any]) -> Input:
+    shape = tuple("batch" if size is None else size for size in about["shape"])
+    return Input(path, shape, np.dtype(about["dtype"]))
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
@@ -287,15 +271,14 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     another program, and, on the call, for a batch of another shape or kind.
     """
     about = _about(path)
-    network = _network(path, about["outputs"], threads)
+    images, names = _input(path, about), about["outputs"]
+    network = _network(path, names, threads)
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        found = [output for output in network(_checked(path, about, image)) if output is not None]
-        if len(found) < len(about["outputs"]):
-            raise ModelError(
-                f"{path}: MNN gave {len(found)} of the outputs {', '.join(about['outputs'])}"
-            )
-        return found
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        outputs = [output for output in network(images.check(batch)) if output is not None]
+        if len(outputs) < len(names):
+            raise ModelError(f"{path}: MNN gave {len(outputs)} of the outputs {', '.join(names)}")
+        return outputs
 
     return run
 
@@ -313,12 +296,12 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
             layer.name for layer in mnn.expr.load_as_list(str(path)) if layer.op_type not in VIEWS
         ]
     names = list(dict.fromkeys([*layers, *about["outputs"]]))
-    network = _network(path, names, threads)
+    images, network = _input(path, about), _network(path, names, threads)
 
-    def run(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = zip(names, network(_checked(path, about, image)), strict=True)
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        values = zip(names, network(images.check(batch)), strict=True)
         return {
-            name: value for name, value in found if value is not None and value.dtype == np.float32
+            name: value for name, value in values if value is not None and value.dtype == np.float32
         }
 
     return run

@@ -31,8 +31,9 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ExportError, ModelError, UsageError
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
+from ._input import Input
 from ._program import quiet, reason
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".param"
 package = "ncnn"
@@ -66,11 +67,11 @@ NAMED = {  # a module with weights -> what pnnx may make of it
 WEIGHTED = {layer for layers in NAMED.values() for layer in layers}
 
 
-def lacks() -> str | None:
-    missing = [name for name in ("ncnn", "pnnx") if find_spec(name) is None]
-    return (
-        f"{' and '.join(missing)} not installed: pip install 'fleetnet[ncnn]'" if missing else None
-    )
+def missing() -> str | None:
+    absent = [name for name in ("ncnn", "pnnx") if find_spec(name) is None]
+    if not absent:
+        return None
+    return f"{' and '.join(absent)} not installed: pip install 'fleetnet[ncnn]'"
 
 
 def _package(name: str) -> ModuleType:
@@ -216,26 +217,14 @@ def _describe(
     layers[place] = " ".join([layers[place].rstrip(), *shown])
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to two files; nothing is verified here (see `runtimes.deliver`).
+def export(request: Request) -> None:
+    """Write two files, for one image. There is no place for metadata and names of outputs.
 
-    `example` (1, 3, H, W) fixes the size. The format has no place for metadata, names of outputs or
-    operator sets. Raises `UsageError` for an open or larger number of images, `ExportError` if a
-    package is missing, pnnx cannot convert the model, or ncnn lacks an operator of it, naming that.
+    Raises `ExportError` if a package is missing, pnnx cannot convert the model, or ncnn lacks an
+    operator of it, naming that.
     """
-    path = Path(path)
-    if dynamic or len(example) != 1:
+    model, example, path = request.model, request.example, request.path
+    if request.dynamic or len(example) != 1:
         raise UsageError(
             "ncnn takes one image at a time: leave dynamic out, and give an example of one image"
         )
@@ -251,7 +240,8 @@ def export(
         )
     with tempfile.TemporaryDirectory() as folder:
         try:
-            graph, layers, weights = _convert(model, example, Path(folder), precision == "fp16")
+            half = request.precision == "fp16"
+            graph, layers, weights = _convert(model, example, Path(folder), half)
             _refuse_unknown(layers)
         except ExportError as error:
             raise ExportError(f"{path}: {error}") from error
@@ -288,15 +278,16 @@ class _Network:
             if words[0] == "Input"
         ]
         try:
-            (known,) = inputs
-            self.size = tuple(int(known[key]) for key in ("2", "1", "0"))  # (3, H, W)
-            found = [known.get(f"-{23300 + i}") for i in range(OUTPUT, 32)]
-            self.outputs = [[int(n) for n in text.split(",")][1:] for text in found if text]
+            (numbers,) = inputs
+            size = tuple(int(numbers[key]) for key in ("2", "1", "0"))  # (3, H, W)
+            outputs = [numbers.get(f"-{23300 + i}") for i in range(OUTPUT, 32)]
+            self.outputs = [[int(n) for n in text.split(",")][1:] for text in outputs if text]
         except (KeyError, ValueError) as error:
             raise ModelError(
                 f"{path}: the input layer does not say its size and outputs, as files of this "
                 "library do"
             ) from error
+        self.images = Input(path, ("N", *size), np.dtype(np.float32))
         self.net = self.ncnn.Net()
         options = self.net.opt
         options.num_threads, options.use_vulkan_compute, options.lightmode = threads, False, light
@@ -312,13 +303,6 @@ class _Network:
         extractor = self.net.create_extractor()
         extractor.input("in0", self.ncnn.Mat(image).clone())
         return extractor
-
-    def check(self, images: np.ndarray) -> np.ndarray:
-        if images.ndim != 4 or images.shape[1:] != self.size:
-            raise ModelError(
-                f"{self.path}: takes images of shape {('N', *self.size)}, got {images.shape}"
-            )
-        return np.ascontiguousarray(images, np.float32)
 
     def extract(self, extractor: Any, blob: str) -> np.ndarray:
         status, value = extractor.extract(blob)
@@ -344,7 +328,7 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
         return found
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        found = [one(image) for image in network.check(images)]
+        found = [one(image) for image in network.images.check(images)]
         return (
             found[0]
             if len(found) == 1
@@ -363,7 +347,7 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     network = _Network(Path(path), threads, light=False)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        extractor, found = network.start(network.check(images)[0]), {}
+        extractor, found = network.start(network.images.check(images)[0]), {}
         for kind, name, inputs, outputs, *blobs in network.layers:
             if kind not in ("Input", "Split"):
                 for i, blob in enumerate(blobs[int(inputs) : int(inputs) + int(outputs)]):

@@ -6,7 +6,6 @@ One file with the weights inside, input "image", facts as JSON in the metadata u
 import ast
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import ExportError, ModelError, SlowerWarning, UsageError
 from ..reading import from_json, to_json
@@ -23,8 +22,10 @@ from . import _opset
 from ._cpu import int8_class
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
+from ._input import Input, not_one_input
 from ._int8 import overflowing, slower
 from ._program import quiet
+from ._request import Request
 from ._sizes import Sizes, open_name
 
 suffix = ".onnx"
@@ -66,7 +67,7 @@ DTYPES = {
 }  # fmt: skip
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     for name in ("onnx", "onnxscript", "onnxruntime"):
         if find_spec(name) is None:
             return f"{name} is not installed: pip install {name}"
@@ -187,57 +188,33 @@ def _name_open_dimensions(graph: Any) -> None:
     del graph.value_info[:]
 
 
-def export(  # noqa: C901
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to one ONNX file; nothing is verified here (see `runtimes.deliver`).
-
-    `example` (N, 3, H, W) fixes the size unless `sizes` says which others are allowed; `dynamic`
-    leaves N open. `metadata` must be JSON. `outputs` names the outputs in their order. The file
-    asks for the earliest IR version of its operator set, so that runtimes of its time read it. In
-    "fp16" weights and arithmetic are float16; inputs, outputs and what a head makes of its numbers
-    are float32. Raises `UsageError` for an opset that cannot be written, `ExportError` if a package
-    is missing, the weights exceed the 2 GB of one file, torch cannot translate the model, or an
-    earlier opset lacks an operator of it, naming that.
-    """
-    chosen = default_opset if opset is None else opset
-    if chosen not in OPSETS:
-        raise UsageError(f"opset is {chosen}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
-    onnx, _ = _package("onnx"), _package("onnxscript")
+def _check_size(model: nn.Module, path: Path) -> None:
+    """`ExportError` for weights that are too many for one file."""
     size = sum(t.numel() * t.element_size() for t in [*model.parameters(), *model.buffers()])
     if size > LARGEST:
         raise ExportError(
             f"{path}: the weights are {size / 1e9:.2f} GB, and one ONNX file holds at most 2 GB: "
             "choose a smaller network"
         )
-    if dynamic and len(example) == 1:
-        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
-    if sizes is not None:
-        example = sizes.trace(example)
+
+
+def _translated(request: Request, opset: int) -> Any:
+    """The model as torch's exporter writes it, as protobuf: in this operator set, or in the earliest that torch has."""
+    path, sizes, written_in = request.path, request.sizes, max(opset, _opset.WRITTEN)
+    example = request.traced if sizes is None else sizes.trace(request.traced)
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
-                model,
+                request.model,
                 (example,),
                 input_names=["image"],
-                output_names=list(outputs),
-                opset_version=max(chosen, _opset.WRITTEN),
-                dynamic_shapes=_open_dimensions(dynamic, sizes),
+                output_names=list(request.outputs),
+                opset_version=written_in,
+                dynamic_shapes=_open_dimensions(request.dynamic, sizes),
                 dynamo=True,
                 verbose=False,
             )
-    except (
-        Exception
-    ) as error:  # the exporter raises whatever its passes raise; their cause says what went wrong
+    except Exception as error:  # whatever its passes raise; their cause says what went wrong
         reason = (str(error.__cause__ or error).strip() or repr(error)).splitlines()[0]
         how = "" if sizes is None else " with its height and width open"
         raise ExportError(
@@ -245,26 +222,44 @@ def export(  # noqa: C901
         ) from error
     proto: Any = program.model_proto  # type: ignore[union-attr]
     written = {entry.domain: entry.version for entry in proto.opset_import}
-    if written.get("") != max(chosen, _opset.WRITTEN):
+    if written.get("") != written_in:
         raise ExportError(
-            f"{path}: opset {chosen} was asked for, but this model could only be "
+            f"{path}: opset {opset} was asked for, but this model could only be "
             f"written as {written}"
         )
+    return proto
+
+
+def export(request: Request) -> None:
+    """Write one ONNX file, which asks for the earliest IR version of its operator set.
+
+    So runtimes of its time read it. In "fp16" weights and arithmetic are float16; inputs, outputs
+    and what a head makes of its numbers are float32. Raises `UsageError` for an opset that cannot
+    be written, `ExportError` if a package is missing, the weights exceed the 2 GB of one file,
+    torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
+    """
+    model, path = request.model, request.path
+    opset = default_opset if request.opset is None else request.opset
+    if opset not in OPSETS:
+        raise UsageError(f"opset is {opset}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
+    onnx, _ = _package("onnx"), _package("onnxscript")
+    _check_size(model, path)
+    proto = _translated(request, opset)
     _name_by_module(proto.graph)
-    if next(model.parameters(), example).dtype == torch.float32:
+    if next(model.parameters(), request.example).dtype == torch.float32:
         _spell_gates(onnx, proto.graph)
     try:
-        _check_open(proto.graph, dynamic, sizes)
-        if chosen < _opset.WRITTEN:
-            _opset.lower(proto, chosen)
-        if precision == "fp16":
+        _check_open(proto.graph, request.dynamic, request.sizes)
+        if opset < _opset.WRITTEN:
+            _opset.lower(proto, opset)
+        if request.precision == "fp16":
             proto = _opset.to_half(proto)
     except ExportError as error:
         raise ExportError(f"{path}: {error}") from error
-    if sizes is not None:
+    if request.sizes is not None:
         _name_open_dimensions(proto.graph)
     _opset.ask_for_lowest_ir(proto)
-    proto.metadata_props.add(key=KEY, value=to_json(metadata or {}, ensure_ascii=False))
+    proto.metadata_props.add(key=KEY, value=to_json(request.metadata, ensure_ascii=False))
     onnx.save(proto, path)
 
 
@@ -331,6 +326,15 @@ def _session(
         ) from error
 
 
+def _input_of(session: Any, path: Path | str) -> tuple[str, Input]:
+    """The name of the one input, and what it takes; `ModelError` where there is no such."""
+    inputs = session.get_inputs()
+    if len(inputs) != 1 or inputs[0].type not in DTYPES:
+        raise not_one_input(path, (f"{i.name} {i.shape} {i.type}" for i in inputs))
+    (image,) = inputs
+    return image.name, Input(path, tuple(image.shape), np.dtype(DTYPES[image.type]))
+
+
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
 
@@ -343,24 +347,10 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     if layers:
         warnings.warn(slower(path, layers), SlowerWarning, stacklevel=2)
     session = _session(path, threads, in_32_bits=bool(layers))
-    inputs = session.get_inputs()
-    if len(inputs) != 1 or inputs[0].type not in DTYPES:
-        listed = ", ".join(f"{i.name} {i.shape} {i.type}" for i in inputs)
-        raise ModelError(f"{path}: expected one input of images, found {listed or 'none'}")
-    name, shape, dtype = inputs[0].name, inputs[0].shape, DTYPES[inputs[0].type]
+    name, images = _input_of(session, path)
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        fits = len(image.shape) == len(shape) and all(
-            want == got
-            for want, got in zip(shape, image.shape, strict=True)
-            if isinstance(want, int)
-        )
-        if not fits:
-            raise ModelError(f"{path}: takes images of shape {tuple(shape)}, got {image.shape}")
-        # normalized values would be cut to whole pixels
-        if not np.can_cast(image.dtype, dtype, "same_kind"):
-            raise ModelError(f"{path}: takes {np.dtype(dtype)}, got {image.dtype}")
-        return session.run(None, {name: np.ascontiguousarray(image, dtype)})
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        return session.run(None, {name: images.check(batch)})
 
     return run
 
@@ -384,12 +374,10 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
         onnx.ValueInfoProto(name=output) for output in names if output not in known
     )
     session = _session(path, threads, proto.SerializeToString())
-    (image,) = session.get_inputs()
+    image, images = _input_of(session, path)
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        values = session.run(
-            list(names), {image.name: np.ascontiguousarray(batch, DTYPES[image.type])}
-        )
+        values = session.run(list(names), {image: images.check(batch)})
         return {
             name: value
             for name, value in zip(names.values(), values, strict=True)

@@ -13,9 +13,9 @@ import os
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,7 +23,6 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from torch import Tensor, nn
 
 from ..errors import ExportError, FleetnetError, ModelError, SlowerWarning
 from ..reading import from_json, to_json
@@ -31,8 +30,9 @@ from . import onnx
 from ._cpu import onednn_saturates
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
+from ._input import Input, not_one_input
 from ._int8 import overflowing, slower
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".xml"
 package = "openvino"
@@ -55,10 +55,10 @@ FACTS, PRECISION = "fleetnet", "fleetnet_precision"  # of the file's rt_info
 WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     if find_spec("openvino") is None:
         return "openvino is not installed: pip install 'fleetnet[openvino]'"
-    return onnx.lacks()
+    return onnx.missing()
 
 
 @contextmanager
@@ -132,32 +132,20 @@ def _has_bf16() -> bool:
     return "BF16" in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to an IR file and its weights beside it; nothing is verified here.
+def export(request: Request) -> None:
+    """Write an IR file and its weights beside it, by an ONNX file of the request's `opset`.
 
-    Arguments and errors are those of `runtimes.onnx.export`; `opset` is that of the ONNX file in
-    between. Raises `ExportError` too if OpenVINO cannot convert an operator, naming it, or this CPU
-    cannot compute in `precision`.
+    Raises what `runtimes.onnx.export` raises, `ExportError` too if OpenVINO cannot convert an
+    operator, naming it, or this CPU cannot compute in the precision.
     """
-    openvino = _package()
-    if precision == "bf16" and not _has_bf16():
+    openvino, path = _package(), request.path
+    if request.precision == "bf16" and not _has_bf16():
         raise ExportError(
             f"{path}: this CPU has no bfloat16, so nothing could be proven: choose openvino:fp32"
         )
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
-        onnx.export(model, example, between, opset=opset, dynamic=dynamic, outputs=outputs)
+        onnx.export(replace(request, path=between, precision="fp32", metadata={}))
         try:
             network = core().read_model(between)
         except RuntimeError as error:
@@ -170,8 +158,8 @@ def export(
         manager = passes.Manager()
         manager.register_pass(passes.ConstantFolding())
         manager.run_passes(network)
-        network.set_rt_info(to_json(metadata or {}, ensure_ascii=False), FACTS)
-        network.set_rt_info(precision, PRECISION)
+        network.set_rt_info(to_json(request.metadata, ensure_ascii=False), FACTS)
+        network.set_rt_info(request.precision, PRECISION)
         openvino.save_model(network, path, compress_to_fp16=False)
 
 
@@ -190,8 +178,8 @@ def _read(path: Path | str) -> Any:
     except RuntimeError as error:
         raise ModelError(f"{path}: OpenVINO cannot read this file: {_reason(error)}") from error
     if len(network.inputs) != 1:
-        listed = ", ".join(f"{i.get_any_name()} {i.get_partial_shape()}" for i in network.inputs)
-        raise ModelError(f"{path}: expected one input of images, found {listed or 'none'}")
+        names = (f"{i.get_any_name()} {i.get_partial_shape()}" for i in network.inputs)
+        raise not_one_input(path, names)
     return network
 
 
@@ -274,22 +262,14 @@ def _runner(
         compiled = core().compile_model(network, "CPU", settings)
     except RuntimeError as error:
         raise ExportError(f"{path}: OpenVINO cannot run this network: {_reason(error)}") from error
-    given = compiled.inputs[0]
-    shape = [None if size.is_dynamic else size.get_length() for size in given.get_partial_shape()]
-    dtype = given.get_element_type().to_dtype()
+    sizes = compiled.inputs[0].get_partial_shape()
+    shape = tuple("batch" if size.is_dynamic else size.get_length() for size in sizes)
+    images = Input(path, shape, np.dtype(compiled.inputs[0].get_element_type().to_dtype()))
     request, numbers = compiled.create_infer_request(), range(len(compiled.outputs))
 
-    def run(image: np.ndarray) -> list[np.ndarray]:
-        if len(image.shape) != len(shape) or any(
-            w not in (None, g) for w, g in zip(shape, image.shape, strict=True)
-        ):
-            wanted = tuple("batch" if size is None else size for size in shape)
-            raise ModelError(f"{path}: takes images of shape {wanted}, got {image.shape}")
-        # normalized values would be cut to whole pixels
-        if not np.can_cast(image.dtype, dtype, "same_kind"):
-            raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
-        batch = np.ascontiguousarray(image, dtype)
-        request.set_input_tensor(0, openvino.Tensor(batch, shared_memory=True))
+    def run(batch: np.ndarray) -> list[np.ndarray]:
+        image = images.check(batch)  # kept alive here: OpenVINO reads its memory
+        request.set_input_tensor(0, openvino.Tensor(image, shared_memory=True))
         request.infer()
         return [np.array(request.get_output_tensor(i).data) for i in numbers]
 

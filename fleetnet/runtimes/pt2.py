@@ -7,22 +7,23 @@ hidden in it: load only files from people you trust, as with a Python program, a
 
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError
 from ..reading import from_json, to_json
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
+from ._input import Input, not_one_input
 from ._program import quiet, reason
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".pt2"
 package = "torch"
@@ -41,7 +42,7 @@ tolerances = {"fp32": 1e-4}
 KEY = "fleetnet.json"  # of the files inside
 
 
-def lacks() -> str | None:
+def missing() -> str | None:
     """Nothing: torch runs it."""
     return None
 
@@ -60,38 +61,26 @@ def _threads(number: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    """Write `model` as it is, in eval mode, to one file; nothing is verified here (see `runtimes.deliver`).
+def export(request: Request) -> None:
+    """Write one file. There are no operator sets, and names of outputs only where the model gives a mapping.
 
-    `example` (N, 3, H, W) fixes the size; `dynamic` leaves N open. `metadata` must be JSON. The
-    format has no operator sets, so that `opset` means nothing, and names of outputs only where the
-    model gives a mapping. Raises `ExportError` if torch cannot capture the model.
+    Raises `ExportError` if torch cannot capture the model.
     """
-    if dynamic and len(example) == 1:
-        example = torch.cat([example, example])  # torch.export takes a size of 1 for a constant
-    shapes = ({0: torch.export.Dim("batch")},) if dynamic else None
+    shapes = ({0: torch.export.Dim("batch")},) if request.dynamic else None
     try:
         with quiet(), torch.no_grad():
-            program = torch.export.export(model, (example,), dynamic_shapes=shapes, strict=False)
+            program = torch.export.export(
+                request.model, (request.traced,), dynamic_shapes=shapes, strict=False
+            )
     except Exception as error:  # whatever the model's operators and torch's checks of them raise
-        raise ExportError(f"{path}: torch cannot capture this model: {reason(error)}") from error
+        raise ExportError(
+            f"{request.path}: torch cannot capture this model: {reason(error)}"
+        ) from error
     for node in program.graph.nodes:  # stack traces of the exporting machine, with its paths
         node.meta.pop("stack_trace", None)
+    notes = {KEY: to_json(request.metadata, ensure_ascii=False)}
     with quiet():
-        torch.export.save(
-            program, path, extra_files={KEY: to_json(metadata or {}, ensure_ascii=False)}
-        )
+        torch.export.save(program, request.path, extra_files=notes)
 
 
 def _read(path: Path | str, trust: bool) -> torch.export.ExportedProgram:
@@ -116,31 +105,16 @@ def _network(
     """The file's graph, and what makes its input of a batch."""
     program = _read(path, trust)
     names = program.graph_signature.user_inputs
-    (given,) = (
-        [node.meta["val"] for node in program.graph.nodes if node.name in names]
-        if len(names) == 1
-        else [None]
-    )
-    if given is None or given.ndim != 4:
-        raise ModelError(
-            f"{path}: expected one input of images, found {', '.join(map(str, names)) or 'none'}"
-        )
-    shape, dtype = (
-        tuple(size if isinstance(size, int) else "batch" for size in given.shape),
-        given.dtype,
-    )
+    inputs = [node.meta["val"] for node in program.graph.nodes if node.name in names]
+    if len(names) != 1 or inputs[0].ndim != 4:
+        raise not_one_input(path, names)
+    shape = tuple(size if isinstance(size, int) else "batch" for size in inputs[0].shape)
+    dtype: torch.dtype = inputs[0].dtype
+    in_numpy = torch.float32 if dtype == torch.bfloat16 else dtype  # which numpy does not have
+    images = Input(path, shape, torch.empty(0, dtype=in_numpy).numpy().dtype)
 
-    def prepare(image: np.ndarray) -> Tensor:
-        fits = image.ndim == 4 and all(
-            want == got for want, got in zip(shape, image.shape, strict=True) if want != "batch"
-        )
-        if not fits:
-            raise ModelError(f"{path}: takes images of shape {shape}, got {image.shape}")
-        tensor = torch.from_numpy(np.ascontiguousarray(image))
-        # normalized values would be cut to whole pixels
-        if not torch.can_cast(tensor.dtype, dtype):
-            raise ModelError(f"{path}: takes {dtype}, got {image.dtype}")
-        return tensor.to(dtype)
+    def prepare(batch: np.ndarray) -> Tensor:
+        return torch.from_numpy(images.check(batch)).to(dtype)
 
     with quiet():
         return program.module(), prepare

@@ -28,7 +28,7 @@ from zoo import randomize  # noqa: E402
 
 from fleetnet import checkpoint  # noqa: E402
 from fleetnet.backbones import fasternet  # noqa: E402
-from fleetnet.deploy.predictor import export  # noqa: E402
+from fleetnet.deploy.export import export  # noqa: E402
 from fleetnet.geometry import Place  # noqa: E402
 from fleetnet.inputs.dataset import Batch  # noqa: E402
 from fleetnet.int8._search import prepare, quantize  # noqa: E402

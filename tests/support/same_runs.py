@@ -41,7 +41,10 @@ CHECKPOINTS = ("last.safetensors", "ema.safetensors", "best.safetensors")
 LIBRARIES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "onnx", "onnxruntime")
 # Keys of a description that are not compared: the time, the versions, and rounding in a proof.
 # Hashes of files are left out too: they include the metadata, and so the version.
-NOT_COMPARED = ("seconds", "created", "version", "format", "runtime_version", "parity")
+# And what a sidecar did not say when the first recording was made: golden_tolerance.
+NOT_COMPARED = (
+    "seconds", "created", "version", "format", "runtime_version", "parity", "golden_tolerance"
+)  # fmt: skip
 INTERRUPTED = 130  # the exit code after Ctrl-C
 SHOWN = 12  # differences of a run that are printed
 LONGEST = 100  # characters of a value that are printed

@@ -1,16 +1,15 @@
 """A runtime that a test adds: our ONNX file, run by the slow evaluator of the onnx package."""
 
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor, nn
 
 from ..errors import ModelError
 from . import onnx
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run
-from ._sizes import Sizes
+from ._request import Request
 
 suffix = ".reference"
 package = "onnx"
@@ -24,23 +23,12 @@ trace, metadata, inspect = None, None, None
 tolerances = {"fp32": 1e-4}
 
 
-def lacks() -> str | None:
-    return onnx.lacks()
+def missing() -> str | None:
+    return onnx.missing()
 
 
-def export(
-    model: nn.Module,
-    example: Tensor,
-    path: Path | str,
-    *,
-    opset: int | None = None,
-    dynamic: bool = False,
-    metadata: Mapping[str, object] | None = None,
-    outputs: Sequence[str] = ("logits",),
-    precision: str = "fp32",
-    sizes: Sizes | None = None,
-) -> None:
-    onnx.export(model, example, path, opset=opset, dynamic=dynamic, outputs=outputs)
+def export(request: Request) -> None:
+    onnx.export(replace(request, metadata={}))
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:

@@ -1,21 +1,20 @@
 """Where an exported file stops computing what the model computes: the layer that differs, by module and layer.
 
-A runtime that can show what its layers put out has `trace(path, threads) -> callable(ndarray) ->
-dict[str, ndarray]`: the outputs of the file's layers by name, in the order of execution. They are
-compared with what every operator of the deploy form puts out in torch. Names mean nothing here,
-since converters make their own, merge layers and take others apart: layers and operators are paired
-by their values. What no layer shows, because it was merged with the next or is changed beyond
-recognition, is passed over.
+A runtime may show what the layers of a file put out: `trace` gives a function of a batch, which
+gives the outputs of the layers by name, in the order of execution. They are compared with what
+every operator of the deploy form puts out in torch. Names mean nothing here, since converters make
+their own, merge layers and take others apart: layers and operators are paired by their values. What
+no layer shows, because it was merged with the next or is changed beyond recognition, is passed
+over.
 
 Rounding differs everywhere, a little, and what differs once differs in all that follows. So the
 layer to blame is the one whose output is off most compared with what goes into it.
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
@@ -24,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError
-from ..proof.running_modules import scopes
+from .running_modules import running_modules
 
 # A layer and an operator are a pair, though not the same, where their mean difference is at most
 # this share of the spread, each value counting for at most 1: one changed weight changes one
@@ -33,9 +32,23 @@ ALIKE = 0.3
 # Share of the tolerance below which differences are all alike: one runtime computes GELU to within
 # 1e-3, from inputs that are exact.
 FLOOR = 0.1
-# times as far off as what goes into it, and the layer stands out; rounding makes it less
+# So many times as far off as what goes into it, and the layer stands out; rounding makes it less.
 LEAST = 3.0
 SMALLEST = 1e-30  # of standard deviations
+
+
+class OpenableFile(Protocol):
+    """An exported file that can be run, and run layer by layer: `runtimes.File`."""
+
+    @property
+    def runtime(self) -> str:
+        """Its name, for messages."""
+
+    def load(self) -> Callable[[np.ndarray], Sequence[np.ndarray]]:
+        """A function of one batch that gives the outputs."""
+
+    def trace(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
+        """A function of one batch that gives what the layers put out; `ExportError` where hidden."""
 
 
 @dataclass(frozen=True)
@@ -91,22 +104,20 @@ class _Recorder(TorchDispatchMode):
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
         output = func(*args, **(kwargs or {}))
-        given = [id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        taken = [id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(output) if isinstance(t, Tensor)]
         self.kept.append(output)
-        inputs = sorted({self.of[i] for i in given if i in self.of})
-        weighted = any(i in self.weights for i in given)
+        inputs = sorted({self.of[i] for i in taken if i in self.of})
+        weighted = any(i in self.weights for i in taken)
         if not inputs:  # made of weights alone, such as the kernel of a ParC
             self.weights |= {id(t) for t in made} if weighted else set()
             return output
         module, operator = self.running[-1] if self.running else "", func._overloadpacket.__name__
         for t in made:
-            # Copied, since the next operator may write into it.
-            value = (
-                t.detach().cpu().float().flatten().clone()
-                if t.is_floating_point() and t.numel() > 1
-                else None
-            )
+            value = None
+            if t.is_floating_point() and t.numel() > 1:
+                # Copied, since the next operator may write into it.
+                value = t.detach().cpu().float().flatten().clone()
             self.of[id(t)] = len(self.steps)
             self.steps.append(_Step(module, operator, value, inputs, weighted))
         return output
@@ -114,7 +125,7 @@ class _Recorder(TorchDispatchMode):
 
 def _record(model: nn.Module, image: Tensor) -> tuple[list[_Step], list[int]]:
     """What runs, and the step of each output."""
-    with torch.inference_mode(False), torch.no_grad(), scopes(model) as running:
+    with torch.inference_mode(False), torch.no_grad(), running_modules(model) as running:
         image = image.clone()
         with _Recorder(model, running, image) as recorder:
             outputs = model(image)
@@ -131,52 +142,65 @@ def _arranged(value: np.ndarray) -> list[Tensor]:
     return [torch.from_numpy(np.array(array, np.float32, order="C")).flatten() for array in arrays]
 
 
-def _pair(steps: list[_Step], layers: Sequence[np.ndarray], tolerance: float) -> None:  # noqa: C901
-    """Pair each layer with all steps that it equals within the tolerance, else with the one that it is most like."""
-    sizes: defaultdict[int, list[_Step]] = defaultdict(list)
-    for step in steps:
-        if step.value is not None:
-            sizes[step.value.numel()].append(step)
-    groups = {}
-    for size, group in sizes.items():
-        values = torch.stack([cast(Tensor, step.value) for step in group])  # (steps, size)
-        groups[size] = group, values, values.std(1).clamp(min=SMALLEST)
-    for number, layer in enumerate(layers):
-        if layer.size not in groups:
-            continue
-        group, values, spread = groups[layer.size]
-        best, pairs = ALIKE, dict[int, float]()  # index in the group -> relative difference
+class _SameSize:
+    """The steps whose outputs have one number of values, which a layer of that size may be."""
+
+    def __init__(self, steps: Sequence[_Step]):
+        self.steps = steps
+        self.values = torch.stack([cast(Tensor, step.value) for step in steps])  # (steps, size)
+        self.spread = self.values.std(1).clamp(min=SMALLEST)  # (steps,)
+
+    def like(self, layer: np.ndarray, tolerance: float) -> dict[int, float]:
+        """The steps, by index, that a layer equals within the tolerance, else the one that it is most like.
+
+        With the relative difference of each; none where none is alike.
+        """
+        best, nearest = ALIKE, dict[int, float]()
         for value in _arranged(layer):
-            apart = (values - value).abs().nan_to_num(float("inf")) / spread[:, None]
+            apart = (self.values - value).abs().nan_to_num(float("inf")) / self.spread[:, None]
             largest = apart.amax(1)
             if largest.min() <= tolerance:
-                pairs = {int(i): largest[i].item() for i in (largest <= tolerance).nonzero()}
-                break
+                return {int(i): largest[i].item() for i in (largest <= tolerance).nonzero()}
             mean = apart.clamp(max=1).mean(1)
             if mean.min() <= best:
-                best, nearest = mean.min().item(), int(mean.argmin())
-                pairs = {nearest: largest[nearest].item()}
-        for i, relative in pairs.items():
-            if relative < group[i].relative:
-                group[i].relative, group[i].layer, group[i].shown = relative, number, True
+                best, index = mean.min().item(), int(mean.argmin())
+                nearest = {index: largest[index].item()}
+        return nearest
+
+
+def _pair(steps: list[_Step], layers: Sequence[np.ndarray], tolerance: float) -> None:
+    """Pair each layer with the steps that it is like: with those that it equals, else with the nearest."""
+    by_size: defaultdict[int, list[_Step]] = defaultdict(list)
+    for step in steps:
+        if step.value is not None:
+            by_size[step.value.numel()].append(step)
+    groups = {size: _SameSize(group) for size, group in by_size.items()}
+    for number, layer in enumerate(layers):
+        group = groups.get(layer.size)
+        if group is None:
+            continue
+        for index, relative in group.like(layer, tolerance).items():
+            step = group.steps[index]
+            if relative < step.relative:
+                step.relative, step.layer, step.shown = relative, number, True
 
 
 def _above(steps: list[_Step], start: int) -> list[int]:
     """A step and those before it up to what is shown, in the order of execution."""
-    found: set[int] = set()
+    above: set[int] = set()
     todo = [start]
     while todo:
         step = todo.pop()
-        if step not in found:
-            found.add(step)
+        if step not in above:
+            above.add(step)
             todo += [i for i in steps[step].inputs if i and not steps[i].shown]
-    return sorted(found)
+    return sorted(above)
 
 
-def _apart(expected: Sequence[Tensor], given: Sequence[np.ndarray]) -> list[float]:
+def _apart(expected: Sequence[Tensor], actual: Sequence[np.ndarray]) -> list[float]:
     """Of each output: the largest difference / the standard deviation of what is expected; 0 of integers."""
     apart = []
-    for a, b in zip(expected, given, strict=True):
+    for a, b in zip(expected, actual, strict=True):
         if a.is_floating_point() and a.numel() > 1:
             value = a.detach().cpu().float()
             difference = (value - torch.from_numpy(np.array(b))).abs().max() / value.std().clamp(
@@ -188,41 +212,40 @@ def _apart(expected: Sequence[Tensor], given: Sequence[np.ndarray]) -> list[floa
     return apart
 
 
-def explain(
+def _worst(
     model: nn.Module,
-    path: Path,
-    runtime: str,
+    run: Callable[[np.ndarray], Sequence[np.ndarray]],
     examples: Sequence[Tensor] | Tensor,
-    tolerance: float,
-    *,
-    trust: bool = False,
-) -> Divergence | None:
-    """The layer of the file that differs from `model`, the deploy form, though what goes into it agrees.
-
-    Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest
-    apart; `tolerance` is that of the file's precision. None where no layer stands out: then the
-    outputs differ by the rounding of many layers, or by what the runtime does when it runs the file
-    as a whole. `trust` is that of `load`. Raises `ExportError` if the runtime cannot show its
-    layers.
-    """
-    from . import find, load, trace
-
-    if find(runtime).trace is None:
-        raise ExportError(f"{runtime} cannot show what its layers put out")
-    run, worst, image = load(runtime, path, trust=trust), [-1.0], examples[0]
+) -> tuple[list[float], Tensor]:
+    """How far apart each output is on the example where the outputs are furthest apart, and that example."""
+    worst, image = [-1.0], examples[0]
     for example in examples:
         with torch.no_grad():
             expected = [t for t in tree_leaves(model(example)) if isinstance(t, Tensor)]
         apart = _apart(expected, run(example.cpu().numpy()))
         if max(apart) > max(worst):
             worst, image = apart, example
+    return worst, image
+
+
+def explain(
+    model: nn.Module,
+    file: OpenableFile,
+    examples: Sequence[Tensor] | Tensor,
+    tolerance: float,
+) -> Divergence | None:
+    """The layer of the file that differs from `model`, the deploy form, though what goes into it agrees.
+
+    Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest
+    apart; `tolerance` is that of the file's precision. None where no layer stands out: then the
+    outputs differ by the rounding of many layers, or by what the runtime does when it runs the file
+    as a whole. Raises `ExportError` if the runtime cannot show its layers.
+    """
+    trace = file.trace()
+    worst, image = _worst(model, file.load(), examples)
     steps, outputs = _record(model, image)
-    traced: Mapping[str, np.ndarray] = trace(runtime, path, trust=trust)(image.cpu().numpy())
-    layers = {
-        name: np.asarray(value)
-        for name, value in traced.items()
-        if np.asarray(value).dtype.kind == "f"
-    }
+    traced = {name: np.asarray(value) for name, value in trace(image.cpu().numpy()).items()}
+    layers = {name: value for name, value in traced.items() if value.dtype.kind == "f"}
     _pair(steps, list(layers.values()), tolerance)
     for i, relative in zip(outputs, worst, strict=True):
         # layer or output: where they differ, it is by how the file runs as a whole
@@ -260,20 +283,19 @@ def _name(names: Sequence[str], step: _Step, layer: int | None) -> str | None:
 
 def explanation(
     model: nn.Module,
-    path: Path,
-    runtime: str,
+    file: OpenableFile,
     examples: Sequence[Tensor] | Tensor,
     tolerance: float,
-    *,
-    trust: bool = False,
 ) -> str:
     """What `explain` finds, as a sentence without its period; also where it can find nothing."""
     try:
-        found = explain(model, path, runtime, examples, tolerance, trust=trust)
+        divergence = explain(model, file, examples, tolerance)
     except (ExportError, ModelError) as error:
         return f"The layer that differs cannot be named: {str(error).rstrip('.')}"
-    return str(found) if found else (
-        f"No layer stands out when {runtime} shows what each puts out: what differs is the "
+    if divergence is not None:
+        return str(divergence)
+    return (
+        f"No layer stands out when {file.runtime} shows what each puts out: what differs is the "
         "rounding of many layers, or what it does when it runs the file as a whole, such as "
         "merging layers"
-    )  # fmt: skip
+    )
