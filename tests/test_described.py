@@ -70,7 +70,9 @@ def compared(said: Any) -> Any:
 @pytest.mark.parametrize("name", [*CHECKPOINTS, *EXPORTED])
 def test_what_is_written_says_the_same_as_before(name: str, tmp_path: Path) -> None:
     now, before = described.written(name, tmp_path), recording(name)
-    if name in described.EXPORTED:  # since then a sidecar says how far a file may be from golden.npz
+    if (
+        name in described.EXPORTED
+    ):  # since then a sidecar says how far a file may be from golden.npz
         assert now["beside"].pop("golden_tolerance", 1.0) > 0
     if name == "onnx_int8":  # its figures are those of arithmetic that CPUs do differently
         for about in (now["beside"], before["beside"]):
