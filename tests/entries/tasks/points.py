@@ -25,7 +25,7 @@ TARGET, AUGMENT, OUTPUT_STRIDE = "boxes", "jitter", 32
 MODE: Mode = "letterbox"
 SIZE = (96, 96)
 CLASSES = 6
-OPTIONS = ("focus",)
+OPTIONS: tuple[str, ...] = ("focus",)
 SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR: tuple[str, ...] = ()
 LIMITS = Limits(count=20, iou=0.5, score=0.05)
