@@ -56,10 +56,14 @@ DRIFTS = [
     Drift("runtimes", "litert", "-> Traced:", "-> Run:", "trace"),
     Drift("runtimes", "executorch", 'calls: Calls = "process"', 'calls = "one"', "calls"),
     Drift("runtimes", "mnn", "from ._defaults import cannot_run as cannot_run\n", "", "cannot_run"),
+    Drift("data", "coco", "def detect(root: str, target", "def detect(root: int, target", "detect"),
     Drift(
-        "data", "coco", "def detect(root: str) -> bool", "def detect(root: str) -> str", "detect"
+        "data",
+        "voc",
+        'split: str | None, target: str = "boxes"',
+        "split: str | None, target: int = 0",
+        "load",
     ),
-    Drift("data", "voc", 'target: str = "boxes"', "target: int = 0", "load"),
     Drift("data", "listfile", "FALLBACK = False\n", "", "FALLBACK"),
     Drift("backbones", "parcnet", "def convert(state", "def to_ours(state", "convert"),
     Drift("backbones", "repvit", "VERSIONS = (to_current, to_v1)", "VERSIONS = to_v1", "VERSIONS"),

@@ -17,6 +17,7 @@ from support.layouts import (
     save,
     seen,
     truth,
+    voc,
     write,
     write_coco,
 )
@@ -56,6 +57,176 @@ def layout(
         return writer
 
     return add
+
+
+# ---- VOC
+
+
+def voc_tree(root: Path, image: str, xml: str, splits=SPLITS, suffix: str = ".jpg", **of):
+    for split, shots in splits.items():
+        called = of.get(split, split)
+        for shot in shots:
+            save(root / image.format(split=called) / f"{shot.name}{suffix}", shot)
+            write(root / xml.format(split=called) / f"{shot.name}.xml", voc(shot))
+
+
+def voc_flat(root: Path, image: str, xml: str, **more):
+    voc_tree(root, image, xml, {"all": MANY}, **more)
+
+
+def voc_lists(root: Path, line: str = "{name}", **lists: Sequence[Shot]):
+    for name, shots in lists.items():
+        text = "".join(line.format(name=shot.name) + "\n" for shot in shots)
+        write(root / f"ImageSets/Main/{name}.txt", text)
+
+
+@layout("voc: as it is", ALL)
+def _(root):
+    voc_flat(root, "JPEGImages", "Annotations")
+    voc_lists(root, train=TRAIN, val=VAL, test=TEST, trainval=(*TRAIN, *VAL))
+    return root
+
+
+@layout("voc: Roboflow, beside the images", ALL)
+def _(root):
+    voc_tree(root, "{split}", "{split}", val="valid")
+    return root
+
+
+@layout("voc: labelImg, beside the images", HELD_BACK)
+def _(root):
+    voc_flat(root, ".", ".")
+    return root
+
+
+@layout("voc: images and annotations", HELD_BACK)
+def _(root):
+    voc_flat(root, "images", "annotations", suffix=".png")
+    return root
+
+
+@layout("voc: images/train and annotations/train", ALL)
+def _(root):
+    voc_tree(root, "images/{split}", "annotations/{split}")
+    return root
+
+
+@layout("voc: train/images and train/annotations", ALL)
+def _(root):
+    voc_tree(root, "{split}/images", "{split}/annotations", train="Train", val="Val", test="Test")
+    return root
+
+
+@layout("voc: Label Studio, images and Annotations", HELD_BACK)
+def _(root):
+    voc_flat(root, "images", "Annotations")
+    return root
+
+
+@layout("voc: FiftyOne, data and labels", HELD_BACK)
+def _(root):
+    voc_flat(root, "data", "labels")
+    return root
+
+
+@layout("voc: Images and Annotations", HELD_BACK)
+def _(root):
+    voc_flat(root, "Images", "Annotations")
+    return root
+
+
+@layout("voc: names with folders")
+def _(root):
+    for split in ("train", "val"):
+        for shot in SPLITS[split]:
+            save(root / f"JPEGImages/{split}/{shot.name}.jpg", shot)
+            text = voc(shot, f"{split}/{shot.name}.jpg")
+            write(root / f"Annotations/{split}/{shot.name}.xml", text)
+        voc_lists(root, f"{split}/{{name}}", **{split: SPLITS[split]})
+    return root
+
+
+@layout("voc: names with spaces")
+def _(root):
+    for split in ("train", "val"):
+        for shot in SPLITS[split]:
+            save(root / f"JPEGImages/picture {shot.name} 7.jpg", shot)
+            write(root / f"Annotations/picture {shot.name} 7.xml", voc(shot, ""))
+        voc_lists(root, "picture {name} 7", **{split: SPLITS[split]})
+    return root
+
+
+@layout("voc: lists of one class, with 1, 0 and -1")
+def _(root):
+    voc_flat(root, "JPEGImages", "Annotations")
+    voc_lists(root, "{name}  1", train=TRAIN)
+    voc_lists(root, "{name} -1", val=VAL)
+    return root
+
+
+@layout("voc: trainval and test alone", {"train": TRAIN, "val": TEST, "test": TEST})
+def _(root):
+    voc_flat(root, "JPEGImages", "Annotations")
+    voc_lists(root, trainval=TRAIN, test=TEST)
+    return root
+
+
+@layout("voc: macOS's shadows", HELD_BACK)
+def _(root):
+    voc_flat(root, "images", "annotations")
+    write(root / "annotations/._a1.xml", b"\0\5\x16\7\0\2\0\0Mac OS X")
+    write(root / "images/._a1.jpg", b"\0\5\x16\7\0\2\0\0Mac OS X")
+    write(root / "__MACOSX/images/._a1.jpg", b"\0\5\x16\7\0\2\0\0Mac OS X")
+    return root
+
+
+@layout("voc: encodings of their own", HELD_BACK, ("bus", "dog", "straße"))
+def _(root):
+    voc_flat(root, "images", "annotations")
+    encodings = "iso-8859-1", "utf-16", "utf-8", "windows-1252"
+    for i, shot in enumerate(MANY):
+        text = voc(shot, declared=encodings[i % 4]).replace("<name>car<", "<name>straße<")
+        write(root / f"annotations/{shot.name}.xml", text.encode(encodings[i % 4]))
+    return root
+
+
+@layout("voc: .JPG on disk, .jpg in the XML", HELD_BACK)
+def _(root):
+    voc_flat(root, "JPEGImages", "Annotations", suffix=".JPG")
+    return root
+
+
+@layout("voc: name only by stem", HELD_BACK)
+def _(root):
+    for shot in MANY:
+        save(root / f"JPEGImages/{shot.name}.png", shot)
+        write(root / f"Annotations/{shot.name}.xml", voc(shot, shot.name))
+    return root
+
+
+@layout("voc: the XML's name says nothing, its filename does", HELD_BACK)
+def _(root):
+    for i, shot in enumerate(MANY):
+        save(root / f"JPEGImages/{shot.name}.jpg", shot)
+        write(root / f"Annotations/{i:04}.xml", voc(shot))
+    return root
+
+
+@layout("voc: VOCdevkit", said="one folder")
+def _(root):
+    voc_flat(root / "VOCdevkit/VOC2007", "JPEGImages", "Annotations")
+    voc_lists(root / "VOCdevkit/VOC2007", train=TRAIN, val=VAL)
+    return root
+
+
+@layout("voc: PaddleDetection's lists of pairs")
+def _(root):
+    voc_flat(root, "images", "annotations")
+    for split in ("train", "val"):
+        lines = [f"./images/{s.name}.jpg ./annotations/{s.name}.xml\n" for s in SPLITS[split]]
+        write(root / f"{split}.txt", "".join(lines))
+    write(root / "label_list.txt", "bus\ncar\ndog\n")
+    return root
 
 
 # ---- COCO
@@ -343,3 +514,21 @@ def test_coco_images_outside_of_the_data_are_never_read(tmp_path):
         write_coco(tmp_path / "data/x.json", document)
         with pytest.raises(DataError, match=r"outside of the data|no such image"):
             load(str(tmp_path / "data"), "all", None, "boxes")
+
+
+def test_voc_test_that_serves_as_val_is_said(tmp_path):
+    voc_flat(tmp_path, "JPEGImages", "Annotations")
+    voc_lists(tmp_path, trainval=TRAIN, test=TEST)
+    assert "serves as val" in load(str(tmp_path), "val", None, "boxes").skipped[0]
+    assert load(str(tmp_path), "train", None, "boxes").skipped == []
+
+
+def test_voc_pictures_without_xml_and_xml_without_pictures_are_counted(tmp_path):
+    voc_flat(tmp_path, "images", "annotations")
+    (tmp_path / "images/a1.jpg").unlink()
+    (tmp_path / "annotations/b1.xml").unlink()
+    split = load(str(tmp_path), "all", None, "boxes")
+    assert seen(split) == truth(shot for shot in MANY if shot.name not in ("a1", "b1"))
+    assert "1 of 8 images are not there and are left out, of" in split.skipped[0]
+    assert "1 pictures have no XML file and are left out: b1.jpg" in split.skipped[1]
+    assert split.annotations.dropped == {"of pictures left out": 2}

@@ -216,8 +216,8 @@ class Format(Protocol):
     TARGETS: tuple[str, ...]  # the kinds of annotation that it can give, of `TARGETS`
     FALLBACK: bool  # whether it is asked only where no other format fits
 
-    def detect(self, root: str) -> bool:
-        """Whether a folder, a file or a word looks like this format."""
+    def detect(self, root: str, target: str = ...) -> bool:
+        """Whether a folder, a file or a word looks like this format, with annotations of the kind `target`."""
 
     def load(self, root: str, split: str | None, target: str = ...) -> Split:
         """The samples of a split with annotations of the kind `target`; see `load` of this table.
@@ -271,13 +271,12 @@ def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
             raise UsageError(
                 f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}"
             )
-        return format, next((place for place in places if _fits(format, place)), root)
+        return format, next((place for place in places if _fits(format, place, target)), root)
     unable = ""
     for fallback in (False, True):
         among = [name for name in formats if fallback == find(name).FALLBACK]
         for place in places:
-            fits = [name for name in among if _fits(name, place)]
-            usable = [name for name in fits if name in able]
+            usable = [name for name in among if name in able and _fits(name, place, target)]
             if len(usable) > 1 and not fallback:
                 raise DataError(
                     f"{root!r} fits several formats: {', '.join(usable)}; choose one with --format"
@@ -287,7 +286,10 @@ def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
                     # Folders of a tool's own export look like those of classes.
                     _native.check(root, deep=False)
                 return usable[0], place
-            unable = unable or next(iter(fits), "")
+            others = (name for name in among if name not in able)
+            unable = unable or next(
+                (name for name in others if _fits(name, place, find(name).TARGETS[0])), ""
+            )
     check_exists(root)
     _native.check(root, deep=True)
     if unable:
@@ -316,9 +318,9 @@ def _folders_too_much(root: str) -> list[str]:
     return inner
 
 
-def _fits(name: str, root: str) -> bool:
+def _fits(name: str, root: str, target: str) -> bool:
     try:
-        return find(name).detect(root)
+        return find(name).detect(root, target)
     except (OSError, ValueError):  # a name that no file can have
         return False
 

@@ -58,7 +58,7 @@ _KINDS = {  # a key of an annotation that COCO's other files have -> what they a
 }
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "boxes") -> bool:
     """True for a JSON file, and for a folder with the file of a split, or with one of all images."""
     path = Path(root)
     if os.path.isdir(path):

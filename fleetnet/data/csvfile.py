@@ -62,7 +62,7 @@ _FOLDERS = (
 )
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "label") -> bool:
     """True for a table, and for a folder with one of pictures that are there, unless its folders are the classes."""
     path = Path(root)
     if not os.path.isdir(path):

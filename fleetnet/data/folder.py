@@ -24,7 +24,7 @@ TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = True  # the folders mean classes where no list or annotation file says otherwise
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "label") -> bool:
     """True for a folder with folders of splits that hold folders, or with several folders of which one holds images."""
     path = Path(root)
     if not os.path.isdir(path):

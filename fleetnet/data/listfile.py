@@ -35,7 +35,7 @@ FALLBACK = False
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "label") -> bool:
     """True for a text file, and for a folder with a list of a split."""
     path = Path(root)
     if os.path.isdir(path):

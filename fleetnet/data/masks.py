@@ -50,7 +50,7 @@ _NO_CLASS = ("ignore", "void")
 Colors = dict[tuple[int, int, int], int]
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "semantic") -> bool:
     """True for a folder with images and a folder of labels that holds PNGs."""
     return bool(_labels(Path(root)))
 

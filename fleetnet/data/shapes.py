@@ -71,7 +71,7 @@ class Scene:
     noise: bytes  # (size // 2)^2 values of gray, laid over everything
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "label") -> bool:
     return root == "shapes" or root.startswith("shapes:")
 
 

@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import DataError, choose
-from ..images import EXTENSIONS, find_images, hidden, read_labels
+from ..images import EXTENSIONS, find_images, read_labels
 from . import (
     IGNORE,
     Notes,
@@ -48,7 +48,18 @@ from . import (
     text_of,
     whole,
 )
-from ._conventions import split_lists
+from ._conventions import file_called, files_in, folders_in, images_in, serves_as_val, split_lists
+from ._places import Pictures, image_folders
+from ._voc_files import (
+    Entry,
+    Tree,
+    entries,
+    image_of,
+    pictures_of,
+    tree_of,
+    without_xml,
+    xml_text,
+)
 from .masks import read
 
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
@@ -71,9 +82,7 @@ NAMES = (  # of VOC, whose label maps have them from 1 on
     ),
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
-_LISTS = {"boxes": "Main", "semantic": "Segmentation"}
-_CLASSES = ("classes.txt", "labels.txt", "class_names.txt")
-_MAPS = ("SegmentationClass", ".png", "label map")
+_CLASSES = ("classes.txt", "labels.txt", "class_names.txt", "label_list.txt")
 _SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 
 Box = tuple[float, float, float, float]
@@ -89,75 +98,136 @@ class Annotation:
     objects: list[tuple[str, Box | None, bool]]
 
 
-def detect(root: str) -> bool:
-    """True for a folder JPEGImages beside one of XML files or of label maps."""
+def detect(root: str, target: str = "boxes") -> bool:
+    """True for a folder with XML files of objects and their images, or, for label maps, with VOC's own folders."""
     path = Path(root)
-    found = next((path / "Annotations").glob("*.xml"), None) or next(
-        (path / "SegmentationClass").glob("*.png"), None
+    if not os.path.isdir(path):
+        return False
+    maps = next((path / "SegmentationClass").glob("*.png"), None)
+    xml = next((path / "Annotations").glob("*.xml"), None)
+    if (xml or maps) and os.path.isdir(path / "JPEGImages"):
+        return True
+    if target != "boxes":
+        return False
+    tree = tree_of(path)
+    return tree is not None and any(
+        images_in(folder) or folders_in(folder) for folder in image_folders(path)
     )
-    return found is not None and os.path.isdir(path / "JPEGImages")
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, in the order of its list, or by name.
 
-    Raises `DataError` naming the file for XML that does not parse, images that do not exist or lie
-    outside of the folder, and class names that are not known.
+    Raises `DataError` naming the file for XML that does not parse, images of which none exists or
+    that lie outside of the folder, and class names that are not known.
     """
     check_exists(root)
-    path, notes, turned = Path(root), Notes(), list[Path]()
-    if not detect(root):
+    if not detect(root, target):
         raise DataError(f"{root!r} has no {EXPECTS}")
-    lists = _splits(path, target)
+    return _load_boxes(root, split) if target == "boxes" else _load_maps(root, split)
+
+
+def _load_maps(root: str, split: str | None) -> Split:
+    path, notes, turned = Path(root), Notes(), list[Path]()
+    lists = split_lists(path / "ImageSets" / "Segmentation", ("",))
     part = part_of(split, lists, root)
     source = Source(root, "voc", part.split, str(lists.get(part.there, path)), part.take)
-    names = _names(path, part, lists, target, notes)
-    annotations: dict[str, Annotation] = {}
-    classes = _classes(path, target, annotations)
+    names = _map_names(path, part, lists, notes)
+    classes = _map_classes(path)
     samples: list[Sample] = []
-    if target == "semantic":
-        for name in names:
-            labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name, None)
-            if not os.path.isfile(labels):
-                raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
-            notes.read += 1
-            if measured(image, notes, turned) is None:
-                notes.drop("of pictures left out")
-                continue
-            samples.append(
-                Sample(image, semantic=partial(read, labels, image, len(classes)), id=name)
-            )
-        note_turned(turned, notes)
-        return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
     for name in names:
-        file = _xml(path, name)
-        annotation = annotations.get(name) or parse(text_of(file), str(file))
-        image = _image(path, name, annotation.filename)
-        of_this: list[Path] = []
-        size = measured(image, notes, of_this)
-        notes.read += len(annotation.objects)
-        if size is None:
-            notes.drop("of pictures left out", count=len(annotation.objects))
+        labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name)
+        if not os.path.isfile(labels):
+            raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
+        notes.read += 1
+        if measured(image, notes, turned) is None:
+            notes.drop("of pictures left out")
             continue
-        # the boxes are of the picture before it is turned
-        if of_this and annotation.size == size[::-1] != size:
-            says = f"{file} says {annotation.size[1]}x{annotation.size[0]}"
-            turns = f"it is {size[1]}x{size[0]}, turned by its EXIF orientation"
-            notes.drop(
-                "of pictures left out",
-                f"{str(image)!r}: left out, {turns}; {says}",
-                len(annotation.objects),
-            )
-            continue
-        turned += of_this
-        if annotation.size not in (None, size):
-            notes.say(
-                f"{file}: says {annotation.size} (height, width); the image is {size}, and right"
-            )
-        objects = place(annotation, classes, size, str(file), notes)
-        samples.append(Sample(image, objects=objects, id=name))
+        samples.append(Sample(image, semantic=partial(read, labels, image, len(classes)), id=name))
     note_turned(turned, notes)
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
+
+
+def _load_boxes(root: str, split: str | None) -> Split:
+    path, notes = Path(root), Notes()
+    tree = tree_of(path) or Tree(path, {"": path / "Annotations"}, {})
+    splits = tree.splits()
+    part = part_of(split, splits, root)
+    source = Source(root, "voc", part.split, str(splits.get(part.there, path)), part.take)
+    if part.split == "val" and (line := serves_as_val(splits)):
+        notes.say(line)
+    rows = entries(tree, part.there)
+    chosen = hold_out(rows, part.take)
+    texts: dict[Path, Annotation] = {}
+    classes = _classes(tree, texts)
+    annotated = {
+        row: texts.get(row.xml) or parse(xml_text(row.xml), str(row.xml)) for row in chosen
+    }
+    pictures = pictures_of(tree, part.there)
+    images = _images(annotated, pictures, notes)
+    alone = without_xml(tree, part, pictures, rows, set(images.values()))
+    if alone:
+        notes.say(
+            f"{pictures.folders[0]}: {len(alone)} pictures have no XML file and are left out: "
+            f"{few(image.name for image in alone)}"
+        )
+    samples: list[Sample] = []
+    turned: list[Path] = []
+    for row, annotation in annotated.items():
+        notes.read += len(annotation.objects)
+        image = images.get(row)
+        size = _upright_size(row.xml, annotation, image, notes, turned) if image else None
+        if image is None or size is None:
+            notes.drop("of pictures left out", count=len(annotation.objects))
+            continue
+        objects = place(annotation, classes, size, str(row.xml), notes)
+        samples.append(Sample(image, objects=objects, id=row.name))
+    note_turned(turned, notes)
+    return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
+
+
+def _images(
+    annotated: Mapping[Entry, Annotation], pictures: Pictures, notes: Notes
+) -> dict[Entry, Path]:
+    """The image of each entry; those that are not there are said, and an error where none is."""
+    images: dict[Entry, Path] = {}
+    missing: list[Entry] = []
+    for row, annotation in annotated.items():
+        image = image_of(row, annotation.filename, pictures)
+        if image is None:
+            missing.append(row)
+        else:
+            images[row] = image
+    if missing and not images:
+        row = missing[0]
+        name = annotated[row].filename or f"{row.name}.jpg"
+        raise DataError(f"{row.xml}: {pictures.missing(name)}")
+    if missing:
+        notes.say(
+            f"{len(missing)} of {len(annotated)} images are not there and are left out, of "
+            f"{few(str(row.xml) for row in missing)}"
+        )
+    return images
+
+
+def _upright_size(
+    file: Path, annotation: Annotation, image: Path, notes: Notes, turned: list[Path]
+) -> tuple[int, int] | None:
+    """(height, width) of an image; None, and said, where it is damaged or its boxes are of the picture as stored."""
+    of_this: list[Path] = []
+    size = measured(image, notes, of_this)
+    if size is None:
+        return None
+    if of_this and annotation.size == size[::-1] != size:
+        notes.say(
+            f"{str(image)!r}: left out, it is {size[1]}x{size[0]}, turned by its EXIF orientation; "
+            f"{file} says {annotation.size[1]}x{annotation.size[0]}"
+        )
+        return None
+    turned += of_this
+    if annotation.size not in (None, size):
+        notes.say(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
+    return size
 
 
 def parse(text: str, source: str) -> Annotation:
@@ -212,66 +282,62 @@ def place(
     return tuple(objects)
 
 
-def _splits(root: Path, target: str) -> dict[str, Path]:
-    """The lists of the splits that are there."""
-    return split_lists(root / "ImageSets" / _LISTS[target], ("",))
-
-
-def _names(
-    root: Path, part: Part, lists: Mapping[str, Path], target: str, notes: Notes
-) -> list[str]:
-    """The names of a part's images, without extension."""
+def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) -> list[str]:
+    """The names of the images of a part of label maps, without extension."""
     if part.there:
         # a list of one class has lines `name 1`, `name -1` instead
         names = [line.split()[0] for line in text_of(lists[part.there]).split("\n") if line.strip()]
         if not names:
             raise DataError(f"{lists[part.there]} is empty: no samples")
         return hold_out(names, part.take)
-    folder, suffix, what = ("Annotations", ".xml", "XML file") if target == "boxes" else _MAPS
-    names = sorted(
-        file.stem
-        for file in (root / folder).iterdir()
-        if file.suffix == suffix and not hidden(file.name)
-    )
+    names = [file.stem for file in files_in(root / "SegmentationClass", ".png")]
     pictures, _ = find_images(root / "JPEGImages")
     alone = [file.name for file in pictures if file.stem not in set(names)]
     if alone:
         notes.say(
-            f"{root / 'JPEGImages'}: {len(alone)} pictures have no {what} and are left out: "
+            f"{root / 'JPEGImages'}: {len(alone)} pictures have no label map and are left out: "
             f"{few(alone)}"
         )
     return hold_out(names, part.take)
 
 
-def _classes(root: Path, target: str, annotations: dict[str, Annotation]) -> list[str]:
-    """The class names; the XML files that had to be read for them are put into `annotations`."""
-    file = next((root / name for name in _CLASSES if os.path.isfile(root / name)), None)
+def _classes(tree: Tree, texts: dict[Path, Annotation]) -> list[str]:
+    """The class names of boxes; what had to be read for them is put into `texts`."""
+    places = [tree.root, *(folder for split, folder in tree.splits().items() if split == "train")]
+    file = next((file for place in places if (file := file_called(place, _CLASSES))), None)
     if file:
         classes = parse_classes(text_of(file), str(file))
         # labelme's, whose boxes are never of it
-        if target == "boxes" and classes[0] == "_background_":
-            classes = classes[1:]
-    else:
-        lists = _splits(root, "boxes")
-        listed = {"train": lists["train"]} if "train" in lists else {}
-        every = Part("all", next(iter(listed), ""))
-        for name in (
-            _names(root, every, listed, "boxes", Notes())
-            if os.path.isdir(root / "Annotations")
-            else []
-        ):
-            annotations[name] = parse(text_of(_xml(root, name)), str(_xml(root, name)))
-        classes = sorted(
-            {name for annotation in annotations.values() for name, _, _ in annotation.objects}
-        )
-        if target == "semantic" and classes:
-            _check_labels(root, classes, annotations)
-            classes = list(NAMES)
+        return classes[1:] if classes[0] == "_background_" else classes
+    for row in entries(tree, "train" if "train" in tree.splits() else ""):
+        texts[row.xml] = parse(xml_text(row.xml), str(row.xml))
+    classes = sorted({name for text in texts.values() for name, _, _ in text.objects})
     if not classes:
-        raise DataError(f"no class names in {str(root)!r}: put them into classes.txt, one a line")
-    if target == "semantic" and classes[0].strip("_") != "background":
-        classes = ["background", *classes]
+        raise DataError(
+            f"no class names in {str(tree.root)!r}: put them into classes.txt, one a line"
+        )
     return classes
+
+
+def _map_classes(root: Path) -> list[str]:
+    """The class names of label maps: of classes.txt and the like, or VOC's own if XML files name no others."""
+    file = file_called(root, _CLASSES)
+    if file:
+        classes = parse_classes(text_of(file), str(file))
+    else:
+        tree = tree_of(root)
+        annotations = {
+            row.name: parse(xml_text(row.xml), str(row.xml))
+            for row in (entries(tree, "train" if "train" in tree.lists else "") if tree else ())
+        }
+        named = sorted({name for text in annotations.values() for name, _, _ in text.objects})
+        if not named:
+            raise DataError(
+                f"no class names in {str(root)!r}: put them into classes.txt, one a line"
+            )
+        _check_labels(root, named, annotations)
+        classes = list(NAMES)
+    return classes if classes[0].strip("_") == "background" else ["background", *classes]
 
 
 def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Annotation]) -> None:
@@ -297,20 +363,10 @@ def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Anno
             )
 
 
-def _xml(root: Path, name: str) -> Path:
-    return inside(root / "Annotations" / f"{name}.xml", root, name)
-
-
-def _image(root: Path, name: str, filename: str | None) -> Path:
-    """The image of that name; where there is none, the one that the XML file names."""
-    folder = root / "JPEGImages"
+def _image(root: Path, name: str) -> Path:
+    """The image of a label map of that name."""
     for suffix in _SUFFIXES:
-        path = inside(folder / f"{name}{suffix}", root, name)
+        path = inside(root / "JPEGImages" / f"{name}{suffix}", root, name)
         if os.path.isfile(path):
             return path
-    path = inside(
-        folder / (filename or f"{name}.jpg"), root, str(root / "Annotations" / f"{name}.xml")
-    )
-    if not os.path.isfile(path):
-        raise DataError(f"{shorten(_xml(root, name))}: no such image: {shorten(path)!r}")
-    return path
+    raise DataError(f"no such image: {shorten(root / 'JPEGImages' / name)!r} with any extension")

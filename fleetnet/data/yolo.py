@@ -59,7 +59,7 @@ class _Loader(yaml.SafeLoader):
         """Keep `<<` as a key, which is then refused."""
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "boxes") -> bool:
     """True for a YAML file, and for a folder with data.yaml."""
     path = Path(root)
     return os.path.isfile(path / "data.yaml") or (

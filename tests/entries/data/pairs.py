@@ -10,7 +10,7 @@ TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = False
 
 
-def detect(root: str) -> bool:
+def detect(root: str, target: str = "label") -> bool:
     return (Path(root) / "train.pairs").is_file()
 
 
