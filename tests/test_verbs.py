@@ -11,7 +11,7 @@ import pytest
 
 from fleetnet import cli
 from fleetnet.cli import VERBS
-from fleetnet.cli._arguments import new_parser, required_of, settings_of
+from fleetnet.cli._arguments import Setting, new_parser, settings_in, settings_of
 from fleetnet.errors import UsageError
 from fleetnet.training.config import TrainConfig
 
@@ -21,39 +21,34 @@ YET = [verb for verb in VERBS if hasattr(cli.find(verb), "arguments")]
 BUILT = [verb for verb in VERBS if verb not in YET]
 
 
-def fields_of(settings: type) -> list[dataclasses.Field]:
-    """The fields that flags are made of, also those of dataclasses that are fields."""
-    fields = []
-    for field in dataclasses.fields(settings):
-        nested = field.metadata.get("given_of")
-        if nested is None and dataclasses.is_dataclass(field.default_factory):
-            nested = field.default_factory
-        fields += [field] if nested is None else fields_of(nested)
-    return fields
+SETTINGS = [
+    (verb, setting) for verb in BUILT for setting in settings_in(settings_of(cli.find(verb)))
+]
 
 
-FIELDS = [(verb, field) for verb in BUILT for field in fields_of(settings_of(cli.find(verb)))]
+def required_of(settings: type) -> list[str]:
+    return [s.name for s in settings_in(settings) if s.default is dataclasses.MISSING]
 
 
-@pytest.mark.parametrize(("verb", "field"), FIELDS, ids=lambda value: getattr(value, "name", value))
-def test_help_shows_the_default_that_the_field_has(verb: str, field: dataclasses.Field):
+@pytest.mark.parametrize(
+    ("verb", "setting"), SETTINGS, ids=lambda value: getattr(value, "name", value)
+)
+def test_help_shows_the_default_that_the_field_has(verb: str, setting: Setting):
     parser = new_parser(verb, "", cli.find(verb))
-    (action,) = [action for action in parser._actions if action.dest == field.name]
+    (action,) = [action for action in parser._actions if action.dest == setting.name]
     shown = re.search(r"\(default: (.*)\)$", action.help)
-    default = field.default
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    if "usual" in field.metadata:
+    default = setting.default
+    if "usual" in setting.about:
         assert default is None, "the words of a default are for one that is decided later"
-        assert shown[1] == field.metadata["usual"]
-    elif default in (dataclasses.MISSING, None, "") or field.metadata.get("switch"):
+        assert shown[1] == setting.about["usual"]
+    elif default in (dataclasses.MISSING, None, "") or setting.about.get("switch"):
         assert shown is None
         assert default is not True
     elif default == TrainConfig.size:
         assert shown[1].startswith("224; ")
     else:
         typed = {True: "true", False: "false"} if isinstance(default, bool) else {}
-        assert shown[1] == typed.get(default, str(default))
+        assert shown[1] == (typed[default] if typed else str(default))
 
 
 @pytest.mark.parametrize("verb", BUILT)

@@ -11,7 +11,7 @@ import math
 import re
 import shlex
 from argparse import Action, ArgumentError, RawDescriptionHelpFormatter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
@@ -39,8 +39,8 @@ RESTRICTED = {  # the types of jsonargparse that have bounds
     "OpenUnitInterval": "a number between 0 and 1",
 }
 
-TIMEOUT = "minutes that these may take for a batch before it is an error (default: 5)"
-OF_OPEN_SIZE = "height and width, as 192x256, for a file that was exported with --dynamic size (default: as exported)"
+TIMEOUT = "minutes that these may take for a batch before it is an error"
+OF_OPEN_SIZE = "height and width, as 192x256, for a file that was exported with --dynamic size"
 TRUST = "the file is from somebody you trust like a program: .pt2 can hide code, and is opened only then"
 
 
@@ -71,61 +71,75 @@ def _heads() -> list[str]:
     return [task for task in names("tasks") if task != "classification"]
 
 
-def add_settings(
-    parser: ArgumentParser, settings: type, helps: Mapping[str, str] | None = None
-) -> None:
-    """A flag for every field of a dataclass of settings, with its type, default and help.
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A field of a dataclass of settings, of which a flag is made."""
 
-    `helps` stand in place of the help of the fields of these names.
-    """
+    name: str
+    hint: Any  # the type of the field
+    default: Any  # MISSING of a setting that has to be given
+    about: About
+
+    @property
+    def shown_default(self) -> str | None:
+        """The default as the help shows it; None where it shows none.
+
+        That is where there is none, and where it is None, empty or that of a switch: these go
+        without saying.
+        """
+        if "usual" in self.about:
+            return self.about["usual"]
+        if isinstance(self.default, tuple):  # the size of a training, which its task decides
+            return usual_sizes()
+        if self.default in (dataclasses.MISSING, None, "") or self.about.get("switch"):
+            return None
+        return str(self.default).lower() if isinstance(self.default, bool) else str(self.default)
+
+    @property
+    def help(self) -> str:
+        default = self.shown_default
+        text = self.about["help"]
+        return text if default is None else f"{text} (default: {default})".strip()
+
+
+def settings_in(settings: type) -> Iterator[Setting]:
+    """The settings of a dataclass, those of dataclasses that are fields of it among them."""
     hints = get_type_hints(settings)
     for field in dataclasses.fields(settings):
-        about = _about(field)
+        about = cast(About, field.metadata)
         nested = about.get("given_of", hints[field.name])
         if dataclasses.is_dataclass(nested):
-            add_settings(parser, cast(type, nested), about.get("helps"))
+            otherwise = about.get("otherwise", {})
+            for setting in settings_in(cast(type, nested)):
+                changed = cast(About, {**setting.about, **otherwise.get(setting.name, {})})
+                yield dataclasses.replace(setting, about=changed)
             continue
-        text = (helps or {}).get(field.name, about["help"])
-        default = shown_default(field)
-        if default is not None:
-            text = f"{text} (default: {default})".strip()
-        _add_flag(parser, field.name, hints[field.name], about, text)
+        default = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        yield Setting(field.name, hints[field.name], default, about)
 
 
-def _about(field: "dataclasses.Field[Any]") -> About:
-    return cast(About, field.metadata)
+def add_settings(parser: ArgumentParser, settings: type) -> None:
+    """A flag for every field of a dataclass of settings, with its type, default and help."""
+    for setting in settings_in(settings):
+        _add_flag(parser, setting)
 
 
-def shown_default(field: "dataclasses.Field[Any]") -> str | None:
-    """The default of a setting as the help shows it; None where it shows none.
-
-    That is where there is none, and where it is None, empty or that of a switch: these go without
-    saying.
-    """
-    about, default = _about(field), field.default
-    if "usual" in about:
-        return about["usual"]
-    if isinstance(default, tuple):  # the size of a training, which its task decides
-        return usual_sizes()
-    if field.default_factory is not dataclasses.MISSING:
-        default = field.default_factory()
-    if default in (dataclasses.MISSING, None, "") or about.get("switch"):
-        return None
-    return str(default).lower() if isinstance(default, bool) else str(default)
-
-
-def _add_flag(parser: ArgumentParser, name: str, hint: Any, about: About, text: str) -> None:
-    option = name if about.get("positional") else flag(name)
+def _add_flag(parser: ArgumentParser, setting: Setting) -> None:
+    about, text = setting.about, setting.help
+    option = setting.name if about.get("positional") else flag(setting.name)
     if about.get("switch"):
         parser.add_argument(option, action="store_true", help=text)
         return
     if about.get("repeated"):
         parser.add_argument(option, action="append", metavar=about.get("metavar"), help=text)
         return
+    kind = _of_a_value(setting.hint, about)
     shape: dict[str, Any] = {
         key: value for key, value in about.items() if key in ("nargs", "const", "metavar")
     }
-    parser.add_argument(option, type=_of_a_value(hint, about), default=None, help=text, **shape)
+    parser.add_argument(option, type=kind, default=None, help=text, **shape)
 
 
 def _of_a_value(hint: Any, about: About) -> Any:
@@ -190,13 +204,12 @@ def _built(settings: type, values: Mapping[str, object], example: str) -> object
     hints = get_type_hints(settings)
     arguments: dict[str, object] = {}
     for field in dataclasses.fields(settings):
-        about = _about(field)
-        nested = about.get("given_of", hints[field.name])
+        given_of = cast(About, field.metadata).get("given_of")
+        nested = given_of or hints[field.name]
         if dataclasses.is_dataclass(nested):
-            names_of_it = [part.name for part in dataclasses.fields(nested)]
-            part = {name: values[name] for name in names_of_it if name in values}
-            is_whole = "given_of" not in about
-            arguments[field.name] = _built(cast(type, nested), part, example) if is_whole else part
+            keys = [setting.name for setting in settings_in(cast(type, nested))]
+            part = {key: values[key] for key in keys if key in values}
+            arguments[field.name] = part if given_of else _built(cast(type, nested), part, example)
         elif field.name in values:
             arguments[field.name] = values[field.name]
     _check_given(settings, arguments, example)
@@ -205,24 +218,14 @@ def _built(settings: type, values: Mapping[str, object], example: str) -> object
 
 def _check_given(settings: type, arguments: Mapping[str, object], example: str) -> None:
     """`UsageError` for a value that a field refuses, and for a setting without default that is not given."""
-    for field in dataclasses.fields(settings):
-        check = _about(field).get("check")
-        if check is not None and isinstance(value := arguments.get(field.name), str):
+    for setting in settings_in(settings):
+        value, check = arguments.get(setting.name), setting.about.get("check")
+        if check is not None and isinstance(value, str):
             check(value)
-    for name in required_of(settings):
-        if not arguments.get(name):
-            field = next(field for field in dataclasses.fields(settings) if field.name == name)
-            missing = _about(field).get("missing", f"{flag(name)} is missing")
+    for setting in settings_in(settings):
+        if setting.default is dataclasses.MISSING and not arguments.get(setting.name):
+            missing = setting.about.get("missing", f"{flag(setting.name)} is missing")
             raise UsageError(f"{missing}; example: {example}")
-
-
-def required_of(settings: type) -> list[str]:
-    """The names of the fields without a default."""
-    return [
-        field.name
-        for field in dataclasses.fields(settings)
-        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-    ]
 
 
 def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str, Any]:

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # lines of what was left out
 PICTURES = 16  # at most, for the proof of a file
+# Images that are evaluated at a time, by the kind of annotation, and of those that have every pixel.
+IMAGES, OF_PIXELS = {"label": 32, "boxes": 16}, 4
 
 
 def say_data(name: str, split: "Split", contents: "Contents") -> None:
@@ -30,6 +32,10 @@ def say_data(name: str, split: "Split", contents: "Contents") -> None:
         say(f"  skipped {line}")
     if len(split.skipped) > SHOWN:
         say(f"  and {len(split.skipped) - SHOWN} more")
+
+
+def images_at_a_time(target: str) -> int:
+    return IMAGES.get(target, OF_PIXELS)
 
 
 def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list[One]":

@@ -39,8 +39,8 @@ class About(TypedDict, total=False):
     check: Callable[[str], None]
     # The field holds what was given of the settings of this dataclass, by name.
     given_of: type
-    # The field holds a dataclass of settings: the help of those whose help is not their own.
-    helps: Mapping[str, str]
+    # The field holds a dataclass of settings: what is otherwise of its fields here, by their names.
+    otherwise: Mapping[str, "About"]
 
 
 def switch(help: str) -> bool:

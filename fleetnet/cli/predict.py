@@ -1,12 +1,14 @@
 """`fleetnet predict`: images in; names, boxes, masks or label maps out, by a checkpoint or an exported file alike."""
 
 import csv
+import dataclasses
 import glob
 import io
 import itertools
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +19,11 @@ from jsonargparse.typing import NonNegativeFloat, PositiveInt
 from ..errors import DataError, UsageError
 from ..reading import to_json
 from ._arguments import OF_OPEN_SIZE, TRUST, check_outputs
-from ._limits import add_limits, limits
+from ._limits import DetectorLimits
+from ._settings import About, switch
 from ._show import say, table
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
     from PIL import Image
 
     from ..boxes import Prediction
@@ -41,77 +43,71 @@ ADDRESS = ("http://", "https://")
 Source = str | Path  # an address, or a file
 
 
-def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument(
-        "source", nargs="*", type=str, help="image files, folders, patterns or http(s) addresses"
+@dataclass(frozen=True, kw_only=True)
+class Predict:
+    model: str = field(
+        metadata=About(help="run folder, checkpoint (.safetensors) or exported file")
     )
-    parser.add_argument(
-        "--model", type=str, help="run folder, checkpoint (.safetensors) or exported file"
+    source: list[str] = field(
+        metadata=About(
+            help="image files, folders, patterns or http(s) addresses",
+            positional=True,
+            nargs="*",
+            missing="no image given",
+        )
     )
-    parser.add_argument("--size", type=str | None, help=OF_OPEN_SIZE)
-    parser.add_argument("--top", type=PositiveInt, help="classifiers: names an image (default: 3)")
-    add_limits(
-        parser, "lowest score that is shown, 0 to 1 (default, of detectors: that of the best F1 on "
-                "the validation set, or 0.3 where the model does not know it)"
-    )  # fmt: skip
-    parser.add_argument("--threshold", type=NonNegativeFloat, help="the same as --score")
-    parser.add_argument(
-        "--out", type=str,
-        help="folder for predictions.json and, of classifiers predictions.csv and predictions.png, "
-             "of others the pictures with what was found (drawn/), of segmentation also label maps "
-             "(maps/)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--embed", action="store_true",
-        help="instead of predictions, write OUT/embeddings.npz: the backbone's features of each "
-             "image, averaged over its height and width (of checkpoints)",
-    )  # fmt: skip
-    parser.add_argument("--trust", action="store_true", help=TRUST)
-    parser.add_argument("--threads", type=PositiveInt, help="CPU threads (default: 2)")
-
-
-def run(given: dict[str, Any]) -> dict[str, Any]:
-    if not given.get("model"):
-        raise UsageError(f"--model is missing; example: {EXAMPLE}")
-    if not given.get("source"):
-        raise UsageError(f"no image given; example: {EXAMPLE}")
-    if given.get("threshold", 0) > 1:
-        raise UsageError(f"threshold is {given['threshold']}; allowed: 0 to 1")
-    if "threshold" in given and "score" in given:
-        raise UsageError("--threshold is the same as --score: give one of them")
-    score = given.get("score", given.get("threshold"))
-
-    check_outputs({"--out": given.get("out")})
-
-    import torch
-
-    from .. import tasks
-    from ..deploy.predictor import load
-    from ..sizes import parse_size
-
-    torch.set_num_threads(given.get("threads", 2))
-    # Of a score to show, a detector is told when it is known whether one that is lower has to be
-    # found first.
-    others = {key: value for key, value in limits(given).items() if key != "score"}
-    trust = bool(given.get("trust"))
-    size = parse_size(given["size"]) if given.get("size") else None
-    predictor = load(
-        given["model"], threads=given.get("threads", 2), limits=others, trust=trust, size=size
+    size: str | None = field(
+        default=None, metadata=About(help=OF_OPEN_SIZE, usual="as exported", null=True)
     )
-    if score is not None:
-        predictor.show_from(score)
-    given = {**given, "threshold": score}
-    sources, skipped, missing = _images(given["source"])
-    kind = tasks.find(predictor.task).TARGET
-    if given.get("embed"):
-        results = _embed(predictor, sources, skipped, given)
-    elif kind == "label":
-        results = _classify(predictor, sources, skipped, given)
-    elif kind == "semantic":
-        results = _segment(predictor, sources, skipped, given)
-    else:
-        results = _detect(predictor, sources, skipped, given)
-    document = {"model": given["model"], "results": results, "skipped": skipped}
+    top: int = field(
+        default=3, metadata=About(help="classifiers: names an image", kind=PositiveInt)
+    )
+    limits: DetectorLimits = field(
+        default_factory=DetectorLimits,
+        metadata=About(
+            help="what a detector keeps",
+            otherwise={
+                "score": About(
+                    help="lowest score that is shown, 0 to 1 (default, of detectors: that of the "
+                    "best F1 on the validation set, or 0.3 where the model does not know it)"
+                )
+            },
+        ),
+    )
+    threshold: float | None = field(
+        default=None, metadata=About(help="the same as --score", kind=NonNegativeFloat)
+    )
+    out: str | None = field(
+        default=None,
+        metadata=About(
+            help="folder for predictions.json and, of classifiers predictions.csv and "
+            "predictions.png, of others the pictures with what was found (drawn/), of "
+            "segmentation also label maps (maps/)"
+        ),
+    )
+    embed: bool = switch(
+        "instead of predictions, write OUT/embeddings.npz: the backbone's features of each image, "
+        "averaged over its height and width (of checkpoints)"
+    )
+    trust: bool = switch(TRUST)
+    threads: int = field(default=2, metadata=About(help="CPU threads", kind=PositiveInt))
+
+    @property
+    def score(self) -> float | None:
+        """The lowest score to show; None where it is left to the model."""
+        return self.threshold if self.limits.score is None else self.limits.score
+
+
+def run(settings: Predict) -> dict[str, object]:
+    _check(settings)
+    predictor = _predictor(settings)
+    sources, skipped, missing = _images(settings.source)
+    results = _way(settings, predictor)(predictor, sources, skipped, settings)
+    document: dict[str, object] = {
+        "model": settings.model,
+        "results": results,
+        "skipped": skipped,
+    }
     failed = len(sources) - len(results) + missing
     if failed:
         every = len(sources) + missing
@@ -121,6 +117,49 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
         )
         document["exit_code"] = DataError.exit_code
     return document
+
+
+def _check(settings: Predict) -> None:
+    """`UsageError` for a score out of range or given twice, `WriteError` for a folder that cannot be written."""
+    if settings.threshold is not None and settings.threshold > 1:
+        raise UsageError(f"threshold is {settings.threshold}; allowed: 0 to 1")
+    if settings.threshold is not None and settings.limits.score is not None:
+        raise UsageError("--threshold is the same as --score: give one of them")
+    check_outputs({"--out": settings.out})
+
+
+def _predictor(settings: Predict) -> "Predictor":
+    import torch
+
+    from ..deploy.predictor import load
+    from ..sizes import parse_size
+
+    torch.set_num_threads(settings.threads)
+    # Of a score to show, a detector is told when it is known whether one that is lower has to be
+    # found first.
+    predictor = load(
+        settings.model,
+        threads=settings.threads,
+        limits=dataclasses.replace(settings.limits, score=None).to_dict(),
+        trust=settings.trust,
+        size=parse_size(settings.size) if settings.size else None,
+    )
+    if settings.score is not None:
+        predictor.show_from(settings.score)
+    return predictor
+
+
+Way = Callable[["Predictor", list[Source], list[str], Predict], list[dict[str, Any]]]
+
+
+def _way(settings: Predict, predictor: "Predictor") -> Way:
+    """What makes the results of images: by what is asked for, and by what the task predicts."""
+    from .. import tasks
+
+    if settings.embed:
+        return _embed
+    by_target: dict[str, Way] = {"label": _classify, "semantic": _segment}
+    return by_target.get(tasks.find(predictor.task).TARGET, _detect)
 
 
 def _images(sources: list[str]) -> tuple[list[Source], list[str], int]:
@@ -196,14 +235,14 @@ def _each(
 
 
 def _embed(
-    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
+    predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
 ) -> list[dict[str, Any]]:
     """embeddings.npz: features (N, C) float32, files (N,), and model and preprocess as JSON."""
     import numpy as np
 
     from ..files import replacing
 
-    if not given.get("out"):
+    if not settings.out:
         raise UsageError(
             f"--embed needs --out, the folder for embeddings.npz; example: {EMBED_EXAMPLE}"
         )
@@ -215,11 +254,11 @@ def _embed(
         return {"features": len(features[-1])}
 
     results = _each(predictor, sources, skipped, embedded)
-    out = Path(given["out"])
+    out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     facts = {
         "model": predictor.facts["model"],
-        "file": given["model"],
+        "file": settings.model,
         "classes": predictor.classes,
     }
     with replacing(out / "embeddings.npz") as file:
@@ -235,13 +274,11 @@ def _embed(
 
 
 def _classify(
-    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
+    predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
 ) -> list[dict[str, Any]]:
     def names(source: Source, picture: "Picture") -> dict[str, Any]:
-        named = predictor.predict(
-            [picture], top=given.get("top", 3), threshold=given.get("threshold")
-        )[0]
-        if named and given.get("out"):
+        named = predictor.predict([picture], top=settings.top, threshold=settings.score)[0]
+        if named and settings.out:
             of_class = small.setdefault(named[0][0], {})
             if len(of_class) < SHOWN and len(small) <= SHOWN:
                 of_class[str(source)] = picture.image.resize((160, 160))
@@ -250,9 +287,9 @@ def _classify(
     # class -> file -> the picture, of the first few of each class
     small: dict[str, dict[str, Image.Image]] = {}
     results = _each(predictor, sources, skipped, names)
-    if given.get("out"):
-        document = {"model": given["model"], "results": results, "skipped": skipped}
-        _write(Path(given["out"]), document, _of_all_classes(small))
+    if settings.out:
+        document = {"model": settings.model, "results": results, "skipped": skipped}
+        _write(Path(settings.out), document, _of_all_classes(small))
     rows = [
         [r["file"], *(f"{p['name']} {p['score']:.3f}" for p in r["predictions"])] for r in results
     ]
@@ -276,7 +313,7 @@ def _of_all_classes(small: "Mapping[str, Mapping[str, Image.Image]]") -> "dict[s
 
 
 def _detect(
-    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
+    predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
 ) -> list[dict[str, Any]]:
     """Drawn boxes and masks, and predictions.json in the layout of a COCO annotation file, with scores.
 
@@ -286,7 +323,7 @@ def _detect(
     from ..report.draw import save
     from ..tasks._coco import area, present
 
-    threshold, out = predictor.score, Path(given["out"]) if given.get("out") else None
+    threshold, out = predictor.score, Path(settings.out) if settings.out else None
     most = predictor.limits.count if predictor.limits else 0  # a detector has limits
     say(f"lowest score: {threshold:.2f}, {predictor.score_from} (--score changes it)")
     ids = predictor.facts.get("category_ids") or list(range(1, len(predictor.classes) + 1))
@@ -351,7 +388,7 @@ def _detect(
 
 
 def _segment(
-    predictor: "Predictor", sources: list[Source], skipped: list[str], given: dict[str, Any]
+    predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
 ) -> list[dict[str, Any]]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
     from .. import tasks
@@ -359,14 +396,15 @@ def _segment(
     from ..report.draw import label_map, save
 
     task, stems = tasks.find(predictor.task), _stems(sources)
-    out = Path(given["out"]) if given.get("out") else None
-    settings = {} if given["threshold"] is None else {"threshold": given["threshold"]}
+    out = Path(settings.out) if settings.out else None
+    lowest = settings.score or 0.0  # share of the pixels
     for folder in [] if out is None else [out / "drawn", out / "maps"]:
         folder.mkdir(parents=True, exist_ok=True)
 
     def shares(source: Source, picture: "Picture") -> dict[str, Any]:
         prediction = predictor.predictions([picture])[0]
-        result: dict[str, Any] = {"shares": task.present(prediction, predictor.classes, **settings)}
+        shares_of = task.present(prediction, predictor.classes, threshold=lowest)
+        result: dict[str, Any] = {"shares": shares_of}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
             save(
@@ -380,7 +418,7 @@ def _segment(
     found = _each(predictor, sources, skipped, shares)
     if out is not None:
         document = {
-            "model": given["model"],
+            "model": settings.model,
             "classes": predictor.classes,
             "results": found,
             "skipped": skipped,

@@ -15,9 +15,8 @@ from jsonargparse.typing import (
 
 from ..errors import ExportError, UsageError
 from ._arguments import TIMEOUT
-from ._data import say_data
+from ._data import images_at_a_time, say_data
 from ._show import say, table
-from .eval import IMAGES
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -83,7 +82,7 @@ def arguments(parser: "ArgumentParser") -> None:
     parser.add_argument(
         "--workers", type=NonNegativeInt, help="processes that read images (default: 0)"
     )
-    parser.add_argument("--timeout", type=PositiveFloat, help=TIMEOUT)
+    parser.add_argument("--timeout", type=PositiveFloat, help=f"{TIMEOUT} (default: 5)")
 
 
 def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
@@ -140,7 +139,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     images = calibration(sources, preprocess, given.get("images", 128))
     say(f"calibrating on {len(images)} pictures of {source}")
     batches = batches_of(
-        ImageDataset(val, preprocess, target=target), IMAGES.get(target, 4),
+        ImageDataset(val, preprocess, target=target), images_at_a_time(target),
         workers=given.get("workers", 0), minutes=given.get("timeout", MINUTES),
     )  # fmt: skip
     prepared = prepare(

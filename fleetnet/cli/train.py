@@ -5,7 +5,8 @@ import dataclasses
 import hashlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,13 +15,12 @@ from ..reading import SMALL, links_out, read_text
 from ..training.config import TrainConfig, read_recipe
 from ..training.folder import BEST, CONFIG, HASHED, STATE, environment_of
 from . import Terminated
-from ._arguments import add_settings, check_types, flag
+from ._arguments import check_types, flag
 from ._data import say_data
+from ._settings import About
 from ._show import say
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
     from ..data import Split
     from ..data._contents import Contents
     from ..tasks import Model
@@ -80,55 +80,54 @@ CONTINUE_THERE = "continue it from there, with fit(..., resume=True)"
 AFTER_RESUME = "epochs", "device", "threads", "eval_every", "patience", "timeout", "data", "format"
 
 
-def arguments(parser: "ArgumentParser") -> None:
-    add_settings(parser, TrainConfig)
-    parser.add_argument(
-        "--recipe", type=str, help="a YAML file of these settings; flags win over it"
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    # Only what was given: the rest is the recipe's, or that of the run which is continued.
+    training: Mapping[str, object] = field(
+        default_factory=dict,
+        metadata=About(help="settings of the training", given_of=TrainConfig),
     )
-    parser.add_argument("--run", type=str, help="run folder (default: runs/TASK/MODEL-DATA)")
-    parser.add_argument(
-        "--resume",
-        type=str,
-        help="continue the run in this folder exactly where it stopped; with --data if its data "
-        "moved or changed",
+    recipe: str | None = field(
+        default=None, metadata=About(help="a YAML file of these settings; flags win over it")
+    )
+    run: str | None = field(
+        default=None, metadata=About(help="run folder", usual="runs/TASK/MODEL-DATA")
+    )
+    resume: str | None = field(
+        default=None,
+        metadata=About(
+            help="continue the run in this folder exactly where it stopped; with --data if its "
+            "data moved or changed"
+        ),
     )
 
 
-def run(given: dict[str, Any]) -> dict[str, Any]:
-    given = {key: value for key, value in given.items() if key != "json"}
-    resume, recipe, folder = (given.pop(key, None) for key in ("resume", "recipe", "run"))
+def run(settings: Train) -> dict[str, object]:
     path: Path | None
-    if resume is not None:
-        path = Path(resume)
-        config = _resumed(path, given, recipe, folder)
+    resuming, anew = settings.resume is not None, "data" in settings.training
+    if settings.resume is not None:
+        path = Path(settings.resume)
+        config = _resumed(path, settings)
     else:
-        path = Path(folder) if folder else None
-        config = _settings(given, recipe)
+        path = Path(settings.run) if settings.run else None
+        config = _settings(settings.training, settings.recipe)
         _check_start(config, path)
 
     from ..tasks import split_name
     from ..training.checks import check_device, check_settings
-    from ..training.claims import claim
 
     task = split_name(config.model)[0]
-    if resume is None:
-        check_settings(config, task, given)
+    if not resuming:
+        check_settings(config, task, settings.training)
     check_device(config)
     begun = path is not None and (path / STATE).is_file()
-    train, val = _splits(config, task, path if resume else None, "data" in given)
+    train, val = _splits(config, task, path if resuming else None, anew)
     contents = _counted(train, val, config, task)
-    start = None if begun else _starting_weights(config, path if resume else None)
+    start = None if begun else _starting_weights(config, path if resuming else None)
     model = _model(config, train.classes, start)
     # the weights decide these too
     config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)
-    usual = (
-        Path("runs") / task / f"{config.model.replace('/', '-')}-{Path(config.data).name or 'data'}"
-    )
-    with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
-        if resume is None:
-            _check_unused(mine.folder, claimed=True)
-        elif begun != (mine.folder / STATE).is_file():
-            raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
+    with _claimed(path, _usual_folder(config, task), resuming=resuming, begun=begun) as mine:
         return _train(
             mine,
             model,
@@ -137,15 +136,33 @@ def run(given: dict[str, Any]) -> dict[str, Any]:
             contents,
             config,
             resume=begun,
-            restart=resume is not None and not begun,
-            other_data="data" in given,
+            restart=resuming and not begun,
+            other_data=anew,
         )
 
 
-def _settings(given: dict[str, Any], recipe: str | None) -> TrainConfig:
+def _usual_folder(config: TrainConfig, task: str) -> Path:
+    model, data = config.model.replace("/", "-"), Path(config.data).name or "data"
+    return Path("runs") / task / f"{model}-{data}"
+
+
+@contextlib.contextmanager
+def _claimed(path: Path | None, usual: Path, *, resuming: bool, begun: bool) -> "Iterator[Claim]":
+    """The run folder for ourselves alone: the one of `path`, else the usual one or one beside it."""
+    from ..training.claims import claim
+
+    with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
+        if not resuming:
+            _check_unused(mine.folder, claimed=True)
+        elif begun != (mine.folder / STATE).is_file():
+            raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
+        yield mine
+
+
+def _settings(given: Mapping[str, object], recipe: str | None) -> TrainConfig:
     """The settings of a new run: those of the recipe, over which flags win."""
     settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
-    settings = {**settings, **given}
+    settings |= given
     if "model" in settings:
         settings |= _resolved(settings)
     config = TrainConfig(**settings)
@@ -334,9 +351,7 @@ def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _resumed(
-    run: Path, given: dict[str, Any], recipe: str | None, folder: str | None
-) -> TrainConfig:
+def _resumed(run: Path, settings: Train) -> TrainConfig:
     """The settings of an earlier run, with those that may change; prints the schedule where it is new.
 
     A run that stopped before its first epoch ended has no state, and starts anew with the same
@@ -345,14 +360,14 @@ def _resumed(
     from ..training.claims import refuse_if_claimed
 
     _check_folder(run)
-    if recipe or folder:
+    if settings.recipe or settings.run:
         raise UsageError(
             "--resume takes its settings from the run; --recipe and --run do not go with it"
         )
-    _check_changes(given)
+    _check_changes(settings.training)
     refuse_if_claimed(run)
     before = _read_config(run)
-    config = dataclasses.replace(before, **given)
+    config = dataclasses.replace(before, **dict[str, Any](settings.training))
     if not config.data:
         raise UsageError(
             f"{run} was trained from Python, on data that no setting names: say where they are "
@@ -362,7 +377,7 @@ def _resumed(
     if not (run / STATE).is_file():
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
         return config
-    if "epochs" in given:
+    if "epochs" in settings.training:
         from ..training.run import epochs_of
 
         trained = epochs_of(run)
@@ -412,7 +427,7 @@ def _check_folder(run: Path) -> None:
         )
 
 
-def _check_changes(given: dict[str, Any]) -> None:
+def _check_changes(given: Mapping[str, object]) -> None:
     """`UsageError` for a flag beside --resume that would make the run another one."""
     for key in given:
         if key not in AFTER_RESUME:
