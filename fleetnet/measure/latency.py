@@ -1,4 +1,4 @@
-"""Latency of callables, measured so that the figures can be compared, with the conditions they were measured under.
+"""Latency of callables, so that figures can be compared, and the conditions of measuring.
 
 All that is compared runs in turn, in an order drawn anew each round: a machine that slows down or
 gets busy then slows down everybody. So each call starts with the caches as another one left them,
@@ -22,11 +22,13 @@ import re
 import resource
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import pairwise, permutations
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import UsageError, choose
 
@@ -48,14 +50,14 @@ SHUFFLES = 100_000  # orders tried of more
 
 @dataclass(frozen=True)
 class Row:
-    """The times of one thing in the order of the rounds; row i and row j share their rounds. All in milliseconds."""
+    """The times of one thing in the order of the rounds, which all rows share. In milliseconds."""
 
     name: str
     times: tuple[float, ...] = field(repr=False)
-    # of the times, for a core; None: unknown
+    # Which part of each time it waited for a core; None: unknown.
     waited: tuple[float, ...] | None = field(repr=False, default=None)
     threads: int = 1  # of the CPU; 0: what computes is something else
-    # how often the system took a core away
+    # How often the system took a core away, in each round.
     interrupted: tuple[int, ...] = field(repr=False, default=())
     least: float | None = None  # the fastest call, where a time is the mean of several
 
@@ -71,13 +73,12 @@ class Row:
     @property
     def working(self) -> tuple[float, ...]:
         """The times without the waiting, where that is known."""
-        return (
-            tuple(t - w for t, w in zip(self.times, self.waited, strict=True))
-            if self.waited
-            else self.times
-        )
+        if not self.waited:
+            return self.times
+        return tuple(t - w for t, w in zip(self.times, self.waited, strict=True))
 
     def to_dict(self) -> dict[str, str | int | float | None]:
+        waited_share = sum(self.waited) / sum(self.times) if self.waited else None
         return {
             "name": self.name,
             "threads": self.threads,
@@ -88,20 +89,28 @@ class Row:
             "min_ms": min(self.times) if self.least is None else self.least,
             "images_per_second": 1000 / self.median,
             "working_ms": statistics.median(self.working),  # median without waiting for a core
-            "waited": sum(self.waited) / sum(self.times)
-            if self.waited
-            else None,  # share of the time
+            "waited": waited_share,
         }
 
 
-def _clocks() -> tuple[int, int, int]:
-    """Wall clock and CPU time of all threads of this process in nanoseconds, and how often it was interrupted."""
-    interrupted = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
-    return time.perf_counter_ns(), time.process_time_ns(), interrupted
+class Sample(NamedTuple):
+    """What one call took, or what the clocks say."""
+
+    wall: int  # nanoseconds
+    cpu: int  # nanoseconds, of all threads of this process
+    interruptions: int  # how often the system took a core away from this process
+
+
+def _clocks() -> Sample:
+    interruptions = resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
+    return Sample(time.perf_counter_ns(), time.process_time_ns(), interruptions)
 
 
 def _settle() -> None:
-    """Wait until no other thread of this process computes: threads of runtimes spin for some time after a call."""
+    """Wait until no other thread of this process computes.
+
+    Threads of runtimes spin for some time after a call.
+    """
     end = time.perf_counter() + PATIENCE
     while time.perf_counter() < end:
         before = time.process_time()
@@ -110,7 +119,7 @@ def _settle() -> None:
             return
 
 
-def measure(  # noqa: C901
+def measure(
     calls: Mapping[str, Callable[[], object]],
     runs: int = 100,
     warmup: int = 10,
@@ -119,13 +128,13 @@ def measure(  # noqa: C901
     threads: Mapping[str, int] | None = None,
     prepare: Callable[[str], object] | None = None,
 ) -> list[Row]:
-    """Time each of `calls` `runs` times, after `warmup` calls that do not count, in an order shuffled each round.
+    """Time each of `calls` `runs` times, in an order shuffled each round.
 
-    `seconds` ends the measurement after the round in which they are used up, warm-up apart, but not
-    before the fifth. `threads` says how many each may use, where it is not one: 0 where something
-    else computes (a GPU; synchronize it inside the call); with several there are pauses, since
-    threads that spin after a call would disturb the next. `prepare` is called with the name before
-    each call, and not timed.
+    Before that there are `warmup` calls of each that do not count. `seconds` ends the measurement
+    after the round in which they are used up, warm-up apart, but not before the fifth. `threads`
+    says how many each may use, where it is not one: 0 where something else computes (a GPU;
+    synchronize it inside the call); with several there are pauses, since threads that spin after a
+    call would disturb the next. `prepare` is called with the name before each call, and not timed.
     """
     if not calls:
         raise UsageError("nothing to measure: give at least one call")
@@ -134,63 +143,77 @@ def measure(  # noqa: C901
             f"runs is {runs} and warmup is {warmup}; allowed: runs of at least 1, "
             "warmup of at least 0"
         )
-    threads = {name: (threads or {}).get(name, 1) for name in calls}
-    several = max(threads.values()) > 1
-    samples: dict[str, list[tuple[int, int, int]]] = {name: [] for name in calls}
-    order, shuffle = list(calls), random.Random(0).shuffle
+    threads_of = {name: (threads or {}).get(name, 1) for name in calls}
+    several = max(threads_of.values()) > 1
+    samples: dict[str, list[Sample]] = {name: [] for name in calls}
 
-    def call(name: str) -> tuple[int, int, int]:
+    def timed(name: str) -> Sample:
         if prepare is not None:
             prepare(name)
         if several:
             _settle()
         before = _clocks()
         calls[name]()
-        after = _clocks()
-        return after[0] - before[0], after[1] - before[1], after[2] - before[2]
+        return Sample(*(after - start for after, start in zip(_clocks(), before, strict=True)))
 
     for _ in range(warmup):
         for name in calls:
-            call(name)
-    collecting = gc.isenabled()
-    gc.collect()
-    gc.disable()  # so that no call pays for the garbage of another
-    try:
-        began = time.perf_counter()
-        for done in range(runs):
-            if seconds is not None and done >= FEWEST and time.perf_counter() - began > seconds:
-                break
+            timed(name)
+    order = list(calls)
+    shuffle = random.Random(0).shuffle
+    with _without_garbage_collection():
+        for _ in _rounds(runs, seconds):
             shuffle(order)
             for name in order:
-                samples[name].append(call(name))
+                samples[name].append(timed(name))
+    return [_row(name, threads_of[name], samples[name]) for name in calls]
+
+
+def _rounds(runs: int, seconds: float | None) -> Iterator[int]:
+    """Numbers of rounds, until there are `runs` or the seconds are used up, but at least FEWEST."""
+    began = time.perf_counter()
+    for number in range(runs):
+        used_up = seconds is not None and time.perf_counter() - began > seconds
+        if used_up and number >= FEWEST:
+            return
+        yield number
+
+
+@contextmanager
+def _without_garbage_collection() -> Iterator[None]:
+    """So that no call pays for the garbage of another."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
     finally:
         if collecting:
             gc.enable()
-    return [_row(name, threads[name], measured) for name, measured in samples.items()]
 
 
-def _row(name: str, threads: int, samples: Sequence[tuple[int, int, int]]) -> Row:
-    waited = tuple(max(wall - cpu, 0) / 1e6 for wall, cpu, _ in samples) if threads == 1 else None
-    return Row(
-        name,
-        tuple(wall / 1e6 for wall, *_ in samples),
-        waited,
-        threads,
-        tuple(n for *_, n in samples),
-    )
+def _row(name: str, threads: int, samples: Sequence[Sample]) -> Row:
+    waited = None
+    if threads == 1:  # what it did not compute, it waited
+        waited = tuple(max(sample.wall - sample.cpu, 0) / 1e6 for sample in samples)
+    times = tuple(sample.wall / 1e6 for sample in samples)
+    interrupted = tuple(sample.interruptions for sample in samples)
+    return Row(name, times, waited, threads, interrupted)
 
 
 def _speedups(rows: Sequence[Row], base: str) -> dict[str, list[float]]:
-    """The ratio of base's time to each row's, round by round; without the waiting where both know theirs."""
+    """Base's time by each row's, round by round; without the waiting if both know theirs."""
     by_name = {row.name: row for row in rows}
     if base not in by_name:
         raise UsageError(f"no row {base!r} to compare with: {choose(base, by_name)}")
-    reference, found = by_name[base], {}
+    reference = by_name[base]
+    speedups = {}
     for row in rows:
-        known = row.waited is not None and reference.waited is not None
-        pairs = zip(*((r.working if known else r.times) for r in (reference, row)), strict=True)
-        found[row.name] = [b / t for b, t in pairs]
-    return found
+        of_base, of_row = reference.times, row.times
+        if row.waited is not None and reference.waited is not None:
+            of_base, of_row = reference.working, row.working
+        speedups[row.name] = [b / t for b, t in zip(of_base, of_row, strict=True)]
+    return speedups
 
 
 def ratios(rows: Sequence[Row], base: str) -> dict[str, float]:
@@ -202,29 +225,31 @@ def ratios(rows: Sequence[Row], base: str) -> dict[str, float]:
 
 
 def uncertainty(rows: Sequence[Row], base: str) -> dict[str, float | None]:
-    """How far apart, relatively, the ratio of another such run may be (95 %), from how it varies within this one.
+    """How far apart, relatively, the ratio of another such run may be (95 %).
 
-    The rounds are cut into blocks, so that what lasts for some rounds counts; None for less than
-    ten rounds. What lasts longer than a run cannot be seen from within it.
+    It is seen from how the ratio varies within this run. The rounds are cut into blocks, so that
+    what lasts for some rounds counts; None for less than ten rounds. What lasts longer than a run
+    cannot be seen from within it.
     """
-    found: dict[str, float | None] = {}
-    for name, speedups in _speedups(rows, base).items():
-        blocks = next((n for n in BLOCKS if len(speedups) >= 2 * n), None)
-        if blocks is None:
-            found[name] = None
-            continue
-        cuts = [len(speedups) * i // blocks for i in range(blocks + 1)]
-        parts = [math.log(statistics.median(speedups[a:b])) for a, b in pairwise(cuts)]
-        found[name] = math.expm1(BLOCKS[blocks] * statistics.stdev(parts) / math.sqrt(blocks))
-    return found
+    return {name: _spread(speedups) for name, speedups in _speedups(rows, base).items()}
+
+
+def _spread(speedups: Sequence[float]) -> float | None:
+    """The uncertainty of the median of ratios, round by round."""
+    blocks = next((n for n in BLOCKS if len(speedups) >= 2 * n), None)
+    if blocks is None:
+        return None
+    cuts = [len(speedups) * i // blocks for i in range(blocks + 1)]
+    parts = [math.log(statistics.median(speedups[a:b])) for a, b in pairwise(cuts)]
+    return math.expm1(BLOCKS[blocks] * statistics.stdev(parts) / math.sqrt(blocks))
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> tuple[float, float] | None:
-    """The rank correlation of two lists and its p value (two-sided); None where one of them has a single value.
+    """The rank correlation of two lists and its p value (two-sided).
 
-    p is the share of all orders of b whose correlation with a is at least as large in size: all of
-    them are tried up to eight values, 100,000 random ones of more (p is then within 0.002). Equal
-    values share their mean rank.
+    None where one of them has a single value. p is the share of all orders of b whose correlation
+    with a is at least as large in size: all of them are tried up to eight values, 100,000 random
+    ones of more (p is then within 0.002). Equal values share their mean rank.
     """
     import numpy as np
 
@@ -268,7 +293,10 @@ def version(package: str) -> str | None:
 
 
 def card(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, object]:
-    """The conditions of a measurement; what this system does not tell is None. `threads` is what calls use at most."""
+    """The conditions of a measurement; what this system does not tell is None.
+
+    `threads` is what calls use at most.
+    """
     model = re.search(r"^model name\s*: (.+)$", _read("/proc/cpuinfo") or "", re.MULTILINE)
     governor = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor")
     return {
@@ -283,37 +311,48 @@ def card(threads: int, packages: Sequence[str] = PACKAGES) -> dict[str, object]:
     }
 
 
-def _machine() -> tuple[float, float, float, float]:
-    """Wall clock, CPU time of this process, of all processes, and taken by the host, in seconds; NaN: not told."""
-    stat = re.match(r"cpu +(.+)", _read("/proc/stat") or "")
-    ticks = [float(field) / os.sysconf("SC_CLK_TCK") for field in stat[1].split()] if stat else []
+class Usage(NamedTuple):
+    """Seconds since some moment; NaN where the system does not tell."""
+
+    wall: float
+    own: float  # CPU time of this process
+    all: float  # CPU time of all processes
+    stolen: float  # taken by the host of a virtual machine
+
+
+def _usage() -> Usage:
+    wall, own = time.perf_counter(), time.process_time()
+    line = re.match(r"cpu +(.+)", _read("/proc/stat") or "")
+    ticks = line[1].split() if line else []
+    if len(ticks) < 8:
+        return Usage(wall, own, math.nan, math.nan)
+    seconds = [float(field) / os.sysconf("SC_CLK_TCK") for field in ticks]
     # user, nice, system, idle, iowait, irq, softirq, steal; guests are in user and nice already
-    busy = sum(ticks[:3]) + sum(ticks[5:7]) if len(ticks) >= 8 else math.nan
-    return time.perf_counter(), time.process_time(), busy, ticks[7] if len(ticks) >= 8 else math.nan
+    return Usage(wall, own, sum(seconds[:3]) + sum(seconds[5:7]), seconds[7])
 
 
 def watch() -> Callable[[], dict[str, float | None]]:
-    """Begin to watch the machine; the function returned tells what happened since, None where the system does not.
+    """Begin to watch the machine; the function returned tells what happened since.
 
     "others": cores that other programs used, on average; "stolen": share of the cores that the host
-    of a virtual machine gave to others; "load": as in `card`.
+    of a virtual machine gave to others; "load": as in `card`. None where the system does not tell.
     """
-    begin = _machine()
+    begin = _usage()
 
     def during() -> dict[str, float | None]:
-        wall, own, all, stolen = (
-            after - before for after, before in zip(_machine(), begin, strict=True)
-        )
-        found = {
-            "others": max((all - own) / wall, 0.0),
-            "stolen": stolen / wall / (os.cpu_count() or 1),
+        used = Usage(*(after - before for after, before in zip(_usage(), begin, strict=True)))
+        others = max((used.all - used.own) / used.wall, 0.0)
+        stolen = used.stolen / used.wall / (os.cpu_count() or 1)
+        return {
+            "others": others if math.isfinite(others) else None,
+            "stolen": stolen if math.isfinite(stolen) else None,
+            "load": os.getloadavg()[0],
         }
-        told: dict[str, float | None] = {
-            name: value if math.isfinite(value) else None for name, value in found.items()
-        }
-        return {**told, "load": os.getloadavg()[0]}
 
     return during
+
+
+# Reasons to doubt ---------------------------------------------------------------------------------
 
 
 def warnings(
@@ -321,81 +360,83 @@ def warnings(
     card: Mapping[str, object],
     during: Mapping[str, float | None] | None = None,
 ) -> list[str]:
-    """Reasons to doubt the figures: a busy machine, a saving governor, a wide spread, ratios that vary.
+    """Reasons to doubt figures: a busy machine, a saving governor, a wide spread, varying ratios.
 
     `card` is from before measuring, `during` what `watch` told after.
     """
-    found = []
-    during = during or {}
+    return [
+        *_of_the_machine(card, during or {}),
+        *_of_the_waiting(rows),
+        *_of_the_spread(rows),
+    ]
+
+
+def _of_the_machine(
+    card: Mapping[str, object], during: Mapping[str, float | None]
+) -> Iterator[str]:
     load, cores, threads = card["load"], card["cores"], card["threads"]
-    if (
-        isinstance(load, float)
-        and isinstance(cores, int)
-        and isinstance(threads, int)
-        and load > cores - threads + 0.5
-    ):
-        found.append(
-            f"the machine is busy: load {load:.1f} on {cores} cores before {threads} more "
-            "threads were used"
-        )
-    others = during.get("others")
-    if (
-        others
-        and isinstance(cores, int)
-        and isinstance(threads, int)
-        and others + threads > cores + SPARE
-    ):
-        found.append(
-            f"the machine was busy: other programs used {others:.1f} of {cores} cores "
-            "during the measurement"
-        )
+    if isinstance(cores, int) and isinstance(threads, int):
+        if isinstance(load, float) and load > cores - threads + 0.5:
+            yield (
+                f"the machine is busy: load {load:.1f} on {cores} cores before {threads} more "
+                "threads were used"
+            )
+        others = during.get("others")
+        if others and others + threads > cores + SPARE:
+            yield (
+                f"the machine was busy: other programs used {others:.1f} of {cores} cores "
+                "during the measurement"
+            )
     stolen = during.get("stolen")
     if stolen and stolen > STOLEN:
-        found.append(f"the host of this virtual machine gave {stolen:.0%} of its cores to others")
+        yield f"the host of this virtual machine gave {stolen:.0%} of its cores to others"
     if card["governor"] not in (None, "performance"):
-        found.append(
+        yield (
             f"the CPU governor is {card['governor']!r}, so the clock may change; best is "
             "'performance'"
         )
-    known = [row for row in rows if row.waited is not None]
-    waited = sum(sum(row.waited or ()) for row in known) / (
-        sum(sum(row.times) for row in known) or 1
-    )
+
+
+def _of_the_waiting(rows: Sequence[Row]) -> Iterator[str]:
+    of_one_thread = [row for row in rows if row.waited is not None]
+    whole = sum(sum(row.times) for row in of_one_thread)
+    waited = sum(sum(row.waited or ()) for row in of_one_thread) / (whole or 1)
     if waited > WAITING:
-        found.append(
+        yield (
             f"the machine was too busy: calls waited {waited:.0%} of their time for a core, so "
             "times are too long (ratios are without the waiting)"
         )
-    torn = [
+    interrupted = [
         row.name
         for row in rows
         if row.waited is None and row.interrupted and statistics.median(row.interrupted)
     ]
-    if torn:
-        found.append(
+    if interrupted:
+        yield (
             "the machine was too busy: most calls were interrupted, so times are too "
-            f"long: {_few(torn)}"
+            f"long: {_few(interrupted)}"
         )
+
+
+def _of_the_spread(rows: Sequence[Row]) -> Iterator[str]:
     wide = {row.name: row.p90 / row.median for row in rows if row.p90 > WIDE * row.median}
     if wide:
         worst = max(wide, key=lambda name: wide[name])
-        found.append(
-            f"{_few([worst, *wide])} spreads widely: p90 is {wide[worst]:.2f} times the median"
+        yield f"{_few([worst, *wide])} spreads widely: p90 is {wide[worst]:.2f} times the median"
+    if len(rows) < 2:
+        return
+    apart = {
+        name: by
+        for name, by in uncertainty(rows, rows[0].name).items()
+        if by is not None and by > AGREE
+    }
+    if apart:
+        worst = max(apart, key=lambda name: apart[name])
+        yield (
+            f"in another run, ratios to {rows[0].name} may differ by more than {AGREE:.0%}: of "
+            f"{_few([worst, *apart])}, by up to {apart[worst]:.0%}. Measure when the machine "
+            "is idle, or more runs"
         )
-    if len(rows) > 1:
-        apart = {
-            name: by
-            for name, by in uncertainty(rows, rows[0].name).items()
-            if by is not None and by > AGREE
-        }
-        if apart:
-            worst = max(apart, key=lambda name: apart[name])
-            found.append(
-                f"in another run, ratios to {rows[0].name} may differ by more than {AGREE:.0%}: of "
-                f"{_few([worst, *apart])}, by up to {apart[worst]:.0%}. Measure when the machine "
-                "is idle, or more runs"
-            )
-    return found
 
 
 def _few(names: Sequence[str]) -> str:
