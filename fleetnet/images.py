@@ -200,8 +200,8 @@ def read_labels(
 
     `colors` gives the label of each color, for files in RGB, and for gray ones where all of these
     colors are gray. Raises `DataError`, naming the file and the reason, for what `load` refuses,
-    values above 255, JPEG, colors without `colors`, a color that is not in them, and a palette
-    whose colors they call otherwise than its indices.
+    values above 255, JPEG, colors without `colors` (but three equal channels are indices), a color
+    that is not in them, and a palette whose colors they call otherwise than its indices.
     """
     try:
         with open_regular(path) as file:
@@ -215,6 +215,8 @@ def read_labels(
                 part = _labels(band, colors)
                 labels[row : row + len(part)] = part
                 row += len(part)
+            if image.format == "GIF":
+                return _of_gif(image, labels, colors)
             if colors and image.mode == "P":
                 _check_palette(image, labels, colors)
             elif colors and not image.mode.startswith("RGB"):
@@ -229,12 +231,15 @@ def _labels(band: Band, colors: dict[tuple[int, int, int], int] | None) -> np.nd
     if isinstance(band, Image.Image):
         if band.mode in ("RGB", "RGBA"):
             return _of_colors(np.asarray(band.convert("RGB")), colors)
-        if band.mode not in ("1", "L", "P") and not band.mode.startswith("I"):
+        if band.mode not in ("1", "L", "P", "LA", "PA") and not band.mode.startswith("I"):
             raise DataError(
                 f"labels in mode {band.mode}; allowed: gray or palette of 8 bits, gray "
                 "of 16 bits, RGB"
             )
+        has_alpha = band.mode in ("LA", "PA")
         band = np.asarray(band)
+        if has_alpha:  # (height, width, 2)
+            band = band[..., 0]
     if band.ndim == 3:
         raise DataError(
             "labels of 16 bits a color; allowed: gray or palette of 8 bits, gray of 16 bits, RGB"
@@ -245,6 +250,9 @@ def _labels(band: Band, colors: dict[tuple[int, int, int], int] | None) -> np.nd
 
 
 def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | None) -> np.ndarray:
+    if not colors and (pixels == pixels[..., :1]).all():
+        # three equal channels, as cv2.imwrite makes of one
+        return pixels[..., 0].astype(np.uint8)
     if not colors:
         raise DataError(
             "labels are colors, and there is no color map that says what they mean; "
@@ -277,6 +285,25 @@ def _of_gray(values: np.ndarray, colors: dict[tuple[int, int, int], int]) -> np.
             "differ; save it as RGB"
         )
     return np.array([grays.get(value, 0) for value in range(max(there) + 1)], np.uint8)[values]
+
+
+def _of_gif(
+    image: Image.Image, indices: np.ndarray, colors: dict[tuple[int, int, int], int] | None
+) -> np.ndarray:
+    """The labels in a GIF, whose writers choose the indices: by its colors, or its gray values.
+
+    Without a color map, black and white alone are one bit, and other colors go by their indices.
+    """
+    grays = [(value,) * 3 for value in range(256)]
+    palette = np.array((image.mode == "P" and _palette(image)) or grays, np.uint8)
+    pixels = palette[np.minimum(indices, len(palette) - 1)]
+    if colors:
+        return _of_colors(pixels, colors)
+    if not (pixels == pixels[..., :1]).all():
+        return indices
+    gray = pixels[..., 0]
+    is_one_bit = set(np.unique(gray).tolist()) <= {0, 255}
+    return gray // 255 if is_one_bit else gray
 
 
 def _check_palette(

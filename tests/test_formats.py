@@ -706,12 +706,12 @@ def test_faulty_color_maps(text):
 def test_label_files_are_checked(tmp_path):
     Image.fromarray(np.full((2, 2), 300, np.uint16)).save(tmp_path / "a.png")
     Image.new("L", (2, 2)).save(tmp_path / "b.jpg")
-    Image.new("LA", (2, 2)).save(tmp_path / "c.png")
+    Image.new("CMYK", (2, 2)).save(tmp_path / "c.png", "TIFF")
     (tmp_path / "d.png").write_bytes(b"")
     for name, message in (
         ("a", "from 300 to 300"),
         ("b", "JPEG"),
-        ("c", "mode LA"),
+        ("c", "mode CMYK"),
         ("d", "empty"),
         ("e", "no such"),
     ):

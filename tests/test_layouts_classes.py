@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.shots import CLASSES, HEIGHT, MANY, SPLITS, WIDTH, Shot, save, seen, truth, write
+from support.layouts import CLASSES, HEIGHT, MANY, SPLITS, WIDTH, Shot, save, seen, truth, write
 
 from fleetnet.data import Split, load
 from fleetnet.errors import DataError

@@ -277,6 +277,9 @@ def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
         among = [name for name in formats if fallback == find(name).FALLBACK]
         for place in places:
             usable = [name for name in among if name in able and _fits(name, place, target)]
+            if not fallback:
+                # One that looks for this kind of annotation alone knows it when it sees it.
+                usable = [name for name in usable if len(find(name).TARGETS) == 1] or usable
             if len(usable) > 1 and not fallback:
                 raise DataError(
                     f"{root!r} fits several formats: {', '.join(usable)}; choose one with --format"

@@ -1,27 +1,30 @@
-"""Folders of images and of label maps: an image and the PNG of its labels have the same name.
+"""Folders of images and of label maps: an image and the map of its labels have the same name.
 
     root/images/train/*.jpg  root/labels/train/*.png  root/classes.txt      (or without folders for the splits)
 
-The folder of labels may be called labels, masks, semantic or annotations; its class names are one a
-line in `FOLDER_classes.txt`, classes.txt, or the only `*classes.txt`. Labels are indices, of gray
-or palette PNGs, with 255 for pixels of no known class; or colors, where colors.txt has a line `r g
-b name` for each (a class may have several; those named "ignore" or "void" are no class). Gray files
-go by colors.txt where all of its colors are gray.
+The folders may be called as `_map_places` says (masks, gt, annotations, train/images with
+train/masks, train with train_masks, ...), and a map's name may have an ending (`x_mask.png`). Labels
+are indices, of gray or palette files, with 255 for pixels of no known class; or colors, where a file
+says what they mean. `_class_files` has the files of names and colors that are read: classes.txt,
+labels.txt, colors.txt with a line `r g b name` (a class may have several; those named "ignore" or
+"void" are no class), labelmap.txt, class_dict.csv and others. Gray files go by colors where all of
+these are gray. Where no map has a 0 and the largest value is the number of classes, they count from 1.
 
-Splits are the folders below images/, or the lists root/train.txt and root/val.txt (a line is an
-image, by its name or path, and may name its label map too). Without one for "val" every tenth image
-is held back for it.
+Splits are those of the folders, or the lists root/train.txt and root/val.txt (a line is an image, by
+its name or path, and may name its label map too). Without one for "val" every tenth image is held
+back for it.
 """
 
 import os
 import re
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import DataError
-from ..images import examine, find_images, hidden, read_labels
+from ..images import examine, read_labels
 from . import (
     IGNORE,
     Notes,
@@ -29,127 +32,195 @@ from . import (
     Source,
     Split,
     check_exists,
-    few,
     hold_out,
+    inside,
     measured,
     note_turned,
-    parse_classes,
     part_of,
     shorten,
     text_of,
 )
-from ._conventions import folders_in, split_folders, split_lists
+from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
+from ._conventions import children, split_lists
+from ._map_places import LOSSY, Place, described, map_places, pairs_of
+from ._pictures import is_picture
 
-EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, semantic, annotations) and ROOT/classes.txt"
+EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, gt, annotations) and ROOT/classes.txt"
 TARGETS: tuple[str, ...] = ("semantic",)
 FALLBACK = False
-_FOLDERS = ("labels", "masks", "semantic", "annotations")
-_COLORS = ("colors.txt", "class_colors.txt")
-_NO_CLASS = ("ignore", "void")
+LOOKED_AT = 64  # label maps, to tell whether their values count from 0 or 1
+_LIST_FOLDERS = ("splits", "lists", "ImageSets", "Segmentation", "annotations")
 
-Colors = dict[tuple[int, int, int], int]
+Pair = tuple[Path, Path]  # an image and its label map
 
 
 def detect(root: str, target: str = "semantic") -> bool:
-    """True for a folder with images and a folder of labels that holds PNGs."""
-    return bool(_labels(Path(root)))
+    """True for a folder with images and label maps, or with lists of pairs of them."""
+    path = Path(root)
+    if not os.path.isdir(path) or _is_voc(path):
+        return False
+    return bool(map_places(path)) or any(_names_pairs(file) for file in _lists(path, {}).values())
 
 
 def load(root: str, split: str | None, target: str = "semantic") -> Split:
     """The samples of a split, by name; images without labels and labels without an image get a line in `skipped`."""
     check_exists(root)
     path = Path(root)
-    labels = _labels(path)
-    if not labels:
+    places = map_places(path)
+    lists = {} if any(places) else _lists(path, places)
+    if not places and not lists:
         raise DataError(f"no images with labels in {root!r}; expected {EXPECTS}")
-    classes, colors = _classes(path, labels.name)
-    images, notes = path / "images", Notes()
-    folders = _folders(images)
-    lists = {} if folders else _lists(path)
-    part = part_of(split, folders or lists, root)
-    source = Source(
-        root, "masks", part.split, str((folders or lists).get(part.there, images)), part.take
-    )
-    if part.there and folders:
-        images, labels = folders[part.there], labels / folders[part.there].name
-    pairs = _pairs(images, labels, notes)
+    there = {name: place.images for name, place in places.items() if name} or lists
+    part = part_of(split, there, root)
+    whole = places[""].images if "" in places else path
+    source = Source(root, "masks", part.split, str(there.get(part.there, whole)), part.take)
+    notes = Notes()
+    read_all = {name: pairs_of(place)[0] for name, place in places.items()}
     if part.there and lists:
-        pairs = parse_list(text_of(lists[part.there]), str(lists[part.there]), path, pairs)
+        file = lists[part.there]
+        pairs = parse_list(text_of(file), str(file), path, read_all.get("", []))
+        notes.read = len(pairs)
+        _note_turned(pairs, notes)
+    else:
+        pairs = _pairs(places[part.there], notes)
+    every = [pair for some in read_all.values() for pair in some] or pairs
+    legend = _legend(path, places, [labels for _, labels in every])
     samples = [
-        Sample(image, semantic=partial(read, file, image, len(classes), colors))
+        Sample(
+            image,
+            semantic=partial(read, file, image, len(legend.names), legend.colors, legend.first),
+        )
         for image, file in hold_out(pairs, part.take)
     ]
-    return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
+    return Split(samples, legend.names, notes.lines, source=source, annotations=notes.annotations())
 
 
-def _pairs(images: Path, labels: Path, notes: Notes) -> list[tuple[Path, Path]]:
-    """All images of a folder that have a label map of their name, and it."""
-    pictures, left_out = find_images(images)
+def parse(text: str, source: str) -> tuple[list[str], Colors]:
+    """The class names, in order, and the label of each color, from the lines `r g b name` of a color map.
+
+    >>> parse("0 0 0 road\\n9 9 9 void\\n128 0 64 tree", "colors.txt")
+    (['road', 'tree'], {(0, 0, 0): 0, (9, 9, 9): 255, (128, 0, 64): 1})
+    """
+    return parse_colors(text, source)
+
+
+def _pairs(place: Place, notes: Notes) -> list[Pair]:
+    """All images of a place that have a label map, and it; what has no other is noted."""
+    pairs, alone, maps_alone, left_out = pairs_of(place)
     notes.lines += left_out
-    files = {
-        _key(file, labels): file for file in sorted(labels.rglob("*.png")) if not hidden(file.name)
-    }
-    notes.read = len(files)
-    pairs = []
-    turned: list[Path] = []
-    for picture in pictures:
-        file = files.pop(_key(picture, images), None)
-        if file:
-            # one that cannot be read is named when it is, and changes no split
-            measured(picture, Notes(), turned)
-            pairs.append((picture, file))
-        else:
-            notes.say(f"{str(picture)!r}: no labels of that name in {str(labels)!r}")
-    note_turned(turned, notes)
-    for file in files.values():
+    notes.read = len(pairs) + len(maps_alone)
+    _note_turned(pairs, notes)
+    for picture in alone:
+        notes.say(f"{str(picture)!r}: no labels of that name in {str(place.maps)!r}")
+    for file in maps_alone:
         notes.drop(
             "without an image of their name",
-            f"{str(file)!r}: no image of that name in {str(images)!r}",
+            f"{str(file)!r}: no image of that name in {str(place.images)!r}",
+        )
+    if not pairs:
+        raise DataError(
+            f"no image has a label map of its name in {described(place)}; a map is called as its "
+            "image, or with an ending as x_mask.png"
         )
     return pairs
 
 
-def parse_list(
-    text: str, source: str, root: Path, pairs: list[tuple[Path, Path]]
-) -> list[tuple[Path, Path]]:
+def _note_turned(pairs: Sequence[Pair], notes: Notes) -> None:
+    turned: list[Path] = []
+    for picture, _ in pairs:
+        # one that cannot be read is named when it is, and changes no split
+        measured(picture, Notes(), turned)
+    note_turned(turned, notes)
+
+
+# ---- lists -----------------------------------------------------------------------------------------------------------
+
+
+def parse_list(text: str, source: str, root: Path, pairs: Sequence[Pair]) -> list[Pair]:
     """The images and label maps that a list of a split names, in its order; a line is `image` or `image labels`."""
-    by_name: dict[str, list[tuple[Path, Path]]] = {}
+    by_name: dict[str, list[Pair]] = {}
     for pair in pairs:
         for name in _names(pair[0], root):
             by_name.setdefault(name, []).append(pair)
     chosen: dict[Path, Path] = {}
     for n, line in enumerate(text.split("\n"), 1):
-        whole = line.strip()
-        if not whole:
-            continue
-        first, _, second = re.sub(r"[\s,]+", " ", whole).partition(" ")
-        entry = f"{source}, line {n}: {shorten(whole)!r}"
-        name = whole if whole.removeprefix("./") in by_name else first  # a path may have spaces
-        named = by_name.get(name.removeprefix("./"), [])
-        if len(named) != 1:
-            raise DataError(
-                f"{entry}: {'several images are' if named else 'no image with labels is'} called so"
-            )
-        image, labels = named[0]
-        if name != whole and root / second != labels and Path(second) != labels:
-            raise DataError(f"{entry}: the labels of that image are {str(labels)!r}")
-        chosen[image] = labels
+        words = line.strip()
+        if words and not words.startswith("#"):
+            entry = f"{source}, line {n}: {shorten(words)!r}"
+            image, labels = _listed(words, entry, root, by_name)
+            chosen[image] = labels
     if not chosen:
         raise DataError(f"{source} is empty: no samples")
     return list(chosen.items())
 
 
+def _listed(words: str, entry: str, root: Path, by_name: Mapping[str, list[Pair]]) -> Pair:
+    """The image and label map that one line names."""
+    first, _, second = re.sub(r"[\s,]+", " ", words).partition(" ")
+    # a path may have spaces; numbers behind it are labels of the whole image
+    alone = words.removeprefix("./") in by_name or not is_picture(second)
+    name = words if words.removeprefix("./") in by_name else first
+    named = by_name.get(name.removeprefix("./"), [])
+    if not alone:
+        image, labels = (inside(root / path, root, entry) for path in (first, second))
+        there = os.path.isfile(image) and os.path.isfile(labels)
+        if there and not any(labels.parent == other.parent for _, other in named):
+            return image, labels
+    if len(named) != 1:
+        raise DataError(
+            f"{entry}: {'several images are' if named else 'no image with labels is'} called so"
+        )
+    image, labels = named[0]
+    if not alone and root / second != labels:
+        raise DataError(f"{entry}: the labels of that image are {str(labels)!r}")
+    return image, labels
+
+
 def _names(image: Path, root: Path) -> set[str]:
-    """What a list may call an image: its path from the root or from images/, its name, and these without extension."""
-    paths = [image.relative_to(root), image.relative_to(root / "images"), Path(image.name)]
+    """What a list may call an image: its path from the root or a folder below, and these without extension."""
+    parts = image.relative_to(root).parts
+    paths = [Path(*parts[i:]) for i in range(len(parts))]
     return {name for path in paths for name in (path.as_posix(), path.with_suffix("").as_posix())}
 
 
-def read(path: Path, image: Path, classes: int, colors: Colors | None = None) -> np.ndarray:
+def _lists(root: Path, places: Mapping[str, Place]) -> dict[str, Path]:
+    """The lists of splits in the folder of the data, or in one for lists or annotations."""
+    folders = [root, *children(root, _LIST_FOLDERS)]
+    folders += [deeper for folder in folders[1:] for deeper in children(folder, _LIST_FOLDERS)]
+    endings = ("", "_list")
+    lists = (split_lists(folder, endings) for folder in folders)
+    return next(
+        (there for there in lists if there and (places or any(map(_names_pairs, there.values())))),
+        {},
+    )
+
+
+def _names_pairs(file: Path) -> bool:
+    """Whether the first line of a list names two image files."""
+    try:
+        lines = [line.strip() for line in text_of(file).split("\n") if line.strip()]
+    except DataError:
+        return False
+    words = re.sub(r"[\s,]+", " ", lines[0]).split(" ") if lines else []
+    return len(words) == 2 and all(is_picture(word) for word in words)
+
+
+def _is_voc(root: Path) -> bool:
+    """Whether VOC's own reader knows the folders and nothing says that colors are meant."""
+    is_voc = os.path.isdir(root / "JPEGImages") and os.path.isdir(root / "SegmentationClass")
+    return is_voc and not has_colors(root)
+
+
+# ---- label maps ------------------------------------------------------------------------------------------------------
+
+
+def read(
+    path: Path, image: Path, classes: int, colors: Colors | None = None, first: int = 0
+) -> np.ndarray:
     """The label map of an image: (height, width) uint8, values below `classes`, or IGNORE.
 
-    Raises `DataError` naming both files where their sizes differ, and the file with a value that is
-    no class.
+    `first` is the value that stands for class 0. Raises `DataError` naming both files where their
+    sizes differ, and the file with a value that is no class.
     """
     labels = read_labels(path, colors)
     height, width = labels.shape
@@ -160,85 +231,48 @@ def read(path: Path, image: Path, classes: int, colors: Colors | None = None) ->
             f"labels {str(path)!r} are {width}x{height}, their image {str(image)!r} is "
             f"{actual[0]}x{actual[1]}{turned}"
         )
-    wrong = labels[(labels >= classes) & (labels != IGNORE)]
+    last = first + classes - 1
+    wrong = labels[((labels < first) | (labels > last)) & (labels != IGNORE)]
     if wrong.size:
-        found = f"{wrong.size} pixels have the value {wrong[0]}"
-        raise DataError(f"labels {str(path)!r}: {found}; allowed: 0 to {classes - 1}, {IGNORE}")
+        pixels = f"{wrong.size} pixels have the value {wrong[0]}"
+        raise DataError(f"labels {str(path)!r}: {pixels}; allowed: {first} to {last}, {IGNORE}")
+    if first:
+        labels = np.where(labels == IGNORE, labels, labels - np.uint8(first))
     return labels
 
 
-def parse(text: str, source: str) -> tuple[list[str], Colors]:
-    """The class names, in order, and the label of each color, from the lines `r g b name` of a color map.
+def _legend(root: Path, places: Mapping[str, Place], maps: Sequence[Path]) -> Legend:
+    """What the values of the label maps mean."""
+    lossy = [file for file in maps if file.suffix.lower() in LOSSY]
+    if maps and len(lossy) == len(maps):
+        raise DataError(
+            f"labels {str(lossy[0])!r} are in a JPEG, which changes them; save them as PNG"
+        )
+    around = [folder for place in places.values() for folder in (place.maps, place.images)]
+    around = around or [maps[0].parent]
+    folders = [root, *around, *(above for folder in around for above in folder.parents)]
+    folders = [folder for folder in dict.fromkeys(folders) if folder.is_relative_to(root)]
+    top = [*around[0].relative_to(root).parts, root.name][0]
+    legend, _ = legend_of(folders, top)
+    return legend if legend.colors else _counted(legend, maps)
 
-    >>> parse("0 0 0 road\\n9 9 9 void\\n128 0 64 tree", "colors.txt")
-    (['road', 'tree'], {(0, 0, 0): 0, (9, 9, 9): 255, (128, 0, 64): 1})
+
+def _counted(legend: Legend, maps: Sequence[Path]) -> Legend:
+    """The legend with the value of its first class, as label maps that are spread over all of them have it.
+
+    Values count from 1 where none is 0 and the largest is the number of classes. A 0 where the file
+    of classes numbers them from 1 is something else than these.
     """
-    classes: list[str] = []
-    colors: Colors = {}
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
+    largest = 0
+    step = -(-len(maps) // LOOKED_AT) or 1
+    for file in maps[::step]:
+        try:
+            labels = read_labels(file)
+        except DataError:  # told when it is read as a sample's
             continue
-        match = re.fullmatch(r"(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\d{1,3})[\s,]+(\S.*)", line.strip())
-        if not match or max(map(int, match.groups()[:3])) > 255:
-            raise DataError(
-                f"{source}, line {number}: expected `r g b name` with r, g, b up to 255, "
-                f"found {shorten(line.strip())!r}"
-            )
-        color, name = (int(match[1]), int(match[2]), int(match[3])), match[4]
-        if color in colors:
-            raise DataError(f"{source}, line {number}: color {color} is there twice")
-        if name not in classes and name.lower() not in _NO_CLASS:
-            classes.append(name)
-        colors[color] = IGNORE if name.lower() in _NO_CLASS else classes.index(name)
-    if not classes:
-        raise DataError(f"{source} is empty: no classes")
-    return classes, colors
-
-
-def _classes(root: Path, folder: str) -> tuple[list[str], Colors | None]:
-    file = next((root / name for name in _COLORS if os.path.isfile(root / name)), None)
-    colors = parse(text_of(file), str(file)) if file else None
-    named = [root / f"{folder}_classes.txt", root / "classes.txt"]
-    files = [name for name in named if os.path.isfile(name)][:1] or sorted(
-        root.glob("*classes.txt")
-    )
-    if len(files) > 1:
-        raise DataError(
-            f"several files of class names: {few(files)}; name the right one {named[0].name}"
-        )
-    if not colors and not files:
-        raise DataError(
-            f"no class names in {str(root)!r}: put them into classes.txt, one a line, in the order "
-            "of labels"
-        )
-    classes = colors[0] if colors else parse_classes(text_of(files[0]), str(files[0]))
-    if len(classes) > IGNORE:
-        raise DataError(
-            f"{len(classes)} classes in {str(root)!r}; label maps have at most {IGNORE}"
-        )
-    return classes, colors[1] if colors else None
-
-
-def _folders(images: Path) -> dict[str, Path]:
-    """The folders of splits below the folder of images; none where other folders beside a single one are as good."""
-    folders = folders_in(images)
-    there = split_folders(images)
-    return {} if len(there) == 1 and len(folders) > 1 else there
-
-
-def _lists(root: Path) -> dict[str, Path]:
-    """The lists of splits beside the folder of images."""
-    return split_lists(root, ("", "_list"))
-
-
-def _labels(root: Path) -> Path | None:
-    """The folder of labels: the first of the usual names that holds a PNG."""
-    if not os.path.isdir(root / "images"):
-        return None
-    return next(
-        (root / name for name in _FOLDERS if next((root / name).rglob("*.png"), None)), None
-    )
-
-
-def _key(path: Path, folder: Path) -> str:
-    return str(path.relative_to(folder).with_suffix(""))
+        if not labels.all():
+            names = [OTHER, *legend.names] if legend.first else legend.names
+            return Legend(names)
+        largest = max(largest, int(labels[labels != IGNORE].max(initial=0)))
+    from_one = legend.first == 1 or largest == len(legend.names)
+    return Legend(legend.names, None, int(from_one))
