@@ -101,7 +101,7 @@ def prepared(
                 if lacking := module.missing():
                     raise ExportError(lacking)
                 path = folder / title / f"model{module.suffix}"
-                deliver(model, example, path, runtime, {"model": name}, precision=precision)
+                deliver(model, example, path, runtime, None, precision=precision)
             except ExportError as error:
                 missing.append(f"{title}: {error}")
                 continue

@@ -1,6 +1,6 @@
 """Checkpoints: one safetensors file that describes itself, so that loading needs no recipe; trainer state beside it.
 
-The file's metadata holds `facts` as JSON under "fleetnet": how to build the network and in which
+The file's metadata holds its `Facts` as JSON under "fleetnet": how to build the network and in which
 form, what it tells apart, what it expects of an image, how it was trained from which weights, and
 how well it did. An exported file carries the same facts. Every file is written beside its name and
 then renamed, so that it is whole or not there.
@@ -11,19 +11,19 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from . import __version__, tasks
+from . import tasks
 from .errors import FleetnetError, ModelError
-from .facts import FORMAT, NO_CHECKPOINT, check
+from .facts import NO_CHECKPOINT, Facts, Figures, Source
 from .files import replacing
 from .preprocess import Preprocess
 from .reading import to_json
 from .reparam import form_of, reparameterize
-from .tasks import Model, build, limits_of
+from .tasks import Model, Option, build, limits_of
 from .weights.identify import options_of_checkpoint
 from .weights.read import check_finite, hash_tensors, locate, read_pickle, read_safetensors
 
@@ -37,8 +37,8 @@ class Checkpoint:
     model: Model  # in eval mode, in the form of the file
     classes: list[str]
     preprocess: Preprocess
-    metrics: dict[str, Any]
-    meta: dict[str, Any]
+    metrics: Figures | None
+    meta: Facts
 
 
 def facts(
@@ -48,11 +48,11 @@ def facts(
     *,
     settings: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-    source: Mapping[str, Any] | None = None,
-    form: str | None = None,
+    source: Source | Mapping[str, Any] | None = None,
+    form: Literal["multi-branch", "deploy"] | None = None,
     category_ids: Sequence[int] | None = None,
-) -> dict[str, Any]:
-    """What a checkpoint and an exported file say of themselves; JSON.
+) -> Facts:
+    """What a checkpoint and an exported file say of themselves.
 
     `settings` are those of the training, `metrics` its results, `source` the starting weights and
     their license: those that `create_model` loaded unless given. `form` is found from the model
@@ -66,24 +66,23 @@ def facts(
     if len(classes) != model.classes:
         raise ModelError(f"{len(classes)} class names for a model of {model.classes} classes")
     if source is None and model.report is not None:
-        source = {"weights": model.report.source, "license": model.report.license}
-    return {
-        "format": FORMAT,
-        "version": __version__,
-        "model": model.name,
-        "task": model.task,
-        "form": form_of(model) if form is None else form,
-        "classes": list(classes),
-        "category_ids": None if category_ids is None else list(category_ids),
-        "size": list(preprocess.size),  # height, width
-        "preprocess": preprocess.to_dict(),
-        "drop_path": model.drop_path,
-        "output_stride": model.output_stride,
-        "options": dict(model.options),
-        "settings": dict(settings or {}),
-        "metrics": dict(metrics or {}),
-        "source": None if source is None else dict(source),
-    }
+        source = Source(model.report.source, model.report.license)
+    if isinstance(source, Mapping):
+        source = Source.from_json(source)
+    return Facts(
+        model=model.name,
+        task=model.task,
+        form=form_of(model) if form is None else form,
+        classes=list(classes),
+        category_ids=None if category_ids is None else list(category_ids),
+        preprocess=preprocess,
+        drop_path=model.drop_path,
+        output_stride=model.output_stride,
+        options=dict(model.options),
+        settings=dict(settings or {}),
+        metrics=dict(metrics or {}),
+        source=source,
+    )
 
 
 def save(
@@ -94,8 +93,8 @@ def save(
     preprocess: Preprocess,
     settings: Mapping[str, Any] | None = None,
     metrics: Mapping[str, Any] | None = None,
-    source: Mapping[str, Any] | None = None,
-    form: str | None = None,
+    source: Source | Mapping[str, Any] | None = None,
+    form: Literal["multi-branch", "deploy"] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> None:
     """Write a checkpoint (.safetensors) with the `facts`; at any time the file at `path` is the old or the new one."""
@@ -120,7 +119,7 @@ def save(
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as file:  # copies, since safetensors refuses tensors that share memory
-        text = to_json(about)
+        text = to_json(about.to_json())
         hashes = {
             "facts_sha256": hashlib.sha256(text.encode()).hexdigest(),
             "tensors_sha256": hash_tensors(state),
@@ -128,10 +127,10 @@ def save(
         file.write(serialize(state, {"fleetnet": text, "format": "pt", **hashes}))
 
 
-def read_facts(path: str | Path) -> dict[str, Any]:
+def read_facts(path: str | Path) -> Facts:
     """The facts of a checkpoint (or of best.safetensors in a run folder), checked, without its model."""
     path = locate(Path(path))
-    return check_facts(read_safetensors(path, tensors=False)[1], path)
+    return Facts.from_json(read_safetensors(path, tensors=False)[1], path)
 
 
 def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
@@ -143,52 +142,31 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> Checkpoint:
     path = locate(Path(path))
     if path.suffix != ".safetensors":
         raise ModelError(f"{path}: a checkpoint ends in .safetensors; {NO_CHECKPOINT}")
-    state, about = read_safetensors(path)
-    check_facts(about, path)
-    preprocess = _preprocess(about, path)
-    # of version 0.1: not all written
-    options = {**options_of_checkpoint(about["model"], state), **about["options"]}
-    # what a description asks for may be larger than the memory, so first without any
+    state, description = read_safetensors(path)
+    about = Facts.from_json(description, path)
+    # Version 0.1 did not write all options.
+    options = {**options_of_checkpoint(about.model, state), **about.options}
+    # What a description asks for may be larger than the memory, so first without any.
     with torch.device("meta"):
-        _check_fits(_built(about, options, preprocess, path), state, path)
+        _check_fits(_built(about, options, path), state, path)
     check_finite(state, path)
-    model = _built(about, options, preprocess, path)
+    model = _built(about, options, path)
     _fill(model, state)
     limits, task = limits_of(about), tasks.find(model.task)
     if limits is not None and task.limit is not None:
         task.limit(model.head, limits)
-    model.preprocess = about["preprocess"]
-    return Checkpoint(model.to(device), about["classes"], preprocess, about["metrics"], about)
+    model.preprocess = about.preprocess
+    return Checkpoint(model.to(device), about.classes, about.preprocess, about.metrics, about)
 
 
-def check_facts(about: Any, path: Path) -> dict[str, Any]:
-    """The facts of a file, if they are whole and this version knows what they say; else `ModelError`."""
-    checked = check(about, path, __version__)
-    _preprocess(checked, path)
-    return checked
-
-
-def _preprocess(about: Mapping[str, Any], path: Path) -> Preprocess:
-    try:
-        return Preprocess.from_dict(about["preprocess"])
-    except ModelError as error:
-        raise ModelError(f"{path}: its description is wrong: {error}") from error
-
-
-def _built(
-    about: Mapping[str, Any], options: Mapping[str, Any], preprocess: Preprocess, path: Path
-) -> Model:
+def _built(about: Facts, options: Mapping[str, Option], path: Path) -> Model:
     """The network that a description asks for, in eval mode and in its form."""
     try:
         model = build(
-            about["model"],
-            len(about["classes"]),
-            about["drop_path"],
-            about["output_stride"],
-            options,
+            about.model, len(about.classes), about.drop_path, about.output_stride, options
         ).eval()
-        if about["form"] == "deploy":
-            model = cast(Model, reparameterize(model, torch.zeros(1, 3, *preprocess.size)))
+        if about.form == "deploy":
+            model = cast(Model, reparameterize(model, torch.zeros(1, 3, *about.size)))
     except (
         FleetnetError,
         TypeError,

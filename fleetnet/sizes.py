@@ -1,14 +1,27 @@
-"""The size of a network's input, as a user writes it. The command line reads it, so torch is not imported here."""
+"""Sizes of a network's input: as a user writes one, and those that a file takes which leaves its size open.
+
+The command line reads them, so torch is not imported here.
+"""
 
 import re
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 from .errors import UsageError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Size = tuple[int, int]  # height, width
 LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an image takes minutes
+# Steps, high and wide, of the image that torch sees while it writes the network. Torch takes a map
+# of one row for one that always has one: here the smallest map of all heads, SSD's at stride 256,
+# has five rows and six columns. The two numbers differ and share no factor, so that rows do not
+# pass for columns.
+TRACED = (33, 41)
 
 
-def parse_size(value: Any) -> tuple[int, int]:
+def parse_size(value: Any) -> Size:
     """(height, width) in pixels from 224, "224", "192x256", [192, 256] or (192, 256)."""
     parts = (
         re.split("[x,]", value)
@@ -34,3 +47,53 @@ def parse_size(value: Any) -> tuple[int, int]:
             f"(192,256 is the same), up to {LARGEST_SIDE}"
         )
     return height, width
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The heights and widths that a file takes: multiples of `step` pixels from `least` to `largest`."""
+
+    step: int
+    least: int
+    largest: int
+
+    @classmethod
+    def of_stride(cls, stride: int) -> "Sizes":
+        """All multiples of a network's largest stride, in pixels."""
+        return cls(stride, stride, LARGEST_SIDE // stride * stride)
+
+    def to_dict(self) -> dict[str, int]:
+        """For JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"multiples of {self.step} from {self.least} to {self.largest}"
+
+    def check(self, size: Size, what: str) -> None:
+        """`UsageError`, saying `what` takes these sizes, for a height or width that is none of them."""
+        if all(self.least <= side <= self.largest and side % self.step == 0 for side in size):
+            return
+        height, width = (self._nearest(side) for side in size)
+        raise UsageError(
+            f"size is {size[0]}x{size[1]}; {what} takes heights and widths that are {self}: the "
+            f"nearest is {height}x{width}"
+        )
+
+    def _nearest(self, side: int) -> int:
+        return min(max(round(side / self.step) * self.step, self.least), self.largest)
+
+    def others(self, size: Size) -> list[Size]:
+        """Where a file of this `size` is compared too: larger, wide, tall and, where there are such, smaller."""
+        low_height, low_width = (max(side // self.step // 2, 1) * self.step for side in size)
+        high_height, high_width = (
+            min((side // self.step + max(side // self.step // 2, 1)) * self.step, self.largest)
+            for side in size
+        )
+        corners = [
+            (low_height, high_width), (high_height, low_width), (low_height, low_width), (high_height, high_width),
+        ]  # fmt: skip
+        return [corner for corner in dict.fromkeys(corners) if corner != size]
+
+    def trace(self, example: "Tensor") -> "Tensor":
+        """An image of zeros in place of the example, (N, 3, H, W), at which torch sees nothing special."""
+        return example.new_zeros(*example.shape[:2], *(self.step * steps for steps in TRACED))

@@ -20,6 +20,7 @@ from zoo import image, random_model
 
 from fleetnet import __version__, checkpoint
 from fleetnet.errors import ModelError
+from fleetnet.facts import Source
 from fleetnet.files import write_text
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import FORMS, form_of, reparameterize
@@ -86,7 +87,7 @@ def test_a_checkpoint_needs_nothing_else(
     for key, value in model.state_dict().items():
         assert again.model.state_dict()[key].dtype == value.dtype
         assert torch.equal(again.model.state_dict()[key], value)
-    assert (form_of(again.model), again.meta["form"]) == (form, form)
+    assert (form_of(again.model), again.meta.form) == (form, form)
     assert not again.model.training
     assert (again.model.options, again.model.output_stride) == (options, output_stride)
     if dtype in (torch.float32, torch.bfloat16):  # a CPU may lack the convolutions of float16
@@ -101,20 +102,16 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
         settings={"lr": 0.1, "recipe": None}, source={"weights": "x.pth", "license": "CC0"},
     )  # fmt: skip
     about = checkpoint.read_facts(path.parent)  # a run folder means its best.safetensors
-    assert about.keys() == KEYS
+    assert about.to_json().keys() == KEYS
     assert about == checkpoint.load(path).meta
-    assert (about["model"], about["task"], about["form"]) == (
-        SMALL,
-        "classification",
-        "multi-branch",
-    )
-    assert (about["classes"], about["size"]) == (["café", "bus", "犬"], [64, 96])
-    assert (about["version"], about["format"], about["drop_path"]) == (__version__, 1, 0.1)
-    assert (about["settings"], about["metrics"]) == ({"lr": 0.1, "recipe": None}, {"top1": 93.5})
-    assert about["source"] == {"weights": "x.pth", "license": "CC0"}
+    assert (about.model, about.task, about.form) == (SMALL, "classification", "multi-branch")
+    assert (about.classes, about.size) == (["café", "bus", "犬"], (64, 96))
+    assert (about.version, about.format, about.drop_path) == (__version__, 1, 0.1)
+    assert (about.settings, about.metrics) == ({"lr": 0.1, "recipe": None}, {"top1": 93.5})
+    assert about.source == Source("x.pth", "CC0")
     loaded = checkpoint.load(path)
     assert loaded.preprocess == PREPROCESS
-    assert (loaded.classes, loaded.metrics) == (about["classes"], about["metrics"])
+    assert (loaded.classes, loaded.metrics) == (about.classes, about.metrics)
     with safe_open(path, "pt") as file:  # other programs can read it
         assert file.metadata()["format"] == "pt"
 
@@ -129,10 +126,9 @@ def test_starting_weights_are_remembered(tmp_path: Path) -> None:
     )
     model = create_model(SMALL, weights=first)
     second = write(tmp_path / "second.safetensors", model)
-    assert checkpoint.read_facts(second)["source"] == {"weights": str(first), "license": "CC0"}
+    assert checkpoint.read_facts(second).source == Source(str(first), "CC0")
     assert (
-        checkpoint.read_facts(write(tmp_path / "third.safetensors", build(SMALL, 2)))["source"]
-        is None
+        checkpoint.read_facts(write(tmp_path / "third.safetensors", build(SMALL, 2))).source is None
     )
 
 

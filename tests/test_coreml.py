@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
-from zoo import randomize
+from zoo import FACTS, randomize
 
 import fleetnet
 from fleetnet.deploy.package import deliver
@@ -23,7 +23,6 @@ from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, _mil, coreml
 
-FACTS = {"model": "small", "classes": ["café", "bus"]}
 SIZE = (12, 20)
 
 
@@ -90,7 +89,7 @@ def test_a_package_is_inspected_where_it_cannot_be_run(
         in sidecar["unverified"]
     )
     facts = coreml.metadata(package)
-    assert facts["classes"] == FACTS["classes"]
+    assert facts["classes"] == FACTS.classes
     assert [output["name"] for output in facts["outputs"]] == ["logits", "map"]
     said = coreml.inspect(Request(deploy, image, package))
     assert said.startswith("11 layers hold the model's weights; computed by torch from the program")
@@ -126,7 +125,7 @@ def test_integers_are_described_as_the_file_has_them(
             return {"classes": self.map(image).argmax(1)}
 
     monkeypatch.setattr(sys, "platform", "linux")
-    done = deliver(randomize(Classes(), 0), image, tmp_path / "net.mlpackage", "coreml", {})
+    done = deliver(randomize(Classes(), 0), image, tmp_path / "net.mlpackage", "coreml", None)
     assert json.loads(done.sidecar.read_text())["outputs"][0]["dtype"] == "int32"
     (output,) = coreml._open(done.path)[0].get_spec().description.output
     assert output.type.multiArrayType.dataType == 131104  # of Apple's specification: INT32

@@ -15,7 +15,6 @@ from zoo import EXACT, image, randomize
 from fleetnet.backbones import Implied, parcnet
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.geometry import Place
-from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build, deeplabv3
 
@@ -56,7 +55,7 @@ def test_golden() -> None:
     golden, state = authors_state()
     recognized = deeplabv3.recognize(state)
     implied = recognized.implied
-    assert Preprocess.from_dict(implied.preprocess).channel_order == "BGR"
+    assert implied.preprocess.channel_order == "BGR"
     assert (implied.output_stride, implied.options) == (16, {"dilate": False})
     assert (recognized.form, recognized.classes) == ("multi-branch", 21)
     model = build("deeplabv3/parcnet_s", 21, output_stride=16, options=implied.options).eval()

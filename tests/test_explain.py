@@ -355,7 +355,7 @@ def test_a_file_that_is_not_handed_over_is_explained(small, example, tmp_path, m
         ExportError,
         match=r"not written.*another opset\. The first layer that differs is right \(conv.*'right/Conv'",
     ):
-        deliver(small, example, tmp_path / "model.onnx", "onnx", {}, explain=True)
+        deliver(small, example, tmp_path / "model.onnx", "onnx", None, explain=True)
     assert not list(tmp_path.iterdir())
 
 

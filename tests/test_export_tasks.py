@@ -122,7 +122,7 @@ def test_a_file_finds_what_its_checkpoint_finds(head, embedded, runs, pictures, 
         assert agreement.iou > 0.999
     assert about["parity"]["agreement"]["boxes"] == agreement.boxes
     assert about["embedded_decode"] is embedded
-    assert about["outputs"] == file.facts["outputs"]
+    assert about["outputs"] == [output.to_json() for output in file.facts.exported.outputs]
     names = [output["name"] for output in about["outputs"]]
     if embedded:
         assert names == OUTPUTS[head]
@@ -203,4 +203,4 @@ def test_export_at_the_command_line(runs, tmp_path, capsys):
     assert done["path"] == str(tmp_path / "onnx" / "model-decoded.onnx")
     beside = {"model-decoded.onnx", "model-decoded.json", "model-decoded.golden.npz"}
     assert {path.name for path in (tmp_path / "onnx").iterdir()} == beside
-    assert fleetnet.load(done["path"]).facts["embedded_decode"] is True
+    assert fleetnet.load(done["path"]).facts.embedded_decode is True

@@ -17,7 +17,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "data": "data errors find images reading",
     "boxes": "errors geometry",
     "geometry": "",
-    "facts": "errors find reading",
+    "facts": "__init__ errors find preprocess reading sizes",
     "files": "errors",
     "sizes": "errors",
     "preprocess": "errors geometry images sizes",
@@ -25,24 +25,25 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "reparam": "errors",
     "layers": "errors reparam",
     "parc": "errors reparam",
-    "backbones": "backbones errors find layers parc reparam synonyms",
-    "tasks": "backbones boxes errors find geometry layers preprocess reading synonyms tasks",
-    "weights": "backbones errors fetching files find reading reparam tasks weights",
-    "checkpoint": "__init__ errors facts files preprocess reading reparam tasks weights",
+    "backbones": "backbones errors find layers parc preprocess reparam synonyms",
+    "tasks": "backbones boxes errors facts find geometry layers preprocess reading synonyms tasks",
+    "weights": "backbones errors facts fetching files find preprocess reading reparam tasks "
+    "weights",
+    "checkpoint": "errors facts files preprocess reading reparam tasks weights",
     "proof": "boxes errors proof reparam",
-    "runtimes": "errors facts find parc proof reading runtimes",
-    "deploy": "boxes checkpoint deploy errors files find geometry images preprocess proof reading "
-    "reparam runtimes tasks weights",
+    "runtimes": "errors facts find parc proof reading runtimes sizes",
+    "deploy": "boxes checkpoint deploy errors facts files find geometry images preprocess proof "
+    "reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
     "preprocess reading report sizes tasks training",
     "__init__": "data deploy errors preprocess reparam training weights",
-    "int8": "checkpoint deploy errors files find inputs int8 preprocess reading reparam runtimes "
-    "tasks training weights",
+    "int8": "checkpoint deploy errors facts files find inputs int8 preprocess reading reparam "
+    "runtimes tasks training weights",
     "measure": "errors measure parc proof reading",
     "cli": "__init__ backbones boxes checkpoint cli data deploy errors files find images inputs "
-    "int8 measure preprocess proof reading reparam report runtimes sizes synonyms tasks "
-    "training weights",
+    "int8 measure proof reading reparam report runtimes sizes synonyms tasks training "
+    "weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))

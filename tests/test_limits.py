@@ -364,4 +364,4 @@ def test_int8_is_made_of_a_network_that_keeps_what_the_checkpoint_keeps(tmp_path
     )
     with torch.no_grad():
         assert source.deployed(torch.rand(1, 3, *SIZE))["boxes"].shape == (1, 7, 4)
-    assert source.facts["limits"]["max_objects"] == 7
+    assert source.facts.limits.max_objects == 7

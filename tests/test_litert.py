@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torchvision.ops import nms
-from zoo import randomize
+from zoo import FACTS, randomize
 
 from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
@@ -24,7 +24,6 @@ from fleetnet.proof.verify import verify
 from fleetnet.runtimes import File, Request, _isolated, litert
 from fleetnet.runtimes._program import capture
 
-FACTS = {"model": "small", "classes": ["café", "bus"]}
 SIZE = (12, 20)
 
 
@@ -196,7 +195,7 @@ def test_a_file_computes_the_same(file: Path, model: nn.Module, image: Tensor):
     sidecar = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
     assert sidecar["parity"]["passed"]
     assert 0 < sidecar["parity"]["relative"] < 1e-5
-    assert litert.metadata(file)["classes"] == FACTS["classes"]
+    assert litert.metadata(file)["classes"] == FACTS.classes
     run = litert.load(file)
     first = run(image.numpy())
     assert [output["dtype"] for output in sidecar["outputs"]] == [

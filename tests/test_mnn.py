@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 from test_heads import WIDE, ready
-from test_runtimes import FACTS, Named, randomized
+from test_runtimes import Named, randomized
 from torch import Tensor, nn
-from zoo import image, random_model
+from zoo import FACTS, image, random_model
 
 import fleetnet
 from fleetnet.data import shapes
@@ -34,7 +34,7 @@ PIXELS = image(16, 24, batch=1)
 def whole(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of `model` in float32."""
     path = tmp_path_factory.mktemp("mnn") / "small.mnn"
-    mnn.export(Request(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS))
+    mnn.export(Request(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS.to_json()))
     return path
 
 
@@ -139,7 +139,7 @@ def test_deliver(dynamic, tmp_path, capfd):
     assert files(done.path) == [done.path]
     facts = mnn.metadata(done.path)
     assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (
-        FACTS["classes"],
+        FACTS.classes,
         ["values", "classes"],
     )
     run = mnn.load(done.path)

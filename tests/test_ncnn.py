@@ -46,7 +46,7 @@ def small() -> nn.Module:
 @pytest.fixture(scope="module")
 def written(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return deliver(
-        small, image(9, 14, 1), tmp_path_factory.mktemp("ncnn") / "small.param", "ncnn", {}
+        small, image(9, 14, 1), tmp_path_factory.mktemp("ncnn") / "small.param", "ncnn", None
     ).path
 
 

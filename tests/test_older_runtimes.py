@@ -181,7 +181,7 @@ def test_what_an_earlier_set_cannot_say_is_named(nodes, initializers, message):
 @pytest.mark.parametrize("opset", EARLIEST)
 def test_a_file_asks_for_the_earliest_version_that_has_its_operators(opset, model, tmp_path):
     image = torch.randn(1, 3, 16, 24)
-    path = deliver(model, image, tmp_path / "model.onnx", "onnx", {}, opset=opset).path
+    path = deliver(model, image, tmp_path / "model.onnx", "onnx", None, opset=opset).path
     proto = onnx.load(path)
     assert proto.ir_version == EARLIEST[opset]
     assert json.loads(path.with_suffix(".json").read_text())["opset"] == opset
@@ -189,7 +189,7 @@ def test_a_file_asks_for_the_earliest_version_that_has_its_operators(opset, mode
 
 def test_float16_halves_weights_and_keeps_float32_at_both_ends(model, tmp_path):
     image = torch.randn(1, 3, 16, 24)
-    delivered = deliver(model, image, tmp_path / "model.onnx", "onnx", {}, precision="fp16")
+    delivered = deliver(model, image, tmp_path / "model.onnx", "onnx", None, precision="fp16")
     assert 0 < delivered.parity.relative < delivered.parity.tolerance
     proto = onnx.load(delivered.path)
     types = {tensor.data_type for tensor in proto.graph.initializer if len(tensor.dims) == 4}
@@ -219,7 +219,7 @@ def test_float16_is_valid_in_every_set(opset, tmp_path):
     torch.manual_seed(0)
     network, image = Normed().eval(), torch.randn(1, 3, 16, 24)
     path = deliver(
-        network, image, tmp_path / "model.onnx", "onnx", {}, precision="fp16", opset=opset
+        network, image, tmp_path / "model.onnx", "onnx", None, precision="fp16", opset=opset
     ).path
     onnx.checker.check_model(onnx.load(path), full_check=True)
 
@@ -274,7 +274,7 @@ class Gated(nn.Module):
 def test_no_product_looks_like_a_hard_swish_that_is_none(tmp_path):
     """OpenCV's reader takes x * HardSigmoid(y) for HardSwish(y): parcnet_xs computed something else there."""
     image = torch.randn(1, 3, 16, 24)
-    path = deliver(Gated().eval(), image, tmp_path / "model.onnx", "onnx", {}).path
+    path = deliver(Gated().eval(), image, tmp_path / "model.onnx", "onnx", None).path
     graph = onnx.load(path).graph
     made_by = {output: node for node in graph.node for output in node.output}
     for node in graph.node:
@@ -292,7 +292,7 @@ def test_opencv_computes_the_same(tmp_path):
         "cv2", reason="OpenCV is not installed: pip install opencv-python-headless"
     )
     network, image = Gated().eval(), torch.randn(1, 3, 16, 24)
-    path = deliver(network, image, tmp_path / "model.onnx", "onnx", {}).path
+    path = deliver(network, image, tmp_path / "model.onnx", "onnx", None).path
     net = cv2.dnn.readNetFromONNX(str(path))
     net.setInput(image.numpy())
     with torch.no_grad():

@@ -176,7 +176,7 @@ def test_a_runtime(add: Add, tmp_path: Path):
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 36, 5)).eval()
     image = torch.randn(1, 3, 8, 8)
     path = tmp_path / "model.reference"
-    done = deliver(model, image, path, "reference", {})
+    done = deliver(model, image, path, "reference", None)
     assert done.parity is not None
     assert done.parity.passed
     assert runtimes.by_suffix()[".reference"] == "reference"

@@ -211,7 +211,9 @@ def test_a_file_that_is_wrong_at_another_size_is_not_written(fault, model, tmp_p
         "its outputs are not those" if fault == "noise" else "does not compute: .*shapes do not fit"
     )
     with pytest.raises(ExportError, match=f"at 8x32, another size than its own, .*{said}"):
-        deliver(model, image, tmp_path / "model.onnx", "onnx", {}, sizes=sizes, elsewhere=elsewhere)
+        deliver(
+            model, image, tmp_path / "model.onnx", "onnx", None, sizes=sizes, elsewhere=elsewhere
+        )
     assert not list(tmp_path.iterdir())
 
 
@@ -312,7 +314,7 @@ def test_from_the_command_line(run, photos, tmp_path, capsys):
 
 def test_a_file_of_one_size_says_which(delivered, model, tmp_path):
     _, done = delivered("ssd/fasternet_t0")
-    facts = {key: value for key, value in load(done.path).facts.items() if key != "sizes"}
+    facts = {key: value for key, value in load(done.path).facts.to_json().items() if key != "sizes"}
     onnx.export(Request(model, torch.randn(1, 3, *SIZE), tmp_path / "model.onnx", metadata=facts))
     with pytest.raises(
         UsageError, match="takes images of 64x96 only: export it with its height and width open"

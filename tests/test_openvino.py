@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import torch
 from test_heads import WIDE, ready
-from test_runtimes import FACTS, Named, randomized
+from test_runtimes import Named, randomized
 from torch import Tensor, nn
-from zoo import image, random_model
+from zoo import FACTS, image, random_model
 
 import fleetnet
 from fleetnet.data import shapes
@@ -40,7 +40,7 @@ PIXELS = image(16, 24, batch=1)
 def whole(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of `model` in float32."""
     path = tmp_path_factory.mktemp("openvino") / "small.xml"
-    openvino.export(Request(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS))
+    openvino.export(Request(reparameterize(model, PIXELS), PIXELS, path, metadata=FACTS.to_json()))
     return path
 
 
@@ -110,7 +110,7 @@ def test_detections_in_the_graph(head, tmp_path):
     )
     assert done.parity.agreement.boxes > 20
     predictor = fleetnet.load(done.path)
-    assert predictor.facts["embedded_decode"] is True
+    assert predictor.facts.embedded_decode is True
     assert all(len(found["boxes"]) for found in predictor.predictions(pictures))
 
 
@@ -130,7 +130,7 @@ def test_deliver(precision, dynamic, tmp_path, capfd):
     assert [f.name for f in files(done.path)] == ["model.xml", "model.bin"]
     facts = openvino.metadata(done.path)
     assert (facts["classes"], [o["name"] for o in facts["outputs"]]) == (
-        FACTS["classes"],
+        FACTS.classes,
         ["values", "classes"],
     )
     run = openvino.load(done.path)

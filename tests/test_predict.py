@@ -67,7 +67,7 @@ def test_every_file_predicts_the_same(run: Path, file: str) -> None:
     assert (given.classes, given.task) == (CLASSES, "classification")
     assert given.runtime == ("onnx" if file.endswith(".onnx") else "torch")
     assert given.preprocess.size == PREPROCESS.size
-    assert given.facts["metrics"] == {"top1": 1.5}
+    assert given.facts.metrics == {"top1": 1.5}
     images = pictures(17)  # more than a batch
     for one, other in zip(
         expected.predict(images, top=3), given.predict(images, top=3), strict=True
@@ -106,7 +106,7 @@ def test_raw_outputs_and_evaluation(run: Path, file: str) -> None:
 
 def test_the_sidecar_tells_the_facts(run: Path) -> None:
     about = json.loads((run / "export" / "model.json").read_text(encoding="utf-8"))
-    assert about.items() >= {**load(run / "export" / "model.onnx").facts}.items()
+    assert about.items() >= load(run / "export" / "model.onnx").facts.to_json().items()
     assert (about["form"], about["checkpoint"], about["size"]) == (
         "deploy",
         "best.safetensors",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_heads import ready
 from torch import Tensor, nn
-from zoo import image, random_model, randomize
+from zoo import FACTS, image, random_model, randomize
 
 import fleetnet
 from fleetnet.data import shapes
@@ -50,12 +50,12 @@ def small() -> nn.Module:
 @pytest.fixture(scope="module")
 def written(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("pt2") / "model.pt2"
-    return deliver(small, image(*SIZE, 1), path, "pt2", {"classes": ["café"]}).path
+    return deliver(small, image(*SIZE, 1), path, "pt2", FACTS).path
 
 
 @pytest.mark.parametrize("name", ["parcnet_xs", "repvit_m0_9"])
 def test_classifiers(name: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
-    done = deliver(random_model(name), image(64, 96, 1), tmp_path / "model.pt2", "pt2", {})
+    done = deliver(random_model(name), image(64, 96, 1), tmp_path / "model.pt2", "pt2", None)
     assert sorted(f.name for f in tmp_path.iterdir()) == ["golden.npz", "model.json", "model.pt2"]
     assert done.parity.relative < 1e-5
     assert done.parity.top1_agreement == 1
@@ -93,7 +93,7 @@ def test_outputs_are_the_callers_own_and_in_order(small: nn.Module, written: Pat
 
 
 def test_an_open_number_of_images(small: nn.Module, tmp_path: Path):
-    path = deliver(small, image(*SIZE, 1), tmp_path / "m.pt2", "pt2", {}, dynamic=True).path
+    path = deliver(small, image(*SIZE, 1), tmp_path / "m.pt2", "pt2", None, dynamic=True).path
     run = pt2.load(path, trust=True)
     for count in (1, 3):
         batch = image(*SIZE, count)
@@ -112,7 +112,7 @@ def test_pixels(small: nn.Module, tmp_path: Path):
     pixels = torch.randint(
         0, 256, (1, 3, *SIZE), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
     )
-    run = pt2.load(deliver(network, pixels, tmp_path / "m.pt2", "pt2", {}).path, trust=True)
+    run = pt2.load(deliver(network, pixels, tmp_path / "m.pt2", "pt2", None).path, trust=True)
     np.testing.assert_allclose(
         run(pixels.numpy())[1], network(pixels)["logits"].detach().numpy(), atol=1e-5
     )

@@ -20,6 +20,7 @@ from fleetnet import checkpoint, cli, int8
 from fleetnet.backbones.mobileone import MobileOne
 from fleetnet.cli import main
 from fleetnet.errors import DataError, ExportError, ModelError, UsageError
+from fleetnet.facts import Exported, Facts
 from fleetnet.find import find
 from fleetnet.geometry import Place
 from fleetnet.inputs.dataset import Batch
@@ -43,12 +44,15 @@ from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.tasks import build
 
 CLASSES, SIZE = 4, 24
-FACTS = {
-    "format": 1, "version": "0", "model": "fasternet_t0", "task": "classification", "form": "deploy",
-    "classes": [*"abcd"], "category_ids": None, "size": [SIZE, SIZE], "drop_path": 0.0, "output_stride": 32,
-    "preprocess": Preprocess((SIZE, SIZE)).to_dict(), "options": {}, "settings": {}, "metrics": {}, "source": None,
-    "embedded_preprocess": False, "embedded_decode": False, "decode": None,
-}  # fmt: skip
+FACTS = Facts(
+    "fasternet_t0",
+    "classification",
+    "deploy",
+    [*"abcd"],
+    Preprocess((SIZE, SIZE)),
+    output_stride=32,
+    exported=Exported(),
+)
 
 
 class Tiny(nn.Module):

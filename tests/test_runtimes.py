@@ -3,17 +3,20 @@
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from zoo import FACTS
 
 from fleetnet import runtimes
 from fleetnet.deploy.package import deliver
 from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError, UsageError
+from fleetnet.facts import Exported, Facts, TensorFacts
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.proof.agreement import Meaning, compare
@@ -24,12 +27,6 @@ from fleetnet.runtimes import Request, choice, files, label, load, onnx
 ROOT = Path(__file__).parents[1]
 BASE = {"executorch", "mnn", "ncnn", "onnx", "openvino", "pt2"}  # that make test installs
 ONE_SIZE = {"executorch", "ncnn"}  # files take one number of images
-FACTS = {
-    "model": "small",
-    "classes": ["café", "bus"],
-    "form": "multi-branch",
-    "preprocess": {"size": [16, 24]},
-}
 
 
 class Branches(nn.Module):
@@ -141,7 +138,7 @@ def test_deliver(name, dynamic, model, image, tmp_path, capfd):
 
     sidecar = json.loads(done.sidecar.read_text(encoding="utf-8"))
     batch = "batch" if dynamic else 1
-    assert sidecar["classes"] == FACTS["classes"]
+    assert sidecar["classes"] == FACTS.classes
     assert sidecar["form"] == "deploy"
     assert (sidecar["runtime"], sidecar["precision"]) == choice(name)
     hashed = hashlib.sha256(b"".join(file.read_bytes() for file in files(path)))
@@ -181,8 +178,10 @@ def test_the_file_is_collapsed_and_says_what_it_is(model, image, tmp_path):
     assert not any(node.op_type == "BatchNormalization" for node in proto.graph.node)
     assert [entry.version for entry in proto.opset_import if not entry.domain] == [18]
     assert [value.name for value in proto.graph.output] == ["logits"]
-    outputs = [{"name": "logits", "shape": [1, 5], "dtype": "float32"}]
-    assert onnx.metadata(path) == {**FACTS, "form": "deploy", "outputs": outputs}
+    exported = Exported(outputs=(TensorFacts("logits", (1, 5), "float32"),))
+    assert Facts.from_json(onnx.metadata(path), path) == replace(
+        FACTS, form="deploy", exported=exported
+    )
     assert json.loads((tmp_path / "net.json").read_text(encoding="utf-8"))["opset"] == 18
     for place in (ROOT, Path(torch.__file__).parent, tmp_path):
         assert str(place).encode() not in path.read_bytes()  # no paths of this machine
@@ -224,7 +223,7 @@ def test_a_dynamic_file_is_compared_at_another_batch_size(model, image, tmp_path
 
 def test_several_outputs_have_names(image, tmp_path):
     model = randomized(TwoOutputs())
-    done = deliver(model, image, tmp_path / "model.onnx", "onnx", {}, outputs=("pooled", "map"))
+    done = deliver(model, image, tmp_path / "model.onnx", "onnx", None, outputs=("pooled", "map"))
     described = json.loads(done.sidecar.read_text())["outputs"]
     assert [(o["name"], o["shape"], o.get("layout")) for o in described] == [
         ("pooled", [1, 4], None),
@@ -244,7 +243,7 @@ def test_preprocessing_in_the_graph(order, dtype, model, tmp_path):
     by_hand = pixels.flip(1) if order == "BGR" else pixels
     by_hand = (by_hand / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     done = deliver(
-        Preprocessed(model, mean, std, order), pixels, tmp_path / "model.onnx", "onnx", {}
+        Preprocessed(model, mean, std, order), pixels, tmp_path / "model.onnx", "onnx", None
     )
     run = onnx.load(done.path)
     np.testing.assert_allclose(run(pixels.numpy())[0], model(by_hand).detach(), atol=1e-5)
@@ -509,7 +508,7 @@ class Named(nn.Module):
 def test_outputs_by_name_keep_their_names(image, tmp_path):
     import onnx as package
 
-    done = deliver(randomized(Named()), image, tmp_path / "model.onnx", "onnx", {})
+    done = deliver(randomized(Named()), image, tmp_path / "model.onnx", "onnx", None)
     assert [value.name for value in package.load(done.path).graph.output] == ["values", "classes"]
     sidecar = json.loads(done.sidecar.read_text())
     described = [(o["name"], o["shape"], o["dtype"]) for o in sidecar["outputs"]]
@@ -525,7 +524,7 @@ def test_outputs_by_name_keep_their_names(image, tmp_path):
 def test_integers_are_described_as_the_file_has_them(name, dtype, image, tmp_path):
     assert runs(name)
     done = deliver(
-        randomized(Named()), image, tmp_path / f"model{find('runtimes', name).suffix}", name, {}
+        randomized(Named()), image, tmp_path / f"model{find('runtimes', name).suffix}", name, None
     )
     described = json.loads(done.sidecar.read_text())["outputs"]
     assert [(o["name"], o["dtype"]) for o in described] == [

@@ -241,7 +241,7 @@ def test_what_is_fetched_has_the_length_and_hash_that_were_said(
     with pytest.raises(ModelError, match="allowed: sha256="):
         read_weights(f"{server}/a.safetensors#md5=0", "fasternet_t0")
     assert (
-        read_weights(f"{server}/a.safetensors#sha256={right}", "fasternet_t0").facts["model"]
+        read_weights(f"{server}/a.safetensors#sha256={right}", "fasternet_t0").facts.model
         == "fasternet_t0"
     )
     with pytest.raises(

@@ -36,7 +36,7 @@ def files(model: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[st
         if runtime.missing() or runtime.inspect is not None:
             continue
         written[name] = folder / name / f"model{runtime.suffix}"
-        deliver(model, torch.randn(1, 3, *SIZE), written[name], name, {})
+        deliver(model, torch.randn(1, 3, *SIZE), written[name], name, None)
     return written
 
 

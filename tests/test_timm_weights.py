@@ -66,8 +66,8 @@ def test_a_timm_checkpoint_fits_whole_and_gives_the_same_logits(name: str) -> No
     assert torch.equal(model(image), network(image))
     assert difference([network(image)], [reparameterize(model, image)(image)])[1] < 1e-5
     config = network.pretrained_cfg
-    assert model.preprocess["mean"] == tuple(config["mean"])
-    assert model.preprocess["crop"] == config["crop_pct"]
+    assert model.preprocess.mean == tuple(config["mean"])
+    assert model.preprocess.crop == config["crop_pct"]
 
 
 @pytest.mark.parametrize("task", ["ssd", "yolo", "maskrcnn", "deeplabv3"])
@@ -159,8 +159,8 @@ def test_published_weights_come_by_timms_own_code(monkeypatch: pytest.MonkeyPatc
         assert torch.equal(model(image), network(image))
     assert model.report.license == "apache-2.0"
     assert "hf-hub:timm/tf_efficientnet_lite0.in1k" in model.report.summary()
-    assert model.preprocess["mean"] == (0.5, 0.5, 0.5)
-    assert model.preprocess["interpolation"] == "bicubic"
+    assert model.preprocess.mean == (0.5, 0.5, 0.5)
+    assert model.preprocess.interpolation == "bicubic"
 
 
 def test_published_weights_that_cannot_be_had_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

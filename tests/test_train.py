@@ -296,15 +296,11 @@ def test_settings_are_checked(key: str, value: object, message: str):
 
 def test_preprocessing_of_the_starting_weights_is_kept(photos: Path, tmp_path: Path):
     model = build("fasternet_t0", 3)
-    model.preprocess = {
-        **Preprocess((224, 224)).to_dict(),
-        "channel_order": "BGR",
-        "std": [1.0, 1.0, 1.0],
-    }
+    model.preprocess = Preprocess((224, 224), channel_order="BGR", std=(1.0, 1.0, 1.0))
     fleetnet.fit(model, *splits(photos), settings(epochs=1), tmp_path, report=False)
     kept = checkpoint.load(tmp_path / "last.safetensors").preprocess
     assert (kept.size, kept.channel_order, kept.std) == ((32, 32), "BGR", (1.0, 1.0, 1.0))
-    assert model.preprocess == kept.to_dict()
+    assert model.preprocess == kept
 
 
 def test_a_strided_1x1_of_the_image_is_not_channels_last_on_cpu():

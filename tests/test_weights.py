@@ -327,12 +327,7 @@ def test_default_means_the_published_weights(web: Server, tmp_path: Path) -> Non
         )
         assert model.report.source == published.source
         assert published.license in model.report.summary()
-        preprocess = Preprocess.from_dict(model.preprocess)
-        assert (preprocess.size, preprocess.crop) == ((published.size,) * 2, published.crop)
-        assert (preprocess.interpolation, preprocess.mean) == (
-            published.interpolation,
-            published.mean,
-        )
+        assert model.preprocess == published.preprocess
 
 
 def test_default_without_published_weights_lists_those_that_have() -> None:
@@ -583,10 +578,10 @@ def test_our_checkpoints_bring_size_options_and_license(tmp_path: Path) -> None:
         source={"weights": "x.pth", "license": "CC0"},
     )  # fmt: skip
     again = create_model("parcnet_xs", weights=str(tmp_path))
-    assert (again.report.form, again.report.license, again.preprocess["size"]) == (
+    assert (again.report.form, again.report.license, again.preprocess.size) == (
         "deploy",
         "CC0",
-        [96, 64],
+        (96, 64),
     )
     with torch.no_grad():
         assert torch.equal(again.eval()(image(96, 64)), deploy(image(96, 64)))

@@ -13,10 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from fleetnet.backbones import Option, variants
+from fleetnet.facts import Facts
+from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference
 from fleetnet.tasks import Model, build
 
 Module = TypeVar("Module", bound=nn.Module)
+# Those of a checkpoint, where it does not matter of which.
+FACTS = Facts(
+    "fasternet_t0", "classification", "multi-branch", ["café", "bus"], Preprocess((16, 24))
+)
 VARIANTS = list(variants())
 ROUNDS_DOWN = [
     name for name in VARIANTS if name.startswith(("fasternet", "convnext", "parc_convnext"))

@@ -10,19 +10,22 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.util import find_spec
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
 from ..find import find as find_module
 from ..find import names
+from ..preprocess import Preprocess
 from ..reparam import Form
 from ..synonyms import plain
 
 Option = bool | int | float | str
 State = dict[str, Tensor]
 OF_TIMM = "resne|wideresne|efficient|mobilenet|mobilevit|vit|swin|convnext|regnet|ghostnet|levit|deit|vgg|densenet"
+# What most networks that were trained on ImageNet expect of an image.
+OF_IMAGENET = Preprocess((224, 224), crop=0.875)
 
 
 class Backbone(Protocol):
@@ -44,13 +47,7 @@ class Pretrained:
     license: str
     top1: float  # percent on ImageNet-1k val
     measured_by: str  # who published that figure
-    size: int = 224  # pixels, square
-    crop: float = 0.875  # of the shorter side, before the center crop
-    interpolation: str = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    channel_order: str = "RGB"
-    antialias: bool = True  # of the resizing; False is how OpenCV resizes
+    preprocess: Preprocess = OF_IMAGENET
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Implied:
 
     output_stride: int | None = None
     options: Mapping[str, Option] = field(default_factory=dict)
-    preprocess: dict[str, Any] | None = None  # what `Preprocess.from_dict` takes
+    preprocess: Preprocess | None = None
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,7 @@ from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError, UsageError, choose
 from ..layers import ConvBN, check_batch, drop_rates
+from ..preprocess import Preprocess
 from . import Option, Pretrained, Recognized, State
 from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
 
@@ -196,9 +197,8 @@ VARIANTS = {  # parameters with a classifier of 1000 classes
 
 def _published(name: str, top1: float) -> Pretrained:
     license = "apache-2.0 as labeled by timm; the authors' repository names none"
-    return Pretrained(
-        f"hf-hub:timm/{name}.in1k", license, top1, "timm", crop=1.0, interpolation="bicubic"
-    )
+    preprocess = Preprocess((224, 224), crop=1.0, interpolation="bicubic")
+    return Pretrained(f"hf-hub:timm/{name}.in1k", license, top1, "timm", preprocess)
 
 
 WEIGHTS = {  # the authors' weights as timm hosts them; their own crop is .9

@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch
+from ..preprocess import Preprocess
 from ..reparam import Kernel, as_conv, fold_bn, identity, kernel, merge
 from . import Option, Pretrained, Recognized, State
 from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
@@ -241,7 +242,8 @@ VARIANTS = {  # parameters with a classifier of 1000 classes, multi-branch -> de
 
 def _published(name: str, top1: float, crop: float) -> Pretrained:
     license = "Apple MobileOne license (github.com/apple/ml-mobileone)"
-    return Pretrained(f"hf-hub:timm/{name}.apple_in1k", license, top1, "timm", crop=crop)
+    preprocess = Preprocess((224, 224), crop=crop)
+    return Pretrained(f"hf-hub:timm/{name}.apple_in1k", license, top1, "timm", preprocess)
 
 
 WEIGHTS = {  # the authors' weights, multi-branch, as timm hosts them

@@ -46,6 +46,7 @@ from torchvision.ops import StochasticDepth
 from ..errors import ModelError
 from ..layers import ConvBN, drop_rates
 from ..parc import ParC
+from ..preprocess import Preprocess
 from ..reparam import as_conv, fold_bn, fold_bn_before, kernel
 from . import Pretrained, Recognized, State
 from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
@@ -247,12 +248,14 @@ WEIGHTS = {
         license="none stated by the authors",
         top1=78.63,
         measured_by="the authors",
-        size=256,
-        crop=256 / 288,
-        mean=(0.0, 0.0, 0.0),
-        std=(1.0, 1.0, 1.0),
-        channel_order="BGR",
-        antialias=False,
+        preprocess=Preprocess(
+            (256, 256),
+            crop=256 / 288,
+            mean=(0.0, 0.0, 0.0),
+            std=(1.0, 1.0, 1.0),
+            channel_order="BGR",
+            antialias=False,
+        ),
     ),
 }
 

@@ -40,6 +40,7 @@ from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError, UsageError, choose
 from ..layers import ConvBN, SqueezeExcite, check_batch, drop_rates
+from ..preprocess import Preprocess
 from ..reparam import as_conv, as_linear, fold_bn, identity, kernel, linear_kernel, merge
 from . import Option, Pretrained, Recognized, State
 from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
@@ -238,15 +239,15 @@ VARIANTS = {  # parameters with 1000 classes: two heads -> deploy
 
 
 def _published(name: str, top1: float) -> Pretrained:
-    return Pretrained(
-        f"hf-hub:timm/{name}", "apache-2.0", top1, "timm", crop=0.95, interpolation="bicubic"
-    )
+    preprocess = Preprocess((224, 224), crop=0.95, interpolation="bicubic")
+    return Pretrained(f"hf-hub:timm/{name}", "apache-2.0", top1, "timm", preprocess)
 
 
 WEIGHTS = {  # the authors' distilled weights, two heads, as timm hosts them; the authors evaluate at crop .875
     "repvit_m0_6": Pretrained(
         "https://github.com/THU-MIG/RepViT/releases/download/v1.0/repvit_m0_6_distill_300e.pth",
-        "apache-2.0", 74.1, "authors", interpolation="bicubic",
+        "apache-2.0", 74.1, "authors",
+        Preprocess((224, 224), crop=0.875, interpolation="bicubic"),
     ),
     "repvit_m0_9": _published("repvit_m0_9.dist_450e_in1k", 79.058),
     "repvit_m1_0": _published("repvit_m1_0.dist_450e_in1k", 80.430),

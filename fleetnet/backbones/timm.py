@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ModelError, UsageError, choose
+from ..preprocess import Preprocess
 from . import Backbone, Implied, Option, Pretrained, Recognized, State
 from ._defaults import convert as convert
 from ._recognition import output_count
@@ -314,11 +315,13 @@ def published(name: str) -> Pretrained:
         license=about.get("license") or "not stated by timm",
         top1=float("nan"),
         measured_by="timm",
-        size=about["input_size"][-1],
-        crop=about["crop_pct"],
-        interpolation=about["interpolation"],
-        mean=tuple(about["mean"]),
-        std=tuple(about["std"]),
+        preprocess=Preprocess(
+            (about["input_size"][-1],) * 2,
+            crop=min(about["crop_pct"], 1.0),  # the 1.15 of three networks pads, which we do not
+            interpolation=about["interpolation"],
+            mean=tuple(about["mean"]),
+            std=tuple(about["std"]),
+        ),
     )
 
 

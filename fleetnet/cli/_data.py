@@ -45,7 +45,7 @@ def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list
 
     if not root:
         return []
-    target = tasks.find(read_facts(checkpoint)["task"]).TARGET
+    target = tasks.find(read_facts(checkpoint).task).TARGET
     samples = data.load(root, None, format, target).samples
     return [
         sample.image() if callable(sample.image) else sample.image

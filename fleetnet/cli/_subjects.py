@@ -170,17 +170,17 @@ def of_file(
     predictor = load(path, trust=trust)
     runtime, size = runtimes.find(predictor.runtime), predictor.preprocess.size
     facts = facts_of(path)[1] if path.with_suffix(".json").exists() else predictor.facts
-    precision = facts.get("precision") or next(iter(runtime.tolerances))
+    precision = facts.precision or next(iter(runtime.tolerances))
     known = precision in runtime.tolerances
     title = label(predictor.runtime, precision) if known else f"{predictor.runtime}-{precision}"
-    names = tuple(output["name"] for output in facts.get("outputs", ()))
+    names = tuple(facts.output_names)
     image = torch.randn(1, 3, *size).numpy()
 
     def call(count: int) -> Callable[[], object]:
         return calling(load_file(predictor.runtime, path, count, trust=trust), image)
 
-    # those are the checkpoint's
-    measured = decisive((facts.get("int8") or {}).get("int8") or facts.get("metrics"))
+    of_int8 = None if facts.file is None or facts.file.int8 is None else facts.file.int8.figures
+    measured = decisive(of_int8 or facts.metrics)  # those of the facts are the checkpoint's
     return [
         Subject(
             str(path), "", predictor.runtime, title, count, size, call(count),
@@ -231,7 +231,7 @@ def _of_model(
         try:
             # a peer of timm is compared with what timm's own collapsing made of it
             source = deploy if model.startswith("timm/") else net
-            delivered = deliver(source, example, file, name, {"model": model}, precision=precision)
+            delivered = deliver(source, example, file, name, None, precision=precision)
             lost = delivered.unverified
         except ExportError as error:
             lost = str(error)
@@ -268,7 +268,7 @@ def _networks(
         loaded = load(model)
         example = torch.randn(1, 3, *loaded.preprocess.size)
         deploy = reparameterize(loaded.model, example)
-        return loaded.model, deploy, example, loaded.meta["form"], decisive(loaded.metrics)
+        return loaded.model, deploy, example, loaded.meta.form, decisive(loaded.metrics)
     if model.startswith("timm/"):
         return (
             *_peer(model.removeprefix("timm/")),

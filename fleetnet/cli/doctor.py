@@ -230,7 +230,7 @@ def _trial(name: str) -> str:
     ).eval()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"model{runtimes.find(name).suffix}"
-        done = deliver(model, torch.randn(1, 3, 16, 16), path, name, {})
+        done = deliver(model, torch.randn(1, 3, 16, 16), path, name, None)
     if done.parity is None:
         return f"converted and inspected in {done.seconds:.1f} s"
     return f"relative difference {done.parity.relative:.1g}, converted in {done.seconds:.1f} s"

@@ -251,12 +251,12 @@ def _input_of(file: Path) -> str | None:
 
     try:
         facts = facts_of(file)[1]
-        shape = facts["inputs"][0]["shape"]
-        if facts.get("sizes"):
-            return f"{facts['size'][0]}x{facts['size'][1]}, multiples of {facts['sizes']['step']}"
-    except (ModelError, LookupError, TypeError):
+    except ModelError:
         return None
-    return f"{shape[2]}x{shape[3]}"
+    if facts.exported is not None and facts.exported.sizes is not None:
+        return f"{facts.size[0]}x{facts.size[1]}, multiples of {facts.exported.sizes.step}"
+    shape = facts.file.inputs[0].shape if facts.file is not None and facts.file.inputs else None
+    return None if shape is None or len(shape) < 4 else f"{shape[2]}x{shape[3]}"
 
 
 def _check(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:

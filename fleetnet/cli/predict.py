@@ -257,7 +257,7 @@ def _embed(
     out = Path(settings.out)
     out.mkdir(parents=True, exist_ok=True)
     facts = {
-        "model": predictor.facts["model"],
+        "model": predictor.facts.model,
         "file": settings.model,
         "classes": predictor.classes,
     }
@@ -326,7 +326,7 @@ def _detect(
     threshold, out = predictor.score, Path(settings.out) if settings.out else None
     most = predictor.limits.count if predictor.limits else 0  # a detector has limits
     say(f"lowest score: {threshold:.2f}, {predictor.score_from} (--score changes it)")
-    ids = predictor.facts.get("category_ids") or list(range(1, len(predictor.classes) + 1))
+    ids = predictor.facts.category_ids or list(range(1, len(predictor.classes) + 1))
     stems, count, full = _stems(sources), 0, 0
     images: list[dict[str, Any]] = []
 

@@ -103,7 +103,6 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     from ..inputs.dataset import ImageDataset
     from ..inputs.loader import MINUTES, batches_of
     from ..int8._search import calibration, missing, prepare, quantize, source_of
-    from ..preprocess import Preprocess
     from ..weights.read import check_inside
 
     chosen = [name.strip() for name in given["to"].split(",")]
@@ -122,9 +121,9 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
             check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
     about = checkpoint.read_facts(path)
-    preprocess, target = Preprocess.from_dict(about["preprocess"]), tasks.find(about["task"]).TARGET
-    val = to_measure(given["data"], "val", given.get("format"), target, path, about)
-    val = by_name(val, about["classes"], str(path))
+    preprocess, target = about.preprocess, tasks.find(about.task).TARGET
+    val = to_measure(given["data"], "val", given.get("format"), target, path, about.settings)
+    val = by_name(val, about.classes, str(path))
     contents = contents_of(val, target)
     say_data("judged on", val, contents)
     check_usable(val, contents, given.get("max_bad", 0.5), learn=False)

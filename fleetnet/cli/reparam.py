@@ -57,7 +57,7 @@ def run(settings: Reparam) -> dict[str, object]:
     out = Path(settings.out or path.with_name("deploy.safetensors"))
     check_writable(out, "--out")
     loaded = checkpoint.load(path)
-    if loaded.meta["form"] == "deploy":
+    if loaded.meta.form == "deploy":
         raise ModelError(f"{path} is in deploy form already; there is nothing to collapse")
     model = loaded.model.eval()
     size = parse_size(settings.size) if settings.size else loaded.preprocess.size
@@ -76,11 +76,11 @@ def run(settings: Reparam) -> dict[str, object]:
         deploy,
         classes=loaded.classes,
         preprocess=dataclasses.replace(loaded.preprocess, size=size),
-        settings=loaded.meta.get("settings"),
+        settings=loaded.meta.settings,
         metrics=loaded.metrics,
-        source=loaded.meta.get("source"),
+        source=loaded.meta.source,
         form="deploy",
-        category_ids=loaded.meta.get("category_ids"),
+        category_ids=loaded.meta.category_ids,
     )
     say(f"written: {out}")
     return {

@@ -44,7 +44,7 @@ def run(settings: Verify) -> dict[str, object]:
     file = Path(settings.file)
     runtime, facts = facts_of(file)
     path = locate(Path(settings.model))
-    made_from = facts.get("checkpoint_sha256")
+    made_from = None if facts.exported is None else facts.exported.checkpoint_sha256
     if made_from and made_from != hash_of([path]):
         say(f"{file} was made from another checkpoint than {path}")
     parity = verify(

@@ -89,9 +89,9 @@ def to_measure(
     format: str | None,
     target: str,
     model: str | Path,
-    facts: Mapping[str, Any],
+    settings: Mapping[str, object],
 ) -> Split:
-    """The split of `root` to measure a model on; `facts` are those of its file.
+    """The split of `root` to measure a model on; `settings` are those of its training.
 
     A run that held pictures of this data back from training is measured on just these, whatever
     came since. Other data are measured as `load` reads them: the split that is asked for, or what
@@ -101,8 +101,7 @@ def to_measure(
         return data.load(root, split, format, target)
     kept = _read_record(Path(model))
     if kept is None:
-        settings = facts.get("settings")
-        trained_on = settings.get("data") if isinstance(settings, Mapping) else None
+        trained_on = settings.get("data")
         same = isinstance(trained_on, str) and os.path.abspath(trained_on) == os.path.abspath(root)
         return data.load(root, "val" if same else split, format, target)
     names = kept["val"].get("held_back")

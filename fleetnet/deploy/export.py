@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from .. import checkpoint, runtimes, tasks
 from ..boxes import Limits, Prediction
-from ..checkpoint import check_facts
 from ..errors import ExportError, ModelError, UsageError, named_arguments
+from ..facts import Exported, Facts, KeptObjects
 from ..find import names
 from ..geometry import Place
 from ..preprocess import Preprocess
@@ -148,10 +148,10 @@ def export(
     trained = _trained(model, classes, preprocess)
     network, preprocess = trained.model, preprocess or trained.preprocess
     preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
-    facts = {**trained.facts, "classes": list(classes or trained.facts["classes"])}
-    if len(facts["classes"]) != network.classes:
+    facts = dataclasses.replace(trained.facts, classes=list(classes or trained.facts.classes))
+    if len(facts.classes) != network.classes:
         raise ModelError(
-            f"{len(facts['classes'])} class names for a model of {network.classes} classes"
+            f"{len(facts.classes)} class names for a model of {network.classes} classes"
         )
     if embed_decode:
         _check_decode(network.task, open_batch)
@@ -160,7 +160,7 @@ def export(
         preprocess,
         embed_preprocess,
         embed_decode,
-        _wanted(network.task, facts, limits or {}),
+        _wanted(facts, limits or {}),
         list(each(pictures)),
     )
     sizes, elsewhere = None, list[Elsewhere]()
@@ -174,7 +174,7 @@ def export(
         examples[0],
         path,
         runtime,
-        {**facts, **facts_of_use(deployable, facts["classes"])},
+        facts_of_use(facts, deployable),
         precision=precision,
         opset=opset,
         dynamic=open_batch,
@@ -212,33 +212,37 @@ def _check_decode(task: str, open_batch: bool) -> None:
         )
 
 
-def facts_of_use(deployable: Deployable, classes: Sequence[str]) -> dict[str, Any]:
-    """All that an app has to know beside an exported file: from picture to input, from outputs to answers."""
-    task, limits = tasks.find(deployable.model.task), deployable.limits
+def facts_of_use(facts: Facts, deployable: Deployable) -> Facts:
+    """The facts of a network with all that an app has to know of its file.
+
+    That is the way from picture to input, and from outputs to answers.
+    """
+    task, limits = tasks.find(facts.task), deployable.limits
     preprocess, embedded = deployable.preprocess, deployable.embed_decode
-    return {
-        "size": list(preprocess.size),
-        "preprocess": preprocess.to_dict(),
-        "embedded_preprocess": deployable.embed_preprocess,
-        "embedded_decode": embedded,
-        "limits": None if limits is None else limits.to_dict(classes),
-        "decode": task.EMBEDDED if embedded else task.DECODE,
-        "preprocessing": preprocess.describe(deployable.embed_preprocess),
-        "decoding": task.decoding(embedded, limits),
-    }
+    by_name = None if limits is None else KeptObjects.from_json(limits.to_dict(facts.classes))
+    exported = dataclasses.replace(
+        facts.exported or Exported(),
+        embedded_preprocess=deployable.embed_preprocess,
+        embedded_decode=embedded,
+        limits=by_name,
+        decode=task.EMBEDDED if embedded else task.DECODE,
+        preprocessing=preprocess.describe(deployable.embed_preprocess),
+        decoding=task.decoding(embedded, limits),
+    )
+    return dataclasses.replace(facts, form="deploy", preprocess=preprocess, exported=exported)
 
 
-def _wanted(task: str, facts: Mapping[str, Any], limits: Mapping[str, Any]) -> Limits | None:
+def _wanted(facts: Facts, limits: Mapping[str, Any]) -> Limits | None:
     """The limits of a file to export: those given, else those of its model; None where it is no detector."""
     given = {key: value for key, value in limits.items() if value is not None}
     of_model = limits_of(facts)
     if of_model is None:
         if given:
             raise UsageError(
-                f"{', '.join(given)} are for detectors; the model is of the task {task}"
+                f"{', '.join(given)} are for detectors; the model is of the task {facts.task}"
             )
         return None
-    return of_model.changed(given, facts["classes"])
+    return of_model.changed(given, facts.classes)
 
 
 def meaning_of(task: Task, size: tuple[int, int], limits: Limits | None) -> Meaning | None:
@@ -258,7 +262,7 @@ def meaning_of(task: Task, size: tuple[int, int], limits: Limits | None) -> Mean
 # Again, of a file that is there -------------------------------------------------------------------
 
 
-def facts_of(path: str | Path) -> tuple[str, dict[str, Any]]:
+def facts_of(path: str | Path) -> tuple[str, Facts]:
     """The runtime of an exported file, and what the description beside it says."""
     path = Path(path)
     runtime_of = by_suffix()
@@ -287,14 +291,13 @@ def verify(
     """
     path = Path(path)
     name, facts = facts_of(path)
-    check_facts(facts, path.with_suffix(".json"))
     check_hash(path, facts)
     model = _model_of(checkpoint_file, path, facts)
     deployable = Deployable(
         model,
-        Preprocess.from_dict(facts["preprocess"]),
-        facts.get("embedded_preprocess", False),
-        facts.get("embedded_decode", False),
+        facts.preprocess,
+        facts.embedded_preprocess,
+        facts.embedded_decode,
         limits_of(facts),
         list(each(pictures)),
     )
@@ -308,8 +311,9 @@ def verify(
             deployed = reparameterize(network, examples[0])
             why = f". {explanation(deployed, file, examples, tolerance)}"
         raise ExportError(f"{path} does not compute what the model computes: {parity}{why}")
-    if facts.get("sizes"):
-        others = deployable.elsewhere(Sizes.from_dict(facts["sizes"]))
+    sizes = None if facts.exported is None else facts.exported.sizes
+    if sizes is not None:
+        others = deployable.elsewhere(sizes)
         for at, proof in verify_elsewhere(network, run, others, tolerance, path):
             if not proof.passed:
                 raise ExportError(
@@ -318,21 +322,21 @@ def verify(
     return parity
 
 
-def _model_of(checkpoint_file: str | Path, path: Path, facts: Mapping[str, Any]) -> Model:
+def _model_of(checkpoint_file: str | Path, path: Path, facts: Facts) -> Model:
     """The model of a checkpoint; `ModelError` where the file is of another."""
     loaded = checkpoint.load(checkpoint_file)
-    if (facts.get("model"), facts.get("classes")) != (loaded.meta["model"], loaded.classes):
+    if (facts.model, facts.classes) != (loaded.meta.model, loaded.classes):
         raise ModelError(
-            f"{path} is a {facts.get('model')} with {len(facts.get('classes', ()))} classes; "
-            f"{checkpoint_file} is a {loaded.meta['model']} with {len(loaded.classes)}"
+            f"{path} is a {facts.model} with {len(facts.classes)} classes; "
+            f"{checkpoint_file} is a {loaded.meta.model} with {len(loaded.classes)}"
         )
     return loaded.model
 
 
-def _tolerance(name: str, path: Path, facts: Mapping[str, Any]) -> float:
+def _tolerance(name: str, path: Path, facts: Facts) -> float:
     """That of a file's precision; `UsageError` for one that rounds."""
     tolerances = runtimes.find(name).tolerances
-    precision = facts.get("precision") or next(iter(tolerances))
+    precision = facts.precision or next(iter(tolerances))
     if precision not in tolerances:
         raise UsageError(
             f"{path} is {precision}: rounding changes what it computes, so judge it "

@@ -16,13 +16,13 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError, UsageError
+from ..facts import Exported, Facts, FileFacts, TensorFacts
 from ..files import beside
 from ..proof.agreement import Meaning
 from ..proof.explain import explanation
@@ -117,7 +117,7 @@ class Order:
         if self.sizes is not None:
             _check_any_size(self.model, self.path, self.outputs)
 
-    def request(self, file: Path, facts: Mapping[str, object]) -> Request:
+    def request(self, file: Path, metadata: Mapping[str, object]) -> Request:
         """What the runtime is asked for."""
         return Request(
             self.deployed,
@@ -128,7 +128,7 @@ class Order:
             opset=self.opset,
             dynamic=self.dynamic,
             sizes=self.sizes,
-            metadata=facts,
+            metadata=metadata,
         )
 
     def prove(self, request: Request) -> Proof:
@@ -202,7 +202,7 @@ def deliver(
     example: Tensor,
     path: Path | str,
     runtime: str,
-    facts: Mapping[str, object],
+    facts: Facts | None,
     *,
     precision: str | None = None,
     opset: int | None = None,
@@ -219,15 +219,15 @@ def deliver(
     `model` is the multi-branch model in eval mode; it stays as it is, and it is what the file is
     compared with, so that one comparison covers collapsing and conversion. `example` is one batch
     of the deployed size, (N, 3, H, W); `examples` are the batches compared (unless given: the
-    example and random ones). `dynamic` leaves N open. `facts` (the checkpoint's metadata; JSON)
-    goes into the sidecar `<stem>.json` and, where the format can, into the file; `golden.npz`
-    (`<stem>.golden.npz` for a stem other than "model") is the example with the model's outputs. To
-    embed the preprocessing, give `Preprocessed(model, ...)` and an example of pixels. `outputs`
-    names the outputs of a model that gives no mapping. `meaning` says what they mean, so that
-    boxes, masks and class maps are compared too; with `explain` the error of a file that differs
-    names the first layer that does. A file that this machine cannot run (Core ML on Linux) is
-    inspected instead, and says so. With `sizes` the file takes other heights and widths too, and is
-    compared at each size of `elsewhere` by the same rules.
+    example and random ones). `dynamic` leaves N open. `facts` (None of a network that cannot
+    describe itself) go into the sidecar `<stem>.json` and, where the format can, into the file;
+    `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with the model's
+    outputs. To embed the preprocessing, give `Preprocessed(model, ...)` and an example of pixels.
+    `outputs` names the outputs of a model that gives no mapping. `meaning` says what they mean, so
+    that boxes, masks and class maps are compared too; with `explain` the error of a file that
+    differs names the first layer that does. A file that this machine cannot run (Core ML on Linux)
+    is inspected instead, and says so. With `sizes` the file takes other heights and widths too, and
+    is compared at each size of `elsewhere` by the same rules.
 
     Whatever fails, nothing is left behind and files that were at `path` stay. Raises `ModelError`
     for a model in training mode, `UsageError` for an unknown runtime, suffix or opset, for
@@ -263,9 +263,9 @@ def deliver(
     )
     order.check()
     described = Described.of(order)
-    facts = {**facts, "form": "deploy", **described.facts}
+    inside = described.inside(facts)
     with beside(path, "export") as folder:  # a folder, since some formats are two files
-        request = order.request(folder / path.name, facts)
+        request = order.request(folder / path.name, inside)
         find(runtime).export(request)
         seconds = time.perf_counter() - start
         proof = order.prove(request)
@@ -280,21 +280,21 @@ def deliver(
             example,
             order.outputs,
             order.tolerance if parity is None else parity.tolerance,
-            {**facts, **_of_proof(proof)},
+            inside,
+            _of_proof(proof),
         )
         sidecar, golden = package.hand_over()
     by_size = {at.size: parity_there for at, parity_there in proof.elsewhere}
     return Delivered(path, sidecar, golden, parity, seconds, proof.unverified, by_size)
 
 
-def _of_proof(proof: Proof) -> dict[str, Any]:
+def _of_proof(proof: Proof) -> FileFacts:
     """What the sidecar says of it."""
-    about: dict[str, Any] = {"parity": None, "unverified": proof.unverified}
-    if proof.parity is not None:
-        about["parity"] = proof.parity.to_dict()
-    if proof.elsewhere:
-        about["parity_at"] = {str(at): parity.to_dict() for at, parity in proof.elsewhere}
-    return about
+    return FileFacts(
+        parity=None if proof.parity is None else proof.parity.to_dict(),
+        parity_at={str(at): parity.to_dict() for at, parity in proof.elsewhere},
+        unverified=proof.unverified,
+    )
 
 
 # What is handed over ------------------------------------------------------------------------------
@@ -309,12 +309,13 @@ class Package:
     runtime: str
     precision: str
     opset: int | None  # that was asked for
-    image: Mapping[str, object]  # the description of the input
+    image: TensorFacts  # the description of the input
     example: Tensor  # (N, 3, H, W)
     outputs: Mapping[str, Tensor]  # what the model computes of it, by name
     # How far the file may be from that on another machine, relative to the standard deviation.
     tolerance: float
-    facts: Mapping[str, Any]  # of the checkpoint, and what was found out about the file
+    inside: Mapping[str, object]  # what the file says of itself, where the format can
+    of_file: FileFacts  # what was found out about the file
 
     def hand_over(self) -> tuple[Path, Path]:
         """Write sidecar and golden pair into the folder, and rename all that is in it, the file last.
@@ -329,19 +330,20 @@ class Package:
             **{name: value.detach().cpu().numpy() for name, value in arrays.items()},
         )
         runtime, sidecar = find(self.runtime), self.path.with_suffix(".json")
-        document = {
-            **self.facts,
-            "file": self.path.name,
-            "sha256": hash_of(files(self.file)),
-            "golden": golden.name,
-            "golden_tolerance": self.tolerance,
-            "runtime": self.runtime,
-            "runtime_version": version(runtime.package),
-            "precision": self.precision,
-            "opset": runtime.default_opset if self.opset is None else self.opset,
-            "inputs": [self.image],
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
+        of_file = replace(
+            self.of_file,
+            name=self.path.name,
+            sha256=hash_of(files(self.file)),
+            golden=golden.name,
+            golden_tolerance=self.tolerance,
+            runtime=self.runtime,
+            runtime_version=version(runtime.package),
+            precision=self.precision,
+            opset=runtime.default_opset if self.opset is None else self.opset,
+            inputs=(self.image,),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        document = {**self.inside, **of_file.to_json()}
         (folder / sidecar.name).write_text(signed(document), encoding="utf-8")
         for finished in sorted(folder.iterdir(), key=lambda file: file.name == self.path.name):
             target = self.path.with_name(finished.name)
@@ -393,47 +395,61 @@ def _with_batch(examples: Sequence[Tensor]) -> list[Tensor]:
 
 def describe(
     name: str, value: Tensor, dynamic: bool = False, integers: str = "int64"
-) -> dict[str, Any]:
+) -> TensorFacts:
     """An input or output for the sidecar; `integers` is the type of integers in the file."""
-    shape = ["batch" if dynamic else value.shape[0], *value.shape[1:]]
+    shape = ("batch" if dynamic else value.shape[0], *value.shape[1:])
     dtype = integers if value.dtype == torch.int64 else str(value.dtype).removeprefix("torch.")
-    layout = {"layout": "NCHW"} if value.ndim == 4 else {}
-    return {"name": name, "shape": shape, "dtype": dtype, **layout}
+    return TensorFacts(name, shape, dtype, "NCHW" if value.ndim == 4 else None)
 
 
 @dataclass(frozen=True)
 class Described:
     """What a file takes and gives, for its sidecar."""
 
-    image: dict[str, Any]  # the input
-    facts: dict[str, Any]  # "outputs", and "sizes" of a file that has several
+    image: TensorFacts  # the input
+    outputs: tuple[TensorFacts, ...]
+    sizes: Sizes | None = None  # of a file that takes several
+    made_at: tuple[int, int] | None = None  # height and width, where they are open
 
     @classmethod
     def of(cls, order: Order) -> "Described":
         integers = find(order.runtime).integers
         image = describe("image", order.example, order.dynamic)
-        outputs = [
-            describe(name, value, order.dynamic, integers) for name, value in order.outputs.items()
-        ]
-        if order.sizes is None:
-            return cls(image, {"outputs": outputs})
-        return _with_open_size(order, order.sizes, image, outputs)
+        described = cls(
+            image,
+            tuple(
+                describe(name, value, order.dynamic, integers)
+                for name, value in order.outputs.items()
+            ),
+        )
+        return described if order.sizes is None else described._with_open_size(order, order.sizes)
 
+    def inside(self, facts: Facts | None) -> dict[str, object]:
+        """What the file is to say of itself, where the format can: JSON.
 
-def _with_open_size(
-    order: Order, sizes: Sizes, image: dict[str, Any], outputs: list[dict[str, Any]]
-) -> Described:
-    """The same with names in place of the numbers that are others at another size."""
-    height, width = order.example.shape[-2:]
-    # Larger by another number of steps each, by which the one is told from the other.
-    larger = (height + sizes.step, width + 2 * sizes.step)
-    known: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
-    there = _outputs_at(order, order.example.new_zeros(*order.example.shape[:2], *larger))
-    for about, (name, value) in zip(outputs, order.outputs.items(), strict=True):
-        about["shape"] = about["shape"][:1] + open_shape(value, there[name], known)[1:]
-    image["shape"] = [*image["shape"][:2], "height", "width"]
-    of_sizes = {"made_at": [height, width], **sizes.to_dict()}
-    return Described(image, {"outputs": outputs, "sizes": of_sizes})
+        Of a network that cannot describe itself, only what its graph is.
+        """
+        exported = Exported() if facts is None or facts.exported is None else facts.exported
+        exported = replace(exported, outputs=self.outputs, sizes=self.sizes, made_at=self.made_at)
+        if facts is None:
+            return {"form": "deploy", **exported.to_json()}
+        return replace(facts, form="deploy", exported=exported).to_json()
+
+    def _with_open_size(self, order: Order, sizes: Sizes) -> "Described":
+        """The same with names in place of the numbers that are others at another size."""
+        height, width = order.example.shape[-2:]
+        # Larger by another number of steps each, by which the one is told from the other.
+        larger = (height + sizes.step, width + 2 * sizes.step)
+        known: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
+        there = _outputs_at(order, order.example.new_zeros(*order.example.shape[:2], *larger))
+        number = "batch" if order.dynamic else len(order.example)
+        outputs = []
+        for output in self.outputs:
+            shape = open_shape(order.outputs[output.name], there[output.name], known)
+            outputs.append(replace(output, shape=(number, *shape[1:])))
+        shape_of_image = (number, order.example.shape[1], "height", "width")
+        image = replace(self.image, shape=shape_of_image)
+        return Described(image, tuple(outputs), sizes, (height, width))
 
 
 def _outputs_at(order: Order, image: Tensor) -> Named:

@@ -18,10 +18,11 @@ from torch import Tensor
 from .. import checkpoint, images, runtimes, tasks
 from ..boxes import Limits, Prediction
 from ..errors import DataError, ModelError, UsageError, named_arguments
+from ..facts import Facts
 from ..geometry import Place
 from ..images import Picture, Range, Source
 from ..preprocess import Preprocess
-from ..runtimes import Guarded, Sizes, by_suffix, checked, metadata
+from ..runtimes import Guarded, by_suffix, checked, metadata
 from ..runtimes import load as load_file
 from ..tasks import Limiting, limits_of, named
 from ..weights.read import files_beside
@@ -63,7 +64,7 @@ class Predictor(Limiting):
     itself can follow, and for a size that the file does not take.
     """
 
-    facts: dict[str, Any]
+    facts: Facts
     classes: list[str]
     preprocess: Preprocess
     score: float
@@ -94,14 +95,14 @@ class Predictor(Limiting):
             self.facts = self._runner.facts
         else:
             self._run, self.facts = _opened(self.runtime, self._path, threads, trust)
-        self.task: str = self.facts["task"]
-        self.classes = self.facts["classes"]
+        self.task: str = self.facts.task
+        self.classes = self.facts.classes
         self._set_limits({key: value for key, value in (limits or {}).items() if value is not None})
-        self.preprocess = Preprocess.from_dict(self.facts["preprocess"])
-        self._sizes = Sizes.from_dict(self.facts["sizes"]) if self.facts.get("sizes") else None
+        self.preprocess = self.facts.preprocess
+        self._sizes = None if self.facts.exported is None else self.facts.exported.sizes
         if size is not None:
             self._set_size(size)
-        if self.facts.get("embedded_preprocess"):  # the file takes pixels, 0 to 255
+        if self.facts.embedded_preprocess:  # the file takes pixels, 0 to 255
             self.preprocess = self.preprocess.for_pixels()
 
     def _set_size(self, size: tuple[int, int]) -> None:
@@ -132,20 +133,20 @@ class Predictor(Limiting):
                 )
             return
         self._keep(of_file.changed(given, self.classes))
-        measured = (self.facts.get("metrics") or {}).get("score")
         if "score" in given:
             self.score, self.score_from = given["score"], "as given"
-        elif self.facts.get("limits") and of_file.score > usual.score:
+        elif self.facts.limits is not None and of_file.score > usual.score:
             self.score, self.score_from = of_file.score, "the one that the file was exported with"
-        elif isinstance(measured, int | float):
-            self.score, self.score_from = measured, "the one of the best F1 on the validation set"
+        elif self.facts.best_score is not None:
+            self.score = self.facts.best_score
+            self.score_from = "the one of the best F1 on the validation set"
 
     def _keep(self, limits: Limits) -> None:
         """Keep what these limits leave; `UsageError` where an exported file cannot follow them."""
         task = tasks.find(self.task)
         if self._runner is not None and task.limit is not None:
             task.limit(self._runner.model.head, limits)
-        if self._runner is None and (self.facts.get("embedded_decode") or task.limit is not None):
+        if self._runner is None and (self.facts.embedded_decode or task.limit is not None):
             _check_follows(self._path, cast(Limits, self._of_file), limits, self.classes)
         self.limits = limits
 
@@ -419,18 +420,18 @@ class _TorchRunner:
 
 def _opened(
     runtime: str, path: Path, threads: int, trust: bool
-) -> tuple[Callable[[Tensor], Named], dict[str, Any]]:
+) -> tuple[Callable[[Tensor], Named], Facts]:
     """What runs an exported file, and its facts: what the file says of itself, else the description beside it."""
     holds_facts = runtimes.find(runtime).metadata is not None
     beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
     run = load_file(runtime, path, threads, trust=trust)
-    said = metadata(runtime, path) if holds_facts else beside
-    facts = checkpoint.check_facts(said, path)
+    facts = metadata(runtime, path) or beside
+    if facts is None:
+        raise ModelError(f"{path} needs its description beside it, as export wrote it")
     # An int8 file is measured after it was written.
-    if beside and not facts.get("metrics"):
-        facts = {**facts, "metrics": beside.get("metrics")}
-    names = [output["name"] for output in facts.get("outputs", ())]
-    return partial(_by_name, run, names), facts
+    if beside is not None and not facts.metrics:
+        facts = dataclasses.replace(facts, metrics=beside.metrics)
+    return partial(_by_name, run, facts.output_names), facts
 
 
 def _by_name(

@@ -1,13 +1,13 @@
 """A trained network in memory, for commands that need it several times: a checkpoint is read once."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from .. import checkpoint, tasks
+from ..facts import Exported, Facts
 from ..preprocess import Preprocess
 from ..reading import hash_of
 from ..tasks import Model
@@ -20,7 +20,7 @@ class Trained:
 
     model: Model
     preprocess: Preprocess
-    facts: dict[str, Any]  # JSON; of a checkpoint, with its name and hash
+    facts: Facts  # of a checkpoint, with its name and hash
     path: Path | None = None  # of the checkpoint, for messages
 
     @classmethod
@@ -28,8 +28,8 @@ class Trained:
         """A checkpoint or a run folder; `ModelError` for what is none."""
         file = locate(Path(path))
         loaded = checkpoint.load(file, device)
-        of_file = {"checkpoint": file.name, "checkpoint_sha256": hash_of([file])}
-        return cls(loaded.model, loaded.preprocess, {**loaded.meta, **of_file}, file)
+        facts = replace(loaded.meta, exported=Exported(file.name, hash_of([file])))
+        return cls(loaded.model, loaded.preprocess, facts, file)
 
     @classmethod
     def of_model(
@@ -41,11 +41,7 @@ class Trained:
         """A model that is in memory, with the preprocessing that its weights brought, or that of its task."""
         if preprocess is None:
             task = tasks.find(model.task)
-            preprocess = (
-                Preprocess.from_dict(model.preprocess)
-                if model.preprocess
-                else Preprocess(task.SIZE, mode=task.MODE)
-            )
+            preprocess = model.preprocess or Preprocess(task.SIZE, mode=task.MODE)
         check_finite(model.state_dict(), f"the {model.name}")
         classes = classes or [str(i) for i in range(model.classes)]
         return cls(model, preprocess, checkpoint.facts(model, classes, preprocess))

@@ -16,7 +16,7 @@ import copy
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -34,6 +34,7 @@ from ..deploy.export import Deployable, facts_of_use
 from ..deploy.package import describe
 from ..deploy.predictor import Predictor, load
 from ..errors import DataError, ExportError, ModelError, UsageError, choose
+from ..facts import Exported, Facts, FileFacts, Int8
 from ..files import beside
 from ..find import names
 from ..inputs.workers import patient
@@ -71,7 +72,7 @@ class Layer:
 class Prepared:
     """A trained network that is to be written in int8, for one runtime or several; see `prepare`."""
 
-    facts: dict[str, Any]  # of the checkpoint
+    facts: Facts  # of the checkpoint
     deployed: nn.Module
     images: Tensor = field(repr=False)  # to calibrate on
     held: Tensor = field(repr=False)  # some of the validation set
@@ -358,14 +359,8 @@ def prepare(
     deployed, pairs = reparameterize(network, images[:1]), 0
     if equalizing:
         deployed, pairs = equalize(deployed, images, BATCH)
-    deployable = Deployable(loaded.model, loaded.preprocess, limits=limits)
-    facts = {
-        **loaded.meta,
-        "checkpoint": file.name,
-        "checkpoint_sha256": hash_of([file]),
-        **facts_of_use(deployable, loaded.classes),
-        "form": "deploy",
-    }
+    facts = replace(loaded.meta, exported=Exported(file.name, hash_of([file])))
+    facts = facts_of_use(facts, Deployable(loaded.model, loaded.preprocess, limits=limits))
     held: list[Tensor] = []
 
     def watched() -> Iterator[Any]:
@@ -435,8 +430,9 @@ def quantize(  # noqa: PLR0915
         values = named(prepared.deployed(example))
     # The metrics of the checkpoint are not those of the file, which come to the sidecar when they
     # are known.
-    described = [describe(name, value) for name, value in values.items()]
-    about = {**prepared.facts, "metrics": None, "outputs": described}
+    described = tuple(describe(name, value) for name, value in values.items())
+    exported = replace(prepared.facts.exported or Exported(), outputs=described)
+    about = replace(prepared.facts, metrics=None, exported=exported)
     attempts: list[Attempt] = []
     with beside(path, "quantize") as folder:
         between = folder / f"float{to.suffix}"
@@ -454,16 +450,16 @@ def quantize(  # noqa: PLR0915
             done = folder / str(more)  # each its own: what is loaded must not be overwritten
             finished, sidecar = done / path.name, done / path.with_suffix(".json").name
             done.mkdir()
-            rounded = write(set(skipped), finished, about)
+            rounded = write(set(skipped), finished, about.to_json())
             weights = quantizer.integer_weights(finished)
             if unsafe := overflowing(weights):
                 raise ExportError(
                     f"{path} was not written: pairs of products in {', '.join(unsafe)} leave 16 "
                     "bits, so that CPUs without VNNI would compute something else"
                 )
-            sidecar.write_text(to_json(about), encoding="utf-8")
+            sidecar.write_text(to_json(about.to_json()), encoding="utf-8")
             predictor = load(finished)
-            result, logits = _evaluate(predictor, prepared.batches, prepared.facts["classes"])
+            result, logits = _evaluate(predictor, prepared.batches, prepared.facts.classes)
             attempts.append(Attempt(skipped, result, before - _first(result)))
             report(
                 f"{len(skipped)} of {len(layers)} layers in float: {metric} {_first(result):.2f}, "
@@ -495,13 +491,11 @@ def quantize(  # noqa: PLR0915
         golden = done / ("golden.npz" if path.stem == "model" else f"{path.stem}.golden.npz")
         outputs = dict(zip(values, predictor.raw(example.numpy()), strict=True))
         np.savez(golden, allow_pickle=False, image=example.numpy(), **outputs)
-        document = {
-            **about, "metrics": figures(result), "file": path.name, "sha256": hash_of(files(finished)),
-            "golden": golden.name, "runtime": runtime,
-            "runtime_version": version(to.package), "precision": "int8", "opset": to.default_opset,
-            "inputs": [describe("image", example)], "parity": None, "unverified": None,
-            "int8": {
-                "metric": metric, "float": figures(prepared.result), "int8": figures(result), "max_drop": max_drop,
+        of_int8 = Int8(
+            figures=figures(result),
+            figures_of_float=figures(prepared.result),
+            others={
+                "metric": metric, "max_drop": max_drop,
                 "drop": attempts[-1].drop, "agreement": agreement, "sqnr_db": noise, "layers": len(layers),
                 "skipped": skipped, "others_in_float": left, "macs": in_int8,
                 "attempts": [{"skipped": attempt.skipped, "drop": attempt.drop} for attempt in attempts],
@@ -512,9 +506,21 @@ def quantize(  # noqa: PLR0915
                 "cpus": CPUS, "largest_pair": max((int(pairs(w).max()) for w in weights.values()), default=0),
                 "largest_pair_allowed": LARGEST_PAIR, "evaluated_on": str(int8_class()),
             },
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        }  # fmt: skip
-        sidecar.write_text(signed(document), encoding="utf-8")
+        )  # fmt: skip
+        of_file = FileFacts(
+            name=path.name,
+            sha256=hash_of(files(finished)),
+            golden=golden.name,
+            runtime=runtime,
+            runtime_version=version(to.package),
+            precision="int8",
+            opset=to.default_opset,
+            inputs=(describe("image", example),),
+            int8=of_int8,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        text = signed(replace(about, metrics=figures(result), file=of_file).to_json())
+        sidecar.write_text(text, encoding="utf-8")
         # the file itself last
         for one in sorted(done.iterdir(), key=lambda f: f.name == path.name):
             os.replace(one, path.with_name(one.name))

@@ -21,6 +21,7 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 
 from ..errors import ExportError, FleetnetError, ModelError, UsageError, choose
+from ..facts import Facts
 from ..find import constant, names
 from ..find import find as find_module
 from ._guarded import Calls, check_threads, lock_of
@@ -204,7 +205,7 @@ class File:
         return trace(self.runtime, self.path, trust=self.trust)
 
 
-def metadata(name: str, path: Path) -> dict[str, object] | None:
+def metadata(name: str, path: Path) -> Facts | None:
     """The facts that a file holds itself, None if the format holds none.
 
     Raises `ModelError` where they cannot be read.
@@ -213,7 +214,7 @@ def metadata(name: str, path: Path) -> dict[str, object] | None:
     if read is None:
         return None
     try:
-        return read(path)
+        return Facts.from_json(read(path), path)
     except FleetnetError:
         raise
     except Exception as error:  # parsers of damaged files raise nearly anything

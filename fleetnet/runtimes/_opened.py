@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import FleetnetError, ModelError
-from ..facts import OWN_HASH, check_own_hash, check_values, sealed
+from ..facts import OWN_HASH, Facts, check_own_hash, sealed
 from ..reading import DESCRIPTION, MODEL, check_regular, from_json, hash_of, read_bytes, to_json
 
 Value = TypeVar("Value")
@@ -38,7 +38,7 @@ def signed(document: Mapping[str, Any]) -> str:
     return to_json(sealed(document), indent=1, ensure_ascii=False) + "\n"
 
 
-def read_sidecar(path: Path) -> dict[str, Any]:
+def read_sidecar(path: Path) -> Facts:
     """The description beside an exported file, each key checked.
 
     Raises `ModelError` where there is none, it is damaged or changed, or it describes another file.
@@ -59,20 +59,20 @@ def read_sidecar(path: Path) -> dict[str, Any]:
         raise ModelError(f"{beside} is damaged: it is not JSON: {error}") from error
     if not isinstance(about, dict):
         raise ModelError(f"{beside} is damaged: it is no mapping, but {type(about).__name__}")
-    check_values(about, beside)
+    facts = Facts.from_json(about, beside)
     check_own_hash(about, beside)
-    described = about.get("file", path.name)
-    if Path(described).suffix != path.suffix:
+    described = facts.file.name if facts.file is not None else None
+    if described is not None and Path(described).suffix != path.suffix:
         raise ModelError(
             f"{beside} describes {described!r}, not {path.name}: files of two "
             "runtimes need two folders"
         )
-    return about
+    return facts
 
 
-def check_hash(path: Path, about: Mapping[str, Any]) -> None:
+def check_hash(path: Path, facts: Facts) -> None:
     """`ModelError` unless a file is the one that its description was written for; older ones hold no hash."""
-    expected = about.get("sha256")
+    expected = None if facts.file is None else facts.file.sha256
     if expected is None:
         return
     beside = path.with_suffix(".bin")  # what some formats keep their weights in
@@ -94,16 +94,16 @@ def check_hash(path: Path, about: Mapping[str, Any]) -> None:
     )
 
 
-def checked(path: Path, *, needed: bool = True) -> dict[str, Any] | None:
+def checked(path: Path, *, needed: bool = True) -> Facts | None:
     """The description beside a file whose hash fits; None where there is none, unless it is `needed`."""
     beside = path.with_suffix(".json")
     if not needed and not beside.exists():
         return None
-    about = read_sidecar(path)
+    facts = read_sidecar(path)
     if not path.exists():
         raise ModelError(f"{path}: no such file")
-    check_hash(path, about)
-    return about
+    check_hash(path, facts)
+    return facts
 
 
 def opened(

@@ -1,75 +1,14 @@
-"""Files that leave height and width open: which sizes they take, and at which they are compared with the model."""
+"""Files that leave height and width open: what is left open, and at which sizes they are compared with the model."""
 
-from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable
 from typing import Any
 
 from torch import Tensor
 
 from ..errors import UsageError, choose
+from ..sizes import Sizes as Sizes
 
-Size = tuple[int, int]  # height, width
 OPEN = ("batch", "size")  # what a file can leave open
-LARGEST = 4096  # pixels of a side, as of any input
-# Steps, high and wide, of the image that torch sees while it writes the network. Torch takes a map
-# of one row for one that always has one: here the smallest map of all heads, SSD's at stride 256,
-# has five rows and six columns. The two numbers differ and share no factor, so that rows do not
-# pass for columns.
-TRACED = (33, 41)
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """The heights and widths that a file takes: multiples of `step` pixels from `least` to `largest`."""
-
-    step: int
-    least: int
-    largest: int
-
-    @classmethod
-    def of_stride(cls, stride: int) -> "Sizes":
-        """All multiples of a network's largest stride, in pixels."""
-        return cls(stride, stride, LARGEST // stride * stride)
-
-    @classmethod
-    def from_dict(cls, about: Mapping[str, int]) -> "Sizes":
-        return cls(about["step"], about["least"], about["largest"])
-
-    def to_dict(self) -> dict[str, int]:
-        """For JSON."""
-        return asdict(self)
-
-    def __str__(self) -> str:
-        return f"multiples of {self.step} from {self.least} to {self.largest}"
-
-    def check(self, size: Size, what: str) -> None:
-        """`UsageError`, saying `what` takes these sizes, for a height or width that is none of them."""
-        if all(self.least <= side <= self.largest and side % self.step == 0 for side in size):
-            return
-        height, width = (self._nearest(side) for side in size)
-        raise UsageError(
-            f"size is {size[0]}x{size[1]}; {what} takes heights and widths that are {self}: the "
-            f"nearest is {height}x{width}"
-        )
-
-    def _nearest(self, side: int) -> int:
-        return min(max(round(side / self.step) * self.step, self.least), self.largest)
-
-    def others(self, size: Size) -> list[Size]:
-        """Where a file of this `size` is compared too: larger, wide, tall and, where there are such, smaller."""
-        low_height, low_width = (max(side // self.step // 2, 1) * self.step for side in size)
-        high_height, high_width = (
-            min((side // self.step + max(side // self.step // 2, 1)) * self.step, self.largest)
-            for side in size
-        )
-        corners = [
-            (low_height, high_width), (high_height, low_width), (low_height, low_width), (high_height, high_width),
-        ]  # fmt: skip
-        return [corner for corner in dict.fromkeys(corners) if corner != size]
-
-    def trace(self, example: Tensor) -> Tensor:
-        """An image of zeros in place of the example, (N, 3, H, W), at which torch sees nothing special."""
-        return example.new_zeros(*example.shape[:2], *(self.step * steps for steps in TRACED))
 
 
 def parse_open(value: bool | str) -> tuple[bool, bool]:

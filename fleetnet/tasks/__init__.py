@@ -18,10 +18,11 @@ from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
 from ..boxes import Limits, Prediction
 from ..errors import ModelError, UsageError, choose
+from ..facts import Facts
 from ..find import find as find_module
 from ..find import names
 from ..geometry import Place
-from ..preprocess import Mode
+from ..preprocess import Mode, Preprocess
 from ..synonyms import head, plain
 
 # Of a network, by name, batch first; exported files have them under the same names.
@@ -204,7 +205,7 @@ class Model(nn.Module):
         self.task, backbone_name = split_name(name)
         check_options(name, self.options)
         self.report: Any = None
-        self.preprocess: dict[str, Any] | None = None
+        self.preprocess: Preprocess | None = None
         task = find(self.task)
         self.options = task.stored(self.options, backbone_name)
         self.output_stride: int = task.OUTPUT_STRIDE if output_stride is None else output_stride
@@ -320,21 +321,18 @@ def check_options(name: str, options: Mapping[str, Option]) -> None:
             )
 
 
-def limits_of(about: Mapping[str, Any]) -> Limits | None:
+def limits_of(about: Facts) -> Limits | None:
     """What a checkpoint or an exported file keeps of what its network finds; None where it is no detector.
 
-    Those it was exported with ("limits" of its facts), else those it was trained with, else those
-    of the task.
+    Those it was exported with, else those it was trained with, else those of the task.
     """
-    usual = find(about["task"]).LIMITS
+    usual = find(about.task).LIMITS
     if usual is None:
         return None
-    settings = about.get("settings") or {}
+    of_training = {key: about.settings.get(key) for key in ("max_objects", "nms", "score")}
+    limits = of_training if about.limits is None else about.limits.to_json()
     try:
-        given = about.get("limits") or {
-            key: settings.get(key) for key in ("max_objects", "nms", "score")
-        }
-        return usual.changed(given, about["classes"])
+        return usual.changed(limits, about.classes)
     except (UsageError, AttributeError, TypeError) as error:
         raise ModelError(
             f"the limits that the file's description gives are damaged: {error}"

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..boxes import Limits
+from ..preprocess import Preprocess
 
 
 class Decoded(nn.Module):
@@ -58,9 +59,13 @@ def suppression(limits: Limits) -> dict[str, object]:
     }
 
 
-def of_authors(size: tuple[int, int]) -> dict[str, Any]:
+def of_authors(size: tuple[int, int]) -> Preprocess:
     """What ParC-Net's networks with heads expect of an image: OpenCV's order and resizing, the picture squashed."""
-    return {
-        "size": list(size), "crop": 1.0, "interpolation": "bilinear", "mean": [0.0] * 3, "std": [1.0] * 3,
-        "channel_order": "BGR", "antialias": False, "mode": "stretch",
-    }  # fmt: skip
+    return Preprocess(
+        size,
+        mean=(0.0, 0.0, 0.0),
+        std=(1.0, 1.0, 1.0),
+        channel_order="BGR",
+        antialias=False,
+        mode="stretch",
+    )

@@ -7,7 +7,7 @@ loses at most the epoch in progress. No task is named in this folder.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -48,7 +48,7 @@ def fit(
     *,
     preprocess: Preprocess | None = None,
     resume: bool = False,
-    source: dict[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
     contents: tuple[Contents, Contents] | None = None,
     objective: Objective | None = None,
     order: Order | None = None,

@@ -134,7 +134,7 @@ class Learner:
         """Leave the model as one that can be used without the run."""
         # takes autocast off model.forward
         self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
-        self.model.preprocess = self.preprocess.to_dict()
+        self.model.preprocess = self.preprocess
 
 
 def set_up(

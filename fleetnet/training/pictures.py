@@ -72,7 +72,7 @@ def samples(run: Path, val: Split) -> None:
     predictor = load(run / BEST)
     task = tasks.find(predictor.task)
     data = ImageDataset(val, predictor.preprocess, target=task.TARGET)
-    best_score = predictor.facts["metrics"].get("score")  # where F1 was best
+    best_score = predictor.facts.best_score  # where F1 was best
     threshold = USUAL_SCORE if best_score is None else best_score
     looked: list[_Looked] = []
     began = time.monotonic()

@@ -26,7 +26,7 @@ from ..data import Split
 from ..data._contents import Contents
 from ..data._record import RECORD, record
 from ..errors import DataError, UsageError, WriteError
-from ..facts import OWN_HASH, WHICH_WEIGHTS, check_own_hash, sealed
+from ..facts import OWN_HASH, WHICH_WEIGHTS, Facts, Source, check_own_hash, sealed
 from ..files import append_line, write_text, writing
 from ..preprocess import Preprocess
 from ..reading import HISTORY, from_json, read_text, to_json
@@ -50,7 +50,7 @@ class Training:
     classes: list[str]
     category_ids: list[int] | None
     preprocess: Preprocess
-    source: dict[str, Any] | None  # of the starting weights; None: what the model says
+    source: Source | None  # of the starting weights; None: what the model says
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Before:
     """What a run that goes on left: the state after its last epoch, the facts of its weights."""
 
     state: dict[str, Any]
-    facts: dict[str, Any]
+    facts: Facts
 
     @classmethod
     def read(cls, folder: Path) -> "Before":
@@ -129,8 +129,8 @@ class Run:
         Raises `DataError` for data other than those that the run began with, unless `other_data`.
         """
         config, classes = self.training.config, self.training.classes
-        if self.before is not None and self.before.facts["classes"] != list(classes):
-            known = ", ".join(self.before.facts["classes"])
+        if self.before is not None and self.before.facts.classes != list(classes):
+            known = ", ".join(self.before.facts.classes)
             raise DataError(
                 f"{self.folder} was trained on {known}; the data has {', '.join(classes)}"
             )

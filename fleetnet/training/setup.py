@@ -1,6 +1,6 @@
 """What a run is made of, from its settings: device, preprocessing, augmentation, batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ from .. import tasks
 from ..boxes import Limits
 from ..data import WORDS, Split
 from ..errors import DataError, UsageError
+from ..facts import Source
 from ..images import Range, measure
 from ..images import value_range as range_of_files
 from ..inputs.augment import Augmentation, augmentation
@@ -53,14 +54,16 @@ def training_of(
     train: Split,
     config: TrainConfig,
     preprocess: Preprocess | None = None,
-    source: dict[str, Any] | None = None,
+    source: Mapping[str, Any] | None = None,
     before: Before | None = None,
 ) -> Training:
     """What a run trains with: where it is open, as the run that goes on, else as the model."""
-    facts = {"preprocess": None, "source": None} if before is None else before.facts
-    preprocess = preprocess or preprocess_of(model, train, config, facts["preprocess"])
+    begun_with = None if before is None else before.facts.preprocess
+    preprocess = preprocess or preprocess_of(model, train, config, begun_with)
     config = resolved(config, model, train, preprocess)
-    return Training(config, train.classes, train.ids, preprocess, source or facts["source"])
+    weights = None if before is None else before.facts.source
+    weights = Source.from_json(source) if source else weights
+    return Training(config, train.classes, train.ids, preprocess, weights)
 
 
 def resolved(
@@ -105,14 +108,13 @@ def value_range(setting: str, split: Split) -> tuple[Range | None, str]:
 
 
 def preprocess_of(
-    model: Model, train: Split, config: TrainConfig, of_run: dict[str, Any] | None = None
+    model: Model, train: Split, config: TrainConfig, of_run: Preprocess | None = None
 ) -> Preprocess:
     """What the starting weights expect of an image, at the configured size.
 
     Of a run that goes on, what it began with: `of_run` is the preprocessing in its checkpoints.
     """
-    begun_with = of_run or model.preprocess
-    preprocess = Preprocess.from_dict(begun_with) if begun_with else Preprocess(config.size)
+    preprocess = of_run or model.preprocess or Preprocess(config.size)
     if of_run is None:
         decided = with_values(config, train)[0].scale_values  # as text, which config.yaml will hold
         preprocess = replace(preprocess, values=parse_values(decided))

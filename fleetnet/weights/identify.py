@@ -16,9 +16,10 @@ from .. import backbones, tasks
 from ..backbones import Family, Implied, Option, Recognized, State, family
 from ..backbones.timm import convert_for, expected_of_image
 from ..find import names
+from ..preprocess import Preprocess
 from ..reparam import FORMS, Form, reparameterize
 from ..tasks import Model, build, defaults, split_name
-from .read import Weights, preprocess_of
+from .read import Weights
 
 Shapes = Mapping[str, tuple[int, ...]]
 Options = Mapping[str, Option]
@@ -43,7 +44,7 @@ class Plan:
     options: dict[str, Option]
     classes: int | None  # None where the state has no classifier
     output_stride: int | None = None  # None: the task's own
-    preprocess: dict[str, Any] | None = None  # what the authors' weights expect of an image
+    preprocess: Preprocess | None = None  # what the authors' weights expect of an image
 
 
 class Likeness(NamedTuple):
@@ -98,9 +99,8 @@ def identify(name: str, weights: Weights) -> Identity:
 
 def _task_of(own: str, weights: Weights, state: State) -> str | None:
     """The task whose head the weights have, the model's `own` first; None where nothing tells."""
-    if "task" in weights.facts:
-        said = weights.facts["task"]
-        return said if said in names("tasks") else None
+    if weights.facts is not None:
+        return weights.facts.task
     for task in sorted(names("tasks"), key=lambda task: task != own):
         if tasks.find(task).recognize(state) is not None:
             return task
@@ -129,7 +129,7 @@ def _implied(name: str, state: State, recognized: Recognized) -> Implied:
     preprocess = recognized.implied.preprocess
     if preprocess is None and family(backbone_name) == "timm":
         published = expected_of_image(backbone_name.removeprefix("timm/"), state)
-        preprocess = None if published is None else preprocess_of(published)
+        preprocess = None if published is None else published.preprocess
     usual, implied = defaults(name), recognized.implied.options
     options = {option: value for option, value in implied.items() if option in usual}
     return Implied(recognized.implied.output_stride, options, preprocess)
@@ -193,9 +193,9 @@ def plan_for(
         return plan(name, identity.state, output_stride, settled)
     settled = {**identity.implied.options, **settled}
     stride = identity.implied.output_stride
-    if weights.facts.get("model") == name:
-        settled = {**weights.facts["options"], **settled}
-        stride = weights.facts["output_stride"] if stride is None else stride
+    if weights.facts is not None and weights.facts.model == name:
+        settled = {**weights.facts.options, **settled}
+        stride = weights.facts.output_stride if stride is None else stride
     stride = stride if output_stride is None else output_stride
     made = plan(name, weights.state, stride, settled)
     return replace(made, preprocess=identity.implied.preprocess)
@@ -204,10 +204,10 @@ def plan_for(
 def _shared_options(name: str, weights: Weights) -> dict[str, Option]:
     """The options of the backbone in our checkpoint, if the model `name` has that backbone."""
     backbone_name = split_name(name)[1]
-    if "model" not in weights.facts or split_name(weights.facts["model"])[1] != backbone_name:
+    if weights.facts is None or split_name(weights.facts.model)[1] != backbone_name:
         return {}
     shared = defaults(backbone_name).keys() & defaults(name).keys()
-    return {option: value for option, value in weights.facts["options"].items() if option in shared}
+    return {option: value for option, value in weights.facts.options.items() if option in shared}
 
 
 def _compared(name: str, state: State, made: Plan) -> Plan:

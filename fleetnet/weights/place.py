@@ -194,10 +194,14 @@ def _by_class(
     classes: Sequence[str] | None,
 ) -> _Renewed:
     """The head's tensors by class, where the classes of model and weights have other names."""
-    before = None if identity.unused else weights.facts.get("classes")
-    if classes is None or not before or list(before) == list(classes):
+    if classes is None or weights.facts is None or identity.unused:
         return _Renewed()
-    return _rows_by_name(model, state, list(before), list(classes))
+    before = weights.facts.classes
+    return (
+        _Renewed()
+        if before == list(classes)
+        else _rows_by_name(model, state, before, list(classes))
+    )
 
 
 def _rows_by_name(model: Model, state: State, before: list[str], now: list[str]) -> _Renewed:
@@ -303,8 +307,8 @@ def _misfit(model: Model, source: str, fit: _Fit) -> str:
 
 def _diagnosis(model: Model, weights: Weights) -> str:
     """What weights that do not fit look like, and what to do."""
-    if weights.facts.get("model", model.name) != model.name:
-        return f"This is a checkpoint of {weights.facts['model']}"
+    if weights.facts is not None and weights.facts.model != model.name:
+        return f"This is a checkpoint of {weights.facts.model}"
     variant, form, share = looks_like(weights.state)
     if share < 0.3:
         return "These look like weights of none of our models"

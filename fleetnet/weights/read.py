@@ -13,7 +13,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,10 @@ from torch import Tensor
 from ..backbones import Pretrained, State, family, pretrained, variants
 from ..backbones.timm import pretrained as pretrained_by_timm
 from ..errors import FleetnetError, ModelError, choose
+from ..facts import Facts
 from ..fetching import receive
 from ..files import replacing
+from ..preprocess import Preprocess
 from ..reading import MEGABYTE, WEIGHTS, check_regular, from_json, hash_of, leads_out, open_regular
 from ..tasks import split_name
 
@@ -39,40 +41,31 @@ SILENCE = 30.0  # seconds that a server may send nothing
 
 @dataclass(frozen=True)
 class Weights:
-    """What a source holds, by the names it uses; `facts` are those of our own checkpoints, else empty."""
+    """What a source holds, by the names it uses; `facts` are those of our own checkpoints, else None."""
 
     state: State
     source: str
-    facts: Mapping[str, Any] = field(default_factory=dict)
+    facts: Facts | None = None
     published: Pretrained | None = None
 
     @property
     def license(self) -> str | None:
-        return (
-            (self.facts.get("source") or {}).get("license")
-            if self.published is None
-            else self.published.license
-        )
+        if self.published is not None:
+            return self.published.license
+        source = None if self.facts is None else self.facts.source
+        return None if source is None else source.license
 
     @property
-    def preprocess(self) -> dict[str, Any] | None:
-        """What `Preprocess.from_dict` takes; None where it is not known."""
-        return (
-            self.facts.get("preprocess")
-            if self.published is None
-            else preprocess_of(self.published)
-        )
+    def preprocess(self) -> Preprocess | None:
+        """What these weights expect of an image; None where it is not known."""
+        if self.published is not None:
+            return self.published.preprocess
+        return None if self.facts is None else self.facts.preprocess
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width that a deploy form of ParC is for."""
-        height, width = (self.preprocess or {"size": (256, 256)})["size"]
-        return height, width
-
-
-def preprocess_of(published: Pretrained) -> dict[str, Any]:
-    same = ("crop", "interpolation", "mean", "std", "channel_order", "antialias")
-    return {"size": [published.size] * 2, **{key: getattr(published, key) for key in same}}
+        return (256, 256) if self.preprocess is None else self.preprocess.size
 
 
 # ---- read ------------------------------------------------------------------------------------------------------------
@@ -95,7 +88,7 @@ def read_weights(
     published = pretrained(backbone_name)
     if address == "default" and family(backbone_name) == "timm":
         of_timm, published = pretrained_by_timm(backbone_name.removeprefix("timm/"))
-        return Weights(of_timm, published.source, {}, published)
+        return Weights(of_timm, published.source, None, published)
     if address == "default":
         if published is None:
             having = ", ".join(variant for variant in variants() if pretrained(variant) is not None)
@@ -112,11 +105,12 @@ def read_weights(
     else:
         path = locate(source if isinstance(source, Path) else Path(address))
     if path.suffix == ".safetensors":
-        tensors, facts = read_safetensors(path)
+        tensors, description = read_safetensors(path)
+        facts = Facts.from_json(description, path) if description else None
         state, branch = unwrap(tensors, ema, address)
         return Weights(state, address + branch, facts, published)
     state, branch = unwrap(read_pickle(path), ema, address)
-    return Weights(state, address + branch, {}, published)
+    return Weights(state, address + branch, None, published)
 
 
 def locate(path: Path) -> Path:
@@ -177,7 +171,7 @@ def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str,
             notes = file.metadata() or {}
             state = {key: file.get_tensor(key) for key in (file.keys() if tensors else ())}
         text = notes.get("fleetnet", "{}")
-        facts = dict(from_json(text))
+        description = dict(from_json(text))
     except (SafetensorError, ValueError, TypeError, OSError) as error:
         size = path.stat().st_size
         raise ModelError(
@@ -193,7 +187,7 @@ def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str,
                 f"{path} is damaged, or was changed: the hash of its {what} is not the one that "
                 f"was written. If the change was meant, leave {key} out of the file's metadata"
             )
-    return state, facts
+    return state, description
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:
