@@ -90,13 +90,12 @@ def main() -> int:
     from fleetnet import data
     from fleetnet.deploy.export import facts_of
     from fleetnet.images import read
-    from fleetnet.preprocess import Preprocess
     from fleetnet.runtimes._cpu import int8_class
 
     print(f"here: {int8_class()}", flush=True)
     rows = []
     for file in args.files:
-        preprocess = Preprocess.from_dict(facts_of(file)[1]["preprocess"])
+        preprocess = facts_of(file)[1].preprocess
         samples = data.load(args.data, "val").samples
         images = np.stack([preprocess(read(sample.image)).numpy() for sample in samples])
         here = answers(file, images)

@@ -26,7 +26,6 @@ from fleetnet.find import find, names
 from fleetnet.inputs.dataset import ImageDataset, collate
 from fleetnet.int8._search import Prepared, calibration, prepare, quantize, source_of
 from fleetnet.measure import latency
-from fleetnet.preprocess import Preprocess
 from fleetnet.runtimes import Request
 
 COLUMNS = {
@@ -133,10 +132,8 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for run in args.runs:
         about = checkpoint.read_facts(source_of(run))
-        network = about["model"] + "".join(
-            f" {key}={value}" for key, value in about["options"].items()
-        )
-        preprocess = Preprocess.from_dict(about["preprocess"])
+        options = "".join(f" {key}={value}" for key, value in about.options.items())
+        network, preprocess = about.model + options, about.preprocess
         images = calibration([sample.image for sample in train.samples], preprocess, args.images)
         batches = list(DataLoader(ImageDataset(val, preprocess), 32, collate_fn=collate))
         cases: dict[str, tuple[Tensor, bool, float]] = {"default": (images, True, 0.25)}

@@ -326,7 +326,7 @@ def main() -> None:  # noqa: C901
     trained: dict[str, tuple[str, str | None]] = {}
     for given in args.trained:
         run, _, pictures = given.partition("=")
-        trained[read_facts(run)["model"]] = run, pictures or None
+        trained[read_facts(run).model] = run, pictures or None
     results = []
     for name in dict.fromkeys([*trained, *args.names]):
         run, pictures = trained.get(name, (None, None))
@@ -337,7 +337,7 @@ def main() -> None:  # noqa: C901
                 results.append(record.done(key, held, name, run, pictures, runtime, precision))
     scores = []
     for run in args.classifiers:
-        name = read_facts(run)["model"]
+        name = read_facts(run).model
         for runtime in (None, *runtimes):
             if runtime and find("runtimes", runtime).cannot_run():
                 continue

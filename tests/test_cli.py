@@ -307,7 +307,7 @@ def plant_onnx(place: Path) -> None:
 
     net, example = torch.nn.Conv2d(3, 3, 1).eval(), torch.zeros(1, 3, 32, 32)
     onnx.export(Request(net, example, place / "foreign.onnx"))
-    facts = {**checkpoint.read_facts(place / "run"), "task": "pose"}
+    facts = {**checkpoint.read_facts(place / "run").to_json(), "task": "pose"}
     onnx.export(Request(net, example, place / "pose.onnx", metadata=facts))
 
 

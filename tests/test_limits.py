@@ -1,6 +1,7 @@
 """What a detector keeps: how many objects, from which score on, how far apart, of which classes; and what is said."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from fleetnet.data.shapes import CLASSES
 from fleetnet.deploy.export import export
 from fleetnet.deploy.predictor import Predictor
 from fleetnet.errors import ModelError, UsageError
+from fleetnet.facts import Exported, Facts, KeptObjects
 from fleetnet.find import find
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.loader import batches_of
@@ -124,11 +126,14 @@ def test_limits_are_checked() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             usual.changed(given, NAMES)
+    of_detector = Facts("ssd/fasternet_t0", "ssd", "deploy", NAMES, Preprocess(SIZE))
     with pytest.raises(
         ModelError, match="the limits that the file's description gives are damaged"
     ):
-        limits_of({"task": "ssd", "classes": NAMES, "limits": {"nms": "a lot"}})
-    assert limits_of({"task": "classification", "classes": NAMES}) is None
+        limits_of(replace(of_detector, settings={"nms": "a lot"}))
+    with pytest.raises(ModelError, match="damaged: nms is 2; allowed: 0 to 1"):
+        limits_of(replace(of_detector, exported=Exported(limits=KeptObjects(nms=2))))
+    assert limits_of(replace(of_detector, task="classification")) is None
     nothing = {
         "boxes": torch.zeros(0, 4),
         "scores": torch.zeros(0),

@@ -634,7 +634,7 @@ def test_starting_weights_are_found_from_another_folder(
         assert main(["train", *SHORT, *words]) == 130
     monkeypatch.chdir(tmp_path)
     assert main(["train", "--resume", "project/run"]) == 0
-    assert checkpoint.read_facts(tmp_path / "project" / "run")["source"]["weights"].endswith(
+    assert checkpoint.read_facts(tmp_path / "project" / "run").source.weights.endswith(
         "start.safetensors"
     )
 
