@@ -174,7 +174,12 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
     from ..data._record import to_measure
 
     split = to_measure(
-        settings.data, settings.split, settings.format, target, settings.model, predictor.facts.settings
+        settings.data,
+        settings.split,
+        settings.format,
+        target,
+        settings.model,
+        predictor.facts.settings,
     )
     if settings.limits.only:
         split = only(split, settings.limits.only)
