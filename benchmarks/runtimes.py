@@ -41,6 +41,7 @@ from fleetnet.deploy.predictor import load
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
 from fleetnet.inputs.dataset import ImageDataset, collate
+from fleetnet.predictions import Labels
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.runtimes import label
 from fleetnet.tasks import build
@@ -96,8 +97,8 @@ def answers(file: str | Path, pictures: str) -> tuple[float, list[int]]:
         ImageDataset(split, predictor.preprocess, target="label"), 32, collate_fn=collate
     )
 
-    def keep(prediction: dict[str, torch.Tensor], sample: int) -> None:
-        given[sample] = int(prediction["logits"].argmax())
+    def keep(prediction: Labels, sample: int) -> None:
+        given[sample] = int(prediction.logits.argmax())
 
     found = evaluate(predictor, predictor.task, batches, split.classes, on_prediction=keep)
     return found["top1"], [given[i] for i in sorted(given)]

@@ -113,7 +113,7 @@ def questions(
 
     def predictions(i: int) -> Answer:
         (found,) = predictor.predictions([photos[i]])
-        return {name: value.numpy() for name, value in found.items()}
+        return {name: value.numpy() for name, value in vars(found).items() if value is not None}
 
     batches = [predictor.preprocess(photo)[None].numpy() for photo in photos]
 

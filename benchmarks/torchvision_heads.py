@@ -35,11 +35,12 @@ from torchvision.models.segmentation import deeplabv3_mobilenet_v3_large
 from torchvision.ops import MultiScaleRoIAlign
 
 import fleetnet
-from fleetnet import boxes, data
-from fleetnet.boxes import Prediction
+from fleetnet import data
+from fleetnet.boxes import Limits
 from fleetnet.cli._arguments import add_settings, check_types
 from fleetnet.find import find
-from fleetnet.geometry import Place
+from fleetnet.geometry import Place, Scale
+from fleetnet.predictions import WHOLE, Detections
 from fleetnet.tasks import Model
 from fleetnet.training.config import read_recipe
 
@@ -125,7 +126,7 @@ class Peer(Model):
         return image if self.training else padded(self.head(image))
 
 
-def padded(found: Sequence[Prediction]) -> dict[str, Tensor]:
+def padded(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """torchvision's detections of each image, filled up with zeros, as our tasks decode them."""
     count = max(1, *(len(one["scores"]) for one in found))
     outputs = {}
@@ -152,14 +153,23 @@ def loss(head: nn.Module, outputs: Tensor, targets: Mapping[str, Any]) -> dict[s
     return head(outputs, objects)
 
 
-def restore_masks(prediction: Prediction, place: Place) -> Prediction:
-    """As maskrcnn.restore, but masks are pasted as torchvision learns them."""
-    found = boxes.restore(
-        {**prediction, "unclipped": place.back(prediction["boxes"], clip=False)}, place
-    )
-    probabilities, unclipped = found.pop("mask_probabilities")[:, None], found.pop("unclipped")
-    masks = paste_masks_in_image(probabilities, unclipped, (place.height, place.width))
-    return {**found, "masks": masks[:, 0] > 0.5}
+class PastedAsLearned(Detections):
+    """Ours, but with masks that are pasted as torchvision learns them."""
+
+    def restore(self, place: Place, scale: Scale = WHOLE) -> Detections:
+        boxes = place.back(self.boxes)
+        solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
+        unclipped = place.back(self.boxes[solid], clip=False)
+        probabilities = self.box_masks[solid][:, None]
+        masks = paste_masks_in_image(probabilities, unclipped, (place.height, place.width))
+        return Detections(boxes[solid], self.scores[solid], self.labels[solid], masks[:, 0] > 0.5)
+
+
+def decode(
+    outputs: Mapping[str, Tensor], size: tuple[int, int], limits: Limits | None = None
+) -> list[PastedAsLearned]:
+    usual = find("tasks", "maskrcnn").LIMITS
+    return [chosen.within(limits or usual) for chosen in PastedAsLearned.of_padded(outputs)]
 
 
 def main() -> None:
@@ -180,7 +190,7 @@ def main() -> None:
     if task != "deeplabv3":
         ours.loss = loss
     if task == "maskrcnn":
-        ours.restore = restore_masks
+        ours.decode = decode
 
     target = ours.TARGET
     train, val = (

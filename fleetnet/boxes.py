@@ -1,13 +1,11 @@
-"""Boxes: one convention (xyxy, float, pixels) and what every detector does with them after its network.
+"""Which of all that a detector's network finds are kept, also inside an exported graph.
 
-    select     all boxes with their class scores -> the best K of them, after NMS; also inside an exported graph
+    Limits     how many, above which score, how much apart, of which classes
+    select     all boxes with their class scores -> the best K of them, after NMS
     best_after_nms, take    the two steps of it: which boxes, and their values
-    unpad      what `select` gave for a batch -> one prediction a picture, without the padding
-    Limits     what is kept of all that a network finds: how many, above which score, how much apart, of which classes
 
-A prediction is a dict of tensors: boxes (n, 4), scores (n,) from 0 to 1, labels (n,) int64, most
-certain first, and for instance masks `masks` (n, h, w) bool. Intersection over union, areas and NMS
-are torchvision's (`torchvision.ops`).
+Boxes are x0, y0, x1, y1, floats, in pixels. Intersection over union and NMS are torchvision's
+(`torchvision.ops`).
 """
 
 import math
@@ -20,9 +18,7 @@ from torch import Tensor
 from torchvision.ops import nms
 
 from .errors import UsageError, choose
-from .geometry import Place
 
-Prediction = dict[str, Tensor]
 CANDIDATES = 1000  # of a picture that enter the NMS at least
 MOST = 10_000  # objects of a picture that may be kept: the NMS compares all pairs of candidates
 
@@ -77,13 +73,6 @@ def _labels(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
                 f"only is {name!r}, which is no class of this model: {choose(name, classes)}"
             )
     return tuple(label for label, name in enumerate(classes) if name in names)
-
-
-def restore(prediction: Prediction, place: Place) -> Prediction:
-    """A prediction in the pixels of the input -> in those of the picture; boxes that lie outside of it are dropped."""
-    boxes = place.back(prediction["boxes"])
-    inside = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
-    return {**{key: value[inside] for key, value in prediction.items()}, "boxes": boxes[inside]}
 
 
 def best_after_nms(
@@ -149,20 +138,3 @@ def only_of(scores: Tensor, limits: Limits) -> Tensor:
     return scores * scores.new_tensor(
         [float(label in limits.only) for label in range(scores.shape[1])]
     )
-
-
-def within(prediction: Prediction, limits: Limits) -> Prediction:
-    """What the limits leave of objects that a network chose itself, best first; their NMS has been done."""
-    kept = prediction["scores"] > limits.score
-    if limits.only is not None:
-        kept &= torch.isin(prediction["labels"], torch.tensor(limits.only, device=kept.device))
-    index = kept.nonzero()[: limits.count, 0]
-    return {key: value[index] for key, value in prediction.items()}
-
-
-def unpad(outputs: dict[str, Tensor]) -> list[Prediction]:
-    """Padded outputs of a batch (boxes (N, K, 4), scores (N, K), labels (N, K), ...) -> a prediction a picture."""
-    return [
-        {key: value[i][score > 0] for key, value in outputs.items()}
-        for i, score in enumerate(outputs["scores"])
-    ]

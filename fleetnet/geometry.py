@@ -16,6 +16,10 @@ import torch
 from torch import Tensor
 from torchvision.ops import clip_boxes_to_image
 
+# Of an image to its picture: how many pixels of the image one of the picture is, down and across.
+# It is below 1 for pictures that are too large to be kept whole, see `images.Picture`.
+Scale = tuple[float, float]
+
 
 class Place(NamedTuple):
     """Where a picture of (height, width) pixels lies in the input: x of the picture is x * scale_x + left there."""
@@ -37,6 +41,14 @@ class Place(NamedTuple):
         scale = boxes.new_tensor([self.scale_x, self.scale_y] * 2)
         boxes = (boxes - boxes.new_tensor([self.left, self.top] * 2)) / scale
         return clip_boxes_to_image(boxes, (self.height, self.width)) if clip else boxes
+
+    def reduced(self, scale: Scale) -> "Place":
+        """Where the image of the picture lies, which is as large as the picture times `scale`."""
+        down, across = scale
+        return Place(
+            round(self.height * down), round(self.width * across), self.scale_y / down,
+            self.scale_x / across, self.top, self.left,
+        )  # fmt: skip
 
 
 def centers(count: int, scale: float, offset: float, size: int) -> Tensor:

@@ -6,6 +6,7 @@ test_runtimes.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from itertools import pairwise
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fleetnet.boxes import Prediction
 from fleetnet.errors import ExportError
+from fleetnet.predictions import Detections, LabelMap
 from fleetnet.proof.agreement import Agreement, Limits, Meaning, compare, limits
 from fleetnet.proof.verify import Parity, verify
 from fleetnet.tasks import ssd
@@ -68,59 +69,58 @@ MEANING = Meaning(lambda outputs: ssd.decode(outputs, SIZE), ssd.LIMITS.score, s
 
 
 @cache
-def found_by(tolerance: float) -> tuple[list[Prediction], list[Prediction]]:
+def found_by(tolerance: float) -> tuple[list[Detections], list[Detections]]:
     """What is found without rounding, and with it: rounding must not be what refuses a fault."""
     return EXPECTED, ssd.decode(rounded(SCENE, tolerance), SIZE)
 
 
-def agreement(given: list[Prediction], tolerance: float) -> Agreement:
+def agreement(given: list[Detections], tolerance: float) -> Agreement:
     found = compare(EXPECTED, given, MEANING, tolerance)
     assert found is not None
     return found
 
 
 def each(
-    change: Callable[[Prediction], Prediction],
-) -> Callable[[list[Prediction]], list[Prediction]]:
-    return lambda found: [change(dict(prediction)) for prediction in found]
+    change: Callable[[Detections], Detections],
+) -> Callable[[list[Detections]], list[Detections]]:
+    return lambda found: [change(prediction) for prediction in found]
 
 
-def shifted(share: float) -> Callable[[list[Prediction]], list[Prediction]]:
-    def change(found: Prediction) -> Prediction:
-        width = found["boxes"][:, 2:3] - found["boxes"][:, :1]
-        return {**found, "boxes": found["boxes"] + share * width * torch.tensor([1, 0, 1, 0])}
+def shifted(share: float) -> Callable[[list[Detections]], list[Detections]]:
+    def change(found: Detections) -> Detections:
+        width = found.boxes[:, 2:3] - found.boxes[:, :1]
+        return replace(found, boxes=found.boxes + share * width * torch.tensor([1, 0, 1, 0]))
 
     return each(change)
 
 
-def swapped(found: Prediction) -> Prediction:
-    labels = found["labels"]
-    return {**found, "labels": torch.where(labels < 2, 1 - labels, labels)}
+def swapped(found: Detections) -> Detections:
+    labels = found.labels
+    return replace(found, labels=torch.where(labels < 2, 1 - labels, labels))
 
 
-def relabelled(found: Prediction) -> Prediction:
+def relabelled(found: Detections) -> Detections:
     """One class is given as another."""
-    return {**found, "labels": torch.where(found["labels"] == 0, 1, found["labels"])}
+    return replace(found, labels=torch.where(found.labels == 0, 1, found.labels))
 
 
-def without(found: Prediction) -> Prediction:
+def without(found: Detections) -> Detections:
     """Every eighth box is missing, the best among them."""
-    keep = torch.arange(len(found["scores"])) % 8 != 0
-    return {key: value[keep] for key, value in found.items()}
+    return found.at(torch.arange(len(found)) % 8 != 0)
 
 
-def doubtful(found: Prediction) -> Prediction:
+def doubtful(found: Detections) -> Detections:
     """Every eighth score is lower by a twentieth of the range."""
-    some = torch.arange(len(found["scores"])) % 8 == 0
-    return {**found, "scores": (found["scores"] - 0.05 * some).clamp(min=0.011)}
+    some = torch.arange(len(found)) % 8 == 0
+    return replace(found, scores=(found.scores - 0.05 * some).clamp(min=0.011))
 
 
 FOUND_WRONG = {
     "boxes moved by 5 %": shifted(0.05),
     "boxes moved by 10 %": shifted(0.1),
-    "scores a tenth lower": each(lambda found: {**found, "scores": 0.9 * found["scores"]}),
+    "scores a tenth lower": each(lambda found: replace(found, scores=0.9 * found.scores)),
     "scores a tenth higher": each(
-        lambda found: {**found, "scores": (1.1 * found["scores"]).clamp(max=1)}
+        lambda found: replace(found, scores=(1.1 * found.scores).clamp(max=1))
     ),
     "some scores lower": each(doubtful),
     "labels of two classes swapped": each(swapped),
@@ -128,11 +128,9 @@ FOUND_WRONG = {
     "boxes missing": each(without),
     "boxes of another picture": lambda found: found[1:] + found[:1],
     "coordinates x and y swapped": each(
-        lambda found: {**found, "boxes": found["boxes"][:, [1, 0, 3, 2]]}
+        lambda found: replace(found, boxes=found.boxes[:, [1, 0, 3, 2]])
     ),
-    "everything found twice": each(
-        lambda found: {key: torch.cat([value, value]) for key, value in found.items()}
-    ),
+    "everything found twice": each(lambda found: found.at(torch.arange(len(found)).repeat(2))),
 }
 
 
@@ -167,8 +165,8 @@ OUTPUTS_WRONG = [half_a_stride, sized, swapped_variances, other_order, lost_map]
 
 
 def test_the_scene_is_one_that_a_detector_finds():
-    scores = torch.cat([found["scores"] for found in EXPECTED])
-    labels = torch.cat([found["labels"] for found in EXPECTED])
+    scores = torch.cat([found.scores for found in EXPECTED])
+    labels = torch.cat([found.labels for found in EXPECTED])
     assert sum(scores > 0.3) > 60
     assert labels.bincount().min() > 100
 
@@ -202,13 +200,13 @@ def test_masks(tolerance):
     """Rounding moves the border here and there; a mask one pixel too wide all round is another."""
     columns, rows = torch.arange(64.0), torch.arange(64.0)[:, None]
     disc = ((columns - 32) ** 2 + (rows - 32) ** 2).sqrt()[None]
-    one = {key: value[:1] for key, value in EXPECTED[0].items()}
+    one = EXPECTED[0].at(torch.tensor([0]))
     flipped = (disc < 20).clone()
     flipped[0, 32, [12, 13, 51]] ^= True
 
     def compared(masks: Tensor) -> Agreement:
         found = compare(
-            [{**one, "masks": disc < 20}], [{**one, "masks": masks}], MEANING, tolerance
+            [replace(one, masks=disc < 20)], [replace(one, masks=masks)], MEANING, tolerance
         )
         assert found is not None
         return found
@@ -229,9 +227,7 @@ def test_class_maps(tolerance):
     flips = torch.rand(truth.shape, generator=generator) < ROUNDING[tolerance][2]
 
     def passed(given: Tensor) -> bool:
-        found = compare(
-            [{"semantic": truth}], [{"semantic": given}], Meaning(lambda _: []), tolerance
-        )
+        found = compare([LabelMap(truth)], [LabelMap(given)], Meaning(lambda _: []), tolerance)
         assert found is not None
         return found.passed
 
@@ -285,8 +281,8 @@ def test_the_limits_that_held_are_said():
         "(allowed 0.15)",
     ):
         assert part in said
-    maps = compare([{"semantic": class_map()}] * 2, [{"semantic": class_map()}] * 2, MEANING, 0.03)
+    maps = compare([LabelMap(class_map())] * 2, [LabelMap(class_map())] * 2, MEANING, 0.03)
     assert str(maps) == "100.000% of pixels of the same class (needed 99.4%)"
     assert "(needed 99.9%)" in str(
-        compare([{"semantic": class_map()}], [{"semantic": class_map()}], MEANING, 1e-4)
+        compare([LabelMap(class_map())], [LabelMap(class_map())], MEANING, 1e-4)
     )

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, box_iou
 
-from fleetnet.boxes import Place, best_after_nms, restore, select, take, unpad
+from fleetnet.boxes import best_after_nms, select, take
+from fleetnet.geometry import Place
+from fleetnet.predictions import Detections
 from fleetnet.runtimes import Request, onnx
 
 
@@ -157,11 +159,13 @@ def test_the_graph_selects_the_same(count, classes, settings, tmp_path: Path):
 def test_unpad_takes_the_padding_off():
     boxes, scores = torch.rand(2, 3, 4), torch.tensor([[0.9, 0.5, 0], [0, 0, 0]])
     labels, masks = torch.tensor([[4, 0, 0], [0, 0, 0]]), torch.rand(2, 3, 28, 28)
-    one, none = unpad({"boxes": boxes, "scores": scores, "labels": labels, "masks": masks})
-    assert torch.equal(one["boxes"], boxes[0, :2])
-    assert torch.equal(one["masks"], masks[0, :2])
-    assert one["labels"].tolist() == [4, 0]
-    assert [tuple(value.shape) for value in none.values()] == [(0, 4), (0,), (0,), (0, 28, 28)]
+    padded = {"boxes": boxes, "scores": scores, "labels": labels, "masks": masks}
+    one, none = Detections.of_padded(padded)
+    assert torch.equal(one.boxes, boxes[0, :2])
+    assert torch.equal(one.box_masks, masks[0, :2])
+    assert one.labels.tolist() == [4, 0]
+    values = none.boxes, none.scores, none.labels, none.box_masks
+    assert [tuple(value.shape) for value in values] == [(0, 4), (0,), (0,), (0, 28, 28)]
 
 
 @pytest.mark.parametrize(
@@ -187,14 +191,8 @@ def test_into_the_input_and_back(place):
 def test_restore_clips_and_drops_what_lies_outside():
     place = Place(100, 100, 0.5, 0.5, 10, 0)  # rows 0 to 10 of the input are padding
     boxes = torch.tensor([[10.0, 20, 30, 40], [0, 0, 20, 9], [40, 30, 90, 50]])
-    found = restore(
-        {
-            "boxes": boxes,
-            "scores": torch.tensor([0.9, 0.8, 0.7]),
-            "labels": torch.tensor([1, 2, 3]),
-        },
-        place,
-    )
-    assert found["boxes"].tolist() == [[20, 20, 60, 60], [80, 40, 100, 80]]
-    assert found["labels"].tolist() == [1, 3]
-    assert found["scores"].tolist() == pytest.approx([0.9, 0.7])
+    scores, labels = torch.tensor([0.9, 0.8, 0.7]), torch.tensor([1, 2, 3])
+    found = Detections(boxes, scores, labels).restore(place)
+    assert found.boxes.tolist() == [[20, 20, 60, 60], [80, 40, 100, 80]]
+    assert found.labels.tolist() == [1, 3]
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])

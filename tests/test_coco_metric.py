@@ -11,7 +11,9 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from fleetnet.errors import ModelError
-from fleetnet.tasks._coco import FIGURES, CocoMetric, encode, present, results
+from fleetnet.predictions import Detections
+from fleetnet.rle import encode
+from fleetnet.tasks._coco import FIGURES, CocoMetric
 
 NAMES = ["ant", "bee", "cat", "never"]
 SIDES = (8, 20, 60, 130)  # of objects: small, medium and large ones
@@ -69,7 +71,7 @@ def scene(images=20, seed=0, masks=True, detections=30):
         if masks:
             targets["masks"].append(shape)
             found["masks"] = masks_of(found["boxes"], size)
-        predictions.append(found)
+        predictions.append(Detections(**found))
     return predictions, targets
 
 
@@ -99,16 +101,16 @@ def official_evaluation(predictions, targets, kind, most=100):
                     np.asfortranarray(targets["masks"][i][j].numpy())
                 )
             annotations.append(item)
-        for j in range(len(prediction["boxes"])):
-            x0, y0, x1, y1 = prediction["boxes"][j].tolist()
-            item = {"image_id": 10 + i, "category_id": 5 + int(prediction["labels"][j])}
+        for j in range(len(prediction.boxes)):
+            x0, y0, x1, y1 = prediction.boxes[j].tolist()
+            item = {"image_id": 10 + i, "category_id": 5 + int(prediction.labels[j])}
             if kind == "bbox":
                 item["bbox"] = [x0, y0, x1 - x0, y1 - y0]
             else:
                 item["segmentation"] = official_mask.encode(
-                    np.asfortranarray(prediction["masks"][j].numpy())
+                    np.asfortranarray(prediction.masks[j].numpy())
                 )
-            found.append({**item, "score": float(prediction["scores"][j])})
+            found.append({**item, "score": float(prediction.scores[j])})
     truth = COCO()
     categories = [{"id": 5 + i, "name": name} for i, name in enumerate(NAMES)]
     truth.dataset = {
@@ -174,7 +176,7 @@ def test_truth_scores_all(masks):
     targets["crowd"] = [torch.zeros_like(crowd) for crowd in targets["crowd"]]
     keys = ("boxes", "labels", *(["masks"] if masks else []))
     predictions = [
-        {**{key: targets[key][i] for key in keys}, "scores": torch.ones(len(boxes))}
+        Detections(**{key: targets[key][i] for key in keys}, scores=torch.ones(len(boxes)))
         for i, boxes in enumerate(targets["boxes"])
     ]
     result = measured(predictions, targets, masks)
@@ -187,9 +189,7 @@ def test_truth_scores_all(masks):
 
 def test_nothing_found():
     predictions, targets = scene(images=5, masks=True)
-    predictions = [
-        {key: value[:0] for key, value in prediction.items()} for prediction in predictions
-    ]
+    predictions = [prediction.at(slice(0)) for prediction in predictions]
     result = measured(predictions, targets, True)
     assert (
         [result[name] for name in FIGURES]
@@ -202,7 +202,7 @@ def test_nothing_there():
     """Pictures without any object: no figure means anything, and what is found does not change that."""
     predictions, targets = scene(images=5, masks=True)
     targets = {key: [value[:0] for value in values] for key, values in targets.items()}
-    for found in (predictions, [{key: value[:0] for key, value in p.items()} for p in predictions]):
+    for found in (predictions, [p.at(slice(0)) for p in predictions]):
         result = measured(found, targets, True)
         assert (
             {result[name] for name in FIGURES}
@@ -229,7 +229,7 @@ def test_small_objects_only():
         "labels": torch.tensor([1]),
         "scores": torch.tensor([0.4]),
     }
-    result = measured([prediction], targets, False)
+    result = measured([Detections(**prediction)], targets, False)
     assert (result["AP"], result["APs"]) == pytest.approx((100, 100))
     assert result["APm"] is result["ARl"] is None
 
@@ -239,7 +239,7 @@ def test_small_objects_only():
     [
         ({"labels": torch.tensor([4])}, r"labels are \[4\], but there are 4 classes"),
         ({"labels": torch.tensor([-1])}, r"labels are \[-1\]"),
-        ({"masks": None}, "a prediction has boxes, labels, scores, but no masks"),
+        ({"masks": None}, "a prediction has boxes, scores and labels, but no masks"),
     ],
 )
 def test_unfit_predictions(change, message):
@@ -247,13 +247,12 @@ def test_unfit_predictions(change, message):
         "boxes": torch.tensor([[0.0, 0, 5, 5]]), "labels": torch.tensor([0]), "scores": torch.tensor([1.0]),
         "masks": torch.ones(1, 8, 8, dtype=torch.bool), **change,
     }  # fmt: skip
-    prediction = {key: value for key, value in prediction.items() if value is not None}
     targets = {
         "boxes": [torch.zeros(0, 4)], "labels": [torch.zeros(0, dtype=torch.int64)], "area": [torch.zeros(0)],
         "crowd": [torch.zeros(0, dtype=torch.bool)], "masks": [torch.zeros(0, 8, 8, dtype=torch.bool)],
     }  # fmt: skip
     with pytest.raises(ModelError, match=message):
-        CocoMetric(NAMES, masks=True).add([prediction], targets)
+        CocoMetric(NAMES, masks=True).add([Detections(**prediction)], targets)
 
 
 def test_encode_is_official():
@@ -269,7 +268,8 @@ def test_results_layout():
         "boxes": torch.tensor([[1.5, 2, 4, 8], [0, 0, 3, 3]]), "labels": torch.tensor([1, 0]),
         "scores": torch.tensor([0.5, 0.25]), "masks": torch.zeros(2, 9, 9, dtype=torch.bool),
     }  # fmt: skip
-    found = results([prediction, {**prediction, "masks": prediction["masks"]}], ["a", 7], [90, 3])
+    objects = Detections(**prediction)
+    found = [item for image in ("a", 7) for item in objects.coco_items(image, [90, 3])]
     assert [item["image_id"] for item in found] == ["a", "a", 7, 7]
     assert found[0] == {
         "image_id": "a", "category_id": 3, "bbox": [1.5, 2, 2.5, 6], "score": 0.5,
@@ -283,7 +283,7 @@ def test_present():
         "boxes": torch.arange(12.0).reshape(3, 4), "labels": torch.tensor([2, 0, 1]),
         "scores": torch.tensor([0.3, 0.1, 0.75]),
     }  # fmt: skip
-    found = present(prediction, NAMES, top=1, threshold=0.25)
+    found = Detections(**prediction).present(NAMES, top=1, threshold=0.25)
     assert [(item["label"], item["box"]) for item in found] == [
         ("bee", [8, 9, 10, 11]),
         ("cat", [0, 1, 2, 3]),
@@ -291,9 +291,9 @@ def test_present():
     assert [item["score"] for item in found] == pytest.approx([0.75, 0.3])
     masks = torch.zeros(3, 6, 5, dtype=torch.bool)
     masks[2, 1] = True
-    found = present({**prediction, "masks": masks}, NAMES, threshold=0.25)
+    found = Detections(**prediction, masks=masks).present(NAMES, threshold=0.25)
     assert found[0]["segmentation"] == encode(masks[2:])[0]
-    assert present(prediction, NAMES, threshold=0.9) == []
+    assert Detections(**prediction).present(NAMES, threshold=0.9) == []
 
 
 def test_is_fast():

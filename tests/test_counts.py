@@ -12,6 +12,7 @@ from fleetnet import checkpoint
 from fleetnet.data import Sample, Split, load
 from fleetnet.errors import DataError, ModelError
 from fleetnet.inputs.dataset import Batch
+from fleetnet.predictions import LabelMap, Labels
 from fleetnet.report import figures
 from fleetnet.tasks import _counts, build, classification, deeplabv3
 from fleetnet.tasks._counts import Pairs
@@ -63,7 +64,7 @@ def test_figures_of_a_classifier_equal_torchmetrics(classes: int) -> None:
     label = torch.randint(0, classes, (90,), generator=generator)
     metric = classification.metric([f"class {i}" for i in range(classes)])
     for part in range(0, 90, 16):
-        rows = [{"logits": row} for row in logits[part : part + 16]]
+        rows = [Labels(row) for row in logits[part : part + 16]]
         metric.add(rows, {"label": label[part : part + 16]})
     result = metric.result()
     assert result["confusion"] == multiclass_confusion_matrix(logits, label, classes).tolist()
@@ -92,7 +93,7 @@ def test_no_figure_over_nothing() -> None:
     metric = classification.metric(["ant", "bee", "cat"])
     empty = metric.result()
     assert [empty[key] for key in ("top1", "top5", "loss", "F1")] == [None] * 4
-    metric.add([{"logits": torch.tensor([3.0, 1, 2])}] * 4, {"label": torch.tensor([0, 0, 0, 1])})
+    metric.add([Labels(torch.tensor([3.0, 1, 2]))] * 4, {"label": torch.tensor([0, 0, 0, 1])})
     result = metric.result()
     ant, bee, cat = result["by_class"]
     assert (ant["recall"], ant["precision"]) == (100, 75)
@@ -107,7 +108,7 @@ def test_label_maps_that_lost_a_class_do_not_look_perfect() -> None:
     metric = deeplabv3.metric(["background", "crack"])
     truth = torch.zeros(8, 8, dtype=torch.uint8)
     truth[2:5] = 255
-    metric.add([{"semantic": torch.zeros(8, 8, dtype=torch.uint8)}], {"semantic": [truth]})
+    metric.add([LabelMap(torch.zeros(8, 8, dtype=torch.uint8))], {"semantic": [truth]})
     result = metric.result()
     assert result["mIoU"] is None
     assert result["by_class"][1]["IoU"] is result["by_class"][1]["recall"] is None
@@ -222,9 +223,7 @@ def test_many_classes_are_small(tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for _ in range(3):
         logits = torch.randn(8, len(names), generator=generator)
-        metric.add(
-            [{"logits": row} for row in logits], {"label": torch.randint(0, len(names), (8,))}
-        )
+        metric.add([Labels(row) for row in logits], {"label": torch.randint(0, len(names), (8,))})
     result = metric.result()
     assert metric.pairs._matrix is None
     assert "confusion" not in result

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import EXACT, image, randomize
 
+from fleetnet import predictions
 from fleetnet.backbones import Implied, parcnet
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.geometry import Place
+from fleetnet.predictions import LabelMap, PixelLogits
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build, deeplabv3
 
@@ -218,7 +220,7 @@ PLACES = {  # the place, and the rows and columns of the 24 x 32 input whose cen
 def test_restore(
     place: Place, part: tuple[int, int, int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(deeplabv3, "ROWS", 8)
+    monkeypatch.setattr(predictions, "ROWS", 8)
     top, bottom, left, right = part
     logits = torch.randn(3, 24, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     outside = torch.ones(24, 32, dtype=torch.bool)
@@ -236,7 +238,7 @@ def test_restore(
             expected[i, j] = value.argmax()
             margin[i, j] = np.diff(np.sort(value))[-1]
     [prediction] = deeplabv3.decode({"logits": logits[None]})
-    found = deeplabv3.restore(prediction, place)["semantic"]
+    found = prediction.restore(place).labels
     assert found.dtype == torch.uint8
     sure = margin > 1e-4  # decode makes them float32
     assert sure.mean() > 0.99
@@ -248,9 +250,7 @@ def test_restore_is_cutting_and_resizing_where_the_picture_ends_between_pixels()
     cut = F.interpolate(
         logits[None, :, 2:17, 5:25], (45, 50), mode="bilinear", align_corners=False
     )[0]
-    found = deeplabv3.restore({"logits": logits}, Place(45, 50, 15 / 45, 20 / 50, 2.0, 5.0))[
-        "semantic"
-    ]
+    found = PixelLogits(logits).restore(Place(45, 50, 15 / 45, 20 / 50, 2.0, 5.0)).labels
     assert torch.equal(found.long(), cut.argmax(0))
 
 
@@ -270,15 +270,15 @@ def test_restore_of_class_maps(place: Place, part: tuple[int, int, int, int]) ->
         for i in range(place.height)
     ])  # fmt: skip
     [prediction] = deeplabv3.decode({"semantic": labels[None]})
-    assert torch.equal(deeplabv3.restore(prediction, place)["semantic"].long(), expected)
+    assert torch.equal(prediction.restore(place).labels.long(), expected)
 
 
-@pytest.mark.parametrize("key", ["logits", "semantic"])
-def test_restore_of_a_picture_thinner_than_a_pixel(key: str) -> None:
+@pytest.mark.parametrize("chosen", [False, True])
+def test_restore_of_a_picture_thinner_than_a_pixel(chosen: bool) -> None:
     logits = torch.zeros(2, 8, 8)
     logits[1, 3] = 1
-    maps = logits if key == "logits" else logits.argmax(0)
-    found = deeplabv3.restore({key: maps}, Place(2, 100, 0.08, 0.08, 3.42, 0.0))["semantic"]
+    maps = LabelMap(logits.argmax(0)) if chosen else PixelLogits(logits)
+    found = maps.restore(Place(2, 100, 0.08, 0.08, 3.42, 0.0)).labels
     assert found.shape == (2, 100)
     assert found.all()
 
@@ -291,17 +291,17 @@ def test_embedded_decode_gives_the_same_classes() -> None:
     assert labels["semantic"].dtype == torch.int64
     for raw, own in zip(deeplabv3.decode(outputs), deeplabv3.decode(labels), strict=True):
         whole = Place(64, 96)
-        found = deeplabv3.restore(raw, whole)["semantic"]
-        assert torch.equal(found, deeplabv3.restore(own, whole)["semantic"])
-        assert torch.equal(found.long(), raw["logits"].argmax(0))
+        found = raw.restore(whole).labels
+        assert torch.equal(found, own.restore(whole).labels)
+        assert torch.equal(found.long(), raw.logits.argmax(0))
 
 
 def test_present() -> None:
-    prediction = {"semantic": torch.tensor([[1, 1, 1, 0], [1, 1, 0, 1]], dtype=torch.uint8)}
-    assert deeplabv3.present(prediction, CLASSES) == {"road": 0.75, "sky": 0.25}
-    assert list(deeplabv3.present(prediction, CLASSES)) == ["road", "sky"]
-    assert deeplabv3.present(prediction, CLASSES, top=1) == {"road": 0.75}
-    assert deeplabv3.present(prediction, CLASSES, threshold=0.5) == {"road": 0.75}
+    prediction = LabelMap(torch.tensor([[1, 1, 1, 0], [1, 1, 0, 1]], dtype=torch.uint8))
+    assert prediction.present(CLASSES) == {"road": 0.75, "sky": 0.25}
+    assert list(prediction.present(CLASSES)) == ["road", "sky"]
+    assert prediction.present(CLASSES, top=1) == {"road": 0.75}
+    assert prediction.present(CLASSES, threshold=0.5) == {"road": 0.75}
 
 
 # ---- metric ----------------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ def test_metric() -> None:
     metric = deeplabv3.metric("abcdef")
     for some in (pairs[:2], pairs[2:]):
         metric.add(
-            [{"semantic": torch.from_numpy(p).to(torch.uint8)} for p, _ in some],
+            [LabelMap(torch.from_numpy(p).to(torch.uint8)) for p, _ in some],
             {"semantic": [torch.from_numpy(t) for _, t in some]},
         )
     result, expected = metric.result(), by_hand(pairs, 6)
@@ -353,17 +353,19 @@ def test_metric() -> None:
 def test_metric_of_the_truth_is_perfect_and_of_no_known_pixel_none() -> None:
     truth = torch.tensor([[0, 1], [255, 1]])
     metric = deeplabv3.metric(CLASSES)
-    metric.add([{"semantic": torch.ones(2, 2)}], {"semantic": [torch.full((2, 2), 255)]})
+    metric.add(
+        [LabelMap(torch.ones(2, 2, dtype=torch.int64))], {"semantic": [torch.full((2, 2), 255)]}
+    )
     figures = ("mIoU", "accuracy", "mean_accuracy", "F1")
     result = metric.result()
     assert [result[key] for key in figures] == [None] * 4
     assert result["iou"] == [None] * 3
-    metric.add([{"semantic": torch.tensor([[0, 1], [2, 1]])}], {"semantic": [truth]})
+    metric.add([LabelMap(torch.tensor([[0, 1], [2, 1]]))], {"semantic": [truth]})
     result = metric.result()
     assert [result[key] for key in figures] == [100] * 4
     assert result["iou"] == [100, 100, None]
     with pytest.raises(ModelError, match=r"the prediction is \(2, 3\), but its label map \(2, 2\)"):
-        metric.add([{"semantic": torch.zeros(2, 3)}], {"semantic": [truth]})
+        metric.add([LabelMap(torch.zeros(2, 3, dtype=torch.int64))], {"semantic": [truth]})
 
 
 def test_it_learns_which_half_is_which() -> None:
@@ -378,9 +380,7 @@ def test_it_learns_which_half_is_which() -> None:
         sum(deeplabv3.loss(model.head, model(picture), {"semantic": truth}).values()).backward()
         optimizer.step()
     with torch.no_grad():
-        found = [
-            deeplabv3.restore(p, Place(64, 64)) for p in deeplabv3.decode(model.eval()(picture))
-        ]
+        found = [p.restore(Place(64, 64)) for p in deeplabv3.decode(model.eval()(picture))]
     metric = deeplabv3.metric(("dark", "bright"))
     metric.add(found, {"semantic": list(truth)})
     assert metric.result()["mIoU"] > 85

@@ -16,13 +16,13 @@ from zoo import image, randomize
 
 import fleetnet
 from fleetnet import checkpoint
-from fleetnet.boxes import Prediction
 from fleetnet.cli import main
 from fleetnet.data import shapes
 from fleetnet.deploy.export import export
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find
+from fleetnet.predictions import LabelMap, Prediction
 from fleetnet.preprocess import Preprocess
 from fleetnet.runtimes import Request, onnx
 from fleetnet.tasks import Model, build
@@ -79,17 +79,17 @@ def assert_same(expected: list[Prediction], given: list[Prediction]) -> int:
     """Each box has its like among the others, and almost every pixel its class; returns the number of boxes."""
     number = 0
     for one, other in zip(expected, given, strict=True):
-        assert one.keys() == other.keys()
-        if "semantic" in one:
-            assert (one["semantic"] == other["semantic"]).double().mean() >= 0.999
+        assert type(one) is type(other)
+        if isinstance(one, LabelMap):
+            assert (one.labels == other.labels).double().mean() >= 0.999
             continue
-        number += len(one["boxes"])
-        assert abs(len(one["boxes"]) - len(other["boxes"])) <= 1
-        near = (one["boxes"][:, None] - other["boxes"]).abs().amax(2) < 0.05
-        near &= (one["scores"][:, None] - other["scores"]).abs() < 1e-4
-        near &= one["labels"][:, None] == other["labels"]
-        if "masks" in one:
-            near &= (one["masks"][:, None] != other["masks"]).sum((2, 3)) <= 3
+        number += len(one.boxes)
+        assert abs(len(one.boxes) - len(other.boxes)) <= 1
+        near = (one.boxes[:, None] - other.boxes).abs().amax(2) < 0.05
+        near &= (one.scores[:, None] - other.scores).abs() < 1e-4
+        near &= one.labels[:, None] == other.labels
+        if one.masks is not None:
+            near &= (one.masks[:, None] != other.masks).sum((2, 3)) <= 3
         assert near.any(1).sum() >= len(near) - 1
     return number
 

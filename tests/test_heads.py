@@ -165,12 +165,12 @@ def test_exported_files_find_the_same(name: str, embedded: bool, tmp_path: Path)
     found, agreement = fleetnet.load(done.path).predictions(pictures), done.parity.agreement
     if name.startswith("deeplabv3"):
         assert agreement.pixels >= 0.999
-        assert not embedded or all(len(one["semantic"].unique()) > 1 for one in found)
+        assert not embedded or all(len(one.labels.unique()) > 1 for one in found)
     else:
         assert agreement.boxes > 20  # on four random images and the two pictures
         assert agreement.paired >= 0.98 * agreement.boxes
         assert agreement.score < 1e-4
-        assert all(len(one["boxes"]) for one in found)
+        assert all(len(one) for one in found)
 
 
 def test_a_file_that_finds_something_else_is_refused(

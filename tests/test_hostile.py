@@ -20,6 +20,7 @@ from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError
 from fleetnet.inputs.augment import InTurn
 from fleetnet.inputs.dataset import ImageDataset
+from fleetnet.predictions import Detections, LabelMap
 from fleetnet.preprocess import Preprocess
 
 
@@ -248,13 +249,14 @@ def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
     full = load(tmp_path).predictions(tmp_path / "x.png")[0]
     monkeypatch.setattr(images, "LARGE", 10_000)
     reduced = load(tmp_path).predictions(tmp_path / "x.png")[0]
-    if "boxes" in full and len(full["boxes"]):
-        assert reduced["boxes"][:, 2].max() > 200
-    if "semantic" in full:
-        assert reduced["semantic"].shape == (84, 111)
-        assert (full["semantic"][1::3, 1::3] == reduced["semantic"][:83, :110]).float().mean() > 0.9
-    if "masks" in full:
-        assert reduced["masks"].shape[1:] == (84, 111)
+    assert type(full) is type(reduced)
+    if isinstance(full, Detections) and len(full):
+        assert reduced.boxes[:, 2].max() > 200
+    if isinstance(full, LabelMap):
+        assert reduced.labels.shape == (84, 111)
+        assert (full.labels[1::3, 1::3] == reduced.labels[:83, :110]).float().mean() > 0.9
+    if isinstance(full, Detections) and full.masks is not None:
+        assert reduced.masks.shape[1:] == (84, 111)
     words = [
         "predict",
         "--model",
@@ -270,7 +272,7 @@ def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("size", [(84, 110), (250, 331), (85, 221), (252, 330)])
 def test_masks_are_enlarged_as_run_lengths(size):
     """As `encode` gives of the enlarged mask, whatever touches the border."""
-    from fleetnet.tasks._coco import encode, encode_enlarged
+    from fleetnet.rle import encode, encode_enlarged
 
     random = np.random.default_rng(0)
     small = [random.random((84, 110)) < share for share in (0.0, 0.02, 0.5, 1.0)]

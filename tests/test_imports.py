@@ -15,9 +15,11 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "reading": "",
     "images": "bands errors fetching reading",
     "data": "data errors find images reading",
-    "boxes": "errors geometry",
+    "boxes": "errors",
     "geometry": "",
     "facts": "__init__ errors find preprocess reading sizes",
+    "rle": "",
+    "predictions": "boxes errors geometry report rle",
     "files": "errors",
     "sizes": "errors",
     "preprocess": "errors geometry images sizes",
@@ -26,24 +28,25 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "layers": "errors reparam",
     "parc": "errors reparam",
     "backbones": "backbones errors find layers parc preprocess reparam synonyms",
-    "tasks": "backbones boxes errors facts find geometry layers preprocess reading synonyms tasks",
+    "tasks": "backbones boxes errors facts find layers predictions preprocess reading rle synonyms "
+    "tasks",
     "weights": "backbones errors facts fetching files find preprocess reading reparam tasks "
     "weights",
     "checkpoint": "errors facts files preprocess reading reparam tasks weights",
-    "proof": "boxes errors proof reparam",
+    "proof": "errors predictions proof reparam",
     "runtimes": "errors facts find parc proof reading runtimes sizes",
-    "deploy": "boxes checkpoint deploy errors facts files find geometry images preprocess proof "
-    "reading reparam runtimes tasks weights",
+    "deploy": "boxes checkpoint deploy errors facts files find geometry images predictions "
+    "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
-    "preprocess reading report sizes tasks training",
+    "predictions preprocess reading report sizes tasks training",
     "__init__": "data deploy errors preprocess reparam training weights",
-    "int8": "checkpoint deploy errors facts files find inputs int8 preprocess reading reparam "
-    "runtimes tasks training weights",
+    "int8": "checkpoint deploy errors facts files find inputs int8 predictions preprocess reading "
+    "reparam runtimes tasks training weights",
     "measure": "errors measure parc proof reading",
-    "cli": "__init__ backbones boxes checkpoint cli data deploy errors files find images inputs "
-    "int8 measure proof reading reparam report runtimes sizes synonyms tasks training "
-    "weights",
+    "cli": "__init__ backbones checkpoint cli data deploy errors files find images inputs int8 "
+    "measure predictions proof reading reparam report rle runtimes sizes synonyms tasks "
+    "training weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -12,7 +12,7 @@ from torchvision.ops import box_iou
 from zoo import randomize
 
 from fleetnet import checkpoint
-from fleetnet.boxes import Limits, within
+from fleetnet.boxes import Limits
 from fleetnet.cli import main
 from fleetnet.data import Split, load
 from fleetnet.data.shapes import CLASSES
@@ -24,6 +24,7 @@ from fleetnet.find import find
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.loader import batches_of
 from fleetnet.int8._search import prepare, quantize
+from fleetnet.predictions import Detections
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build, limits_of
 from fleetnet.training.config import TrainConfig
@@ -53,15 +54,15 @@ def image() -> torch.Tensor:
 
 
 @torch.no_grad()
-def found(task: ModuleType, model: Model, limits: Limits) -> dict[str, torch.Tensor]:
+def found(task: ModuleType, model: Model, limits: Limits) -> Detections:
     if task.limit is not None:
         task.limit(model.head, limits)
     return task.decode(model(image()), SIZE, limits=limits)[0]
 
 
-def largest_overlap(prediction: dict[str, torch.Tensor]) -> float:
+def largest_overlap(prediction: Detections) -> float:
     """IoU of the two boxes of one class that overlap most."""
-    boxes, labels = prediction["boxes"], prediction["labels"]
+    boxes, labels = prediction.boxes, prediction.labels
     same = (labels[:, None] == labels).triu(1)
     return box_iou(boxes, boxes)[same].max().item()
 
@@ -71,19 +72,19 @@ def test_limits_of_what_is_found(name: str) -> None:
     task, model = detector(name)
     usual = task.LIMITS.changed({"score": 1e-4}, NAMES)  # random weights are not sure of anything
     hundred = found(task, model, usual)
-    assert len(hundred["scores"]) == 100
+    assert len(hundred.scores) == 100
     more = found(task, model, usual.changed({"max_objects": 130}, NAMES))
-    assert len(more["scores"]) == 130
-    torch.testing.assert_close(more["boxes"][:100], hundred["boxes"])
-    least = hundred["scores"][40].item()
+    assert len(more.scores) == 130
+    torch.testing.assert_close(more.boxes[:100], hundred.boxes)
+    least = hundred.scores[40].item()
     sure = found(task, model, usual.changed({"score": least}, NAMES))
-    assert 0 < len(sure["scores"]) <= 40
-    assert sure["scores"].min() > least
+    assert 0 < len(sure.scores) <= 40
+    assert sure.scores.min() > least
     some = found(task, model, usual.changed({"only": ["square", "circle"]}, NAMES))
-    assert set(some["labels"].tolist()) <= {0, 3}
-    of_those = hundred["boxes"][torch.isin(hundred["labels"], torch.tensor([0, 3]))]
+    assert set(some.labels.tolist()) <= {0, 3}
+    of_those = hundred.boxes[torch.isin(hundred.labels, torch.tensor([0, 3]))]
     # and those that others had kept out
-    torch.testing.assert_close(some["boxes"][: len(of_those)], of_those)
+    torch.testing.assert_close(some.boxes[: len(of_those)], of_those)
     apart = found(task, model, usual.changed({"nms": 0.05}, NAMES))
     assert largest_overlap(apart) <= 0.05 + 1e-6 < largest_overlap(hundred) <= usual.iou + 1e-6
 
@@ -99,11 +100,10 @@ def test_limits_in_the_graph(name: str) -> None:
         outputs = task.embed(model, limits=limits).eval()(image())
     assert outputs["boxes"].shape == (1, 120, 4)
     again = task.decode(outputs, SIZE, limits=limits)[0]
-    assert again.keys() == expected.keys()
-    for key, value in expected.items():
-        torch.testing.assert_close(again[key], value)
+    for name in ("boxes", "scores", "labels", "box_masks"):
+        torch.testing.assert_close(getattr(again, name), getattr(expected, name))
     fewer = task.decode(outputs, SIZE, limits=limits.changed({"max_objects": 7}, NAMES))[0]
-    torch.testing.assert_close(fewer["boxes"], expected["boxes"][:7])
+    torch.testing.assert_close(fewer.boxes, expected.boxes[:7])
 
 
 def test_limits_are_checked() -> None:
@@ -134,12 +134,8 @@ def test_limits_are_checked() -> None:
     with pytest.raises(ModelError, match="damaged: nms is 2; allowed: 0 to 1"):
         limits_of(replace(of_detector, exported=Exported(limits=KeptObjects(nms=2))))
     assert limits_of(replace(of_detector, task="classification")) is None
-    nothing = {
-        "boxes": torch.zeros(0, 4),
-        "scores": torch.zeros(0),
-        "labels": torch.zeros(0).long(),
-    }
-    assert within(nothing, usual)["boxes"].shape == (0, 4)
+    nothing = Detections(torch.zeros(0, 4), torch.zeros(0), torch.zeros(0).long())
+    assert nothing.within(usual).boxes.shape == (0, 4)
 
 
 @pytest.fixture(scope="module")
@@ -181,14 +177,13 @@ def test_files_keep_what_they_were_told(files: Path) -> None:
     (theirs,) = embedded.predictions(picture)
     (ours,) = Predictor(files / "raw.onnx", limits=limits).predictions(picture)
     (of_checkpoint,) = Predictor(files / "ssd.safetensors", limits=limits).predictions(picture)
-    assert len(theirs["scores"]) > 5
-    for key in theirs:
-        torch.testing.assert_close(theirs[key], ours[key], rtol=1e-3, atol=1e-3)
-        torch.testing.assert_close(of_checkpoint[key], ours[key], rtol=1e-3, atol=1e-3)
+    assert len(theirs.scores) > 5
+    for name in ("boxes", "scores", "labels"):
+        expected = getattr(ours, name)
+        torch.testing.assert_close(getattr(theirs, name), expected, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(getattr(of_checkpoint, name), expected, rtol=1e-3, atol=1e-3)
     assert all(item["score"] >= 0.15 for item in embedded.predict(picture)[0])
-    assert len(raw.predict(picture)[0]) == int(
-        (raw.predictions(picture)[0]["scores"] >= 0.21).sum()
-    )
+    assert len(raw.predict(picture)[0]) == int((raw.predictions(picture)[0].scores >= 0.21).sum())
 
 
 @pytest.mark.parametrize(
@@ -295,8 +290,13 @@ def test_commands_take_limits(
 
 def test_a_limit_that_is_reached_is_said() -> None:
     reached = Reached()
-    full = {"scores": torch.tensor([0.9, 0.5])}
-    reached.add([full, {"scores": torch.tensor([0.8])}], [torch.zeros(1), torch.zeros(3)], 2)
+
+    def of_scores(*scores: float) -> Detections:
+        count = len(scores)
+        labels = torch.zeros(count, dtype=torch.int64)
+        return Detections(torch.zeros(count, 4), torch.tensor(scores), labels)
+
+    reached.add([of_scores(0.9, 0.5), of_scores(0.8)], [torch.zeros(1), torch.zeros(3)], 2)
     assert reached.result(0.4, 2, ["a"])["at_limit"] == 1
     notes = reached.result(0.4, 2, ["a"])["notes"]
     assert notes[0] == "a"

@@ -12,9 +12,9 @@ from torch.nn import functional as F
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou, roi_align
 
-from fleetnet import boxes
 from fleetnet.errors import ModelError
 from fleetnet.geometry import Place, paste
+from fleetnet.predictions import Detections
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, onnx
 from fleetnet.tasks import Model, build, maskrcnn
@@ -170,13 +170,11 @@ def test_detections_are_torchvisions() -> None:
     for i, (reference, found) in enumerate(
         zip(theirs, maskrcnn.decode(outputs, SIZE), strict=True)
     ):
-        assert 10 < len(reference["boxes"]) == len(found["boxes"])
-        torch.testing.assert_close(found["scores"], reference["scores"], rtol=0, atol=1e-5)
-        torch.testing.assert_close(found["boxes"], reference["boxes"], rtol=0, atol=1e-3)
-        assert torch.equal(found["labels"], reference["labels"] - 1)
-        torch.testing.assert_close(
-            found["mask_probabilities"], reference["masks"][:, 0], rtol=0, atol=1e-4
-        )
+        assert 10 < len(reference["boxes"]) == len(found)
+        torch.testing.assert_close(found.scores, reference["scores"], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found.boxes, reference["boxes"], rtol=0, atol=1e-3)
+        assert torch.equal(found.labels, reference["labels"] - 1)
+        torch.testing.assert_close(found.box_masks, reference["masks"][:, 0], rtol=0, atol=1e-4)
         assert {key: value.shape[1:] for key, value in outputs.items()} == {
             "boxes": (100, 4), "scores": (100,), "labels": (100,), "masks": (100, 28, 28)
         }, i  # fmt: skip
@@ -189,11 +187,9 @@ def test_few_candidates_are_padded() -> None:
     assert outputs["boxes"].shape == (1, 100, 4)
     assert not outputs["scores"].any()
     assert not outputs["boxes"].any()
-    assert len(maskrcnn.decode(outputs, SIZE)[0]["boxes"]) == 0
-    found = boxes.restore(
-        maskrcnn.restore(maskrcnn.decode(outputs, SIZE)[0], Place(*SIZE)), Place(*SIZE)
-    )
-    assert found["masks"].shape == (0, *SIZE)
+    assert len(maskrcnn.decode(outputs, SIZE)[0]) == 0
+    found = maskrcnn.decode(outputs, SIZE)[0].restore(Place(*SIZE)).restore(Place(*SIZE))
+    assert found.masks.shape == (0, *SIZE)
 
 
 def test_boxes_are_computed_in_float32_under_autocast() -> None:
@@ -256,19 +252,19 @@ def test_masks_survive_being_cut_and_pasted() -> None:
 def test_restore_undoes_the_letterbox() -> None:
     place = Place(height=48, width=80, scale_y=1.5, scale_x=1.5, top=12.0, left=4.0)
     b = torch.tensor([[34.0, 42.0, 64.0, 72.0], [4.0, 0.0, 64.0, 42.0], [10.0, 0.0, 50.0, 11.0]])
-    decoded = {
-        "boxes": b,
-        "scores": torch.tensor([0.9, 0.8, 0.7]),
-        "labels": torch.tensor([0, 1, 2]),
-        "mask_probabilities": torch.ones(3, 28, 28),
-    }
-    found = maskrcnn.restore(decoded, place)
-    assert found["labels"].tolist() == [0, 1]  # the third is in the padding
-    assert found["boxes"].tolist() == [[20, 20, 40, 40], [0, 0, 40, 20]]
+    decoded = Detections(
+        b,
+        scores=torch.tensor([0.9, 0.8, 0.7]),
+        labels=torch.tensor([0, 1, 2]),
+        box_masks=torch.ones(3, 28, 28),
+    )
+    found = decoded.restore(place)
+    assert found.labels.tolist() == [0, 1]  # the third is in the padding
+    assert found.boxes.tolist() == [[20, 20, 40, 40], [0, 0, 40, 20]]
     truth = np.zeros((2, 48, 80), dtype=bool)
     truth[0, 20:40, 20:40] = truth[1, :20, :40] = True
-    assert np.array_equal(found["masks"].numpy(), truth)
-    assert set(found) == {"boxes", "scores", "labels", "masks"}
+    assert np.array_equal(found.masks.numpy(), truth)
+    assert found.box_masks is None
 
 
 def test_refusals() -> None:

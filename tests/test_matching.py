@@ -6,6 +6,7 @@ import torch
 from test_coco_metric import measured, official_evaluation, scene
 from torchvision.ops import box_iou
 
+from fleetnet.predictions import Detections
 from fleetnet.tasks._matching import best_score
 
 
@@ -34,17 +35,15 @@ def plain(
         ]  # fmt: skip
         objects += sum(not crowd for _, _, crowd in truths)
         free = [not crowd for _, _, crowd in truths]
-        for j in sorted(
-            range(len(prediction["boxes"])), key=lambda j: -prediction["scores"][j].item()
-        ):
-            own = int(prediction["labels"][j])
-            if prediction["scores"][j].item() < threshold or label not in (None, own):
+        for j in sorted(range(len(prediction.boxes)), key=lambda j: -prediction.scores[j].item()):
+            own = int(prediction.labels[j])
+            if prediction.scores[j].item() < threshold or label not in (None, own):
                 continue
             best, best_iou, in_crowd = None, 0.5, False
             for k, (box, of, crowd) in enumerate(truths):
                 if of != own:
                     continue
-                iou = plain_overlap(prediction["boxes"][j], box, crowd)
+                iou = plain_overlap(prediction.boxes[j], box, crowd)
                 if free[k] and iou >= best_iou:
                     best, best_iou = k, iou
                 in_crowd |= crowd and iou >= 0.5
@@ -64,7 +63,7 @@ def f1(right: int, wrong: int, missed: int) -> float:
 def test_figures_equal_a_plain_matching(seed: int) -> None:
     predictions, targets = scene(images=12, seed=seed, masks=False, detections=14)
     result = measured(predictions, targets, False)
-    every = sorted({score for p in predictions for score in p["scores"].tolist()})
+    every = sorted({score for p in predictions for score in p.scores.tolist()})
     assert result["F1"] == pytest.approx(
         max(f1(*plain(predictions, targets, None, s)) for s in every)
     )
@@ -103,7 +102,7 @@ def test_figures_equal_a_plain_matching(seed: int) -> None:
     matrix = np.array(result["confusion"])
     assert matrix.shape == (5, 5)
     assert matrix[:4].sum(1).tolist() == [row["objects"] for row in result["by_class"]]
-    kept = sum((p["scores"] >= result["score"]).sum().item() for p in predictions)
+    kept = sum((p.scores >= result["score"]).sum().item() for p in predictions)
     assert matrix[:, :4].sum() <= kept
     assert matrix[4, 4] == 0
 
@@ -136,10 +135,10 @@ def test_a_truth_that_is_found_is_all_right() -> None:
     _, targets = scene(masks=True)
     targets["crowd"] = [torch.zeros_like(crowd) for crowd in targets["crowd"]]
     predictions = [
-        {
+        Detections(
             **{key: targets[key][i] for key in ("boxes", "labels", "masks")},
-            "scores": torch.full((len(boxes),), 0.75),
-        }
+            scores=torch.full((len(boxes),), 0.75),
+        )
         for i, boxes in enumerate(targets["boxes"])
     ]
     result = measured(predictions, targets, True)
@@ -157,7 +156,7 @@ def test_a_truth_that_is_found_is_all_right() -> None:
 
 def test_nothing_right_and_nothing_there() -> None:
     predictions, targets = scene(images=5, masks=False)
-    nothing = [{key: value[:0] for key, value in p.items()} for p in predictions]
+    nothing = [p.at(slice(0)) for p in predictions]
     result = measured(nothing, targets, False)
     assert (result["F1"], result["precision"], result["recall"], result["score"]) == (
         0,

@@ -124,10 +124,10 @@ def test_answers_in_the_graph(head, tmp_path):
     found = fleetnet.load(done.path).predictions(pictures)
     if head.startswith("deeplabv3"):
         assert done.parity.agreement.pixels >= 0.999
-        assert all(len(one["semantic"].unique()) > 1 for one in found)
+        assert all(len(one.labels.unique()) > 1 for one in found)
     else:
         assert done.parity.agreement.boxes > 20
-        assert all(len(one["boxes"]) for one in found)
+        assert all(len(one) for one in found)
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

@@ -98,9 +98,7 @@ def test_heads_with_raw_outputs_and_class_maps(name: str, tmp_path: Path):
     else:
         assert agreement.paired == agreement.boxes > 20
     found = fleetnet.load(done.path).predictions(pictures)
-    assert all(
-        len(one["semantic"].unique()) > 1 if embedded else len(one["boxes"]) for one in found
-    )
+    assert all(len(one.labels.unique()) > 1 if embedded else len(one) for one in found)
 
 
 @pytest.mark.parametrize(("head", "operator"), [("ssd", "nms"), ("maskrcnn", "roi_align")])

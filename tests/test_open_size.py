@@ -108,10 +108,10 @@ def test_a_file_predicts_at_its_own_size_and_at_a_given_one(delivered):
         with torch.no_grad():
             outputs = model(preprocess(picture)[None])
         (decoded,) = task.decode(outputs, preprocess.size)
-        expected = task.restore(decoded, preprocess.place(110, 150))
+        expected = decoded.restore(preprocess.place(110, 150))
         (found,) = predictor.predictions([picture])
-        assert len(found["boxes"]) == len(expected["boxes"]) > 5
-        assert (found["boxes"] - expected["boxes"]).abs().max() < 0.05
+        assert len(found) == len(expected) > 5
+        assert (found.boxes - expected.boxes).abs().max() < 0.05
     with pytest.raises(
         UsageError,
         match=r"size is 100x160; .*multiples of 32 from 32 to 4096: the nearest is 96x160",

@@ -111,7 +111,7 @@ def test_detections_in_the_graph(head, tmp_path):
     assert done.parity.agreement.boxes > 20
     predictor = fleetnet.load(done.path)
     assert predictor.facts.embedded_decode is True
-    assert all(len(found["boxes"]) for found in predictor.predictions(pictures))
+    assert all(len(found) for found in predictor.predictions(pictures))
 
 
 @pytest.mark.parametrize("dynamic", [False, True])

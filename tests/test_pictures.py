@@ -12,6 +12,7 @@ from fleetnet import data
 from fleetnet.cli import main, predict
 from fleetnet.data import Object, Sample, Split
 from fleetnet.find import names
+from fleetnet.predictions import Detections, LabelMap, Labels, Prediction, Truth
 from fleetnet.preprocess import Preprocess
 from fleetnet.training import pictures
 
@@ -89,16 +90,15 @@ def test_mistakes_are_counted() -> None:
         "crowd": torch.tensor([False, False, True]),
     }
 
-    def found(*items: tuple[list[float], int, float]) -> dict[str, torch.Tensor]:
+    def found(*items: tuple[list[float], int, float]) -> Detections:
         boxes = torch.tensor([box for box, _, _ in items]).view(-1, 4)
         labels = torch.tensor([label for _, label, _ in items], dtype=torch.int64)
-        return {
-            "boxes": boxes,
-            "labels": labels,
-            "scores": torch.tensor([score for _, _, score in items]),
-        }
+        scores = torch.tensor([score for _, _, score in items], dtype=torch.float32)
+        return Detections(boxes, scores, labels)
 
-    count = pictures._missed_and_wrong
+    def count(truth: Truth, prediction: Detections, threshold: float) -> tuple[int, int]:
+        return prediction.missed_and_wrong(truth, threshold)
+
     assert count(truth, found(), 0.3) == (2, 0)
     right = ([0.0, 0, 10, 9], 0, 0.9), ([20.0, 20, 30, 31], 1, 0.8)
     assert count(truth, found(*right), 0.3) == (0, 0)
@@ -109,13 +109,42 @@ def test_mistakes_are_counted() -> None:
     assert count(truth, found(*right), 0.85) == (1, 0)
 
 
-def test_mixed_labels_in_words() -> None:
-    assert (
-        pictures._words({"label": torch.tensor([0.7, 0.0, 0.3])}, ["cat", "dog", "cow"])
-        == "0.70 cat + 0.30 cow"
-    )
-    assert pictures._words({"label": torch.tensor(1)}, ["cat", "dog"]) == "dog"
-    assert pictures._words({"boxes": torch.zeros(1, 4)}, []) == "truth: 1 object"
+def test_annotations_in_words() -> None:
+    image = Image.new("RGB", (40, 30))
+
+    def words(kind: type[Prediction], truth: Truth, classes: list[str]) -> str:
+        return kind.show(image, truth, classes, 320)[1]
+
+    mixed = {"label": torch.tensor([0.7, 0.0, 0.3])}
+    assert words(Labels, mixed, ["cat", "dog", "cow"]) == "0.70 cat + 0.30 cow"
+    assert words(Labels, {"label": torch.tensor(1)}, ["cat", "dog"]) == "dog"
+    one = {"boxes": torch.zeros(1, 4), "labels": torch.tensor([0])}
+    assert words(Detections, one, ["cat"]) == "truth: 1 object"
+
+
+def test_predictions_are_judged_beside_the_truth() -> None:
+    image = Image.new("RGB", (40, 30))
+
+    sure = Labels(torch.tensor([0.0, 9.0]))
+    right = sure.judge(image, {"label": torch.tensor(1)}, ["cat", "dog"], 0.3, 320)
+    assert (right.captions, right.mistake) == (("dog 1.00",), 0)
+    wrong = sure.judge(image, {"label": torch.tensor(0)}, ["cat", "dog"], 0.3, 320)
+    assert wrong.captions == ("dog 1.00, is cat",)
+    assert wrong.mistake == pytest.approx(2, abs=1e-3)
+
+    boxes, labels = torch.tensor([[0.0, 0, 10, 10], [20, 5, 35, 25]]), torch.tensor([0, 1])
+    found = Detections(boxes[:1], torch.tensor([0.9]), labels[:1])
+    judged = found.judge(image, {"boxes": boxes, "labels": labels}, ["cat", "dog"], 0.3, 320)
+    assert judged.captions == ("truth: 2 objects", "1 missed, 0 wrong")
+    assert judged.mistake == 1
+    assert [picture.size for picture in judged.pictures] == [(320, 240)] * 2  # 8 times as large
+
+    truth = torch.zeros(30, 40, dtype=torch.int64)
+    truth[:15], truth[15:20] = 1, 255
+    half = LabelMap(torch.ones(30, 40, dtype=torch.uint8))
+    judged = half.judge(image, {"semantic": truth}, ["cat", "dog"], 0.3, 320)
+    assert judged.captions == ("truth", "60.0% of the pixels right")
+    assert judged.mistake == pytest.approx(0.4)
 
 
 def test_the_sheet_of_predictions_is_of_all_classes() -> None:

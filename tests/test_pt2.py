@@ -15,6 +15,7 @@ from fleetnet.deploy.package import deliver
 from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.predictions import LabelMap
 from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, pt2
@@ -75,8 +76,7 @@ def test_heads_with_their_decode(name: str, tmp_path: Path):
     assert agreement.pixels >= 0.999 if name.startswith("deeplabv3") else agreement.paired > 20
     found = fleetnet.load(done.path, trust=True).predictions(pictures)
     assert all(
-        len(one["semantic"].unique()) > 1 if "semantic" in one else len(one["boxes"])
-        for one in found
+        len(one.labels.unique()) > 1 if isinstance(one, LabelMap) else len(one) for one in found
     )
 
 

@@ -230,7 +230,7 @@ def test_draw_boxes_and_masks():
         "labels": np.array([0, 1, 1]), "scores": np.array([0.9, 0.2, 0.5]),
     }  # fmt: skip
     picture = Image.fromarray(GRAY)
-    drawn = np.asarray(draw.draw(picture, prediction, ["a", "b"], threshold=0.3))
+    drawn = np.asarray(draw.draw_objects(picture, classes=["a", "b"], threshold=0.3, **prediction))
     first, second = np.array(draw.colors(2))
     assert (np.asarray(picture) == GRAY).all()
     assert (drawn[50:90, 20] == first).all()
@@ -242,8 +242,13 @@ def test_draw_boxes_and_masks():
     assert (drawn[110:, 190:] == 128).all()  # the whole picture's box is below the threshold
     assert (drawn[50 - 8 : 50, 21] == first).all()  # the name stands on the box
     plain = {key: value for key, value in prediction.items() if key != "masks"}
-    assert (np.asarray(draw.draw(picture, plain, ["a", "b"], 0.3))[70, 40] == 128).all()
-    assert (np.asarray(draw.draw(picture, plain, ["a", "b"], 1)) == GRAY).all()
+    assert (
+        np.asarray(draw.draw_objects(picture, classes=["a", "b"], threshold=0.3, **plain))[70, 40]
+        == 128
+    ).all()
+    assert (
+        np.asarray(draw.draw_objects(picture, classes=["a", "b"], threshold=1, **plain)) == GRAY
+    ).all()
 
 
 @pytest.mark.parametrize(("count", "shown"), [(2, False), (60, True)])
@@ -254,7 +259,9 @@ def test_many_boxes_get_a_legend(count, shown):
         "labels": torch.ones(count, dtype=torch.int64),
         "scores": torch.ones(count),
     }
-    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), prediction, ["ant", "bee"]))
+    drawn = np.asarray(
+        draw.draw_objects(Image.fromarray(GRAY), classes=["ant", "bee"], **prediction)
+    )
     color = draw.colors(2)[1]
     assert (drawn[0, :8] == color).all() == shown
     assert (drawn[50:60, 100] == color).all() != shown  # the name on the box
@@ -276,7 +283,7 @@ def test_names_do_not_cover_each_other(monkeypatch):
     boxes = np.array([[x, y, x + 60.0, y + 40] for x, y in corners])
     prediction = {"boxes": boxes, "labels": np.arange(12) % 2, "scores": np.linspace(0.9, 0.3, 12)}
     picture = Image.new("RGB", (400, 300), "gray")
-    draw.draw(picture, prediction, ["ant", "bee"])
+    draw.draw_objects(picture, classes=["ant", "bee"], **prediction)
     names = [place for text, place in written if " x " not in text]
     assert len(names) >= 6
     for i, one in enumerate(names):
@@ -296,10 +303,10 @@ def test_instances_of_a_class_have_colors_of_their_own():
         "labels": np.array([0, 0]),
         "scores": np.array([0.9, 0.8]),
     }
-    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), prediction, ["cell"]))
+    drawn = np.asarray(draw.draw_objects(Image.fromarray(GRAY), classes=["cell"], **prediction))
     assert (drawn[50, 40] != drawn[50, 120]).any()
     without = {key: value for key, value in prediction.items() if key != "masks"}
-    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), without, ["cell"]))
+    drawn = np.asarray(draw.draw_objects(Image.fromarray(GRAY), classes=["cell"], **without))
     assert (drawn[59, 40] == drawn[59, 120]).all()  # boxes have that of their class
 
 
@@ -335,7 +342,9 @@ def test_draw_at_the_edges(box):
         "labels": torch.tensor([0]),
         "scores": torch.tensor([0.5]),
     }
-    drawn = np.asarray(draw.draw(Image.fromarray(GRAY), prediction, ["a long name"]))
+    drawn = np.asarray(
+        draw.draw_objects(Image.fromarray(GRAY), classes=["a long name"], **prediction)
+    )
     assert np.count_nonzero((drawn == draw.colors(1)[0]).all(-1)) > 300  # of the name's background
 
 
@@ -343,7 +352,7 @@ def test_draw_label_map():
     labels = np.zeros((120, 200), np.uint8)
     labels[60:, :100], labels[60:, 100:] = 1, 255
     drawn = np.asarray(
-        draw.draw(Image.fromarray(GRAY), {"semantic": labels}, ["background", "sky", "tree"])
+        draw.draw_pixels(Image.fromarray(GRAY), labels, ["background", "sky", "tree"])
     )
     sky = np.array(draw.colors(3)[1])
     assert np.abs(drawn[60:, :100].astype(int) - (sky + 128) // 2).max() <= 1

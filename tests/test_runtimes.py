@@ -19,6 +19,7 @@ from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.facts import Exported, Facts, TensorFacts
 from fleetnet.find import find, names
 from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.predictions import Detections, LabelMap
 from fleetnet.proof.agreement import Meaning, compare
 from fleetnet.proof.verify import verify
 from fleetnet.reparam import WIDEST, as_conv, merge, reparameterize
@@ -552,28 +553,30 @@ def test_class_maps_agree_on_999_of_1000_pixels(wrong, passed):
         lambda x: [logits(other).numpy()],
         [torch.zeros(1)],
         1e-4,
-        Meaning(lambda outputs: [{"semantic": logits.argmax(0)} for logits in outputs["logits"]]),
+        Meaning(lambda outputs: [LabelMap(one.argmax(0)) for one in outputs["logits"]]),
     )
     assert parity.passed is passed
 
 
-SOME = {  # four boxes of two classes, two of them nearly equal in score
-    "boxes": torch.tensor(
+SOME = Detections(  # four boxes of two classes, two of them nearly equal in score
+    boxes=torch.tensor(
         [[10.0, 10, 60, 50], [100, 20, 160, 90], [12, 70, 40, 120], [90, 100, 100, 104]]
     ),
-    "scores": torch.tensor([0.9, 0.5, 0.499999, 0.02]),
-    "labels": torch.tensor([0, 1, 1, 0]),
-}
+    scores=torch.tensor([0.9, 0.5, 0.499999, 0.02]),
+    labels=torch.tensor([0, 1, 1, 0]),
+)
 
 
 def changed(
     key: str | None = None, row: int = 0, by: object = 0.0, keep: object = slice(None)
-) -> dict[str, Tensor]:
+) -> Detections:
     """SOME with one value changed and only some of its rows."""
-    other = {name: value.clone() for name, value in SOME.items()}
+    other = SOME
     if key:
-        other[key][row] += torch.tensor(by).to(other[key])
-    return {name: value[keep] for name, value in other.items()}
+        values = getattr(SOME, key).clone()
+        values[row] += torch.tensor(by).to(values)
+        other = replace(SOME, **{key: values})
+    return other.at(keep)
 
 
 @pytest.mark.parametrize(
@@ -613,15 +616,13 @@ def test_unrelated_boxes_of_scores_at_the_limit_do_not_agree(low):
     """Neither those between the limits of two full lists, nor those that rounding could have pushed over the limit."""
     generator = torch.Generator().manual_seed(0)
 
-    def side() -> list[dict[str, Tensor]]:
+    def side() -> list[Detections]:
         found = []
         for _ in range(4):
             corner = torch.rand(100, 2, generator=generator) * 200
             scores = low + (5e-4 if low > 0.011 else 5e-6) * torch.rand(100, generator=generator)
             boxes = torch.cat([corner, corner + 20], 1)
-            found.append(
-                {"boxes": boxes, "scores": scores, "labels": torch.zeros(100, dtype=torch.long)}
-            )
+            found.append(Detections(boxes, scores, torch.zeros(100, dtype=torch.long)))
         return found
 
     one, other = side(), side()
@@ -636,15 +637,15 @@ def test_boxes_well_above_a_limit_are_not_excused():
     """The boxes at the limit are a fifth, but rounding does not change a score by half of a thousandth."""
     boxes = torch.arange(10.0)[:, None] * 30 + torch.tensor([0.0, 0, 20, 20])
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.0105, 0.0105])
-    some = {"boxes": boxes, "scores": scores, "labels": torch.zeros(10, dtype=torch.long)}
-    fewer = {key: value[:8] for key, value in some.items()}
+    some = Detections(boxes, scores, torch.zeros(10, dtype=torch.long))
+    fewer = some.at(torch.arange(8))
     assert compare([some], [fewer], Meaning(lambda _: [], score=0.01), 1e-4).unpaired == 2
     assert compare([some], [fewer], Meaning(lambda _: [], score=0.010495), 1e-4).cut == 2
 
 
 def test_a_full_list_may_end_with_another_box():
     other = changed("boxes", 2, by=[0.0, 0, 30, 0])
-    first = [{key: value[:3] for key, value in side.items()} for side in (SOME, other)]
+    first = [side.at(torch.arange(3)) for side in (SOME, other)]
     full, open_ended = (
         compare(first[:1], first[1:], Meaning(lambda _: [], count=count), 1e-4)
         for count in (3, 100)
@@ -656,13 +657,10 @@ def test_a_full_list_may_end_with_another_box():
 def test_one_box_in_a_hundred_may_be_chosen_otherwise():
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(200, 2, generator=generator) * 500
-    many = {
-        "boxes": torch.cat([corner, corner + 30], 1),
-        "scores": torch.rand(200, generator=generator) + 0.1,
-    }
-    many["labels"] = torch.arange(200)
+    scores = torch.rand(200, generator=generator) + 0.1
+    many = Detections(torch.cat([corner, corner + 30], 1), scores, torch.arange(200))
     for missing in (2, 3):
-        fewer = {key: value[missing:] for key, value in many.items()}
+        fewer = many.at(torch.arange(missing, 200))
         agreement = compare([many], [fewer], Meaning(lambda _: []), 1e-4)
         assert (agreement.boxes, agreement.unpaired, agreement.passed) == (
             200,
@@ -672,16 +670,17 @@ def test_one_box_in_a_hundred_may_be_chosen_otherwise():
 
 
 def test_a_small_error_in_all_boxes_is_a_fault():
-    drifted = {**SOME, "scores": SOME["scores"] + 5e-4}
+    drifted = replace(SOME, scores=SOME.scores + 5e-4)
     agreement, loose = (
         compare([SOME], [drifted], Meaning(lambda _: []), tolerance) for tolerance in (1e-4, 1e-2)
     )
     assert (agreement.unpaired, agreement.passed, loose.passed) == (0, False, True)
-    spread = SOME["scores"].std(correction=0).item()
+    spread = SOME.scores.std(correction=0).item()
     assert [agreement.drift, agreement.score] == pytest.approx([5e-4 / spread, 5e-4], rel=1e-3)
-    moved = compare([SOME], [{**SOME, "boxes": SOME["boxes"] + 0.012}], Meaning(lambda _: []), 1e-4)
+    other = replace(SOME, boxes=SOME.boxes + 0.012)
+    moved = compare([SOME], [other], Meaning(lambda _: []), 1e-4)
     assert (moved.unpaired, moved.passed) == (0, False)
-    assert moved.drift == pytest.approx(0.012 / SOME["boxes"].std().item(), rel=1e-3)
+    assert moved.drift == pytest.approx(0.012 / SOME.boxes.std().item(), rel=1e-3)
 
 
 def test_masks_agree_as_sets():
@@ -692,22 +691,24 @@ def test_masks_agree_as_sets():
         other = masks.clone()
         other[1, 5, 5 : 5 + flipped] = False
         agreement = compare(
-            [{**SOME, "masks": masks}], [{**SOME, "masks": other}], Meaning(lambda _: []), 1e-4
+            [replace(SOME, masks=masks)], [replace(SOME, masks=other)], Meaning(lambda _: []), 1e-4
         )
         pixels[flipped] = agreement.unpaired, agreement.mask_iou
     assert pixels == {0: (0, 1.0), 2: (0, 1.0), 4: (0, 0.99), 5: (2, 1.0)}
 
 
-def padded(prediction: dict[str, Tensor], count: int = 6) -> dict[str, Tensor]:
+def padded(prediction: Detections, count: int = 6) -> dict[str, Tensor]:
     """A batch of one, with zeros up to `count`."""
-    return {
-        key: torch.cat([value, value.new_zeros(count - len(value), *value.shape[1:])])[None]
-        for key, value in prediction.items()
-    }
+    outputs = {}
+    for name in ("boxes", "scores", "labels"):
+        value = getattr(prediction, name)
+        zeros = value.new_zeros(count - len(value), *value.shape[1:])
+        outputs[name] = torch.cat([value, zeros])[None]
+    return outputs
 
 
 def test_padded_detections_are_compared_as_sets():
-    def given(prediction: dict[str, Tensor]) -> object:
+    def given(prediction: Detections) -> object:
         return lambda _: [value.numpy() for value in padded(prediction).values()]
 
     example = [torch.zeros(1, 3, 8, 8)]
@@ -730,7 +731,7 @@ def test_a_detector_that_finds_nothing_is_not_proven():
             lambda _: [value.numpy() for value in nothing.values()],
             [torch.zeros(1, 3, 8, 8)],
             1e-4,
-            Meaning(runtimes.unpad),
+            Meaning(Detections.of_padded),
         )
 
 

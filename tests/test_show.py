@@ -20,8 +20,9 @@ from fleetnet.cli import main
 from fleetnet.deploy import predictor
 from fleetnet.preprocess import Preprocess
 from fleetnet.report import draw
+from fleetnet.rle import encode
 from fleetnet.tasks import build
-from fleetnet.tasks._coco import FIGURES, encode
+from fleetnet.tasks._coco import FIGURES
 
 CLASSES, IDS, SIZE = ["background", "b$d", "cat"], [3, 7, 90], (64, 96)
 TASKS = {"ssd": "stretch", "maskrcnn": "letterbox", "deeplabv3": "letterbox"}
@@ -76,7 +77,7 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
 def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys):
     loaded = predictor.load(models[task])
     scores = torch.cat(
-        [p["scores"] for p in loaded.predictions([pictures / "a.png", pictures / "b.jpg"])]
+        [p.scores for p in loaded.predictions([pictures / "a.png", pictures / "b.jpg"])]
     )
     threshold = round(scores.sort(descending=True).values[30].item(), 3)
     words = f"predict --model {models[task]} {pictures} --out {tmp_path} --threshold {threshold} --threads 1 --json"
@@ -98,23 +99,21 @@ def test_predict_draws_and_writes_coco(task, models, pictures, tmp_path, capsys)
         picture = opened(image["file_name"]).convert("RGB")
         assert (image["width"], image["height"]) == picture.size
         prediction = loaded.predictions([picture])[0]
-        good = prediction["scores"] >= threshold
+        good = prediction.scores >= threshold
         annotations = coco.imgToAnns[image["id"]]
         total += len(annotations)
-        assert [a["score"] for a in annotations] == prediction["scores"][good].tolist()
-        assert [a["category_id"] for a in annotations] == [
-            IDS[i] for i in prediction["labels"][good]
-        ]
-        corners = prediction["boxes"][good].numpy()
+        assert [a["score"] for a in annotations] == prediction.scores[good].tolist()
+        assert [a["category_id"] for a in annotations] == [IDS[i] for i in prediction.labels[good]]
+        corners = prediction.boxes[good].numpy()
         expected = np.concatenate([corners[:, :2], corners[:, 2:] - corners[:, :2]], 1).tolist()
         assert np.array([a["bbox"] for a in annotations]) == pytest.approx(
             np.array(expected), abs=1e-3
         )
         assert [o["label"] for o in result["objects"]] == [
-            CLASSES[i] for i in prediction["labels"][good]
+            CLASSES[i] for i in prediction.labels[good]
         ]
         if task == "maskrcnn":
-            masks = prediction["masks"][good].numpy()
+            masks = prediction.masks[good].numpy()
             for annotation, mask in zip(annotations, masks, strict=True):
                 assert (decode(annotation["segmentation"]) == mask).all()
             assert [a["area"] for a in annotations] == masks.sum((1, 2)).tolist()
@@ -167,7 +166,7 @@ def test_predict_label_maps(models, pictures, tmp_path, capsys):
     ]
     loaded = predictor.load(models["deeplabv3"])
     for result in document["results"]:
-        labels = loaded.predictions([result["file"]])[0]["semantic"].numpy()
+        labels = loaded.predictions([result["file"]])[0].labels.numpy()
         map_ = opened(tmp_path / result["map"])
         assert (np.asarray(map_) == labels).all()
         assert sum(result["shares"].values()) == pytest.approx(1, abs=1e-5)
@@ -186,15 +185,13 @@ def truth_of(loaded: predictor.Predictor, pictures: Path, masks: bool) -> data.S
     for number, file in ((11, "a.png"), (5, "b.jpg"), (200, "more/A.png")):
         prediction = loaded.predictions([pictures / file])[0]
         objects = []
-        for i in range(0, min(40, len(prediction["boxes"])), 3):
-            x0, y0, x1, y1 = prediction["boxes"][i].tolist()
-            if masks and not prediction["masks"][i].any():
+        for i in range(0, min(40, len(prediction.boxes)), 3):
+            x0, y0, x1, y1 = prediction.boxes[i].tolist()
+            if masks and not prediction.masks[i].any():
                 continue
-            segmentation = encode(prediction["masks"][i : i + 1].roll(1, 2))[0] if masks else None
+            segmentation = encode(prediction.masks[i : i + 1].roll(1, 2))[0] if masks else None
             box = (x0, y0, max(x1 * (1 - 0.002 * i), x0 + 1), y1)
-            objects.append(
-                data.Object(box, int(prediction["labels"][i]), segmentation, crowd=i == 6)
-            )
+            objects.append(data.Object(box, int(prediction.labels[i]), segmentation, crowd=i == 6))
         samples.append(data.Sample(pictures / file, objects=tuple(objects), id=number))
     return data.Split(samples, CLASSES, ids=IDS)
 
@@ -261,9 +258,7 @@ def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch
 
 def test_eval_of_segmentation(models, pictures, tmp_path, capsys, monkeypatch):
     loaded = predictor.load(models["deeplabv3"])
-    found = [
-        loaded.predictions([pictures / name])[0]["semantic"].numpy() for name in ("a.png", "b.jpg")
-    ]
+    found = [loaded.predictions([pictures / name])[0].labels.numpy() for name in ("a.png", "b.jpg")]
     truths = [labels.copy() for labels in found]
     truths[0][:20], truths[1][:, :10] = 2, 255
     samples = [

@@ -12,6 +12,7 @@ from PIL import Image
 
 from fleetnet.deploy.export import export
 from fleetnet.deploy.predictor import Predictor
+from fleetnet.predictions import LabelMap, Labels
 from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
 from fleetnet.tasks import build
@@ -97,27 +98,25 @@ def test_an_app_finds_the_same_from_file_and_description_alone(name, answers, pi
     file, found = answers[name]
     seen = 0
     for ours, theirs in zip(Predictor(file).predictions(pictures), found, strict=True):
-        if "logits" in ours:
-            np.testing.assert_allclose(
-                theirs["scores"], ours["logits"].softmax(0).numpy(), atol=1e-5
-            )
+        if isinstance(ours, Labels):
+            np.testing.assert_allclose(theirs["scores"], ours.logits.softmax(0).numpy(), atol=1e-5)
             seen += 1
-        elif "semantic" in ours:
-            assert np.array(theirs["classes"]).shape == ours["semantic"].shape
-            assert (np.array(theirs["classes"]) == ours["semantic"].numpy()).mean() > 0.999
-            seen += len(ours["semantic"].unique()) - 1
+        elif isinstance(ours, LabelMap):
+            assert np.array(theirs["classes"]).shape == ours.labels.shape
+            assert (np.array(theirs["classes"]) == ours.labels.numpy()).mean() > 0.999
+            seen += len(ours.labels.unique()) - 1
         else:
-            assert theirs["labels"] == ours["labels"].tolist()
-            np.testing.assert_allclose(theirs["scores"], ours["scores"].numpy(), atol=1e-5)
+            assert theirs["labels"] == ours.labels.tolist()
+            np.testing.assert_allclose(theirs["scores"], ours.scores.numpy(), atol=1e-5)
             np.testing.assert_allclose(
-                np.reshape(theirs["boxes"], (-1, 4)), ours["boxes"].numpy(), atol=2e-3
+                np.reshape(theirs["boxes"], (-1, 4)), ours.boxes.numpy(), atol=2e-3
             )
-            if "masks" in ours:
-                of_masks = ours["masks"].flatten(1).sum(1).numpy()
+            if ours.masks is not None:
+                of_masks = ours.masks.flatten(1).sum(1).numpy()
                 np.testing.assert_allclose(
                     theirs["pixels"], of_masks, atol=1 + 1e-3 * max(of_masks, default=0)
                 )
-            seen += len(ours["boxes"])
+            seen += len(ours.boxes)
     assert seen >= len(pictures)  # or nothing was compared
 
 

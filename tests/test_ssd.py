@@ -290,8 +290,11 @@ def test_anchors_stay_in_float32_under_autocast() -> None:
     assert outputs["anchors"].dtype == torch.float32
     assert torch.equal(outputs["anchors"], expected)
     (by_hand,) = ssd.decode({name: value.float() for name, value in outputs.items()}, (96, 520))
-    assert len(found["boxes"])
-    assert all(torch.equal(value, by_hand[name]) for name, value in found.items())
+    assert len(found.boxes)
+    assert all(
+        torch.equal(getattr(found, name), getattr(by_hand, name))
+        for name in ("boxes", "scores", "labels")
+    )
 
 
 # ---- back to boxes ---------------------------------------------------------------------------------------------------
@@ -327,21 +330,21 @@ def test_what_is_encoded_is_decoded() -> None:
     labels = torch.tensor([1, 4, 0, 4])
     outputs = perfect(boxes, labels, 5, (192, 288))
     (found,) = ssd.decode(outputs, (192, 288))
-    order = found["boxes"][:, 0].argsort()
+    order = found.boxes[:, 0].argsort()
     expected = boxes[:, 0].argsort()
-    torch.testing.assert_close(found["boxes"][order], boxes[expected], rtol=1e-4, atol=1e-2)
-    assert torch.equal(found["labels"][order], labels[expected])
-    assert (found["scores"] > 0.99).all()
+    torch.testing.assert_close(found.boxes[order], boxes[expected], rtol=1e-4, atol=1e-2)
+    assert torch.equal(found.labels[order], labels[expected])
+    assert (found.scores > 0.99).all()
 
 
 def test_wild_regressions_stay_finite_and_inside() -> None:
     outputs = outputs_for(64, 1, 2)
     outputs = {**outputs, "boxes": outputs["boxes"].detach() * 1e4}
     (found,) = ssd.decode({k: v.detach() for k, v in outputs.items()}, (64, 64))
-    assert len(found["boxes"]) <= 100
-    assert found["boxes"].isfinite().all()
-    assert found["boxes"].min() >= 0
-    assert found["boxes"].max() <= 64
+    assert len(found.boxes) <= 100
+    assert found.boxes.isfinite().all()
+    assert found.boxes.min() >= 0
+    assert found.boxes.max() <= 64
 
 
 def test_embedded_decoding_finds_the_same() -> None:
@@ -354,8 +357,9 @@ def test_embedded_decoding_finds_the_same() -> None:
         "boxes": (2, 100, 4), "scores": (2, 100), "labels": (2, 100),
     }  # fmt: skip
     for one, other in zip(ssd.decode(inside, (64, 96)), raw, strict=True):
-        assert len(one["boxes"])
-        assert all(torch.equal(one[key], other[key]) for key in ("boxes", "scores", "labels"))
+        assert len(one)
+        for name in ("boxes", "scores", "labels"):
+            assert torch.equal(getattr(one, name), getattr(other, name))
 
 
 def test_the_deploy_form_computes_the_same() -> None:

@@ -236,9 +236,9 @@ def test_box_comes_back(name, size):
         filled[level][1, 0, y, x] = torch.cat([t.logit(), torch.tensor([10.0, -20.0, -20.0, 10.0])])
         predictions = torch.cat([detect.predict(x, i) for i, x in enumerate(filled)], 1)
         none, found = yolo.decode({"predictions": predictions}, size)
-        assert len(none["boxes"]) == 0
-        assert found["labels"].tolist() == [2]
-        torch.testing.assert_close(found["boxes"][0], box, atol=1e-3, rtol=0)
+        assert len(none.boxes) == 0
+        assert found.labels.tolist() == [2]
+        torch.testing.assert_close(found.boxes[0], box, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize(
@@ -455,9 +455,9 @@ def test_embedded_decode_equals_decode(trained):
         "labels": (2, 100),
     }
     for a, b in zip(yolo.decode(padded, (64, 64)), yolo.decode(outputs, (64, 64)), strict=True):
-        assert len(a["boxes"]) > 0
-        for key in a:
-            torch.testing.assert_close(a[key], b[key])
+        assert len(a) > 0
+        for name in ("boxes", "scores", "labels"):
+            torch.testing.assert_close(getattr(a, name), getattr(b, name))
 
 
 def test_boxes_are_computed_in_float32_under_autocast(trained):
@@ -486,10 +486,10 @@ def test_decode_suppresses_within_a_class_only():
         ]
     )
     (found,) = yolo.decode({"predictions": row[None]}, (64, 64))
-    assert found["labels"].tolist() == [0, 1]
-    torch.testing.assert_close(found["scores"], torch.tensor([0.81, 0.40]))
-    torch.testing.assert_close(found["boxes"], torch.tensor([[10.0, 10, 30, 30], [11, 10, 31, 30]]))
-    assert box_iou(found["boxes"][:1], found["boxes"][1:]).item() > 0.65
+    assert found.labels.tolist() == [0, 1]
+    torch.testing.assert_close(found.scores, torch.tensor([0.81, 0.40]))
+    torch.testing.assert_close(found.boxes, torch.tensor([[10.0, 10, 30, 30], [11, 10, 31, 30]]))
+    assert box_iou(found.boxes[:1], found.boxes[1:]).item() > 0.65
 
 
 def test_first_guesses_are_the_priors():

@@ -197,6 +197,7 @@ def _judge(
     from ..data._names import by_name
     from ..find import names
     from ..images import find_images
+    from ..predictions import LabelMap, Labels
 
     target = tasks.find(reference.task).TARGET
     formats = [data.find(name) for name in names("data")]
@@ -209,7 +210,7 @@ def _judge(
         pictures: list[One] = [*find_images(root)[0]]
         if not pictures:
             raise DataError(f"no images in {root!r}")
-        if target not in ("label", "semantic"):
+        if tasks.find(reference.task).PREDICTION not in (Labels, LabelMap):
             raise DataError(
                 f"{root!r} has no labels, and files of a detector are judged by labels: give some"
             )
@@ -240,15 +241,13 @@ def _agreement(reference: "Predictor", pictures: "Sequence[One]") -> Judge:
     """The share of images, or of pixels, that a file gives the same class as the model."""
     import torch
 
+    from ..predictions import LabelMap, Labels
+
     def classes(predictor: "Predictor") -> Iterator[torch.Tensor]:
         for picture in pictures:  # one at a time, and small: maps are as large as the pictures
-            (found,) = predictor.predictions([picture])
-            answer = (
-                found["semantic"]
-                if "semantic" in found
-                else found["logits"].argmax(0, keepdim=True)
-            )
-            yield answer.to(torch.int16)
+            for found in predictor.predictions([picture]):
+                if isinstance(found, Labels | LabelMap):
+                    yield found.labels.to(torch.int16)
 
     expected = list(classes(reference))
 

@@ -17,10 +17,10 @@ from ._settings import About, switch
 from ._show import say, shown, table
 
 if TYPE_CHECKING:
-    from ..boxes import Prediction
     from ..data import Split
     from ..deploy.predictor import Predictor
     from ..inputs.dataset import Batch
+    from ..predictions import CocoItem, Prediction
 
 EXAMPLE = "fleetnet eval --model runs/classification/fasternet_t0-photos --data photos/"
 ROWS = 50  # of the table by class
@@ -121,6 +121,7 @@ def run(settings: Eval) -> dict[str, object]:
     from ..data._contents import check_usable, contents_of
     from ..data._record import describe
     from ..deploy.predictor import load
+    from ..predictions import Detections
     from ..report import figures
     from ..sizes import parse_size
     from ..training.evaluate import evaluate
@@ -134,7 +135,7 @@ def run(settings: Eval) -> dict[str, object]:
         size=parse_size(settings.size) if settings.size else None,
     )
     target = tasks.find(predictor.task).TARGET
-    if settings.predictions and target not in ("boxes", "masks"):
+    if settings.predictions and tasks.find(predictor.task).PREDICTION is not Detections:
         raise UsageError(
             f"--predictions is for detectors; {settings.model} is of the task {predictor.task}"
         )
@@ -238,15 +239,16 @@ class CocoResults:
 
     def __init__(self, split: "Split") -> None:
         self.split = split
-        self.items: list[dict[str, Any]] = []
+        self.items: list[CocoItem] = []
 
     def add(self, prediction: "Prediction", sample: int) -> None:
-        from ..tasks._coco import results
+        from ..predictions import Detections, all_of
 
         id = self.split.samples[sample].id
         number = sample + 1 if id is None else id
         ids = self.split.ids or range(1, len(self.split.classes) + 1)
-        self.items.extend(results([prediction], [number], ids))
+        for objects in all_of(Detections, [prediction]):
+            self.items.extend(objects.coco_items(number, ids))
 
     def write(self, path: Path, *, masks: bool) -> None:
         """Boxes and, apart, masks: pycocotools takes masks with a box to be as large as their box."""

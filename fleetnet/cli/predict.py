@@ -7,7 +7,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
@@ -26,9 +26,9 @@ from ._show import say, table
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..boxes import Prediction
     from ..deploy.predictor import Predictor
     from ..images import Picture
+    from ..predictions import Prediction
 
 EXAMPLE = (
     "fleetnet predict --model runs/classification/fasternet_t0-photos new/*.jpg --out predictions"
@@ -155,11 +155,16 @@ Way = Callable[["Predictor", list[Source], list[str], Predict], list[dict[str, A
 def _way(settings: Predict, predictor: "Predictor") -> Way:
     """What makes the results of images: by what is asked for, and by what the task predicts."""
     from .. import tasks
+    from ..predictions import Detections, LabelMap, Labels, Prediction
 
     if settings.embed:
         return _embed
-    by_target: dict[str, Way] = {"label": _classify, "semantic": _segment}
-    return by_target.get(tasks.find(predictor.task).TARGET, _detect)
+    of_type: dict[type[Prediction], Way] = {
+        Labels: _classify,
+        Detections: _detect,
+        LabelMap: _segment,
+    }
+    return of_type.get(tasks.find(predictor.task).PREDICTION, _present)
 
 
 def _images(sources: list[str]) -> tuple[list[Source], list[str], int]:
@@ -320,8 +325,9 @@ def _detect(
     Annotations are written as they are found; only names, scores and boxes stay in memory.
     """
     from ..files import replacing
+    from ..predictions import Detections, all_of
     from ..report.draw import save
-    from ..tasks._coco import area, present
+    from ..rle import area
 
     threshold, out = predictor.score, Path(settings.out) if settings.out else None
     most = predictor.limits.count if predictor.limits else 0  # a detector has limits
@@ -332,16 +338,15 @@ def _detect(
 
     def boxes(source: Source, picture: "Picture") -> dict[str, Any]:
         nonlocal count, full
-        prediction = predictor.predictions([picture])[0]
-        good = prediction["scores"] >= threshold
-        full += int(good.sum()) >= most
-        prediction = {key: value[good] for key, value in prediction.items()}
+        (found,) = all_of(Detections, predictor.predictions([picture]))
+        found = found.from_score(threshold)
+        full += len(found) >= most
         if out is not None:
             drawn = f"drawn/{stems[source]}.jpg"
-            save(_draw(picture, prediction, predictor.classes), out / drawn, quality=QUALITY)
+            save(_draw(picture, found, predictor.classes), out / drawn, quality=QUALITY)
             size = {"width": picture.width, "height": picture.height}
             images.append({"id": len(images) + 1, "file_name": str(source), **size, "drawn": drawn})
-            for item in _coco_items(prediction, picture, len(images), ids):
+            for item in found.coco_items(len(images), ids, (picture.height, picture.width)):
                 square = (
                     area(item["segmentation"])
                     if "segmentation" in item
@@ -350,16 +355,16 @@ def _detect(
                 annotation = {"id": count + 1, **item, "area": square, "iscrowd": 0}
                 file.write(f"{',' if count else ''}\n{to_json(annotation)}".encode())
                 count += 1
-        prediction.pop("masks", None)
-        return {"objects": present(prediction, predictor.classes, threshold=threshold)}
+        without_masks = dataclasses.replace(found, masks=None)
+        return {"objects": without_masks.present(predictor.classes, threshold=threshold)}
 
     if out is None:
-        found = _each(predictor, sources, skipped, boxes)
+        results = _each(predictor, sources, skipped, boxes)
     else:
         (out / "drawn").mkdir(parents=True, exist_ok=True)
         with replacing(out / "predictions.json") as file:
             file.write(b'{"annotations": [')
-            found = _each(predictor, sources, skipped, boxes)
+            results = _each(predictor, sources, skipped, boxes)
             categories = [
                 {"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)
             ]
@@ -377,42 +382,43 @@ def _detect(
             "see --max-objects"
         )
     names = [
-        Counter(item["label"] for item in image["objects"]).most_common() for image in found[:ROWS]
+        Counter(item["label"] for item in image["objects"]).most_common()
+        for image in results[:ROWS]
     ]
     rows = [
         [f["file"], ", ".join(f"{n} {name}" for name, n in some)]
-        for f, some in zip(found, names, strict=False)
+        for f, some in zip(results, names, strict=False)
     ]
-    _table(["file", f"found with a score of at least {threshold:.3g}"], rows, len(found))
-    return found
+    _table(["file", f"found with a score of at least {threshold:.3g}"], rows, len(results))
+    return results
 
 
 def _segment(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
 ) -> list[dict[str, Any]]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
-    from .. import tasks
     from ..files import write_text
+    from ..predictions import LabelMap, all_of
     from ..report.draw import label_map, save
 
-    task, stems = tasks.find(predictor.task), _stems(sources)
+    stems = _stems(sources)
     out = Path(settings.out) if settings.out else None
     lowest = settings.score or 0.0  # share of the pixels
     for folder in [] if out is None else [out / "drawn", out / "maps"]:
         folder.mkdir(parents=True, exist_ok=True)
 
     def shares(source: Source, picture: "Picture") -> dict[str, Any]:
-        prediction = predictor.predictions([picture])[0]
-        shares_of = task.present(prediction, predictor.classes, threshold=lowest)
+        (found,) = all_of(LabelMap, predictor.predictions([picture]))
+        shares_of = found.present(predictor.classes, threshold=lowest)
         result: dict[str, Any] = {"shares": shares_of}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
             save(
-                _draw(picture, prediction, predictor.classes),
+                _draw(picture, found, predictor.classes),
                 out / result["drawn"],
                 quality=QUALITY,
             )
-            save(label_map(prediction["semantic"], predictor.classes), out / result["map"])
+            save(label_map(found.labels, predictor.classes), out / result["map"])
         return result
 
     found = _each(predictor, sources, skipped, shares)
@@ -437,31 +443,39 @@ def _segment(
     return found
 
 
+def _present(
+    predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
+) -> list[dict[str, Any]]:
+    """Predictions of any other type: what they say in words in predictions.json, and drawn."""
+    from ..files import write_text
+    from ..report.draw import save
+
+    stems, lowest = _stems(sources), settings.score or 0.0
+    out = Path(settings.out) if settings.out else None
+    if out is not None:
+        (out / "drawn").mkdir(parents=True, exist_ok=True)
+
+    def words(source: Source, picture: "Picture") -> dict[str, Any]:
+        (found,) = predictor.predictions([picture])
+        if out is not None:
+            drawn = out / "drawn" / f"{stems[source]}.jpg"
+            save(_draw(picture, found, predictor.classes), drawn, quality=QUALITY)
+        return {"prediction": found.present(predictor.classes, threshold=lowest)}
+
+    results = _each(predictor, sources, skipped, words)
+    if out is not None:
+        document = {"model": settings.model, "results": results, "skipped": skipped}
+        write_text(out / "predictions.json", to_json(document, indent=2) + "\n")
+        say(f"written: {out}/predictions.json, and {len(results)} pictures in {out}/drawn")
+    rows = [[result["file"], str(result["prediction"])] for result in results[:ROWS]]
+    _table(["file", "prediction"], rows, len(results))
+    return results
+
+
 def _draw(picture: "Picture", prediction: "Prediction", classes: list[str]) -> "Image.Image":
-    """What was found, on the image of a picture: of a large one, that is a reduced copy."""
-    from ..report.draw import draw
-
-    if "boxes" in prediction:
-        x, y = picture.image.width / picture.width, picture.image.height / picture.height
-        boxes = prediction["boxes"]
-        prediction = {**prediction, "boxes": boxes * boxes.new_tensor([x, y, x, y])}
-    return draw(picture.image, prediction, classes)
-
-
-def _coco_items(
-    prediction: "Prediction", picture: "Picture", image_id: int, ids: list[int]
-) -> Iterator[dict[str, Any]]:
-    """COCO's results, one after the other, with masks of the picture's own size."""
-    from ..tasks._coco import encode_enlarged, results
-
-    size = picture.height, picture.width
-    if "masks" not in prediction or picture.image.size == size[::-1]:
-        yield from results([prediction], [image_id], ids)
-        return
-    masks = prediction["masks"]
-    without = {key: value for key, value in prediction.items() if key != "masks"}
-    for item, mask in zip(results([without], [image_id], ids), masks, strict=True):
-        yield {**item, "segmentation": encode_enlarged(mask, size)}
+    """A prediction on the image of a picture: of a large one, that is a reduced copy."""
+    scale = picture.image.height / picture.height, picture.image.width / picture.width
+    return prediction.draw(picture.image, classes, scale=scale)
 
 
 def _table(columns: list[str], rows: list[list[str]], images: int) -> None:

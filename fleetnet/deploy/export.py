@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from .. import checkpoint, runtimes, tasks
-from ..boxes import Limits, Prediction
+from ..boxes import Limits
 from ..errors import ExportError, ModelError, UsageError, named_arguments
 from ..facts import Exported, Facts, KeptObjects
 from ..find import names
 from ..geometry import Place
+from ..predictions import OfInput
 from ..preprocess import Preprocess
 from ..proof.agreement import Meaning
 from ..proof.explain import explanation
@@ -247,14 +248,13 @@ def _wanted(facts: Facts, limits: Mapping[str, Any]) -> Limits | None:
 
 def meaning_of(task: Task, size: tuple[int, int], limits: Limits | None) -> Meaning | None:
     """What the outputs of a task's model mean, in pixels of the input; None where they are the answer: logits."""
-    if task.TARGET == "label":
+    if task.DECODE is None:
         return None
 
-    def decode(outputs: Mapping[str, Tensor]) -> list[Prediction]:
+    def decode(outputs: Mapping[str, Tensor]) -> Sequence[OfInput]:
         decoded = task.decode(outputs, size, limits)
-        if task.TARGET == "boxes":
-            return decoded
-        return [task.restore(prediction, Place(*size)) for prediction in decoded]
+        # Boxes are compared as the network gives them; clipped, some faults could not be seen.
+        return [one.restore(Place(*size)) if one.per_pixel else one for one in decoded]
 
     return Meaning(decode) if limits is None else Meaning(decode, limits.score, limits.count)
 

@@ -16,11 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from .. import checkpoint, images, runtimes, tasks
-from ..boxes import Limits, Prediction
+from ..boxes import Limits
 from ..errors import DataError, ModelError, UsageError, named_arguments
 from ..facts import Facts
-from ..geometry import Place
+from ..geometry import Place, Scale
 from ..images import Picture, Range, Source
+from ..predictions import OfInput, Prediction
 from ..preprocess import Preprocess
 from ..runtimes import Guarded, by_suffix, checked, metadata
 from ..runtimes import load as load_file
@@ -31,8 +32,6 @@ from .trained import Trained
 One = Source | Tensor | Picture  # a picture in any form
 # also as an array (N, height, width, 3), or a tensor (N, 3, height, width)
 Pictures = One | Iterable[One]
-# pixels of an image in one of its picture, down and across; 1 unless it is reduced
-Scale = tuple[float, float]
 Named = dict[str, Tensor]  # outputs by name
 BATCH = 16  # images at a time, of a checkpoint
 SCORE = 0.3  # of objects to show, where no better one was measured
@@ -156,7 +155,7 @@ class Predictor(Limiting):
             self._keep(dataclasses.replace(self.limits, score=score))
         self.score, self.score_from = score, "as given"
 
-    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> list[Prediction]:
+    def decode(self, outputs: Mapping[str, Tensor], size: tuple[int, int]) -> Sequence[OfInput]:
         """What the task makes of the outputs, within the limits."""
         return tasks.find(self.task).decode(outputs, size, self.limits)
 
@@ -184,29 +183,17 @@ class Predictor(Limiting):
         return outputs
 
     def predictions(self, pictures: Pictures, channels: str = "RGB") -> list[Prediction]:
-        """For each picture what the task's `restore` gives, in the picture's pixels; see `predict` for the forms.
+        """What is found in each picture, in its pixels; see `predict` for the forms of pictures.
 
-        Masks and label maps of a picture of more than `images.LARGE` pixels are of the size of its
-        reduced image (see `images.Picture`), boxes of its own.
+        Of a classifier `Labels`, of a detector `Detections`, of a segmenter a `LabelMap` each (see
+        `fleetnet.predictions`). Masks and label maps of a picture of more than `images.LARGE`
+        pixels are of the size of its reduced image (see `images.Picture`), boxes of its own.
         """
-        task = tasks.find(self.task)
         predictions: list[Prediction] = []
         for batch, places, scales in self._batches(pictures, channels):
             decoded = self.decode(self(batch), self.preprocess.size)
-            for prediction, place, (y, x) in zip(decoded, places, scales, strict=True):
-                if task.TARGET == "boxes" or y == x == 1:
-                    predictions.append(task.restore(prediction, place))
-                    continue
-                of_image = Place(
-                    round(place.height * y), round(place.width * x), place.scale_y / y, place.scale_x / x,
-                    place.top, place.left,
-                )  # fmt: skip
-                restored = task.restore(prediction, of_image)
-                if "boxes" in restored:
-                    restored["boxes"] = restored["boxes"] / restored["boxes"].new_tensor(
-                        [x, y, x, y]
-                    )
-                predictions.append(restored)
+            for prediction, place, scale in zip(decoded, places, scales, strict=True):
+                predictions.append(prediction.restore(place, scale))
         return predictions
 
     @named_arguments
@@ -217,7 +204,7 @@ class Predictor(Limiting):
         threshold: float | None = None,
         channels: str = "RGB",
     ) -> list[Any]:
-        """For each picture what is in it, by name, in a list, also of one; see the task's `present`.
+        """For each picture what is in it, by name, in a list, also of one; see `present` of its type.
 
         A picture is a path, an address (http, https; it is fetched), the bytes of a file, a PIL
         image, an array (height, width, 3) or a tensor (3, height, width), each of uint8, or of
@@ -230,12 +217,11 @@ class Predictor(Limiting):
         a dict for each object of a score of at least `threshold` (`self.score` unless given).
         Raises `DataError` for a picture that cannot be read, `UsageError` for what is none.
         """
-        task = tasks.find(self.task)
         if threshold is None and self.limits is not None:
             threshold = self.score
         lowest = 0.0 if threshold is None else threshold
-        found = self.predictions(pictures, channels)
-        return [task.present(prediction, self.classes, top, lowest) for prediction in found]
+        predictions = self.predictions(pictures, channels)
+        return [prediction.present(self.classes, top, lowest) for prediction in predictions]
 
     def embed(self, pictures: Pictures, channels: str = "RGB") -> np.ndarray:
         """The backbone's last feature of each picture, averaged over its height and width: (N, C) float32.

@@ -38,6 +38,7 @@ from ..facts import Exported, Facts, FileFacts, Int8
 from ..files import beside
 from ..find import names
 from ..inputs.workers import patient
+from ..predictions import Labels, Prediction
 from ..preprocess import Preprocess
 from ..reading import hash_of, to_json
 from ..reparam import reparameterize
@@ -314,9 +315,9 @@ def _evaluate(
     """The task's figures, and of a classifier the logits of all images: (N, classes)."""
     logits: list[Tensor] = []
 
-    def keep(prediction: Mapping[str, Tensor], sample: int) -> None:
-        if "logits" in prediction:
-            logits.append(prediction["logits"])
+    def keep(prediction: Prediction, sample: int) -> None:
+        if isinstance(prediction, Labels):
+            logits.append(prediction.logits)
 
     result = evaluate(predictor, predictor.task, batches, classes, on_prediction=keep)
     return result, torch.stack(logits) if logits else None

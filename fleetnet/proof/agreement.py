@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 from torchvision.ops import box_iou
 
-from ..boxes import Prediction
+from ..errors import ModelError
+from ..predictions import Detections, LabelMap, OfInput, all_of
 
 NEAR = 0.01  # pixels: boxes whose coordinates are as close are the same, however small they are
 FEW = 2  # pixels by which masks may differ, however small they are
@@ -75,7 +76,7 @@ def limits(tolerance: float) -> Limits:
 class Meaning:
     """What outputs mean: named outputs of a batch -> predictions in input pixels, with the limits of detections."""
 
-    decode: Callable[[Mapping[str, Tensor]], list[Prediction]]
+    decode: Callable[[Mapping[str, Tensor]], Sequence[OfInput]]
     score: float = 0.0  # boxes of smaller scores are left out
     count: int | None = None  # no more boxes than this are given for an image
 
@@ -138,29 +139,37 @@ def _mask_iou(a: Tensor, b: Tensor) -> float:
     return 1.0 if union - same <= FEW else same / union
 
 
-def _alike(a: Prediction, b: Prediction, limit: Limits) -> Tensor:
+def _alike(a: Detections, b: Detections, limit: Limits) -> Tensor:
     """(n, m): IoU of the boxes where label, place and score are the same, else 0."""
-    # of two empty boxes it is NaN
-    iou = box_iou(a["boxes"].double(), b["boxes"].double()).nan_to_num(0)
-    near = (a["boxes"][:, None] - b["boxes"]).abs().amax(2) <= NEAR
+    iou = box_iou(a.boxes.double(), b.boxes.double()).nan_to_num(0)  # of two empty boxes it is NaN
+    near = (a.boxes[:, None] - b.boxes).abs().amax(2) <= NEAR
     iou = torch.where(near, iou.clamp(min=1), iou)
-    same = (a["labels"][:, None] == b["labels"]) & (
-        (a["scores"][:, None] - b["scores"]).abs() <= limit.score
-    )
+    of_class = a.labels[:, None] == b.labels
+    same = of_class & ((a.scores[:, None] - b.scores).abs() <= limit.score)
     return iou * (same & (iou >= limit.iou))
 
 
+def _masks(of: Detections) -> Tensor | None:
+    """The masks of the objects, of whole pictures or within their boxes."""
+    return of.box_masks if of.masks is None else of.masks
+
+
 def _pair(
-    a: Prediction, b: Prediction, limit: Limits
+    a: Detections, b: Detections, limit: Limits
 ) -> list[tuple[int, int, float, float | None]]:
     """Each box of a and its like of b, each in one pair: (of a, of b, IoU, IoU of the masks)."""
     pairs = []
     alike = _alike(a, b, limit)
+    masks, others = _masks(a), _masks(b)
+    if (masks is None) != (others is None):
+        raise ModelError("only one of two sides finds masks")
     for i in range(len(alike)):
         for j in alike[i].argsort(descending=True, stable=True).tolist():
             if not alike[i, j] > 0:
                 break
-            mask = _mask_iou(a["masks"][i], b["masks"][j]) if "masks" in a else None
+            mask = None
+            if masks is not None and others is not None:
+                mask = _mask_iou(masks[i], others[j])
             if mask is None or mask >= limit.iou:
                 pairs.append((i, j, alike[i, j].item(), mask))
                 alike[:, j] = 0
@@ -168,61 +177,71 @@ def _pair(
     return pairs
 
 
-def _cut(alone: Sequence[int], of: Prediction, other: Prediction, meaning: Meaning) -> int:
+def _cut(alone: Sequence[int], of: Detections, other: Detections, meaning: Meaning) -> int:
     """How many of the boxes `alone` the other side may have found too, but with a score below its limit."""
     limit = meaning.score
-    if meaning.count is not None and len(other["scores"]) == meaning.count:
-        limit = max(limit, other["scores"].min().item())
-    return sum(of["scores"][i].item() <= limit + ROUNDING for i in alone)
+    if meaning.count is not None and len(other) == meaning.count:
+        limit = max(limit, other.scores.min().item())
+    return sum(of.scores[i].item() <= limit + ROUNDING for i in alone)
 
 
 def compare(
-    reference: Sequence[Prediction], other: Sequence[Prediction], meaning: Meaning, tolerance: float
+    reference: Sequence[OfInput], other: Sequence[OfInput], meaning: Meaning, tolerance: float
 ) -> Agreement | None:
-    """Predictions of the same images by two sides; None where there are neither boxes nor class maps in them."""
-    if not reference or not {"boxes", "semantic"} & reference[0].keys():
+    """Predictions of the same images by two sides; None where they are neither `Detections` nor `LabelMap`s."""
+    if not reference:
         return None
-    limit, pixels = limits(tolerance), None
-    if "semantic" in reference[0]:
-        same = torch.cat(
-            [
-                (a["semantic"] == b["semantic"]).flatten()
-                for a, b in zip(reference, other, strict=True)
-            ]
-        )
-        pixels = same.double().mean().item()
+    if isinstance(reference[0], Detections):
+        objects = all_of(Detections, reference), all_of(Detections, other)
+        return _compare_objects(*objects, meaning, tolerance)
+    if isinstance(reference[0], LabelMap):
+        return _compare_maps(all_of(LabelMap, reference), all_of(LabelMap, other), tolerance)
+    return None
+
+
+def _compare_maps(
+    reference: Sequence[LabelMap], other: Sequence[LabelMap], tolerance: float
+) -> Agreement:
+    """The share of pixels of the same class."""
+    pairs = zip(reference, other, strict=True)
+    same = torch.cat([(a.labels == b.labels).flatten() for a, b in pairs])
+    return Agreement(tolerance, pixels=same.double().mean().item())
+
+
+def _compare_objects(
+    reference: Sequence[Detections], other: Sequence[Detections], meaning: Meaning, tolerance: float
+) -> Agreement:
+    """Boxes, scores and masks of the objects that both sides found, and how many only one did."""
+    limit = limits(tolerance)
     boxes = cut = unpaired = 0
     ious: list[float] = []
     masks: list[float] = []
     ours: list[Tensor] = []
     theirs: list[Tensor] = []
     for a, b in zip(reference, other, strict=True):
-        if "boxes" not in a:
-            continue
         pairs = _pair(a, b, limit)
-        alone = sorted(set(range(len(a["boxes"]))) - {i for i, *_ in pairs})
-        stray = sorted(set(range(len(b["boxes"]))) - {j for _, j, *_ in pairs})
+        alone = sorted(set(range(len(a))) - {i for i, *_ in pairs})
+        stray = sorted(set(range(len(b))) - {j for _, j, *_ in pairs})
         explained = _cut(alone, a, b, meaning) + _cut(stray, b, a, meaning)
         boxes += len(pairs) + len(alone) + len(stray)
         cut += explained
         unpaired += len(alone) + len(stray) - explained
         ious += [iou for _, _, iou, _ in pairs]
         masks += [iou for *_, iou in pairs if iou is not None]
-        for side, prediction, which in ((ours, a, 0), (theirs, b, 1)):
+        for side, found, which in ((ours, a, 0), (theirs, b, 1)):
             index = torch.tensor([pair[which] for pair in pairs], dtype=torch.long)
-            side.append(
-                torch.cat([prediction["boxes"], prediction["scores"][:, None]], 1)[index].double()
-            )
+            values = torch.cat([found.boxes, found.scores[:, None]], 1)  # (n, 5)
+            side.append(values[index].double())
     if not ious:
-        return Agreement(tolerance, boxes, cut, 0, unpaired, pixels=pixels)
-    values = torch.cat(ours)
-    difference = (values - torch.cat(theirs)).abs()
+        return Agreement(tolerance, boxes, cut, 0, unpaired)
+    expected = torch.cat(ours)
+    difference = (expected - torch.cat(theirs)).abs()
     drift = max(
-        (difference[:, :4].mean() / values[:, :4].std().clamp(min=1)).item(),  # pixels
-        (difference[:, 4].mean() / values[:, 4].std(correction=0).clamp(min=SCORES)).item(),
+        (difference[:, :4].mean() / expected[:, :4].std().clamp(min=1)).item(),  # pixels
+        (difference[:, 4].mean() / expected[:, 4].std(correction=0).clamp(min=SCORES)).item(),
     )
     score, mask = difference[:, 4].max().item(), min(masks) if masks else None
     mean = sum(ious) / len(ious)
     return Agreement(
-        tolerance, boxes, cut, len(ious), unpaired, min(ious), mean, score, mask, drift, pixels
+        tolerance, boxes, cut, len(ious), unpaired, min(ious), mean, score, mask, drift
     )

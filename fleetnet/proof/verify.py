@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..boxes import unpad
 from ..errors import ExportError, FleetnetError, ModelError
+from ..predictions import Detections
 from ..reparam import WIDEST, allowed, difference, reparameterize
 from .agreement import Agreement, Meaning, compare, limits
 
@@ -160,7 +160,7 @@ def _of_detections(
 ) -> Parity:
     """Of padded detections, (N, n, ...) each."""
     images, count = sum(len(o["scores"]) for o in expected), expected[0]["scores"].shape[1]
-    decode = meaning or Meaning(lambda outputs: unpad(dict(outputs)))
+    decode = meaning or Meaning(Detections.of_padded)
     agreed = _agreement(expected, actual, replace(decode, count=count), tolerance)
     agreed = agreed or Agreement(tolerance)
     if meaning and not agreed.boxes:

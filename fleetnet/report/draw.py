@@ -1,11 +1,13 @@
 """Predictions drawn on pictures, and sheets of pictures, with Pillow alone."""
 
 import colorsys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import UsageError
@@ -28,57 +30,49 @@ def colors(count: int) -> list[tuple[int, int, int]]:
     return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in found]
 
 
-def draw(
+def draw_objects(
     picture: Image.Image,
-    prediction: Mapping[str, Any],
+    boxes: ArrayLike,
+    labels: ArrayLike,
     classes: Sequence[str],
+    *,
+    scores: ArrayLike | None = None,
+    masks: ArrayLike | None = None,
     threshold: float = 0.0,
 ) -> Image.Image:
-    """A copy of an RGB picture with what was found on it.
+    """A copy of an RGB picture with boxes (n, 4) on it, and the names of their classes, `labels` (n,).
 
-    Either boxes (n, 4) xyxy with labels (n,), scores (n,) if there are, and `masks` (n, height,
-    width) if there are: those of scores of at least `threshold`, each mask in a color of its own,
-    boxes without masks in that of their class. Names stand where they hide no other; those without
-    room are left out, and then a legend counts the classes. Or `semantic` (height, width), with a
-    legend. Tensors and arrays do.
+    Where there are scores (n,), they stand beside the names, and only what has at least `threshold`
+    is drawn. Where there are masks (n, height, width), each has a color of its own; boxes without
+    masks have that of their class. Names stand where they hide no other; those without room are
+    left out, and then a legend counts the classes.
     """
-    if "semantic" in prediction:
-        return _overlay(picture, np.asarray(prediction["semantic"]), classes)
-    boxes, labels = np.asarray(prediction["boxes"]), np.asarray(prediction["labels"])
-    scored = "scores" in prediction
-    scores = np.asarray(prediction["scores"]) if scored else np.ones(len(boxes))
-    # the best first
-    order = [i for i in np.argsort(-scores, kind="stable").tolist() if scores[i] >= threshold]
-    has_masks = "masks" in prediction
+    boxes, labels = np.asarray(boxes), np.asarray(labels)
+    sure = np.ones(len(boxes)) if scores is None else np.asarray(scores)
+    best_first = np.argsort(-sure, kind="stable").tolist()
+    order = [i for i in best_first if sure[i] >= threshold]
     by_class = colors(len(classes))
-    own = colors(len(order))
-    shades = {
-        i: own[rank] if has_masks else by_class[int(labels[i])] for rank, i in enumerate(order)
-    }
-    drawn = (
-        _with_masks(picture, np.asarray(prediction["masks"]), shades)
-        if has_masks
-        else picture.copy()
-    )
+    if masks is None:
+        shades = {i: by_class[int(labels[i])] for i in order}
+        drawn = picture.copy()
+    else:
+        shades = dict(zip(order, colors(len(order)), strict=True))
+        drawn = _with_masks(picture, np.asarray(masks), shades)
     pen, font = ImageDraw.Draw(drawn), _font(picture)
     width = max(1, round(min(picture.size) / 200))
     for i in reversed(order):  # the best on top
         x0, y0, x1, y1 = boxes[i].tolist()
         pen.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=shades[i], width=width)
-    names = {
-        i: f"{classes[labels[i]]} {scores[i]:.2f}" if scored else classes[labels[i]] for i in order
-    }
-    hidden = sum(pen.textlength(name, font) * font.size for name in names.values()) / (
-        picture.width * picture.height
-    )
-    without_name = len(order) if hidden > CROWDED else _name_boxes(pen, font, boxes, names, shades)
+    names = {i: classes[labels[i]] for i in order}
+    if scores is not None:
+        names = {i: f"{name} {sure[i]:.2f}" for i, name in names.items()}
+    letters = sum(pen.textlength(name, font) * font.size for name in names.values())
+    crowded = letters / (picture.width * picture.height) > CROWDED
+    without_name = len(order) if crowded else _name_boxes(pen, font, boxes, names, shades)
     if without_name:
-        counts = {
-            label: int((labels[order] == label).sum())
-            for label in sorted(set(labels[order].tolist()))
-        }
+        counts = Counter(sorted(labels[order].tolist()))
         texts = {label: f"{count} x {classes[label]}" for label, count in counts.items()}
-        legend_colors = {label: GRAY if has_masks else by_class[label] for label in counts}
+        legend_colors = {label: by_class[label] if masks is None else GRAY for label in counts}
         _legend(pen, texts, legend_colors, font)
     return drawn
 
@@ -142,9 +136,13 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 
-def _overlay(picture: Image.Image, labels: np.ndarray, classes: Sequence[str]) -> Image.Image:
-    """Classes as colors over the picture, names of those there are in its corner; "background" stays as it is."""
+def draw_pixels(picture: Image.Image, labels: ArrayLike, classes: Sequence[str]) -> Image.Image:
+    """A copy of an RGB picture with the class of each pixel, `labels` (height, width), as a color over it.
+
+    The names of the classes that there are stand in its corner. "background" stays as it is.
+    """
     pixels, palette = np.array(picture), colors(len(classes))
+    labels = np.asarray(labels)
     shown = [
         i for i in np.unique(labels).tolist() if i < len(classes) and classes[i] != "background"
     ]

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ..backbones import Backbone, Option, Recognized, State, backbone, family, variants
 from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
-from ..boxes import Limits, Prediction
+from ..boxes import Limits
 from ..errors import ModelError, UsageError, choose
 from ..facts import Facts
 from ..find import find as find_module
 from ..find import names
-from ..geometry import Place
+from ..predictions import OfInput, Prediction
 from ..preprocess import Mode, Preprocess
 from ..synonyms import head, plain
 
@@ -35,7 +35,10 @@ WEIGHTS = ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".onnx", ".pt2
 
 
 class Metric(Protocol):
-    """Counts predictions against the truth, both in the pixels of their pictures."""
+    """Counts predictions against the truth, both in the pixels of their pictures.
+
+    The predictions are of the task's type; see `predictions.all_of`.
+    """
 
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
         """Count the predictions of some pictures; `targets` has a value a picture by each name."""
@@ -60,6 +63,10 @@ class Task(Protocol):
     OPTIONS: tuple[str, ...]  # arguments of `head` that a user may set, beside the backbone's
     SETTINGS: tuple[str, ...]  # settings of the training that `loss` takes
     CLASS_MAJOR: tuple[str, ...]  # how names of tensors begin whose rows go by class first
+
+    @property
+    def PREDICTION(self) -> type[Prediction]:
+        """The type of what is found in a picture: of what `decode` gives, restored."""
 
     @property
     def LIMITS(self) -> Limits | None:
@@ -98,27 +105,15 @@ class Task(Protocol):
         outputs: Outputs,
         size: tuple[int, int],
         limits: Limits | None = None,
-    ) -> list[Prediction]:
+    ) -> Sequence[OfInput]:
         """Outputs in eval mode -> a prediction a picture, in pixels of the input.
 
         The outputs may be those of `embed` too; `size` is (height, width) of the input. A detector
         keeps what `limits` say, LIMITS unless given; others have none.
         """
 
-    def restore(self, prediction: Prediction, place: Place) -> Prediction:
-        """A prediction in pixels of the input -> in the pixels of the picture."""
-
-    def present(
-        self,
-        prediction: Prediction,
-        classes: Sequence[str],
-        top: int = ...,
-        threshold: float = ...,
-    ) -> Any:
-        """A prediction in the pixels of the picture -> in words, for a user."""
-
     def decoding(self, embedded: bool, limits: Limits | None = None) -> dict[str, object]:
-        """`decode` and `restore` in words and numbers, for apps.
+        """`decode`, and `restore` of what it gives, in words and numbers, for apps.
 
         `embedded` is of a file with its decode inside.
         """

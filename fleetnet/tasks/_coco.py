@@ -1,7 +1,7 @@
-"""What detectors share after their boxes: COCO's figures, COCO's results layout, and predictions in words.
+"""COCO's figures, of all detectors.
 
-Masks are COCO's RLE here, {"size": [height, width], "counts": str}, made as soon as they come in,
-since as pixels the masks of a split would not fit in memory. Figures are those of faster-coco-eval,
+Masks become run lengths (`rle`) as soon as they come in, since as pixels the masks of a split would
+not fit in memory. Figures are those of faster-coco-eval,
 equal to pycocotools'.
 
 The size of a found object, which decides between small, medium and large, is the area of its box
@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..boxes import Prediction
 from ..errors import ModelError
+from ..predictions import CocoItem, Detections, Prediction, all_of, xywh
+from ..rle import area, encode
 from ._matching import Matches
 
 # COCO's order
@@ -26,108 +27,6 @@ SIZES = {  # of objects -> the letter of their figures
     "object below 32x32 pixels": "s", "object of 32x32 to 96x96 pixels": "m", "object above 96x96 "
                                                                               "pixels": "l",
 }  # fmt: skip
-
-
-def encode(masks: Tensor) -> list[dict[str, Any]]:
-    """Masks (n, height, width) bool -> RLE of each."""
-    from faster_coco_eval.core import mask
-
-    if not len(masks):
-        return []
-    # (n, width, height): by columns
-    columns = masks.detach().cpu().byte().transpose(1, 2).contiguous().numpy()
-    return [
-        {"size": rle["size"], "counts": rle["counts"].decode()}
-        for rle in mask.encode(columns.transpose(2, 1, 0))
-    ]
-
-
-def encode_enlarged(mask: Tensor, size: tuple[int, int]) -> dict[str, Any]:
-    """A mask (rows, columns) bool -> the RLE of its enlargement to `size` (height, width), to the nearest pixel.
-
-    Without the pixels of the large mask: where a column of the mask changes, each column of the
-    large one does.
-    """
-    from faster_coco_eval.core import mask as coco
-
-    (height, width), (rows, columns) = size, mask.shape
-    small = mask.detach().cpu().numpy()
-    # the first row of the large mask that shows each row
-    starts = -(-np.arange(rows + 1) * height // rows)
-    # the column that each column of the large mask shows
-    shown = np.arange(width) * columns // width
-    edges = np.diff(small.astype(np.int8), axis=0, prepend=0, append=0) != 0  # (rows + 1, columns)
-    changes = {
-        column: starts[np.flatnonzero(edges[:, column])]
-        for column in np.flatnonzero(small.any(0)).tolist()
-    }
-    parts = [
-        changes[column] + i * height for i, column in enumerate(shown.tolist()) if column in changes
-    ]
-    at, times = np.unique(np.concatenate([*parts, np.empty(0, np.int64)]), return_counts=True)
-    at = at[times == 1]  # one column ends where the next begins
-    counts = np.diff(at, prepend=0, append=height * width)
-    # the mask ends with the last pixel
-    counts = counts[:-1] if len(counts) > 1 and counts[-1] == 0 else counts
-    (rle,) = coco.frPyObjects(
-        [{"size": [height, width], "counts": counts.astype(int).tolist()}], height, width
-    )
-    return {"size": rle["size"], "counts": rle["counts"].decode()}
-
-
-def area(rle: Mapping[str, Any]) -> float:
-    """Pixels of a mask."""
-    from faster_coco_eval.core import mask
-
-    return float(mask.area(rle))
-
-
-def results(
-    predictions: Sequence[Prediction], image_ids: Sequence[int | str], category_ids: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Predictions in the pixels of their pictures -> COCO's results: a dict a box, with "bbox" as x, y, width, height.
-
-    `category_ids` are in the order of the classes. Predictions with masks have "segmentation" too,
-    as RLE.
-    """
-    found: list[dict[str, Any]] = []
-    for prediction, image_id in zip(predictions, image_ids, strict=True):
-        items = [
-            {"image_id": image_id, "category_id": category_ids[label], "bbox": bbox, "score": score}
-            for bbox, label, score in zip(
-                _xywh(prediction["boxes"]),
-                prediction["labels"].tolist(),
-                prediction["scores"].tolist(),
-                strict=True,
-            )
-        ]
-        if "masks" in prediction:
-            for item, rle in zip(items, encode(prediction["masks"]), strict=True):
-                item["segmentation"] = rle
-        found += items
-    return found
-
-
-def present(
-    prediction: Prediction, classes: Sequence[str], top: int = 5, threshold: float = 0.3
-) -> list[dict[str, Any]]:
-    """What was found with a score of at least `threshold`, best first, however many (`top` is for classifiers).
-
-    Each is {"label": name, "score": 0 to 1, "box": [x0, y0, x1, y1]}, and with masks
-    {"segmentation": RLE} too.
-    """
-    scores, order = prediction["scores"].sort(descending=True, stable=True)
-    kept = {key: value[order[scores >= threshold]] for key, value in prediction.items()}
-    found: list[dict[str, Any]] = [
-        {"label": classes[label], "score": score, "box": box}
-        for label, score, box in zip(
-            kept["labels"].tolist(), kept["scores"].tolist(), kept["boxes"].tolist(), strict=True
-        )
-    ]
-    if "masks" in kept:
-        for item, rle in zip(found, encode(kept["masks"]), strict=True):
-            item["segmentation"] = rle
-    return found
 
 
 class CocoMetric:
@@ -143,7 +42,7 @@ class CocoMetric:
         # (height, width) of each picture, where there are masks
         self.sizes: list[tuple[int, int]] = []
         self.truths: list[dict[str, Any]] = []
-        self.found: list[dict[str, Any]] = []
+        self.found: list[CocoItem] = []
         self.matches = Matches(self.classes)  # of masks, where there are masks
 
     def add(
@@ -151,11 +50,12 @@ class CocoMetric:
     ) -> None:
         given = [targets[key] for key in ("boxes", "labels", "crowd", "area")]
         masks = targets["masks"] if self.masks else [None] * len(predictions)
-        for prediction, boxes, labels, crowd, area, mask in zip(
-            predictions, *given, masks, strict=True
+        for prediction, boxes, labels, crowd, areas, mask in zip(
+            all_of(Detections, predictions), *given, masks, strict=True
         ):
             self.images += 1
-            found = results([self._checked(prediction)], [self.images], range(len(self.classes)))
+            checked = self._checked(prediction)
+            found = checked.coco_items(self.images, range(len(self.classes)))
             self.found += found
             truths: list[dict[str, Any]] = [
                 {
@@ -167,9 +67,9 @@ class CocoMetric:
                 }
                 for label, bbox, many, square in zip(
                     labels.tolist(),
-                    _xywh(boxes),
+                    xywh(boxes),
                     crowd.tolist(),
-                    area.double().tolist(),
+                    areas.double().tolist(),
                     strict=True,
                 )
             ]
@@ -201,18 +101,10 @@ class CocoMetric:
         truth = np.array([item["category_id"] for item in truths], np.int64)
         self.matches.add(overlaps, score, label, truth, crowd.astype(bool))
 
-    def _checked(self, prediction: Prediction) -> Prediction:
-        missing = {
-            "boxes",
-            "scores",
-            "labels",
-            *(["masks"] if self.masks else []),
-        } - prediction.keys()
-        if missing:
-            raise ModelError(
-                f"a prediction has {', '.join(prediction)}, but no {', '.join(sorted(missing))}"
-            )
-        labels = prediction["labels"]
+    def _checked(self, prediction: Detections) -> Detections:
+        if self.masks and prediction.masks is None:
+            raise ModelError("a prediction has boxes, scores and labels, but no masks")
+        labels = prediction.labels
         if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < len(self.classes):
             raise ModelError(
                 f"labels are {labels.unique().tolist()}, but there are {len(self.classes)} classes"
@@ -251,7 +143,9 @@ class CocoMetric:
             }
         from faster_coco_eval import COCO, COCOeval_faster
 
-        found = [{**item, "id": i, "iscrowd": 0} for i, item in enumerate(self.found, 1)]
+        found: list[dict[str, Any]] = [
+            {**item, "id": i, "iscrowd": 0} for i, item in enumerate(self.found, 1)
+        ]
         for item in found:
             *_, width, height = item["bbox"]
             item["area"] = width * height if kind == "bbox" else area(item["segmentation"])
@@ -294,10 +188,6 @@ def _why_none(figures: Mapping[str, Any]) -> list[str]:
         return ["there is no object, so no AP"]
     absent = [size for size, letter in SIZES.items() if figures[f"AP{letter}"] is None]
     return [f"no {', no '.join(absent)}, so no AP and AR of that size"] if absent else []
-
-
-def _xywh(boxes: Tensor) -> list[list[float]]:
-    return [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes.detach().tolist()]
 
 
 def _percent(value: float) -> float | None:

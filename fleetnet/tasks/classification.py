@@ -9,9 +9,9 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import has
-from ..boxes import Limits, Prediction
+from ..boxes import Limits
 from ..errors import ModelError
-from ..geometry import Place
+from ..predictions import Labels, Prediction, all_of
 from ..preprocess import Mode
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
@@ -25,6 +25,7 @@ CLASSES = 1000
 OPTIONS: tuple[str, ...] = ()
 SETTINGS: tuple[str, ...] = ("label_smoothing", "class_weights")
 CLASS_MAJOR: tuple[str, ...] = ()
+PREDICTION = Labels
 LIMITS = None  # no detector
 DECODE, EMBEDDED, embed = None, None, None  # the logits are the answer
 limit, from_file = None, None
@@ -90,14 +91,14 @@ def loss(
 
 def decode(
     outputs: Tensor | Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
-) -> list[Prediction]:
-    """Logits (N, classes) -> {"logits": (classes,)} for each image."""
+) -> list[Labels]:
+    """Logits (N, classes) -> those of each image."""
     logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-    return [{"logits": row} for row in logits.float()]
+    return [Labels(row) for row in logits.float()]
 
 
 def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
-    """`decode` and `present` in words and numbers."""
+    """`decode`, and what follows it, in words and numbers."""
     return {
         "scores": {
             "output": "logits",
@@ -106,23 +107,6 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
             "classes": "column i is class i",
         }
     }
-
-
-def restore(prediction: Prediction, place: Place) -> Prediction:
-    return prediction
-
-
-def present(
-    prediction: Prediction, classes: Sequence[str], top: int = 5, threshold: float = 0.0
-) -> list[tuple[str, float]]:
-    """The `top` classes as (name, probability), most probable first; those below `threshold` are left out."""
-    if len(prediction["logits"]) != len(classes):
-        raise ModelError(
-            f"there are {len(prediction['logits'])} logits an image, but {len(classes)} class names"
-        )
-    scores, indices = prediction["logits"].softmax(0).topk(min(top, len(classes)))
-    found = zip(indices.tolist(), scores.tolist(), strict=True)
-    return [(classes[index], score) for index, score in found if score >= threshold]
 
 
 class Metric:
@@ -138,9 +122,9 @@ class Metric:
         if not predictions:
             return
         truth = targets["label"].cpu()
-        logits = (
-            torch.stack([prediction["logits"] for prediction in predictions]).detach().float().cpu()
-        )  # (N, C)
+        labels = all_of(Labels, predictions)
+        # (N, C)
+        logits = torch.stack([one.logits for one in labels]).detach().float().cpu()
         if logits.shape[1] != len(self.classes):
             raise ModelError(
                 f"there are {logits.shape[1]} logits an image, but {len(self.classes)} classes"

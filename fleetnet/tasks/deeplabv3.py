@@ -28,10 +28,10 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Implied, Option, Recognized, State
 from ..backbones._recognition import form_by_norms, has, output_count
-from ..boxes import Limits, Prediction
+from ..boxes import Limits
 from ..errors import ModelError, UsageError
-from ..geometry import Place, between, centers
 from ..layers import ConvBN
+from ..predictions import IGNORE, LabelMap, PixelLogits, Prediction, all_of
 from ..preprocess import Mode
 from . import Outputs
 from ._counts import Pairs, by_class, mean, without_truth
@@ -43,6 +43,7 @@ TARGET, AUGMENT, OUTPUT_STRIDE = "semantic", "segment", 16
 MODE: Mode = "letterbox"
 SIZE = (512, 512)
 CLASSES = 21
+PREDICTION = LabelMap
 LIMITS = None  # no detector
 DECODE = (
     "logits (N, classes, H, W) of the input's pixels: cut out what shows the picture, resize it "
@@ -54,9 +55,7 @@ SETTINGS: tuple[str, ...] = ("class_weights",)
 CLASS_MAJOR: tuple[str, ...] = ()
 limit, from_file = None, None
 RATES = {16: (6, 12, 18), 8: (12, 24, 36)}  # of dilation, by output stride
-IGNORE = 255  # in label maps: a pixel that teaches and counts nothing
 AUXILIARY_WEIGHT = 0.4
-ROWS = 256  # of a picture whose logits are enlarged at a time: those of a whole photo can take a gigabyte
 
 
 def _conv(inputs: int, outputs: int, size: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -169,11 +168,11 @@ def loss(
 
 def decode(
     outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
-) -> list[Prediction]:
-    """{"logits": (classes, H, W)} for each image of the input's size; from `embed`, {"semantic": (H, W)}."""
+) -> Sequence[PixelLogits | LabelMap]:
+    """The logits of each pixel of the input, for each image; of the outputs of `embed` the classes."""
     if "semantic" in outputs:
-        return [{"semantic": labels} for labels in outputs["semantic"]]
-    return [{"logits": logits} for logits in outputs["logits"].float()]
+        return [LabelMap(labels) for labels in outputs["semantic"]]
+    return [PixelLogits(logits) for logits in outputs["logits"].float()]
 
 
 def _classes(outputs: Outputs, size: tuple[int, int]) -> dict[str, Tensor]:
@@ -210,44 +209,6 @@ def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
     }
 
 
-def restore(prediction: Prediction, place: Place) -> Prediction:
-    """{"semantic": (height, width) uint8} in the pixels of the picture, without the padding around it in the input.
-
-    Logits are resized bilinearly and the largest is taken; class maps (of `embed`) are resized to
-    the nearest pixel.
-    """
-    maps = prediction["semantic" if "semantic" in prediction else "logits"]
-    rows = centers(place.height, place.scale_y, place.top, maps.shape[-2]).to(maps.device)
-    columns = centers(place.width, place.scale_x, place.left, maps.shape[-1]).to(maps.device)
-    if "semantic" in prediction:
-        nearest = maps.index_select(0, (rows + 0.5).floor().long().clamp(max=maps.shape[0] - 1))
-        return {
-            "semantic": nearest.index_select(
-                1, (columns + 0.5).floor().long().clamp(max=maps.shape[1] - 1)
-            ).byte()
-        }
-    parts = [
-        between(between(maps, -2, some), -1, columns).argmax(0).byte() for some in rows.split(ROWS)
-    ]
-    return {"semantic": torch.cat(parts)}
-
-
-def present(
-    prediction: Prediction, classes: Sequence[str], top: int = IGNORE, threshold: float = 0.0
-) -> dict[str, float]:
-    """The `top` classes by their share of the picture's pixels, largest first; none below `threshold` or not there."""
-    labels = prediction["semantic"]
-    # rows at a time: as int64, the labels of a whole photo can take hundreds of megabytes
-    counts = sum(
-        rows.flatten().long().bincount(minlength=IGNORE + 1) for rows in labels.split(ROWS)
-    )
-    shares, indices = (torch.as_tensor(counts)[: max(len(classes), 1)] / labels.numel()).sort(
-        descending=True, stable=True
-    )
-    found = list(zip(indices.tolist(), shares.tolist(), strict=True))[:top]
-    return {classes[index]: share for index, share in found if share > 0 and share >= threshold}
-
-
 class Metric:
     """Intersection over union and accuracies from the counts of all pixels added that have a class."""
 
@@ -257,8 +218,10 @@ class Metric:
 
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
         """Count predictions against the label maps targets["semantic"], a list of (height, width)."""
-        for prediction, truth in zip(predictions, targets["semantic"], strict=True):
-            predicted = prediction["semantic"]
+        for prediction, truth in zip(
+            all_of(LabelMap, predictions), targets["semantic"], strict=True
+        ):
+            predicted = prediction.labels
             if predicted.shape != truth.shape:
                 raise ModelError(
                     f"the prediction is {tuple(predicted.shape)}, but its label map "

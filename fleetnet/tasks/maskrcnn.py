@@ -38,16 +38,14 @@ from torchvision.ops import (
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 from torchvision.ops.poolers import initLevelMapper
 
-from .. import boxes as boxes_
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import has, output_count
-from ..boxes import Limits, Prediction, best_after_nms, only_of, take, within
+from ..boxes import Limits, best_after_nms, only_of, take
 from ..errors import ModelError
-from ..geometry import Place, paste
+from ..predictions import Detections
 from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
-from ._coco import present as present
 from ._decoded import BOXES, CHOSEN
 from ._defaults import convert as convert
 from ._defaults import prepare as prepare
@@ -62,6 +60,7 @@ SETTINGS: tuple[str, ...] = ()
 # The four regressions of a class are four rows in turn.
 CLASS_MAJOR: tuple[str, ...] = ("head.roi_heads.box_predictor.bbox_pred.",)
 from_file = None
+PREDICTION = Detections
 
 DECODE = (
     "The outputs are detections, padded to limits.max_objects: boxes x0, y0, x1, y1 in pixels of "
@@ -327,35 +326,27 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
 
 
 def cut(masks: Tensor, boxes: Tensor, index: Tensor) -> Tensor:
-    """The part in each box (n, 4) of the mask (m, H, W) that `index` (n,) names: (n, 28, 28), 0 to 1; see `paste`."""
+    """The part in each box (n, 4) of the mask (m, H, W) that `index` (n,) names: (n, 28, 28), 0 to 1.
+
+    The inverse of `geometry.paste`.
+    """
     rois = torch.cat([index[:, None].to(boxes), boxes], 1)
     return roi_align(masks[:, None].to(boxes), rois, MASK, aligned=True)[:, 0]
 
 
 def decode(
     outputs: Outputs, size: tuple[int, int], limits: Limits | None = None
-) -> list[Prediction]:
-    """Padded detections -> boxes, scores, labels and mask_probabilities (n, 28, 28) of each image.
+) -> list[Detections]:
+    """Padded detections -> those of each image, with the probabilities of a mask within each box.
 
     Of `limits` all but the NMS is applied, which the network did by those that `limit` told it.
     """
-    named = {
-        "mask_probabilities" if key == "masks" else key: value for key, value in outputs.items()
-    }
-    return [within(prediction, limits or LIMITS) for prediction in boxes_.unpad(named)]
+    return [chosen.within(limits or LIMITS) for chosen in Detections.of_padded(outputs)]
 
 
 def limit(head: nn.Module, limits: Limits) -> None:
     """Tell the network what to keep of what it finds."""
     cast(MaskRCNN, head).limits = limits
-
-
-def restore(prediction: Prediction, place: Place) -> Prediction:
-    """The prediction in the pixels of the picture, with masks (n, height, width) bool for the mask_probabilities."""
-    unclipped = place.back(prediction["boxes"], clip=False)
-    restored = boxes_.restore({**prediction, "unclipped": unclipped}, place)
-    probabilities, boxes = restored.pop("mask_probabilities"), restored.pop("unclipped")
-    return {**restored, "masks": paste(probabilities, boxes, (place.height, place.width))}
 
 
 def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:

@@ -35,14 +35,13 @@ from torchvision.ops import box_convert, box_iou, clip_boxes_to_image
 
 from ..backbones import Backbone, Implied, Recognized, State
 from ..backbones._recognition import class_count, form_by_norms, has, output_count
-from ..boxes import Limits, Prediction, select_within, unpad, within
-from ..boxes import restore as restore
+from ..boxes import Limits, select_within
 from ..errors import ModelError
 from ..layers import ConvBN
+from ..predictions import Detections
 from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
-from ._coco import present as present
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, of_authors, suppression
 from ._defaults import prepare as prepare
 from ._defaults import stored as stored
@@ -55,6 +54,7 @@ OPTIONS: tuple[str, ...] = ()
 SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR: tuple[str, ...] = ()
 limit, from_file = None, None
+PREDICTION = Detections
 
 EXTRA = (256, 128, 128)  # channels of the maps at strides 64, 128 and 256
 WIDTHS = (512, 256, *EXTRA, 64)  # channels that are predicted from
@@ -252,12 +252,12 @@ def _select(outputs: Outputs, size: tuple[int, int], limits: Limits) -> dict[str
 
 def decode(
     outputs: Outputs, size: tuple[int, int], limits: Limits | None = None
-) -> list[Prediction]:
+) -> list[Detections]:
     """The best boxes of each picture within the limits, of raw outputs or those of `embed`, in input pixels."""
     limits = limits or LIMITS
     if "scores" in outputs:
-        return [within(prediction, limits) for prediction in unpad(dict(outputs))]
-    return unpad(_select(outputs, size, limits))
+        return [chosen.within(limits) for chosen in Detections.of_padded(outputs)]
+    return Detections.of_padded(_select(outputs, size, limits))
 
 
 def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:

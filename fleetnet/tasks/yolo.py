@@ -37,14 +37,13 @@ from torchvision.ops import box_convert, complete_box_iou_loss
 
 from ..backbones import Backbone, Option, Recognized, State
 from ..backbones._recognition import class_count, form_by_norms, has, output_count, sizes
-from ..boxes import Limits, Prediction, select_within, unpad, within
-from ..boxes import restore as restore
+from ..boxes import Limits, select_within
 from ..errors import ModelError, UsageError
 from ..layers import ConvBN
+from ..predictions import Detections
 from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
-from ._coco import present as present
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, suppression
 from ._defaults import convert as convert
 from ._layout import ANY, STRIDES, Layout, Row, parse, read
@@ -57,6 +56,7 @@ OPTIONS: tuple[str, ...] = ("depth", "width", "layout")
 SETTINGS: tuple[str, ...] = ()
 CLASS_MAJOR: tuple[str, ...] = ()
 limit = None
+PREDICTION = Detections
 RATIO = 4.0  # an anchor learns objects up to so many times larger or smaller
 # weight of the objectness at strides 8, 16, 32: cells are many and objects few at stride 8
 BALANCE = 4.0, 1.0, 0.4
@@ -502,14 +502,14 @@ def _padded(
 
 def decode(
     outputs: Tensor | Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
-) -> list[Prediction]:
+) -> list[Detections]:
     """Outputs, raw or those of `embed`, -> the best boxes of each picture within the limits, in input pixels."""
     if isinstance(outputs, Tensor):
         outputs = {"predictions": outputs}
     limits = limits or LIMITS
     if "scores" in outputs:
-        return [within(prediction, limits) for prediction in unpad(dict(outputs))]
-    return unpad(_padded(outputs, size, limits))
+        return [chosen.within(limits) for chosen in Detections.of_padded(outputs)]
+    return Detections.of_padded(_padded(outputs, size, limits))
 
 
 def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:

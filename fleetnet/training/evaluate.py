@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from .. import tasks
-from ..boxes import Limits, Prediction
+from ..boxes import Limits
 from ..errors import DataError, ModelError, named_arguments
 from ..inputs.dataset import Batch
 from ..inputs.workers import Say, patient
+from ..predictions import Detections, OfInput, Prediction, all_of
 from ..tasks import Limiting, Outputs, named
 from .log import Result
 
@@ -40,8 +41,6 @@ def evaluate(
     metric, skipped, count = of_task.metric(classes), [], 0
     limits = limits or (model.limits if isinstance(model, Limiting) else None) or of_task.LIMITS
     reached = Reached()
-    # Of these the predictions of one picture at a time are in memory.
-    large = of_task.TARGET in ("masks", "semantic")
     training = model.training
     model.eval()
     try:
@@ -55,11 +54,12 @@ def evaluate(
             decoded = of_task.decode(outputs, (height, width), limits)
             if limits is not None:
                 reached.add(decoded, batch.targets["labels"], limits.count)
-            at_once = 1 if large else len(decoded)
+            # Of those of pixels one picture at a time is in memory.
+            at_once = 1 if any(one.per_pixel for one in decoded) else len(decoded)
             for start in range(0, len(decoded), at_once):
                 part = slice(start, start + at_once)
                 pairs = zip(decoded[part], batch.places[part], strict=True)
-                predictions = [of_task.restore(prediction, place) for prediction, place in pairs]
+                predictions = [prediction.restore(place) for prediction, place in pairs]
                 metric.add(predictions, {key: value[part] for key, value in batch.targets.items()})
                 if on_prediction is not None:
                     for prediction, sample in zip(predictions, batch.indices[part], strict=True):
@@ -87,11 +87,9 @@ class Reached:
         self.lowest: list[float] = []  # score that is kept in each picture with that many objects
         self.crowded = 0  # pictures with more objects in the truth
 
-    def add(self, predictions: Sequence[Prediction], truths: Sequence[Tensor], most: int) -> None:
+    def add(self, predictions: Sequence[OfInput], truths: Sequence[Tensor], most: int) -> None:
         """Predictions of a batch, and the labels (n,) of its pictures' objects."""
-        full = [
-            prediction["scores"] for prediction in predictions if len(prediction["scores"]) >= most
-        ]
+        full = [one.scores for one in all_of(Detections, predictions) if len(one) >= most]
         self.lowest += [scores.min().item() for scores in full]
         self.crowded += sum(len(labels) > most for labels in truths)
 

@@ -23,6 +23,7 @@ from ..inputs.samplers import Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..tasks import Model
+from ..tasks import find as find_task
 from .checks import check
 from .claims import Claim, claim
 from .config import TrainConfig
@@ -120,9 +121,10 @@ def fit(
             from_python=from_python if claimed is None else (),
         ) as this_run:
             this_run.begin(train, val, other_data=other_data, described=report)
-            pictures = (
-                [TrainingBatches(mine.folder, train.classes)] if report and not resume else []
-            )
+            pictures = []
+            if report and not resume:
+                kind = find_task(model.task).PREDICTION
+                pictures = [TrainingBatches(mine.folder, kind, train.classes)]
             hook = Hooks([Callbacks(progress, on_epoch, on_batch), *pictures, *hooks], say=on_wait)
             hook.start(this_run, training.config)
             learner = set_up(

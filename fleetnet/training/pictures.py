@@ -3,22 +3,20 @@ what was found, and the worst mistakes among them.
 """
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
-from torchvision.ops import box_iou
 
 from .. import tasks
-from ..data import IGNORE, Sample, Split
+from ..data import Sample, Split
 from ..deploy.predictor import load
 from ..errors import DataError
 from ..files import writing
 from ..inputs.dataset import ImageDataset
+from ..predictions import Judged, Prediction
 from ..preprocess import Preprocess
-from ..report.draw import captioned, draw, grid
+from ..report.draw import captioned, grid
 from .folder import BEST
 from .hooks import Hook
 from .objective import Targets
@@ -28,7 +26,6 @@ SHOWN = 12  # pictures in one sheet
 LOOKED_AT = 48  # validation pictures among which mistakes are looked for
 SECONDS = 30.0  # for looking, at most: heads with masks take long
 SIDE = 320  # pixels of one picture in a sheet
-OVERLAP = 0.5  # IoU from which an object counts as found
 USUAL_SCORE = 0.3  # from which objects are shown, where F1 says nothing
 
 
@@ -37,8 +34,10 @@ class TrainingBatches(Hook):
 
     may_stop = True
 
-    def __init__(self, run: Path, classes: Sequence[str]):
-        self.files, self.classes = [run / name for name in TRAINING_BATCHES], classes
+    def __init__(self, run: Path, kind: type[Prediction], classes: Sequence[str]):
+        """`kind` is the type of the task's predictions, which knows how to draw its annotation."""
+        self.files = [run / name for name in TRAINING_BATCHES]
+        self.kind, self.classes = kind, classes
 
     def batch(self, images: Tensor, targets: Targets, preprocess: Preprocess) -> None:
         if not self.files:  # all are drawn
@@ -48,23 +47,11 @@ class TrainingBatches(Hook):
         for i, image in enumerate(images[:SHOWN]):
             picture = preprocess.picture_of(image.detach().cpu())
             truth = {key: value[i] for key, value in targets.items()}
-            sheet.append(
-                captioned(
-                    _with_truth(picture, truth, self.classes), _words(truth, self.classes), SIDE
-                )
-            )
+            drawn, words = self.kind.show(picture, truth, self.classes, SIDE)
+            sheet.append(captioned(drawn, words, SIDE))
         with writing(file.parent):
             file.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made again
         grid(sheet, 4, file)
-
-
-@dataclass(frozen=True)
-class _Looked:
-    """A validation picture with its truth and what was found, in words and drawn."""
-
-    pictures: tuple[Image.Image, ...]  # one, or truth and prediction
-    captions: tuple[str, ...]
-    mistake: float  # how bad; 0 where all is right
 
 
 def samples(run: Path, val: Split) -> None:
@@ -74,7 +61,7 @@ def samples(run: Path, val: Split) -> None:
     data = ImageDataset(val, predictor.preprocess, target=task.TARGET)
     best_score = predictor.facts.best_score  # where F1 was best
     threshold = USUAL_SCORE if best_score is None else best_score
-    looked: list[_Looked] = []
+    looked: list[Judged] = []
     began = time.monotonic()
     for index in _spread(val, LOOKED_AT):
         if time.monotonic() - began > SECONDS:
@@ -84,7 +71,7 @@ def samples(run: Path, val: Split) -> None:
         except DataError:  # named when it was evaluated
             continue
         prediction = predictor.predictions([picture])[0]
-        looked.append(_look(picture, truth, prediction, predictor.classes, threshold))
+        looked.append(prediction.judge(picture, truth, predictor.classes, threshold, SIDE))
     if not looked:
         return
     columns = 4 // len(looked[0].pictures)
@@ -125,101 +112,3 @@ def _spread(split: Split, count: int) -> list[int]:
     ]
     step = max(1, len(split.samples) // count)
     return list(dict.fromkeys([*in_turn, *range(0, len(split.samples), step)]))[:count]
-
-
-def _look(
-    picture: Image.Image,
-    truth: Mapping[str, Tensor],
-    prediction: Mapping[str, Tensor],
-    classes: Sequence[str],
-    threshold: float,
-) -> _Looked:
-    if "label" in truth:
-        right = int(truth["label"])
-        probabilities = prediction["logits"].softmax(0)
-        found = int(probabilities.argmax())
-        said = f"{classes[found]} {probabilities[found]:.2f}"
-        if found == right:
-            return _Looked((picture,), (said,), 0.0)
-        caption = f"{said}, is {classes[right]}"
-        return _Looked(
-            (picture,), (caption,), 1 + float(probabilities[found] - probabilities[right])
-        )
-    drawn = draw(*_enlarged(picture, prediction), classes, threshold)
-    pictures = (_with_truth(picture, truth, classes), drawn)
-    if "semantic" in truth:
-        known = truth["semantic"] != IGNORE
-        share = (
-            float((prediction["semantic"].cpu() == truth["semantic"])[known].float().mean())
-            if known.any()
-            else 1.0
-        )
-        return _Looked(pictures, ("truth", f"{share:.1%} of the pixels right"), 1 - share)
-    missed, wrong = _missed_and_wrong(truth, prediction, threshold)
-    return _Looked(
-        pictures, (_words(truth, classes), f"{missed} missed, {wrong} wrong"), float(missed + wrong)
-    )
-
-
-def _missed_and_wrong(
-    truth: Mapping[str, Tensor], prediction: Mapping[str, Tensor], threshold: float
-) -> tuple[int, int]:
-    """Objects that were missed, and boxes that are no object of their class; crowds are neither."""
-    kept = prediction["scores"] >= threshold
-    boxes, labels = prediction["boxes"][kept], prediction["labels"][kept]
-    single = ~truth["crowd"] if "crowd" in truth else truth["labels"] >= 0
-    overlap = box_iou(boxes.float(), truth["boxes"].float())  # (found, true)
-    overlap = overlap * (labels[:, None] == truth["labels"][None])
-    free = single.clone()
-    wrong = 0
-    for i in prediction["scores"][kept].argsort(descending=True).tolist():
-        of_free = overlap[i] * free
-        if len(of_free) and of_free.max() >= OVERLAP:
-            free[int(of_free.argmax())] = False
-        elif not (overlap[i][~single] > 0).any():
-            wrong += 1
-    return int(free.sum()), wrong
-
-
-def _with_truth(
-    picture: Image.Image, truth: Mapping[str, Tensor], classes: Sequence[str]
-) -> Image.Image:
-    drawable = {
-        key: value
-        for key, value in truth.items()
-        if key in ("boxes", "labels", "masks", "semantic")
-    }
-    return draw(*_enlarged(picture, drawable), classes) if drawable else picture
-
-
-def _enlarged(
-    picture: Image.Image, drawable: Mapping[str, Tensor]
-) -> tuple[Image.Image, dict[str, Tensor]]:
-    """A small picture at the size of its place in a sheet, so that names do not cover it."""
-    factor = SIDE // max(picture.size)
-    if factor < 2:
-        return picture, dict(drawable)
-    larger = picture.resize((picture.width * factor, picture.height * factor))
-    moved = dict(drawable)
-    if "boxes" in moved:
-        moved["boxes"] = moved["boxes"] * factor
-    for key in ("masks", "semantic"):
-        if key in moved:
-            rows = moved[key].repeat_interleave(factor, -2)
-            moved[key] = rows.repeat_interleave(factor, -1)
-    return larger, moved
-
-
-def _words(truth: Mapping[str, "Tensor"], classes: Sequence[str]) -> str:
-    """The annotation of one picture in a few words."""
-    if "label" in truth:
-        label = truth["label"]
-        if label.ndim == 0:
-            return classes[int(label)]
-        # mixed pictures
-        shares = [(float(share), classes[i]) for i, share in enumerate(label) if share > 0.01]
-        return " + ".join(f"{share:.2f} {name}" for share, name in sorted(shares, reverse=True))
-    if "boxes" in truth:
-        count = len(truth["boxes"])
-        return f"truth: {count} object{'' if count == 1 else 's'}"
-    return "truth"

@@ -10,12 +10,11 @@ from torch.nn import functional as F
 
 from ..backbones import Backbone, Recognized, State
 from ..backbones._recognition import output_count
-from ..boxes import Limits, Prediction, select_within, unpad, within
-from ..boxes import restore as restore
+from ..boxes import Limits, select_within
+from ..predictions import Detections
 from ..preprocess import Mode
 from . import Outputs
 from ._coco import CocoMetric
-from ._coco import present as present
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, suppression
 from ._defaults import convert as convert
 from ._defaults import prepare as prepare
@@ -32,6 +31,7 @@ LIMITS = Limits(count=20, iou=0.5, score=0.05)
 DECODE = "boxes in pixels of the input, and logits: sigmoid, then NMS"
 EMBEDDED = BOXES
 limit, from_file = None, None
+PREDICTION = Detections
 
 
 class Points(nn.Module):
@@ -92,11 +92,11 @@ def _select(outputs: Outputs, size: tuple[int, int], limits: Limits) -> dict[str
 
 def decode(
     outputs: Outputs, size: tuple[int, int], limits: Limits | None = None
-) -> list[Prediction]:
+) -> list[Detections]:
     limits = limits or LIMITS
     if "scores" in outputs:
-        return [within(prediction, limits) for prediction in unpad(dict(outputs))]
-    return unpad(_select(outputs, size, limits))
+        return [chosen.within(limits) for chosen in Detections.of_padded(outputs)]
+    return Detections.of_padded(_select(outputs, size, limits))
 
 
 def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
