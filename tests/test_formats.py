@@ -580,10 +580,10 @@ def test_yolo_boxes_are_dropped_or_cut():
         ("names: {0: a, 2: b}\ntrain: x", "names is"), ("nc: 3\nnames: [a]\ntrain: x", "nc is 3"),
         ("names: [a]", "no paths"), ("names: [a]\ntrain: 5", "train is 5"),
         ("names: [a]\nval: images/val", "no split 'train'"),
-        ("names: [a]\ntrain: ../../etc", "outside of the data"), ("names: [a]\ntrain: "
-                                                                  "/etc", "outside of the data"),
-        ("names: [a]\npath: ..\ntrain: x", "outside of the data"), ("names: [a]\ntrain: "
-                                                                    "nowhere", "no such file"),
+        ("names: [a]\ntrain: ../../nowhere/etc", "no such file"), ("names: [a]\ntrain: "
+                                                                   "/etc", "no images in '/etc'"),
+        ("names: [a]\npath: ..\ntrain: x", "no such file"), ("names: [a]\ntrain: "
+                                                             "nowhere", "no such file"),
         ("names: !!python/object:os.system [a]", "not YAML"),
         ("names: [a]\ntrain: 2001-99-99", "data.yaml: not YAML: month "
                                           "must be"), ("[" * 1000, "data.yaml: not YAML"),

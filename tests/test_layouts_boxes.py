@@ -20,6 +20,7 @@ from support.layouts import (
     voc,
     write,
     write_coco,
+    yolo,
 )
 
 from fleetnet.data import load
@@ -57,6 +58,222 @@ def layout(
         return writer
 
     return add
+
+
+# ---- YOLO
+
+
+def yolo_tree(root: Path, image: str = "images/{split}", label: str = "labels/{split}", **of):
+    """Pictures and their lines in folders by split; `of` names the splits otherwise."""
+    for split, shots in SPLITS.items():
+        called = of.get(split, split)
+        for shot in shots:
+            save(root / image.format(split=called) / f"{shot.name}.jpg", shot)
+            write(root / label.format(split=called) / f"{shot.name}.txt", yolo(shot))
+
+
+def yolo_flat(root: Path, image: str = "images", label: str = "labels", shots=MANY):
+    for shot in shots:
+        save(root / image / f"{shot.name}.jpg", shot)
+        write(root / label / f"{shot.name}.txt", yolo(shot))
+
+
+NAMES = "names: ['bus', 'car', 'dog']\n"
+
+
+@layout("yolo: Roboflow", ALL)
+def _(root):
+    yolo_tree(root, "{split}/images", "{split}/labels", val="valid")
+    yaml = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\n\nnc: 3\n"
+    write(root / "data.yaml", yaml + NAMES)
+    write(root / "README.roboflow.txt", "exported")
+    return root
+
+
+@layout("yolo: names as a map with text as keys, nc as text", ALL)
+def _(root):
+    yolo_tree(root, "{split}/images", "{split}/labels", val="valid")
+    yaml = "train: ../train/images\nval: ../valid/images\ntest: ../test/images\nnc: '3'\n"
+    write(root / "data.yaml", yaml + "names:\n  '0': bus\n  '1': car\n  '2': dog\n")
+    return root / "data.yaml"
+
+
+@layout("yolo: Roboflow's download")
+def _(root):
+    yolo_tree(root / "Streets-1", "{split}/images", "{split}/labels", val="valid")
+    yaml = "train: Streets-1/train/images\nval: Streets-1/valid/images\n"
+    write(root / "Streets-1/data.yaml", yaml + NAMES)
+    return root / "Streets-1"
+
+
+@layout("yolo: path is absolute, the yaml elsewhere", ALL)
+def _(root):
+    yolo_tree(root / "data sets/x")
+    yaml = f"path: {root}/data sets/x\ntrain: images/train\nval: images/val\ntest: images/test\n"
+    return write(root / "yaml/x.yaml", yaml + NAMES)
+
+
+@layout("yolo: path leads up and down, the yaml elsewhere")
+def _(root):
+    yolo_tree(root / "datasets/x")
+    yaml = "path: ../datasets/x\ntrain: images/train\nval: images/val\n"
+    return write(root / "code/x.yml", yaml + NAMES)
+
+
+@layout("yolo: absolute folders without a path")
+def _(root):
+    yolo_tree(root / "images/x")  # a folder called images above the data
+    yaml = f"train: {root}/images/x/images/train\nval: {root}/images/x/images/val\n"
+    return write(root / "code/x.yaml", yaml + NAMES)
+
+
+@layout("yolo: path is the name of the yaml's own folder")
+def _(root):
+    yolo_tree(root / "streets")
+    yaml = "path: streets\ntrain: images/train\nval: images/val\n"
+    write(root / "streets/data.yaml", yaml + NAMES)
+    return root / "streets"
+
+
+@layout("yolo: path as seen from another machine")
+def _(root):
+    yolo_tree(root / "streets")
+    yaml = "path: /home/somebody/datasets/streets\ntrain: images/train\nval: images/val\n"
+    write(root / "streets/data.yaml", yaml + NAMES)
+    return root / "streets"
+
+
+@layout("yolo: the folder through a link")
+def _(root):
+    yolo_tree(root / "disk/streets")
+    write(
+        root / "disk/streets/data.yaml",
+        f"path: {root}/disk/streets\ntrain: images/train\nval: images/val\n{NAMES}",
+    )
+    (root / "link").symlink_to(root / "disk/streets")
+    return root / "link"
+
+
+@layout("yolo: Label Studio, without yaml", HELD_BACK)
+def _(root):
+    yolo_flat(root)
+    write(root / "classes.txt", "bus\ncar\ndog\n")
+    write(root / "notes.json", '{"categories": [], "info": {"year": 2026}}')
+    return root
+
+
+@layout("yolo: folders of splits and classes.txt, without yaml", ALL)
+def _(root):
+    yolo_tree(root)
+    write(root / "classes.txt", "bus\ncar\ndog")
+    return root
+
+
+@layout("yolo: splits above images and labels, without yaml", ALL)
+def _(root):
+    yolo_tree(root, "{split}/images", "{split}/labels", train="Train", val="Valid", test="Test")
+    write(root / "classes.txt", "bus\ncar\ndog")
+    return root
+
+
+@layout("yolo: FiftyOne's dataset.yaml", PARTS)
+def _(root):
+    yolo_tree(root)
+    write(
+        root / "dataset.yaml",
+        "names: {0: bus, 1: car, 2: dog}\npath: .\ntrain: ./images/train/\nval: ./images/val/\n",
+    )
+    return root
+
+
+@layout("yolo: data.yml", PARTS)
+def _(root):
+    yolo_tree(root)
+    write(root / "data.yml", f"train: images/train\nval: images/val\n{NAMES}")
+    return root
+
+
+@layout("yolo: a yaml of any name beside another one", PARTS)
+def _(root):
+    yolo_tree(root)
+    write(root / "streets.yaml", f"train: images/train\nval: images/val\n{NAMES}")
+    write(root / "hyp.yaml", "lr0: 0.01\n")
+    return root
+
+
+@layout("yolo: CVAT, train alone, with a list", HELD_BACK)
+def _(root):
+    yolo_flat(root, "images/train", "labels/train")
+    write(root / "data.yaml", "path: .\ntrain: train.txt\nnames:\n  0: bus\n  1: car\n  2: dog\n")
+    write(root / "train.txt", "".join(f"data/images/train/{s.name}.jpg\n" for s in MANY))
+    return root
+
+
+@layout("yolo: lists with ./ and Windows' line ends", PARTS)
+def _(root):
+    yolo_tree(root)
+    for split in ("train", "val"):
+        lines = "".join(f"./images/{split}/{s.name}.jpg\r\n" for s in SPLITS[split])
+        write(root / f"{split}.txt", lines)
+    write(root / "data.yaml", f"train: train.txt\nval: val.txt\n{NAMES}")
+    return root
+
+
+@layout("yolo: CVAT YOLO 1.1", HELD_BACK)
+def _(root):
+    yolo_flat(root, "obj_train_data", "obj_train_data")
+    write(root / "obj.names", "bus\ncar\ndog\n")
+    write(
+        root / "obj.data",
+        "classes = 3\ntrain = data/train.txt\nnames = data/obj.names\nbackup = backup/\n",
+    )
+    write(root / "train.txt", "".join(f"data/obj_train_data/{s.name}.jpg\n" for s in MANY))
+    return root
+
+
+@layout("yolo: darknet, given as obj.data", PARTS)
+def _(root):
+    for split in ("train", "valid"):
+        shots = SPLITS["val" if split == "valid" else split]
+        yolo_flat(root, f"obj_{split}_data", f"obj_{split}_data", shots)
+        write(
+            root / f"{split}.txt", "".join(f"data/obj_{split}_data/{s.name}.jpg\n" for s in shots)
+        )
+    write(root / "obj.names", "bus\ncar\ndog\n")
+    text = "classes=3\ntrain=data/train.txt\nvalid=data/valid.txt\nnames=data/obj.names\n"
+    return write(root / "obj.data", text)
+
+
+@layout("yolo: labels beside the images", HELD_BACK)
+def _(root):
+    yolo_flat(root, ".", ".")
+    write(root / "classes.txt", "bus\ncar\ndog\n")
+    return root
+
+
+@layout("yolo: labels beside the images in one folder below", HELD_BACK)
+def _(root):
+    yolo_flat(root, "images", "images")
+    write(root / "classes.txt", "bus\ncar\ndog\n")
+    return root
+
+
+@layout("yolo: labels beside the images in folders of splits", ALL)
+def _(root):
+    yolo_tree(root, "{split}", "{split}", val="valid")
+    write(root / "train/classes.txt", "bus\ncar\ndog\n")
+    return root
+
+
+@layout("yolo: boxes and polygons mixed, BOM, tabs, CRLF", PARTS)
+def _(root):
+    yolo_tree(root)
+    write(root / "labels/train/a1.txt", "\ufeff" + yolo(TRAIN[0]).replace(" ", "\t"))
+    write(root / "labels/train/a2.txt", yolo(TRAIN[1], form="polygon").replace("\n", "\r\n"))
+    lines = [yolo(TRAIN[3], form=form).split("\n") for form in ("box", "obb", "polygon")]
+    write(root / "labels/train/a4.txt", "\n".join(line[i] for i, line in enumerate(lines)))
+    write(root / "data.yaml", f"train: images/train\nval: images/val\n{NAMES}")
+    return root
 
 
 # ---- VOC
@@ -532,3 +749,70 @@ def test_voc_pictures_without_xml_and_xml_without_pictures_are_counted(tmp_path)
     assert "1 of 8 images are not there and are left out, of" in split.skipped[0]
     assert "1 pictures have no XML file and are left out: b1.jpg" in split.skipped[1]
     assert split.annotations.dropped == {"of pictures left out": 2}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("0,0.5,0.5,0.2,0.2", "are spaces, not commas"),
+        ("0 0.5 0.5 0.2 0.2 0.93", "the confidence of a detector"),
+        ("3 0.5 0.5 0.2 0.2", "do the files count classes from 1"),
+        ("1 48 32 20 20", "Are they in pixels"),
+    ],
+)
+def test_yolo_lines_of_other_tools_are_named(tmp_path, line, message):
+    yolo_flat(tmp_path, shots=MANY[:2])
+    write(tmp_path / "classes.txt", "bus\ncar\ndog")
+    for shot in MANY[:2]:
+        write(tmp_path / f"labels/{shot.name}.txt", f"{line}\n")
+    with pytest.raises(DataError, match=message):
+        load(str(tmp_path), "all", None, "boxes")
+
+
+def test_yolo_without_names_of_classes_is_named(tmp_path):
+    yolo_flat(tmp_path, ".", ".")
+    with pytest.raises(DataError, match=r"no names of their classes: .* classes.txt"):
+        load(str(tmp_path), "all", None, "boxes")
+
+
+def test_yolo_lists_and_names_outside_of_the_data_are_not_read(tmp_path):
+    yolo_flat(tmp_path / "private", shots=MANY[:2])
+    write(tmp_path / "private/names.txt", "bus\ncar\ndog")
+    data = tmp_path / "data"
+    write(data / "train.txt", "../private/images/a1.jpg\n")
+    write(data / "data.yaml", f"train: train.txt\n{NAMES}")
+    with pytest.raises(DataError, match="outside of the data"):
+        load(str(data), "all", None, "boxes")
+    (data / "data.yaml").unlink()
+    write(data / "obj.data", "train = train.txt\nnames = ../private/names.txt\n")
+    with pytest.raises(DataError, match="outside of the data"):
+        load(str(data), "all", None, "boxes")
+
+
+def test_yolo_images_that_are_not_there_are_counted(tmp_path):
+    yolo_flat(tmp_path)
+    write(tmp_path / "classes.txt", "bus\ncar\ndog")
+    write(tmp_path / "train.txt", "".join(f"images/{shot.name}.jpg\n" for shot in MANY))
+    (tmp_path / "images/a1.jpg").unlink()
+    split = load(str(tmp_path), "all", None, "boxes")
+    assert seen(split) == truth(MANY[1:])
+    assert "1 of 9 images are not there and are left out: images/a1.jpg" in split.skipped[0]
+
+
+def test_what_fits_nothing_is_shown_beside_what_is_looked_for(tmp_path):
+    for i in range(30):
+        save(tmp_path / f"part{i}/pictures/a1.jpg", TRAIN[0])
+        write(tmp_path / f"part{i}/notes.docx", "x")
+    with pytest.raises(DataError) as caught:
+        load(str(tmp_path), "train", None, "boxes")
+    text = str(caught.value)
+    assert text.count("\n") < 20
+    for words in (
+        "fits no format",
+        "coco: ROOT/annotations",
+        "voc: ROOT/Annotations",
+        "yolo: ROOT",
+    ):
+        assert words in text
+    assert "part0, part1" in text
+    assert "part0: folders: pictures; files: 1 .docx" in text

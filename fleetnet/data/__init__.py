@@ -24,7 +24,7 @@ from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
-from ._conventions import SPLITS, only_folder
+from ._conventions import SPLITS, folders_in, only_folder
 from ._splits import Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
@@ -295,7 +295,7 @@ def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
             )
     check_exists(root)
     _native.check(root, deep=True)
-    if unable:
+    if unable and not find(unable).FALLBACK:
         raise DataError(
             f"{root!r} is of the format {unable}, which has no {WORDS[target]}; formats that "
             f"have: {', '.join(able)}"
@@ -303,7 +303,7 @@ def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
     expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
     raise DataError(
         f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
-        f"What is there: {_there(root)}"
+        f"What is there: {_there(root)}{_below(root)}"
     )
 
 
@@ -326,6 +326,8 @@ def _fits(name: str, root: str, target: str) -> bool:
         return find(name).detect(root, target)
     except (OSError, ValueError):  # a name that no file can have
         return False
+    except DataError:  # it is there and faulty, as `load` says
+        return True
 
 
 def _there(root: str) -> str:
@@ -343,6 +345,13 @@ def _there(root: str) -> str:
     )
     files = few([f"{count} {suffix}" for suffix, count in suffixes.most_common()])
     return f"folders: {few(folders) or 'none'}; files: {files or 'none'}"
+
+
+def _below(root: str) -> str:
+    """A line on what each of the first folders in a folder holds."""
+    folders = folders_in(Path(root))[:SHOWN] if os.path.isdir(root) else []
+    lines = [f"\n  {shorten(folder.name)}: {_there(str(folder))}" for folder in folders]
+    return "".join(line for line in lines if "folders: none; files: none" not in line)
 
 
 def few(items: Iterable[object], shown: int = SHOWN) -> str:

@@ -64,7 +64,7 @@ class Pictures:
         often = Counter(_last(name).lower() for name in set(written))
         paths: list[Path | None] = []
         for name in written:
-            path = self.at(name)
+            path = self.at(name) or self._at_end_of(name)
             if path is None and often[_last(name).lower()] == 1:
                 path = self.called(name)
             paths.append(path)
@@ -79,6 +79,14 @@ class Pictures:
                     self._try_first(folder)
                     return path
         return None
+
+    def _at_end_of(self, written: str) -> Path | None:
+        """The image at an end of this path that has a folder: `data/train/a.jpg` is `train/a.jpg` here."""
+        parts = [
+            part for part in written.replace("\\", "/").split("/") if part not in ("", ".", "..")
+        ]
+        ends = ("/".join(parts[i:]) for i in range(1, len(parts) - 1))
+        return next((path for end in ends if (path := self.at(end))), None)
 
     def called(self, written: str) -> Path | None:
         """The only image whose name is the last part of `written`, in any case."""

@@ -2,91 +2,90 @@
 
     root/data.yaml (names, train, val, optional path)  root/images/train/*.jpg  root/labels/train/*.txt
 
-`root` is the folder or its YAML file. The labels of an image are where its path has "labels" for
-the last "images"; an image without such a file shows no object, but one of a split has to have it.
-Entries of the YAML file are folders of images, or text files that list them, and stay inside of its
-folder; without one for val, every tenth image is held back for it. With `kpt_shape` the lines are
-poses: the first four values are the box, the keypoints are passed over.
+`root` is the folder or its YAML file, of any name, or darknet's obj.data; without either it is a
+folder of images with labels, whose class names are in classes.txt. The labels of an image are where
+its path has "labels" for the last "images", or beside it; an image without such a file shows no
+object, but one of a split has to have it. Entries of the YAML file are folders of images, or text
+files that list them; they may lie anywhere, and the end of a path of another machine counts. Without
+one for val, every tenth image is held back for it. With `kpt_shape` the lines are poses: the first
+four values are the box, the keypoints are passed over.
 """
 
 import math
 import os
-import reprlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import yaml
 
 from ..errors import DataError
-from ..images import find_images
 from . import (
     Notes,
     Object,
     Sample,
     Source,
     Split,
+    _yolo_files,
     check_exists,
-    check_images,
     few,
     fit_box,
     hold_out,
-    inside,
     measured,
     note_turned,
     part_of,
     shorten,
     text_of,
-    whole,
 )
-from ._conventions import by_split
 from ._masks import NoMask, check_segmentation
+from ._yolo_files import Data, data_of, images_of, labels_of
+from ._yolo_files import parse_yaml as parse_yaml
 
 EXPECTS = (
-    "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt"
+    "ROOT/data.yaml with names, train and val; ROOT/images/train/*.jpg and ROOT/labels/train/*.txt; "
+    "or images and labels with classes.txt"
 )
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
-_SHOWN = reprlib.Repr()  # of values in errors: aliases make some without end
-_SHOWN.maxlevel = 3
-
-
-class _Loader(yaml.SafeLoader):
-    """Without merging of keys (`<<`), where few aliases make mappings without end."""
-
-    def flatten_mapping(self, node: yaml.MappingNode) -> None:
-        """Keep `<<` as a key, which is then refused."""
+PICTURES = 200  # of a split, whose boxes are looked at
+LARGEST = 1.5  # value of a box that is a share of the picture; tools round, and cut at its edges
 
 
 def detect(root: str, target: str = "boxes") -> bool:
-    """True for a YAML file, and for a folder with data.yaml."""
-    path = Path(root)
-    return os.path.isfile(path / "data.yaml") or (
-        os.path.isfile(path) and path.suffix in (".yaml", ".yml")
-    )
+    """True for a YAML file or darknet's, and for a folder with one or with images and their labels."""
+    return _yolo_files.detect(Path(root))
 
 
 def load(root: str, split: str | None, target: str = "boxes") -> Split:
     """The samples of a split, by name. Raises `DataError` naming file and line for whatever cannot be used."""
     check_exists(root)
-    path = Path(root) / "data.yaml" if os.path.isdir(Path(root)) else Path(root)
-    if not os.path.isfile(path):
-        raise DataError(f"no data.yaml in {root!r}; expected {EXPECTS}")
-    described = parse_yaml(text_of(path), str(path))
-    folder = inside(path.parent / described.path, path.parent, f"{path}, path")
-    part = part_of(
-        split, {name: folder / rows[0] for name, rows in described.entries.items()}, str(path)
-    )
-    where = f"{path}, {part.there}"
-    notes = Notes()
-    images = [
-        image
-        for entry in described.entries[part.there]
-        for image in _images(folder, entry, where, notes)
+    data = data_of(Path(root))
+    if data is None:
+        raise DataError(f"no data.yaml and no images with labels in {root!r}; expected {EXPECTS}")
+    described, notes = data.described, Notes()
+    there = {name: Path(rows[0]) for name, rows in described.entries.items() if name}
+    part = part_of(split, there, str(data.file))
+    rows = described.entries[part.there]
+    listed = [
+        (image, folder)
+        for entry in rows
+        for images, folder in [images_of(entry, data, part.there, notes)]
+        for image in images
     ]
-    images = hold_out(images, part.take)
-    files = [_labels(image, path.parent) for image in images]
+    chosen = hold_out(listed, part.take)
+    samples = _samples(chosen, data, part.there, target, notes)
+    read = ", ".join(rows)
+    source = Source(root, "yolo", part.split, f"{data.file}: {read}", part.take)
+    return Split(
+        samples, described.classes, notes.lines, source=source, annotations=notes.annotations()
+    )
+
+
+def _samples(
+    listed: Sequence[tuple[Path, Path]], data: Data, there: str, target: str, notes: Notes
+) -> list[Sample]:
+    """The samples of images, each with the folder of its data; what is left out is said."""
+    described = data.described
+    where = f"{data.file}, {there}" if there else str(data.file)
+    files = [_labels(image, folder) for image, folder in listed]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         ratio = (
@@ -97,7 +96,8 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
         notes.say(f"{where}: {ratio}; they count as images without objects")
     samples = []
     turned: list[Path] = []
-    for image, file, id in zip(images, files, _ids(images, folder), strict=True):
+    ids = _ids([image for image, _ in listed], data.bases[0])
+    for (image, _), file, id in zip(listed, files, ids, strict=True):
         objects: tuple[Object, ...] = ()
         if os.path.isfile(file):
             text, size = text_of(file), measured(image, notes, turned)
@@ -111,25 +111,41 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
             )
         samples.append(Sample(image, objects=objects, id=id))
     note_turned(turned, notes)
+    _check_shares(files, where)
     if len(described.classes) < len(described.labels):
         twice = [label for label, count in Counter(described.labels).items() if count > 1]
         notes.say(
-            f"{path}: names has {few(described.classes[label] for label in twice)} more than once: "
-            "one class each"
+            f"{data.file}: names has {few(described.classes[label] for label in twice)} more than "
+            "once: one class each"
         )
     if described.values and notes.read:
         notes.say(
-            f"{path}: has kpt_shape, so the lines are poses: their boxes are used, their "
+            f"{data.file}: has kpt_shape, so the lines are poses: their boxes are used, their "
             "keypoints passed over"
         )
-    read = ", ".join(str(folder / entry) for entry in described.entries[part.there])
-    source = Source(root, "yolo", part.split, f"{path}: {read}", part.take)
-    return Split(
-        samples, described.classes, notes.lines, source=source, annotations=notes.annotations()
-    )
+    return samples
 
 
-def parse(  # noqa: C901
+def _check_shares(files: Sequence[Path], where: str) -> None:
+    """`DataError` where the boxes of all pictures that were looked at are in pixels."""
+    looked_at = [file for file in files if os.path.isfile(file)][:PICTURES]
+    rows = [line.split()[1:5] for file in looked_at for line in text_of(file).split("\n")]
+    boxes = [[float(value) for value in row] for row in rows if row]
+    if boxes and all(max(box) > LARGEST for box in boxes):
+        raise DataError(
+            f"{where}: all boxes have values above 1, as {boxes[0]} in {str(looked_at[0])!r}; "
+            "YOLO's are shares of the picture from 0 to 1. Are they in pixels? Divide x and width "
+            "by the picture's width, y and height by its height"
+        )
+
+
+def _labels(image: Path, root: Path) -> Path:
+    """The file of labels of an image; where there is none, the one that is most likely missing."""
+    files = labels_of(image, root)
+    return next((file for file in files if os.path.isfile(file)), files[0])
+
+
+def parse(
     text: str,
     source: str,
     labels: Sequence[int],
@@ -143,173 +159,85 @@ def parse(  # noqa: C901
     `labels` is the label of each class index; `values` is the number of values of a pose after the
     class, 0 where lines are boxes and polygons.
     """
-    height, width = size
     objects = []
     for n, line in enumerate(text.split("\n"), 1):
-        words, entry = line.split(), f"{source}, line {n}"
-        if not words:
+        if not line.strip():
             continue
+        entry = f"{source}, line {n}"
         notes.read += 1
-        index, *shares = _numbers(words, entry)
-        if not index.is_integer() or not 0 <= index < len(labels):
-            raise DataError(
-                f"{entry}: class is {shorten(words[0])}; there are {len(labels)} classes, so "
-                f"allowed: 0 to {len(labels) - 1}"
-            )
-        if values and len(shares) == values:
-            shares = shares[:4]
-        elif values and len(shares) != 4:
-            raise DataError(
-                f"{entry}: {len(shares)} values after the class; kpt_shape asks for {values}: 4 of "
-                f"the box and {values - 4} of keypoints"
-            )
-        if (
-            not all(map(math.isfinite, shares))
-            or len(shares) < 4
-            or len(shares) == 5
-            or len(shares) % 2
-        ):
-            raise DataError(
-                f"{entry}: expected `class cx cy width height` or `class x y x y x y ...`, found "
-                f"{shorten(line)!r}"
-            )
-        xs, ys = [x * width for x in shares[0::2]], [y * height for y in shares[1::2]]
-        box = min(xs), min(ys), max(xs), max(ys)
-        if len(shares) == 4:
-            box = xs[0] - xs[1] / 2, ys[0] - ys[1] / 2, xs[0] + xs[1] / 2, ys[0] + ys[1] / 2
-        polygon = None
-        if target == "masks":
-            polygon = [[value for pair in zip(xs, ys, strict=True) for value in pair]]
-            try:
-                check_segmentation(polygon, size)
-            except NoMask as error:
-                reason = str(error) if len(shares) > 4 else "it is a box without a polygon"
-                notes.drop("without a usable mask", f"{entry}: dropped, {reason}")
-                continue
-        fitted = fit_box(box, size, entry, notes)
-        if fitted:
-            objects.append(Object(fitted, labels[int(index)], polygon))
+        index, shares = _values(line, entry, len(labels), values)
+        item = _object(labels[index], shares, size, target, entry, notes)
+        if item:
+            objects.append(item)
     return tuple(objects)
 
 
-def _numbers(words: Sequence[str], entry: str) -> list[float]:
+def _values(line: str, entry: str, classes: int, values: int) -> tuple[int, list[float]]:
+    """The class of a line and its values: four of a box, or an even number from six on of a polygon."""
+    index, *shares = _numbers(line, entry)
+    if not index.is_integer() or not 0 <= index < classes:
+        from_one = "; do the files count classes from 1?" if index == classes else ""
+        raise DataError(
+            f"{entry}: class is {shorten(line.split()[0])}; there are {classes} classes, so "
+            f"allowed: 0 to {classes - 1}{from_one}"
+        )
+    if values and len(shares) == values:
+        shares = shares[:4]
+    elif values and len(shares) != 4:
+        raise DataError(
+            f"{entry}: {len(shares)} values after the class; kpt_shape asks for {values}: 4 of "
+            f"the box and {values - 4} of keypoints"
+        )
+    few_or_odd = len(shares) < 4 or len(shares) == 5 or len(shares) % 2
+    if few_or_odd or not all(map(math.isfinite, shares)):
+        confidence = (
+            "; is the last value the confidence of a detector? Annotations have none"
+            if len(shares) == 5
+            else ""
+        )
+        raise DataError(
+            f"{entry}: expected `class cx cy width height` or `class x y x y x y ...`, found "
+            f"{shorten(line)!r}{confidence}"
+        )
+    return int(index), shares
+
+
+def _object(
+    label: int,
+    shares: Sequence[float],
+    size: tuple[int, int],
+    target: str,
+    entry: str,
+    notes: Notes,
+) -> Object | None:
+    """The object of a line; None where it is dropped, which is noted."""
+    height, width = size
+    xs, ys = [x * width for x in shares[0::2]], [y * height for y in shares[1::2]]
+    box = min(xs), min(ys), max(xs), max(ys)
+    if len(shares) == 4:
+        box = xs[0] - xs[1] / 2, ys[0] - ys[1] / 2, xs[0] + xs[1] / 2, ys[0] + ys[1] / 2
+    polygon = None
+    if target == "masks":
+        polygon = [[value for pair in zip(xs, ys, strict=True) for value in pair]]
+        try:
+            check_segmentation(polygon, size)
+        except NoMask as error:
+            reason = str(error) if len(shares) > 4 else "it is a box without a polygon"
+            notes.drop("without a usable mask", f"{entry}: dropped, {reason}")
+            return None
+    fitted = fit_box(box, size, entry, notes)
+    return Object(fitted, label, polygon) if fitted else None
+
+
+def _numbers(line: str, entry: str) -> list[float]:
+    words = line.split()
     try:
         return [float(word) for word in words]
     except ValueError as error:
-        raise DataError(f"{entry}: expected numbers, found {shorten(' '.join(words))!r}") from error
-
-
-class Described(NamedTuple):
-    """What the YAML file says."""
-
-    classes: list[str]
-    labels: list[int]  # of each class index: the same for names that are the same
-    entries: dict[str, list[str]]  # split -> its folders of images, or lists of them
-    path: str  # the folder that the entries are relative to, itself relative to the file's
-    values: int  # of a pose, after the class; 0 where there are no keypoints
-
-
-def parse_yaml(text: str, source: str) -> Described:
-    """What the text of a YAML file says; `source` names it in errors."""
-    try:
-        given = yaml.load(text, _Loader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # a date that there is not is a ValueError
-        raise DataError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
-        raise DataError(f"{source}: expected names, train and val")
-    names = _named(given.get("names"), source)
-    if whole(given.get("nc", len(names))) != len(names):
+        commas = "; between the values are spaces, not commas" if "," in line else ""
         raise DataError(
-            f"{source}: nc is {_SHOWN.repr(given['nc'])}, but there are {len(names)} names"
-        )
-    classes = list(dict.fromkeys(names))
-    keys = {key: key for key in given if isinstance(key, str) and given[key]}
-    entries: dict[str, list[str]] = {}
-    for split, key in by_split(keys).items():
-        rows = given[key] if isinstance(given[key], list) else [given[key]]
-        if not all(isinstance(row, str) for row in rows):
-            raise DataError(
-                f"{source}: {key} is {_SHOWN.repr(given[key])}; expected a path, or a list of them"
-            )
-        entries[split] = rows
-    base = given.get("path") or "."
-    if not entries or not isinstance(base, str):
-        raise DataError(f"{source}: has no paths under train, val or test")
-    return Described(
-        classes, [classes.index(name) for name in names], entries, base, _pose(given, source)
-    )
-
-
-def _pose(given: dict[Any, Any], source: str) -> int:
-    """The number of values of a pose: 4 of the box, and those of its keypoints; 0 without kpt_shape."""
-    shape = given.get("kpt_shape")
-    if shape is None:
-        return 0
-    sides = [whole(side) for side in shape] if isinstance(shape, list) and len(shape) == 2 else []
-    points, dimensions = sides if len(sides) == 2 else (None, None)
-    if points is None or not 0 < points < 1 << 31 or dimensions not in (2, 3):
-        raise DataError(
-            f"{source}: kpt_shape is {_SHOWN.repr(shape)}; expected [number of keypoints, 2 or 3]"
-        )
-    return 4 + points * dimensions
-
-
-def _named(names: Any, source: str) -> list[str]:
-    """The class names, one for each index, as they stand."""
-    if isinstance(names, dict):
-        by_index = {whole(key): name for key, name in names.items()}
-        if len(by_index) == len(names) and set(by_index) == set(range(len(names))):
-            names = [by_index[i] for i in range(len(names))]
-    if (
-        not isinstance(names, list)
-        or not names
-        or not all(isinstance(name, (str, int)) for name in names)
-    ):
-        shown = _SHOWN.repr(names)
-        raise DataError(
-            f"{source}: names is {shown}; expected a list of class names, or `0: name` and so on"
-        )
-    truth = next((name for name in names if isinstance(name, bool)), None)
-    if truth is not None:  # and what was written is lost
-        word = "yes, on or true" if truth else "no, off or false"
-        raise DataError(
-            f"{source}: names has {word} without quotes, which YAML takes for {truth}; "
-            "put it in quotes"
-        )
-    return [str(name) for name in names]
-
-
-def _images(base: Path, entry: str, source: str, notes: Notes) -> Sequence[Path]:
-    """The images of one entry of the YAML file: a folder's, or those that a text file lists."""
-    place = base / entry
-    # as Roboflow writes, from a folder that it does not have
-    if not os.path.exists(place) and entry.startswith("../"):
-        place = base / entry.removeprefix("../")
-    inside(place, base, source)
-    if os.path.isdir(place):
-        images, left_out = find_images(place)
-        notes.lines += left_out
-        if not images:
-            raise DataError(f"{source}: no images in {str(place)!r}")
-        return images
-    if not os.path.isfile(place):
-        raise DataError(f"{source}: no such file or folder: {shorten(place)!r}")
-    lines = [line.strip() for line in text_of(place).split("\n")]
-    images = [inside(base / line, base, str(place)) for line in lines if line]
-    check_images(images, str(place))
-    return images
-
-
-def _labels(image: Path, root: Path) -> Path:
-    """Where the labels of an image are; above the folder `root` of the data, names mean nothing."""
-    *folders, name = Path(os.path.relpath(image, root)).parts
-    if "images" in folders:
-        folders[len(folders) - 1 - folders[::-1].index("images")] = "labels"
-    return root.joinpath(*folders, name).with_suffix(".txt")
+            f"{entry}: expected numbers, found {shorten(' '.join(words))!r}{commas}"
+        ) from error
 
 
 def _ids(images: Sequence[Path], root: Path) -> list[str | None]:
