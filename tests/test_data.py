@@ -159,7 +159,7 @@ def test_list_lines(text, rows):
     ("text", "message"),
     [
         ("a.jpg 0\nb.jpg\n", r"list\.txt, line 2: expected `path label`, found 'b\.jpg'"),
-        ("a.jpg cat", "line 1: label 'cat' is not a number"),
+        ("a.jpg cat\nb.jpg 1", "line 1: label 'cat' is not a number"),
         ("a.jpg -1", "line 1: label '-1'"),
         ("a.jpg 1.5", "line 1: label '1.5'"),
         ("a.jpg 0,1", "line 1: label '0,1'"),
@@ -179,7 +179,9 @@ def test_faulty_list_lines(text, message):
         ("0 crane\n1 crane", ["crane", "crane"]),
         ("0 cat\n2 dog", "no line for index 1"),
         ("0 cat\n0 dog", "line 2: index 0 is there twice"),
-        ("cat\ndog", "line 1: expected `index name`, found 'cat'"),
+        ("cat\ndog", ["cat", "dog"]),
+        ("1:cat\n2:dog", ["cat", "dog"]),
+        ("cat\n1 dog", "line 1: expected `index name`, found 'cat'"),
         ("", "no line for index 0"),
     ],
 )

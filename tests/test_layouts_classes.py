@@ -56,11 +56,13 @@ def table(
             name=shot.name,
             label=CLASS[shot.name],
             index=CLASSES.index(CLASS[shot.name]),
+            index1=CLASSES.index(CLASS[shot.name]) + 1,
             flags=",".join(str(int(name == CLASS[shot.name])) for name in CLASSES),
         )
         for i, shot in numbered
     ]
-    write(path, joint.join([header, *lines] if header else lines) + joint)
+    bom, header = header[: header.startswith("\ufeff")], header.removeprefix("\ufeff")
+    write(path, bom + joint.join([header, *lines] if header else lines) + joint)
 
 
 def by_split(*, folder: str, file: str, form: str = "{}.jpg", **more: str) -> Write:
@@ -114,6 +116,68 @@ def ham(root: Path) -> None:
     header, row = "lesion_id,image_id,dx,age", "HAM_{i},{name},{label},5{i}"
     table(root / "HAM10000_metadata.csv", MANY, header, row)
 
+
+def lists(
+    folder: str,
+    file: str,
+    row: str,
+    names: dict[str, str] | None = None,
+    header: str = "",
+    joint: str = "\n",
+) -> Write:
+    """A list of each split, and files of names."""
+
+    def written(root: Path) -> None:
+        for word, shots in SPLITS.items():
+            pictures(root / folder.format(word), shots)
+            table(root / file.format(word), shots, header, row, joint)
+        for name, text in (names or {}).items():
+            write(root / name, text)
+
+    return written
+
+
+def numbered(form: str, first: int = 0) -> str:
+    return "".join(form.format(i, name) + "\n" for i, name in enumerate(CLASSES, first))
+
+
+def by_class(folder: str, file: str, row: str) -> Write:
+    """Pictures in folders of classes somewhere, which lists of the splits name."""
+
+    def written(root: Path) -> None:
+        for word, shots in SPLITS.items():
+            for shot in shots:
+                save(root / folder.format(word) / CLASS[shot.name] / f"{shot.name}.jpg", shot)
+            table(root / file.format(word), shots, "", row)
+        write(root / "meta" / "classes.txt", "\n".join(CLASSES))
+
+    return written
+
+
+PASSED_OVER = (
+    *("@eaDir", "$RECYCLE.BIN", "lost+found", "__MACOSX", ".ipynb_checkpoints"),
+    "System Volume Information",
+)
+
+
+def folders(
+    words: Mapping[str, str], *beside: str, splits: Mapping[str, Sequence[Shot]] = SPLITS
+) -> Write:
+    """Class folders, and folders of a file system beside and among them."""
+
+    def written(root: Path) -> None:
+        for split, shots in splits.items():
+            top = root / words[split]
+            for shot in shots:
+                save(top / CLASS[shot.name] / f"{shot.name}.jpg", shot)
+            for name in beside:
+                save(top / name / "x.jpg", shots[0])
+                save(top / CLASS[shots[0].name] / name / "x.jpg", shots[0])
+
+    return written
+
+
+INDEX_NAMES = {"label_list.txt": numbered("{} {}")}
 
 # What is written -> what is named below the root, and the pictures of each split.
 READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
@@ -211,6 +275,119 @@ READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
     "csv of Kaggle": (kaggle, ".", TRAIN_ONLY),
     "csv and train_images": (cassava, ".", TRAIN_ONLY),
     "csv, pictures in several folders": (ham, ".", ALL),
+    "list": (lists("images", "{}_list.txt", "images/{name}.jpg {index}", INDEX_NAMES), ".", SPLITS),
+    "list, tabs": (
+        lists("images", "{}_list.txt", "images/{name}.jpg\t{index}", INDEX_NAMES),
+        ".",
+        SPLITS,
+    ),
+    "list, commas, train.txt": (
+        lists("images", "{}.txt", "images/{name}.jpg, {index}", INDEX_NAMES),
+        ".",
+        SPLITS,
+    ),
+    "list, quotes, CRLF, BOM": (
+        lists("images", "{}.txt", '"images/{name}.jpg" "{label}"', joint="\r\n", header="\ufeff"),
+        ".",
+        SPLITS,
+    ),
+    "list, path label name": (
+        lists("images", "{}_list.txt", "images/{name}.jpg {index} {label}", INDEX_NAMES),
+        ".",
+        SPLITS,
+    ),
+    "list, a header": (
+        lists("images", "{}.txt", "images/{name}.jpg {index}", INDEX_NAMES, "image label"),
+        ".",
+        SPLITS,
+    ),
+    "list, a header and a comma": (
+        lists("images", "{}.txt", "images/{name}.jpg,{label}", header="filename,class"),
+        ".",
+        SPLITS,
+    ),
+    "list, backslashes": (
+        lists("images", "{}_list.txt", "images\\{name}.jpg {index}", INDEX_NAMES),
+        ".",
+        SPLITS,
+    ),
+    "list, numbers from 1": (
+        lists(
+            "images",
+            "{}_list.txt",
+            "images/{name}.jpg {index1}",
+            {"label_list.txt": numbered("{} {}", 1)},
+        ),
+        ".",
+        SPLITS,
+    ),
+    "list, numbers from 1 and names alone": (
+        lists(
+            "images",
+            "{}_list.txt",
+            "images/{name}.jpg {index1}",
+            {"label_list.txt": "\n".join(CLASSES)},
+        ),
+        ".",
+        SPLITS,
+    ),
+    "list, names alone in the list of labels": (
+        lists(
+            "images",
+            "{}_list.txt",
+            "images/{name}.jpg {index}",
+            {"classes.txt": "\n".join(CLASSES)},
+        ),
+        ".",
+        SPLITS,
+    ),
+    "list, 0:cat": (
+        lists(
+            "images",
+            "{}_list.txt",
+            "images/{name}.jpg {index}",
+            {"label_list.txt": numbered("{}:{}")},
+        ),
+        ".",
+        SPLITS,
+    ),
+    "list, names for labels": (lists("images", "{}.txt", "images/{name}.jpg {label}"), ".", SPLITS),
+    "list, names for labels, the file": (
+        lists("images", "{}.txt", "images/{name}.jpg {label}"),
+        "train.txt",
+        SPLITS,
+    ),
+    "list of mmpretrain": (
+        by_class("{0}", "meta/{0}.txt", "{label}/{name}.jpg {index}"),
+        ".",
+        SPLITS,
+    ),
+    "list of mmpretrain, the file": (
+        by_class("{0}", "meta/{0}.txt", "{label}/{name}.jpg {index}"),
+        "meta/val.txt",
+        SPLITS,
+    ),
+    "list of names alone": (by_class("images", "meta/{0}.txt", "{label}/{name}"), ".", SPLITS),
+    "class folders, Training and Testing": (
+        folders({"train": "Training", "val": "Validation", "test": "Testing"}),
+        ".",
+        SPLITS,
+    ),
+    "class folders, Train and Test": (
+        folders({"train": "Train", "val": "Val", "test": "Test"}),
+        ".",
+        SPLITS,
+    ),
+    "class folders among a NAS's": (
+        folders({"train": "train", "val": "valid", "test": "test"}, *PASSED_OVER),
+        ".",
+        SPLITS,
+    ),
+    "class folders without splits among a NAS's": (
+        folders({"all": "."}, *PASSED_OVER, splits=ALL),
+        ".",
+        ALL,
+    ),
 }
 
 
@@ -362,3 +539,45 @@ def test_class_folders_beside_a_table_that_says_the_same(tmp_path):
         save(tmp_path / "train" / CLASS[shot.name] / f"{shot.name}.jpg", shot)
     table(tmp_path / "t.csv", MANY, row="train/{label}/{name}.jpg,{label}")
     assert load(str(tmp_path), "train").source.format == "folder"
+
+
+LISTS_SAID = {
+    "several labels of an image": ("images/{name}.jpg 0,1,1", {}, "several labels of an image are not learned"),
+    "numbers from 0, names from 1": (
+        "images/{name}.jpg {index}",
+        {"label_list.txt": numbered("{} {}", 1)},
+        "numbers its classes from 1, and .* has labels from 0 to 2",
+    ),
+    "one word": ("images/{name}.jpg cat", {}, "label 'cat' is not a number"),
+    "no labels": ("images/{name}.jpg", {}, "expected `path label`|one class|fits no format"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LISTS_SAID)
+def test_lists_that_may_mean_several_things_are_errors(tmp_path, case):
+    row, names, words = LISTS_SAID[case]
+    lists("images", "{}_list.txt", row, names)(tmp_path)
+    if case == "no labels":
+        (tmp_path / "images").rename(tmp_path / "flat")
+        for file in tmp_path.glob("*_list.txt"):
+            file.write_text(file.read_text().replace("images/", ""))
+    with pytest.raises(DataError, match=words):
+        load(str(tmp_path), "train")
+
+
+def test_numbers_without_names_that_begin_with_1(tmp_path):
+    lists("images", "{}_list.txt", "images/{name}.jpg {index1}")(tmp_path)
+    split = load(str(tmp_path), "train")
+    assert split.classes == ["1", "2", "3"]
+    assert [sample.label for sample in split.samples] == [
+        CLASSES.index(CLASS[s.name]) for s in SPLITS["train"]
+    ]
+
+
+def test_a_list_whose_images_are_there_but_one(tmp_path):
+    """A picture of the same name elsewhere is not taken for one that is missing."""
+    lists("images", "{}_list.txt", "images/{name}.jpg {index}", INDEX_NAMES)(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "images" / "a1.jpg").rename(tmp_path / "other" / "a1.jpg")
+    with pytest.raises(DataError, match=r"no such image: line 1: 'images/a1\.jpg'"):
+        load(str(tmp_path), "train")

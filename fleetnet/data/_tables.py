@@ -16,7 +16,7 @@ from ._conventions import split_of
 from ._pictures import is_picture
 
 ROWS_SEEN = 20  # of a table, to tell what its columns are
-_NAMES = (  # of the column of pictures, as `_plain` writes them; the first that is there counts
+NAME_COLUMNS = (  # of the column of pictures, as `plain_name` writes them; the first that is there counts
     *(
         "filename",
         "filenames",
@@ -30,7 +30,7 @@ _NAMES = (  # of the column of pictures, as `_plain` writes them; the first that
     *("imagefile", "imagefilename", "path", "paths", "file", "image", "images", "img", "picture"),
     *("imageid", "imgid", "fname", "uri", "imageuri", "url", "imageurl", "name", "id"),
 )
-_LABELS = (  # names of classes before their numbers
+LABEL_COLUMNS = (  # names of classes before their numbers
     *("label", "labels", "class", "classname", "category", "categoryname", "labelname", "target"),
     *("species", "breed", "variety", "diagnosis", "dx", "tag", "type", "y"),
     *("classid", "classids", "categoryid", "labelid", "classindex", "labelindex"),
@@ -152,13 +152,13 @@ def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | Non
     if is_picture(header[0]) and len(header) in _WITHOUT_HEADER:
         first, last, corners = _WITHOUT_HEADER[len(header)]
         return [], Columns(first, last, corners)
-    plain = [_plain(word) for word in header]
+    plain = [plain_name(word) for word in header]
     name = _name_column(plain, body)
     if name is None:
         return header, None
     columns = Columns(
         name,
-        _first(plain, _LABELS, name),
+        _first(plain, LABEL_COLUMNS, name),
         width=_first(plain, _WIDTH),
         height=_first(plain, _HEIGHT),
         crowd=_first(plain, _CROWD),
@@ -173,7 +173,7 @@ def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | Non
     return header, replace(columns, label=others[0]) if len(others) == 1 else None
 
 
-def _plain(word: str) -> str:
+def plain_name(word: str) -> str:
     """A column's name without what people write differently: "Image_ID" -> "imageid"."""
     return re.sub(r"[^a-z0-9]", "", word.lower())
 
@@ -190,7 +190,7 @@ def _name_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | N
     of_files = [
         i for i in range(len(plain)) if body and all(is_picture(cell(row, i)) for row in body)
     ]
-    by_word = [plain.index(word) for word in _NAMES if word in plain]
+    by_word = [plain.index(word) for word in NAME_COLUMNS if word in plain]
     return next((i for i in (*[i for i in by_word if i in of_files], *of_files, *by_word)), None)
 
 

@@ -1,20 +1,25 @@
-"""List files, as in PaddleClas: one line an image, `relative/path.jpg label`.
+"""List files, as in PaddleClas and mmpretrain: one line an image, `relative/path.jpg label`.
 
     root/train_list.txt  root/val_list.txt  root/label_list.txt (`index name`, optional)
+    root/meta/train.txt  root/meta/val.txt  root/train/*/*.jpg
 
-The label is what follows the last space or tab; paths are relative to the list's folder and stay
-inside of it. Without a label list, the classes are named by their numbers. `root` may also be one
-list file: if "train" or "val" is in its name, the list of the other split is the file beside it
-with the other name. Where there is none for "val", every tenth image of each class is held back for
-it.
+The label is a number behind a space, tab or comma, maybe with its name behind that; or the name of
+the class; or, where no line has one, the folder of the image. Paths are relative to the list's folder
+and stay inside of it; where no image lies there, they are looked for by name beside the list's folder.
+Names of classes stand in label_list.txt or classes.txt, with or without their numbers, which begin
+with 0 or 1; else the classes are named by their numbers. `root` may also be one list file: if "train"
+or "val" is in its name, the list of the other split is the file beside it with the other name. Where
+there is none for "val", every tenth image of each class is held back for it.
 """
 
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import DataError
+from ..images import EXTENSIONS
 from . import (
     Sample,
     Source,
@@ -27,12 +32,41 @@ from . import (
     shorten,
     text_of,
 )
-from ._conventions import split_lists
+from ._conventions import NAME_FILES, children, file_called, split_lists
+from ._pictures import Pictures, is_picture
+from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
 TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = False
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
+LINES_SEEN = 20  # of a list, to tell whether it is one
+_FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
+_ENDS = "|".join(sorted(end[1:] for end in EXTENSIONS))
+_LINE = re.compile(rf'"?(.+?\.(?:{_ENDS}))"?[ \t]*[ \t,;][ \t]*(\S.*?)\s*', re.IGNORECASE)
+_NO_LABELS = (
+    ".xml",
+    ".txt",
+    ".json",
+    ".mat",
+    ".npy",
+    *EXTENSIONS,
+)  # of files, which are annotations
+
+
+class Row(NamedTuple):
+    """A line of a list."""
+
+    line: int
+    name: str  # of the image, as it is written
+    label: int | str  # a number, or the name of a class
+
+
+class Names(NamedTuple):
+    """The names of classes, and the number of the first one; None where the file has no numbers."""
+
+    names: list[str]
+    first: int | None
 
 
 def detect(root: str, target: str = "label") -> bool:
@@ -53,99 +87,159 @@ def load(root: str, split: str | None, target: str = "label") -> Split:
     own, there = _named(Path(root))
     part = part_of(split, there, root, own)
     path = there.get(part.there, Path(root))
-    folder = path.parent
     rows = parse(text_of(path), str(path))
     if not rows:
         raise DataError(f"{path} is empty: no samples")
-    names = _label_list(folder)
-    classes = names[1] if names else _numbered(there.get("train", path), path, rows)
-    samples: list[Sample] = []
-    missing: list[str] = []
-    for number, name, label in rows:
-        if label >= len(classes):
-            declared = names[0] if names else "the list of the train split"
-            raise DataError(
-                f"{path}, line {number}: label {label} is out of range; {declared} has "
-                f"{len(classes)} classes, so labels are 0 to {len(classes) - 1}"
-            )
-        image = Path(os.path.abspath(folder / name))
-        if not image.is_relative_to(
-            os.path.abspath(folder)
-        ):  # without following links: those are the user's own
-            raise DataError(
-                f"{path}, line {number}: {shorten(name)!r} is outside of the folder of the list"
-            )
-        if not os.path.isfile(image):
-            missing.append(f"line {number}: {shorten(name)!r}")
-        samples.append(Sample(folder / name, label))
-    if missing:
-        raise DataError(f"{path}: no such image: {few(missing)}")
+    train = there.get("train", path)
+    of_train = rows if train == path else parse(text_of(train), str(train)) or rows
+    classes, declared = _classes(train, of_train)
+    images = _images(path, rows, part.there)
+    samples = [
+        Sample(image, _label(row, classes, declared, path))
+        for row, image in zip(rows, images, strict=True)
+    ]
     source = Source(root, "listfile", part.split, str(path), part.take)
     if part.take == "all":
-        return Split(samples, classes, source=source)
+        return Split(samples, classes.names, source=source)
     by_class: dict[int | None, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
     kept = {id(sample) for group in by_class.values() for sample in hold_out(group, part.take)}
-    return Split([sample for sample in samples if id(sample) in kept], classes, source=source)
+    chosen = [sample for sample in samples if id(sample) in kept]
+    return Split(chosen, classes.names, source=source)
 
 
-def parse(text: str, source: str) -> list[tuple[int, str, int]]:
-    """(line number, path, label) of each line that is not blank; `source` names the text in errors.
+# ---- lines -----------------------------------------------------------------------------------------------------------
 
-    >>> parse("a b.jpg 0\\nc.jpg\\t1", "list")
+
+def parse(text: str, source: str) -> list[Row]:
+    """The lines that are not blank; `source` names the text in errors.
+
+    >>> [tuple(row) for row in parse("a b.jpg 0\\nc.jpg\\t1 cat", "list")]
     [(1, 'a b.jpg', 0), (2, 'c.jpg', 1)]
     """
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1)
+        if line.strip()
+    ]
+    if lines and _is_header(lines[0][1]):
+        lines = lines[1:]
+    split = [(number, *_split(line, f"{source}, line {number}")) for number, line in lines]
+    kinds = {type(label) for _, _, label in split}
     rows = []
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        match = re.fullmatch(
-            r"(.*\S)[ \t]+(\S+)[ \t\r]*", line
-        )  # a path may begin with a space and have spaces inside
-        if not line.strip():
-            continue
-        if not match:
-            raise DataError(
-                f"{source}, line {number}: expected `path label`, found {shorten(line.strip())!r}"
-            )
-        name, label = match.groups()
-        if not re.fullmatch(r"[0-9]{1,18}", label):
-            raise DataError(
-                f"{source}, line {number}: label {shorten(label)!r} is not a number from 0 up"
-            )
-        rows.append((number, name, int(label)))
+    for number, name, label in split:
+        entry = f"{source}, line {number}"
+        if label is None and len(kinds) == 1 and _folder_of(name):
+            label = _folder_of(name)
+        if label is None:
+            raise DataError(f"{entry}: expected `path label`, found {shorten(name.strip())!r}")
+        if isinstance(label, str) and int in kinds:
+            raise DataError(f"{entry}: label {shorten(label)!r} is not a number from 0 up")
+        rows.append(Row(number, name, label))
     return rows
 
 
+def _is_header(line: str) -> bool:
+    words = [plain_name(word) for word in re.split(r"[\s,;]+", line.strip())]
+    return words[0] in NAME_COLUMNS and len(words) > 1 and words[1] in LABEL_COLUMNS
+
+
+def _split(line: str, entry: str) -> tuple[str, int | str | None]:
+    """The path and the label of a line; None where there is no label."""
+    match = _LINE.fullmatch(line)
+    if match and not re.search(rf"\.({_ENDS})[\s,;]", match[2], re.IGNORECASE):
+        name, rest = match.groups()
+    else:
+        # a path may begin with a space and have spaces inside
+        plainly = re.fullmatch(r"(.*\S)[ \t]+(\S+)[ \t\r]*", line)
+        if not plainly:
+            return line.rstrip("\r"), None
+        name, rest = plainly.groups()
+    number = re.fullmatch(r"([0-9]{1,18})(?:[\s,;]+(\S.*))?", rest)
+    if number and not (number[2] and re.match(r"[0-9]", number[2])):
+        return name, int(number[1])
+    word = rest.strip("\"' ")
+    if word.lower().endswith(_NO_LABELS):
+        return line.rstrip("\r"), None
+    if number or not word[:1].isalpha():
+        several = ", and several labels of an image are not learned" if number else ""
+        raise DataError(f"{entry}: label {shorten(rest)!r} is not a number from 0 up{several}")
+    return name, word
+
+
+def _folder_of(name: str) -> str:
+    """The folder right above an image."""
+    parts = name.strip().replace("\\", "/").split("/")
+    return parts[-2] if len(parts) > 1 else ""
+
+
 def parse_labels(text: str, source: str) -> list[str]:
-    """The class names of a label list, in the order of their indices.
+    """The class names of a label list, in the order of their numbers, or of the lines where none has one.
 
     >>> parse_labels("1 polar bear\\n0 cat", "list")
     ['cat', 'polar bear']
     """
-    found: dict[int, str] = {}
-    for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1):
-        if not line.strip():
-            continue
-        match = re.fullmatch(r"([0-9]{1,18})\s+(.+)", line.strip())
+    return _parse_names(text, source).names
+
+
+def _parse_names(text: str, source: str) -> Names:
+    lines = [
+        (number, line.strip())
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1)
+        if line.strip()
+    ]
+    matches = [re.fullmatch(r"([0-9]{1,18})\s*[\s:,;]\s*(\S.*)", line) for _, line in lines]
+    if lines and not any(matches):
+        return Names([line for _, line in lines], None)
+    names: dict[int, str] = {}
+    for (number, line), match in zip(lines, matches, strict=True):
         if not match:
             raise DataError(
-                f"{source}, line {number}: expected `index name`, found {shorten(line.strip())!r}"
+                f"{source}, line {number}: expected `index name`, found {shorten(line)!r}"
             )
         index = int(match[1])
-        if index in found:
+        if index in names:
             raise DataError(f"{source}, line {number}: index {index} is there twice")
-        found[index] = match[2]
-    gap = next((i for i in range(len(found)) if i not in found), None)
-    if gap is not None or not found:
+        names[index] = match[2].strip("\"'")
+    first = min(min(names, default=0), 1)
+    gap = next((i for i in range(first, first + len(names)) if i not in names), None)
+    if gap is not None or not names:
         raise DataError(
             f"{source}: no line for index {gap or 0}; indices are 0, 1, 2, ... without gaps"
         )
-    return [found[i] for i in range(len(found))]
+    return Names([names[i] for i in sorted(names)], first)
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
 
 
 def _lists(folder: Path) -> dict[str, Path]:
-    """The lists of splits in a folder."""
-    return split_lists(folder, ("_list",))
+    """The lists of splits in a folder, or in one of lists below it."""
+    plainly = split_lists(folder, ("_list",))
+    if plainly:
+        return plainly
+    for place in (folder, *children(folder, _FOLDERS)):
+        there = split_lists(place, ("", "_list", "list"))
+        if any(_is_list(file, folder) for file in there.values()):
+            return there
+    return {}
+
+
+def _is_list(file: Path, root: Path) -> bool:
+    """Whether the first lines of a file name pictures with labels, or pictures that are there in several folders."""
+    try:
+        lines = text_of(file).split("\n")[:LINES_SEEN]
+        rows = parse("\n".join(lines), str(file))
+    except DataError:
+        return False
+    if not rows:
+        return False
+    labeled = all(row.label != _folder_of(row.name) for row in rows)
+    if labeled and all(is_picture(row.name) for row in rows):
+        return True
+    several = len({_folder_of(row.name) for row in rows}) > 1
+    return several and bool(Pictures([root]).named(rows[0].name))
 
 
 def _named(root: Path) -> tuple[str, dict[str, Path]]:
@@ -158,23 +252,119 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
     return "", there
 
 
-def _label_list(folder: Path) -> tuple[Path, list[str]] | None:
-    files = [folder / "label_list.txt"]
-    if not files[0].is_file():
-        files = sorted(folder.glob("*label_list.txt"))
-    if len(files) > 1:
-        raise DataError(f"several label lists: {few(files)}; name the right one label_list.txt")
-    return (files[0], parse_labels(text_of(files[0]), str(files[0]))) if files else None
+def _images(path: Path, rows: Sequence[Row], split: str) -> list[Path]:
+    """The image of each line; where none lies at its path, those of these names beside the list."""
+    images = [_inside(path, row) for row in rows]
+    missing = [row for row, image in zip(rows, images, strict=True) if not os.path.isfile(image)]
+    if not missing:
+        return images
+    if len(missing) == len(rows):
+        above = path.absolute().parent
+        places = [above, above.parent] if above.name.lower() in _FOLDERS else [above]
+        pictures = Pictures(places)
+        named = [pictures.named(row.name, split) for row in rows]
+        missing = [row for row, paths in zip(rows, named, strict=True) if len(paths) != 1]
+        images = [paths[0] for paths in named if paths]
+    if missing:
+        lines = few(f"line {row.line}: {shorten(row.name)!r}" for row in missing)
+        raise DataError(f"{path}: no such image: {lines}")
+    return images
 
 
-def _numbered(train: Path, path: Path, rows: Sequence[tuple[int, str, int]]) -> list[str]:
-    """Class names where nobody gave any: the numbers up to the largest label of the train list, or of this one."""
-    if train != path:
-        path, rows = train, parse(text_of(train), str(train)) or rows
-    number, _, largest = max(rows, key=lambda row: row[2])
+def _inside(path: Path, row: Row) -> Path:
+    """The image at the path of a line, below the folder of the list."""
+    folder = path.parent
+    name = row.name
+    if "\\" in name and not os.path.isfile(folder / name):
+        name = name.replace("\\", "/")
+    # without following links: those are the user's own
+    if not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+        raise DataError(
+            f"{path}, line {row.line}: {shorten(row.name)!r} is outside of the folder of the list"
+        )
+    return folder / name
+
+
+# ---- classes ---------------------------------------------------------------------------------------------------------
+
+
+def _classes(train: Path, rows: Sequence[Row]) -> tuple[Names, str]:
+    """The names of the classes, from the list of train and a file of names; and what declares them."""
+    file = _name_file(train.parent)
+    words = {row.label for row in rows if isinstance(row.label, str)}
+    numbers = {row.label for row in rows if isinstance(row.label, int)}
+    names = _parse_names(text_of(file), str(file)) if file else None
+    if file is None or names is None or not words <= set(names.names):
+        return _undeclared(train, rows, words, numbers), "the list of the train split"
+    if names.first is None:
+        from_one = bool(numbers) and 0 not in numbers and max(numbers) == len(names.names)
+        names = names._replace(first=int(from_one))
+    if names.first == 1 and 0 in numbers and max(numbers) < len(names.names):
+        raise DataError(
+            f"{file} numbers its classes from 1, and {train} has labels from 0 to {max(numbers)}: "
+            "which class a label means cannot be told; number both alike"
+        )
+    return names, str(file)
+
+
+def _undeclared(train: Path, rows: Sequence[Row], words: set[str], numbers: set[int]) -> Names:
+    """The classes where no file names them: the words of the list, or its numbers."""
+    if not words:
+        return _numbered(train, rows, numbers)
+    if len(words) < 2:
+        raise DataError(
+            f"{train}, line {rows[0].line}: label {shorten(rows[0].label)!r} is not a number from 0 "
+            "up, and no other line names another class"
+        )
+    return Names(sorted(words), 0)
+
+
+def _name_file(folder: Path) -> Path | None:
+    """The file of class names of a list."""
+    above = [folder.parent] if folder.absolute().name.lower() in _FOLDERS else []
+    for place in (folder, *above):
+        files = [place / "label_list.txt"]
+        if not os.path.isfile(files[0]):
+            files = sorted(place.glob("*label_list.txt"))
+        if len(files) > 1:
+            raise DataError(f"several label lists: {few(files)}; name the right one label_list.txt")
+        file = files[0] if files else file_called(place, NAME_FILES)
+        if file:
+            return file
+    return None
+
+
+def _numbered(train: Path, of_train: Sequence[Row], numbers: set[int]) -> Names:
+    """Class names where nobody gave any: the numbers up to the largest label of the train list.
+
+    They begin with 1 where all of 1, 2, ... are there, and no 0.
+    """
+    line, largest = max(
+        ((row.line, row.label) for row in of_train if isinstance(row.label, int)),
+        key=lambda pair: pair[1],
+    )
     if largest > LARGEST:
         raise DataError(
-            f"{path}, line {number}: label {largest} without a label_list.txt that "
+            f"{train}, line {line}: label {largest} without a label_list.txt that "
             "says there are so many"
         )
-    return [str(i) for i in range(largest + 1)]
+    first = int(largest > 1 and numbers == set(range(1, largest + 1)))
+    return Names([str(i) for i in range(first, largest + 1)], first)
+
+
+def _label(row: Row, classes: Names, declared: str, path: Path) -> int:
+    if isinstance(row.label, str):
+        if row.label not in classes.names:
+            raise DataError(
+                f"{path}, line {row.line}: label {shorten(row.label)!r} is not known; {declared} "
+                f"has {few(classes.names, 10)}"
+            )
+        return classes.names.index(row.label)
+    first = classes.first or 0
+    last = first + len(classes.names) - 1
+    if not first <= row.label <= last:
+        raise DataError(
+            f"{path}, line {row.line}: label {row.label} is out of range; {declared} has "
+            f"{len(classes.names)} classes, so labels are {first} to {last}"
+        )
+    return row.label - first
