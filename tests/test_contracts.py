@@ -46,6 +46,8 @@ DRIFTS = [
         "tasks", "ssd", "def metric(classes: Sequence[str])", "def metric(classes: int)", "metric"
     ),
     Drift("tasks", "ssd", "limit, from_file = None, None", "limit = None", "from_file"),
+    Drift("tasks", "ssd", ") -> list[Detections]:", ") -> list[Limits]:", "decode"),
+    Drift("tasks", "yolo", "PREDICTION = Detections", "PREDICTION = Limits", "PREDICTION"),
     Drift("tasks", "deeplabv3", "from ._defaults import prepare as prepare\n", "", "prepare"),
     Drift("tasks", "maskrcnn", "def limit(head: nn.Module,", "def limit(head: str,", "limit"),
     Drift("tasks", "yolo", "SIZE = (640, 640)", "SIZE = 640", "SIZE"),

@@ -7,6 +7,7 @@ an objective (a teacher beside the model), hooks, an order of the samples and an
 """
 
 import importlib
+import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ import fleetnet
 from fleetnet import checkpoint, data, runtimes, tasks
 from fleetnet.backbones import variants
 from fleetnet.boxes import Limits
+from fleetnet.cli import main
 from fleetnet.cli._arguments import usual_classes, usual_sizes
 from fleetnet.data import Split, shapes
 from fleetnet.deploy.package import deliver
@@ -144,6 +146,39 @@ def test_a_loss_option_of_a_head(add: Add, tmp_path: Path):
     assert 0 < losses[2.0]["class"] < losses[0.0]["class"]
     with pytest.raises(UsageError, match=r"points/fasternet_t0 has no option 'focs'.*focus"):
         fleetnet.create_model("points/fasternet_t0", options={"focs": 1.0})
+
+
+def test_a_new_kind_of_task(add: Add, tmp_path: Path):
+    """It predicts what no other task does: trained, drawn, exported with proof, and used by the command."""
+    add("tasks", "counting")
+    some = shapes.load("shapes:8", "train", "boxes")
+    few = Split(some.samples[:4], some.classes)
+    config = TrainConfig(size=(64, 64), batch_size=2, epochs=1, device="cpu", norm="frozen")
+    model = tasks.build("counting/fasternet_t0", len(some.classes))
+    run = tmp_path / "run"
+    best = fleetnet.fit(model, few, few, config, run)
+    assert next(iter(best)) == "exact"
+    for name in ("training_batch_1.jpg", "samples.jpg"):
+        assert (run / "plots" / name).stat().st_size > 0
+
+    picture = tmp_path / "picture.png"
+    shapes.draw_several(0).save(picture)
+    predictor = fleetnet.load(run)
+    (found,) = predictor.predictions(picture)
+    assert type(found) is tasks.find("counting").PREDICTION
+    assert predictor.predict(picture) == [found.present(some.classes)]
+
+    done = fleetnet.export(run, "onnx", tmp_path / "model.onnx", pictures=[picture])
+    assert done.parity is not None
+    assert done.parity.passed
+    (of_file,) = fleetnet.load(done.path).predictions(picture)
+    torch.testing.assert_close(of_file.counts, found.counts, rtol=1e-3, atol=1e-3)
+
+    out = tmp_path / "out"
+    assert main(["predict", "--model", str(run), str(picture), "--out", str(out)]) == 0
+    (result,) = json.loads((out / "predictions.json").read_text(encoding="utf-8"))["results"]
+    assert result["prediction"] == found.present(some.classes)
+    assert (out / "drawn" / "picture.jpg").stat().st_size > 0
 
 
 def test_a_data_format(add: Add, tmp_path: Path):
