@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from . import __version__
 from .errors import ModelError
@@ -44,185 +44,9 @@ OTHERS = "others"  # the field of a part that keeps the keys that are not known 
 OWN_HASH = "description_sha256"  # of a sidecar: the hash of all its other keys
 MOST_CLASSES, MOST_OUTPUTS, LONGEST_NAME = 1_000_000, 1000, 10_000
 LARGEST_OPTION = 10_000
-
-
-def _is_whole(value: Any, low: int = 0, high: int = 10**9) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
-
-
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
-
-
-def _is_hash(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
-
-
-def _are_classes(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and 0 < len(value) <= MOST_CLASSES
-        and all(isinstance(name, str) for name in value)
-    )
-
-
-def _are_ids(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list) and all(_is_whole(id, -(2**53), 2**53) for id in value)
-    )
-
-
-def _is_size(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(_is_whole(side, 1) for side in value)
-
-
-def _are_sizes(value: Any) -> bool:
-    """Of a file that takes several: multiples of a step between two limits."""
-    if not isinstance(value, dict) or not all(
-        _is_whole(value.get(key), 1) for key in ("step", "least", "largest")
-    ):
-        return False
-    made_at = value.get("made_at")
-    return value["least"] <= value["largest"] and (made_at is None or _is_size(made_at))
-
-
-def _are_limits(value: Any) -> bool:
-    """Of objects to keep, each null or of its type; their ranges are for the task to check."""
-    if not isinstance(value, dict):
-        return False
-    only = value.get("only")
-    return (
-        value.keys() <= {"max_objects", "nms", "score", "only"}
-        and all(
-            number is None or _is_number(number)
-            for number in map(value.get, ("max_objects", "nms", "score"))
-        )
-        and (only is None or (isinstance(only, list) and all(map(_is_text, only))))
-    )
-
-
-def _is_source(value: Any) -> bool:
-    return isinstance(value, dict) and all(
-        text is None or _is_text(text) for text in map(value.get, ("weights", "license"))
-    )
-
-
-def _are_options(value: Any) -> bool:
-    def fits(option: Any) -> bool:
-        if isinstance(option, bool | str):
-            return True
-        return _is_number(option) and abs(option) <= LARGEST_OPTION
-
-    return isinstance(value, dict) and all(map(fits, value.values()))
-
-
-def _are_metrics(value: Any) -> bool:
-    """The first metric decides between networks: a number, or None where there was nothing to measure.
-
-    The last weights of an epoch without an evaluation have no metric, only which weights they are.
-    """
-    if value is None:
-        return True
-    if not isinstance(value, dict):
-        return False
-    figures = [figure for name, figure in value.items() if name != WHICH_WEIGHTS]
-    return all(first is None or _is_number(first) for first in figures[:1])
-
-
-def _are_tensors(value: Any) -> bool:
-    def fits(tensor: Any) -> bool:
-        if not isinstance(tensor, dict) or not _is_name(tensor.get("name")):
-            return False
-        shape, texts = tensor.get("shape", []), map(tensor.get, ("dtype", "layout"))
-        return (
-            isinstance(shape, list)
-            and all(isinstance(side, str) or _is_whole(side) for side in shape)
-            and all(text is None or _is_text(text) for text in texts)
-        )
-
-    return isinstance(value, list) and len(value) <= MOST_OUTPUTS and all(map(fits, value))
-
-
-def _is_int8(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, dict) and all(_are_metrics(value.get(key)) for key in ("int8", "float"))
-    )
-
-
-def _or_none(rule: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: value is None or rule(value)
-
-
-def _is_mapping(value: Any) -> bool:
-    return isinstance(value, dict)
-
-
-def _is_switch(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format": (_is_whole, "a whole number"),
-    "version": (_is_name, "text"),
-    "model": (_is_name, "the name of a model"),
-    "task": (_is_name, "the name of a task"),
-    "form": (lambda value: value in ("multi-branch", "deploy"), "multi-branch or deploy"),
-    "classes": (_are_classes, f"a list of 1 to {MOST_CLASSES:,} names"),
-    "category_ids": (_are_ids, "null, or a list of whole numbers, as many as there are classes"),
-    "size": (_is_size, "height and width, whole numbers from 1"),
-    "sizes": (
-        _or_none(_are_sizes),
-        "null, or a mapping with step, least and largest, whole numbers from 1",
-    ),
-    "preprocess": (_is_mapping, "a mapping"),
-    "drop_path": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
-    "output_stride": (lambda value: value in (None, 8, 16, 32), "null, 8, 16 or 32"),
-    "options": (
-        _are_options,
-        f"a mapping of switches, words, and numbers up to {LARGEST_OPTION:,}",
-    ),
-    "settings": (_or_none(_is_mapping), "a mapping"),
-    "metrics": (_are_metrics, "null, or a mapping whose first value is a number or null"),
-    "source": (_or_none(_is_source), "null, or a mapping of texts"),
-    "checkpoint": (_is_name, "the name of the checkpoint"),
-    "embedded_preprocess": (_is_switch, "true or false"),
-    "embedded_decode": (_is_switch, "true or false"),
-    "limits": (
-        _or_none(_are_limits),
-        "null, or a mapping with max_objects, nms, score and only",
-    ),
-    "decode": (_or_none(_is_text), "null, or text"),
-    "preprocessing": (_or_none(_is_mapping), "null, or a mapping"),
-    "decoding": (_or_none(_is_mapping), "null, or a mapping"),
-    "inputs": (_are_tensors, "a list of mappings with a name and a shape"),
-    "outputs": (_are_tensors, "a list of mappings with a name and a shape"),
-    "runtime": (_is_name, "the name of a runtime"),
-    "runtime_version": (_or_none(_is_text), "null, or text"),
-    "opset": (_or_none(_is_whole), "null, or a whole number"),
-    "precision": (_is_name, "the name of a precision"),
-    "file": (_is_name, "the name of the file"),
-    "golden": (_or_none(_is_name), "the name of a file"),
-    "golden_tolerance": (_or_none(_is_number), "null, or a number"),
-    "sha256": (_is_hash, "64 hexadecimal digits"),
-    "checkpoint_sha256": (_is_hash, "64 hexadecimal digits"),
-    "parity": (_or_none(_is_mapping), "null, or a mapping"),
-    "parity_at": (_or_none(_is_mapping), "null, or a mapping"),
-    "unverified": (_or_none(_is_text), "null, or text"),
-    "created": (_or_none(_is_text), "null, or text"),
-    "int8": (_is_int8, "null, or a mapping"),
-    OWN_HASH: (_is_hash, "64 hexadecimal digits"),
-}
-
 Figures = Mapping[str, object]  # of the task's metric, by name; the first one decides
 Json = dict[str, object]
+Rule = Callable[[object], bool]  # whether a value is allowed
 
 
 def _fields_of(kind: type[Any], about: Mapping[str, Any]) -> dict[str, Any]:
@@ -535,6 +359,185 @@ class Facts:
         return None if self.exported is None else self.exported.limits
 
 
+# What is allowed ----------------------------------------------------------------------------------
+
+
+def _is_whole(value: object, low: int = 0, high: int = 10**9) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool) and low <= value <= high
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME
+
+
+def _is_hash(value: object) -> bool:
+    return isinstance(value, str) and len(value) == 64 and set(value) <= set("0123456789abcdef")
+
+
+def _are_classes(value: object) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MOST_CLASSES
+        and all(isinstance(name, str) for name in value)
+    )
+
+
+def _are_ids(value: object) -> bool:
+    return value is None or (
+        isinstance(value, list) and all(_is_whole(id, -(2**53), 2**53) for id in value)
+    )
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(_is_whole(side, 1) for side in value)
+
+
+def _are_sizes(value: object) -> bool:
+    """Of a file that takes several: multiples of a step between two limits."""
+    if not isinstance(value, dict) or not all(
+        _is_whole(value.get(key), 1) for key in ("step", "least", "largest")
+    ):
+        return False
+    made_at = value.get("made_at")
+    return value["least"] <= value["largest"] and (made_at is None or _is_size(made_at))
+
+
+def _are_limits(value: object) -> bool:
+    """Of objects to keep, each null or of its type; their ranges are for the task to check."""
+    if not isinstance(value, dict):
+        return False
+    only = value.get("only")
+    return (
+        value.keys() <= {"max_objects", "nms", "score", "only"}
+        and all(
+            number is None or _is_number(number)
+            for number in map(value.get, ("max_objects", "nms", "score"))
+        )
+        and (only is None or (isinstance(only, list) and all(map(_is_text, only))))
+    )
+
+
+def _is_source(value: object) -> bool:
+    return isinstance(value, dict) and all(
+        text is None or _is_text(text) for text in map(value.get, ("weights", "license"))
+    )
+
+
+def _are_options(value: object) -> bool:
+    def fits(option: object) -> bool:
+        if isinstance(option, bool | str):
+            return True
+        return _is_number(option) and abs(option) <= LARGEST_OPTION
+
+    return isinstance(value, dict) and all(map(fits, value.values()))
+
+
+def _are_metrics(value: object) -> bool:
+    """The first metric decides between networks: a number, or None where there was nothing to measure.
+
+    The last weights of an epoch without an evaluation have no metric, only which weights they are.
+    """
+    if value is None:
+        return True
+    if not isinstance(value, dict):
+        return False
+    figures = [figure for name, figure in value.items() if name != WHICH_WEIGHTS]
+    return all(first is None or _is_number(first) for first in figures[:1])
+
+
+def _are_tensors(value: object) -> bool:
+    def fits(tensor: object) -> bool:
+        if not isinstance(tensor, dict) or not _is_name(tensor.get("name")):
+            return False
+        shape, texts = tensor.get("shape", []), map(tensor.get, ("dtype", "layout"))
+        return (
+            isinstance(shape, list)
+            and all(isinstance(side, str) or _is_whole(side) for side in shape)
+            and all(text is None or _is_text(text) for text in texts)
+        )
+
+    return isinstance(value, list) and len(value) <= MOST_OUTPUTS and all(map(fits, value))
+
+
+def _is_int8(value: object) -> bool:
+    return value is None or (
+        isinstance(value, dict) and all(_are_metrics(value.get(key)) for key in ("int8", "float"))
+    )
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda value: value is None or rule(value)
+
+
+def _is_mapping(value: object) -> bool:
+    return isinstance(value, dict)
+
+
+def _is_switch(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+RULES: dict[str, tuple[Rule, str]] = {
+    "format": (_is_whole, "a whole number"),
+    "version": (_is_name, "text"),
+    "model": (_is_name, "the name of a model"),
+    "task": (_is_name, "the name of a task"),
+    "form": (lambda value: value in ("multi-branch", "deploy"), "multi-branch or deploy"),
+    "classes": (_are_classes, f"a list of 1 to {MOST_CLASSES:,} names"),
+    "category_ids": (_are_ids, "null, or a list of whole numbers, as many as there are classes"),
+    "size": (_is_size, "height and width, whole numbers from 1"),
+    "sizes": (
+        _or_none(_are_sizes),
+        "null, or a mapping with step, least and largest, whole numbers from 1",
+    ),
+    "preprocess": (_is_mapping, "a mapping"),
+    "drop_path": (lambda value: _is_number(value) and 0 <= value < 1, "a number from 0 to below 1"),
+    "output_stride": (lambda value: value in (None, 8, 16, 32), "null, 8, 16 or 32"),
+    "options": (
+        _are_options,
+        f"a mapping of switches, words, and numbers up to {LARGEST_OPTION:,}",
+    ),
+    "settings": (_or_none(_is_mapping), "a mapping"),
+    "metrics": (_are_metrics, "null, or a mapping whose first value is a number or null"),
+    "source": (_or_none(_is_source), "null, or a mapping of texts"),
+    "checkpoint": (_is_name, "the name of the checkpoint"),
+    "embedded_preprocess": (_is_switch, "true or false"),
+    "embedded_decode": (_is_switch, "true or false"),
+    "limits": (
+        _or_none(_are_limits),
+        "null, or a mapping with max_objects, nms, score and only",
+    ),
+    "decode": (_or_none(_is_text), "null, or text"),
+    "preprocessing": (_or_none(_is_mapping), "null, or a mapping"),
+    "decoding": (_or_none(_is_mapping), "null, or a mapping"),
+    "inputs": (_are_tensors, "a list of mappings with a name and a shape"),
+    "outputs": (_are_tensors, "a list of mappings with a name and a shape"),
+    "runtime": (_is_name, "the name of a runtime"),
+    "runtime_version": (_or_none(_is_text), "null, or text"),
+    "opset": (_or_none(_is_whole), "null, or a whole number"),
+    "precision": (_is_name, "the name of a precision"),
+    "file": (_is_name, "the name of the file"),
+    "golden": (_or_none(_is_name), "the name of a file"),
+    "golden_tolerance": (_or_none(_is_number), "null, or a number"),
+    "sha256": (_is_hash, "64 hexadecimal digits"),
+    "checkpoint_sha256": (_is_hash, "64 hexadecimal digits"),
+    "parity": (_or_none(_is_mapping), "null, or a mapping"),
+    "parity_at": (_or_none(_is_mapping), "null, or a mapping"),
+    "unverified": (_or_none(_is_text), "null, or text"),
+    "created": (_or_none(_is_text), "null, or text"),
+    "int8": (_is_int8, "null, or a mapping"),
+    OWN_HASH: (_is_hash, "64 hexadecimal digits"),
+}
+
+
 def _check(about: object, path: str | Path) -> dict[str, Any]:
     """A description that is whole and that this version knows; else `ModelError`."""
     if not isinstance(about, dict):
@@ -586,12 +589,15 @@ def _preprocess(about: Mapping[str, Any], path: str | Path) -> Preprocess:
         raise ModelError(f"{path}: its description is wrong: {error}") from error
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     """A value in an error message: not more of it than a line."""
     if isinstance(value, list | dict) and len(value) > 8:
         return f"a {'list' if isinstance(value, list) else 'mapping'} of {len(value)}"
     text = repr(value)
     return text if len(text) <= 80 else f"{text[:80]}..."
+
+
+# Whether a description is as it was written -------------------------------------------------------
 
 
 def own_hash(about: dict[str, Any]) -> str:

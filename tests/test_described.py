@@ -24,9 +24,12 @@ from support.described import (  # fmt: skip
 from support.tiny_backbone import offer_tiny
 
 from fleetnet import checkpoint
+from fleetnet.deploy.export import facts_of
 from fleetnet.deploy.predictor import Predictor, load
+from fleetnet.facts import Facts
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import form_of, reparameterize
+from fleetnet.sizes import Sizes
 from fleetnet.tasks import build
 
 # What depends on the day, on the machine, or on the version of a package.
@@ -136,6 +139,15 @@ def test_a_checkpoint_of_before_is_read(name: str, tmp_path: Path) -> None:
     assert loaded.model.output_stride == about["output_stride"]
     expected = OPTIONS_BEFORE if name == "version_0_1" else about["options"]
     assert expected.items() <= loaded.model.options.items()
+    assert loaded.meta.category_ids == about.get("category_ids")
+    assert loaded.meta.settings == about.get("settings", {})
+    assert (loaded.meta.version, loaded.meta.format) == (about["version"], about.get("format", 0))
+    source = about.get("source")
+    if source is None:
+        assert loaded.meta.source is None
+    else:
+        assert loaded.meta.source.weights == source["weights"]
+        assert loaded.meta.source.license == source["license"]
 
 
 LIMITS = {  # of the recorded files: count, iou, score, only
@@ -199,6 +211,52 @@ def old_file(name: str, folder: Path) -> Path:
     return file
 
 
+def assert_says(facts: Facts, about: Description) -> None:
+    """Each value is where it belongs, also those that nothing else in this test uses."""
+    assert (facts.model, facts.form, facts.metrics) == (about["model"], "deploy", about["metrics"])
+    assert facts.category_ids == about["category_ids"]
+    exported = facts.exported
+    assert exported is not None
+    assert exported.checkpoint == about["checkpoint"]
+    assert exported.checkpoint_sha256 == about["checkpoint_sha256"]
+    assert exported.embedded_preprocess == about["embedded_preprocess"]
+    assert exported.embedded_decode == about["embedded_decode"]
+    assert exported.decode == about["decode"]
+    assert exported.preprocessing == about["preprocessing"]
+    assert exported.decoding == about["decoding"]
+    assert [output.name for output in exported.outputs] == [o["name"] for o in about["outputs"]]
+    assert [output.shape for output in exported.outputs] == [
+        tuple(output["shape"]) for output in about["outputs"]
+    ]
+    if "sizes" not in about:
+        assert exported.sizes is None
+        return
+    sizes = about["sizes"]
+    assert exported.made_at == tuple(sizes["made_at"])
+    assert exported.sizes == Sizes(sizes["step"], sizes["least"], sizes["largest"])
+
+
+def assert_beside(facts: Facts, about: Description) -> None:
+    """What only the description beside the file says."""
+    file = facts.file
+    assert file is not None
+    assert (file.name, file.golden) == ("model.onnx", "golden.npz")
+    assert (file.runtime, file.runtime_version) == ("onnx", about["runtime_version"])
+    assert (facts.precision, file.opset) == (about["precision"], about["opset"])
+    assert (file.parity, file.unverified) == (about["parity"], about["unverified"])
+    assert file.parity_at == about.get("parity_at", {})
+    assert file.created == about["created"]
+    assert [image.dtype for image in file.inputs] == ["float32"]
+    assert file.inputs[0].layout == "NCHW"
+    if "int8" not in about:
+        assert file.int8 is None
+        return
+    assert file.int8 is not None
+    assert file.int8.figures == about["int8"]["int8"]
+    assert file.int8.figures_of_float == about["int8"]["float"]
+    assert file.int8.others["max_drop"] == about["int8"]["max_drop"]
+
+
 @pytest.mark.parametrize("name", EXPORTED)
 def test_an_exported_file_of_before_is_read(name: str, tmp_path: Path) -> None:
     about = recording(name)["beside"]
@@ -212,7 +270,9 @@ def test_an_exported_file_of_before_is_read(name: str, tmp_path: Path) -> None:
     if name == "onnx_detector":
         assert predictor.score_from == "the one that the file was exported with"
     if name == "onnx_embedded":
-        assert (predictor.score, predictor.limits) == (0.35, predictor.limits)
+        assert predictor.score == 0.35
+    assert_says(predictor.facts, about)
+    assert_beside(facts_of(tmp_path / "model.onnx")[1], about)
     outputs = predictor(torch.zeros(1, 3, *about["size"]))
     assert list(outputs) == [output["name"] for output in about["outputs"]]
     if name == "onnx_open":
