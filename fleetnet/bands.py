@@ -1,4 +1,4 @@
-"""Large PNG and TIFF files, a band of rows at a time: the memory of a few rows instead of that of the whole picture.
+"""Large PNG and TIFF files, a band of rows at a time: in the memory of a few rows.
 
 Pillow decodes a whole picture at once. A PNG is one stream of rows, each of which builds on the one
 above, so a band can be decoded from its part of the stream and the row before; a TIFF is a list of
@@ -34,7 +34,7 @@ def rows_of(width: int, height: int) -> Iterator[tuple[int, int]]:
         yield top, min(top + step, height)
 
 
-# ---- PNG -------------------------------------------------------------------------------------------------------------
+# ---- PNG -----------------------------------------------------------------------------------------
 
 
 def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
@@ -53,7 +53,10 @@ def png_chunks(file: BinaryIO) -> Iterator[tuple[bytes, int, int]]:
 
 
 def png_metadata(file: BinaryIO) -> io.BytesIO | None:
-    """A PNG of one pixel with the metadata of this one, from before and after its pixels; None where there is none."""
+    """A PNG of one pixel with the metadata of this one, from before and after its pixels.
+
+    None where there is none.
+    """
     place = file.tell()
     parts = [
         _chunk(kind, _content(file, start, length))
@@ -83,7 +86,10 @@ def _chunk(kind: bytes, content: bytes) -> bytes:
 
 
 def png_bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
-    """The bands of a PNG that is not interlaced; `image` is the same file, opened by Pillow but not loaded."""
+    """The bands of a PNG that is not interlaced.
+
+    `image` is the same file, opened by Pillow but not loaded.
+    """
     width, height = image.size
     depth, color = _content(file, 24, 2)
     channels = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}[color]
@@ -144,7 +150,7 @@ class _Inflated:
 
 
 def _unfiltered(filtered: bytes, rows: int, row_bytes: int, pixel_bytes: int) -> np.ndarray:
-    """Rows as they come out of a PNG's stream, each behind the number of its filter -> (rows, row_bytes) uint8.
+    """Rows of a PNG's stream, each behind the number of its filter -> (rows, row_bytes) uint8.
 
     Pillow undoes the filters in a picture of any mode whose pixels have as many bytes. For 6 and 8
     bytes its only such modes keep one byte of two, so those are decoded twice.
@@ -166,7 +172,7 @@ def _decoded(stream: bytes, mode: str, rawmode: str, width: int, rows: int) -> n
     return np.asarray(Image.frombytes(mode, (width, rows), stream, "zip", (rawmode, False)))
 
 
-# ---- TIFF ------------------------------------------------------------------------------------------------------------
+# ---- TIFF ----------------------------------------------------------------------------------------
 
 _TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}  # of whole numbers
 _BYTES = {
@@ -220,9 +226,10 @@ _Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, values as store
 
 
 def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
-    """Each strip (or row of tiles) of the first page, from the top, as a TIFF of its own, which is not turned.
+    """Each strip (or row of tiles) of the first page, from the top, as a TIFF of its own.
 
-    None for files that cannot be taken apart: of a single strip, of separate planes, or damaged.
+    It is not turned. None for files that cannot be taken apart: of a single strip, of separate
+    planes, or damaged.
     """
     start = _content(file, 0, 16)
     order = {b"II": "<", b"MM": ">"}.get(start[:2])
@@ -317,7 +324,10 @@ def _small_tiff(
     rows: int,
     left: int,
 ) -> BinaryIO:
-    """A TIFF of the strips or tiles at some places of a file; `left` is how many rows of the picture are left."""
+    """A TIFF of the strips or tiles at some places of a file.
+
+    `left` is how many rows of the picture are left.
+    """
     kept = {tag: value for tag, value in tags.items() if tag in _KEPT}
     kept[_HEIGHT] = 4, 1, struct.pack(order + "I", min(rows, left))
     places, sizes = (

@@ -1,6 +1,7 @@
-"""Pictures, as users have them: any file, format, mode or array in, upright 8-bit RGB out, or a `DataError`.
+"""Pictures, as users have them: any file or array in, upright 8-bit RGB out, or a `DataError`.
 
-    load      a path, the bytes of a file, a PIL image or an array -> `Picture`; `read` is its image alone
+    load      a path, the bytes of a file, a PIL image or an array -> `Picture`
+    read      its image alone
     measure   the size of that picture, from the head of the file
 
 Nothing here hangs, and no file makes it spend memory before its size is known: only regular files
@@ -71,10 +72,14 @@ if hasattr(os, "register_at_fork"):
 
 Source = str | Path | bytes | Image.Image | np.ndarray
 Range = tuple[float, float]
+Arguments = tuple[Any, ...] | str | None  # of a decoder of Pillow; the mode of the pixels is first
 
 
 class Picture(NamedTuple):
-    """An upright picture. Beyond `LARGE` pixels `image` is a reduced copy, and only the size is the picture's own."""
+    """An upright picture.
+
+    Beyond `LARGE` pixels `image` is a reduced copy, and only the size is the picture's own.
+    """
 
     image: Image.Image  # RGB, 8 bits a channel
     height: int
@@ -130,9 +135,10 @@ def measure(path: str | Path) -> tuple[int, int]:
 
 
 def examine(path: str | Path) -> tuple[tuple[int, int], int]:
-    """(width, height) of the picture in a file, upright, and its EXIF orientation, 1 to 8; raises as `load` does.
+    """(width, height) of the picture in a file, upright, and its EXIF orientation, 1 to 8.
 
-    Orientations from 5 on swap the sides: the file itself stores (height, width).
+    Raises as `load` does. Orientations from 5 on swap the sides: the file itself stores (height,
+    width).
     """
     try:
         with open_regular(path) as file:
@@ -146,39 +152,45 @@ def examine(path: str | Path) -> tuple[tuple[int, int], int]:
 
 
 def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, str]:
-    """The range of values that the pictures of a data set have, for `load`, and a sentence on what it was found from.
+    """The range of values that the pictures of a data set have, for `load`, and why.
 
-    Up to `look` files, evenly spread, are opened, and those of more than 8 bits a channel read.
-    Whole numbers range from 0 to the largest of 8, 9, ... 16 bits; (None, "") where they take all
-    of 16 bits, where floats keep to 0 to 1, and where there are none of these.
+    The reason is a sentence. Up to `look` files, evenly spread, are opened, and those of more than
+    8 bits a channel read. Whole numbers range from 0 to the largest of 8, 9, ... 16 bits; (None,
+    "") where they take all of 16 bits, where floats keep to 0 to 1, and where there are none of
+    these.
     """
     some = paths[:: -(-len(paths) // look) or 1]
-    low, high, deep, floats = math.inf, -math.inf, 0, False
+    low, high = math.inf, -math.inf
+    deep = 0  # pictures of more than 8 bits
+    floats = False
     for path in some:
         try:
             extremes = _extremes(path)
         except Exception:  # damaged files are named where they are read as samples
             continue
         if extremes is not None:
-            low, high = min(low, extremes[0]), max(high, extremes[1])
-            deep, floats = deep + 1, floats or extremes[2]
-    if not deep or (floats and low >= 0 and high <= 1) or not math.isfinite(low) or not low < high:
+            low = min(low, extremes[0])
+            high = max(high, extremes[1])
+            floats = floats or extremes[2]
+            deep += 1
+    usual = floats and low >= 0 and high <= 1
+    if not deep or usual or not math.isfinite(low) or not low < high:
         return None, ""
-    found: Range = (low, high)
+    values: Range = (low, high)
     if not floats and low >= 0 and high <= 65535:
-        found = 0.0, float(2 ** max(8, int(high).bit_length()) - 1)
-    if found == (0.0, 65535.0):
+        values = 0.0, float(2 ** max(8, int(high).bit_length()) - 1)
+    if values == (0.0, 65535.0):
         return None, ""
     kind = "floats" if floats else "more than 8 bits"
-    return (
-        found,
+    why = (
         f"{deep} of {len(some)} pictures looked at have {kind}, with values from {low:g} to "
-        f"{high:g}",
+        f"{high:g}"
     )
+    return values, why
 
 
 def _extremes(path: Path) -> tuple[float, float, bool] | None:
-    """(smallest, largest, whether floats) of a picture with more than 8 bits a channel; None of others."""
+    """(smallest, largest, whether floats) of a picture of more than 8 bits; None of others."""
     with open_regular(path) as file:
         image = _open(file)
         if not _is_deep(image):
@@ -196,12 +208,13 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
 def read_labels(
     path: str | Path, colors: dict[tuple[int, int, int], int] | None = None
 ) -> np.ndarray:
-    """The label map in an image file: (height, width) uint8, as stored, so the indices of a picture with a palette.
+    """The label map in an image file: (height, width) uint8, as stored.
 
-    `colors` gives the label of each color, for files in RGB, and for gray ones where all of these
-    colors are gray. Raises `DataError`, naming the file and the reason, for what `load` refuses,
-    values above 255, JPEG, colors without `colors` (but three equal channels are indices), a color
-    that is not in them, and a palette whose colors they call otherwise than its indices.
+    Of a picture with a palette these are the indices. `colors` gives the label of each color, for
+    files in RGB, and for gray ones where all of these colors are gray. Raises `DataError`, naming
+    the file and the reason, for what `load` refuses, values above 255, JPEG, colors without
+    `colors` (but three equal channels are indices), a color that is not in them, and a palette
+    whose colors they call otherwise than its indices.
     """
     try:
         with open_regular(path) as file:
@@ -259,21 +272,23 @@ def _of_colors(pixels: np.ndarray, colors: dict[tuple[int, int, int], int] | Non
             "allowed: indices"
         )
     codes = pixels.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32)
-    known = np.array(
-        sorted((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items()), np.uint32
-    )
-    place = np.minimum(np.searchsorted(known[:, 0], codes), len(known) - 1)
-    strange = codes[known[place, 0] != codes]
+    labels_of_codes = ((r << 16 | g << 8 | b, label) for (r, g, b), label in colors.items())
+    table = np.array(sorted(labels_of_codes), np.uint32)  # (colors, 2), by code
+    rows = np.minimum(np.searchsorted(table[:, 0], codes), len(table) - 1)
+    strange = codes[table[rows, 0] != codes]
     if strange.size:
         color = [int(strange[0]) >> shift & 255 for shift in (16, 8, 0)]
         raise DataError(
             f"{strange.size} pixels are of colors that the color map does not have, as {color}"
         )
-    return known[place, 1].astype(np.uint8)
+    return table[rows, 1].astype(np.uint8)
 
 
 def _of_gray(values: np.ndarray, colors: dict[tuple[int, int, int], int]) -> np.ndarray | None:
-    """Labels of gray values by the color map, if all of its colors are gray and it has these values."""
+    """Labels of gray values by the color map.
+
+    None unless all of its colors are gray and it has these values.
+    """
     grays = {r: label for (r, g, b), label in colors.items() if r == g == b}
     there = np.unique(values).tolist()
     if len(grays) < len(colors) or any(value not in grays for value in there):
@@ -309,7 +324,7 @@ def _of_gif(
 def _check_palette(
     image: Image.Image, labels: np.ndarray, colors: dict[tuple[int, int, int], int]
 ) -> None:
-    """`DataError` where the color map calls a color of the palette another class than the index that has it."""
+    """`DataError` where the color map gives a color of the palette another class than its index."""
     palette = _palette(image)
     for index in np.unique(labels).tolist():
         color = palette[index] if index < len(palette) else None
@@ -323,7 +338,7 @@ def _check_palette(
 
 
 def _palette(image: Image.Image) -> list[tuple[int, int, int]]:
-    """The colors of a picture's palette, also of one that was read in bands, and so not by Pillow."""
+    """The colors of a picture's palette, also of one that was read in bands, not by Pillow."""
     raw = image.palette
     if raw is None or not isinstance(raw.palette, bytes | bytearray):
         return []
@@ -355,7 +370,7 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
     return content.getvalue()
 
 
-# ---- forms of a picture ----------------------------------------------------------------------------------------------
+# ---- forms of a picture ------------------------------------------------------------------------
 
 
 def _of_file(file: BinaryIO, values: Range | None) -> Picture:
@@ -420,8 +435,8 @@ def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture
 def _parts(whole: Band) -> Iterator[Band]:
     """A picture in memory in bands, or in one piece where it is small or nothing has to be done."""
     width, height = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
-    done = isinstance(whole, Image.Image) and whole.mode == "RGB" and width * height <= LARGE
-    if done or width * height <= 4 * bands.PIECE:
+    is_rgb = isinstance(whole, Image.Image) and whole.mode == "RGB"
+    if (is_rgb and width * height <= LARGE) or width * height <= 4 * bands.PIECE:
         yield whole
         return
     for top, bottom in bands.rows_of(width, height):
@@ -433,7 +448,10 @@ def _parts(whole: Band) -> Iterator[Band]:
 
 
 def _bands(file: BinaryIO, image: ImageFile.ImageFile) -> Iterator[Band]:
-    """The bands of an opened file, from the top, as they are stored; `DataError` where that needs too much memory."""
+    """The bands of an opened file, from the top, as they are stored.
+
+    Raises `DataError` where that needs too much memory.
+    """
     if (
         image.format == "PNG"
         and not image.info.get("interlace")
@@ -457,9 +475,10 @@ def _in_bands(image: Image.Image) -> bool:
 
 
 def _whole(file: BinaryIO, image: ImageFile.ImageFile) -> Band:
-    """The pixels of an opened file as they are stored; of more than 8 bits a color as uint16 (height, width, 3 or 4).
+    """The pixels of an opened file as they are stored.
 
-    Pillow keeps one byte of each color, and can be told which: such files are decoded twice.
+    Those of more than 8 bits a color are uint16 (height, width, 3 or 4). Pillow keeps one byte of
+    each color, and can be told which: such files are decoded twice.
     """
     swapped = {"B": "L", "L": "B", "N": "B"}  # here N, the machine's own order, is L
     deep = [
@@ -483,11 +502,11 @@ def _whole(file: BinaryIO, image: ImageFile.ImageFile) -> Band:
     return np.asarray(image).astype(np.uint16) << 8 | np.asarray(other)
 
 
-def _rawmode(args: Any) -> str:
+def _rawmode(args: Arguments) -> str:
     return str(args[0] if isinstance(args, tuple) and args else args)
 
 
-def _with_rawmode(args: Any, rawmode: str) -> Any:
+def _with_rawmode(args: Arguments, rawmode: str) -> Arguments:
     return (rawmode, *args[1:]) if isinstance(args, tuple) else rawmode
 
 
@@ -500,7 +519,7 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     )
 
 
-# ---- pixels ----------------------------------------------------------------------------------------------------------
+# ---- pixels ------------------------------------------------------------------------------------
 
 
 def _factor(width: int, height: int) -> int:
@@ -511,11 +530,12 @@ def _factor(width: int, height: int) -> int:
 def _assembled(
     parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool
 ) -> Image.Image:
-    """One RGB image of the bands of a picture of `size` (width, height), reduced where that is large."""
+    """One RGB image of the bands of a picture of `size` (width, height), reduced if it is large."""
     factor = _factor(*size)
     whole: Image.Image | None = None
     waiting: list[Image.Image] = []  # bands, of fewer rows than can be reduced
-    row = done = 0
+    row = 0  # of the picture: how many came
+    pasted = 0  # rows of the image that are drawn
     for part in parts:
         band = _rgb(part, values, laid)
         if band.size == size and factor == 1:
@@ -533,8 +553,8 @@ def _assembled(
         band = waiting[0] if len(waiting) == 1 else _stacked(waiting)
         ready = rows if last else rows - rows % factor
         reduced = band.crop((0, 0, band.width, ready)).reduce(factor) if factor > 1 else band
-        whole.paste(reduced, (0, done))
-        done += reduced.height
+        whole.paste(reduced, (0, pasted))
+        pasted += reduced.height
         waiting = [band.crop((0, ready, band.width, rows))] if ready < rows else []
     if whole is None or row != size[1]:
         raise DataError(f"image file is truncated: {row} of {size[1]} rows")
@@ -569,10 +589,11 @@ def _rgb(band: Band, values: Range | None, laid: bool) -> Image.Image:
 
 
 def _is_transparency(parts: Iterable[Band]) -> bool:
-    """Whether the alpha of a TIFF is transparency: at least half of its values above zero are the largest.
+    """Whether the alpha of a TIFF is transparency.
 
-    Masks are opaque or clear nearly everywhere. Another band that was marked as alpha, such as near
-    infrared, is spread over its range.
+    It is if at least half of its values above zero are the largest. Masks are opaque or clear
+    nearly everywhere. Another band that was marked as alpha, such as near infrared, is spread over
+    its range.
     """
     opaque = visible = 0
     for part in parts:
@@ -587,7 +608,7 @@ def _is_transparency(parts: Iterable[Band]) -> bool:
 
 
 def _eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
-    """Pixels (rows, width) or (rows, width, channels) as uint8; the last of 2 or 4 channels is alpha."""
+    """Pixels (rows, width) or (rows, width, channels) as uint8; of 2 or 4 channels one is alpha."""
     if pixels.dtype == bool:
         return pixels.astype(np.uint8) * 255
     if pixels.dtype == np.uint8:
@@ -624,7 +645,7 @@ def _scaled(pixels: np.ndarray, start: float, end: float) -> np.ndarray:
     return (scaled.clip(0, 255) + 0.5).astype(np.uint8)
 
 
-# ---- heads of files --------------------------------------------------------------------------------------------------
+# ---- heads of files ----------------------------------------------------------------------------
 
 
 def _open(file: BinaryIO) -> ImageFile.ImageFile:
@@ -662,7 +683,10 @@ def _check_memory(image: Image.Image, file: BinaryIO) -> None:
 
 
 def _stored_orientation(file: BinaryIO, image: Image.Image) -> int:
-    """The orientation in the head of an opened file. It may come after a PNG's pixels, which Pillow would decode."""
+    """The orientation in the head of an opened file.
+
+    It may come after a PNG's pixels, which Pillow would decode.
+    """
     if image.format == "TIFF":
         return _checked(getattr(image, "tag_v2", {}).get(_ORIENTATION, 1))
     if image.format != "PNG":
@@ -681,7 +705,7 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _checked(orientation: Any) -> int:
+def _checked(orientation: object) -> int:
     return orientation if isinstance(orientation, int) and orientation in _UPRIGHT else 1
 
 
@@ -727,16 +751,19 @@ def _unidentified(file: BinaryIO) -> str:
         return "it is a Git LFS pointer, not the image; `git lfs pull` fetches the image"
     if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
         kind = bands.tiff_kind(file)
-        return f"a TIFF of {kind or 'a damaged header'} is not read; allowed: 1, 3 or 4 bands of 8 or 16 bits"
+        return (
+            f"a TIFF of {kind or 'a damaged header'} is not read; allowed: 1, 3 or 4 bands of 8 or "
+            "16 bits"
+        )
     return f"not an image in a known format ({', '.join(FORMATS)}), or its header is damaged"
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], list[str]]:
-    """The image files below a folder, by name, and a line with the reason for each entry that was left out.
+    """The image files below a folder, by name, and a line for each entry that was left out.
 
-    Files are told by their extension, in any case. Hidden files and those that file managers leave
-    behind are left out without a line. Linked folders are followed, but not in circles. Raises
-    `DataError` if the folder cannot be listed.
+    The line says why. Files are told by their extension, in any case. Hidden files and those that
+    file managers leave behind are left out without a line. Linked folders are followed, but not in
+    circles. Raises `DataError` if the folder cannot be listed.
     """
     images, skipped = [], []
     for path, reason in _walk(Path(folder), ()):
@@ -748,7 +775,10 @@ def find_images(folder: str | Path) -> tuple[list[Path], list[str]]:
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, str]]:
-    """(path, "") for an image, (path, reason) for what is left out; `above` identifies the folders on the way here."""
+    """(path, "") for an image, (path, reason) for what is left out.
+
+    `above` identifies the folders on the way here.
+    """
     try:
         info = os.stat(folder)
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
@@ -778,5 +808,8 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Pa
 
 
 def hidden(name: str) -> bool:
-    """True for names that a scan of a folder passes over: those that begin with a dot, and what file managers leave."""
+    """True for names that a scan of a folder passes over.
+
+    They begin with a dot, or file managers leave them.
+    """
     return name.startswith(".") or name.lower() in IGNORED

@@ -4,7 +4,7 @@ import colorsys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -18,6 +18,7 @@ COVER = 0.5  # share of a color in what it lies on
 CROWDED = 0.2  # share of a picture that names may hide
 GRAY = (90, 90, 90)
 
+Font = ImageFont.FreeTypeFont
 Rectangle = tuple[float, float, float, float]  # x0, y0, x1, y1
 
 
@@ -26,8 +27,8 @@ def colors(count: int) -> list[tuple[int, int, int]]:
     hues = ((i * 0.618034) % 1 for i in range(count))
     # saturation and value, another for each turn of the hues
     shades = [(1.0, 1.0), (0.6, 1.0), (1.0, 0.65)]
-    found = (colorsys.hsv_to_rgb(hue, *shades[i // 8 % 3]) for i, hue in enumerate(hues))
-    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in found]
+    mixed = (colorsys.hsv_to_rgb(hue, *shades[i // 8 % 3]) for i, hue in enumerate(hues))
+    return [(round(255 * r), round(255 * g), round(255 * b)) for r, g, b in mixed]
 
 
 def draw_objects(
@@ -40,12 +41,12 @@ def draw_objects(
     masks: ArrayLike | None = None,
     threshold: float = 0.0,
 ) -> Image.Image:
-    """A copy of an RGB picture with boxes (n, 4) on it, and the names of their classes, `labels` (n,).
+    """A copy of an RGB picture with boxes (n, 4) on it, and the names of their classes.
 
-    Where there are scores (n,), they stand beside the names, and only what has at least `threshold`
-    is drawn. Where there are masks (n, height, width), each has a color of its own; boxes without
-    masks have that of their class. Names stand where they hide no other; those without room are
-    left out, and then a legend counts the classes.
+    The classes are `labels` (n,). Where there are scores (n,), they stand beside the names, and
+    only what has at least `threshold` is drawn. Where there are masks (n, height, width), each has
+    a color of its own; boxes without masks have that of their class. Names stand where they hide no
+    other; those without room are left out, and then a legend counts the classes.
     """
     boxes, labels = np.asarray(boxes), np.asarray(labels)
     sure = np.ones(len(boxes)) if scores is None else np.asarray(scores)
@@ -80,7 +81,7 @@ def draw_objects(
 def _with_masks(
     picture: Image.Image, masks: np.ndarray, shades: Mapping[int, tuple[int, int, int]]
 ) -> Image.Image:
-    """A copy of the picture under its masks, (n, height, width), those that come first in `shades` on top."""
+    """A copy of the picture under its masks (n, height, width), the first in `shades` on top."""
     pixels = np.array(picture)
     for i in reversed(list(shades)):
         rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
@@ -92,7 +93,7 @@ def _with_masks(
 
 def _name_boxes(
     pen: ImageDraw.ImageDraw,
-    font: Any,
+    font: Font,
     boxes: np.ndarray,
     names: Mapping[int, str],
     shades: Mapping[int, tuple[int, int, int]],
@@ -137,7 +138,7 @@ def overlap(one: Rectangle, other: Rectangle) -> bool:
 
 
 def draw_pixels(picture: Image.Image, labels: ArrayLike, classes: Sequence[str]) -> Image.Image:
-    """A copy of an RGB picture with the class of each pixel, `labels` (height, width), as a color over it.
+    """A copy of an RGB picture with the class of each pixel, `labels` (height, width), as a color.
 
     The names of the classes that there are stand in its corner. "background" stays as it is.
     """
@@ -162,7 +163,7 @@ def _legend(
     pen: ImageDraw.ImageDraw,
     texts: Mapping[int, str],
     shades: Mapping[int, tuple[int, int, int]],
-    font: Any,
+    font: Font,
 ) -> None:
     """Texts below each other in the upper left corner, by class."""
     y = 0.0
@@ -171,24 +172,32 @@ def _legend(
 
 
 def _cover(pixels: np.ndarray, mask: np.ndarray, color: tuple[int, int, int]) -> None:
-    """Lay a color over the pixels of a mask, some rows at a time: as floats a whole photo takes half a gigabyte."""
+    """Lay a color over the pixels of a mask.
+
+    It is done some rows at a time: as floats a whole photo takes half a gigabyte.
+    """
     for top in range(0, len(pixels), COVERED_ROWS):
         rows, under = pixels[top : top + COVERED_ROWS], mask[top : top + COVERED_ROWS]
         rows[under] = ((1 - COVER) * rows[under] + COVER * np.array(color)).astype(np.uint8)
 
 
-def _font(picture: Image.Image) -> Any:
-    return ImageFont.load_default(max(12, round(min(picture.size) / 40)))
+def _font(picture: Image.Image) -> Font:
+    """As large as names on a picture are."""
+    return _font_of(max(12, round(min(picture.size) / 40)))
 
 
-def _tag_size(pen: ImageDraw.ImageDraw, text: str, font: Any) -> tuple[float, float]:
+def _font_of(size: int) -> Font:
+    return cast(Font, ImageFont.load_default(size))  # Pillow has FreeType in all of its wheels
+
+
+def _tag_size(pen: ImageDraw.ImageDraw, text: str, font: Font) -> tuple[float, float]:
     """Width and height of a text with its margin, in pixels."""
     left, top, right, bottom = pen.textbbox((0, 0), text, font=font)
     return right - left + 4, bottom - top + 4
 
 
 def _tag(
-    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Any
+    pen: ImageDraw.ImageDraw, x: float, y: float, text: str, color: tuple[int, int, int], font: Font
 ) -> float:
     """Text on its color, with its upper left corner at (x, y); returns its lower edge."""
     left, top, _, _ = pen.textbbox((0, 0), text, font=font)
@@ -199,16 +208,19 @@ def _tag(
     return y + height
 
 
-def label_map(labels: Any, classes: Sequence[str]) -> Image.Image:
-    """A map of class indices (height, width) as a picture of one byte a pixel, with the colors as its palette."""
+def label_map(labels: ArrayLike, classes: Sequence[str]) -> Image.Image:
+    """A map of class indices (height, width) as a picture with the colors as its palette."""
     image = Image.fromarray(np.asarray(labels).astype(np.uint8))
     image.putpalette([value for color in colors(len(classes)) for value in color])
     return image
 
 
 def captioned(picture: Image.Image, text: str, side: int) -> Image.Image:
-    """The picture in a square of `side` pixels, whole, with a line of text above it, as much of it as fits."""
-    font: Any = ImageFont.load_default(max(11, side // 22))
+    """The whole picture in a square of `side` pixels, with a line of text above it.
+
+    There is as much of the text as fits.
+    """
+    font = _font_of(max(11, side // 22))
     pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
     while text and pen.textlength(text, font) > side - 4:
         text = text[:-2].rstrip("…") + "…" if len(text) > 2 else ""
@@ -225,7 +237,10 @@ def captioned(picture: Image.Image, text: str, side: int) -> Image.Image:
 
 
 def grid(pictures: Sequence[Image.Image], columns: int, path: Path | str, gap: int = 6) -> None:
-    """Pictures of one size in rows of `columns`, as one image file. Raises `UsageError` if there are none."""
+    """Pictures of one size in rows of `columns`, as one image file.
+
+    Raises `UsageError` if there are none.
+    """
     if not pictures:
         raise UsageError("no picture to show")
     columns = min(columns, len(pictures))
@@ -239,7 +254,10 @@ def grid(pictures: Sequence[Image.Image], columns: int, path: Path | str, gap: i
 
 
 def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) -> None:
-    """Pictures side by side, each shrunk to fit into `side` pixels, as one image file. Raises `UsageError` if none."""
+    """Pictures side by side, each shrunk to fit into `side` pixels, as one image file.
+
+    Raises `UsageError` if there are none.
+    """
     if not pictures:
         raise UsageError("no picture to show")
     columns = min(4, len(pictures))
@@ -251,8 +269,11 @@ def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) ->
     save(whole, path)
 
 
-def save(picture: Image.Image, path: Path | str, **options: Any) -> None:
-    """Write a picture in the format of its name; at any time the file at `path` is the old or the new one, whole."""
+def save(picture: Image.Image, path: Path | str, **options: object) -> None:
+    """Write a picture in the format of its name.
+
+    At any time the file at `path` is the old or the new one, whole.
+    """
     suffixes = Image.registered_extensions()
     with replacing(Path(path)) as file:
         picture.save(file, suffixes[Path(path).suffix.lower()], **options)

@@ -1,4 +1,4 @@
-"""report.html of a run: one file that needs no other, with everything that one looks at after training.
+"""report.html of a run: one file that needs no other, with all that one looks at after training.
 
 What is on the page is a plain description, `Page`; where a part is empty, its heading is left out.
 """
@@ -8,7 +8,6 @@ import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ..files import write_text
 
@@ -30,13 +29,13 @@ class Page:
     """What report.html shows, from top to bottom."""
 
     title: str
-    about: Mapping[str, Any] = field(default_factory=dict)  # model, data, date, versions
-    best: Mapping[str, Any] = field(default_factory=dict)  # the figures of the best epoch
+    about: Mapping[str, object] = field(default_factory=dict)  # model, data, date, versions
+    best: Mapping[str, object] = field(default_factory=dict)  # the figures of the best epoch
     notes: Sequence[str] = ()
-    by_class: Sequence[Mapping[str, Any]] = ()  # a row a class
+    by_class: Sequence[Mapping[str, object]] = ()  # a row a class
     figures: Sequence[tuple[Path, str]] = ()  # PNG or JPEG files, and what each shows
-    epochs: Sequence[Mapping[str, Any]] = ()  # a row an epoch
-    settings: Mapping[str, Any] = field(default_factory=dict)
+    epochs: Sequence[Mapping[str, object]] = ()  # a row an epoch
+    settings: Mapping[str, object] = field(default_factory=dict)
 
 
 def write(page: Page, path: Path | str) -> None:
@@ -58,13 +57,13 @@ def write(page: Page, path: Path | str) -> None:
     write_text(path, text + "\n".join(part for part in parts if part) + "\n</html>\n")
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return "-"
     return html.escape(f"{value:.4g}" if isinstance(value, float) else str(value))
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
+def _pairs(values: Mapping[str, object]) -> str:
     if not values:
         return ""
     rows = "".join(f"<dt>{_cell(key)}</dt><dd>{_cell(value)}</dd>" for key, value in values.items())
@@ -75,7 +74,7 @@ def _notes(notes: Sequence[str]) -> str:
     return "".join(f"<p>{_cell(note)}</p>" for note in notes)
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def _table(rows: Sequence[Mapping[str, object]]) -> str:
     """A table with a column for every key of any row; empty where a row has it not."""
     if not rows:
         return ""
