@@ -24,7 +24,8 @@ from fleetnet import checkpoint, data
 from fleetnet.errors import ExportError
 from fleetnet.find import find, names
 from fleetnet.inputs.dataset import ImageDataset, collate
-from fleetnet.int8._search import Prepared, calibration, prepare, quantize, source_of
+from fleetnet.int8._prepared import Prepared, calibration, prepare, source_of
+from fleetnet.int8._search import quantize
 from fleetnet.measure import latency
 from fleetnet.runtimes import Request
 

@@ -41,8 +41,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
     "predictions preprocess reading report sizes tasks training",
     "__init__": "data deploy errors preprocess reparam training weights",
-    "int8": "checkpoint deploy errors facts files find inputs int8 predictions preprocess reading "
-    "reparam runtimes tasks training weights",
+    "int8": "deploy errors facts files find inputs int8 predictions preprocess proof reading reparam "
+    "runtimes tasks training weights",
     "measure": "errors measure parc proof reading",
     "cli": "__init__ backbones checkpoint cli data deploy errors files find images inputs int8 "
     "measure predictions proof reading reparam report rle runtimes sizes synonyms tasks "

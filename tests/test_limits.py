@@ -23,7 +23,8 @@ from fleetnet.facts import Exported, Facts, KeptObjects
 from fleetnet.find import find
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.loader import batches_of
-from fleetnet.int8._search import prepare, quantize
+from fleetnet.int8._prepared import prepare
+from fleetnet.int8._search import quantize
 from fleetnet.predictions import Detections
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build, limits_of

@@ -16,7 +16,7 @@ from fleetnet.deploy.predictor import load, read_picture
 from fleetnet.errors import UsageError
 from fleetnet.inputs.augment import InTurn
 from fleetnet.inputs.dataset import ImageDataset
-from fleetnet.int8 import _search
+from fleetnet.int8._prepared import calibration
 from fleetnet.preprocess import Preprocess
 from fleetnet.training.config import TrainConfig, read_recipe
 from fleetnet.training.setup import value_range
@@ -182,7 +182,7 @@ def test_the_range_goes_with_the_weights(scans, tmp_path, capsys):
     assert any(
         torch.equal(ImageDataset(split, predictor.preprocess)[i].image, expected) for i in range(4)
     ), item
-    assert torch.equal(_search.calibration([file], predictor.preprocess)[0], expected)
+    assert torch.equal(calibration([file], predictor.preprocess)[0], expected)
     assert predictor.predict(file) == predictor.predict(images.read(file, (0, 4095)))
     assert predictor.predict(file) == predictor.predict(deep(4000))
     assert main(["predict", "--model", str(tmp_path / "run"), str(file), "--json"]) == 0

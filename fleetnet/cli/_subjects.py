@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
+    from ..deploy.trained import Trained
     from ..measure.flops import Counts
 
 FORMS = ("multi-branch", "deploy")  # that torch runs
@@ -203,13 +204,14 @@ def _of_model(
 ) -> list[Subject]:
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
     from .. import runtimes
+    from ..deploy.export import export
     from ..deploy.package import deliver
     from ..measure.flops import count
     from ..runtimes import label, size_of
     from ..runtimes import load as load_file
     from ..tasks import named
 
-    net, deploy, example, form, known = _networks(model, size)
+    net, deploy, example, form, known, trained = _networks(model, size)
     pixels, accuracy = (example.shape[-2], example.shape[-1]), accuracy or known
     counts = count(deploy, example)
     found: list[Subject] = []
@@ -229,9 +231,12 @@ def _of_model(
         runtime, title = runtimes.find(name), label(name, precision)
         file = folder / title / f"model{runtime.suffix}"
         try:
-            # a peer of timm is compared with what timm's own collapsing made of it
-            source = deploy if model.startswith("timm/") else net
-            delivered = deliver(source, example, file, name, None, precision=precision)
+            if trained is not None:  # proven as `fleetnet export` does, by what it finds too
+                delivered = export(trained, name, file, precision=precision)
+            else:
+                # A peer of timm is compared with what timm's own collapsing made of it.
+                source = deploy if model.startswith("timm/") else net
+                delivered = deliver(source, example, file, name, None, precision=precision)
             lost = delivered.unverified
         except ExportError as error:
             lost = str(error)
@@ -252,35 +257,40 @@ def _of_model(
 
 def _networks(
     model: str, size: str | None
-) -> tuple["nn.Module", "nn.Module", "Tensor", str, Accuracy | None]:
-    """A model as it is, its deploy form, an image, the form it is in, and its accuracy where that is known."""
+) -> tuple["nn.Module", "nn.Module", "Tensor", str, Accuracy | None, "Trained | None"]:
+    """A model as it is, its deploy form, an image, the form it is in, its accuracy where that is known.
+
+    And the checkpoint, where it is one: a model given by name has random weights.
+    """
     import torch
 
     from .. import tasks
     from ..backbones import pretrained
-    from ..checkpoint import load
+    from ..deploy.trained import Trained
     from ..reparam import reparameterize
     from ..sizes import parse_size
     from ..tasks import split_name
     from ..weights import create_model
 
     if Path(model).exists():
-        loaded = load(model)
-        example = torch.randn(1, 3, *loaded.preprocess.size)
-        deploy = reparameterize(loaded.model, example)
-        return loaded.model, deploy, example, loaded.meta.form, decisive(loaded.metrics)
+        trained = Trained.read(model)
+        example = torch.randn(1, 3, *trained.preprocess.size)
+        deploy = reparameterize(trained.model, example)
+        form, accuracy = trained.facts.form, decisive(trained.facts.metrics)
+        return trained.model, deploy, example, form, accuracy, trained
     if model.startswith("timm/"):
         return (
             *_peer(model.removeprefix("timm/")),
             torch.randn(1, 3, *parse_size(size or 224)),
             FORMS[0],
             None,
+            None,
         )
     net = create_model(model).eval()
     example = torch.randn(1, 3, *parse_size(size or tasks.find(split_name(model)[0]).SIZE))
     published = pretrained(model) if net.task == "classification" else None
     accuracy = ("ImageNet top-1", published.top1) if published else None
-    return net, reparameterize(net, example), example, FORMS[0], accuracy
+    return net, reparameterize(net, example), example, FORMS[0], accuracy, None
 
 
 def _peer(name: str) -> tuple["nn.Module", "nn.Module"]:

@@ -20,6 +20,7 @@ from ._subjects import Subject, eager, of_file, one_pool, threads_of
 if TYPE_CHECKING:
     from ..data import Split
     from ..deploy.predictor import One, Predictor
+    from ..deploy.trained import Trained
     from ..measure.latency import Row
 
 MAX_DROP = 1.0  # points
@@ -29,7 +30,8 @@ Judge = Callable[["Predictor"], float]  # percent
 
 
 def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
-    from ..deploy.predictor import load
+    from ..deploy.predictor import Predictor, load, runtime_of
+    from ..deploy.trained import Trained
     from ..measure import latency
     from .bench import measure, write_csv
 
@@ -37,23 +39,24 @@ def tune(given: Mapping[str, Any]) -> dict[str, Any]:  # noqa: PLR0915
     threads = threads_of(given.get("threads")) or sorted({1, os.cpu_count() or 1})
     trust = bool(given.get("trust"))
     limit = given.get("max_drop", MAX_DROP)
-    reference = load(model)
-    if reference.runtime != "torch":
+    if runtime_of(Path(model)) != "torch":
         raise UsageError(
             f"--tune begins with a run folder or a checkpoint, and {model} is an exported file"
         )
+    trained = Trained.read(model)
+    reference = Predictor(trained)
     # before what takes minutes
     others = {path: _alike(load(path, trust=trust), reference, path) for path in files}
     say(f"judging {model}")
     judge, expected, by, pictures = _judge(reference, given["data"], given.get("format"))
-    found, skipped = _in_torch(model, threads), []
+    found, skipped = _in_torch(trained, threads), []
     scores = {"torch": expected}  # in percent, by the title of a subject
     commands: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, precision in _choices(given.get("to")):
             say(f"exporting to {name}:{precision} and judging it")
             try:
-                file = _export(model, name, precision, Path(folder), pictures)
+                file = _export(trained, name, precision, Path(folder), pictures)
                 candidates, score = (
                     of_file(file, threads, trust=True),
                     judge(load(file, trust=True)),
@@ -135,16 +138,14 @@ def fastest(
     return best, level
 
 
-def _in_torch(model: str, threads: Sequence[int]) -> list[Subject]:
+def _in_torch(trained: "Trained", threads: Sequence[int]) -> list[Subject]:
     import torch
 
-    from ..checkpoint import load
     from ..reparam import reparameterize
 
-    loaded = load(model)
-    size = loaded.preprocess.size
+    size = trained.preprocess.size
     example = torch.randn(1, 3, *size)
-    call = eager(reparameterize(loaded.model, example), example)
+    call = eager(reparameterize(trained.model, example), example)
     return [Subject("", "deploy", "torch", "torch", count, size, call) for count in threads]
 
 
@@ -162,12 +163,14 @@ def _choices(to: str | None) -> list[tuple[str, str]]:
     return [(name, precision) for name in able for precision in modules[name].tolerances]
 
 
-def _export(model: str, name: str, precision: str, folder: Path, pictures: "Sequence[One]") -> Path:
+def _export(
+    trained: "Trained", name: str, precision: str, folder: Path, pictures: "Sequence[One]"
+) -> Path:
     from .. import runtimes
     from ..deploy.export import export
 
     path = folder / f"{name}-{precision}" / f"model{runtimes.find(name).suffix}"
-    delivered = export(model, name, path, precision=precision, pictures=pictures)
+    delivered = export(trained, name, path, precision=precision, pictures=pictures)
     if delivered.unverified:
         raise ExportError(f"{path.name} cannot be run here: {delivered.unverified}")
     return path

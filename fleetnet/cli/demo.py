@@ -16,10 +16,10 @@ from ._show import TrainingProgress, duration, say, table, tell
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from ..checkpoint import Checkpoint
     from ..data import Split
     from ..deploy.package import Delivered
     from ..deploy.predictor import Predictor
+    from ..deploy.trained import Trained
     from ..proof.verify import Parity
     from ..training.config import TrainConfig
     from ..training.log import Line, Result
@@ -45,7 +45,7 @@ class Demo:
 class Forms:
     """The trained model, its deploy form and its file, which have to agree."""
 
-    trained: "Checkpoint"
+    trained: "Trained"
     deploy: "nn.Module"
     folded: float  # relative difference of the deploy form
     delivered: "Delivered"
@@ -158,18 +158,18 @@ def _forms(folder: Path, image: "Tensor") -> Forms:
     """The deploy form and the file of what was trained, each compared with it."""
     import torch
 
-    from .. import checkpoint
     from ..deploy.export import export
     from ..deploy.predictor import load
+    from ..deploy.trained import Trained
     from ..reparam import difference, reparameterize
 
     say("2/4 collapsing to the deploy form, comparing")
-    trained = checkpoint.load(folder)
+    trained = Trained.read(folder)
     deploy = reparameterize(trained.model, image)
     with torch.no_grad():
         _, folded = difference([trained.model(image)], [deploy(image)])
     say("3/4 exporting to ONNX, verifying in onnxruntime")
-    delivered = export(folder, "onnx", folder / "export" / "onnx" / "model.onnx")
+    delivered = export(trained, "onnx", folder / "export" / "onnx" / "model.onnx")
     return Forms(trained, deploy, folded, delivered, load(delivered.path))
 
 

@@ -162,6 +162,7 @@ def _make_environments(to: list[str]) -> None:
 def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
     from .. import runtimes
     from ..deploy.export import export
+    from ..deploy.trained import Trained
     from ..files import check_writable
     from ..runtimes import label, size_of
     from ..sizes import parse_size
@@ -173,6 +174,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         for place in (out, *out.glob("*")):
             check_inside(place, path.parent, "give --out a folder of yours")
     check_writable(out, "--out", folder=True)
+    trained = Trained.read(path)
     pictures = pictures_of(given.get("data"), given.get("format"), path)
     # one does not take the place of the other
     stem = "model-decoded" if given.get("embed_decode") else "model"
@@ -183,7 +185,7 @@ def _export(given: dict[str, Any], to: list[tuple[str, str]]) -> dict[str, Any]:
         say(f"exporting {path} to {title}")
         before = _input_of(file)
         done = export(
-            path,
+            trained,
             name,
             file,
             size=parse_size(given["size"]) if given.get("size") else None,

@@ -21,7 +21,9 @@ from ._show import say, table
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
-    from ..int8._search import Layer, Prepared, Quantized
+    from ..int8._prepared import Prepared
+    from ..int8._search import Quantized
+    from ..int8._sensitivity import Layer
 
 EXAMPLE = (
     "fleetnet quantize --model runs/classification/mobileone_s0-photos --data photos/ --to openvino"
@@ -101,8 +103,10 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
     from ..find import names
     from ..images import find_images
     from ..inputs.dataset import ImageDataset
-    from ..inputs.loader import MINUTES, batches_of
-    from ..int8._search import calibration, missing, prepare, quantize, source_of
+    from ..inputs.loader import MINUTES
+    from ..int8._decoded import LIMIT, DecodedOnce
+    from ..int8._prepared import calibration, prepare, source_of
+    from ..int8._search import missing, quantize
     from ..weights.read import check_inside
 
     chosen = [name.strip() for name in given["to"].split(",")]
@@ -137,7 +141,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
         source = f"{given['data']}, train"
     images = calibration(sources, preprocess, given.get("images", 128))
     say(f"calibrating on {len(images)} pictures of {source}")
-    batches = batches_of(
+    batches = DecodedOnce(
         ImageDataset(val, preprocess, target=target), images_at_a_time(target),
         workers=given.get("workers", 0), minutes=given.get("timeout", MINUTES),
     )  # fmt: skip
@@ -145,6 +149,11 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
         path, images, batches, equalizing=given.get("equalize", True),
         recalibrating=bool(given.get("recalibrate_norms")),
     )  # fmt: skip
+    if batches.again:
+        say(
+            f"{batches.again} of {len(val.samples)} pictures are more than {LIMIT / 1e9:.1f} GB of "
+            "memory hold: they are read again for each int8 file"
+        )
     count, allowed = len(val.samples), given.get("max_drop", 1.0)
     if target == "label" and 100 / count > allowed:
         say(
@@ -182,7 +191,7 @@ def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
 
 
 def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
-    from ..int8._search import figures
+    from ..int8._prepared import figures
 
     before, after = figures(prepared.result), figures(done.result)
     rows = [[key, f"{before[key]:.4g}", f"{after[key]:.4g}"] for key in before if key in after]

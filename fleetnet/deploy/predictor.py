@@ -81,7 +81,7 @@ class Predictor(Limiting):
     ):
         super().__init__()
         self._path = _path_of(path)
-        self.runtime = "torch" if isinstance(path, Trained) else _runtime_of(self._path)
+        self.runtime = "torch" if isinstance(path, Trained) else runtime_of(self._path)
         self._run: Callable[[Tensor], Named]
         self._embed: Callable[[Tensor], Tensor] | None = None
         self._runner: _TorchRunner | None = None
@@ -367,7 +367,7 @@ def _path_of(path: str | Path | Trained) -> Path:
     return Path(path)
 
 
-def _runtime_of(path: Path) -> str:
+def runtime_of(path: Path) -> str:
     """The runtime of an exported file, "torch" of a run folder and a checkpoint.
 
     A folder is a run, or an exported file: Core ML's.

@@ -116,7 +116,7 @@ def verify(
     actual: list[Named] = []
     for image in examples:
         expected.append({name: o.cpu() for name, o in by_name(reference(image)).items()})
-        actual.append(_run(runner, image, expected[-1]))
+        actual.append(run_as(runner, image, expected[-1]))
     for outputs in expected:
         if not all(output.isfinite().all() for output in outputs.values()):
             raise ExportError(
@@ -130,7 +130,7 @@ def verify(
     return _of_values(expected, actual, tolerance, meaning, exact)
 
 
-def _run(runner: Runner, image: Tensor, expected: Named) -> Named:
+def run_as(runner: Runner, image: Tensor, expected: Named) -> Named:
     """The runner's outputs under the names of the reference's; `ExportError` for other shapes."""
     # Copied, since a runtime may write its next outputs into the same memory.
     outputs = [torch.from_numpy(np.array(o, order="C")) for o in runner(image.cpu().numpy())]

@@ -31,7 +31,8 @@ from fleetnet.backbones import fasternet  # noqa: E402
 from fleetnet.deploy.export import export  # noqa: E402
 from fleetnet.geometry import Place  # noqa: E402
 from fleetnet.inputs.dataset import Batch  # noqa: E402
-from fleetnet.int8._search import prepare, quantize  # noqa: E402
+from fleetnet.int8._prepared import prepare  # noqa: E402
+from fleetnet.int8._search import quantize  # noqa: E402
 from fleetnet.preprocess import Preprocess  # noqa: E402
 from fleetnet.reparam import reparameterize  # noqa: E402
 from fleetnet.tasks import Option, build  # noqa: E402

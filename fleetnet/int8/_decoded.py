@@ -1,0 +1,106 @@
+"""Batches of a data set for several evaluations: each picture is decoded once."""
+
+import copy
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..inputs.dataset import Batch, ImageDataset
+from ..inputs.loader import MINUTES, batches_of
+from ..inputs.workers import patient
+
+LIMIT = 2 * 1024**3  # bytes that the kept batches may take
+
+
+@dataclass(frozen=True)
+class _Kept:
+    """A batch with its images as the 8-bit pixels that they were made of, a quarter of the memory."""
+
+    batch: Batch  # with the images, where they are no such pixels
+    pixels: Tensor | None  # (N, 3, H, W) uint8, in the network's order of channels
+
+    @property
+    def size(self) -> int:
+        """Bytes of its images and targets."""
+        images = self.batch.images if self.pixels is None else self.pixels
+        return _bytes([images, *self.batch.targets.values()])
+
+
+class DecodedOnce:
+    """The batches of a data set for evaluation, to be gone through several times.
+
+    Pictures are decoded the first time, and kept as long as the batches take no more than `limit`
+    bytes. Those beyond are read again each time: `again` says how many.
+    """
+
+    def __init__(
+        self,
+        data: ImageDataset,
+        batch_size: int,
+        *,
+        workers: int = 0,
+        minutes: float = MINUTES,
+        limit: int = LIMIT,
+    ) -> None:
+        self.data, self.batch_size, self.limit = data, batch_size, limit
+        self.workers, self.minutes = workers, minutes
+        mean, std = torch.tensor(data.preprocess.mean), torch.tensor(data.preprocess.std)
+        self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self.kept: list[_Kept] = []
+        self.used = 0
+        self.full = False
+
+    @property
+    def again(self) -> int:
+        """How many samples are read again each time; 0 before the first."""
+        return max(len(self.data) - self._first_that_is_read, 0) if self.full else 0
+
+    @property
+    def _first_that_is_read(self) -> int:
+        return len(self.kept) * self.batch_size
+
+    def __iter__(self) -> Iterator[Batch]:
+        for kept in list(self.kept):
+            yield self._whole(kept)
+        start = self._first_that_is_read
+        if start >= len(self.data):
+            return
+        rest = copy.copy(self.data)
+        rest.split = replace(self.data.split, samples=self.data.split.samples[start:])
+        batches = batches_of(rest, self.batch_size, workers=self.workers, minutes=self.minutes)
+        for batch in patient(batches):
+            numbered = batch._replace(indices=[start + index for index in batch.indices])
+            self._keep(numbered)
+            yield numbered
+
+    def _keep(self, batch: Batch) -> None:
+        """Keep a batch, the next of those that are kept, unless the limit was reached."""
+        if self.full:
+            return
+        kept = _Kept(batch, None)
+        pixels = (batch.images * self.std + self.mean).mul(255).round().clamp(0, 255).byte()
+        if len(batch.images) and torch.equal(self._normalized(pixels), batch.images):
+            kept = _Kept(batch._replace(images=torch.empty(0)), pixels)
+        if self.used + kept.size > self.limit:
+            self.full = True
+            return
+        self.used += kept.size
+        self.kept.append(kept)
+
+    def _whole(self, kept: _Kept) -> Batch:
+        if kept.pixels is None:
+            return kept.batch
+        return kept.batch._replace(images=self._normalized(kept.pixels))
+
+    def _normalized(self, pixels: Tensor) -> Tensor:
+        """As `Preprocess.tensor` does, so that the values are the same to the last bit."""
+        return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+
+
+def _bytes(values: object) -> int:
+    """Of all tensors in lists, which targets are."""
+    if isinstance(values, Tensor):
+        return values.numel() * values.element_size()
+    return sum(map(_bytes, values)) if isinstance(values, list) else 0

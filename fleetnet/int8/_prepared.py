@@ -1,0 +1,177 @@
+"""A trained network that is to be written in int8, and what it is measured by: `prepare`.
+
+    checkpoint -> [batch norms on your images] -> deploy form -> [equalized]
+
+What is in brackets is made where it is asked for. The checkpoint is read once, and evaluated once
+on the validation set; every int8 file is then evaluated on the same batches.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from ..deploy.export import Deployable, facts_of_use
+from ..deploy.predictor import Predictor
+from ..deploy.trained import Trained
+from ..errors import DataError, ModelError
+from ..facts import Facts
+from ..inputs.dataset import Batch
+from ..inputs.workers import patient
+from ..predictions import Labels, Prediction
+from ..preprocess import Preprocess
+from ..proof.agreement import Meaning
+from ..reparam import reparameterize
+from ..tasks import limits_of
+from ..training.evaluate import evaluate
+from ..weights.read import locate
+from ._equalize import equalize
+from ._norms import recalibrate
+from ._sensitivity import BATCH, Layer, sensitivity
+
+IMAGES = 128  # for calibration; of sixteen times as many values the extremes hardly change
+COMPARED = 8  # of them, on which the float file is compared with the network
+
+
+@dataclass
+class Prepared:
+    """A trained network that is to be written in int8, for one runtime or several; see `prepare`."""
+
+    facts: Facts  # of the checkpoint, and how its files are used
+    model: nn.Module = field(repr=False)  # multi-branch, in float
+    deployed: nn.Module = field(repr=False)  # what is written
+    images: Tensor = field(repr=False)  # to calibrate on, (N, 3, H, W)
+    examples: Sequence[Tensor] = field(repr=False)  # the float file is compared on, (1, 3, H, W)
+    held: Tensor = field(repr=False)  # some of the validation set
+    batches: Iterable[Batch] = field(repr=False)  # of the validation set
+    result: dict[str, Any] = field(repr=False)  # what the checkpoint reaches on it
+    logits: Tensor | None = field(repr=False)  # and says, if it is a classifier
+    meaning: Meaning | None = field(default=None, repr=False)  # of the outputs
+    equalized: int = 0  # pairs of layers
+    recalibrated: bool = False  # batch norms
+    measured: list[Layer] | None = field(default=None, init=False, repr=False)  # `sensitivity`
+
+    @property
+    def metric(self) -> str:
+        """The task's first figure, which decides; in percent."""
+        return next(iter(self.result))
+
+    @property
+    def sensitivity(self) -> list[Layer]:
+        """What int8 does to each layer alone, the worst first; measured when it is first asked for."""
+        if self.measured is None:
+            some = self.images[:: -(-len(self.images) // BATCH)]
+            self.measured = sensitivity(self.deployed, some)
+        return self.measured
+
+
+def source_of(model: str | Path) -> Path:
+    """The checkpoint file of a run folder, or itself; `ModelError` for what is none, such as an exported file."""
+    file = locate(Path(model))
+    if file.suffix != ".safetensors":
+        raise ModelError(
+            f"{file} is no checkpoint: int8 is made from a run folder or its .safetensors"
+        )
+    return file
+
+
+def calibration(
+    sources: Sequence[Path | Callable[[], Image.Image]], preprocess: Preprocess, count: int = IMAGES
+) -> Tensor:
+    """Up to `count` pictures spread over all, as the network gets them: (N, 3, H, W).
+
+    Files that cannot be read are passed over; `DataError` if none can.
+    """
+    images, reason = [], "there are none"
+    for i in range(min(count, len(sources))):
+        source = sources[i * len(sources) // min(count, len(sources))]
+        try:
+            images.append(preprocess(preprocess.read(source() if callable(source) else source)))
+        except DataError as error:
+            reason = str(error)
+    if not images:
+        raise DataError(f"no pictures for the calibration: {reason}")
+    return torch.stack(images)
+
+
+def prepare(
+    model: str | Path,
+    images: Tensor,
+    batches: Iterable[Batch],
+    *,
+    equalizing: bool = True,
+    recalibrating: bool = False,
+) -> Prepared:
+    """The deploy form of a checkpoint, made easy to quantize, and what the checkpoint itself reaches.
+
+    `images` (N, 3, H, W) are preprocessed (see `calibration`); `batches` are those of the validation
+    set, whose classes are the checkpoint's, and are gone through once for each evaluation.
+    `recalibrating` gives the batch norms the statistics of the images before they are folded (see
+    `recalibrate`), `equalizing` makes channels alike (see `_equalize.py`). Raises `ModelError` for
+    what is no checkpoint.
+    """
+    trained = Trained.read(source_of(model))
+    held: list[Tensor] = []
+
+    def watched() -> Iterator[Batch]:
+        for batch in patient(batches):
+            held.extend(batch.images[:1])
+            yield batch
+
+    classes = trained.facts.classes
+    result, logits = evaluated(Predictor(trained), watched(), classes)
+    limits = limits_of(trained.facts)
+    deployable = Deployable(trained.model, trained.preprocess, limits=limits)
+    network: nn.Module = copy.deepcopy(deployable.network()).float()
+    if recalibrating:
+        network = recalibrate(network, images)
+    deployed, equalized = reparameterize(network, images[:1]), 0
+    if equalizing:
+        deployed, equalized = equalize(deployed, images, BATCH)
+    pictures = images[:: -(-len(images) // COMPARED)].split(1)
+    return Prepared(
+        facts_of_use(trained.facts, deployable),
+        network,
+        deployed,
+        images,
+        [*(example.float() for example in deployable.examples()), *pictures],
+        torch.stack(held[:: -(-len(held) // BATCH)]),
+        batches,
+        result,
+        logits,
+        deployable.meaning(),
+        equalized,
+        recalibrating,
+    )
+
+
+def evaluated(
+    predictor: Predictor, batches: Iterable[Batch], classes: Sequence[str]
+) -> tuple[dict[str, Any], Tensor | None]:
+    """The task's figures, and of a classifier the logits of all images: (N, classes)."""
+    logits: list[Tensor] = []
+
+    def keep(prediction: Prediction, sample: int) -> None:
+        if isinstance(prediction, Labels):
+            logits.append(prediction.logits)
+
+    result = evaluate(predictor, predictor.task, batches, classes, on_prediction=keep)
+    return result, torch.stack(logits) if logits else None
+
+
+def decisive(result: Mapping[str, Any]) -> float:
+    """The first figure, which decides; `DataError` where there was nothing to measure it on."""
+    name, value = next(iter(result.items()))
+    if value is None:
+        raise DataError(f"the validation set has nothing to measure {name} on")
+    return float(value)
+
+
+def figures(result: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among what a metric found."""
+    return {key: value for key, value in result.items() if isinstance(value, int | float)}
