@@ -240,6 +240,38 @@ def read_labels(
         raise DataError(f"cannot read labels {str(path)!r}: {_reason(error, path)}") from error
 
 
+def read_ids(path: str | Path) -> np.ndarray:
+    """The number of the object of each pixel in an image file: (height, width) int64, 0 where none is.
+
+    Gray and palette files hold numbers, of up to 16 bits, files in color one color an object, black
+    for none. 255 in a palette is the border that VOC draws around objects: none. Raises
+    `DataError` for what `load` refuses, and JPEG.
+    """
+    try:
+        with open_regular(path) as file:
+            image = _open(file)
+            if image.format == "JPEG":
+                raise DataError("masks are in a JPEG, which changes them; save them as PNG")
+            ids = np.concatenate([_numbers(band) for band in _bands(file, image)])
+            if image.mode == "P":
+                ids[ids == 255] = 0
+            return ids
+    except Exception as error:  # as in `load`
+        raise DataError(f"cannot read mask {str(path)!r}: {_reason(error, path)}") from error
+
+
+def _numbers(band: Band) -> np.ndarray:
+    """One number for each pixel of a band, whatever it is stored as; alpha is passed over."""
+    if isinstance(band, Image.Image) and band.mode not in ("1", "L", "P", "LA", "PA", "I", "I;16"):
+        band = band.convert("RGB")
+    values = np.asarray(band).astype(np.int64)
+    if values.ndim == 2:
+        return values
+    if values.shape[2] in (2, 4):
+        values = values[..., :-1]
+    return values @ np.array([1 << 32, 1 << 16, 1])[-values.shape[2] :]
+
+
 def _labels(band: Band, colors: dict[tuple[int, int, int], int] | None) -> np.ndarray:
     if isinstance(band, Image.Image):
         if band.mode in ("RGB", "RGBA"):

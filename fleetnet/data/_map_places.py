@@ -10,7 +10,7 @@ may be beside their images.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -31,8 +31,8 @@ from ._conventions import (
 
 DEPTH = 3  # folders below each other that may say something
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
-_IMAGES = tuple(name.lower() for name in IMAGE_FOLDERS)
-_MAPS = (*(name.lower() for name in MAP_FOLDERS), "annot", "annots", "anno", "maps", "labelmaps")
+_IMAGES = (*(name.lower() for name in IMAGE_FOLDERS), "pngimages")
+MAPS = (*(name.lower() for name in MAP_FOLDERS), "annot", "annots", "anno", "maps", "labelmaps")
 _WORDS = sorted((word for words in SPLIT_WORDS.values() for word in words), key=len, reverse=True)
 # Of several maps of one image: Cityscapes has colors, instances and other numbers beside.
 _OTHERS = re.compile(
@@ -55,12 +55,13 @@ class _Folder:
     rank: tuple[int, int, int]  # the lowest is the best of its kind
 
 
-def map_places(root: Path) -> dict[str, Place]:
+def map_places(root: Path, names: Sequence[str] = MAPS) -> dict[str, Place]:
     """The place of each split, or of "", the whole; nothing where no folder holds label maps.
 
-    Splits are not told apart where other folders lie beside a single one.
+    `names` are those of folders of maps, in small letters; the first counts. Splits are not told
+    apart where other folders lie beside a single one.
     """
-    folders = list(_folders(root))
+    folders = list(_folders(root, names))
     images = _best([folder for folder in folders if folder.role != "maps"])
     maps = _best([folder for folder in folders if folder.role == "maps"])
     named = {word: place for word in images if word and (place := _place(word, images, maps))}
@@ -123,13 +124,13 @@ def _loose(maps: list[Path], folder: Path) -> dict[str, Path]:
 # ---- folders ---------------------------------------------------------------------------------------------------------
 
 
-def _folders(root: Path) -> Iterator[_Folder]:
+def _folders(root: Path, names: Sequence[str]) -> Iterator[_Folder]:
     """The folders that say something by their names, and hold images themselves or below."""
     waiting = [(root, "", "", 0)]
     while waiting:
         above, role, word, depth = waiting.pop(0)
         for path in folders_in(above):
-            said, split = _said(path.name)
+            said, split = _said(path.name, names)
             if (not said and not split) or (said and split and role and word):
                 continue
             new_role, new_word = said or role, split or word
@@ -137,34 +138,32 @@ def _folders(root: Path) -> Iterator[_Folder]:
                 waiting.append((path, new_role, new_word, depth + 1))
             direct = bool(images_in(path))
             if direct or (new_role and _holds_images(path)):
-                yield _Folder(
-                    path, new_role, new_word, (int(not direct), _order(path, new_role), depth)
-                )
+                order = _order(path, names if new_role == "maps" else _IMAGES)
+                yield _Folder(path, new_role, new_word, (int(not direct), order, depth))
 
 
-def _said(name: str) -> tuple[str, str]:
+def _said(name: str, maps: Sequence[str] = MAPS) -> tuple[str, str]:
     """What a folder's name says: its role and the word of its split, "" for what it does not say."""
     low = name.lower()
     if split_of(name):
         return "", low
-    if _role(low):
-        return _role(low), ""
+    if _role(low, maps):
+        return _role(low, maps), ""
     for word in _WORDS:
         for rest in (low.removeprefix(word), low.removesuffix(word)):
-            if rest != low and _role(rest.strip("_- ")):
-                return _role(rest.strip("_- ")), word
+            if rest != low and _role(rest.strip("_- "), maps):
+                return _role(rest.strip("_- "), maps), word
     return "", ""
 
 
-def _role(low: str) -> str:
-    if low in _MAPS and low not in _IMAGES:
+def _role(low: str, maps: Sequence[str]) -> str:
+    if low in maps and low not in _IMAGES:
         return "maps"
     return "images" if low in _IMAGES else ""
 
 
-def _order(path: Path, role: str) -> int:
+def _order(path: Path, names: Sequence[str]) -> int:
     """How early a folder's name stands in its list."""
-    names = _MAPS if role == "maps" else _IMAGES
     low = path.name.lower()
     return names.index(low) if low in names else len(names)
 

@@ -71,6 +71,8 @@ def detect(root: str, target: str = "label") -> bool:
         tables = list(_tables_in(path).values())
     except DataError:  # several: `load` asks which
         tables = _all_tables(path)
+    if target == "boxes":
+        tables = [table for table in tables if _has_boxes(table)]
     return bool(tables) and not any(_are_classes(path, table) for table in tables)
 
 
@@ -184,6 +186,13 @@ def _folders(table: Path, root: Path) -> list[Path]:
     elif place.name.lower() in _FOLDERS:
         folders.append(place.parent)
     return folders
+
+
+def _has_boxes(table: Path) -> bool:
+    try:
+        return parse(text_of(table), str(table)).has_boxes
+    except DataError:  # told when it is read as data
+        return True
 
 
 def _are_classes(root: Path, table: Path) -> bool:

@@ -1,0 +1,165 @@
+"""Masks of objects as pictures: every pixel of each mask, boxes, names and splits."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from support.layouts import HEIGHT, MANY, SPLITS, WIDTH, Shot, save, write
+
+from fleetnet.data import Split, load
+from fleetnet.data._masks import mask_of
+from fleetnet.errors import DataError
+from fleetnet.images import read
+
+Boxes = list[tuple[float, ...]]
+Encode = Callable[[np.ndarray], Image.Image]
+ALL = {"all": MANY}
+
+
+def boxes(shots: Iterable[Shot]) -> dict[str, Boxes]:
+    return {shot.name: sorted(thing[1:] for thing in shot.things) for shot in shots}
+
+
+def seen(split: Split, with_masks: bool = True) -> dict[str, Boxes]:
+    """The box of each object by the name of its picture; its mask is the rectangle of that."""
+    names = {shot.gray: shot.name for shot in MANY}
+    shown = {}
+    for sample in split.samples:
+        pixels = np.asarray(read(sample.image))
+        rows = []
+        for item in sample.objects or ():
+            assert item.label == 0
+            x0, y0, x1, y1 = map(int, item.box)
+            assert item.area == (x1 - x0) * (y1 - y0)
+            expected = np.zeros((HEIGHT, WIDTH), bool)
+            expected[y0:y1, x0:x1] = True
+            assert (item.segmentation is not None) == with_masks
+            if item.segmentation is not None:
+                assert (mask_of(item.segmentation, (HEIGHT, WIDTH)) == expected).all()
+            rows.append((x0, y0, x1, y1))
+        shown[names[round(float(np.median(pixels[61:63, 90:94])) / 3)]] = sorted(rows)
+    assert len(shown) == len(split.samples)
+    return shown
+
+
+def ids(shot: Shot, step: int = 1) -> np.ndarray:
+    numbers = np.zeros((HEIGHT, WIDTH), np.int32)
+    for i, (_, x0, y0, x1, y1) in enumerate(shot.things, 1):
+        numbers[y0:y1, x0:x1] = i * step
+    return numbers
+
+
+def gray(numbers: np.ndarray) -> Image.Image:
+    return Image.fromarray(numbers.astype(np.uint8))
+
+
+def sixteen(numbers: np.ndarray) -> Image.Image:
+    return Image.fromarray((numbers * 1000).astype(np.uint16))
+
+
+def colors(numbers: np.ndarray) -> Image.Image:
+    table = np.array([(0, 0, 0), (9, 200, 0), (200, 9, 0), (0, 9, 200), (3, 3, 3)], np.uint8)
+    return Image.fromarray(table[numbers])
+
+
+def numbered(
+    image: str, mask: str, encode: Encode = gray
+) -> Callable[[Path, str, Sequence[Shot]], None]:
+    def written(root: Path, word: str, shots: Sequence[Shot]) -> None:
+        for shot in shots:
+            save(root / image.format(word, n=shot.name), shot)
+            file = root / mask.format(word, n=shot.name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            encode(ids(shot)).save(file)
+
+    return written
+
+
+def apart(image: str, mask: str) -> Callable[[Path, str, Sequence[Shot]], None]:
+    """One file an object."""
+
+    def written(root: Path, word: str, shots: Sequence[Shot]) -> None:
+        for shot in shots:
+            save(root / image.format(word, n=shot.name), shot)
+            for i in range(len(shot.things)):
+                file = root / mask.format(word, n=shot.name, i=i)
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray((ids(shot) == i + 1).astype(np.uint8) * 255).save(file)
+            if not shot.things and "{n}/masks" in mask:
+                (root / mask.format(word, n=shot.name, i=0)).parent.mkdir(parents=True)
+
+    return written
+
+
+CASES = {
+    "PennFudan": (numbered("PNGImages/{n}.png", "PedMasks/{n}_mask.png"), ALL),
+    "instance_ids": (numbered("images/{0}/{n}.png", "instance_ids/{0}/{n}.png"), SPLITS),
+    "images and masks": (numbered("images/{0}/{n}.jpg", "masks/{0}/{n}.png"), SPLITS),
+    "below the split": (numbered("{0}/images/{n}.jpg", "{0}/masks/{n}.png"), SPLITS),
+    "16 bits": (numbered("images/{0}/{n}.jpg", "instances/{0}/{n}.png", sixteen), SPLITS),
+    "a color each": (numbered("images/{0}/{n}.jpg", "instances/{0}/{n}.png", colors), SPLITS),
+    "stage1_train": (apart("{n}/images/{n}.png", "{n}/masks/m{i}.png"), ALL),
+    "stage1_train and stage1_test": (
+        apart("stage1_{0}/{n}/images/{n}.png", "stage1_{0}/{n}/masks/m{i}.png"), SPLITS
+    ),
+    "a folder of masks a picture": (apart("images/{n}.jpg", "masks/{n}/{i}.png"), ALL),
+    "masks with numbers": (apart("images/{0}/{n}.jpg", "masks/{0}/{n}_{i}.png"), SPLITS),
+    "masks with words and numbers": (apart("images/{n}.jpg", "masks/{n}_mask_{i}.png"), ALL),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["masks", "boxes"])
+@pytest.mark.parametrize("case", CASES)
+def test_masks_of_objects_are_read(tmp_path, case, target):
+    written, splits = CASES[case]
+    for word, shots in splits.items():
+        written(tmp_path, word, shots)
+    write(tmp_path / "classes.txt", "background\nnucleus\n")
+    parts = list(splits) if len(splits) > 1 else ["train", "val"]
+    shown: dict[str, Boxes] = {}
+    for word in parts:
+        # Folders called masks may hold labels, where boxes are asked for.
+        format = "instances" if target == "boxes" else None
+        split = load(str(tmp_path), word, format, target)
+        assert split.classes == ["nucleus"]
+        assert split.skipped == []
+        part = seen(split, target == "masks")
+        if len(splits) > 1:
+            assert part == boxes(splits[word])
+        assert not shown.keys() & part.keys()
+        shown |= part
+    assert shown == boxes(shot for shots in splits.values() for shot in shots)
+
+
+def test_masks_that_do_not_tell_objects_apart(tmp_path):
+    numbered("images/{n}.jpg", "masks/{n}.png", lambda numbers: gray((numbers > 0) * 255))(
+        tmp_path, "", MANY
+    )
+    with pytest.raises(DataError, match=r"do not tell them apart.*one file an object.*deeplabv3"):
+        load(str(tmp_path), "train", target="masks")
+    (tmp_path / "masks").rename(tmp_path / "instance_ids")
+    assert load(str(tmp_path), "train", target="masks").classes == ["object"]
+
+
+def test_faulty_masks(tmp_path):
+    write_masks = numbered("images/{n}.jpg", "instance_ids/{n}.png")
+    write_masks(tmp_path, "", MANY)
+    Image.new("L", (5, 5)).save(tmp_path / "instance_ids" / "a1.png")
+    with pytest.raises(DataError, match=r"a1.png' is 5x5, its image .* is 96x64"):
+        load(str(tmp_path), "all", target="masks")
+    (tmp_path / "instance_ids" / "a1.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"cannot read mask .*a1.png"):
+        load(str(tmp_path), "all", target="masks")
+    write(tmp_path / "classes.txt", "cat\ndog\n")
+    with pytest.raises(DataError, match="has 2 classes besides the background"):
+        load(str(tmp_path), "all", target="masks")
+
+
+def test_an_empty_mask_is_dropped(tmp_path):
+    apart("{n}/images/{n}.png", "{n}/masks/m{i}.png")(tmp_path, "", MANY)
+    Image.new("L", (WIDTH, HEIGHT)).save(tmp_path / "a1" / "masks" / "m9.png")
+    split = load(str(tmp_path), "all", target="masks")
+    assert split.annotations.dropped == {"without a pixel": 1}
+    assert seen(split) == boxes(MANY)
