@@ -1,5 +1,6 @@
 """The layouts that tools and people leave annotated boxes in: each is written here and read back, to the last value."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,10 @@ from support.layouts import (
     yolo,
 )
 
+from fleetnet.cli import main
 from fleetnet.data import load
 from fleetnet.data._names import by_name
-from fleetnet.errors import DataError
+from fleetnet.errors import DataError, UsageError
 
 PARTS = {"train": TRAIN, "val": VAL}
 ALL = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -816,3 +818,77 @@ def test_what_fits_nothing_is_shown_beside_what_is_looked_for(tmp_path):
         assert words in text
     assert "part0, part1" in text
     assert "part0: folders: pictures; files: 1 .docx" in text
+
+
+# ---- images elsewhere
+
+
+def coco_home(home: Path, disk: Path):
+    write_coco(home / "annotations/instances_train.json", coco(TRAIN))
+    write_coco(home / "annotations/instances_val.json", coco(VAL))
+
+
+def voc_home(home: Path, disk: Path):
+    for shot in MANY:
+        write(home / f"Annotations/{shot.name}.xml", voc(shot))
+    voc_lists(home, train=TRAIN, val=VAL)
+
+
+def yolo_home_with_lists(home: Path, disk: Path):
+    for shot in MANY:
+        write(home / f"labels/{shot.name}.txt", yolo(shot))
+    for split, shots in PARTS.items():
+        write(home / f"{split}.txt", "".join(f"images/{s.name}.jpg\n" for s in shots))
+    write(home / "data.yaml", f"train: train.txt\nval: val.txt\n{NAMES}")
+
+
+def yolo_home_with_folders(home: Path, disk: Path):
+    for split, shots in PARTS.items():
+        for shot in shots:
+            save(disk / f"{split}/{shot.name}.jpg", shot)
+            write(home / f"labels/{split}/{shot.name}.txt", yolo(shot))
+    write(home / "data.yaml", f"train: images/train\nval: images/val\n{NAMES}")
+
+
+@pytest.mark.parametrize(
+    "writer", [coco_home, voc_home, yolo_home_with_lists, yolo_home_with_folders]
+)
+def test_images_elsewhere(tmp_path, writer):
+    disk, home = tmp_path / "disk", tmp_path / "home"
+    for shot in MANY:
+        save(disk / f"pictures/{shot.name}.jpg", shot)
+    writer(home, disk)
+    for split, shots in PARTS.items():
+        assert seen(load(str(home), split, None, "boxes", images=str(disk))) == truth(shots)
+    with pytest.raises(DataError, match=r"no such|--images"):
+        load(str(home), "train", None, "boxes")
+
+
+def test_images_elsewhere_are_refused_where_nothing_reads_them(tmp_path):
+    with pytest.raises(
+        UsageError, match=r"shapes does not read --images; formats: coco, voc, yolo"
+    ):
+        load("shapes", "train", None, "boxes", images=str(tmp_path))
+    write_coco(tmp_path / "x.json", coco(TRAIN))
+    with pytest.raises(DataError, match="no such file or folder"):
+        load(str(tmp_path), "train", None, "boxes", images=str(tmp_path / "nowhere"))
+
+
+def test_images_elsewhere_in_the_verbs(tmp_path, capsys):
+    """Trained with --images; measured where its settings say that they lie, or where --images does."""
+    disk, home = tmp_path / "disk", tmp_path / "home"
+    for shot in MANY:
+        save(disk / f"pictures/{shot.name}.jpg", shot)
+    coco_home(home, disk)
+    run = str(tmp_path / "run")
+    words = ["train", "--model", "ssd/fasternet_t0", "--data", str(home), "--images", str(disk)]
+    words += ["--size", "64", "--epochs", "1", "--batch-size", "2", "--run", run]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main(["eval", "--model", run, "--data", str(home)]) == 0, capsys.readouterr().err
+    moved = tmp_path / "moved"
+    disk.rename(moved)
+    assert main(["eval", "--model", run, "--data", str(home)]) == 3
+    words = ["eval", "--model", run, "--data", str(home), "--images", str(moved), "--json"]
+    capsys.readouterr()
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["read"]["images"] == len(VAL)

@@ -57,6 +57,12 @@ class Eval:
         default=None,
         metadata=About(help="format of the data, where finding it out fails", null=True),
     )
+    images: str | None = field(
+        default=None,
+        metadata=About(
+            help="folder of the images, where they lie apart from their annotations", null=True
+        ),
+    )
     split: str | None = field(
         default=None,
         metadata=About(
@@ -171,6 +177,7 @@ def run(settings: Eval) -> dict[str, object]:
 
 def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
     """The samples to evaluate on, with the classes of the model."""
+    from ..data import Places
     from ..data._names import by_name, only
     from ..data._record import to_measure
 
@@ -181,6 +188,7 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
         target,
         settings.model,
         predictor.facts.settings,
+        Places(images=settings.images),
     )
     if settings.limits.only:
         split = only(split, settings.limits.only)

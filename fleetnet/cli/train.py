@@ -77,7 +77,17 @@ EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epoch
 # of a run that began in Python
 CONTINUE_THERE = "continue it from there, with fit(..., resume=True)"
 # what --resume lets one change
-AFTER_RESUME = "epochs", "device", "threads", "eval_every", "patience", "timeout", "data", "format"
+AFTER_RESUME = (
+    "epochs",
+    "device",
+    "threads",
+    "eval_every",
+    "patience",
+    "timeout",
+    "data",
+    "format",
+    "images",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,10 +191,15 @@ def _splits(config: TrainConfig, task: str, run: Path | None, anew: bool) -> "tu
     target = tasks.find(task).TARGET
     if run is None:
         train, val = (
-            data.load(config.data, split, config.format, target) for split in ("train", "val")
+            data.load(config.data, split, config.format, target, config.images)
+            for split in ("train", "val")
         )
     else:
-        train, val = to_continue(_place(run, config.data, anew), config.format, target, run)
+        elsewhere = data.Places(
+            images=None if config.images is None else _seen_from(run, config.images)
+        )
+        place = _place(run, config.data, anew)
+        train, val = to_continue(place, config.format, target, run, elsewhere)
     return train, by_name(val, train.classes, "the training data")
 
 
@@ -207,8 +222,13 @@ def _starting_weights(config: TrainConfig, run: Path | None) -> str | None:
     """Where the weights are that the settings name, also from another working folder than that of the `run`."""
     if run is None or config.weights is None:
         return config.weights
-    there = Path(environment_of(run).get("folder", "."), config.weights)
-    return str(there) if there.exists() else config.weights
+    return _seen_from(run, config.weights)
+
+
+def _seen_from(run: Path, path: str) -> str:
+    """A path as the settings of a run have it, seen from the working folder that the run began in, if it is there."""
+    there = Path(environment_of(run).get("folder", "."), path)
+    return str(there) if there.exists() else path
 
 
 def _model(config: TrainConfig, classes: list[str], start: str | None) -> "Model":
@@ -435,11 +455,12 @@ def _check_changes(given: Mapping[str, object]) -> None:
             raise UsageError(
                 f"--resume continues exactly, so {flag(key)} cannot change; allowed: {allowed}"
             )
-    if "format" in given and "data" not in given:
-        raise UsageError(
-            "with --resume, --format goes with --data: it says how the data named "
-            "anew are to be read"
-        )
+    for key in ("format", "images"):
+        if key in given and "data" not in given:
+            raise UsageError(
+                f"with --resume, --{key} goes with --data: it says how the data named anew are to "
+                "be read"
+            )
 
 
 def _read_config(run: Path) -> TrainConfig:

@@ -24,7 +24,7 @@ from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
-from ._conventions import SPLITS, folders_in, only_folder
+from ._conventions import SPLITS, USUAL, Places, folders_in, only_folder
 from ._splits import Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
@@ -45,12 +45,14 @@ __all__ = [
     "IGNORE",
     "SPLITS",
     "TARGETS",
+    "USUAL",
     "WORDS",
     "Annotations",
     "Format",
     "Notes",
     "Object",
     "Part",
+    "Places",
     "Sample",
     "Source",
     "Split",
@@ -214,12 +216,15 @@ class Format(Protocol):
 
     EXPECTS: str  # what the format looks for, in a line
     TARGETS: tuple[str, ...]  # the kinds of annotation that it can give, of `TARGETS`
+    PLACES: tuple[str, ...]  # which of `Places` it reads
     FALLBACK: bool  # whether it is asked only where no other format fits
 
     def detect(self, root: str, target: str = ...) -> bool:
         """Whether a folder, a file or a word looks like this format, with annotations of the kind `target`."""
 
-    def load(self, root: str, split: str | None, target: str = ...) -> Split:
+    def load(
+        self, root: str, split: str | None, target: str = ..., elsewhere: Places = ...
+    ) -> Split:
         """The samples of a split with annotations of the kind `target`; see `load` of this table.
 
         Raises `DataError`, which names file and line, for what is missing or faulty.
@@ -238,12 +243,20 @@ def find(name: str) -> Format:
 
 
 @named_arguments
-def load(root: str, split: str | None, format: str | None = None, target: str = "label") -> Split:
+def load(
+    root: str,
+    split: str | None,
+    format: str | None = None,
+    target: str = "label",
+    images: str | None = None,
+    masks: str | None = None,
+) -> Split:
     """The samples of one split of the data at `root`: a folder, an annotation file, or "shapes".
 
     `split` is one of SPLITS, or None for what there is to measure on: a named file or list itself,
     a folder's "val", else its "test", else all of it. `target` is the kind of annotation wanted,
-    one of TARGETS. The format is found out from what is there, unless it is named. Raises
+    one of TARGETS. The format is found out from what is there, unless it is named. `images` and
+    `masks` are folders of images and label maps that lie elsewhere. Raises
     `UsageError` for an unknown split, target or format, `DataError` for data that are missing, fit
     no format, have no annotation of that kind, lack the split, or are faulty.
     """
@@ -253,12 +266,27 @@ def load(root: str, split: str | None, format: str | None = None, target: str = 
         raise UsageError(f"no target {target!r}: {choose(target, TARGETS)}")
     root = str(root)
     name, place = _format_of(root, format, target)
-    loaded = find(name).load(place, split, target)
+    elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
+    _check_places(name, elsewhere)
+    loaded = find(name).load(place, split, target, elsewhere)
     if place == root:
         return loaded
     line = f"{root!r} holds nothing but one folder, so {place!r} is read"
     source = loaded.source and replace(loaded.source, root=root)
     return replace(loaded, skipped=[line, *loaded.skipped], source=source)
+
+
+def _check_places(name: str, elsewhere: Places) -> None:
+    """Raise where a folder is named that the format does not read, or that is not there."""
+    for key, folder in elsewhere._asdict().items():
+        if folder is None:
+            continue
+        if key not in find(name).PLACES:
+            able = [other for other in names("data") if key in find(other).PLACES]
+            raise UsageError(f"the format {name} does not read --{key}; formats: {', '.join(able)}")
+        check_exists(folder)
+        if not os.path.isdir(folder):
+            raise DataError(f"--{key} {folder!r} is not a folder")
 
 
 def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:

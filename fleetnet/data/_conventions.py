@@ -51,6 +51,16 @@ _WORD = re.compile(  # not in "values"
 _Place = TypeVar("_Place")
 
 
+class Places(NamedTuple):
+    """Where the user says that parts of the data lie; None where they are looked for."""
+
+    images: str | None = None
+    masks: str | None = None  # label maps
+
+
+USUAL = Places()
+
+
 class Word(NamedTuple):
     """The word in a file's name that says its split, and what stands around it."""
 

@@ -10,7 +10,7 @@ from typing import Any
 from .. import data
 from ..errors import DataError
 from ..reading import HISTORY, from_json, read_bytes
-from . import Sample, Split
+from . import USUAL, Places, Sample, Split
 from ._contents import Contents
 
 RECORD = "split.json"  # in a run folder
@@ -63,9 +63,11 @@ def _digest(names: Sequence[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode(errors="surrogateescape")).hexdigest()
 
 
-def to_continue(root: str, format: str | None, target: str, run: Path) -> tuple[Split, Split]:
+def to_continue(
+    root: str, format: str | None, target: str, run: Path, elsewhere: Places = USUAL
+) -> tuple[Split, Split]:
     """Train and val for a run that goes on: what it held back stays held back, and what came since is learned."""
-    train, val = (data.load(root, split, format, target) for split in ("train", "val"))
+    train, val = (data.load(root, split, format, target, *elsewhere) for split in ("train", "val"))
     kept = _read_record(run)
     names = set(kept["val"].get("held_back") or ()) if kept else set()
     held_back_now = val.source is not None and val.source.take == "val"
@@ -90,6 +92,7 @@ def to_measure(
     target: str,
     model: str | Path,
     settings: Mapping[str, object],
+    elsewhere: Places = USUAL,
 ) -> Split:
     """The split of `root` to measure a model on; `settings` are those of its training.
 
@@ -97,31 +100,35 @@ def to_measure(
     came since. Other data are measured as `load` reads them: the split that is asked for, or what
     is named.
     """
+    trained_on, images = settings.get("data"), settings.get("images")
+    same = isinstance(trained_on, str) and os.path.abspath(trained_on) == os.path.abspath(root)
+    if same and elsewhere == USUAL and isinstance(images, str):
+        elsewhere = Places(images=images)
     if split not in (None, "val"):
-        return data.load(root, split, format, target)
+        return data.load(root, split, format, target, *elsewhere)
     kept = _read_record(Path(model))
     if kept is None:
-        trained_on = settings.get("data")
-        same = isinstance(trained_on, str) and os.path.abspath(trained_on) == os.path.abspath(root)
-        return data.load(root, "val" if same else split, format, target)
+        return data.load(root, "val" if same else split, format, target, *elsewhere)
     names = kept["val"].get("held_back")
     if not names:
-        return data.load(root, split, format, target)
-    parts = _parts(root, format, target)
+        return data.load(root, split, format, target, *elsewhere)
+    parts = _parts(root, format, target, elsewhere)
     if parts is None or not (
         kept["val"]["root"] == os.path.abspath(root) or _same_names(parts, kept)
     ):
-        return data.load(root, split, format, target)
+        return data.load(root, split, format, target, *elsewhere)
     return _chosen(parts, names, root)
 
 
-def _parts(root: str, format: str | None, target: str) -> tuple[Split, Split] | None:
+def _parts(
+    root: str, format: str | None, target: str, elsewhere: Places
+) -> tuple[Split, Split] | None:
     """Train and val of data of which we hold back val; None for other data."""
     try:
-        val = data.load(root, "val", format, target)
+        val = data.load(root, "val", format, target, *elsewhere)
         if val.source is None or val.source.take != "val":
             return None
-        return data.load(root, "train", format, target), val
+        return data.load(root, "train", format, target, *elsewhere), val
     except DataError:  # said where it is read for good
         return None
 

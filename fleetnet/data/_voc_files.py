@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Collection, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,13 +16,13 @@ from ._conventions import (
     child,
     children,
     files_in,
-    images_in,
     split_folders,
     split_lists,
 )
 from ._places import Pictures, image_folders
 
 HEAD = 4096  # bytes of a file that are looked at
+LOOKED_AT = 3  # files of a folder that are looked at
 _SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 _PAIR = re.compile(r"(\S.*?\.\w+)[\s,]+(\S.*\.xml)", re.IGNORECASE)
 
@@ -90,13 +91,13 @@ def _lists(root: Path, folders: dict[str, Path]) -> dict[str, Path]:
 
 
 def _has_xml(folder: Path) -> bool:
-    return next(_below(folder), None) is not None
+    """Whether XML files of objects lie below a folder."""
+    return any(map(_begins_so, islice(_below(folder), LOOKED_AT)))
 
 
 def _is_voc(folder: Path) -> bool:
-    """Whether XML files of objects lie in a folder itself, beside images."""
-    files = files_in(folder, ".xml")
-    return bool(files) and bool(images_in(folder)) and _begins_so(files[0])
+    """Whether XML files of objects lie in a folder itself."""
+    return any(map(_begins_so, files_in(folder, ".xml")[:LOOKED_AT]))
 
 
 def _begins_so(file: Path) -> bool:
@@ -188,8 +189,10 @@ def _without_extension(name: str) -> str:
     return stem if extension.lower() in (*EXTENSIONS, ".xml") else name
 
 
-def pictures_of(tree: Tree, split: str) -> Pictures:
-    """The images of a split: in the usual folders, or beside their XML files."""
+def pictures_of(tree: Tree, split: str, images: str | None) -> Pictures:
+    """The images of a split: in the usual folders, or beside their XML files; or below `images`."""
+    if images is not None:
+        return Pictures(Path(images), image_folders(Path(images), split))
     folders = image_folders(tree.root, split)
     beside = [path for of, path in tree.folders.items() if split in ("", of) or not of]
     of_split = split if split in tree.folders else ""

@@ -360,9 +360,47 @@ def _root_of(place: Path) -> Path:
     return Path(*parts[: at[-1]]) if at else folder
 
 
-def images_of(entry: str, data: Data, split: str, notes: Notes) -> tuple[list[Path], Path]:
-    """The images of one entry, a folder's or those that a text file lists, and the folder of their data."""
-    place, root = place_of(entry, data)
+def _there(entry: str, data: Data, elsewhere: str, split: str) -> tuple[Path, Path]:
+    """The folder of an entry below `elsewhere`, or its list, and `elsewhere`."""
+    top = Path(elsewhere)
+    parts = Path(entry.replace("\\", "/")).parts
+    ends = [Path(*parts[i:]) for i in range(len(parts)) if ".." not in parts[i:]]
+    lists = (base / end for base in data.bases for end in ends)
+    file = next((path for path in lists if os.path.isfile(path)), None)
+    if file is not None:
+        return file, top
+    folders = [top / end for end in ends] + image_folders(top, split)
+    place = next((path for path in folders if os.path.isdir(path) and find_images(path)[0]), top)
+    return place, top
+
+
+def labels_elsewhere(image: Path, images: Path, home: Path, split: str) -> list[Path]:
+    """Where the labels of an image below another folder than that of the data, `home`, may be in it."""
+    usual = {folder.lower() for folder in IMAGE_FOLDERS}
+    path = Path(os.path.relpath(image, images)).with_suffix(".txt")
+    inner = Path(*(part for part in path.parts if part.lower() not in usual))
+    tops = children(home, LABEL_FOLDERS)
+    of_split = split_folders(home)
+    if split in of_split:
+        tops += [*children(of_split[split], LABEL_FOLDERS), of_split[split]]
+    tops.append(home)
+    return [
+        top / name
+        for top in tops
+        for name in (inner, Path(inner.name), *([Path(split) / inner.name] if split else []))
+    ]
+
+
+def images_of(
+    entry: str, data: Data, split: str, notes: Notes, elsewhere: str | None
+) -> tuple[list[Path], Path]:
+    """The images of one entry, a folder's or those that a text file lists, and the folder of their data.
+
+    They lie below `elsewhere` where that is given.
+    """
+    place, root = (
+        place_of(entry, data) if elsewhere is None else _there(entry, data, elsewhere, split)
+    )
     if os.path.isdir(place):
         images, left_out = find_images(place)
         notes.lines += left_out

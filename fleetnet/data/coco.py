@@ -40,6 +40,7 @@ from . import (
     text_of,
     whole,
 )
+from ._conventions import USUAL, Places
 from ._masks import POINTS, NoMask, check_segmentation, mask_of
 from ._places import Pictures, image_folders
 
@@ -49,6 +50,7 @@ EXPECTS = (
 )
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
+PLACES: tuple[str, ...] = ("images",)
 Id = int | str
 _UNKNOWN = (1 << 31, 1 << 31)  # size of a picture that is not measured: everything is inside
 _KINDS = {  # a key of an annotation that COCO's other files have -> what they are
@@ -66,7 +68,7 @@ def detect(root: str, target: str = "boxes") -> bool:
     return os.path.isfile(path) and path.suffix.lower() == ".json"
 
 
-def load(root: str, split: str | None, target: str = "boxes") -> Split:
+def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places = USUAL) -> Split:
     """The samples of a split, in the order of the file; images without objects are among them.
 
     Images that are not there, cannot be read, or are not of the size that the file says, are left
@@ -85,7 +87,7 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     if not chosen:
         return Split([], [row["name"] for row in document["categories"]], source=source)
     place = Path(root) if os.path.isdir(Path(root)) else _coco_files.place_of(path)
-    pictures = _pictures_below(place, path, part.there)
+    pictures = _pictures_below(place, path, part.there, elsewhere.images)
     images, sizes = _measured({id: listed[id] for id in chosen}, pictures, str(path), notes)
     others = set(listed) - set(chosen)
     classes, ids, objects = _annotated(document, sizes, others, str(path), notes, target)
@@ -428,9 +430,11 @@ def _one_file(root: Path) -> Path:
     return file
 
 
-def _pictures_below(place: Path, file: Path, split: str) -> Pictures:
-    """The images below the folder of the data, `place`, as the file of a split may call them."""
+def _pictures_below(place: Path, file: Path, split: str, images: str | None) -> Pictures:
+    """The images below the folder of the data, `place`, or below `images`, as the file of a split may call them."""
     tag = _coco_files.tag_of(file)
+    if images is not None:
+        return Pictures(Path(images), image_folders(Path(images), split, tag), split)
     folders = image_folders(place, split, tag)
     if file.parent != place:
         folders += image_folders(file.parent, split, tag)

@@ -37,7 +37,16 @@ from . import (
     text_of,
     whole,
 )
-from ._conventions import by_split, children, files_in, folders_in, split_folders, word_in
+from ._conventions import (
+    USUAL,
+    Places,
+    by_split,
+    children,
+    files_in,
+    folders_in,
+    split_folders,
+    word_in,
+)
 from ._pictures import Pictures, is_picture
 from ._tables import ROWS_SEEN, Row, Table, cell, columns_of, lines_of
 from ._tables import parse as parse
@@ -47,6 +56,7 @@ EXPECTS = (
 )
 TARGETS: tuple[str, ...] = ("label", "boxes")
 FALLBACK = True  # tables lie beside data of all kinds
+PLACES: tuple[str, ...] = ()
 MANY = 20  # pictures from which on a class for every second one is a column of something else
 _EXTENSIONS = (".csv", ".tsv")
 _FOLDERS = (
@@ -76,7 +86,7 @@ def detect(root: str, target: str = "label") -> bool:
     return bool(tables) and not any(_are_classes(path, table) for table in tables)
 
 
-def load(root: str, split: str | None, target: str = "label") -> Split:
+def load(root: str, split: str | None, target: str = "label", elsewhere: Places = USUAL) -> Split:
     """The samples of a split, in the order of its table; pictures that are not there get a line in `skipped`.
 
     Raises `DataError` naming file and line for what does not parse, several labels of a picture,

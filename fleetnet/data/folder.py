@@ -15,13 +15,14 @@ from pathlib import Path
 from ..errors import DataError, choose
 from ..images import find_images, hidden
 from . import Sample, Source, Split, check_exists, few, hold_out, part_of
-from ._conventions import by_split, folders_in, images_in, split_of
+from ._conventions import USUAL, Places, by_split, folders_in, images_in, split_of
 
 EXPECTS = (
     "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
 )
 TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = True  # the folders mean classes where no list or annotation file says otherwise
+PLACES: tuple[str, ...] = ()
 
 
 def detect(root: str, target: str = "label") -> bool:
@@ -40,7 +41,7 @@ def detect(root: str, target: str = "label") -> bool:
     )
 
 
-def load(root: str, split: str | None, target: str = "label") -> Split:
+def load(root: str, split: str | None, target: str = "label", elsewhere: Places = USUAL) -> Split:
     """The samples of a split: classes of the train folder, in every split.
 
     Raises `DataError` naming the folder that is missing, empty, or of a class that the train folder

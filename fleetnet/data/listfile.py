@@ -32,13 +32,14 @@ from . import (
     shorten,
     text_of,
 )
-from ._conventions import NAME_FILES, children, file_called, split_lists
+from ._conventions import NAME_FILES, USUAL, Places, children, file_called, split_lists
 from ._pictures import Pictures, is_picture
 from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
 TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = False
+PLACES: tuple[str, ...] = ()
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 LINES_SEEN = 20  # of a list, to tell whether it is one
 _FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
@@ -77,7 +78,7 @@ def detect(root: str, target: str = "label") -> bool:
     return os.path.isfile(path) and path.suffix == ".txt"
 
 
-def load(root: str, split: str | None, target: str = "label") -> Split:
+def load(root: str, split: str | None, target: str = "label", elsewhere: Places = USUAL) -> Split:
     """The samples of a split, in the order of its list.
 
     Raises `DataError` naming file and line for a line without a label, a label out of range, a path

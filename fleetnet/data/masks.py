@@ -41,13 +41,14 @@ from . import (
     text_of,
 )
 from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
-from ._conventions import children, split_lists
+from ._conventions import USUAL, Places, children, split_lists
 from ._map_places import LOSSY, Place, described, map_places, pairs_of
 from ._pictures import is_picture
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, gt, annotations) and ROOT/classes.txt"
 TARGETS: tuple[str, ...] = ("semantic",)
 FALLBACK = False
+PLACES: tuple[str, ...] = ()
 LOOKED_AT = 64  # label maps, to tell whether their values count from 0 or 1
 _LIST_FOLDERS = ("splits", "lists", "ImageSets", "Segmentation", "annotations")
 
@@ -62,7 +63,9 @@ def detect(root: str, target: str = "semantic") -> bool:
     return bool(map_places(path)) or any(_names_pairs(file) for file in _lists(path, {}).values())
 
 
-def load(root: str, split: str | None, target: str = "semantic") -> Split:
+def load(
+    root: str, split: str | None, target: str = "semantic", elsewhere: Places = USUAL
+) -> Split:
     """The samples of a split, by name; images without labels and labels without an image get a line in `skipped`."""
     check_exists(root)
     path = Path(root)

@@ -19,10 +19,12 @@ from PIL import Image, ImageDraw
 
 from ..errors import UsageError
 from . import SPLITS, Annotations, Object, Sample, Source, Split
+from ._conventions import USUAL, Places
 
 EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name is "./shapes")'
 TARGETS: tuple[str, ...] = ("label", "boxes", "masks", "semantic")
 FALLBACK = False
+PLACES: tuple[str, ...] = ()
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
 COUNT, SIZE = 2000, 96
 SMALLEST = 8  # pictures: fewer would leave val without a second one
@@ -75,7 +77,7 @@ def detect(root: str, target: str = "label") -> bool:
     return root == "shapes" or root.startswith("shapes:")
 
 
-def load(root: str, split: str | None, target: str = "label") -> Split:
+def load(root: str, split: str | None, target: str = "label", elsewhere: Places = USUAL) -> Split:
     """The samples of a split; `UsageError` for a count that is none. "all" is the pictures of "train", None of "val".
 
     Label maps have "background" as their first class.

@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..errors import DataError, choose
+from ..errors import DataError, UsageError, choose
 from ..images import EXTENSIONS, find_images, read_labels
 from . import (
     IGNORE,
@@ -48,8 +48,15 @@ from . import (
     text_of,
     whole,
 )
-from ._conventions import file_called, files_in, folders_in, images_in, serves_as_val, split_lists
-from ._places import Pictures, image_folders
+from ._conventions import (
+    USUAL,
+    Places,
+    file_called,
+    files_in,
+    serves_as_val,
+    split_lists,
+)
+from ._places import Pictures
 from ._voc_files import (
     Entry,
     Tree,
@@ -65,6 +72,7 @@ from .masks import read
 EXPECTS = "ROOT/Annotations/*.xml or ROOT/SegmentationClass/*.png with ROOT/JPEGImages; ROOT/ImageSets/Main/train.txt"
 TARGETS: tuple[str, ...] = ("boxes", "semantic")
 FALLBACK = False
+PLACES: tuple[str, ...] = ("images",)
 NAMES = (  # of VOC, whose label maps have them from 1 on
     *(
         "aeroplane",
@@ -109,13 +117,10 @@ def detect(root: str, target: str = "boxes") -> bool:
         return True
     if target != "boxes":
         return False
-    tree = tree_of(path)
-    return tree is not None and any(
-        images_in(folder) or folders_in(folder) for folder in image_folders(path)
-    )
+    return tree_of(path) is not None
 
 
-def load(root: str, split: str | None, target: str = "boxes") -> Split:
+def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places = USUAL) -> Split:
     """The samples of a split, in the order of its list, or by name.
 
     Raises `DataError` naming the file for XML that does not parse, images of which none exists or
@@ -124,10 +129,16 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     check_exists(root)
     if not detect(root, target):
         raise DataError(f"{root!r} has no {EXPECTS}")
-    return _load_boxes(root, split) if target == "boxes" else _load_maps(root, split)
+    return (
+        _load_boxes(root, split, elsewhere)
+        if target == "boxes"
+        else _load_maps(root, split, elsewhere)
+    )
 
 
-def _load_maps(root: str, split: str | None) -> Split:
+def _load_maps(root: str, split: str | None, elsewhere: Places) -> Split:
+    if elsewhere.images is not None:
+        raise UsageError("--images is for boxes of XML files; VOC's label maps go with JPEGImages")
     path, notes, turned = Path(root), Notes(), list[Path]()
     lists = split_lists(path / "ImageSets" / "Segmentation", ("",))
     part = part_of(split, lists, root)
@@ -148,7 +159,7 @@ def _load_maps(root: str, split: str | None) -> Split:
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
 
 
-def _load_boxes(root: str, split: str | None) -> Split:
+def _load_boxes(root: str, split: str | None, elsewhere: Places) -> Split:
     path, notes = Path(root), Notes()
     tree = tree_of(path) or Tree(path, {"": path / "Annotations"}, {})
     splits = tree.splits()
@@ -163,7 +174,7 @@ def _load_boxes(root: str, split: str | None) -> Split:
     annotated = {
         row: texts.get(row.xml) or parse(xml_text(row.xml), str(row.xml)) for row in chosen
     }
-    pictures = pictures_of(tree, part.there)
+    pictures = pictures_of(tree, part.there, elsewhere.images)
     images = _images(annotated, pictures, notes)
     alone = without_xml(tree, part, pictures, rows, set(images.values()))
     if alone:

@@ -35,8 +35,9 @@ from . import (
     shorten,
     text_of,
 )
+from ._conventions import USUAL, Places
 from ._masks import NoMask, check_segmentation
-from ._yolo_files import Data, data_of, images_of, labels_of
+from ._yolo_files import Data, data_of, images_of, labels_elsewhere, labels_of
 from ._yolo_files import parse_yaml as parse_yaml
 
 EXPECTS = (
@@ -45,6 +46,7 @@ EXPECTS = (
 )
 TARGETS: tuple[str, ...] = ("boxes", "masks")
 FALLBACK = False
+PLACES: tuple[str, ...] = ("images",)
 PICTURES = 200  # of a split, whose boxes are looked at
 LARGEST = 1.5  # value of a box that is a share of the picture; tools round, and cut at its edges
 
@@ -54,7 +56,7 @@ def detect(root: str, target: str = "boxes") -> bool:
     return _yolo_files.detect(Path(root))
 
 
-def load(root: str, split: str | None, target: str = "boxes") -> Split:
+def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places = USUAL) -> Split:
     """The samples of a split, by name. Raises `DataError` naming file and line for whatever cannot be used."""
     check_exists(root)
     data = data_of(Path(root))
@@ -67,7 +69,7 @@ def load(root: str, split: str | None, target: str = "boxes") -> Split:
     listed = [
         (image, folder)
         for entry in rows
-        for images, folder in [images_of(entry, data, part.there, notes)]
+        for images, folder in [images_of(entry, data, part.there, notes, elsewhere.images)]
         for image in images
     ]
     chosen = hold_out(listed, part.take)
@@ -85,7 +87,7 @@ def _samples(
     """The samples of images, each with the folder of its data; what is left out is said."""
     described = data.described
     where = f"{data.file}, {there}" if there else str(data.file)
-    files = [_labels(image, folder) for image, folder in listed]
+    files = [_labels(image, folder, data, there) for image, folder in listed]
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         ratio = (
@@ -139,9 +141,15 @@ def _check_shares(files: Sequence[Path], where: str) -> None:
         )
 
 
-def _labels(image: Path, root: Path) -> Path:
-    """The file of labels of an image; where there is none, the one that is most likely missing."""
+def _labels(image: Path, root: Path, data: Data, split: str) -> Path:
+    """The file of labels of an image below `root`; where there is none, the one that is most likely missing.
+
+    Images that lie outside of the folder of the data have theirs in it, at the same path.
+    """
     files = labels_of(image, root)
+    home = data.file.parent
+    if root not in data.bases:
+        files += labels_elsewhere(image, root, home, split)
     return next((file for file in files if os.path.isfile(file)), files[0])
 
 

@@ -131,6 +131,9 @@ class TrainConfig:
     model: str = _field("", "name of a model, as listed by `fleetnet models`")
     data: str = _field("", "folder or list file of images, or `shapes` (generated)")
     format: str | None = _field(None, "format of the data, where finding it out fails")
+    images: str | None = _field(
+        None, "folder of the images, where they lie apart from their annotations"
+    )
     max_bad: float = _field(
         0.5, "largest share of the annotations that may be unusable; 1 takes what is left"
     )

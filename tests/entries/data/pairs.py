@@ -3,18 +3,19 @@
 from pathlib import Path
 
 from ..errors import DataError
-from . import Sample, Source, Split, check_images, text_of
+from . import USUAL, Places, Sample, Source, Split, check_images, text_of
 
 EXPECTS = "ROOT/train.pairs and val.pairs with lines `file = class`"
 TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = False
+PLACES: tuple[str, ...] = ()
 
 
 def detect(root: str, target: str = "label") -> bool:
     return (Path(root) / "train.pairs").is_file()
 
 
-def load(root: str, split: str | None, target: str = "label") -> Split:
+def load(root: str, split: str | None, target: str = "label", elsewhere: Places = USUAL) -> Split:
     split = split or "val"
     path = Path(root) / f"{split}.pairs"
     pairs = parse(text_of(path), str(path))
