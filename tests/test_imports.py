@@ -38,8 +38,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "deploy": "boxes checkpoint deploy errors facts files find geometry images predictions "
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
-    "training": "__init__ boxes checkpoint data deploy errors facts files find images inputs "
-    "predictions preprocess reading report sizes tasks training",
+    "training": "__init__ boxes checkpoint data errors facts files find images inputs predictions "
+    "preprocess reading report sizes tasks training",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",

@@ -6,17 +6,20 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+from PIL import Image
 from torch import Tensor
 
-from .. import tasks
+from .. import checkpoint, tasks
+from ..boxes import Limits
 from ..data import Sample, Split
-from ..deploy.predictor import load
 from ..errors import DataError
 from ..files import writing
 from ..inputs.dataset import ImageDataset
 from ..predictions import Judged, Prediction
 from ..preprocess import Preprocess
 from ..report.draw import captioned, grid
+from ..tasks import limits_of, named
 from .folder import BEST
 from .hooks import Hook
 from .objective import Targets
@@ -56,10 +59,13 @@ class TrainingBatches(Hook):
 
 def samples(run: Path, val: Split) -> None:
     """plots/samples.jpg and plots/mistakes.jpg: the best weights on some validation pictures."""
-    predictor = load(run / BEST)
-    task = tasks.find(predictor.task)
-    data = ImageDataset(val, predictor.preprocess, target=task.TARGET)
-    best_score = predictor.facts.best_score  # where F1 was best
+    best = checkpoint.load(run / BEST)
+    task = tasks.find(best.model.task)
+    limits = limits_of(best.meta)
+    if limits is not None and task.limit is not None:
+        task.limit(best.model.head, limits)
+    data = ImageDataset(val, best.preprocess, target=task.TARGET)
+    best_score = best.meta.best_score  # where F1 was best
     threshold = USUAL_SCORE if best_score is None else best_score
     looked: list[Judged] = []
     began = time.monotonic()
@@ -70,8 +76,8 @@ def samples(run: Path, val: Split) -> None:
             picture, truth = data.annotated(index)
         except DataError:  # named when it was evaluated
             continue
-        prediction = predictor.predictions([picture])[0]
-        looked.append(prediction.judge(picture, truth, predictor.classes, threshold, SIDE))
+        prediction = _found(best, picture, limits)
+        looked.append(prediction.judge(picture, truth, best.classes, threshold, SIDE))
     if not looked:
         return
     columns = 4 // len(looked[0].pictures)
@@ -86,6 +92,14 @@ def samples(run: Path, val: Split) -> None:
                 for picture, caption in zip(one.pictures, one.captions, strict=True)
             ]
             grid(sheet, columns * len(looked[0].pictures), path)
+
+
+@torch.inference_mode()
+def _found(best: checkpoint.Checkpoint, image: Image.Image, limits: Limits | None) -> Prediction:
+    """What the weights find in an image, in its pixels."""
+    outputs = named(best.model(best.preprocess(image)[None]))
+    (decoded,) = tasks.find(best.model.task).decode(outputs, best.preprocess.size, limits)
+    return decoded.restore(best.preprocess.place(image.height, image.width))
 
 
 def spread(split: Split, count: int) -> list[Sample]:
