@@ -296,7 +296,7 @@ class Facts:
         values["source"] = None if source is None else Source.from_json(source)
         values["exported"] = Exported.from_json(checked)
         values["file"] = FileFacts.from_json(checked)
-        values["version"] = checked.get("version", "")
+        values["version"] = checked.get("version", "unknown")
         values["format"] = checked.get("format", 0)
         values["others"] = {key: value for key, value in checked.items() if key not in RULES}
         return cls(**values)

@@ -47,6 +47,13 @@ def test_keys_that_are_not_known_stay_where_they_were() -> None:
     assert read.to_json() == about
 
 
+def test_what_is_written_of_a_file_without_a_version_can_be_read() -> None:
+    about = recording("ssd")
+    del about["version"]
+    read = Facts.from_json(about, "a.json")
+    assert Facts.from_json(read.to_json(), "a.json") == read
+
+
 WRONG: list[tuple[str, Any, str]] = [
     ("limits", {"nms": "a lot"}, "max_objects, nms, score and only"),
     ("limits", {"max_object": 5}, "max_objects, nms, score and only"),
