@@ -148,12 +148,12 @@ def test_a_script_runs_apart_and_its_last_words_are_said(root: Path, tmp_path: P
 
 
 def test_replaced_operators_compute_the_same(model: nn.Module, image: Tensor):
-    outputs = ["z", "boxes", "map"]
-    program = capture(model, image, outputs, instead=litert.INSTEAD)
+    request = Request(model, image, Path(), ["z", "boxes", "map"])
+    program = capture(request, instead=litert.INSTEAD)
     used = {str(node.target) for node in program.graph.nodes}
     assert not used & {"aten.pow.Tensor_Scalar", "aten.expand.default"}
     assert {"aten.pow.Tensor_Scalar", "aten.expand.default"} <= {
-        str(node.target) for node in capture(model, image, outputs).graph.nodes
+        str(node.target) for node in capture(request).graph.nodes
     }
     for expected, given in zip(
         model(image).values(), program.module()(image=image).values(), strict=True

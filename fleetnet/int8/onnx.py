@@ -60,50 +60,54 @@ def _bounds_a_layer(clip: Any, makers: Mapping[str, Any]) -> bool:
     return maker is not None and maker.op_type in (*WITH_WEIGHTS, "Add")
 
 
-def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
-    """The quantizer is calibrated once, for all files."""
-    import onnx
+def _makers(graph: Any) -> dict[str, Any]:
+    """The node that makes each tensor, by its name."""
+    return {output: node for node in graph.node for output in node.output}
+
+
+def _layer_and_maker(layer: Any, makers: Mapping[str, Any]) -> Iterator[str]:
+    """A layer, and what makes the map that it takes: the map would stay rounded as that gives it in int8."""
+    node = layer
+    while node is not None and node.op_type in LAYERS + BETWEEN:
+        yield node.name
+        if node is not layer and node.op_type not in CLIPPING:
+            return
+        node = makers.get(node.input[0])
+
+
+def _in_float(graph: Any, skip: set[str]) -> set[str]:
+    """The nodes of LAYERS and BETWEEN that stay in float; those of the modules in `skip` among them."""
+    makers = _makers(graph)
+    floats = set(_gates(graph, makers))
+    for node in graph.node:
+        in_backbone = node.name.startswith(("backbone.", "backbone/"))
+        if node.op_type in BETWEEN and not in_backbone:
+            floats.add(node.name)
+        if node.op_type == "Clip" and not _bounds_a_layer(node, makers):
+            floats.add(node.name)
+        if node.op_type in LAYERS and module_of(node.name) in skip:
+            floats.update(_layer_and_maker(node, makers))
+    return floats
+
+
+def _taken_in_int8(graph: Any) -> set[str]:
+    """The maps that can be in int8: elsewhere a head may have infinities."""
+    floats = _in_float(graph, set())
+    nodes = [
+        node for node in graph.node if node.op_type in LAYERS + BETWEEN and node.name not in floats
+    ]
+    return {name for node in nodes for name in (*node.input, *node.output)}
+
+
+def _ranges(float_file: Path, images: np.ndarray) -> Any:
+    """What onnxruntime's calibration finds out about the maps that can be in int8."""
     from onnxruntime import quantization as tools
     from onnxruntime.quantization.calibrate import PercentileCalibrater
 
-    def network() -> Any:
-        return onnx.shape_inference.infer_shapes(onnx.load(float_file))
-
-    def in_float(graph: Any, skip: set[str]) -> set[str]:
-        """The nodes of LAYERS and BETWEEN that stay in float."""
-        makers = {output: node for node in graph.node for output in node.output}
-        found = set(_gates(graph, makers))
-        for node in graph.node:
-            of_head = node.op_type in BETWEEN and not node.name.startswith(
-                ("backbone.", "backbone/")
-            )
-            if of_head or (node.op_type == "Clip" and not _bounds_a_layer(node, makers)):
-                found.add(node.name)
-            maker = node if module_of(node.name) in skip and node.op_type in LAYERS else None
-            # what makes the map too: the map would stay rounded as it gives it in int8
-            while maker is not None:
-                found.add(maker.name)
-                maker = (
-                    makers.get(maker.input[0])
-                    if maker is node or maker.op_type in CLIPPING
-                    else None
-                )
-                maker = maker if maker is not None and maker.op_type in LAYERS + BETWEEN else None
-        return found
-
     class Calibrator(PercentileCalibrater):
-        """Only of maps that can be in int8: elsewhere a head may have infinities."""
-
         def select_tensors_to_calibrate(self, model: Any) -> tuple[set[str], dict[str, Any]]:
             names, infos = super().select_tensors_to_calibrate(model)
-            floats = in_float(model.graph, set())
-            kinds = LAYERS + BETWEEN
-            nodes = [
-                node
-                for node in model.graph.node
-                if node.op_type in kinds and node.name not in floats
-            ]
-            return names & {name for node in nodes for name in (*node.input, *node.output)}, infos
+            return names & _taken_in_int8(model.graph), infos
 
     class Reader(tools.CalibrationDataReader):
         def __init__(self, part: np.ndarray):
@@ -116,56 +120,79 @@ def writer(float_file: Path, images: np.ndarray) -> Write:  # noqa: C901
     # The histograms of some images are made at once: all feature maps of these are in memory.
     some = max(1, min(16, 16 * 224**2 // (images.shape[2] * images.shape[3])))
     with quiet(), tempfile.TemporaryDirectory() as folder:
-        calibrator = Calibrator(
-            float_file,
-            augmented_model_path=str(Path(folder) / "ranges.onnx"),
-            percentile=PERCENTILE,
-        )
+        augmented = str(Path(folder) / "ranges.onnx")
+        calibrator = Calibrator(float_file, augmented_model_path=augmented, percentile=PERCENTILE)
         calibrator.augment_graph()
         calibrator.create_inference_session()
         for i in range(0, len(images), some):
             calibrator.collect_data(Reader(images[i : i + some]))
-        ranges = calibrator.compute_data()
+        return calibrator.compute_data()
 
-    def safe_ranges(graph: Any) -> dict[str, list[dict[str, Any]]]:
-        """The range of each channel of each weight, as the quantizer takes it: ±127 times the scale."""
-        tensors = {tensor.name: tensor for tensor in graph.initializer}
-        ranges: dict[str, list[dict[str, Any]]] = {}
-        for node in graph.node:
-            if node.op_type not in WITH_WEIGHTS or node.input[1] not in tensors:
-                continue
-            weight = onnx.numpy_helper.to_array(tensors[node.input[1]])
-            transposed = any(
-                attribute.name == "transB" and attribute.i for attribute in node.attribute
-            )
-            axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
-            rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-            limits = [float(127 * scale) for scale in safe_scales(rows)]
-            ranges[node.input[1]] = [
-                {"axis": axis, "rmin": -limit, "rmax": limit} for limit in limits
-            ]
-        return ranges
+
+def _safe_ranges(graph: Any) -> dict[str, list[dict[str, Any]]]:
+    """The range of each channel of each weight, as the quantizer takes it: ±127 times the scale."""
+    import onnx
+
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    ranges: dict[str, list[dict[str, Any]]] = {}
+    for node in graph.node:
+        if node.op_type not in WITH_WEIGHTS or node.input[1] not in tensors:
+            continue
+        weight = onnx.numpy_helper.to_array(tensors[node.input[1]])
+        transposed = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        axis = 0 if node.op_type == "Conv" or transposed else weight.ndim - 1
+        rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)  # (channels, values)
+        limits = [float(127 * scale) for scale in safe_scales(rows)]
+        ranges[node.input[1]] = [{"axis": axis, "rmin": -limit, "rmax": limit} for limit in limits]
+    return ranges
+
+
+def _quantized(float_file: Path, skip: set[str], ranges: Any) -> Any:
+    """The network in int8 but for the modules in `skip`, as protobuf."""
+    import onnx
+    from onnxruntime import quantization as tools
+
+    model = onnx.shape_inference.infer_shapes(onnx.load(float_file))
+    with quiet():
+        quantizer = tools.QDQQuantizer(
+            model,
+            per_channel=True,
+            reduce_range=False,
+            weight_qType=tools.QuantType.QInt8,
+            activation_qType=tools.QuantType.QUInt8,
+            tensors_range=ranges,
+            nodes_to_quantize=[],
+            nodes_to_exclude=sorted(_in_float(model.graph, skip)),
+            op_types_to_quantize=LAYERS + BETWEEN,
+            extra_options={
+                "MatMulConstBOnly": True,
+                "TensorQuantOverrides": _safe_ranges(model.graph),
+            },
+        )
+        quantizer.quantize_model()
+    return quantizer.model.model
+
+
+def _layers_in_int8(graph: Any) -> set[str]:
+    """The modules whose weights are in int8."""
+    rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    layers = [node for node in graph.node if node.op_type in WITH_WEIGHTS]
+    return {module_of(node.name) for node in layers if node.input[1] in rounded}
+
+
+def writer(float_file: Path, images: np.ndarray) -> Write:
+    """The quantizer is calibrated once, for all files."""
+    import onnx
+
+    ranges = _ranges(float_file, images)
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
-        model = network()
-        with quiet():
-            quantizer = tools.QDQQuantizer(
-                model, per_channel=True, reduce_range=False, weight_qType=tools.QuantType.QInt8,
-                activation_qType=tools.QuantType.QUInt8, tensors_range=ranges, nodes_to_quantize=[],
-                nodes_to_exclude=sorted(in_float(model.graph, skip)), op_types_to_quantize=LAYERS + BETWEEN,
-                extra_options={"MatMulConstBOnly": True, "TensorQuantOverrides": safe_ranges(model.graph)},
-            )  # fmt: skip
-            quantizer.quantize_model()
-        proto = quantizer.model.model
+        proto = _quantized(float_file, skip, ranges)
         for entry in [entry for entry in proto.metadata_props if entry.key == KEY]:
             proto.metadata_props.remove(entry)
         proto.metadata_props.add(key=KEY, value=to_json(facts, ensure_ascii=False))
         ask_for_lowest_ir(proto)
         onnx.save(proto, path)
-        rounded = {
-            node.output[0] for node in proto.graph.node if node.op_type == "DequantizeLinear"
-        }
-        layers = [node for node in proto.graph.node if node.op_type in WITH_WEIGHTS]
-        return {module_of(node.name) for node in layers if node.input[1] in rounded}
+        return _layers_in_int8(proto.graph)
 
     return write

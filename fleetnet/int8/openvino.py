@@ -8,6 +8,7 @@ mean of those of single images, fasternet_t0 has 20 dB more noise, the others 2 
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,78 +26,112 @@ package = "nncf"
 KEPT = {*WEIGHTED, "Relu", "MaxPool", "Parameter", "Constant", "Result"}
 
 
-def writer(float_file: Path, images: np.ndarray) -> Write:
-    """NNCF collects the ranges anew for every file."""
+def _package(name: str) -> ModuleType:
+    """NNCF and its parts; `ExportError` with the command where it is missing."""
     try:
         with untold():
-            openvino, nncf, passes = map(import_module, ("openvino", "nncf", "openvino.passes"))
-            ranges = import_module(
-                "nncf.quantization.range_estimator"
-            ).RangeEstimatorParametersSet.MINMAX
-            advanced = import_module(
-                "nncf.quantization.advanced_parameters"
-            ).AdvancedQuantizationParameters
+            return import_module(name)
     except ImportError as error:
         raise ExportError(
             "int8 for OpenVINO needs nncf, which is not installed: pip install "
             f"'fleetnet[quantize]' ({error})"
         ) from error
 
-    def rewrite_weights(network: Any, floats: Mapping[str, np.ndarray]) -> None:
-        """Round the float weights of each layer anew, to scales that are safe.
 
-        NNCF's own way, `overflow_fix`, costs half of all scales, and leaves out depthwise layers.
-        """
-        opset = import_module("openvino.opset8")
-        for weight in integer_weights_of(network):
-            exact = floats[weight.layer].reshape(weight.values.shape)
-            scales = safe_scales(weight.rows(exact)).reshape(weight.scales.shape).astype(np.float32)
-            values = np.clip(np.round(exact / scales), -127, 127).astype(np.int8)
-            for before, array in (
-                (weight.constant, values),
-                (weight.scaling.input_value(1).get_node(), scales),
-            ):
-                for target in before.output(0).get_target_inputs():
-                    target.replace_source_output(opset.constant(array).output(0))
+def _network(float_file: Path) -> Any:
+    """The float file, with the weights of depthwise layers as constants.
 
-    def slow(node: Any) -> bool:
-        """Whether int8 is no gain: of groups with several channels ParC-Net's 3x3 ones take ten times as long as in
-        float, and most of the network's time."""
-        if node.get_type_name() != "GroupConvolution":
-            return False
-        # (groups, outputs, inputs, height, width), of a group
-        _, *channels, height, width = node.get_input_shape(1)
-        return max(channels) > 1 and height * width > 1
+    They are behind a reshape, where NNCF does not shrink them.
+    """
+    passes = _package("openvino.passes")
+    network = core().read_model(float_file)
+    folding = passes.Manager()
+    folding.register_pass(passes.ConstantFolding())
+    folding.run_passes(network)
+    return network
+
+
+def _is_slow(node: Any) -> bool:
+    """Whether int8 is no gain: of groups with several channels.
+
+    ParC-Net's 3x3 ones take ten times as long as in float, and most of the network's time.
+    """
+    if node.get_type_name() != "GroupConvolution":
+        return False
+    # (groups, outputs, inputs, height, width), of a group
+    _, *channels, height, width = node.get_input_shape(1)
+    return max(channels) > 1 and height * width > 1
+
+
+def _in_float(network: Any, skip: set[str]) -> list[str]:
+    """The nodes that stay in float; those of the modules in `skip` among them."""
+    return [
+        node.get_friendly_name()
+        for node in network.get_ops()
+        if node.get_type_name() not in KEPT
+        or module_of(node.get_friendly_name()) in skip
+        or _is_slow(node)
+    ]
+
+
+def _float_weights(network: Any) -> dict[str, np.ndarray]:
+    """The weights of each layer, as they are before rounding."""
+    return {
+        node.get_friendly_name(): np.array(node.input_value(1).get_node().data)
+        for node in network.get_ops()
+        if node.get_type_name() in WEIGHTED
+        and node.input_value(1).get_node().get_type_name() == "Constant"
+    }
+
+
+def _quantized(network: Any, floats: list[str], images: np.ndarray) -> Any:
+    """The network in int8 but for the nodes in `floats`."""
+    nncf = _package("nncf")
+    estimators = _package("nncf.quantization.range_estimator").RangeEstimatorParametersSet
+    advanced = _package("nncf.quantization.advanced_parameters").AdvancedQuantizationParameters
+    # The correction of biases changed the noise by at most 0.3 dB, either way, in twice the time.
+    parameters = advanced(
+        activations_range_estimator_params=estimators.MINMAX, disable_bias_correction=True
+    )
+    with quiet():
+        return nncf.quantize(
+            network,
+            nncf.Dataset(list(images), lambda image: image[None]),
+            subset_size=len(images),
+            preset=nncf.QuantizationPreset.MIXED,
+            ignored_scope=nncf.IgnoredScope(names=floats, validate=False),
+            advanced_parameters=parameters,
+        )
+
+
+def _rewrite_weights(network: Any, floats: Mapping[str, np.ndarray]) -> None:
+    """Round the float weights of each layer anew, to scales that are safe.
+
+    NNCF's own way, `overflow_fix`, costs half of all scales, and leaves out depthwise layers.
+    """
+    opset = import_module("openvino.opset8")
+    for weight in integer_weights_of(network):
+        exact = floats[weight.layer].reshape(weight.values.shape)
+        scales = safe_scales(weight.rows(exact)).reshape(weight.scales.shape).astype(np.float32)
+        values = np.clip(np.round(exact / scales), -127, 127).astype(np.int8)
+        for before, array in (
+            (weight.constant, values),
+            (weight.scaling.input_value(1).get_node(), scales),
+        ):
+            for target in before.output(0).get_target_inputs():
+                target.replace_source_output(opset.constant(array).output(0))
+
+
+def writer(float_file: Path, images: np.ndarray) -> Write:
+    """NNCF collects the ranges anew for every file."""
+    openvino = _package("openvino")
+    _package("nncf")  # said before anything is written
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
-        network = core().read_model(float_file)
-        # weights of depthwise layers are behind a reshape, where NNCF does not shrink them
-        folding = passes.Manager()
-        folding.register_pass(passes.ConstantFolding())
-        folding.run_passes(network)
-        floats = [
-            node.get_friendly_name()
-            for node in network.get_ops()
-            if node.get_type_name() not in KEPT
-            or module_of(node.get_friendly_name()) in skip
-            or slow(node)
-        ]
-        exact = {
-            node.get_friendly_name(): np.array(node.input_value(1).get_node().data)
-            for node in network.get_ops()
-            if node.get_type_name() in WEIGHTED
-            and node.input_value(1).get_node().get_type_name() == "Constant"
-        }
-        with quiet():
-            quantized = nncf.quantize(
-                network, nncf.Dataset(list(images), lambda image: image[None]),
-                subset_size=len(images), preset=nncf.QuantizationPreset.MIXED,
-                ignored_scope=nncf.IgnoredScope(names=floats, validate=False),
-                # the correction of biases changed the noise by at most 0.3 dB, either way, in twice
-                # the time
-                advanced_parameters=advanced(activations_range_estimator_params=ranges, disable_bias_correction=True),
-            )  # fmt: skip
-        rewrite_weights(quantized, exact)
+        network = _network(float_file)
+        exact = _float_weights(network)
+        quantized = _quantized(network, _in_float(network, skip), images)
+        _rewrite_weights(quantized, exact)
         quantized.set_rt_info(to_json(facts, ensure_ascii=False), FACTS)
         quantized.set_rt_info("int8", PRECISION)
         openvino.save_model(quantized, path, compress_to_fp16=False)
