@@ -38,7 +38,7 @@ class _HandedOver:
     def __init__(self, batch: Batch):
         self.batch = batch
 
-    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
         return _arrived, tuple(_mapped(part, _by_value) for part in self.batch)
 
 
@@ -46,8 +46,11 @@ def _arrived(*parts: Any) -> Batch:
     return Batch(*(_mapped(part, _as_tensor) for part in parts))
 
 
-def _mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """A structure of dicts and lists with `change` applied to its leaves."""
+def _mapped(value: Any, change: Callable[[object], object]) -> Any:
+    """A structure of dicts and lists with `change` applied to its leaves.
+
+    What is in a `Batch` is of several types, so that only whoever calls knows what comes out.
+    """
     if isinstance(value, dict):
         return {key: _mapped(item, change) for key, item in value.items()}
     if isinstance(value, list):
@@ -62,11 +65,11 @@ class _Bytes:
         self.array = array
 
 
-def _by_value(leaf: Any) -> Any:
+def _by_value(leaf: object) -> object:
     return _Bytes(leaf.numpy()) if isinstance(leaf, Tensor) and not leaf.is_shared() else leaf
 
 
-def _as_tensor(leaf: Any) -> Any:
+def _as_tensor(leaf: object) -> object:
     return torch.from_numpy(leaf.array) if isinstance(leaf, _Bytes) else leaf
 
 
@@ -81,7 +84,7 @@ class HandOver:
     def __init__(self, workers: int):
         self.turn = multiprocessing.Lock() if workers else None
 
-    def __call__(self, items: Sequence[Item | str]) -> Any:
+    def __call__(self, items: Sequence[Item | str]) -> "Batch | _HandedOver":
         batch = collate(items)
         if get_worker_info() is None or self.turn is None:
             return batch
@@ -94,7 +97,7 @@ class HandOver:
         return _HandedOver(batch)
 
 
-def _share(leaf: Any) -> Any:
+def _share(leaf: object) -> object:
     """A large tensor in shared memory if there is room, and anything else as it is."""
     if not isinstance(leaf, Tensor):
         return leaf

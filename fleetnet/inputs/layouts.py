@@ -143,10 +143,10 @@ class Mosaic(Layout):
 
 @dataclass(frozen=True)
 class Crop(Layout):
-    """SSD's random crop with a least overlap with an object, stretched to the input (arXiv:1512.02325).
+    """SSD's random crop with a least overlap with an object, stretched to the input.
 
-    The rule of torchvision's RandomIoUCrop, which tries one crop after the other, and so takes
-    three times as long.
+    arXiv:1512.02325. The rule of torchvision's RandomIoUCrop, which tries one crop after the other,
+    and so takes three times as long.
     """
 
     preprocess: Preprocess

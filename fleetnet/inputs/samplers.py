@@ -11,10 +11,10 @@ from ..data import Split
 
 
 class Order(Protocol):
-    """In which order an epoch goes through the samples: their indices, some left out or repeated if it likes.
+    """In which order an epoch goes through the samples: their indices.
 
-    It is a function of the epoch alone, so that a run that continues goes on as if it had never
-    stopped.
+    It may leave out some, and repeat some. It is a function of the epoch alone, so that a run that
+    continues goes on as if it had never stopped.
     """
 
     epoch: int  # from 0; set before each pass

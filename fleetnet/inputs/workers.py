@@ -49,7 +49,10 @@ class Positions:
             self.samples[info.id] = index
 
     def read(self, data: ImageDataset, pids: Sequence[int] = ()) -> str:
-        """ "process 4711: photos/a.jpg" for each worker, or those of `pids`; "" if none has begun."""
+        """ "process 4711: photos/a.jpg" for each worker, or those of `pids`.
+
+        "" if none has begun.
+        """
         of_workers = [
             f"process {pid}: {_named(data, index)}"
             for pid, index in zip(self.pids, self.samples, strict=True)

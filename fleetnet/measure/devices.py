@@ -1,4 +1,4 @@
-"""Latency on a phone or a board, over adb or ssh, by the benchmark program of the runtime that a file is for.
+"""Latency on a phone or a board, over adb or ssh, by the benchmark program of a runtime.
 
 The program is the user's, built from the sources of MNN, ncnn or onnxruntime, and is known by its
 file name: see TOOLS. Everything is copied into a folder of its own, which is removed at the end,
@@ -13,8 +13,8 @@ import re
 import shlex
 import shutil
 import subprocess
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -53,7 +53,8 @@ class Tool:
     suffix: str  # of the files
     # arguments, for the path of the copied file and a number of calls
     words: Callable[[Job, str, int], list[str]]
-    found: str  # regular expression with the groups "mean" and "least"; FILE stands for the file
+    # regular expression with the groups "mean" and "least"; FILE stands for the file
+    times: str
     unit: float = 1.0  # of "least", in milliseconds; "mean" is in milliseconds
 
 
@@ -113,7 +114,10 @@ TOOLS = {  # file name of the program
 
 @dataclass(frozen=True)
 class Device:
-    """A phone ("adb" and its serial number) or a board ("ssh" and a host, as ssh's own configuration knows it)."""
+    """A phone ("adb" and its serial number) or a board ("ssh" and a host).
+
+    The host is called as ssh's own configuration knows it.
+    """
 
     kind: str
     address: str
@@ -152,13 +156,13 @@ class Device:
         if shutil.which(words[0]) is None:
             raise FleetnetError(f"{self} needs the program {words[0]}, which is not installed here")
         try:
-            with (stdin or Path("/dev/null")).open("rb") as given:
-                done = subprocess.run(words, stdin=given, capture_output=True, timeout=TIMEOUT)
+            with (stdin or Path("/dev/null")).open("rb") as content:
+                call = subprocess.run(words, stdin=content, capture_output=True, timeout=TIMEOUT)
         except subprocess.TimeoutExpired as error:
             raise FleetnetError(f"{self}: a command did not end within {TIMEOUT} s") from error
-        printed = done.stdout.decode(errors="replace").replace("\r\n", "\n")
-        if done.returncode and STATUS.search(printed) is None:
-            said = _last(done.stderr.decode(errors="replace") or printed)
+        printed = call.stdout.decode(errors="replace").replace("\r\n", "\n")
+        if call.returncode and STATUS.search(printed) is None:
+            said = _last(call.stderr.decode(errors="replace") or printed)
             raise FleetnetError(
                 f"{self} cannot be used: {words[0]} says: {said}. {ADVICE[self.kind]}"
             )
@@ -206,16 +210,22 @@ def conditions(device: Device, threads: int) -> dict[str, object]:
     }
     script = "\n".join(f'echo "{key}=$({command} 2>/dev/null)"' for key, command in asked.items())
     lines = (line.partition("=") for line in device.shell(script).splitlines())
-    told = {key: value.strip() or None for key, _, value in lines if key in asked}
-    cores, load = told.get("cores"), told.get("load")
+    answers = {key: value.strip() or None for key, _, value in lines if key in asked}
+    cores, load = answers.get("cores"), answers.get("load")
     numbers = {"cores": cores and int(cores), "load": load and float(load)}
-    return {"device": str(device), **dict.fromkeys(asked), **told, **numbers, "threads": threads}
+    return {
+        "device": str(device),
+        **dict.fromkeys(asked),
+        **answers,
+        **numbers,
+        "threads": threads,
+    }
 
 
 def measure(
     device: Device, binaries: Sequence[str], jobs: Sequence[Job], runs: int = 100
 ) -> list[Row]:
-    """Time each file `runs` times on the device, in rounds, with the program among `binaries` that is for its kind.
+    """Time each file `runs` times on the device, in rounds, with its program among `binaries`.
 
     A program that is a file here is copied, with the shared libraries beside it; else it is one on
     the device. Raises `UsageError` for a program of unknown name, or none for a file,
@@ -226,14 +236,49 @@ def measure(
         raise UsageError(f"runs is {runs}; allowed: at least 1")
     by_suffix = {tool(binary).suffix: binary for binary in binaries}
     for job in jobs:
-        if job.file.suffix not in by_suffix:
-            able = [name for name, known in TOOLS.items() if known.suffix == job.file.suffix]
-            needed = (
-                f"give {' or '.join(able)}"
-                if able
-                else f"there is none, only for {', '.join(sorted(by_suffix))}"
-            )
-            raise UsageError(f"no benchmark program for {job.file.name}: {needed}")
+        _check_program(job, by_suffix)
+    rounds = min(ROUNDS, runs)
+    calls = -(-runs // rounds)  # of a round, rounded up
+    times: list[list[float]] = [[] for _ in jobs]
+    least = [math.inf for _ in jobs]
+    order = list(range(len(jobs)))
+    shuffle = random.Random(0).shuffle
+    with _folder_on(device) as folder:
+        programs = {
+            suffix: _program(device, binary, folder) for suffix, binary in by_suffix.items()
+        }
+        for i, job in enumerate(jobs):
+            _copy(device, job, f"{folder}/{i}")
+        for _ in range(rounds):
+            shuffle(order)
+            for i in order:
+                suffix = jobs[i].file.suffix
+                by, program = tool(by_suffix[suffix]), programs[suffix]
+                mean, fastest = _run(device, by, program, folder, i, jobs[i], calls)
+                times[i].append(mean)
+                least[i] = min(least[i], fastest)
+    return [
+        Row(job.name, tuple(measured), None, job.threads, least=fastest)
+        for job, measured, fastest in zip(jobs, times, least, strict=True)
+    ]
+
+
+def _check_program(job: Job, by_suffix: Mapping[str, str]) -> None:
+    """`UsageError` if none of the programs is for this file; it says which would be."""
+    suffix = job.file.suffix
+    if suffix in by_suffix:
+        return
+    able = [name for name, program in TOOLS.items() if program.suffix == suffix]
+    if able:
+        needed = f"give {' or '.join(able)}"
+    else:
+        needed = f"there is none, only for {', '.join(sorted(by_suffix))}"
+    raise UsageError(f"no benchmark program for {job.file.name}: {needed}")
+
+
+@contextmanager
+def _folder_on(device: Device) -> Iterator[str]:
+    """A new folder on the device, which is gone afterwards."""
     base = FOLDERS[device.kind]
     folder = _line(device.shell(f"mktemp -d {base}/fleetnet.XXXXXX"))
     if not re.fullmatch(rf"{base}/fleetnet\.\w+", folder):
@@ -241,37 +286,10 @@ def measure(
             f"{device}: no folder could be made in {base}: {folder or 'no message'}"
         )
     try:
-        programs = {
-            suffix: _program(device, binary, folder) for suffix, binary in by_suffix.items()
-        }
-        for i, job in enumerate(jobs):
-            _copy(device, job, f"{folder}/{i}")
-        times: list[list[float]] = [[] for _ in jobs]
-        least: list[float] = [math.inf for _ in jobs]
-        order, rounds = list(range(len(jobs))), min(ROUNDS, runs)
-        shuffle = random.Random(0).shuffle
-        for _ in range(rounds):
-            shuffle(order)
-            for i in order:
-                job, binary = jobs[i], by_suffix[jobs[i].file.suffix]
-                mean, fastest = _run(
-                    device,
-                    tool(binary),
-                    programs[job.file.suffix],
-                    folder,
-                    i,
-                    job,
-                    -(-runs // rounds),
-                )
-                times[i].append(mean)
-                least[i] = min(least[i], fastest)
+        yield folder
     finally:
         with suppress(FleetnetError):  # the device may be gone, which is said already
             device.shell(f"rm -rf {folder}")
-    return [
-        Row(job.name, tuple(measured), None, job.threads, least=fastest)
-        for job, measured, fastest in zip(jobs, times, least, strict=True)
-    ]
 
 
 def _program(device: Device, binary: str, folder: str) -> str:
@@ -282,17 +300,18 @@ def _program(device: Device, binary: str, folder: str) -> str:
             return _line(device.shell(f"command -v {shlex.quote(binary)}"))
         except FleetnetError as error:
             raise FleetnetError(f"{binary} is no file here, and no program on {device}") from error
-    for file in [
-        here,
-        *(f for f in sorted(here.parent.glob("*.so*")) if f.is_file() and f != here),
-    ]:
+    beside = [path for path in sorted(here.parent.glob("*.so*")) if path.is_file()]
+    for file in dict.fromkeys([here, *beside]):
         device.push(file, f"{folder}/{file.name}")
     device.shell(f"chmod 700 {shlex.quote(f'{folder}/{here.name}')}")
     return f"{folder}/{here.name}"
 
 
 def _copy(device: Device, job: Job, folder: str) -> None:
-    """The file into a folder of its own, since MNN's benchmark.out takes all that is in one; its input beside it."""
+    """The file into a folder of its own, and its input beside it.
+
+    MNN's benchmark.out takes all that is in a folder.
+    """
     device.shell(f"mkdir {folder} {folder}-input")
     device.push(job.file, f"{folder}/model{job.file.suffix}")
     shape = [1, 3, *job.size]
@@ -313,7 +332,7 @@ def _run(
         f"cd {folder} && LD_LIBRARY_PATH={libraries}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}} {words}"
     )
     named = rf"(?:{number}/)?{re.escape(PurePosixPath(file).name)}"
-    match = re.search(tool.found.replace("FILE", named), printed, re.MULTILINE | re.DOTALL)
+    match = re.search(tool.times.replace("FILE", named), printed, re.MULTILINE | re.DOTALL)
     with suppress(ValueError):
         mean, least = (float(match[group]) for group in ("mean", "least")) if match else (0.0, 0.0)
         if mean > 0:

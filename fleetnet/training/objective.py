@@ -32,7 +32,8 @@ from ..tasks import Model, named
 from .class_weights import class_weights
 from .config import TrainConfig
 
-Targets = Mapping[str, Any]  # annotations of a batch by name, as the loss of a task takes them
+# Annotations of a batch by name, as in `Batch` and as the loss of a task takes them.
+Targets = Mapping[str, Any]
 
 
 class Objective(Protocol):
