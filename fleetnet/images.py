@@ -41,6 +41,7 @@ FORMATS = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF"
 EXTENSIONS = {
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".bmp", ".dib", ".gif"),
     *(".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
+    *(".heic", ".heif", ".hif"),
 }
 # left by file managers, systems and NAS boxes; names that begin with a dot too
 IGNORED = {
@@ -59,7 +60,9 @@ _UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values
     8: Image.Transpose.ROTATE_90,
 }
 # bytes of memory for each pixel that a decoder takes besides the picture itself
-_DECODERS = {"WEBP": 8, "AVIF": 12, "JPEG2000": 16, "GIF": 1, "BMP": 1, "PPM": 4}
+_DECODERS = {"WEBP": 8, "AVIF": 12, "JPEG2000": 16, "GIF": 1, "BMP": 1, "PPM": 4, "HEIF": 12}
+# What a HEIC file says of itself behind its first 8 bytes. AVIF files may say mif1 too.
+_HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 # Of damaged metadata that we do not use; Pillow warns while it decodes, where other threads may be
 # at work.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.TiffImagePlugin")
@@ -685,12 +688,32 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     with _OPENING, warnings.catch_warnings():
         # of sizes that we allow, and of metadata that we do not use
         warnings.simplefilter("ignore")
+        formats = (_heif(),) if _is_heic(file) else FORMATS
         file.seek(0)
-        image = Image.open(file, formats=FORMATS)
+        image = Image.open(file, formats=formats)
     width, height = image.size
     if width * height > MAX_PIXELS:  # Pillow checks as well, unless a program has lifted its limit
         raise DataError(f"{width}x{height} pixels are more than the limit of {MAX_PIXELS}")
     return image
+
+
+def _is_heic(file: BinaryIO) -> bool:
+    """Whether a file is of the format that iPhones take pictures in."""
+    file.seek(0)
+    start = file.read(64)
+    return start[4:8] == b"ftyp" and start[8:12] in _HEIC and b"avif" not in start
+
+
+def _heif() -> str:
+    """Pillow's name of the format, with the decoder in place that is no part of it."""
+    try:
+        from pillow_heif import register_heif_opener  # here: an extra
+    except ImportError as error:
+        raise DataError(
+            "HEIC is not read: pip install 'fleetnet[heif]', or convert to JPEG"
+        ) from error
+    register_heif_opener(decode_threads=1)
+    return "HEIF"
 
 
 def _check_memory(image: Image.Image, file: BinaryIO) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -468,3 +469,54 @@ def test_addresses_are_fetched_within_limits(address, path, match):
 def test_no_server_answers():
     with pytest.raises(DataError, match=r"cannot fetch 'http://127\.0\.0\.1:9/x\.png'"):
         images.fetch("http://127.0.0.1:9/x.png")
+
+
+# ---- HEIC
+
+
+def heic_of(image: Image.Image, orientation: int) -> bytes:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pillow-heif is not installed")
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    out = io.BytesIO()
+    heif = pillow_heif.from_pillow(image)
+    heif.save(out, format="HEIF", quality=-1, exif=exif.tobytes())
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L"])
+def test_heic_gives_the_same_in_every_form(tmp_path, mode, orientation):
+    image, _ = MODES[mode]
+    content = heic_of(image, orientation)
+    preprocess = Preprocess((16, 20), mode="letterbox")
+    expected = preprocess(read_picture(content))
+    for name, form in forms_of(content, "heic", tmp_path).items():
+        picture = read_picture(form, channels="BGR" if name == "BGR" else "RGB")
+        assert torch.equal(preprocess(picture), expected), name
+    size, stored = images.examine(tmp_path / "x.heic")
+    assert size == images.read(tmp_path / "x.heic").size
+    assert stored == 1
+    pixels = np.asarray(images.read(content), float)
+    plain = np.asarray(images.read(heic_of(image, 1)), float)
+    turned = np.rot90(plain, {3: 2, 6: -1}.get(orientation, 0))
+    if orientation != 7:
+        assert pixels.shape == turned.shape
+        assert np.abs(pixels - turned).mean() < 6
+
+
+def test_heic_without_its_package_says_what_to_install(tmp_path, monkeypatch):
+    content = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(40)
+    (tmp_path / "x.heic").write_bytes(content)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    message = r"HEIC is not read: pip install 'fleetnet\[heif\]', or convert to JPEG"
+    for source in (content, tmp_path / "x.heic"):
+        with pytest.raises(DataError, match=message):
+            images.load(source)
+
+
+def test_damaged_heic(tmp_path):
+    content = heic_of(MODES["RGB"][0], 1)
+    for cut in (40, 200, len(content) - 50):
+        with pytest.raises(DataError, match="cannot read image"):
+            images.load(content[:cut])
