@@ -62,6 +62,7 @@ __all__ = [
     "files_beside",
     "find",
     "fit_box",
+    "from_samples",
     "hold_out",
     "inside",
     "load",
@@ -274,6 +275,35 @@ def load(
     line = f"{root!r} holds nothing but one folder, so {place!r} is read"
     source = loaded.source and replace(loaded.source, root=root)
     return replace(loaded, skipped=[line, *loaded.skipped], source=source)
+
+
+def from_samples(
+    samples: Iterable[Any],
+    classes: Sequence[str] | None = None,
+    sample: Callable[[Any], object] | None = None,
+) -> Split:
+    """A split of pictures and annotations that Python has, for `fit` and `evaluate`.
+
+    Each of `samples` is a pair (picture, label), or a mapping with `image` and the annotations that
+    there are:
+
+        image   a path, an array (height, width, 3), or a PIL image
+        label   of the picture: a name or a number
+        boxes   (x0, y0, x1, y1) in pixels, with `labels`, one each; `crowd` may say which are crowds
+        masks   of the same objects: bool arrays (height, width), or polygons or run lengths of COCO
+        map     the label of each pixel: whole numbers (height, width), or a path; 255 is of no class
+        id      of the picture
+
+    `classes` names the labels; without it they are named by the names or numbers that occur.
+    `sample` makes such a sample of an item, for data sets of torchvision, Hugging Face and others.
+    One that has a length and is asked by number is gone through once for its annotations, and then
+    asked again for each picture; worker processes need it to be picklable. The pictures of other
+    iterables stay in memory, unless they are paths. Raises `DataError` naming the sample, and
+    `UsageError` for what is none.
+    """
+    from . import _samples
+
+    return _samples.from_samples(samples, classes, sample)
 
 
 def _check_places(name: str, elsewhere: Places) -> None:

@@ -102,3 +102,11 @@ def run_lengths(counts: Any) -> np.ndarray:
     ):
         raise DataError("RLE counts are not whole numbers from 0 up")
     return np.array(counts, dtype=np.int64)
+
+
+def runs_of(mask: np.ndarray) -> list[int]:
+    """COCO's run lengths of a mask, down its columns: outside, inside, outside, ..."""
+    pixels = mask.T.ravel()
+    ends = [*(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1).tolist(), len(pixels)]
+    lengths = np.diff([0, *ends]).tolist()
+    return [0, *lengths] if pixels[0] else lengths

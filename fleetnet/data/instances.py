@@ -44,6 +44,7 @@ from ._conventions import (
     word_in,
 )
 from ._map_places import MAPS, Place, map_places
+from ._masks import runs_of
 
 EXPECTS = "ROOT/images with ROOT/instance_ids or masks (1, 2, ... for objects); or ROOT/ID/images and ROOT/ID/masks"
 TARGETS: tuple[str, ...] = ("masks", "boxes")
@@ -137,16 +138,8 @@ def _object(mask: np.ndarray, with_mask: bool) -> Object:
         float(rows[-1] + 1),
     )
     height, width = mask.shape
-    segmentation = {"size": [height, width], "counts": _runs(mask)} if with_mask else None
+    segmentation = {"size": [height, width], "counts": runs_of(mask)} if with_mask else None
     return Object(box, 0, segmentation, area=float(mask.sum()))
-
-
-def _runs(mask: np.ndarray) -> list[int]:
-    """COCO's run lengths of a mask, down its columns: outside, inside, outside, ..."""
-    pixels = mask.T.ravel()
-    ends = [*(np.flatnonzero(pixels[1:] != pixels[:-1]) + 1).tolist(), len(pixels)]
-    lengths = np.diff([0, *ends]).tolist()
-    return [0, *lengths] if pixels[0] else lengths
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
