@@ -529,8 +529,8 @@ def whole(value: object) -> int | None:
         return value
     if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,300}\s*", value):
         return int(value)  # exactly: ids may have more digits than a float
-    found = number(value)
-    return int(found) if found is not None and found.is_integer() else None
+    real = number(value)
+    return int(real) if real is not None and real.is_integer() else None
 
 
 def parse_classes(text: str, source: str) -> list[str]:

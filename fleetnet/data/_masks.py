@@ -34,7 +34,7 @@ def mask_of(
     return mask.decode(mask.merge(mask.frPyObjects(polygons, *size))).astype(bool)
 
 
-def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
+def check_segmentation(segmentation: object, size: tuple[int, int]) -> None:
     """Raise `DataError` for a segmentation that is no mask of a picture of `size` (height, width).
 
     It is `NoMask` for polygons that cannot be drawn and where there is nothing, but not for run
@@ -69,7 +69,7 @@ def check_segmentation(segmentation: Any, size: tuple[int, int]) -> None:
             raise NoMask(f"a polygon leaves the picture of {width}x{height} far behind")
 
 
-def run_lengths(counts: Any) -> np.ndarray:
+def run_lengths(counts: object) -> np.ndarray:
     """The run lengths of an RLE, of pixels outside and inside in turn, from a list of them or from COCO's string.
 
     The string holds, 5 bits a character, each length as its difference to the last but one.

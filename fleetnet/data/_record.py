@@ -162,8 +162,10 @@ def _chosen(parts: tuple[Split, Split], names: Sequence[str], root: str) -> Spli
 def sources(run: Path) -> dict[str, str]:
     """What a run was trained and measured on, for its report; nothing where it has no record."""
     kept = _read_record(run)
-    told = {"trained on": "train", "measured on": "val"}
-    return {name: str(kept[part].get("source")) for name, part in told.items()} if kept else {}
+    if not kept:
+        return {}
+    parts = {"trained on": "train", "measured on": "val"}
+    return {name: str(kept[part].get("source")) for name, part in parts.items()}
 
 
 def _read_record(model: Path) -> dict[str, Any] | None:

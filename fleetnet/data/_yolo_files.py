@@ -5,7 +5,7 @@ import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
@@ -63,41 +63,46 @@ class Described(NamedTuple):
 def parse_yaml(text: str, source: str) -> Described:
     """What the text of a YAML file says; `source` names it in errors."""
     try:
-        given = yaml.load(text, _Loader)
-    except (
-        yaml.YAMLError,
-        ValueError,
-        RecursionError,
-    ) as error:  # a date that there is not is a ValueError
+        described = yaml.load(text, _Loader)
+    # A date that there is not is a ValueError.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DataError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(given, dict):
+    if not isinstance(described, dict):
         raise DataError(f"{source}: expected names, train and val")
-    names = _named(given.get("names"), source)
-    if whole(given.get("nc", len(names))) != len(names):
+    names = _named(described.get("names"), source)
+    if whole(described.get("nc", len(names))) != len(names):
         raise DataError(
-            f"{source}: nc is {_SHOWN.repr(given['nc'])}, but there are {len(names)} names"
+            f"{source}: nc is {_SHOWN.repr(described['nc'])}, but there are {len(names)} names"
         )
     classes = list(dict.fromkeys(names))
-    keys = {key: key for key in given if isinstance(key, str) and given[key]}
-    entries: dict[str, list[str]] = {}
-    for split, key in by_split(keys).items():
-        rows = given[key] if isinstance(given[key], list) else [given[key]]
-        if not all(isinstance(row, str) for row in rows):
-            raise DataError(
-                f"{source}: {key} is {_SHOWN.repr(given[key])}; expected a path, or a list of them"
-            )
-        entries[split] = rows
-    base = given.get("path") or "."
+    entries = _entries(described, source)
+    base = described.get("path") or "."
     if not entries or not isinstance(base, str):
         raise DataError(f"{source}: has no paths under train, val or test")
     return Described(
-        classes, [classes.index(name) for name in names], entries, base, _pose(given, source)
+        classes, [classes.index(name) for name in names], entries, base, _pose(described, source)
     )
 
 
-def _pose(given: dict[Any, Any], source: str) -> int:
+def _entries(described: Mapping[object, object], source: str) -> dict[str, list[str]]:
+    """The paths of each split."""
+    keys = {key: key for key in described if isinstance(key, str) and described[key]}
+    entries: dict[str, list[str]] = {}
+    for split, key in by_split(keys).items():
+        value = described[key]
+        rows = value if isinstance(value, list) else [value]
+        paths = [row for row in rows if isinstance(row, str)]
+        if len(paths) < len(rows):
+            raise DataError(
+                f"{source}: {key} is {_SHOWN.repr(value)}; expected a path, or a list of them"
+            )
+        entries[split] = paths
+    return entries
+
+
+def _pose(described: Mapping[object, object], source: str) -> int:
     """The number of values of a pose: 4 of the box, and those of its keypoints; 0 without kpt_shape."""
-    shape = given.get("kpt_shape")
+    shape = described.get("kpt_shape")
     if shape is None:
         return 0
     sides = [whole(side) for side in shape] if isinstance(shape, list) and len(shape) == 2 else []
@@ -109,7 +114,7 @@ def _pose(given: dict[Any, Any], source: str) -> int:
     return 4 + points * dimensions
 
 
-def _named(names: Any, source: str) -> list[str]:
+def _named(names: object, source: str) -> list[str]:
     """The class names, one for each index, as they stand."""
     if isinstance(names, dict):
         by_index = {whole(key): name for key, name in names.items()}

@@ -280,7 +280,7 @@ def _object(
 
 
 def _box(
-    box: Any, mask: Any, size: tuple[int, int], entry: str
+    box: object, mask: Any, size: tuple[int, int], entry: str
 ) -> tuple[float, float, float, float] | None:
     """Corners xyxy of `bbox`, or of what the mask covers where there is none; None without either."""
     values = [number(value) for value in box] if isinstance(box, list) else []
@@ -327,11 +327,11 @@ def _polygons(segmentation: list[Any]) -> list[Any]:
     return [part for part in flat if not isinstance(part, list) or len(part) >= 2 * POINTS]
 
 
-def _is_pair(value: Any) -> bool:
+def _is_pair(value: object) -> bool:
     return isinstance(value, list) and len(value) == 2 and not isinstance(value[0], list)
 
 
-def _id(value: Any) -> int | str | None:
+def _id(value: object) -> int | str | None:
     """An id of an image: a number, also one written as text, or other text; None for anything else."""
     count = whole(value)
     if count is not None:

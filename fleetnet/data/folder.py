@@ -116,9 +116,9 @@ def _scan(
     """The images of each class below `folder`, and what was left out."""
     by_class: list[tuple[str, list[Path]]] = []
     skipped: list[str] = []
-    known = set(classes)
+    allowed = set(classes)
     for child in folders_in(folder):
-        if child.name not in known:
+        if child.name not in allowed:
             near = choose(child.name, classes)
             raise DataError(
                 f"class folder {str(child)!r} has no folder of that name in {first!r}: {near}"
