@@ -32,17 +32,16 @@ from ..runtimes import (
     File,
     Sizes,
     by_suffix,
-    check_hash,
     check_open_size,
     choice,
     parse_open,
-    read_sidecar,
 )
 from ..tasks import Model, Task, limits_of
 from ..weights.read import files_beside
 from .package import Delivered, deliver
 from .predictor import One, Pictures, each, read_picture
 from .preprocessed import Preprocessed
+from .sidecar import check_hash, read_sidecar
 from .trained import Trained
 
 RANDOM = 4  # images that a file is compared on beside pictures

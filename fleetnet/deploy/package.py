@@ -49,9 +49,9 @@ from ..runtimes import (
     find,
     open_shape,
     reason,
-    signed,
     version,
 )
+from .sidecar import signed
 
 RANDOM = 3  # batches that a file is compared on beside the example, where none are given
 # On another CPU a file may be so many times as far from golden.npz as it is here: sums in another
@@ -259,40 +259,44 @@ def deliver(
         path,
         runtime,
         precision,
-        compared,
-        meaning,
-        outputs,
-        opset,
-        dynamic,
-        sizes,
-        elsewhere,
-        explain,
+        examples=compared,
+        meaning=meaning,
+        names=outputs,
+        opset=opset,
+        dynamic=dynamic,
+        sizes=sizes,
+        elsewhere=elsewhere,
+        explain=explain,
     )
     order.check()
+    return _carry_out(order, facts, start)
+
+
+def _carry_out(order: Order, facts: Facts | None, start: float) -> Delivered:
+    """Write, prove and hand over what was ordered; `start` is when it was begun."""
     described = Described.of(order)
     inside = described.inside(facts)
-    with beside(path, "export") as folder:  # a folder, since some formats are two files
-        request = order.request(folder / path.name, inside)
-        find(runtime).export(request)
+    with beside(order.path, "export") as folder:  # a folder, since some formats are two files
+        request = order.request(folder / order.path.name, inside)
+        find(order.runtime).export(request)
         seconds = time.perf_counter() - start
         proof = order.prove(request)
-        parity = proof.parity
         package = Package(
             request.path,
-            path,
-            runtime,
-            precision,
-            opset,
-            described.image,
-            example,
-            order.outputs,
-            proof.golden_tolerance,
-            inside,
-            _of_proof(proof),
+            order.path,
+            order.runtime,
+            order.precision,
+            order.opset,
+            image=described.image,
+            example=order.example,
+            outputs=order.outputs,
+            tolerance=proof.golden_tolerance,
+            inside=inside,
+            of_file=_of_proof(proof),
         )
         sidecar, golden = package.hand_over()
-    by_size = {at.size: parity_there for at, parity_there in proof.elsewhere}
-    return Delivered(path, sidecar, golden, parity, seconds, proof.unverified, by_size)
+    by_size = {at.size: parity for at, parity in proof.elsewhere}
+    return Delivered(order.path, sidecar, golden, proof.parity, seconds, proof.unverified, by_size)
 
 
 def _of_proof(proof: Proof) -> FileFacts:
@@ -459,12 +463,12 @@ class Described:
         height, width = order.example.shape[-2:]
         # Larger by another number of steps each, by which the one is told from the other.
         larger = (height + sizes.step, width + 2 * sizes.step)
-        known: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
+        named: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
         there = _outputs_at(order, order.example.new_zeros(*order.example.shape[:2], *larger))
         number = "batch" if order.dynamic else len(order.example)
         outputs = []
         for output in self.outputs:
-            shape = open_shape(order.outputs[output.name], there[output.name], known)
+            shape = open_shape(order.outputs[output.name], there[output.name], named)
             outputs.append(replace(output, shape=(number, *shape[1:])))
         shape_of_image = (number, order.example.shape[1], "height", "width")
         image = replace(self.image, shape=shape_of_image)

@@ -23,10 +23,11 @@ from ..geometry import Place, Scale
 from ..images import Picture, Range, Source
 from ..predictions import OfInput, Prediction
 from ..preprocess import Preprocess
-from ..runtimes import Guarded, by_suffix, checked, metadata
+from ..runtimes import Guarded, by_suffix, metadata
 from ..runtimes import load as load_file
 from ..tasks import Limiting, limits_of, named
 from ..weights.read import files_beside
+from .sidecar import checked
 from .trained import Trained
 
 One = Source | Tensor | Picture  # a picture in any form

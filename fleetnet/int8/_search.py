@@ -126,12 +126,12 @@ def quantize(
             runtime,
             "int8",
             None,
-            describe("image", search.order.example),
-            search.order.example,
-            search.order.outputs,
-            search.golden_tolerance(written),
-            replace(search.facts, metrics=figures(written.attempt.result)).to_json(),
-            FileFacts(int8=_facts_of_int8(search, written, judged, facts or {})),
+            image=describe("image", search.order.example),
+            example=search.order.example,
+            outputs=search.order.outputs,
+            tolerance=search.golden_tolerance(written),
+            inside=replace(search.facts, metrics=figures(written.attempt.result)).to_json(),
+            of_file=FileFacts(int8=_facts_of_int8(search, written, judged, facts or {})),
         )
         sidecar, golden = package.hand_over()
     return Quantized(path, sidecar, golden, written.attempt.result, **judged)

@@ -27,12 +27,8 @@ from ..find import find as find_module
 from ._guarded import Calls, check_threads, lock_of
 from ._guarded import Guarded as Guarded
 from ._input import Input as Input
-from ._opened import check_hash as check_hash
-from ._opened import checked as checked
 from ._opened import files as files
 from ._opened import opened
-from ._opened import read_sidecar as read_sidecar
-from ._opened import signed as signed
 from ._opened import size_of as size_of
 from ._program import reason as reason
 from ._request import Request as Request

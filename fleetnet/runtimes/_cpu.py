@@ -76,8 +76,8 @@ def int8_class() -> Int8Class:
     arm = platform.machine().lower() in ("arm64", "aarch64")
     if arm:  # every 64-bit Arm has NEON, also where the system does not tell
         features.add("neon")
-    known = ARM if arm else X86
-    return Int8Class(tuple(name for name, words in known.items() if features.intersection(words)))
+    classes = ARM if arm else X86
+    return Int8Class(tuple(name for name, words in classes.items() if features.intersection(words)))
 
 
 def onednn_saturates() -> bool:

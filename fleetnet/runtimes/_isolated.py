@@ -144,16 +144,16 @@ def run(name: str, script: Path, *arguments: str) -> None:
 def _call(words: Sequence[str], failed: str) -> str:
     """Standard output of a command; `ExportError` where it fails."""
     try:
-        done = subprocess.run(
+        finished = subprocess.run(
             words, capture_output=True, text=True, errors="replace", check=False, timeout=SECONDS
         )
     except subprocess.TimeoutExpired as error:
         raise ExportError(f"{failed}: it has not ended after {SECONDS} s") from error
     except OSError as error:
         raise ExportError(f"{failed}: {error}") from error
-    if done.returncode:
-        said = [line.strip() for line in done.stderr.splitlines() if line.strip()]
+    if finished.returncode:
+        said = [line.strip() for line in finished.stderr.splitlines() if line.strip()]
         errors = [line for line in said if line.startswith("ERROR:")] or said
-        reason = errors[-1] if errors else f"it ended with code {done.returncode}"
+        reason = errors[-1] if errors else f"it ended with code {finished.returncode}"
         raise ExportError(f"{failed}: {reason}")
-    return done.stdout
+    return finished.stdout

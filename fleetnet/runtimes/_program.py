@@ -26,10 +26,10 @@ class Named(nn.Module):
         self.model, self.outputs = model, list(outputs)
 
     def forward(self, image: Tensor) -> dict[str, Tensor]:
-        given = self.model(image)
-        if isinstance(given, Tensor):
-            given = [given]
-        values = given.values() if isinstance(given, Mapping) else given
+        outputs = self.model(image)
+        if isinstance(outputs, Tensor):
+            outputs = [outputs]
+        values = outputs.values() if isinstance(outputs, Mapping) else outputs
         return dict(zip(self.outputs, values, strict=True))
 
 

@@ -28,15 +28,15 @@ def parse_open(value: bool | str) -> tuple[bool, bool]:
     return "batch" in words, "size" in words
 
 
-def open_name(known: dict[Hashable, str], formula: Hashable) -> str:
-    """The name of an open dimension: "height", "width" where `known` says so, else "count", "count_2" and so on."""
-    if formula not in known:
-        number = sum(name.startswith("count") for name in known.values()) + 1
-        known[formula] = "count" if number == 1 else f"count_{number}"
-    return known[formula]
+def open_name(named: dict[Hashable, str], formula: Hashable) -> str:
+    """The name of an open dimension: "height", "width" where `named` says so, else "count", "count_2" and so on."""
+    if formula not in named:
+        number = sum(name.startswith("count") for name in named.values()) + 1
+        named[formula] = "count" if number == 1 else f"count_{number}"
+    return named[formula]
 
 
-def open_shape(value: Tensor, there: Tensor, known: dict[Hashable, str]) -> list[Any]:
+def open_shape(value: Tensor, there: Tensor, named: dict[Hashable, str]) -> list[Any]:
     """The shape of an output, with a name for each dimension that is another at another size, `there`."""
     pairs = zip(value.shape, there.shape, strict=True)
-    return [here if here == other else open_name(known, (here, other)) for here, other in pairs]
+    return [here if here == other else open_name(named, (here, other)) for here, other in pairs]

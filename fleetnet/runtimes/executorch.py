@@ -115,10 +115,10 @@ class _Spelled(TorchFunctionMode):
 
 def _refuse(operators: Sequence[str], path: Path | str) -> None:
     """Operators without a kernel, by name: the file would be written, and refused by the runtime."""
-    known = _module("executorch.runtime").Runtime.get().operator_registry.operator_names
-    bases = {name.partition(".")[0] for name in known}
+    kernels = _module("executorch.runtime").Runtime.get().operator_registry.operator_names
+    bases = {name.partition(".")[0] for name in kernels}
     unknown = sorted(
-        {name for name in operators if name not in known and name.partition(".")[0] not in bases}
+        {name for name in operators if name not in kernels and name.partition(".")[0] not in bases}
     )
     if unknown:
         raise ExportError(
@@ -169,14 +169,14 @@ def export(request: Request) -> None:
             edge = exir.to_edge_transform_and_lower(
                 program, partitioner=[partitioner], compile_config=config
             )
-            done = edge.to_executorch()
+            lowered = edge.to_executorch()
     except Exception as error:  # whatever its passes raise
         raise ExportError(
             f"{path}: ExecuTorch cannot translate this model: {reason(error)}"
         ) from error
-    plan = done.executorch_program.execution_plan[0]
+    plan = lowered.executorch_program.execution_plan[0]
     _refuse([f"{op.name}.{op.overload}" if op.overload else op.name for op in plan.operators], path)
-    done.save(str(path))
+    lowered.save(str(path))
 
 
 class _Pool:

@@ -171,15 +171,15 @@ def _convert(
     """Write the file and run it once for each of `shapes`."""
     request = to_json([options, str(path), outputs, shapes, dtype, DTYPES[dtype]])
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             [sys.executable, "-P", "-c", CONVERT], input=request, capture_output=True, text=True, errors="replace",
             timeout=SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ExportError(f"{path}: MNN has not converted this model after {SECONDS} s") from error
-    if done.returncode == 0:
+    if process.returncode == 0:
         return
-    said = done.stdout + done.stderr
+    said = process.stdout + process.stderr
     missing = sorted(set(re.findall(r"ONNX::(\w+)", said)))
     if missing:
         raise ExportError(
@@ -191,8 +191,8 @@ def _convert(
         if re.search("error|fail|not support", line, re.IGNORECASE)
     ]
     reason = "; ".join(wrong[:3]) or (
-        f"its process ended with signal {-done.returncode}"
-        if done.returncode < 0
+        f"its process ended with signal {-process.returncode}"
+        if process.returncode < 0
         else said.strip()[-300:]
     )
     what = "run the file that it made of this model" if path.is_file() else "convert this model"
@@ -239,10 +239,10 @@ def _network(
     def array(output: Any) -> np.ndarray | None:
         try:
             # its own layout has channels in packs of four
-            found = np.array(f.convert(output, f.NCHW).read())
+            values = np.array(f.convert(output, f.NCHW).read())
         except SystemError:
             return None
-        return found.astype(np.int64) if found.dtype == np.int32 else found  # MNN has no int64
+        return values.astype(np.int64) if values.dtype == np.int32 else values  # MNN has no int64
 
     def run(image: np.ndarray) -> list[np.ndarray | None]:
         if not taken or taken[0].shape != list(image.shape):

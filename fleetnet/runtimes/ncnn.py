@@ -153,18 +153,18 @@ def _convert(
         f"fp16={int(half)}",
     ]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, cwd=folder, capture_output=True, text=True, errors="replace", stdin=subprocess.DEVNULL,
             timeout=SECONDS,
         )  # fmt: skip
     except subprocess.TimeoutExpired as error:
         raise ExportError(f"pnnx has not converted this model after {SECONDS} s") from error
     files = [folder / f"model.{name}" for name in ("pnnx.param", "ncnn.param", "ncnn.bin")]
-    if done.returncode or not all(file.is_file() for file in files):
-        said = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]
+    if process.returncode or not all(file.is_file() for file in files):
+        said = [line for line in (process.stdout + process.stderr).splitlines() if line.strip()]
         last = said[-1] if said else "it says nothing"
         raise ExportError(
-            f"pnnx cannot convert this model (it ended with {done.returncode}): {last}"
+            f"pnnx cannot convert this model (it ended with {process.returncode}): {last}"
         )
     graph, layers = (file.read_text(encoding="utf-8").splitlines() for file in files[:2])
     return graph, layers, files[2].read_bytes()

@@ -93,9 +93,9 @@ def _name_by_module(graph: Any) -> None:
     constants = {tensor.name for tensor in graph.initializer}
     used: Counter[str] = Counter()
     for node in graph.node:
-        known = {entry.key: entry.value for entry in node.metadata_props}
+        notes = {entry.key: entry.value for entry in node.metadata_props}
         # modules, then the node's own name
-        scopes = ast.literal_eval(known.get("pkg.torch.onnx.name_scopes", "[]"))
+        scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "[]"))
         modules = [scope for scope in scopes[-2:-1] if scope not in NO_MODULES]
         weight = node.input[1] if node.op_type in WEIGHTED and len(node.input) > 1 else ""
         if weight in constants and weight.endswith(".weight"):
@@ -124,11 +124,11 @@ def _spell_gates(onnx: ModuleType, graph: Any) -> None:
         ):
             nodes.append(node)
             continue
-        given, output, module = node.input[0], node.output[0], node.name.rpartition("/")[0]
+        taken, output, module = node.input[0], node.output[0], node.name.rpartition("/")[0]
         scaled, shifted = f"{output}_scaled", f"{output}_shifted"
         nodes += [
             onnx.helper.make_node(
-                "Mul", [given, "gate_scale"], [scaled], name=f"{module}/{scaled}"
+                "Mul", [taken, "gate_scale"], [scaled], name=f"{module}/{scaled}"
             ),
             onnx.helper.make_node(
                 "Add", [scaled, "gate_shift"], [shifted], name=f"{module}/{shifted}"
@@ -178,13 +178,13 @@ def _name_open_dimensions(graph: Any) -> None:
     given.
     """
     image = graph.input[0].type.tensor_type.shape.dim
-    known: dict[Any, str] = {image[2].dim_param: "height", image[3].dim_param: "width"}
+    named: dict[Any, str] = {image[2].dim_param: "height", image[3].dim_param: "width"}
     if image[0].dim_param:
-        known[image[0].dim_param] = image[0].dim_param
+        named[image[0].dim_param] = image[0].dim_param
     for value in [*graph.input, *graph.output]:
         for dimension in value.type.tensor_type.shape.dim:
             if dimension.dim_param:
-                dimension.dim_param = open_name(known, dimension.dim_param)
+                dimension.dim_param = open_name(named, dimension.dim_param)
     del graph.value_info[:]
 
 
@@ -369,9 +369,9 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
         for i, output in enumerate(node.output)
         if output
     }
-    known = {output.name for output in proto.graph.output}
+    shown = {output.name for output in proto.graph.output}
     proto.graph.output.extend(
-        onnx.ValueInfoProto(name=output) for output in names if output not in known
+        onnx.ValueInfoProto(name=output) for output in names if output not in shown
     )
     session = _session(path, threads, proto.SerializeToString())
     image, images = _input_of(session, path)

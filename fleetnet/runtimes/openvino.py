@@ -203,7 +203,7 @@ class IntegerWeight:
 
 def integer_weights_of(network: Any) -> list[IntegerWeight]:
     """The int8 weights of a network, in the order of its layers."""
-    found = []
+    weights = []
     for node in network.get_ordered_ops():
         if node.get_type_name() not in WEIGHTED:
             continue
@@ -220,8 +220,8 @@ def integer_weights_of(network: Any) -> list[IntegerWeight]:
             continue
         values, scales = np.array(constant.data), np.array(scaling.input_value(1).get_node().data)
         scales = scales.reshape((1,) * (values.ndim - scales.ndim) + scales.shape)
-        found.append(IntegerWeight(node.get_friendly_name(), values, scales, constant, scaling))
-    return found
+        weights.append(IntegerWeight(node.get_friendly_name(), values, scales, constant, scaling))
+    return weights
 
 
 def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
