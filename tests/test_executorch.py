@@ -63,7 +63,7 @@ def done(small: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Delivere
         image(*SIZE, 2),
         tmp_path_factory.mktemp("executorch") / "model.pte",
         "executorch",
-        {},
+        None,
     )
 
 

@@ -60,7 +60,7 @@ def test_classifiers(name: str, precision: str, tmp_path: Path, capfd: pytest.Ca
         image(*SIZE, 1),
         tmp_path / "model.param",
         "ncnn",
-        {},
+        None,
         precision=precision,
     )
     assert sorted(f.name for f in tmp_path.iterdir()) == [
