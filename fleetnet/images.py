@@ -154,6 +154,24 @@ def examine(path: str | Path) -> tuple[tuple[int, int], int]:
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
 
 
+def thumbnail(path: str | Path, side: int) -> np.ndarray:
+    """The picture in a file as gray levels, (side, side) uint8, to compare it with others; raises as `load` does.
+
+    It is as stored, not turned upright. A JPEG is decoded at an eighth where that is enough.
+    """
+    try:
+        with open_regular(path) as file:
+            image: Image.Image = _open(file)
+            if image.format in ("JPEG", "MPO") and isinstance(image, ImageFile.ImageFile):
+                _check_memory(image, file)
+                image.draft("L", (4 * side, 4 * side))
+            else:
+                image = _of_file(file, None).image
+            return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
+    except Exception as error:  # as in `load`
+        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
+
+
 def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, str]:
     """The range of values that the pictures of a data set have, for `load`, and why.
 

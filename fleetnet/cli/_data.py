@@ -51,3 +51,19 @@ def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list
         sample.image() if callable(sample.image) else sample.image
         for sample in samples[:: -(-len(samples) // PICTURES)]
     ]
+
+
+def say_shared(train: "Split", val: "Split") -> None:
+    """Pictures that train and val have both, which make every figure of val better than it is."""
+    from ..data import few
+    from ..data._shared import shared_by
+
+    shared = shared_by(train, val)
+    for pairs, kind in ((shared.same, "the same as"), (shared.near, "nearly the same as")):
+        if pairs:
+            named = few((f"{str(one)!r} ({str(other)!r})" for one, other in pairs), 3)
+            are = "picture is" if len(pairs) == 1 else "pictures are"
+            say(
+                f"careful: {len(pairs)} of {len(val.samples)} validation {are} {kind} pictures of "
+                f"train, so figures of val are better than they should be: {named}"
+            )

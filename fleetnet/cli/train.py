@@ -16,7 +16,7 @@ from ..training.config import TrainConfig, read_recipe
 from ..training.folder import BEST, CONFIG, HASHED, STATE, environment_of
 from . import Terminated
 from ._arguments import check_types, flag
-from ._data import say_data
+from ._data import say_data, say_shared
 from ._settings import About
 from ._show import say
 
@@ -215,6 +215,7 @@ def _counted(
     for name, split, content in zip(("train", "val"), (train, val), contents, strict=True):
         say_data(name, split, content)
         check_usable(split, content, config.max_bad, learn=name == "train")
+    say_shared(train, val)
     return contents
 
 
