@@ -22,7 +22,10 @@ Scale = tuple[float, float]
 
 
 class Place(NamedTuple):
-    """Where a picture of (height, width) pixels lies in the input: x of the picture is x * scale_x + left there."""
+    """Where a picture of (height, width) pixels lies in the input.
+
+    The picture's x is x * scale_x + left in the input, its y is y * scale_y + top.
+    """
 
     height: int
     width: int
@@ -52,9 +55,9 @@ class Place(NamedTuple):
 
 
 def centers(count: int, scale: float, offset: float, size: int) -> Tensor:
-    """Where the centers of a picture's `count` rows (or columns) lie in an input of `size`, as fractional indices.
+    """Where a picture's `count` rows have their centers, as fractional indices of an input's rows.
 
-    None lies beyond the outermost rows of the input whose own centers are of the picture, so that
+    The input has `size` rows. Columns likewise. None lies beyond the outermost rows of the input whose own centers are of the picture, so that
     nothing is taken from the padding.
     """
     centers = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset - 0.5
@@ -65,7 +68,7 @@ def centers(count: int, scale: float, offset: float, size: int) -> Tensor:
 
 
 def between(maps: Tensor, dim: int, at: Tensor) -> Tensor:
-    """Linear interpolation of maps at fractional indices (n,) of one dimension, which becomes n long."""
+    """Maps at fractional indices (n,) of one dimension, linear between whole ones; it is n long."""
     low = at.floor().long()
     share = (at - low).to(maps.dtype).view(-1, *[1] * (-1 - dim))
     high = (low + 1).clamp(max=maps.shape[dim] - 1)

@@ -71,13 +71,13 @@ class Prediction(OfInput, Protocol):
     def draw(
         self, image: Image.Image, classes: Sequence[str], threshold: float = ..., scale: Scale = ...
     ) -> Image.Image:
-        """A copy of the picture's RGB image, which may be reduced by `scale`, with all of this on it."""
+        """A copy of the picture's RGB image, which is reduced by `scale`, with this on it."""
 
     @classmethod
     def show(
         cls, image: Image.Image, truth: Truth, classes: Sequence[str], side: int
     ) -> tuple[Image.Image, str]:
-        """An annotated picture with its annotation on it, for a place of `side` pixels, and in words."""
+        """A picture with its annotation on it, for a place of `side` pixels, and that in words."""
 
     def judge(
         self,
@@ -106,7 +106,7 @@ def all_of(kind: type[Kind], predictions: Sequence[object]) -> list[Kind]:
 
 
 def _check(name: str, value: Tensor, shape: tuple[int | str, ...], dtype: str) -> None:
-    """`ModelError` unless a tensor has this shape, where words stand for any number, and this kind of values."""
+    """`ModelError` unless a tensor has this shape (words: any number) and this kind of values."""
     sizes = zip(value.shape, shape, strict=False)
     fits = value.ndim == len(shape) and all(
         isinstance(wanted, str) or size == wanted for size, wanted in sizes
@@ -124,7 +124,7 @@ def _check(name: str, value: Tensor, shape: tuple[int | str, ...], dtype: str) -
         raise ModelError(f"{name} are {value.dtype}; needed: {dtype}")
 
 
-# Classes of whole pictures -------------------------------------------------------------------------
+# Classes of whole pictures ----------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +150,7 @@ class Labels:
     def present(
         self, classes: Sequence[str], top: int = 5, threshold: float = 0.0
     ) -> list[tuple[str, float]]:
-        """The `top` classes as (name, probability), most probable first; those below `threshold` are left out."""
+        """The `top` classes as (name, probability), most probable first; none below `threshold`."""
         if len(self.logits) != len(classes):
             raise ModelError(
                 f"there are {len(self.logits)} logits an image, but {len(classes)} class names"
@@ -173,7 +173,10 @@ class Labels:
     def show(
         cls, image: Image.Image, truth: Truth, classes: Sequence[str], side: int
     ) -> tuple[Image.Image, str]:
-        """The image as it is, and its class; of mixed pictures truth["label"] (classes,) are the shares."""
+        """The image as it is, and the name of its class, truth["label"].
+
+        Of mixed pictures that is the share of each class: (classes,).
+        """
         label = truth["label"]
         if label.ndim == 0:
             return image, classes[int(label)]
@@ -200,7 +203,7 @@ class Labels:
         return Judged((image,), (f"{said}, is {classes[right]}",), mistake)
 
 
-# Objects -------------------------------------------------------------------------------------------
+# Objects ----------------------------------------------------------------------------------------
 
 
 class CocoItem(TypedDict):
@@ -236,10 +239,10 @@ class Detections:
 
     @classmethod
     def of_padded(cls, outputs: Mapping[str, Tensor]) -> list[Self]:
-        """What was chosen for a batch, padded to K objects with scores of 0 -> the objects of each picture.
+        """What a graph chose for a batch -> the objects of each picture.
 
-        boxes (N, K, 4), scores (N, K), labels (N, K), and there may be masks (N, K, s, s):
-        probabilities within the boxes.
+        boxes (N, K, 4), scores (N, K) and labels (N, K) are padded to K objects, with scores of 0.
+        There may be masks (N, K, s, s): probabilities within the boxes.
         """
         parts = {"boxes": "boxes", "scores": "scores", "labels": "labels", "masks": "box_masks"}
         named = {field: outputs[name] for name, field in parts.items() if name in outputs}
@@ -271,14 +274,20 @@ class Detections:
         return self.at(self.scores >= threshold)
 
     def within(self, limits: Limits) -> Self:
-        """What the limits leave of objects that a network chose itself, best first; their NMS has been done."""
+        """What the limits leave of objects that a network chose itself, best first.
+
+        Their NMS has been done.
+        """
         kept = self.scores > limits.score
         if limits.only is not None:
             kept &= torch.isin(self.labels, torch.tensor(limits.only, device=kept.device))
         return self.at(kept.nonzero()[: limits.count, 0])
 
     def restore(self, place: Place, scale: Scale = WHOLE) -> "Detections":
-        """Boxes that lie outside of the picture are dropped, others clipped to it; masks are of its image."""
+        """Boxes that lie outside of the picture are dropped, others clipped to it.
+
+        Masks are those of its image.
+        """
         of_image = place if self.box_masks is None else place.reduced(scale)
         boxes = of_image.back(self.boxes)
         solid = ((boxes[:, 2:] - boxes[:, :2]) > 0).all(1)
@@ -293,7 +302,7 @@ class Detections:
     def present(
         self, classes: Sequence[str], top: int = 5, threshold: float = 0.3
     ) -> list[dict[str, object]]:
-        """The objects of a score of at least `threshold`, best first, however many (`top` is for classifiers).
+        """The objects of a score of at least `threshold`, best first, all of them: `top` is unused.
 
         Each is {"label": name, "score": 0 to 1, "box": [x0, y0, x1, y1]}, and with masks
         {"segmentation": RLE} too.
@@ -315,7 +324,7 @@ class Detections:
         category_ids: Sequence[int],
         size: tuple[int, int] | None = None,
     ) -> list[CocoItem]:
-        """COCO's results: a dict an object, with "bbox" as x, y, width, height, and with masks "segmentation" as RLE.
+        """COCO's results: a dict an object, with masks "segmentation" too.
 
         `category_ids` are in the order of the classes. `size` (height, width) of the picture is for
         masks of a reduced image, which are enlarged to it.
@@ -348,7 +357,7 @@ class Detections:
     def show(
         cls, image: Image.Image, truth: Truth, classes: Sequence[str], side: int
     ) -> tuple[Image.Image, str]:
-        """Boxes and names of truth["boxes"] and truth["labels"], and the masks if there are truth["masks"]."""
+        """The boxes truth["boxes"] with the names of truth["labels"]; truth["masks"] if any."""
         factor = enlargement(image, side)
         masks = truth.get("masks")
         drawn = draw_objects(
@@ -380,7 +389,7 @@ class Detections:
         return Judged((annotated, drawn), captions, float(missed + wrong))
 
     def missed_and_wrong(self, truth: Truth, threshold: float) -> tuple[int, int]:
-        """Objects that were missed, and boxes that are no object of their class; crowds are neither."""
+        """Objects that were missed, and boxes that are no object of their class; no crowds."""
         kept = self.from_score(threshold)
         nobody = torch.zeros_like(truth["labels"], dtype=torch.bool)
         single = ~truth.get("crowd", nobody)
@@ -409,7 +418,7 @@ def xywh(boxes: Tensor) -> list[list[float]]:
     return [[x0, y0, x1 - x0, y1 - y0] for x0, y0, x1, y1 in boxes.detach().tolist()]
 
 
-# Classes of pixels ---------------------------------------------------------------------------------
+# Classes of pixels ------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
@@ -424,7 +433,10 @@ class LabelMap:
         _check("labels of pixels", self.labels, ("height", "width"), "whole numbers")
 
     def restore(self, place: Place, scale: Scale = WHOLE) -> "LabelMap":
-        """The nearest pixel of the input for each of the picture's image, as uint8; nothing of the padding."""
+        """The nearest pixel of the input for each of the picture's image, as uint8.
+
+        Nothing is taken from the padding around the picture.
+        """
         rows, columns = _centers(self.labels, place.reduced(scale))
         return LabelMap(
             self.labels.index_select(0, _nearest(rows, self.labels.shape[0]))
@@ -435,7 +447,10 @@ class LabelMap:
     def present(
         self, classes: Sequence[str], top: int = IGNORE, threshold: float = 0.0
     ) -> dict[str, float]:
-        """The `top` classes by their share of the pixels, largest first; none below `threshold` or not there."""
+        """The `top` classes by their share of the pixels, largest first.
+
+        None is below `threshold`, and each is there.
+        """
         # Rows at a time: as int64, the labels of a whole photo can take hundreds of megabytes.
         counts = sum(
             rows.flatten().long().bincount(minlength=IGNORE + 1) for rows in self.labels.split(ROWS)
@@ -474,7 +489,7 @@ class LabelMap:
         threshold: float,
         side: int,
     ) -> Judged:
-        """Two pictures; the share of wrong pixels is the mistake. Pixels of no known class do not count."""
+        """Two pictures; the share of wrong pixels is the mistake, of those of a known class."""
         annotated, words = self.show(image, truth, classes, side)
         factor = enlargement(image, side)
         drawn = LabelMap(repeated(self.labels, factor)).draw(enlarged(image, factor), classes)
@@ -487,7 +502,7 @@ class LabelMap:
 
 @dataclass(frozen=True, eq=False)
 class PixelLogits:
-    """A `LabelMap` before its classes are chosen: logits (classes, height, width) of the input's pixels."""
+    """A `LabelMap` before the classes are chosen: logits (classes, height, width) in the input."""
 
     logits: Tensor
 
@@ -510,7 +525,7 @@ class PixelLogits:
 
 
 def _centers(maps: Tensor, place: Place) -> tuple[Tensor, Tensor]:
-    """Where the centers of the picture's rows and of its columns lie in maps (..., height, width) of the input."""
+    """Where the picture's rows and columns have their centers in maps (..., height, width)."""
     rows = centers(place.height, place.scale_y, place.top, maps.shape[-2])
     columns = centers(place.width, place.scale_x, place.left, maps.shape[-1])
     return rows.to(maps.device), columns.to(maps.device)
@@ -521,11 +536,11 @@ def _nearest(indices: Tensor, size: int) -> Tensor:
     return (indices + 0.5).floor().long().clamp(max=size - 1)
 
 
-# Small pictures in large places --------------------------------------------------------------------
+# Small pictures in large places -----------------------------------------------------------------
 
 
 def enlargement(image: Image.Image, side: int) -> int:
-    """How many times a small image fits into a place of `side` pixels, so that names do not cover it."""
+    """How often a small image fits into a place of `side` pixels: names would cover it."""
     return max(side // max(image.size), 1)
 
 

@@ -26,7 +26,7 @@ def encode(masks: Tensor) -> list[Rle]:
 
 
 def encode_enlarged(mask: Tensor, size: tuple[int, int]) -> Rle:
-    """A mask (rows, columns) bool -> the RLE of its enlargement to `size` (height, width), to the nearest pixel.
+    """A mask (rows, columns) bool -> the RLE of the same at `size` (height, width), nearest pixels.
 
     Without the pixels of the large mask: where a column of the mask changes, each column of the
     large one does.
