@@ -57,8 +57,8 @@ class Place(NamedTuple):
 def centers(count: int, scale: float, offset: float, size: int) -> Tensor:
     """Where a picture's `count` rows have their centers, as fractional indices of an input's rows.
 
-    The input has `size` rows. Columns likewise. None lies beyond the outermost rows of the input whose own centers are of the picture, so that
-    nothing is taken from the padding.
+    The input has `size` rows. Columns likewise. None lies beyond the outermost rows of the input
+    whose own centers are of the picture, so that nothing is taken from the padding.
     """
     centers = (torch.arange(count, dtype=torch.float64) + 0.5) * scale + offset - 0.5
     first, last = ceil(offset - 0.5), floor(count * scale + offset - 0.5)

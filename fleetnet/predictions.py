@@ -307,8 +307,8 @@ class Detections:
         Each is {"label": name, "score": 0 to 1, "box": [x0, y0, x1, y1]}, and with masks
         {"segmentation": RLE} too.
         """
-        order = self.scores.sort(descending=True, stable=True).indices
-        kept = self.at(order).from_score(threshold)
+        scores, order = self.scores.sort(descending=True, stable=True)
+        kept = self.at(order[scores >= threshold])  # at once: the masks of a photo are large
         values = zip(kept.labels.tolist(), kept.scores.tolist(), kept.boxes.tolist(), strict=True)
         objects: list[dict[str, object]] = [
             {"label": classes[label], "score": score, "box": box} for label, score, box in values
@@ -390,7 +390,7 @@ class Detections:
 
     def missed_and_wrong(self, truth: Truth, threshold: float) -> tuple[int, int]:
         """Objects that were missed, and boxes that are no object of their class; no crowds."""
-        kept = self.from_score(threshold)
+        kept = replace(self, masks=None, box_masks=None).from_score(threshold)
         nobody = torch.zeros_like(truth["labels"], dtype=torch.bool)
         single = ~truth.get("crowd", nobody)
         overlap = box_iou(kept.boxes.float(), truth["boxes"].float())  # (found, true)
