@@ -391,8 +391,8 @@ class Detections:
     def missed_and_wrong(self, truth: Truth, threshold: float) -> tuple[int, int]:
         """Objects that were missed, and boxes that are no object of their class; no crowds."""
         kept = replace(self, masks=None, box_masks=None).from_score(threshold)
-        nobody = torch.zeros_like(truth["labels"], dtype=torch.bool)
-        single = ~truth.get("crowd", nobody)
+        no_crowd = torch.zeros_like(truth["labels"], dtype=torch.bool)
+        single = ~truth.get("crowd", no_crowd)
         overlap = box_iou(kept.boxes.float(), truth["boxes"].float())  # (found, true)
         overlap = overlap * (kept.labels[:, None] == truth["labels"][None])
         free = single.clone()
