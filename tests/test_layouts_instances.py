@@ -163,3 +163,12 @@ def test_an_empty_mask_is_dropped(tmp_path):
     split = load(str(tmp_path), "all", target="masks")
     assert split.annotations.dropped == {"without a pixel": 1}
     assert seen(split) == boxes(MANY)
+
+
+def test_masks_elsewhere(tmp_path):
+    numbered("pics/{0}/{n}.jpg", "drawn/{0}/{n}.png")(tmp_path, "train", SPLITS["train"])
+    numbered("pics/{0}/{n}.jpg", "drawn/{0}/{n}.png")(tmp_path, "val", SPLITS["val"])
+    pictures, maps = str(tmp_path / "pics"), str(tmp_path / "drawn")
+    for word in ("train", "val"):
+        split = load(pictures, word, None, "masks", masks=maps)
+        assert seen(split) == boxes(SPLITS[word])

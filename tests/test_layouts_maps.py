@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from support.layouts import CLASSES, HEIGHT, MANY, SPLITS, WIDTH, Shot, save, write
 
+from fleetnet.cli import main
 from fleetnet.data import IGNORE, Split, load
 from fleetnet.errors import DataError
 from fleetnet.images import read
@@ -397,3 +398,47 @@ def test_indices_from_1_with_a_0_are_an_error(tmp_path):
     split = load(str(tmp_path), "train", target="semantic")
     with pytest.raises(DataError, match="allowed: 0 to 3"):
         maps_seen(split)
+
+
+# ---- folders elsewhere
+
+
+@pytest.mark.parametrize("by_split", [True, False])
+@pytest.mark.parametrize("home", ["images", "masks"])
+def test_masks_elsewhere(tmp_path, by_split, home):
+    """Folders of any name; what is named as --data has the pictures or the maps, the other one has a flag."""
+    word = "{0}/" if by_split else ""
+    splits = SPLITS if by_split else ONE
+    Layout(
+        f"pics/{word}{{n}}.jpg", f"drawn here/{word}{{n}}_mask.png", files={}, splits=splits
+    ).write(tmp_path)
+    pictures, maps = str(tmp_path / "pics"), str(tmp_path / "drawn here")
+    write(tmp_path / "pics" / "classes.txt", "\n".join(NAMES))
+    roots = {"images": (pictures, None, maps), "masks": (maps, pictures, None)}
+    root, images, masks = roots[home]
+    format = None if home == "images" else "masks"
+    shown: Maps = {}
+    for split in splits if by_split else ("train", "val"):
+        read_split = load(root, split, format, "semantic", images=images, masks=masks)
+        assert read_split.classes == NAMES
+        assert read_split.skipped == []
+        shown |= maps_seen(read_split)
+    everything = [shot for shots in splits.values() for shot in shots]
+    assert_same(shown, {shot.name: np.array(NAMES)[indices(shot)] for shot in everything})
+
+
+def test_masks_elsewhere_in_the_verbs(tmp_path, capsys):
+    """Trained with --masks; measured where its settings say that they lie, or where --masks does."""
+    Layout(
+        "pics/{0}/{n}.jpg", "drawn/{0}/{n}.png", files={"pics/classes.txt": "\n".join(NAMES)}
+    ).write(tmp_path)
+    pictures, run = str(tmp_path / "pics"), str(tmp_path / "run")
+    words = ["train", "--model", "deeplabv3/fasternet_t0", "--data", pictures]
+    words += ["--masks", str(tmp_path / "drawn"), "--size", "64", "--epochs", "1"]
+    words += ["--batch-size", "2", "--run", run]
+    assert main(words) == 0, capsys.readouterr().err
+    assert main(["eval", "--model", run, "--data", pictures]) == 0, capsys.readouterr().err
+    (tmp_path / "drawn").rename(tmp_path / "moved")
+    assert main(["eval", "--model", run, "--data", pictures]) == 3
+    words = ["eval", "--model", run, "--data", pictures, "--masks", str(tmp_path / "moved")]
+    assert main(words) == 0, capsys.readouterr().err

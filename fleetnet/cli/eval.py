@@ -63,6 +63,12 @@ class Eval:
             help="folder of the images, where they lie apart from their annotations", null=True
         ),
     )
+    masks: str | None = field(
+        default=None,
+        metadata=About(
+            help="folder of the label maps, where they lie apart from the images", null=True
+        ),
+    )
     split: str | None = field(
         default=None,
         metadata=About(
@@ -188,7 +194,7 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
         target,
         settings.model,
         predictor.facts.settings,
-        Places(images=settings.images),
+        Places(settings.images, settings.masks),
     )
     if settings.limits.only:
         split = only(split, settings.limits.only)

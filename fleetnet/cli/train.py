@@ -87,6 +87,7 @@ AFTER_RESUME = (
     "data",
     "format",
     "images",
+    "masks",
 )
 
 
@@ -191,12 +192,13 @@ def _splits(config: TrainConfig, task: str, run: Path | None, anew: bool) -> "tu
     target = tasks.find(task).TARGET
     if run is None:
         train, val = (
-            data.load(config.data, split, config.format, target, config.images)
+            data.load(config.data, split, config.format, target, config.images, config.masks)
             for split in ("train", "val")
         )
     else:
+        named = (config.images, config.masks)
         elsewhere = data.Places(
-            images=None if config.images is None else _seen_from(run, config.images)
+            *(None if folder is None else _seen_from(run, folder) for folder in named)
         )
         place = _place(run, config.data, anew)
         train, val = to_continue(place, config.format, target, run, elsewhere)
@@ -456,7 +458,7 @@ def _check_changes(given: Mapping[str, object]) -> None:
             raise UsageError(
                 f"--resume continues exactly, so {flag(key)} cannot change; allowed: {allowed}"
             )
-    for key in ("format", "images"):
+    for key in ("format", "images", "masks"):
         if key in given and "data" not in given:
             raise UsageError(
                 f"with --resume, --{key} goes with --data: it says how the data named anew are to "

@@ -266,6 +266,9 @@ def load(
     if target not in TARGETS:
         raise UsageError(f"no target {target!r}: {choose(target, TARGETS)}")
     root = str(root)
+    if masks is not None and format is None:
+        # The folder may hold nothing but pictures.
+        format = {"semantic": "masks", "masks": "instances", "boxes": "instances"}.get(target)
     name, place = _format_of(root, format, target)
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)

@@ -30,6 +30,9 @@ from ._conventions import (
 )
 
 DEPTH = 3  # folders below each other that may say something
+_OF_CLASSES = re.compile(
+    r"\.(txt|csv|json)': not the extension"
+)  # beside pictures: names and colors
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
 _IMAGES = (*(name.lower() for name in IMAGE_FOLDERS), "pngimages")
 MAPS = (*(name.lower() for name in MAP_FOLDERS), "annot", "annots", "anno", "maps", "labelmaps")
@@ -81,13 +84,26 @@ def map_places(root: Path, names: Sequence[str] = MAPS) -> dict[str, Place]:
     return split or ({"": Place(whole, whole)} if whole else {})
 
 
+def places_apart(images: Path, maps: Path) -> dict[str, Place]:
+    """The place of each split, or of "", where the user says which folder has the images and which the maps.
+
+    What the folders themselves are called says nothing; folders of splits in them are told apart.
+    """
+    of_images = {"": images, **_best([f for f in _folders(images, MAPS) if f.role != "maps"])}
+    of_maps = {"": maps, **_best([f for f in _folders(maps, MAPS) if f.word])}
+    named = {
+        word: place for word in of_images if word and (place := _place(word, of_images, of_maps))
+    }
+    return by_split(named) or {"": Place(of_images[""], of_maps[""])}
+
+
 def pairs_of(place: Place) -> tuple[list[tuple[Path, Path]], list[Path], list[Path], list[str]]:
     """(image, label map) of each image by name, images without one, maps without an image, and what was left out."""
     pictures, left_out = find_images(place.images)
+    left_out = [line for line in left_out if not _OF_CLASSES.search(line)]
     if place.images == place.maps:
         maps = _maps_among(pictures)
         pictures = [path for path in pictures if path not in set(maps)]
-        left_out = [line for line in left_out if "_classes." not in line]
     else:
         maps = [path for path in find_images(place.maps)[0] if not _OTHERS.search(path.stem)]
     exact = {_exact(path, place.maps): path for path in reversed(maps)}

@@ -100,10 +100,11 @@ def to_measure(
     came since. Other data are measured as `load` reads them: the split that is asked for, or what
     is named.
     """
-    trained_on, images = settings.get("data"), settings.get("images")
+    trained_on = settings.get("data")
     same = isinstance(trained_on, str) and os.path.abspath(trained_on) == os.path.abspath(root)
-    if same and elsewhere == USUAL and isinstance(images, str):
-        elsewhere = Places(images=images)
+    if same and elsewhere == USUAL:
+        named = (settings.get(key) for key in Places._fields)
+        elsewhere = Places(*(folder if isinstance(folder, str) else None for folder in named))
     if split not in (None, "val"):
         return data.load(root, split, format, target, *elsewhere)
     kept = _read_record(Path(model))

@@ -11,7 +11,7 @@ those of the masks. Without a split for "val" every tenth picture is held back f
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +34,8 @@ from . import (
 )
 from ._conventions import (
     NAME_FILES,
+    USUAL,
+    Places,
     by_split,
     children,
     file_called,
@@ -43,11 +45,12 @@ from ._conventions import (
     split_of,
     word_in,
 )
-from ._map_places import MAPS, Place, map_places
+from ._map_places import MAPS, Place, map_places, places_apart
 from ._masks import runs_of
 
 EXPECTS = "ROOT/images with ROOT/instance_ids or masks (1, 2, ... for objects); or ROOT/ID/images and ROOT/ID/masks"
 TARGETS: tuple[str, ...] = ("masks", "boxes")
+PLACES: tuple[str, ...] = ("images", "masks")
 FALLBACK = True  # masks of labels lie in folders of the same names, beside other formats' files
 LOOKED_AT = 20  # files of numbers, to tell whether they tell objects apart
 _NAMED = (  # folders of masks of objects, and no other
@@ -72,14 +75,19 @@ def detect(root: str, target: str = "masks") -> bool:
     return bool(_pictures_apart(path)) or bool(map_places(path, names))
 
 
-def load(root: str, split: str | None, target: str = "masks") -> Split:
+def load(root: str, split: str | None, target: str = "masks", elsewhere: Places = USUAL) -> Split:
     """The samples of a split, by name; pictures without a mask show no object.
 
     Raises `DataError` naming the file for masks that cannot be read or are of another size.
     """
     check_exists(root)
     path = Path(root)
-    there = _pictures_apart(path) or _pictures_together(path)
+    if elsewhere == USUAL:
+        there = _pictures_apart(path) or _pictures_together(path)
+    else:
+        there = _of_places(
+            places_apart(Path(elsewhere.images or root), Path(elsewhere.masks or root))
+        )
     if not there:
         raise DataError(f"no images with masks of objects in {root!r}; expected {EXPECTS}")
     folders = {name: place for name, (place, _) in there.items() if name}
@@ -176,11 +184,15 @@ def _in_own_folders(root: Path) -> dict[Path, Masks]:
 def _pictures_together(root: Path) -> dict[str, tuple[Path, dict[Path, Masks]]]:
     """The pictures of a folder of images and the masks in another, by split."""
     places = map_places(root, (*_NAMED, *MAPS))
-    together = {name: (place.images, _in_place(place)) for name, place in places.items()}
+    together = _of_places(places)
     plain = any(not set(_parts(place.maps, root)) & set(_NAMED) for place in places.values())
     if plain and together:
         _check_numbers([masks for _, pictures in together.values() for masks in pictures.values()])
     return together
+
+
+def _of_places(places: Mapping[str, Place]) -> dict[str, tuple[Path, dict[Path, Masks]]]:
+    return {name: (place.images, _in_place(place)) for name, place in places.items()}
 
 
 def _parts(folder: Path, root: Path) -> list[str]:

@@ -42,13 +42,13 @@ from . import (
 )
 from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
 from ._conventions import USUAL, Places, children, split_lists
-from ._map_places import LOSSY, Place, described, map_places, pairs_of
+from ._map_places import LOSSY, Place, described, map_places, pairs_of, places_apart
 from ._pictures import is_picture
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, gt, annotations) and ROOT/classes.txt"
 TARGETS: tuple[str, ...] = ("semantic",)
 FALLBACK = False
-PLACES: tuple[str, ...] = ()
+PLACES: tuple[str, ...] = ("images", "masks")
 LOOKED_AT = 64  # label maps, to tell whether their values count from 0 or 1
 _LIST_FOLDERS = ("splits", "lists", "ImageSets", "Segmentation", "annotations")
 
@@ -69,7 +69,10 @@ def load(
     """The samples of a split, by name; images without labels and labels without an image get a line in `skipped`."""
     check_exists(root)
     path = Path(root)
-    places = map_places(path)
+    if elsewhere == USUAL:
+        places = map_places(path)
+    else:
+        places = places_apart(Path(elsewhere.images or root), Path(elsewhere.masks or root))
     lists = {} if any(places) else _lists(path, places)
     if not places and not lists:
         raise DataError(f"no images with labels in {root!r}; expected {EXPECTS}")
@@ -87,7 +90,8 @@ def load(
     else:
         pairs = _pairs(places[part.there], notes)
     every = [pair for some in read_all.values() for pair in some] or pairs
-    legend = _legend(path, places, [labels for _, labels in every])
+    homes = [path, *(Path(folder) for folder in (elsewhere.masks, elsewhere.images) if folder)]
+    legend = _legend(homes, places, [labels for _, labels in every])
     samples = [
         Sample(
             image,
@@ -181,7 +185,7 @@ def _listed(words: str, entry: str, root: Path, by_name: Mapping[str, list[Pair]
 
 def _names(image: Path, root: Path) -> set[str]:
     """What a list may call an image: its path from the root or a folder below, and these without extension."""
-    parts = image.relative_to(root).parts
+    parts = image.relative_to(root).parts if image.is_relative_to(root) else image.parts[1:]
     paths = [Path(*parts[i:]) for i in range(len(parts))]
     return {name for path in paths for name in (path.as_posix(), path.with_suffix("").as_posix())}
 
@@ -244,8 +248,8 @@ def read(
     return labels
 
 
-def _legend(root: Path, places: Mapping[str, Place], maps: Sequence[Path]) -> Legend:
-    """What the values of the label maps mean."""
+def _legend(homes: Sequence[Path], places: Mapping[str, Place], maps: Sequence[Path]) -> Legend:
+    """What the values of the label maps mean; `homes` are the folders of the data that the user names."""
     lossy = [file for file in maps if file.suffix.lower() in LOSSY]
     if maps and len(lossy) == len(maps):
         raise DataError(
@@ -253,9 +257,14 @@ def _legend(root: Path, places: Mapping[str, Place], maps: Sequence[Path]) -> Le
         )
     around = [folder for place in places.values() for folder in (place.maps, place.images)]
     around = around or [maps[0].parent]
-    folders = [root, *around, *(above for folder in around for above in folder.parents)]
-    folders = [folder for folder in dict.fromkeys(folders) if folder.is_relative_to(root)]
-    top = [*around[0].relative_to(root).parts, root.name][0]
+    folders = [*homes, *around, *(above for folder in around for above in folder.parents)]
+    folders = [
+        folder
+        for folder in dict.fromkeys(folders)
+        if any(folder.is_relative_to(home) for home in homes)
+    ]
+    home = next(home for home in reversed(homes) if around[0].is_relative_to(home))
+    top = [*around[0].relative_to(home).parts, home.name][0]
     legend, _ = legend_of(folders, top)
     return legend if legend.colors else _counted(legend, maps)
 

@@ -134,6 +134,9 @@ class TrainConfig:
     images: str | None = _field(
         None, "folder of the images, where they lie apart from their annotations"
     )
+    masks: str | None = _field(
+        None, "folder of the label maps, where they lie apart from the images"
+    )
     max_bad: float = _field(
         0.5, "largest share of the annotations that may be unusable; 1 takes what is left"
     )
