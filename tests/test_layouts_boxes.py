@@ -658,6 +658,48 @@ def _(root):
     return root
 
 
+# ---- the user's splits in folders of pictures alone
+
+
+def save_by_split(root: Path, folder: str):
+    for split, shots in SPLITS.items():
+        for shot in shots:
+            save(root / folder.format(split=split) / f"{shot.name}.jpg", shot)
+
+
+EVERY = (*TRAIN, *VAL, *TEST)
+
+
+@layout("coco: one file of pictures in folders of splits", said="4 train, 2 val, 1 test")
+def _(root):
+    save_by_split(root, "images/{split}")
+    write_coco(root / "result.json", coco(EVERY))
+    return root
+
+
+@layout("coco: one file given, with paths into folders of splits", said="4 train, 2 val, 1 test")
+def _(root):
+    save_by_split(root, "{split}")
+    of_name = {shot.name: split for split, shots in SPLITS.items() for shot in shots}
+    document = coco(EVERY, lambda shot: f"{of_name[shot.name]}/{shot.name}.jpg")
+    return write_coco(root / "all.json", document)
+
+
+@layout("voc: all XML files in one folder, pictures in folders of splits", said="which are used")
+def _(root):
+    save_by_split(root, "images/{split}")
+    for shot in EVERY:
+        write(root / f"annotations/{shot.name}.xml", voc(shot))
+    return root
+
+
+@layout("yolo: train alone, over folders of splits", said="which are used")
+def _(root):
+    yolo_tree(root)
+    write(root / "data.yaml", f"train: images\n{NAMES}")
+    return root
+
+
 # ---- the test
 
 

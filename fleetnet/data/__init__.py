@@ -24,7 +24,7 @@ from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
-from ._conventions import SPLITS, USUAL, Places, folders_in, only_folder
+from ._conventions import SPLITS, USUAL, Places, folders_in, only_folder, split_of
 from ._splits import Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
@@ -273,11 +273,53 @@ def load(
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
     loaded = find(name).load(place, split, target, elsewhere)
+    if loaded.source is not None and loaded.source.take in ("train", "val"):
+        loaded = _by_folders(loaded, loaded.source, place, name, target, elsewhere)
     if place == root:
         return loaded
     line = f"{root!r} holds nothing but one folder, so {place!r} is read"
     source = loaded.source and replace(loaded.source, root=root)
     return replace(loaded, skipped=[line, *loaded.skipped], source=source)
+
+
+def _by_folders(
+    loaded: Split, source: Source, place: str, name: str, target: str, elsewhere: Places
+) -> Split:
+    """A part that we held back, or left, by the user's own splits where the pictures lie in folders of them.
+
+    One file may annotate pictures of images/train and of images/val: those of val are not learned.
+    """
+    root = Path(place) if os.path.isdir(place) else Path(place).parent
+    if not any(_split_above(sample, root) for sample in loaded.samples):
+        return loaded
+    try:
+        every = find(name).load(place, "all", target, elsewhere)
+    except DataError:  # there are several parts, each with a file of its own
+        return loaded
+    groups: dict[str, list[Sample]] = {}
+    for sample in every.samples:
+        groups.setdefault(_split_above(sample, root) or "train", []).append(sample)
+    if "train" not in groups or len(groups) < 2:
+        return loaded
+    chosen, take = groups.get(source.split), "all"
+    if "val" not in groups:
+        chosen, take = hold_out(groups["train"], source.take), source.take
+    counts = ", ".join(f"{len(group)} {split}" for split, group in groups.items())
+    line = f"{source.files}: its pictures lie in folders of splits, which are used: {counts}"
+    return replace(
+        every,
+        samples=chosen or [],
+        skipped=[line, *every.skipped],
+        source=replace(source, take=take, files=f"{source.files}, pictures of {source.split}"),
+    )
+
+
+def _split_above(sample: Sample, root: Path) -> str | None:
+    """The split that the nearest folder of a picture says, below the root."""
+    if not isinstance(sample.image, Path):
+        return None
+    folders = Path(os.path.relpath(sample.image, root)).parts[:-1]
+    return next((split for folder in reversed(folders) if (split := split_of(folder))), None)
 
 
 def from_samples(
