@@ -658,6 +658,101 @@ def _(root):
     return root
 
 
+# ---- other names and places of the same kinds
+
+
+@layout("yolo: Train/Images and Train/Labels", ALL)
+def _(root):
+    yolo_tree(root, "{split}/Images", "{split}/Labels", train="Train", val="Val", test="Test")
+    write(root / "Train/Labels/classes.txt", "bus\ncar\ndog")
+    return root
+
+
+@layout("yolo: train_images and train_labels")
+def _(root):
+    yolo_tree(root, "{split}_images", "{split}_labels")
+    write(root / "data.yaml", f"train: train_images\nval: val_images\n{NAMES}")
+    return root
+
+
+@layout("yolo: train_images and train_labels, without yaml", ALL)
+def _(root):
+    yolo_tree(root, "{split}_images", "{split}_labels")
+    write(root / "classes.names", "bus\ncar\ndog")
+    return root
+
+
+@layout("yolo: labels together, images by split")
+def _(root):
+    yolo_tree(root, "images/{split}", "labels")
+    write(root / "my data.yaml", f"train: images/train\nval: images/val\n{NAMES}")
+    return root
+
+
+@layout("yolo: darknet's own tree", HELD_BACK)
+def _(root):
+    yolo_flat(root / "data", "obj", "obj")
+    write(root / "data/obj.names", "bus\ncar\ndog\n")
+    write(root / "data/obj.data", "classes = 3\ntrain  = data/train.txt\nnames = data/obj.names\n")
+    write(root / "data/train.txt", "".join(f"data/obj/{s.name}.jpg\n" for s in MANY))
+    return root
+
+
+@layout("yolo: several folders of images")
+def _(root):
+    yolo_flat(root, "images/day", "labels/day", TRAIN[:2])
+    yolo_flat(root, "images/night", "labels/night", TRAIN[2:])
+    yolo_flat(root, "images/val", "labels/val", VAL)
+    write(root / "data.yaml", f"train:\n  - images/day\n  - images/night\nval: images/val\n{NAMES}")
+    return root
+
+
+@layout("yolo: Windows paths of another machine")
+def _(root):
+    yolo_tree(root)
+    yaml = (
+        "train: C:\\Users\\me\\streets\\images\\train\nval: C:\\Users\\me\\streets\\images\\val\n"
+    )
+    write(root / "data.yaml", yaml + NAMES)
+    return root
+
+
+@layout("voc: train_images and train_annotations", ALL)
+def _(root):
+    voc_tree(root, "{split}_images", "{split}_annotations")
+    return root
+
+
+@layout("voc: images and xmls", HELD_BACK)
+def _(root):
+    voc_flat(root, "images", "annotations/xmls")
+    return root
+
+
+@layout("voc: Testing and Training, .XML", ALL)
+def _(root):
+    voc_tree(root, "{split}", "{split}", train="Training", val="Validation", test="Testing")
+    (root / "Training/a1.xml").rename(root / "Training/a1.XML")
+    return root
+
+
+@layout("voc: a list of paths beside the data")
+def _(root):
+    voc_flat(root, "images", "labels")
+    for split in ("train", "val"):
+        write(root / f"{split}.txt", "".join(f"images/{s.name}.jpg\r\n" for s in SPLITS[split]))
+    return root
+
+
+coco_files("train_images", ALL, "{split}.json", "{split}_images")
+coco_files("annotations_train", ALL, "annotations/annotations_{split}.json", "imgs/{split}")
+coco_files("Annotations with a capital", PARTS, "Annotations/{split}.json", "JPEGImages")
+coco_files(
+    "in folders of splits of images", ALL, "{split}/annotations/instances.json", "{split}/img"
+)
+coco_files("_coco.json", ALL, "{split}/_coco.json", "{split}/images", val="valid")
+
+
 # ---- the user's splits in folders of pictures alone
 
 

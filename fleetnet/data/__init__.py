@@ -273,7 +273,8 @@ def load(
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
     loaded = find(name).load(place, split, target, elsewhere)
-    if loaded.source is not None and loaded.source.take in ("train", "val"):
+    ours = loaded.source is not None and loaded.source.take in ("train", "val")
+    if loaded.source is not None and ours and not find(name).FALLBACK:
         loaded = _by_folders(loaded, loaded.source, place, name, target, elsewhere)
     if place == root:
         return loaded

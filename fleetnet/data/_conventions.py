@@ -6,7 +6,7 @@ their case. The functions tell names apart and list what a folder holds; they op
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -80,6 +80,21 @@ def split_of(name: str) -> str | None:
     return _WORDS[match[1].lower()] if match else None
 
 
+def split_and_kind(name: str, kinds: Collection[str]) -> str | None:
+    """The split of a folder that is called by it and by what it holds; None for other names.
+
+    >>> split_and_kind("train_images", IMAGE_FOLDERS), split_and_kind("Images-Val", IMAGE_FOLDERS)
+    ('train', 'val')
+    """
+    words = [word for word in re.split(r"[-_ ]", name) if word]
+    usual = {kind.lower() for kind in kinds}
+    splits = [split for word in words if (split := split_of(word))]
+    others = [word for word in words if split_of(word) is None]
+    if len(splits) == 1 and len(others) == 1 and others[0].lower() in usual:
+        return splits[0]
+    return None
+
+
 def word_in(stem: str) -> Word | None:
     """The first word in a file's name that says a split; None where there is none.
 
@@ -148,9 +163,12 @@ def images_in(folder: Path) -> list[Path]:
     return files_in(folder, *EXTENSIONS)
 
 
-def split_folders(folder: Path) -> dict[str, Path]:
-    """The folder of each split in a folder."""
-    return by_split({child.name: child for child in folders_in(folder)})
+def split_folders(folder: Path, kinds: Collection[str] = ()) -> dict[str, Path]:
+    """The folder of each split in a folder; or, where none is called so, that of the split and one of the kinds."""
+    folders = folders_in(folder)
+    there = by_split({child.name: child for child in folders})
+    named = {split_and_kind(child.name, kinds) or "": child for child in folders}
+    return there or by_split(named)
 
 
 def split_lists(folder: Path, endings: Sequence[str] = ("", "_list", "list")) -> dict[str, Path]:

@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from ..images import find_images
 from . import few, shorten
-from ._conventions import IMAGE_FOLDERS, children, folders_in, split_of
+from ._conventions import IMAGE_FOLDERS, children, folders_in, split_and_kind, split_of
 
 
 def image_folders(root: Path, split: str = "", tag: str = "") -> list[Path]:
@@ -39,7 +39,8 @@ def _of_split(folder: Path, split: str, tag: str) -> list[Path]:
     chosen = [
         entry
         for entry in folders_in(folder)
-        if entry.name.lower() == tag.lower() or (split and split_of(entry.name) == split)
+        if entry.name.lower() == tag.lower()
+        or (split and split in (split_of(entry.name), split_and_kind(entry.name, IMAGE_FOLDERS)))
     ]
     return sorted(chosen, key=lambda entry: entry.name.lower() != tag.lower())
 

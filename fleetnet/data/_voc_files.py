@@ -64,7 +64,7 @@ def _folders(root: Path) -> dict[str, Path]:
         if _has_xml(top):
             return {"": top}
     of_split = {}
-    for split, folder in split_folders(root).items():
+    for split, folder in split_folders(root, XML_FOLDERS).items():
         inner = next((f for f in children(folder, XML_FOLDERS) if _has_xml(f)), None)
         if inner is not None or _is_voc(folder):
             of_split[split] = inner or folder

@@ -4,6 +4,7 @@ import os
 import re
 import reprlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from ._conventions import (
     file_called,
     files_in,
     images_in,
+    split_and_kind,
     split_folders,
     split_lists,
 )
@@ -200,7 +202,7 @@ def _image_places(root: Path) -> dict[str, Path]:
         return lists
     for top in (*children(root, IMAGE_FOLDERS), root):
         places = {}
-        for split, folder in split_folders(top).items():
+        for split, folder in split_folders(top, IMAGE_FOLDERS).items():
             inner = (place for place in (*children(folder, IMAGE_FOLDERS), folder))
             place = next((place for place in inner if _has_labels(place, root)), None)
             if place is not None:
@@ -251,12 +253,32 @@ def labels_of(image: Path, root: Path) -> list[Path]:
     text = Path(name).with_suffix(".txt")
     usual = {folder.lower() for folder in IMAGE_FOLDERS}
     at = [i for i, folder in enumerate(folders) if folder.lower() in usual]
-    instead = LABEL_FOLDERS if at else ()
-    files = [
-        root.joinpath(*folders[: at[-1]], labels, *folders[at[-1] + 1 :], text)
-        for labels in instead
-    ]
+    files: list[Path] = []
+    if at:
+        above, below = root.joinpath(*folders[: at[-1]]), folders[at[-1] + 1 :]
+        labels = [above / name for name in _label_folders(above)] or [above / LABEL_FOLDERS[0]]
+        files = [folder.joinpath(*below, text) for folder in labels]
+        files += [folder / text for folder in labels if below]
+    elif folders and (labels_of_split := _beside_split(root.joinpath(*folders))):
+        files = [labels_of_split / text]
     return [*files, root.joinpath(*folders, text)]
+
+
+def _label_folders(folder: Path) -> tuple[str, ...]:
+    """The names of the folders of labels in a folder, as they are written."""
+    return _names_of_labels(str(folder), os.stat(folder).st_mtime_ns)
+
+
+@lru_cache(maxsize=256)
+def _names_of_labels(folder: str, changed: int) -> tuple[str, ...]:
+    """As above; `changed` makes it another call where the folder is another one by now."""
+    return tuple(child.name for child in children(Path(folder), LABEL_FOLDERS))
+
+
+def _beside_split(images: Path) -> Path | None:
+    """The folder of labels beside one of images, both called by their split: train_images, train_labels."""
+    split = split_and_kind(images.name, IMAGE_FOLDERS)
+    return split_folders(images.parent, LABEL_FOLDERS).get(split) if split else None
 
 
 def _yaml_in(folder: Path) -> Path | None:
