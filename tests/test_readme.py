@@ -94,7 +94,7 @@ def test_the_logger_of_the_architecture_page_runs(here: Path):
         def log_message(self, *words: object):
             """Nothing is printed."""
 
-    logger, _ = blocks(ROOT / "docs" / "architecture.md", "python")
+    logger, *_ = blocks(ROOT / "docs" / "architecture.md", "python")
     with HTTPServer(("localhost", 0), Log) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
@@ -104,8 +104,17 @@ def test_the_logger_of_the_architecture_page_runs(here: Path):
     assert [line["epoch"] for line in received] == [1, 2]
 
 
+def test_the_augmentation_of_the_architecture_page_runs(here: Path):
+    _, augmentation, *_ = blocks(ROOT / "docs" / "architecture.md", "python")
+    scope: dict = {}
+    exec(augmentation, scope)
+    assert 0 <= scope["best"]["top1"] <= 100
+    environment = json.loads((here / "runs" / "gray" / "environment.json").read_text())
+    assert environment["from_python"] == ["model", "augmentation"]
+
+
 def test_the_runtime_of_the_architecture_page_is_the_one_that_is_tested():
-    _, runtime = blocks(ROOT / "docs" / "architecture.md", "python")
+    *_, runtime = blocks(ROOT / "docs" / "architecture.md", "python")
     assert runtime == (ROOT / "tests" / "entries" / "runtimes" / "reference.py").read_text()
 
 
