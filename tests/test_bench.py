@@ -23,9 +23,9 @@ import torch
 
 import fleetnet.cli.bench as cli
 from fleetnet.cli import main
-from fleetnet.cli._subjects import Subject, accuracies
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.measure import latency
+from fleetnet.measure.candidates import Subject
 from fleetnet.measure.flops import Counts
 from fleetnet.measure.latency import (
     Row,
@@ -548,7 +548,7 @@ def test_published_and_given_accuracies(capsys, tmp_path: Path):
     words = f"--model fasternet_t0 --to none --forms deploy --plot {tmp_path / 'p.png'}"
     assert main(["bench", *words.split(), *SHORT]) == 0
     assert last_json(capsys)["rows"][0]["accuracy"] == pytest.approx(71.9, abs=0.3)
-    assert accuracies(["a=b=71.5"], ["a=b"]) == {"a=b": ("accuracy", 71.5)}
+    assert cli.accuracies_of(["a=b=71.5"], ["a=b"]) == {"a=b": ("accuracy", 71.5)}
 
 
 def test_peers_are_whole_and_collapsed_by_their_makers(capsys):
@@ -575,7 +575,7 @@ def test_detectors_and_exported_files(run: Path, capsys, tmp_path: Path):
 
 
 def test_an_int8_file_is_as_accurate_as_it_was_measured(run: Path, tmp_path: Path):
-    from fleetnet.cli._subjects import of_file
+    from fleetnet.measure.candidates import of_file
 
     assert main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path)]) == 0
     file = tmp_path / "onnx" / "model.onnx"
@@ -693,7 +693,7 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(
     run: Path, photos: Path, capsys, tmp_path
 ):
     from fleetnet import checkpoint
-    from fleetnet.deploy import predictor
+    from fleetnet.deploy.export import export
 
     loose = tmp_path / "loose"
     loose.mkdir()
@@ -705,9 +705,7 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(
         for parameter in list(loaded.model.head.parameters())[-2:]:
             parameter.neg_()
     wrong = tmp_path / "wrong" / "model.onnx"
-    predictor.export(
-        loaded.model, "onnx", wrong, classes=loaded.classes, preprocess=loaded.preprocess
-    )
+    export(loaded.model, "onnx", wrong, classes=loaded.classes, preprocess=loaded.preprocess)
     words = [
         "--model",
         str(run),
@@ -731,7 +729,7 @@ def test_tuning_without_labels_leaves_out_files_that_find_something_else(
 
 
 def test_the_fastest_and_those_that_may_be():
-    from fleetnet.cli._tune import fastest
+    from fleetnet.measure.tune import fastest
 
     rows = [
         noise(name, i, 0.1, factor=lambda _, f=f: f) for i, (name, f) in enumerate(SPEEDS.items())

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from fleetnet.cli import VERBS, doctor, main
+from fleetnet.deploy import trial
 from fleetnet.errors import UsageError
 from fleetnet.find import names
 from fleetnet.runtimes import _isolated, litert, onnx
@@ -78,7 +79,7 @@ def test_what_is_broken_is_said(
         raise ValueError("onnx.__spec__ is None")
 
     monkeypatch.setattr(onnx, "missing", broken)
-    monkeypatch.setattr(doctor, "_trial", crash)
+    monkeypatch.setattr(trial, "convert_and_compare", crash)
     assert main(["doctor", "--to", "onnx,pt2", "--test", "--json"]) == 0
     said = capsys.readouterr().out
     assert "cannot be looked at: ValueError: onnx.__spec__ is None" in said
@@ -91,15 +92,12 @@ def test_what_is_broken_is_said(
 
 
 def test_what_a_trial_raises_is_said(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(doctor, "_trial", wrong)
-    assert doctor._tested("onnx") == {
-        "passed": False,
-        "said": "RuntimeError: version 3 of something",
-    }
+    monkeypatch.setattr(trial, "convert_and_compare", wrong)
+    assert trial.try_runtime("onnx") == trial.Trial(False, "RuntimeError: version 3 of something")
 
 
 def test_a_trial_converts_and_compares():
-    assert doctor._trial("onnx").startswith("relative difference ")
+    assert trial.convert_and_compare("onnx").startswith("relative difference ")
 
 
 def test_installing(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]):

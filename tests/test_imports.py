@@ -43,10 +43,11 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
-    "measure": "errors measure parc proof reading",
-    "cli": "__init__ backbones checkpoint cli data deploy errors files find images inputs int8 "
-    "measure predictions proof reading reparam report rle runtimes sizes synonyms tasks "
-    "training weights",
+    "measure": "backbones data deploy errors find images inputs measure parc predictions proof "
+    "reading reparam runtimes sizes tasks training weights",
+    "cli": "__init__ backbones checkpoint cli data deploy errors facts files find images inputs "
+    "int8 measure predictions preprocess proof reading reparam report rle runtimes sizes synonyms "
+    "tasks training weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -312,7 +312,7 @@ def test_what_the_system_refuses_later_is_said_in_words(
 ):
     from fleetnet.cli import doctor
 
-    def refuse(given: dict) -> None:
+    def refuse(settings: doctor.Doctor) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "somewhere/a.json")
 
     monkeypatch.setattr(doctor, "run", refuse)

@@ -230,7 +230,8 @@ def test_words_of_dynamic():
                                                                                         "batch")] == [
         (False, False), (True, False), (True, False), (False, True), (True, True), (True, True),
     ]  # fmt: skip
-    assert parse("export", "", verb, ["--dynamic", "--to", "onnx"])["dynamic"] == "batch"
+    settings = parse("export", "", verb, ["--dynamic", "--model", "m", "--to", "onnx"])
+    assert settings.dynamic == "batch"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import inspect
 import re
 import subprocess
 import sys
@@ -13,16 +14,15 @@ from fleetnet import cli
 from fleetnet.cli import VERBS
 from fleetnet.cli._arguments import Setting, new_parser, settings_in, settings_of
 from fleetnet.errors import UsageError
+from fleetnet.inputs import loader
 from fleetnet.training.config import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "fleetnet" / "cli"
-YET = [verb for verb in VERBS if hasattr(cli.find(verb), "arguments")]
-BUILT = [verb for verb in VERBS if verb not in YET]
 
 
 SETTINGS = [
-    (verb, setting) for verb in BUILT for setting in settings_in(settings_of(cli.find(verb)))
+    (verb, setting) for verb in VERBS for setting in settings_in(settings_of(cli.find(verb)))
 ]
 
 
@@ -51,7 +51,7 @@ def test_help_shows_the_default_that_the_field_has(verb: str, setting: Setting):
         assert shown[1] == (typed[default] if typed else str(default))
 
 
-@pytest.mark.parametrize("verb", BUILT)
+@pytest.mark.parametrize("verb", VERBS)
 def test_settings_are_built_with_what_is_required(verb: str):
     settings = settings_of(cli.find(verb))
     built = settings(**dict.fromkeys(required_of(settings), "x"))
@@ -62,7 +62,7 @@ def test_settings_are_built_with_what_is_required(verb: str):
             settings(**{key: "x" for key in required_of(settings) if key != name})
 
 
-@pytest.mark.parametrize("verb", BUILT)
+@pytest.mark.parametrize("verb", VERBS)
 def test_what_is_required_is_asked_for_with_an_example(verb: str, capsys):
     module = cli.find(verb)
     required = required_of(settings_of(module))
@@ -74,7 +74,7 @@ def test_what_is_required_is_asked_for_with_an_example(verb: str, capsys):
 
 @pytest.mark.parametrize(
     "file",
-    [file for file in sorted(FOLDER.glob("*.py")) if file.stem not in ("_tune", "quantize")],
+    sorted(FOLDER.glob("*.py")),
     ids=lambda file: file.stem,
 )
 def test_no_verb_imports_a_verb(file: Path):
@@ -83,6 +83,20 @@ def test_no_verb_imports_a_verb(file: Path):
         if isinstance(node, ast.ImportFrom) and node.level == 1:
             imported = {node.module} if node.module else {alias.name for alias in node.names}
             assert imported.isdisjoint(VERBS), imported
+
+
+def test_defaults_of_int8_are_those_of_the_library():
+    from fleetnet.cli.quantize import Quantize
+    from fleetnet.int8 import _prepared, _search
+
+    defaults = {setting.name: setting.default for setting in settings_in(Quantize)}
+    of_quantize = inspect.signature(_search.quantize).parameters
+    assert defaults["most"] == of_quantize["most"].default
+    assert defaults["max_drop"] == of_quantize["max_drop"].default
+    assert (
+        defaults["images"] == inspect.signature(_prepared.calibration).parameters["count"].default
+    )
+    assert defaults["timeout"] == loader.MINUTES
 
 
 # What is changed in a copy of a verb -> what mypy has to say of it.
@@ -100,7 +114,7 @@ def verdict(tmp_path_factory: pytest.TempPathFactory) -> str:
     """What mypy says of every verb and of the copies with a fault, each line with the name of its file."""
     folder = tmp_path_factory.mktemp("verbs")
     lines = ["from fleetnet.cli import Verb"]
-    for verb in BUILT:
+    for verb in VERBS:
         module = cli.find(verb)
         lines.append(f"import {module.__name__}")
         settings = f"{module.__name__}.{settings_of(module).__name__}"

@@ -75,7 +75,7 @@ def _help() -> str:
     )
 
 
-def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
@@ -85,34 +85,33 @@ def main(argv: Sequence[str] | None = None) -> int:  # noqa: C901
             warnings.showwarning = _show_warning
             warnings.simplefilter("always", SlowerWarning)  # of each file, not of the first
             return _dispatch(words)
-    except FleetnetError as error:
-        if debug:
-            raise
-        say(f"fleetnet: {error}")
-        if "--json" in words:  # whoever reads the last line of the output finds the reason there
-            print(to_json({"error": str(error), "exit_code": error.exit_code}))
-        return error.exit_code
-    except Terminated:
-        say("fleetnet: terminated (SIGTERM)")
-        return 143
-    except KeyboardInterrupt:
-        if debug:
-            raise
-        say("fleetnet: interrupted")
-        return 130
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
         sys.stderr.close()
         return 0
-    except OSError as error:
-        if debug:
+    except (Exception, KeyboardInterrupt) as error:
+        if debug and not isinstance(error, Terminated):
             raise
+        return _answer(error, as_json="--json" in words)
+
+
+def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
+    """Say what ended a command, and return the exit code for it."""
+    if isinstance(error, FleetnetError):
+        say(f"fleetnet: {error}")
+        if as_json:  # whoever reads the last line of the output finds the reason there
+            print(to_json({"error": str(error), "exit_code": error.exit_code}))
+        return error.exit_code
+    if isinstance(error, Terminated):
+        say("fleetnet: terminated (SIGTERM)")
+        return 143
+    if isinstance(error, KeyboardInterrupt):
+        say("fleetnet: interrupted")
+        return 130
+    if isinstance(error, OSError):
         say(f"fleetnet: {_of_the_system(error)}")
-        return 1
-    except Exception as error:
-        if debug:
-            raise
+    else:
         say(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)")
-        return 1
+    return 1
 
 
 @contextlib.contextmanager

@@ -169,10 +169,7 @@ def new_parser(verb: str, text: str, module: Verb[object]) -> ArgumentParser:
         allow_abbrev=False,
         formatter_class=RawDescriptionHelpFormatter,
     )
-    if hasattr(module, "arguments"):
-        module.arguments(parser)
-    else:
-        add_settings(parser, settings_of(module))
+    add_settings(parser, settings_of(module))
     parser.add_argument(
         "--json", action="store_true", help="print one JSON document as the last line"
     )
@@ -194,8 +191,6 @@ def parse(verb: str, text: str, module: Verb[object], words: list[str]) -> objec
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{flag(name)} is {value}; allowed: a finite number")
-    if hasattr(module, "arguments"):
-        return values
     return _built(settings_of(module), values, module.EXAMPLE)
 
 
@@ -253,6 +248,23 @@ def check_outputs(
     for option, path in (files or {}).items():
         if path:
             check_writable(path, option)
+
+
+def output_folder(checkpoint: Path, out: str | None) -> Path:
+    """The folder for exported files: `out`, else export/ beside the checkpoint.
+
+    Raises `ModelError` where that leads out of the run folder, `WriteError` where it cannot be
+    written to.
+    """
+    from ..files import check_writable
+    from ..weights.read import check_inside
+
+    folder = Path(out or checkpoint.parent / "export")
+    if not out:
+        for place in (folder, *folder.glob("*")):
+            check_inside(place, checkpoint.parent, "give --out a folder of yours")
+    check_writable(folder, "--out", folder=True)
+    return folder
 
 
 def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:

@@ -1,236 +1,336 @@
 """`fleetnet bench`: latency of models in their forms, runtimes, precisions and numbers of threads, measured in turn."""
 
+import statistics
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ..errors import UsageError
-from ..files import write_rows
-from ._arguments import TRUST, check_outputs, usual_sizes
+from ..errors import UsageError, choose
+from ..measure.candidates import FORMS, Accuracy, Subject, Wanted
+from ._arguments import TRUST, check_outputs, flag, usual_sizes
+from ._settings import About, switch
 from ._show import say, table, tell
-from ._subjects import Subject, subjects, threads_of
+from ._timing import measure, say_conditions, say_doubts, threads_of, write_csv
+from ._tune import MAX_DROP, tune
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
-
+    from ..measure.devices import Device
+    from ..measure.flops import Counts
     from ..measure.latency import Row
 
 EXAMPLE = "fleetnet bench --model mobileone_s0 repvit_m0_9 timm/mobilevit_s --to onnx --size 224 --threads 1"
-SIZES = {"MACs": "macs", "parameters": "parameters", "activations": "activations", "bytes": "bytes"}
+SIZES = ("MACs", "parameters", "activations", "bytes")
 FEWEST = 5  # networks, for a rank correlation to say anything
 # left out first where it is narrow
 LEAST = "min ms", "mean ms", "waited", "p90 ms", "images/s", "working ms"
-NEEDS = {
-    "data": "tune",
-    "format": "tune",
-    "max_drop": "tune",
-    "binary": "device",
-    "device": "binary",
-}
 FIGURES = (".png", ".svg", ".pdf")
-APART = ("device", "plot", "accuracy", "forms", "size")  # what --tune has no use for
 
 
-def arguments(parser: "ArgumentParser") -> None:
-    add = parser.add_argument
-    add(
-        "--model",
-        nargs="+",
-        type=str,
-        help="run folders, checkpoints, exported files, names, or peers (timm/NAME)",
-    )
-    add(
-        "--to",
-        type=str,
-        help="runtimes to export to, as onnx,openvino:bf16 (default: onnx), or none",
-    )
-    add("--forms", type=str, help="forms to time in torch (default: multi-branch,deploy), or none")
-    add(
-        "--size",
-        type=str | None,
-        help=f"of models given by name (default: {usual_sizes()}); others have one",
-    )
-    add(
-        "--threads",
-        type=str,
-        help="CPU threads, one number or several as 1,2 (default: 1; --tune: 1 and all cores)",
-    )
-    add("--runs", type=PositiveInt, help="counted runs of each (default: 100)")
-    add("--warmup", type=NonNegativeInt, help="runs of each before, not counted (default: 10)")
-    add("--trust", action="store_true", help=TRUST)
-    add("--csv", type=str, help="file for the table")
-    add("--plot", type=str, help="file (.png) for accuracy over latency with the Pareto front")
-    help = "of the plot, as NAME=VALUE (default: a checkpoint's own metric, and what was published for a name)"
-    add("--accuracy", nargs="+", type=str, help=help)
-    help = "find the fastest runtime, precision and threads of this machine for one checkpoint, given before its files"
-    add("--tune", action="store_true", help=help)
-    add("--data", type=str, help="--tune: images with labels, or a folder of images without")
-    add("--format", type=str | None, help="--tune: format of the data, where finding it out fails")
-    help = "--tune: points of accuracy, or of agreement with the float model, that may be lost (default: 1.0)"
-    add("--max-drop", type=NonNegativeFloat, help=help)
-    add(
-        "--device",
-        type=str,
-        help="measure the files on adb:SERIAL or ssh:HOST, by the programs of --binary",
-    )
-    help = "--device: path here or there of benchncnn, onnxruntime_perf_test, benchmark.out or ModuleBasic.out"
-    add("--binary", nargs="+", type=str, help=help)
-
-
-def run(given: dict[str, Any]) -> dict[str, Any]:
-    _check(given)
-    if given.get("tune"):
-        from ._tune import tune
-
-        return tune(given)
-
-    from ..measure import devices, latency
-
-    threads, runs = threads_of(given.get("threads") or "1"), given.get("runs", 100)
-    device = devices.device(given["device"]) if given.get("device") else None
-    for binary in given.get("binary") or ():
-        devices.tool(binary)
-    with tempfile.TemporaryDirectory() as folder:
-        found, skipped = subjects(
-            {**given, "forms": "none"} if device else given, threads, Path(folder)
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    model: list[str] = field(
+        metadata=About(
+            help="run folders, checkpoints, exported files, names, or peers (timm/NAME)", nargs="+"
         )
-        if given.get("plot") and not any(map(_drawn, found)):
+    )
+    to: str | None = field(
+        default=None,
+        metadata=About(
+            help="runtimes to export to, as onnx,openvino:bf16 (default: onnx), or none"
+        ),
+    )
+    forms: str | None = field(
+        default=None,
+        metadata=About(help=f"forms to time in torch (default: {','.join(FORMS)}), or none"),
+    )
+    size: str | None = field(
+        default=None,
+        metadata=About(
+            help=f"of models given by name (default: {usual_sizes()}); others have one", null=True
+        ),
+    )
+    threads: str | None = field(
+        default=None,
+        metadata=About(
+            help="CPU threads, one number or several as 1,2", usual="1; --tune: 1 and all cores"
+        ),
+    )
+    runs: int = field(default=100, metadata=About(help="counted runs of each", kind=PositiveInt))
+    warmup: int = field(
+        default=10,
+        metadata=About(help="runs of each before, not counted", kind=NonNegativeInt),
+    )
+    trust: bool = switch(TRUST)
+    csv: str | None = field(default=None, metadata=About(help="file for the table"))
+    plot: str | None = field(
+        default=None,
+        metadata=About(help="file (.png) for accuracy over latency with the Pareto front"),
+    )
+    accuracy: list[str] | None = field(
+        default=None,
+        metadata=About(
+            help="of the plot, as NAME=VALUE",
+            usual="a checkpoint's own metric, and what was published for a name",
+            nargs="+",
+        ),
+    )
+    tune: bool = switch(
+        "find the fastest runtime, precision and threads of this machine for one checkpoint, "
+        "given before its files"
+    )
+    data: str | None = field(
+        default=None,
+        metadata=About(help="--tune: images with labels, or a folder of images without"),
+    )
+    format: str | None = field(
+        default=None,
+        metadata=About(help="--tune: format of the data, where finding it out fails", null=True),
+    )
+    max_drop: float | None = field(
+        default=None,
+        metadata=About(
+            help="--tune: points of accuracy, or of agreement with the float model, that may be "
+            "lost",
+            usual=str(MAX_DROP),
+            kind=NonNegativeFloat,
+        ),
+    )
+    device: str | None = field(
+        default=None,
+        metadata=About(
+            help="measure the files on adb:SERIAL or ssh:HOST, by the programs of --binary"
+        ),
+    )
+    binary: list[str] | None = field(
+        default=None,
+        metadata=About(
+            help="--device: path here or there of benchncnn, onnxruntime_perf_test, benchmark.out "
+            "or ModuleBasic.out",
+            nargs="+",
+        ),
+    )
+
+
+def run(settings: Bench) -> dict[str, object]:
+    _check(settings)
+    if settings.tune and settings.data:
+        return tune(
+            settings.model,
+            settings.data,
+            format=settings.format,
+            to=settings.to,
+            threads=settings.threads,
+            limit=MAX_DROP if settings.max_drop is None else settings.max_drop,
+            runs=settings.runs,
+            warmup=settings.warmup,
+            csv=settings.csv,
+            trust=settings.trust,
+        )
+    from ..measure import latency
+    from ..measure.candidates import subjects
+
+    threads = threads_of(settings.threads or "1")
+    device = _device(settings)
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = _wanted(settings, threads, Path(folder))
+        accuracies = accuracies_of(settings.accuracy or (), settings.model)
+        timed, skipped = subjects(settings.model, wanted, accuracies, say)
+        if settings.plot and not any(map(_drawn, timed)):
             raise UsageError(
                 "--plot needs accuracies of deploy forms or files, and none is known: give "
                 "--accuracy NAME=VALUE"
             )
-        by_name = {subject.name(len(threads) > 1): subject for subject in found}
-        if device:
-            card, during = devices.conditions(device, max(threads)), None
-            conditions(card)
-            say(f"measuring {len(found)} in turn on {device}")
-            jobs = [
-                devices.Job(name, s.file, s.size, s.threads, s.precision, s.outputs)
-                for name, s in by_name.items()
-                if s.file
-            ]
-            rows = devices.measure(device, given["binary"], jobs, runs)
-        else:
-            rows, card, during = measure(by_name, runs, given.get("warmup", 10))
-    documents = show(rows, by_name, runs)
+        by_name = {subject.name(len(threads) > 1): subject for subject in timed}
+        rows, card, during = _measured(settings, by_name, device, max(threads))
+    documents = show(rows, by_name, settings.runs)
     correlations = _correlate(rows, by_name)
-    if given.get("plot"):
-        _plot(rows, by_name, given["plot"])
+    if settings.plot:
+        _plot(rows, by_name, settings.plot)
     doubts = latency.warnings(rows, card, during)
-    for doubt in doubts:
-        say(f"warning: {doubt}")
-    if given.get("csv"):
-        write_csv(given["csv"], documents)
+    say_doubts(doubts)
+    if settings.csv:
+        write_csv(settings.csv, documents)
     return {
-        "conditions": card, "during": during, "rows": documents, "correlations": correlations, "skipped": skipped,
+        "conditions": card,
+        "during": during,
+        "rows": documents,
+        "correlations": correlations,
+        "skipped": skipped,
         "warnings": doubts,
-    }  # fmt: skip
+    }
 
 
-def _check(given: Mapping[str, Any]) -> None:  # noqa: C901
+def _check(settings: Bench) -> None:
     """`UsageError` for a flag without those that it goes with, or files that could not be written at the end."""
-    if not given.get("model"):
-        raise UsageError(f"--model is missing; example: {EXAMPLE}")
-    check_outputs(files={"--csv": given.get("csv"), "--plot": given.get("plot")})
-    for key in ("csv", "plot"):
-        if given.get(key) and not Path(given[key]).parent.is_dir():
+    files = {"--csv": settings.csv, "--plot": settings.plot}
+    check_outputs(files=files)
+    for option, path in files.items():
+        if path and not Path(path).parent.is_dir():
             raise UsageError(
-                f"--{key} is {given[key]!r}, but there is no folder "
-                f"{str(Path(given[key]).parent)!r}"
+                f"{option} is {path!r}, but there is no folder {str(Path(path).parent)!r}"
             )
-    if given.get("plot") and Path(given["plot"]).suffix not in FIGURES:
+    if settings.plot and Path(settings.plot).suffix not in FIGURES:
         raise UsageError(
-            f"--plot is {given['plot']!r}; allowed: files that end in {', '.join(FIGURES)}"
+            f"--plot is {settings.plot!r}; allowed: files that end in {', '.join(FIGURES)}"
         )
-    for key, other in NEEDS.items():
-        if given.get(key) is not None and not given.get(other):
-            raise UsageError(f"--{key.replace('_', '-')} goes with --{other}, which is missing")
-    if given.get("tune"):
-        for key in APART:
-            if given.get(key) is not None:
-                raise UsageError(f"--{key} does not go with --tune")
-        if not given.get("data"):
-            raise UsageError(
-                "--tune needs --data: images that tell whether a file still finds "
-                "what the model does"
-            )
+    _check_pairs(settings)
+    if settings.tune:
+        _check_tune(settings)
 
 
-def write_csv(path: str, documents: Sequence[Mapping[str, Any]]) -> None:
-    write_rows(path, list(documents[0]), documents)
+def _check_pairs(settings: Bench) -> None:
+    """`UsageError` for a flag without the one that it goes with."""
+    pairs = [  # a flag, its value, the one that it needs, and the value of that
+        ("data", settings.data, "tune", settings.tune),
+        ("format", settings.format, "tune", settings.tune),
+        ("max_drop", settings.max_drop, "tune", settings.tune),
+        ("binary", settings.binary, "device", settings.device),
+        ("device", settings.device, "binary", settings.binary),
+    ]
+    for name, value, other, needed in pairs:
+        if value is not None and not needed:
+            raise UsageError(f"{flag(name)} goes with --{other}, which is missing")
 
 
-def conditions(card: Mapping[str, object]) -> None:
-    tell(
-        "conditions: "
-        + ", ".join(f"{key} {value}" for key, value in card.items() if value is not None)
-        + ", "
-        "batch "
-        "1"
-    )
+def _check_tune(settings: Bench) -> None:
+    """`UsageError` for flags that --tune has no use for, and where it has nothing to judge by."""
+    apart = {
+        "device": settings.device,
+        "plot": settings.plot,
+        "accuracy": settings.accuracy,
+        "forms": settings.forms,
+        "size": settings.size,
+    }
+    for name, value in apart.items():
+        if value is not None:
+            raise UsageError(f"--{name} does not go with --tune")
+    if not settings.data:
+        raise UsageError(
+            "--tune needs --data: images that tell whether a file still finds what the model does"
+        )
 
 
-def measure(
-    by_name: Mapping[str, Subject], runs: int, warmup: int
-) -> tuple[list["Row"], dict[str, object], dict[str, float | None]]:
-    """The rows, the conditions, which are shown before, and what `latency.watch` saw."""
-    import torch
+def _device(settings: Bench) -> "Device | None":
+    """The device to measure on, None for this machine; `UsageError` for one or a program that is none."""
+    from ..measure import devices
 
-    from .. import runtimes
-    from ..measure import latency
-
-    names = {subject.runtime for subject in by_name.values()} - {"torch"}
-    packages = [runtimes.find(name).package for name in sorted(names)]
-    most = max(subject.threads for subject in by_name.values())
-    card = latency.card(most, ["fleetnet", "torch", *packages])
-    conditions(card)
-
-    def prepare(name: str) -> None:
-        if torch.get_num_threads() != by_name[name].threads:
-            torch.set_num_threads(by_name[name].threads)
-
-    say(f"measuring {len(by_name)} in turn")
-    before, during = torch.get_num_threads(), latency.watch()
-    try:
-        rows = latency.measure(
-            {name: subject.call for name, subject in by_name.items()}, runs, warmup,
-            threads={name: s.threads if s.waits else 0 for name, s in by_name.items()}, prepare=prepare,
-        )  # fmt: skip
-    finally:
-        torch.set_num_threads(before)
-    return rows, card, during()
+    device = devices.device(settings.device) if settings.device else None
+    for binary in settings.binary or ():
+        devices.tool(binary)
+    return device
 
 
-def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> list[dict[str, Any]]:
+def _wanted(settings: Bench, threads: Sequence[int], folder: Path) -> Wanted:
+    """What is timed of each model: on a device its files alone."""
+    from ..runtimes import choice
+
+    texts = "none" if settings.device else settings.forms or ",".join(FORMS)
+    forms = [] if texts == "none" else texts.split(",")
+    for form in forms:
+        if form not in FORMS:
+            raise UsageError(f"no form {form!r}: {choose(form, [*FORMS, 'none'])}")
+    to = settings.to or "onnx"
+    runtimes = [choice(text) for text in ([] if to == "none" else to.split(","))]
+    return Wanted(folder, runtimes, forms, threads, settings.size, settings.trust)
+
+
+def accuracies_of(texts: Sequence[str], models: Sequence[str]) -> dict[str, Accuracy]:
+    """By model, from texts such as "repvit_m0_9=78.7"."""
+    accuracies: dict[str, Accuracy] = {}
+    for text in texts:
+        name, equal, value = text.rpartition("=")
+        try:
+            accuracies[name] = ("accuracy", float(value))
+        except ValueError:
+            equal = ""
+        if not equal:
+            raise UsageError(f"accuracy is {text!r}; allowed: NAME=VALUE, such as repvit_m0_9=78.7")
+        if name not in models:
+            raise UsageError(f"accuracy of {name!r}, which is not measured: {choose(name, models)}")
+    return accuracies
+
+
+def _measured(
+    settings: Bench, by_name: Mapping[str, Subject], device: "Device | None", threads: int
+) -> "tuple[list[Row], dict[str, object], dict[str, float | None] | None]":
+    """The rows, the conditions, which are shown before, and of this machine what happened meanwhile.
+
+    `threads` is the largest number of them.
+    """
+    from ..measure import devices
+
+    if device is None:
+        return measure(by_name, settings.runs, settings.warmup)
+    card = devices.conditions(device, threads)
+    say_conditions(card)
+    say(f"measuring {len(by_name)} in turn on {device}")
+    jobs = [
+        devices.Job(name, s.file, s.size, s.threads, s.precision, s.outputs)
+        for name, s in by_name.items()
+        if s.file
+    ]
+    return devices.measure(device, settings.binary or [], jobs, settings.runs), card, None
+
+
+@dataclass(frozen=True)
+class Line:
+    """What was timed, its times, and how fast it is beside the first that was timed."""
+
+    subject: Subject
+    row: "Row"
+    times_as_fast: float
+    uncertainty: float | None  # of that, as a share; None of the first, and where it is unknown
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            **self.row.to_dict(),
+            "times_as_fast": self.times_as_fast,
+            "uncertainty": self.uncertainty,
+            "model": self.subject.model,
+            "form": self.subject.form,
+            "runtime": self.subject.title,
+            **_sizes(self.subject.counts),
+            "file_bytes": self.subject.file_bytes,
+            "accuracy": self.subject.accuracy[1] if self.subject.accuracy else None,
+        }
+
+    def cells(self, *, is_first: bool) -> list[str]:
+        """Of the table."""
+        times, file_bytes = self.row.to_dict(), self.subject.file_bytes
+        ratio = f"{self.times_as_fast:.2f}"
+        if self.uncertainty and not is_first:
+            ratio += f" ± {self.times_as_fast * self.uncertainty:.2f}"
+        return [
+            self.row.name,
+            *(f"{times[key]:.2f}" for key in ("median_ms", "p90_ms", "mean_ms", "min_ms")),
+            f"{times['images_per_second']:.1f}",
+            "-" if times["waited"] is None else f"{times['waited']:.0%}",
+            f"{times['working_ms']:.2f}",
+            "-" if file_bytes is None else f"{file_bytes / 1e6:.1f}",
+            ratio,
+        ]
+
+
+def _sizes(counts: "Counts | None") -> dict[str, int | None]:
+    """What latency may depend on, by its name; unknown of an exported file."""
+    if counts is None:
+        return dict.fromkeys(SIZES)
+    values = (counts.macs, counts.parameters, counts.activations, counts.bytes)
+    return dict(zip(SIZES, values, strict=True))
+
+
+def show(
+    rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int
+) -> list[dict[str, object]]:
     """The table, and what it shows."""
     from ..measure import latency
 
     faster, uncertain = latency.ratios(rows, rows[0].name), latency.uncertainty(rows, rows[0].name)
-    documents: list[dict[str, Any]] = []
-    lines = []
-    for row in rows:
-        subject, ratio, by = by_name[row.name], faster[row.name], uncertain[row.name]
-        about = {"model": subject.model, "form": subject.form, "runtime": subject.title}
-        found: dict[str, Any] = {
-            **row.to_dict(),
-            "times_as_fast": ratio,
-            "uncertainty": by,
-            **about,
-        }
-        found |= {name: getattr(subject.counts, key, None) for name, key in SIZES.items()}
-        found["file_bytes"] = subject.file_bytes
-        found["accuracy"] = subject.accuracy[1] if subject.accuracy else None
-        documents.append(found)
-        milliseconds = [f"{found[key]:.2f}" for key in ("median_ms", "p90_ms", "mean_ms", "min_ms")]
-        waited = "-" if found["waited"] is None else f"{found['waited']:.0%}"
-        ratios = f"{ratio:.2f}" + (f" ± {ratio * by:.2f}" if by and row is not rows[0] else "")
-        working = f"{found['working_ms']:.2f}"
-        megabytes = "-" if subject.file_bytes is None else f"{subject.file_bytes / 1e6:.1f}"
-        per_second = f"{found['images_per_second']:.1f}"
-        lines.append([row.name, *milliseconds, per_second, waited, working, megabytes, ratios])
+    lines = [Line(by_name[row.name], row, faster[row.name], uncertain[row.name]) for row in rows]
     columns = [
         "",
         "median ms",
@@ -243,57 +343,45 @@ def show(rows: Sequence["Row"], by_name: Mapping[str, Subject], runs: int) -> li
         "file MB",
         "x as fast",
     ]
-    table(
-        f"Latency of one image, {runs} interleaved runs; x as fast as {rows[0].name}",
-        columns,
-        lines,
-        LEAST,
-    )
-    return documents
+    title = f"Latency of one image, {runs} interleaved runs; x as fast as {rows[0].name}"
+    cells = [line.cells(is_first=line is lines[0]) for line in lines]
+    table(title, columns, cells, LEAST)
+    return [line.to_dict() for line in lines]
 
 
-def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[dict[str, Any]]:
+def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[dict[str, object]]:
     """Rank correlations of latency with sizes, over the networks of each form, runtime and number of threads."""
     from ..measure import latency
 
-    groups: dict[tuple[str, str, int], list[tuple[float, Any]]] = {}
+    groups: dict[tuple[str, str, int], list[tuple[float, Counts]]] = {}
     for row in rows:
         subject = by_name[row.name]
         if subject.counts is not None:
             key = (subject.form, subject.title, subject.threads)
-            groups.setdefault(key, []).append((row.to_dict()["working_ms"], subject.counts))  # type: ignore[arg-type]
-    found: list[dict[str, Any]] = []
+            groups.setdefault(key, []).append((statistics.median(row.working), subject.counts))
+    documents: list[dict[str, object]] = []
     lines = []
     for (form, runtime, threads), networks in groups.items():
         if len(networks) < FEWEST:
             continue
         times = [time for time, _ in networks]
-        pairs = {
-            name: latency.spearman(times, [getattr(c, key) for _, c in networks])
-            for name, key in SIZES.items()
-        }
-        told = {
-            name: {"rho": pair[0], "p": pair[1]} if pair else None for name, pair in pairs.items()
-        }
-        found.append(
+        sizes = [_sizes(counts) for _, counts in networks]
+        pairs = {name: latency.spearman(times, [of[name] or 0 for of in sizes]) for name in SIZES}
+        documents.append(
             {
                 "form": form,
                 "runtime": runtime,
                 "threads": threads,
                 "networks": len(networks),
-                **told,
+                **{name: pair and {"rho": pair[0], "p": pair[1]} for name, pair in pairs.items()},
             }
         )
         title = f"{form} ({runtime}, threads: {threads}), {len(networks)} networks"
-        lines.append(
-            [
-                title,
-                *(f"{pair[0]:.2f} (p {pair[1]:.3f})" if pair else "-" for pair in pairs.values()),
-            ]
-        )
+        cells = [f"{pair[0]:.2f} (p {pair[1]:.3f})" if pair else "-" for pair in pairs.values()]
+        lines.append([title, *cells])
     if lines:
         table("Rank correlation (Spearman) of latency with", ["", *SIZES], lines)
-    return found
+    return documents
 
 
 def _drawn(subject: Subject) -> bool:

@@ -6,19 +6,19 @@ broken one may take its process with it. What is missing or broken is reported; 
 this verb.
 """
 
-import multiprocessing
+import dataclasses
 import os
-import tempfile
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..find import names
+from ._settings import About, switch
 from ._show import say, table
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    from ..deploy.trial import Trial
 
 EXAMPLE = "fleetnet doctor --test"
 PACKAGES = {  # optional: module -> distribution, extra, what for
@@ -28,104 +28,155 @@ PACKAGES = {  # optional: module -> distribution, extra, what for
 }
 
 
-def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument(
-        "--test",
-        action="store_true",
-        help="convert, run and compare a small network in each runtime",
+@dataclass(frozen=True, kw_only=True)
+class Doctor:
+    test: bool = switch("convert, run and compare a small network in each runtime")
+    to: str | None = field(
+        default=None,
+        metadata=About(help="only these runtimes, separated by commas", usual="all"),
     )
-    parser.add_argument(
-        "--to", type=str, help="only these runtimes, separated by commas (default: all)"
-    )
-    parser.add_argument(
-        "--install",
-        type=str,
-        help="make the environment of its own that a runtime's converter needs, such as litert",
+    install: str | None = field(
+        default=None,
+        metadata=About(
+            help="make the environment of its own that a runtime's converter needs, such as litert"
+        ),
     )
 
 
-def run(given: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class State:
+    """What is known of a runtime."""
+
+    name: str
+    suffix: str
+    precisions: list[str]
+    package: str
+    version: str | None
+    lacks: str | None  # what is missing, with the command that adds it
+    cannot_run: str | None
+    test: "Trial | None" = None
+
+    def __str__(self) -> str:
+        if self.lacks:
+            return self.lacks
+        if self.test is not None and not self.test.passed:
+            return f"does not work: {self.test.said}"
+        state = "installed" if self.test is None else f"works: {self.test.said}"
+        return f"{state}; only converts: {self.cannot_run}" if self.cannot_run else state
+
+
+@dataclass(frozen=True)
+class Environment:
+    """One of a converter that cannot live in ours."""
+
+    name: str
+    folder: str
+    lacks: str | None
+
+
+@dataclass(frozen=True)
+class Package:
+    """One that is optional."""
+
+    name: str
+    use: str
+    version: str | None
+    lacks: str | None
+
+    def to_dict(self) -> dict[str, object]:
+        return {
+            "name": self.name,
+            "for": self.use,
+            "version": self.version,
+            "lacks": self.lacks,
+        }
+
+
+def run(settings: Doctor) -> dict[str, object]:
     from .. import __version__
-    from ..measure.latency import version
-    from ..runtimes import _isolated, choice
+    from ..runtimes import choice
     from ..runtimes._cpu import int8_class
 
-    if given.get("install"):
-        say(
-            f"making the environment that converts for {given['install']}, in "
-            f"{_isolated.folder(given['install'])}"
-        )
-        _isolated.create(given["install"])
-    chosen = (
-        [choice(name)[0] for name in given["to"].split(",")]
-        if given.get("to")
-        else names("runtimes")
-    )
+    if settings.install:
+        _install(settings.install)
+    chosen = names("runtimes")
+    if settings.to:
+        chosen = [choice(name)[0] for name in settings.to.split(",")]
     machine, int8 = _machine(), int8_class()
-    table(
-        f"fleetnet {__version__} on this machine",
-        ["", ""],
-        [[key, value or "no"] for key, value in machine.items()],
-    )
-
+    rows = [[key, value or "no"] for key, value in machine.items()]
+    table(f"fleetnet {__version__} on this machine", ["", ""], rows)
     say(f"int8: {int8.meaning}")
-
     runtimes = [_runtime(name) for name in chosen]
-    for runtime in runtimes if given.get("test") else ():
-        if runtime["lacks"] is None:
-            say(f"testing {runtime['name']}")
-            runtime["test"] = _tested(runtime["name"])
-    rows = [
-        [
-            r["name"],
-            r["suffix"],
-            ", ".join(r["precisions"]),
-            f"{r['package']} {r['version'] or '-'}",
-            _state(r),
-        ]
-        for r in runtimes
-    ]
-    table(
-        "Runtimes",
-        ["runtime", "file", "precisions", "package", "state"],
-        rows,
-        ("precisions", "file"),
-    )
-
-    environments = [
-        {"name": name, "folder": str(_isolated.folder(name)), "lacks": _isolated.missing(name)}
-        for name in _isolated.converters()
-    ]
-    if environments:
-        rows = [
-            [e["name"], e["folder"], "ready" if e["lacks"] is None else e["lacks"]]
-            for e in environments
-        ]
-        table(
-            "Environments of converters that cannot live in this one",
-            ["runtime", "folder", "state"],
-            rows,
-        )
-    packages = [
-        {
-            "name": name,
-            "for": what,
-            "version": version(name),
-            "lacks": None if _there(module) else f"pip install 'fleetnet[{extra}]'",
-        }
-        for module, (name, extra, what) in PACKAGES.items()
-    ]
-    rows = [[p["name"], p["for"], p["lacks"] or p["version"] or "installed"] for p in packages]
-    table("Optional packages", ["package", "for", "state"], rows)
-    if not given.get("test"):
+    if settings.test:
+        runtimes = [_tested(runtime) for runtime in runtimes]
+    environments, packages = _environments(), _packages()
+    _show(runtimes, environments, packages)
+    if not settings.test:
         say("installed is not yet working: fleetnet doctor --test tries each")
     return {
-        "version": __version__, "machine": machine, "int8": {"saturates": int8.saturates, "meaning": int8.meaning},
-        "runtimes": runtimes, "environments": environments, "packages": packages,
-    }  # fmt: skip
+        "version": __version__,
+        "machine": machine,
+        "int8": {"saturates": int8.saturates, "meaning": int8.meaning},
+        "runtimes": [dataclasses.asdict(runtime) for runtime in runtimes],
+        "environments": [dataclasses.asdict(environment) for environment in environments],
+        "packages": [package.to_dict() for package in packages],
+    }
 
 
-def _machine() -> dict[str, Any]:
+def _install(name: str) -> None:
+    from ..runtimes import _isolated
+
+    say(f"making the environment that converts for {name}, in {_isolated.folder(name)}")
+    _isolated.create(name)
+
+
+def _show(
+    runtimes: Sequence[State], environments: Sequence[Environment], packages: Sequence[Package]
+) -> None:
+    rows = [
+        [
+            runtime.name,
+            runtime.suffix,
+            ", ".join(runtime.precisions),
+            f"{runtime.package} {runtime.version or '-'}",
+            str(runtime),
+        ]
+        for runtime in runtimes
+    ]
+    columns = ["runtime", "file", "precisions", "package", "state"]
+    table("Runtimes", columns, rows, ("precisions", "file"))
+    if environments:
+        title = "Environments of converters that cannot live in this one"
+        rows = [[e.name, e.folder, "ready" if e.lacks is None else e.lacks] for e in environments]
+        table(title, ["runtime", "folder", "state"], rows)
+    rows = [[p.name, p.use, p.lacks or p.version or "installed"] for p in packages]
+    table("Optional packages", ["package", "for", "state"], rows)
+
+
+def _environments() -> list[Environment]:
+    from ..runtimes import _isolated
+
+    return [
+        Environment(name, str(_isolated.folder(name)), _isolated.missing(name))
+        for name in _isolated.converters()
+    ]
+
+
+def _packages() -> list[Package]:
+    from ..measure.latency import version
+
+    return [
+        Package(
+            name,
+            use,
+            version(name),
+            None if _there(module) else f"pip install 'fleetnet[{extra}]'",
+        )
+        for module, (name, extra, use) in PACKAGES.items()
+    ]
+
+
+def _machine() -> dict[str, object]:
     """Processor, devices of torch, and versions."""
     import torch
 
@@ -137,7 +188,7 @@ def _machine() -> dict[str, Any]:
     cuda = (
         [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if _cuda() else []
     )
-    capped = {}
+    capped: dict[str, str] = {}
     if onednn_saturates() and not kind.saturates:
         capped = {
             "int8, OpenVINO": f"ONEDNN_MAX_CPU_ISA={os.environ['ONEDNN_MAX_CPU_ISA']} leaves "
@@ -173,7 +224,7 @@ def _there(module: str) -> bool:
         return False
 
 
-def _runtime(name: str) -> dict[str, Any]:
+def _runtime(name: str) -> State:
     """What is known of a runtime without running it."""
     from .. import runtimes
     from ..measure.latency import version
@@ -183,54 +234,22 @@ def _runtime(name: str) -> dict[str, Any]:
         lacks = module.missing()
     except Exception as error:  # a package that is there in part
         lacks = f"cannot be looked at: {type(error).__name__}: {error}"
-    return {
-        "name": name,
-        "suffix": module.suffix,
-        "precisions": list(module.tolerances),
-        "package": module.package,
-        "version": version(module.package),
-        "lacks": lacks,
-        "cannot_run": module.cannot_run(),
-        "test": None,
-    }
+    return State(
+        name=name,
+        suffix=module.suffix,
+        precisions=list(module.tolerances),
+        package=module.package,
+        version=version(module.package),
+        lacks=lacks,
+        cannot_run=module.cannot_run(),
+    )
 
 
-def _state(runtime: dict[str, Any]) -> str:
-    """In words."""
-    if runtime["lacks"]:
-        return str(runtime["lacks"])
-    test = runtime["test"]
-    if test is not None and not test["passed"]:
-        return f"does not work: {test['said']}"
-    state = "installed" if test is None else f"works: {test['said']}"
-    return f"{state}; only converts: {runtime['cannot_run']}" if runtime["cannot_run"] else state
+def _tested(runtime: State) -> State:
+    """The runtime with what came of trying it, where nothing is missing."""
+    from ..deploy.trial import try_runtime
 
-
-def _tested(name: str) -> dict[str, Any]:
-    """What came of `_trial` in a process of its own: {"passed": bool, "said": str}."""
-    try:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return {"passed": True, "said": pool.submit(_trial, name).result()}
-    except Exception as error:  # of any kind that a package can have; a process that was killed is BrokenProcessPool
-        said = str(error).strip().splitlines() or [""]
-        return {"passed": False, "said": f"{type(error).__name__}: {said[0]}"}
-
-
-def _trial(name: str) -> str:
-    """Convert a small network, run the file, compare; how far they are apart."""
-    import torch
-    from torch import nn
-
-    from .. import runtimes
-    from ..deploy.package import deliver
-
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5)
-    ).eval()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / f"model{runtimes.find(name).suffix}"
-        done = deliver(model, torch.randn(1, 3, 16, 16), path, name, None)
-    if done.parity is None:
-        return f"converted and inspected in {done.seconds:.1f} s"
-    return f"relative difference {done.parity.relative:.1g}, converted in {done.seconds:.1f} s"
+    if runtime.lacks is not None:
+        return runtime
+    say(f"testing {runtime.name}")
+    return dataclasses.replace(runtime, test=try_runtime(runtime.name))

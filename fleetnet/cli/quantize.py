@@ -1,7 +1,7 @@
 """`fleetnet quantize`: the int8 file for a runtime, calibrated on your images, handed over only when accurate."""
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,17 +13,25 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from ..errors import ExportError, UsageError
-from ._arguments import TIMEOUT
+from ..errors import ExportError, UsageError, choose
+from ..find import names
+from ..training.config import TrainConfig
+from ._arguments import TIMEOUT, output_folder
 from ._data import images_at_a_time, say_data
+from ._settings import About, switch
 from ._show import say, table
 
 if TYPE_CHECKING:
-    from jsonargparse import ArgumentParser
+    import torch
+    from PIL import Image
 
+    from ..data import Split
+    from ..facts import Facts
+    from ..int8._decoded import DecodedOnce
     from ..int8._prepared import Prepared
     from ..int8._search import Quantized
     from ..int8._sensitivity import Layer
+    from ..preprocess import Preprocess
 
 EXAMPLE = (
     "fleetnet quantize --model runs/classification/mobileone_s0-photos --data photos/ --to openvino"
@@ -31,163 +39,210 @@ EXAMPLE = (
 ROWS = 10  # of the most sensitive layers
 
 
-def arguments(parser: "ArgumentParser") -> None:
-    parser.add_argument("--model", type=str, help="run folder or checkpoint (.safetensors)")
-    parser.add_argument(
-        "--data", type=str, help="folder, list or annotation file: train calibrates, val decides"
+@dataclass(frozen=True, kw_only=True)
+class Quantize:
+    model: str = field(metadata=About(help="run folder or checkpoint (.safetensors)"))
+    data: str = field(
+        metadata=About(help="folder, list or annotation file: train calibrates, val decides")
     )
-    parser.add_argument(
-        "--format", type=str | None, help="format of the data, where finding it out fails"
+    format: str | None = field(
+        default=None,
+        metadata=About(help="format of the data, where finding it out fails", null=True),
     )
-    parser.add_argument("--to", type=str, help="runtimes, separated by commas: onnx, openvino")
-    parser.add_argument("--out", type=str, help="folder (default: export/ beside the checkpoint)")
-    parser.add_argument(
-        "--max-drop",
-        type=NonNegativeFloat,
-        help="points that may be lost of the task's first figure (default: 1.0)",
+    to: str = field(metadata=About(help="runtimes, separated by commas: onnx, openvino"))
+    out: str | None = field(
+        default=None, metadata=About(help="folder", usual="export/ beside the checkpoint")
     )
-    parser.add_argument(
-        "--max-bad",
-        type=ClosedUnitInterval,
-        help="largest share of the annotations that may be unusable (default: 0.5)",
+    max_drop: float = field(
+        default=1.0,
+        metadata=About(
+            help="points that may be lost of the task's first figure", kind=NonNegativeFloat
+        ),
     )
-    parser.add_argument(
-        "--images", type=PositiveInt, help="pictures to calibrate on (default: 128)"
+    max_bad: float = field(
+        default=TrainConfig.max_bad,
+        metadata=About(
+            help="largest share of the annotations that may be unusable", kind=ClosedUnitInterval
+        ),
     )
-    parser.add_argument(
-        "--calibrate-on",
-        type=str,
-        help="folder of other pictures to calibrate on; no labels needed",
+    images: int = field(
+        default=128, metadata=About(help="pictures to calibrate on", kind=PositiveInt)
     )
-    parser.add_argument(
-        "--skip",
-        type=str,
-        help="layers to leave in float, separated by commas, with wildcards: 'head.*,*.se.*'",
+    calibrate_on: str | None = field(
+        default=None,
+        metadata=About(help="folder of other pictures to calibrate on; no labels needed"),
     )
-    parser.add_argument(
-        "--most",
-        type=ClosedUnitInterval,
-        help="share of the layers that may be left in float beside (default: 0.25)",
+    skip: str | None = field(
+        default=None,
+        metadata=About(
+            help="layers to leave in float, separated by commas, with wildcards: 'head.*,*.se.*'"
+        ),
     )
-    parser.add_argument(
-        "--equalize", type=bool, help="cross-layer equalization of chains of ReLU (default: true)"
+    most: float = field(
+        default=0.25,
+        metadata=About(
+            help="share of the layers that may be left in float beside", kind=ClosedUnitInterval
+        ),
     )
-    parser.add_argument(
-        "--recalibrate-norms",
-        action="store_true",
-        help="first recompute the batch norms' statistics on the pictures",
+    equalize: bool = field(
+        default=True, metadata=About(help="cross-layer equalization of chains of ReLU")
     )
-    parser.add_argument(
-        "--sensitivity", action="store_true", help="show what int8 does to each layer alone"
+    recalibrate_norms: bool = switch("first recompute the batch norms' statistics on the pictures")
+    sensitivity: bool = switch("show what int8 does to each layer alone")
+    threads: int = field(default=2, metadata=About(help="CPU threads of torch", kind=PositiveInt))
+    workers: int = field(
+        default=0, metadata=About(help="processes that read images", kind=NonNegativeInt)
     )
-    parser.add_argument("--threads", type=PositiveInt, help="CPU threads of torch (default: 2)")
-    parser.add_argument(
-        "--workers", type=NonNegativeInt, help="processes that read images (default: 0)"
+    timeout: float = field(
+        default=TrainConfig.timeout, metadata=About(help=TIMEOUT, kind=PositiveFloat)
     )
-    parser.add_argument("--timeout", type=PositiveFloat, help=f"{TIMEOUT} (default: 5)")
 
 
-def run(given: dict[str, Any]) -> dict[str, Any]:  # noqa: C901, PLR0915
-    for key in ("model", "data", "to"):
-        if not given.get(key):
-            raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
+def run(settings: Quantize) -> dict[str, object]:
+    runtimes = [name.strip() for name in settings.to.split(",")]
+    _check_runtimes(runtimes)
 
     import torch
 
-    from .. import checkpoint, data, runtimes, tasks
-    from ..data._contents import check_usable, contents_of
-    from ..data._names import by_name
-    from ..data._record import to_measure
-    from ..errors import choose
-    from ..files import check_writable
-    from ..find import names
-    from ..images import find_images
-    from ..inputs.dataset import ImageDataset
-    from ..inputs.loader import MINUTES
-    from ..int8._decoded import LIMIT, DecodedOnce
-    from ..int8._prepared import calibration, prepare, source_of
-    from ..int8._search import missing, quantize
-    from ..weights.read import check_inside
+    from .. import checkpoint, tasks
+    from ..int8._decoded import LIMIT
+    from ..int8._prepared import prepare, source_of
 
-    chosen = [name.strip() for name in given["to"].split(",")]
-    for name in chosen:
-        if name not in names("int8"):
-            raise UsageError(
-                f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}"
-            )
-        if absent := missing(name):  # before anything is measured
-            raise ExportError(absent)
-    torch.set_num_threads(given.get("threads", 2))
-    path = source_of(given["model"])
-    out = Path(given.get("out") or path.parent / "export")
-    if not given.get("out"):
-        for place in (out, *out.glob("*")):
-            check_inside(place, path.parent, "give --out a folder of yours")
-    check_writable(out, "--out", folder=True)
-    about = checkpoint.read_facts(path)
-    preprocess, target = about.preprocess, tasks.find(about.task).TARGET
-    val = to_measure(given["data"], "val", given.get("format"), target, path, about.settings)
-    val = by_name(val, about.classes, str(path))
-    contents = contents_of(val, target)
-    say_data("judged on", val, contents)
-    check_usable(val, contents, given.get("max_bad", 0.5), learn=False)
-    sources: list[Any]
-    if given.get("calibrate_on"):
-        sources, source = find_images(given["calibrate_on"])[0], given["calibrate_on"]
-    else:
-        sources = [
-            s.image for s in data.load(given["data"], "train", given.get("format"), target).samples
-        ]
-        source = f"{given['data']}, train"
-    images = calibration(sources, preprocess, given.get("images", 128))
+    torch.set_num_threads(settings.threads)
+    path = source_of(settings.model)
+    out = output_folder(path, settings.out)
+    facts = checkpoint.read_facts(path)
+    target = tasks.find(facts.task).TARGET
+    val = _validation(settings, path, facts, target)
+    images, source = _calibration(settings, facts.preprocess, target)
     say(f"calibrating on {len(images)} pictures of {source}")
-    batches = DecodedOnce(
-        ImageDataset(val, preprocess, target=target), images_at_a_time(target),
-        workers=given.get("workers", 0), minutes=given.get("timeout", MINUTES),
-    )  # fmt: skip
+    batches = _batches(settings, val, facts.preprocess, target)
     prepared = prepare(
-        path, images, batches, equalizing=given.get("equalize", True),
-        recalibrating=bool(given.get("recalibrate_norms")),
-    )  # fmt: skip
+        path,
+        images,
+        batches,
+        equalizing=settings.equalize,
+        recalibrating=settings.recalibrate_norms,
+    )
     if batches.again:
         say(
             f"{batches.again} of {len(val.samples)} pictures are more than {LIMIT / 1e9:.1f} GB of "
             "memory hold: they are read again for each int8 file"
         )
-    count, allowed = len(val.samples), given.get("max_drop", 1.0)
-    if target == "label" and 100 / count > allowed:
-        say(
-            f"warning: {count} pictures for validation, so that one is more than the {allowed:g} "
-            "points allowed"
-        )
-    if prepared.equalized:
-        say(f"equalized {prepared.equalized} pairs of layers")
-    if given.get("sensitivity"):
-        say("measuring how much each layer disturbs the outputs")
-        _show_layers(prepared.sensitivity)
-    settings = {key: given[key] for key in ("max_drop", "most") if key in given}
-    skip = [pattern.strip() for pattern in given["skip"].split(",")] if given.get("skip") else []
-    found, refused = [], []
-    for name in chosen:
+    _say_prepared(settings, prepared, len(val.samples), target)
+    documents, refused = [], []
+    for name in runtimes:
         say(f"quantizing {path} for {name}")
-        file = out / f"{name}-int8" / f"model{runtimes.find(name).suffix}"
         try:
-            done = quantize(
-                prepared, name, file, skip=skip, facts={"source": source}, report=say, **settings
-            )
+            quantized = _quantized(settings, prepared, name, out, source)
         except ExportError as error:  # the others may do better
             refused.append(str(error))
             continue
-        _show(name, done, prepared)
-        found.append(_document(name, done))
+        _show(name, quantized, prepared)
+        documents.append(_document(name, quantized))
     if refused:
-        also = f" (written: {', '.join(done['path'] for done in found)})" if found else ""
-        raise ExportError("; ".join(refused) + also)
+        written = ", ".join(document["path"] for document in documents)
+        raise ExportError("; ".join(refused) + (f" (written: {written})" if written else ""))
+    layers = [asdict(layer) for layer in prepared.sensitivity] if settings.sensitivity else None
     return {
-        "model": str(path), "metric": prepared.metric, "float": prepared.result, "equalized": prepared.equalized,
-        "sensitivity": [asdict(layer) for layer in prepared.sensitivity] if given.get("sensitivity") else None,
-        "quantized": found,
-    }  # fmt: skip
+        "model": str(path),
+        "metric": prepared.metric,
+        "float": prepared.result,
+        "equalized": prepared.equalized,
+        "sensitivity": layers,
+        "quantized": documents,
+    }
+
+
+def _check_runtimes(runtimes: Sequence[str]) -> None:
+    """`UsageError` for a runtime without int8, `ExportError` where a package is missing."""
+    from ..int8._search import missing
+
+    for name in runtimes:
+        if name not in names("int8"):
+            raise UsageError(
+                f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}"
+            )
+        if absent := missing(name):
+            raise ExportError(absent)
+
+
+def _validation(settings: Quantize, path: Path, facts: "Facts", target: str) -> "Split":
+    """What the int8 file is judged on, with the classes of the model."""
+    from ..data._contents import check_usable, contents_of
+    from ..data._names import by_name
+    from ..data._record import to_measure
+
+    split = to_measure(settings.data, "val", settings.format, target, path, facts.settings)
+    split = by_name(split, facts.classes, str(path))
+    contents = contents_of(split, target)
+    say_data("judged on", split, contents)
+    check_usable(split, contents, settings.max_bad, learn=False)
+    return split
+
+
+def _calibration(
+    settings: Quantize, preprocess: "Preprocess", target: str
+) -> "tuple[torch.Tensor, str]":
+    """Pictures to calibrate on, as the network gets them (N, 3, H, W), and where they are from."""
+    from .. import data
+    from ..images import find_images
+    from ..int8._prepared import calibration
+
+    sources: Sequence[Path | Callable[[], Image.Image]]
+    if settings.calibrate_on:
+        sources, source = find_images(settings.calibrate_on)[0], settings.calibrate_on
+    else:
+        samples = data.load(settings.data, "train", settings.format, target).samples
+        sources, source = [sample.image for sample in samples], f"{settings.data}, train"
+    return calibration(sources, preprocess, settings.images), source
+
+
+def _batches(
+    settings: Quantize, split: "Split", preprocess: "Preprocess", target: str
+) -> "DecodedOnce":
+    from ..inputs.dataset import ImageDataset
+    from ..int8._decoded import DecodedOnce
+
+    return DecodedOnce(
+        ImageDataset(split, preprocess, target=target),
+        images_at_a_time(target),
+        workers=settings.workers,
+        minutes=settings.timeout,
+    )
+
+
+def _say_prepared(settings: Quantize, prepared: "Prepared", pictures: int, target: str) -> None:
+    """What was done before quantizing, what each layer does alone, and a doubt about few pictures."""
+    if target == "label" and 100 / pictures > settings.max_drop:
+        say(
+            f"warning: {pictures} pictures for validation, so that one is more than the "
+            f"{settings.max_drop:g} points allowed"
+        )
+    if prepared.equalized:
+        say(f"equalized {prepared.equalized} pairs of layers")
+    if settings.sensitivity:
+        say("measuring how much each layer disturbs the outputs")
+        _show_layers(prepared.sensitivity)
+
+
+def _quantized(
+    settings: Quantize, prepared: "Prepared", name: str, out: Path, source: str
+) -> "Quantized":
+    from .. import runtimes
+    from ..int8._search import quantize
+
+    skip = settings.skip.split(",") if settings.skip else []
+    return quantize(
+        prepared,
+        name,
+        out / f"{name}-int8" / f"model{runtimes.find(name).suffix}",
+        max_drop=settings.max_drop,
+        skip=[pattern.strip() for pattern in skip],
+        most=settings.most,
+        facts={"source": source},
+        report=say,
+    )
 
 
 def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
@@ -226,8 +281,18 @@ def _show_layers(layers: Sequence["Layer"]) -> None:
 
 def _document(runtime: str, done: "Quantized") -> dict[str, Any]:
     return {
-        "runtime": runtime, "path": str(done.path), "sidecar": str(done.sidecar), "int8": done.result,
-        "drop": done.drop, "agreement": done.agreement, "sqnr_db": done.sqnr, "layers": done.layers,
-        "skipped": done.skipped, "others_in_float": done.others, "macs_in_int8": done.macs,
-        "attempts": [{"skipped": attempt.skipped, "drop": attempt.drop} for attempt in done.attempts],
-    }  # fmt: skip
+        "runtime": runtime,
+        "path": str(done.path),
+        "sidecar": str(done.sidecar),
+        "int8": done.result,
+        "drop": done.drop,
+        "agreement": done.agreement,
+        "sqnr_db": done.sqnr,
+        "layers": done.layers,
+        "skipped": done.skipped,
+        "others_in_float": done.others,
+        "macs_in_int8": done.macs,
+        "attempts": [
+            {"skipped": attempt.skipped, "drop": attempt.drop} for attempt in done.attempts
+        ],
+    }

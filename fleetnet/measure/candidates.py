@@ -1,22 +1,26 @@
-"""What `fleetnet bench` times: the forms of models in torch and their files in runtimes, each ready to be called."""
+"""What can be timed: the forms of models in torch and their files in runtimes, each ready to be called.
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+`subjects` makes those of models, `of_file` those of an exported file. `say` gets a line of what is
+being done, and one for each that could not be had.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import ExportError, ModelError, UsageError, choose
-from ._show import say
 
 if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
     from ..deploy.trained import Trained
-    from ..measure.flops import Counts
+    from .flops import Counts
 
 FORMS = ("multi-branch", "deploy")  # that torch runs
 Accuracy = tuple[str, float]  # of what, and percent
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -51,35 +55,16 @@ class Subject:
         return " ".join(filter(None, (self.model, self.form, f"({how})"))) if self.model else how
 
 
-def threads_of(text: str | None) -> list[int]:
-    """Numbers of threads from "1,2"; none from None."""
-    parts = text.split(",") if text is not None else []
-    numbers = [int(part) for part in parts if part.strip().isdecimal()]
-    if (
-        len(numbers) != len(parts)
-        or min(numbers, default=1) < 1
-        or len(set(numbers)) != len(numbers)
-    ):
-        raise UsageError(
-            f"threads is {text!r}; allowed: one number of at least 1, or several such as 1,2"
-        )
-    return numbers
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be timed of each model, and where its files are written meanwhile."""
 
-
-def accuracies(texts: Sequence[str], models: Sequence[str]) -> dict[str, Accuracy]:
-    """By model, from texts such as "repvit_m0_9=78.7"."""
-    found: dict[str, Accuracy] = {}
-    for text in texts:
-        name, equal, value = text.rpartition("=")
-        try:
-            found[name] = ("accuracy", float(value))
-        except ValueError:
-            equal = ""
-        if not equal:
-            raise UsageError(f"accuracy is {text!r}; allowed: NAME=VALUE, such as repvit_m0_9=78.7")
-        if name not in models:
-            raise UsageError(f"accuracy of {name!r}, which is not measured: {choose(name, models)}")
-    return found
+    folder: Path
+    runtimes: Sequence[tuple[str, str]]  # with the precision
+    forms: Sequence[str]  # in torch
+    threads: Sequence[int]
+    size: str | None = None  # of models given by name
+    trust: bool = False  # as of `deploy.predictor.load`
 
 
 def eager(module: "nn.Module", example: "Tensor") -> Callable[[], Any]:
@@ -97,41 +82,33 @@ def calling(runner: Callable[["np.ndarray"], object], image: "np.ndarray") -> Ca
 
 
 def subjects(
-    given: Mapping[str, Any], threads: Sequence[int], folder: Path
+    models: Sequence[str], wanted: Wanted, accuracies: Mapping[str, Accuracy], say: Say
 ) -> tuple[list[Subject], list[str]]:
-    """All that the flags ask for, files exported into `folder`, and a line for each that could not be had."""
-    from ..runtimes import by_suffix, choice
+    """All that is wanted of models, files and names, and a line for each that could not be had.
 
-    to, forms = (
-        [] if text == "none" else text.split(",")
-        for text in (given.get("to") or "onnx", given.get("forms") or ",".join(FORMS))
-    )
-    for form in forms:
-        if form not in FORMS:
-            raise UsageError(f"no form {form!r}: {choose(form, [*FORMS, 'none'])}")
-    runtimes = [choice(text) for text in to]
+    `accuracies` of models stand in place of those that are known of them.
+    """
+    from ..runtimes import by_suffix
+
     suffixes = by_suffix()
-    told = accuracies(given.get("accuracy") or (), given["model"])
-    found: list[Subject] = []
+    timed: list[Subject] = []
     skipped: list[str] = []
-    for i, model in enumerate(dict.fromkeys(given["model"])):
+    for number, model in enumerate(dict.fromkeys(models)):
         say(f"preparing {model}")
-        path = Path(model)
+        path, accuracy = Path(model), accuracies.get(model)
         if path.exists() and path.suffix in suffixes:
-            found += of_file(path, threads, told.get(model), trust=bool(given.get("trust")))
+            timed += of_file(path, wanted.threads, accuracy, trust=wanted.trust)
         else:
-            size, accuracy = given.get("size"), told.get(model)
-            found += _of_model(
-                model, runtimes, forms, size, threads, accuracy, folder / str(i), skipped
-            )
-    skipped += one_pool(found, threads)
-    if not found:
+            folder = wanted.folder / str(number)
+            timed += _of_model(model, wanted, accuracy, folder, skipped, say)
+    skipped += one_pool(timed, wanted.threads, say)
+    if not timed:
         raise (
             ExportError(skipped[0])
             if skipped
             else UsageError("nothing to measure: --forms and --to are none")
         )
-    return found, skipped
+    return timed, skipped
 
 
 def possible(runtime: str, threads: Sequence[int]) -> Sequence[int]:
@@ -142,9 +119,9 @@ def possible(runtime: str, threads: Sequence[int]) -> Sequence[int]:
     return threads[:1] if alone else threads
 
 
-def one_pool(found: Sequence[Subject], threads: Sequence[int]) -> list[str]:
+def one_pool(timed: Sequence[Subject], threads: Sequence[int], say: Say) -> list[str]:
     """A line for each runtime that was left out with all but the first number of threads; it is said too."""
-    runtimes = {s.runtime for s in found if len(possible(s.runtime, threads)) < len(threads)}
+    runtimes = {s.runtime for s in timed if len(possible(s.runtime, threads)) < len(threads)}
     lines = [
         f"{runtime} with {', '.join(map(str, threads[1:]))} threads: all its files in a process "
         f"share one number of threads, so it is timed with {threads[0]}; for another number run it "
@@ -184,84 +161,140 @@ def of_file(
     measured = decisive(of_int8 or facts.metrics)  # those of the facts are the checkpoint's
     return [
         Subject(
-            str(path), "", predictor.runtime, title, count, size, call(count),
-            accuracy or measured, file=path, precision=precision, outputs=names,
+            str(path),
+            "",
+            predictor.runtime,
+            title,
+            count,
+            size,
+            call(count),
+            accuracy or measured,
+            file=path,
+            precision=precision,
+            outputs=names,
             file_bytes=size_of(path),
         )
         for count in possible(predictor.runtime, threads)
-    ]  # fmt: skip
+    ]
+
+
+@dataclass(frozen=True)
+class _Networks:
+    """A model as it is and in its deploy form, with an image (1, 3, H, W) to run them on."""
+
+    model: str
+    network: "nn.Module"
+    deploy: "nn.Module"
+    example: "Tensor"
+    form: str  # of the network
+    accuracy: Accuracy | None
+    trained: "Trained | None" = None  # the checkpoint; a model given by name has random weights
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.example.shape[-2], self.example.shape[-1]
 
 
 def _of_model(
     model: str,
-    to: Sequence[tuple[str, str]],
-    forms: Sequence[str],
-    size: str | None,
-    threads: Sequence[int],
+    wanted: Wanted,
     accuracy: Accuracy | None,
     folder: Path,
     skipped: list[str],
+    say: Say,
 ) -> list[Subject]:
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
+    from ..runtimes import label
+    from ..tasks import named
+    from .flops import count
+
+    networks = _networks(model, wanted.size)
+    networks = replace(networks, accuracy=accuracy or networks.accuracy)
+    timed = list(_in_torch(networks, wanted))
+    counts = count(networks.deploy, networks.example)
+    outputs: tuple[str, ...] = ()
+    if wanted.runtimes:
+        outputs = tuple(named(eager(networks.deploy, networks.example)()))
+    for runtime, precision in wanted.runtimes:
+        try:
+            file = _exported(networks, runtime, precision, folder)
+        except ExportError as error:
+            skipped.append(f"{model} in {label(runtime, precision)}: {error}")
+            say(f"skipped {skipped[-1]}")
+            continue
+        timed += [
+            replace(subject, counts=counts, outputs=outputs)
+            for subject in _of_exported(networks, runtime, precision, file, wanted.threads)
+        ]
+    return timed
+
+
+def _in_torch(networks: _Networks, wanted: Wanted) -> Iterator[Subject]:
+    from .flops import count
+
+    by_form = {networks.form: networks.network, "deploy": networks.deploy}
+    for form in FORMS:
+        if form not in wanted.forms or form not in by_form:
+            continue
+        counts = count(by_form[form], networks.example)
+        call = eager(by_form[form], networks.example)
+        for threads in wanted.threads:
+            yield Subject(
+                networks.model,
+                form,
+                "torch",
+                "torch",
+                threads,
+                networks.size,
+                call,
+                networks.accuracy,
+                counts,
+            )
+
+
+def _exported(networks: _Networks, runtime: str, precision: str, folder: Path) -> Path:
+    """The proven file of a model; `ExportError` where it cannot be had, or cannot be run here."""
     from .. import runtimes
     from ..deploy.export import export
     from ..deploy.package import deliver
-    from ..measure.flops import count
-    from ..runtimes import label, size_of
-    from ..runtimes import load as load_file
-    from ..tasks import named
+    from ..runtimes import label
 
-    net, deploy, example, form, known, trained = _networks(model, size)
-    pixels, accuracy = (example.shape[-2], example.shape[-1]), accuracy or known
-    counts = count(deploy, example)
-    found: list[Subject] = []
-    if "multi-branch" in forms and form == "multi-branch":
-        many, call = count(net, example), eager(net, example)
-        found += [
-            Subject(model, form, "torch", "torch", n, pixels, call, accuracy, many) for n in threads
-        ]
-    if "deploy" in forms:
-        call = eager(deploy, example)
-        found += [
-            Subject(model, "deploy", "torch", "torch", n, pixels, call, accuracy, counts)
-            for n in threads
-        ]
-    outputs = tuple(named(eager(deploy, example)())) if to else ()
-    for name, precision in to:
-        runtime, title = runtimes.find(name), label(name, precision)
-        file = folder / title / f"model{runtime.suffix}"
-        try:
-            if trained is not None:  # proven as `fleetnet export` does, by what it finds too
-                delivered = export(trained, name, file, precision=precision)
-            else:
-                # A peer of timm is compared with what timm's own collapsing made of it.
-                source = deploy if model.startswith("timm/") else net
-                delivered = deliver(source, example, file, name, None, precision=precision)
-            lost = delivered.unverified
-        except ExportError as error:
-            lost = str(error)
-        if lost:
-            skipped.append(f"{model} in {title}: {lost}")
-            say(f"skipped {skipped[-1]}")
-            continue
-        found += [
-            Subject(
-                model, "deploy", name, title, n, pixels,
-                calling(load_file(name, file, n, trust=True), example.numpy()),
-                accuracy, counts, file, precision, outputs, size_of(file),
-            )
-            for n in possible(name, threads)
-        ]  # fmt: skip
-    return found
+    file = folder / label(runtime, precision) / f"model{runtimes.find(runtime).suffix}"
+    if networks.trained is not None:  # proven as `fleetnet export` does, by what it finds too
+        delivered = export(networks.trained, runtime, file, precision=precision)
+    else:
+        # A peer of timm is compared with what timm's own collapsing made of it.
+        of_timm = networks.model.startswith("timm/")
+        source = networks.deploy if of_timm else networks.network
+        delivered = deliver(source, networks.example, file, runtime, None, precision=precision)
+    if delivered.unverified:
+        raise ExportError(delivered.unverified)
+    return file
 
 
-def _networks(
-    model: str, size: str | None
-) -> tuple["nn.Module", "nn.Module", "Tensor", str, Accuracy | None, "Trained | None"]:
-    """A model as it is, its deploy form, an image, the form it is in, its accuracy where that is known.
+def _of_exported(
+    networks: _Networks, runtime: str, precision: str, file: Path, threads: Sequence[int]
+) -> Iterator[Subject]:
+    from ..runtimes import label, load, size_of
 
-    And the checkpoint, where it is one: a model given by name has random weights.
-    """
+    for number in possible(runtime, threads):
+        yield Subject(
+            networks.model,
+            "deploy",
+            runtime,
+            label(runtime, precision),
+            number,
+            networks.size,
+            calling(load(runtime, file, number, trust=True), networks.example.numpy()),
+            networks.accuracy,
+            file=file,
+            precision=precision,
+            file_bytes=size_of(file),
+        )
+
+
+def _networks(model: str, size: str | None) -> _Networks:
+    """Of a checkpoint, of a peer of timm, or of a name, which has a size of its own where none is given."""
     import torch
 
     from .. import tasks
@@ -277,20 +310,17 @@ def _networks(
         example = torch.randn(1, 3, *trained.preprocess.size)
         deploy = reparameterize(trained.model, example)
         form, accuracy = trained.facts.form, decisive(trained.facts.metrics)
-        return trained.model, deploy, example, form, accuracy, trained
+        return _Networks(model, trained.model, deploy, example, form, accuracy, trained)
     if model.startswith("timm/"):
-        return (
-            *_peer(model.removeprefix("timm/")),
-            torch.randn(1, 3, *parse_size(size or 224)),
-            FORMS[0],
-            None,
-            None,
-        )
-    net = create_model(model).eval()
+        peer, deploy = _peer(model.removeprefix("timm/"))
+        example = torch.randn(1, 3, *parse_size(size or 224))
+        return _Networks(model, peer, deploy, example, FORMS[0], None)
+    network = create_model(model).eval()
     example = torch.randn(1, 3, *parse_size(size or tasks.find(split_name(model)[0]).SIZE))
-    published = pretrained(model) if net.task == "classification" else None
+    published = pretrained(model) if network.task == "classification" else None
     accuracy = ("ImageNet top-1", published.top1) if published else None
-    return net, reparameterize(net, example), example, FORMS[0], accuracy, None
+    deploy = reparameterize(network, example)
+    return _Networks(model, network, deploy, example, FORMS[0], accuracy)
 
 
 def _peer(name: str) -> tuple["nn.Module", "nn.Module"]:
