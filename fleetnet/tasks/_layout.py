@@ -94,74 +94,109 @@ def _anchors(value: Any) -> list[list[float]]:
     return [[float(v) for v in level] for level in value]
 
 
-def _mapping(text: str) -> dict[str, Any]:  # noqa: C901
+def _mapping(text: str) -> dict[str, Any]:
+    """The keys of a layout's text, of which all are there and no other."""
     try:
-        found = yaml.safe_load(text)
+        layout = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ModelError(f"the layout is not readable as YAML: {error}") from error
-    if not isinstance(found, dict):
+    if not isinstance(layout, dict):
         raise ModelError(
-            f"the layout is a {type(found).__name__}; it needs the keys {', '.join(KEYS)}"
+            f"the layout is a {type(layout).__name__}; it needs the keys {', '.join(KEYS)}"
         )
-    for key in found:
+    for key in layout:
         if key not in KEYS:
             raise ModelError(f"the layout has an unknown key {key!r}: {choose(str(key), KEYS)}")
-    missing = [key for key in KEYS if key not in found]
+    missing = [key for key in KEYS if key not in layout]
     if missing:
         raise ModelError(f"the layout lacks the key {missing[0]!r}; it needs {', '.join(KEYS)}")
-    if not _number(found["nc"]) or found["nc"] < 1:
-        raise ModelError(f"layout key nc is {found['nc']!r}; allowed: a whole number from 1")
+    _check_values(layout)
+    return layout
+
+
+def _check_values(layout: dict[str, Any]) -> None:
+    """`ModelError`, naming the key, for a value that it cannot have; anchors are checked apart."""
+    if not _number(layout["nc"]) or layout["nc"] < 1:
+        raise ModelError(f"layout key nc is {layout['nc']!r}; allowed: a whole number from 1")
     for key in ("depth_multiple", "width_multiple"):
-        if not _number(found[key], float) or found[key] <= 0:
+        if not _number(layout[key], float) or layout[key] <= 0:
             raise ModelError(
-                f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a number above 0"
+                f"layout key {key} is {_SHOWN.repr(layout[key])}; allowed: a number above 0"
             )
     for key in ("backbone", "head"):
-        if not isinstance(found[key], list) or not found[key]:
+        if not isinstance(layout[key], list) or not layout[key]:
             raise ModelError(
-                f"layout key {key} is {_SHOWN.repr(found[key])}; allowed: a list of rows [from, "
+                f"layout key {key} is {_SHOWN.repr(layout[key])}; allowed: a list of rows [from, "
                 "number, module, args]"
             )
-    return found
 
 
-def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:  # noqa: C901
+MOST_ARGUMENTS = {"Conv": 3, "C3": 2, "SPPF": 2, "Concat": 1, "nn.Upsample": 3, "Detect": 2}
+
+
+def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
     """The arguments with defaults put in, all checked."""
-
-    def whole(position: int, default: int | None = None) -> int:
-        value = args[position] if position < len(args) else default
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            row.fail(
-                f"argument {position} is {_SHOWN.repr(value)}; allowed: a whole number from 1, in "
-                f"{FORMS[row.module]}"
-            )
-        return value
-
-    most = {"Conv": 3, "C3": 2, "SPPF": 2, "Concat": 1, "nn.Upsample": 3, "Detect": 2}[row.module]
+    most = MOST_ARGUMENTS[row.module]
     if len(args) > most:
         row.fail(f"{len(args)} arguments; allowed: {FORMS[row.module]}")
     if row.module == "C3":
-        shortcut = args[1] if len(args) > 1 else True
-        if not isinstance(shortcut, bool):
-            row.fail(f"shortcut is {shortcut!r}; allowed: true, false")
-        return [whole(0), shortcut]
+        return _of_c3(row, args)
     if row.module in ("SPPF", "Conv"):
-        size = whole(1, 5 if row.module == "SPPF" else 1)
-        if size % 2 == 0:
-            row.fail(f"size is {size}; allowed: odd numbers, whose middle is a cell")
-        return [whole(0), size] + [whole(2, 1)] * (row.module == "Conv")
+        return _of_convolution(row, args)
+    if row.module == "nn.Upsample":
+        return _of_upsample(row, args)
     if row.module == "Concat":
         if args not in ([], [1]):
             row.fail(f"dimension is {args[0]!r}; allowed: 1, the channels")
         return [1]
-    if row.module == "nn.Upsample":
-        size, factor, mode = (args + [None, 2, "nearest"][len(args) :])[:3]
-        if size not in (None, "None") or mode != "nearest" or not _number(factor) or factor < 2:
-            row.fail(f"allowed: {FORMS['nn.Upsample']} with a whole factor from 2")
-        return [factor]
-    named = {"nc": layout["nc"], "anchors": layout["anchors"]}
-    given = [named.get(value, value) if isinstance(value, str) else value for value in args]
-    if given != [layout["nc"], layout["anchors"]][: len(given)]:
+    return _of_detect(row, args, layout)
+
+
+def _whole(row: Row, args: list[Any], position: int, default: int | None = None) -> int:
+    """The argument at a position, or its default, which has to be a whole number from 1."""
+    value = args[position] if position < len(args) else default
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        row.fail(
+            f"argument {position} is {_SHOWN.repr(value)}; allowed: a whole number from 1, in "
+            f"{FORMS[row.module]}"
+        )
+    return value
+
+
+def _of_c3(row: Row, args: list[Any]) -> list[Any]:
+    """[channels, shortcut]"""
+    shortcut = args[1] if len(args) > 1 else True
+    if not isinstance(shortcut, bool):
+        row.fail(f"shortcut is {shortcut!r}; allowed: true, false")
+    return [_whole(row, args, 0), shortcut]
+
+
+def _of_convolution(row: Row, args: list[Any]) -> list[Any]:
+    """[channels, size] of SPPF, [channels, size, stride] of Conv"""
+    size = _whole(row, args, 1, 5 if row.module == "SPPF" else 1)
+    if size % 2 == 0:
+        row.fail(f"size is {size}; allowed: odd numbers, whose middle is a cell")
+    channels = _whole(row, args, 0)
+    if row.module == "SPPF":
+        return [channels, size]
+    return [channels, size, _whole(row, args, 2, 1)]
+
+
+def _of_upsample(row: Row, args: list[Any]) -> list[Any]:
+    """[factor]"""
+    defaults: list[Any] = [None, 2, "nearest"]
+    values = args + defaults[len(args) :]
+    size, factor, mode = values[0], values[1], values[2]
+    if size not in (None, "None") or mode != "nearest" or not _number(factor) or factor < 2:
+        row.fail(f"allowed: {FORMS['nn.Upsample']} with a whole factor from 2")
+    return [factor]
+
+
+def _of_detect(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
+    """Nothing: what Detect needs stands in two keys of the file, which the arguments may name."""
+    keys = {"nc": layout["nc"], "anchors": layout["anchors"]}
+    values = [keys.get(value, value) if isinstance(value, str) else value for value in args]
+    if values != [layout["nc"], layout["anchors"]][: len(values)]:
         row.fail("allowed: [nc, anchors], the two keys of the file")
     return []
 
@@ -220,15 +255,15 @@ def _first(content: Any, where: str) -> str:
 
 def parse(text: str) -> Layout:
     """The checked rows of a layout's text; `ModelError` names the key or the row that cannot be used, and what can."""
-    found = _mapping(text)
-    anchors = _anchors(found["anchors"])
-    contents = [*found["backbone"], *found["head"]]
+    layout = _mapping(text)
+    anchors = _anchors(layout["anchors"])
+    contents = [*layout["backbone"], *layout["head"]]
     where = [
         f"row {n} (map {n + 4 if n else '0 to 4'}) {_SHOWN.repr(row)[:200]}"
         for n, row in enumerate(contents)
     ]
     name = _first(contents[0], where[0])
-    rows = [_row(n + 4, contents[n], where[n], found) for n in range(1, len(contents))]
+    rows = [_row(n + 4, contents[n], where[n], layout) for n in range(1, len(contents))]
     for row in rows[:-1]:
         if row.module == "Detect":
             row.fail("Detect must be the last row")
@@ -244,9 +279,9 @@ def parse(text: str) -> Layout:
         )
     return Layout(
         name,
-        found["nc"],
-        float(found["depth_multiple"]),
-        float(found["width_multiple"]),
+        layout["nc"],
+        float(layout["depth_multiple"]),
+        float(layout["width_multiple"]),
         anchors,
         rows,
     )

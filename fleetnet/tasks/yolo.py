@@ -27,6 +27,7 @@ evolution.
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -224,55 +225,37 @@ def _channels(count: int, multiple: float) -> int:
     return math.ceil(count * multiple / 8) * 8
 
 
+@dataclass(frozen=True)
+class _Map:
+    """What is known of a map of features before any is computed."""
+
+    channels: int
+    stride: int
+    # How often its size was computed from another map's: where a side is odd, sizes drift apart
+    # by rounding, and the map nearest to the backbone is right.
+    resized: int = 0
+
+
 class Network(nn.Module):
     """The rows of a layout on a backbone's features; see `Detect` for what comes out."""
 
-    def __init__(self, backbone: Backbone, classes: int, layout: Layout):  # noqa: C901
+    def __init__(self, backbone: Backbone, classes: int, layout: Layout):
         super().__init__()
         # map -> feature
         self.inputs = {STRIDES.index(s): i for i, s in enumerate(backbone.strides) if s in STRIDES}
         self.plan = [(row.index, row.sources) for row in layout.rows]
         self.rows = nn.ModuleDict()
-        channels = {m: backbone.channels[i] for m, i in self.inputs.items()}
-        strides = {m: STRIDES[m] for m in self.inputs}
-        # how often a map's size was computed from another's, not the backbone's
-        resized = dict.fromkeys(self.inputs, 0)
+        maps = {m: _Map(backbone.channels[i], STRIDES[m]) for m, i in self.inputs.items()}
         for row in layout.rows:
             for source in row.sources:
-                if source not in channels:
+                if source not in maps:
                     row.fail(
                         f"map {source} has stride {STRIDES[source]}; the backbone's strides: "
                         f"{backbone.strides}"
                     )
-            before = [channels[source] for source in row.sources]
-            stride, steps = strides[row.sources[0]], resized[row.sources[0]]
-            if row.module == "Concat":
-                if len({strides[source] for source in row.sources}) > 1:
-                    row.fail(
-                        "its maps have strides "
-                        f"{[strides[source] for source in row.sources]}; they must be equal"
-                    )
-                drift = [resized[source] for source in row.sources]
-                steps = min(drift)
-                module: nn.Module = Concat(drift.index(steps))
-                outputs = sum(before)
-            elif row.module == "Detect":
-                of_levels = [strides[source] for source in row.sources]
-                if of_levels != sorted(set(of_levels)):
-                    row.fail(f"its maps have strides {of_levels}; they must rise")
-                module, outputs = Detect(before, of_levels, layout.anchors, classes), 0
-            elif row.module == "nn.Upsample":
-                factor = row.args[0]
-                if stride % factor:
-                    row.fail(f"a map of stride {stride} cannot be enlarged by {factor}")
-                module, outputs = nn.Upsample(scale_factor=factor, mode="nearest"), before[0]
-                stride, steps = stride // factor, steps + 1
-            else:
-                module, outputs = _convolutional(row, before[0], layout)
-                if row.module == "Conv" and row.args[2] > 1:
-                    stride, steps = stride * row.args[2] ** row.number, steps + 1
+            sources = [maps[source] for source in row.sources]
+            module, maps[row.index] = _module(row, sources, classes, layout)
             self.rows[str(row.index)] = module
-            channels[row.index], strides[row.index], resized[row.index] = outputs, stride, steps
 
     @property
     def detect(self) -> Detect:
@@ -289,17 +272,55 @@ class Network(nn.Module):
         return maps[index]
 
 
-def _convolutional(row: Row, inputs: int, layout: Layout) -> tuple[nn.Module, int]:
-    """The module of a row Conv, C3 or SPPF, and its channels."""
+def _module(row: Row, sources: list[_Map], classes: int, layout: Layout) -> tuple[nn.Module, _Map]:
+    """The module of a row, and the map that it makes."""
+    if row.module == "Concat":
+        return _concat(row, sources)
+    if row.module == "Detect":
+        strides = [source.stride for source in sources]
+        if strides != sorted(set(strides)):
+            row.fail(f"its maps have strides {strides}; they must rise")
+        channels = [source.channels for source in sources]
+        return Detect(channels, strides, layout.anchors, classes), _Map(0, strides[0])
+    (source,) = sources
+    if row.module == "nn.Upsample":
+        return _upsample(row, source)
+    return _convolutional(row, source, layout)
+
+
+def _concat(row: Row, sources: list[_Map]) -> tuple[nn.Module, _Map]:
+    strides = [source.stride for source in sources]
+    if len(set(strides)) > 1:
+        row.fail(f"its maps have strides {strides}; they must be equal")
+    resized = [source.resized for source in sources]
+    nearest = resized.index(min(resized))  # the others get its size
+    channels = sum(source.channels for source in sources)
+    return Concat(nearest), _Map(channels, strides[0], min(resized))
+
+
+def _upsample(row: Row, source: _Map) -> tuple[nn.Module, _Map]:
+    factor = row.args[0]
+    if source.stride % factor:
+        row.fail(f"a map of stride {source.stride} cannot be enlarged by {factor}")
+    larger = _Map(source.channels, source.stride // factor, source.resized + 1)
+    return nn.Upsample(scale_factor=factor, mode="nearest"), larger
+
+
+def _convolutional(row: Row, source: _Map, layout: Layout) -> tuple[nn.Module, _Map]:
+    """The module of a row Conv, C3 or SPPF."""
     outputs = _channels(row.args[0], layout.width)
+    same = replace(source, channels=outputs)
     number = max(round(row.number * layout.depth), 1)
     if row.module == "C3":
-        return C3(inputs, outputs, number, row.args[1]), outputs
+        return C3(source.channels, outputs, number, row.args[1]), same
     if row.module == "SPPF":
-        return SPPF(inputs, outputs, row.args[1]), outputs
-    return nn.Sequential(
-        *[Conv(outputs if i else inputs, outputs, *row.args[1:]) for i in range(number)]
-    ), outputs
+        return SPPF(source.channels, outputs, row.args[1]), same
+    convs = [Conv(outputs if i else source.channels, outputs, *row.args[1:]) for i in range(number)]
+    strided = row.args[2]
+    if strided == 1:
+        return nn.Sequential(*convs), same
+    smaller = _Map(outputs, source.stride * strided**row.number, source.resized + 1)
+    return nn.Sequential(*convs), smaller
 
 
 def head(
