@@ -581,3 +581,26 @@ def test_a_list_whose_images_are_there_but_one(tmp_path):
     (tmp_path / "images" / "a1.jpg").rename(tmp_path / "other" / "a1.jpg")
     with pytest.raises(DataError, match=r"no such image: line 1: 'images/a1\.jpg'"):
         load(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("kind", ["csv", "list"])
+def test_images_elsewhere(tmp_path, kind):
+    disk, home = tmp_path / "disk", tmp_path / "home"
+    for word, shots in SPLITS.items():
+        pictures(disk / "any" / word, shots)
+        if kind == "csv":
+            table(home / f"{word}.csv", shots)
+        else:
+            table(home / f"{word}_list.txt", shots, "", "x/{name}.jpg {index}")
+            write(home / "label_list.txt", "\n".join(CLASSES))
+    format = {"csv": "csvfile", "list": "listfile"}[kind]
+    for word, shots in SPLITS.items():
+        assert labels_seen(load(str(home), word, format, images=str(disk))) == labels(shots)
+
+
+def test_a_picture_of_another_split_is_not_taken_for_one_that_is_missing(tmp_path):
+    by_split(folder="{0}", file="{0}.csv")(tmp_path)
+    (tmp_path / "train" / "a1.jpg").rename(tmp_path / "val" / "a1.jpg")
+    split = load(str(tmp_path), "train")
+    assert labels_seen(split) == labels(SPLITS["train"][1:])
+    assert split.annotations.dropped == {"of pictures that are not there": 1}

@@ -12,6 +12,7 @@ from support.layouts import CLASSES, HEIGHT, MANY, SPLITS, WIDTH, Shot, save, wr
 
 from fleetnet.cli import main
 from fleetnet.data import IGNORE, Split, load
+from fleetnet.data._contents import check_usable, contents_of
 from fleetnet.errors import DataError
 from fleetnet.images import read
 
@@ -365,6 +366,27 @@ def test_two_classes(tmp_path, encode, files, suffix):
         assert split.classes == TWO
         expected = {shot.name: np.array(TWO)[(indices(shot) > 0).astype(int)] for shot in shots}
         assert_same(maps_seen(split), expected)
+
+
+@pytest.mark.parametrize("encode", [black_and_white, one_bit])
+def test_two_classes_in_vocs_folders(tmp_path, encode):
+    """With a file of colors; without one 255 is of no class, and the second look asks."""
+    files = {"colors.txt": WHITE}
+    Layout("JPEGImages/{n}.jpg", "SegmentationClass/{n}.png", encode, files, splits=ONE).write(
+        tmp_path
+    )
+    split = load(str(tmp_path), "all", target="semantic")
+    expected = {shot.name: np.array(TWO)[(indices(shot) > 0).astype(int)] for shot in MANY}
+    assert split.classes == TWO
+    assert_same(maps_seen(split), expected)
+    (tmp_path / "colors.txt").rename(tmp_path / "classes.txt")
+    (tmp_path / "classes.txt").write_text("\n".join(TWO))
+    split = load(str(tmp_path), "all", target="semantic")
+    if encode is one_bit:
+        assert_same(maps_seen(split), expected)
+        return
+    with pytest.raises(DataError, match=r"no pixel is of the class thing.*255 255 255 NAME"):
+        check_usable(split, contents_of(split, "semantic"))
 
 
 # ---- what is said

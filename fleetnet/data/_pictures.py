@@ -13,8 +13,10 @@ class Pictures:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
         self._by_name: dict[str, list[Path]] = {}  # by the last part, with and without extension
+        self._split: dict[Path, str] = {}  # that a folder around a picture says
         for folder in folders:
             for path in find_images(folder)[0]:
+                self._split[path] = _split_around(path, folder)
                 for name in {path.name, path.stem}:
                     self._by_name.setdefault(name.lower(), []).append(path)
 
@@ -22,8 +24,9 @@ class Pictures:
         """All pictures that a name may mean, the nearest only: one where it is plain which is meant.
 
         `name` may be a path from any folder, also of another machine, with or without the
-        extension. Those count whose path has most in common with it, counted from the end; among
-        equals those that are in a folder of `split`, then those that lie highest.
+        extension. Where folders are called as `split` is, those of other splits are left out. Those
+        count whose path has most in common with the name, counted from the end; among equals those
+        that are in a folder of `split`, then those that lie highest.
         """
         parts = _parts(name)
         if not parts:
@@ -31,10 +34,12 @@ class Pictures:
         last = parts[-1].lower()
         stem = last.rpartition(".")[0] if is_picture(last) else last
         paths = list(dict.fromkeys(self._by_name.get(last) or self._by_name.get(stem) or ()))
+        if split and split in self._split.values():
+            paths = [path for path in paths if self._split[path] in ("", split)]
         if len(paths) > 1:
             paths = _most(paths, [_shared(path, parts) for path in paths])
         if len(paths) > 1:
-            paths = _most(paths, [_is_of(path, split, self.folders) for path in paths])
+            paths = _most(paths, [int(self._split[path] == split) for path in paths])
         if len(paths) > 1:
             paths = _most(paths, [-len(path.parts) for path in paths])
         return paths
@@ -63,12 +68,13 @@ def _shared(path: Path, parts: Sequence[str]) -> int:
     return count
 
 
-def _is_of(path: Path, split: str, folders: Sequence[Path]) -> int:
-    """1 where one of the folders around a picture is called as the split is, as train or train_images."""
-    root = next((folder for folder in folders if path.is_relative_to(folder)), path.parent)
-    names = path.relative_to(root).parts[:-1]
-    words = {split_of(word) for name in names for word in (name, name.partition("_")[0])}
-    return int(bool(split) and split in words)
+def _split_around(path: Path, folder: Path) -> str:
+    """The split that a folder around a picture is called as, as train or train_images; "" for none."""
+    for name in path.relative_to(folder).parts[:-1]:
+        split = split_of(name) or split_of(name.partition("_")[0])
+        if split:
+            return split
+    return ""
 
 
 def is_picture(name: str) -> bool:

@@ -56,7 +56,7 @@ EXPECTS = (
 )
 TARGETS: tuple[str, ...] = ("label", "boxes")
 FALLBACK = True  # tables lie beside data of all kinds
-PLACES: tuple[str, ...] = ()
+PLACES: tuple[str, ...] = ("images",)
 MANY = 20  # pictures from which on a class for every second one is a column of something else
 _EXTENSIONS = (".csv", ".tsv")
 _FOLDERS = (
@@ -105,7 +105,9 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         raise DataError(f"{files[name]} has no columns of boxes, as xmin, ymin, xmax, ymax")
     notes = Notes()
     classes = _classes(first, files[name], target)
-    reader = _Reader(files[name], Path(root), part.there, classes, notes)
+    top = Path(root) if os.path.isdir(root) else Path(root).parent
+    folders = [Path(elsewhere.images)] if elsewhere.images else _folders(files[name], top)
+    reader = _Reader(files[name], Pictures(folders), part.there, classes, notes)
     samples = reader.samples(tables[name], target)
     source = Source(root, "csvfile", part.split, str(files[name]), part.take)
     samples = _part(samples, part.take)
@@ -270,7 +272,7 @@ class _Reader:
     """Makes samples of the lines of one table."""
 
     def __init__(
-        self, file: Path, root: Path, split: str, classes: list[str], notes: Notes
+        self, file: Path, pictures: Pictures, split: str, classes: list[str], notes: Notes
     ) -> None:
         self.file = file
         self.notes = notes
@@ -278,8 +280,7 @@ class _Reader:
         said = _descriptions(file)
         self.names = [said.get(name, name) for name in classes]
         self.split = split
-        folder = root if os.path.isdir(root) else root.parent
-        self.pictures = Pictures(_folders(file, folder))
+        self.pictures = pictures
 
     def samples(self, table: Table, target: str) -> list[Sample]:
         by_picture: dict[Path, list[Row]] = {}

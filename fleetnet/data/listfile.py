@@ -39,7 +39,7 @@ from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
 TARGETS: tuple[str, ...] = ("label",)
 FALLBACK = False
-PLACES: tuple[str, ...] = ()
+PLACES: tuple[str, ...] = ("images",)
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 LINES_SEEN = 20  # of a list, to tell whether it is one
 _FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
@@ -94,7 +94,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     train = there.get("train", path)
     of_train = rows if train == path else parse(text_of(train), str(train)) or rows
     classes, declared = _classes(train, of_train)
-    images = _images(path, rows, part.there)
+    images = _images(path, rows, part.there, elsewhere.images)
     samples = [
         Sample(image, _label(row, classes, declared, path))
         for row, image in zip(rows, images, strict=True)
@@ -253,15 +253,17 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
     return "", there
 
 
-def _images(path: Path, rows: Sequence[Row], split: str) -> list[Path]:
-    """The image of each line; where none lies at its path, those of these names beside the list."""
-    images = [_inside(path, row) for row in rows]
+def _images(path: Path, rows: Sequence[Row], split: str, elsewhere: str | None) -> list[Path]:
+    """The image of each line; where none lies at its path, those of these names beside the list, or `elsewhere`."""
+    home = path.parent if elsewhere is None else Path(elsewhere)
+    images = [_inside(home, path, row) for row in rows]
     missing = [row for row, image in zip(rows, images, strict=True) if not os.path.isfile(image)]
     if not missing:
         return images
     if len(missing) == len(rows):
         above = path.absolute().parent
         places = [above, above.parent] if above.name.lower() in _FOLDERS else [above]
+        places = [home] if elsewhere is not None else places
         pictures = Pictures(places)
         named = [pictures.named(row.name, split) for row in rows]
         missing = [row for row, paths in zip(rows, named, strict=True) if len(paths) != 1]
@@ -272,18 +274,17 @@ def _images(path: Path, rows: Sequence[Row], split: str) -> list[Path]:
     return images
 
 
-def _inside(path: Path, row: Row) -> Path:
-    """The image at the path of a line, below the folder of the list."""
-    folder = path.parent
+def _inside(home: Path, path: Path, row: Row) -> Path:
+    """The image at the path of a line, below the folder of the list or of the images, `home`."""
     name = row.name
-    if "\\" in name and not os.path.isfile(folder / name):
+    if "\\" in name and not os.path.isfile(home / name):
         name = name.replace("\\", "/")
     # without following links: those are the user's own
-    if not Path(os.path.abspath(folder / name)).is_relative_to(os.path.abspath(folder)):
+    if not Path(os.path.abspath(home / name)).is_relative_to(os.path.abspath(home)):
         raise DataError(
             f"{path}, line {row.line}: {shorten(row.name)!r} is outside of the folder of the list"
         )
-    return folder / name
+    return home / name
 
 
 # ---- classes ---------------------------------------------------------------------------------------------------------
