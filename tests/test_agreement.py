@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fleetnet.errors import ExportError
+from fleetnet.errors import ExportError, ModelError
 from fleetnet.predictions import Detections, LabelMap
 from fleetnet.proof.agreement import Agreement, Limits, Meaning, compare, limits
 from fleetnet.proof.verify import Parity, verify
@@ -214,6 +214,12 @@ def test_masks(tolerance):
     assert compared(flipped).passed
     assert not compared(disc < 21.2).passed
     assert not compared((disc < 20).roll(3, 2)).passed
+
+
+def test_masks_of_one_side_alone_are_refused():
+    one = EXPECTED[0].at(torch.tensor([0]))
+    with pytest.raises(ModelError, match="only one of two sides finds masks"):
+        compare([one], [replace(one, masks=torch.ones(1, 8, 8).bool())], MEANING, 0.03)
 
 
 def class_map() -> Tensor:
