@@ -117,7 +117,8 @@ def seen_in_training(
         seen.extend(
             float(value.double().sum())
             for prediction in predictions
-            for value in prediction.values()
+            for value in vars(prediction).values()
+            if isinstance(value, torch.Tensor)
         )
         return predictions
 
