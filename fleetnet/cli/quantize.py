@@ -126,8 +126,8 @@ def run(settings: Quantize) -> dict[str, object]:
     )
     if batches.again:
         say(
-            f"{batches.again} of {len(val.samples)} pictures are more than {LIMIT / 1e9:.1f} GB of "
-            "memory hold: they are read again for each int8 file"
+            f"{LIMIT / 1e9:.1f} GB of memory hold {len(val.samples) - batches.again} of "
+            f"{len(val.samples)} pictures: the others are read again for each int8 file"
         )
     _say_prepared(settings, prepared, len(val.samples), target)
     documents, refused = [], []

@@ -94,6 +94,12 @@ class Deployable:
         """What the outputs mean, in pixels of the input; None where they are the answer: logits."""
         return meaning_of(tasks.find(self.model.task), self.preprocess.size, self.limits)
 
+    def open_sizes(self) -> Sizes:
+        """The sizes that a file of open height and width takes; `UsageError` where its own is none of them."""
+        sizes = Sizes.of_stride(max(self.model.backbone.strides))
+        sizes.check(self.preprocess.size, f"a {self.model.name} of open height and width")
+        return sizes
+
     def elsewhere(self, sizes: Sizes) -> list[Elsewhere]:
         """What a file of open height and width is compared on at other sizes than its own."""
         others = []
@@ -146,28 +152,23 @@ def export(
     if open_size:
         check_open_size(runtime)
     trained = _trained(model, classes, preprocess)
-    network, preprocess = trained.model, preprocess or trained.preprocess
-    preprocess = dataclasses.replace(preprocess, size=size or preprocess.size)
     facts = dataclasses.replace(trained.facts, classes=list(classes or trained.facts.classes))
-    if len(facts.classes) != network.classes:
+    if len(facts.classes) != trained.model.classes:
         raise ModelError(
-            f"{len(facts.classes)} class names for a model of {network.classes} classes"
+            f"{len(facts.classes)} class names for a model of {trained.model.classes} classes"
         )
     if embed_decode:
-        _check_decode(network.task, open_batch)
+        _check_decode(trained.model.task, open_batch)
+    preprocess = preprocess or trained.preprocess
     deployable = Deployable(
-        network,
-        preprocess,
+        trained.model,
+        dataclasses.replace(preprocess, size=size or preprocess.size),
         embed_preprocess,
         embed_decode,
         _wanted(facts, limits or {}),
         list(each(pictures)),
     )
-    sizes, elsewhere = None, list[Elsewhere]()
-    if open_size:
-        sizes = Sizes.of_stride(max(network.backbone.strides))
-        sizes.check(preprocess.size, f"a {network.name} of open height and width")
-        elsewhere = deployable.elsewhere(sizes)
+    sizes = deployable.open_sizes() if open_size else None
     examples = deployable.examples()
     return deliver(
         deployable.network(),
@@ -182,7 +183,7 @@ def export(
         meaning=deployable.meaning(),
         explain=explain,
         sizes=sizes,
-        elsewhere=elsewhere,
+        elsewhere=[] if sizes is None else deployable.elsewhere(sizes),
     )
 
 
