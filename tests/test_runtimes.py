@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 from zoo import FACTS
 
-from fleetnet import runtimes
 from fleetnet.deploy.package import deliver
 from fleetnet.deploy.preprocessed import Preprocessed
 from fleetnet.errors import ExportError, ModelError, UsageError
