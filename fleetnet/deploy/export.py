@@ -95,7 +95,10 @@ class Deployable:
         return meaning_of(tasks.find(self.model.task), self.preprocess.size, self.limits)
 
     def open_sizes(self) -> Sizes:
-        """The sizes that a file of open height and width takes; `UsageError` where its own is none of them."""
+        """The sizes that a file of open height and width takes.
+
+        Raises `UsageError` where its own is none of them.
+        """
         sizes = Sizes.of_stride(max(self.model.backbone.strides))
         sizes.check(self.preprocess.size, f"a {self.model.name} of open height and width")
         return sizes
@@ -128,7 +131,7 @@ def export(
     pictures: Pictures = (),
     explain: bool = False,
 ) -> Delivered:
-    """Collapse a model, write it for a runtime, prove the file equal to the model, and only then put it at `path`.
+    """Collapse a model, write it for a runtime, prove the file equal, and only then put it at `path`.
 
     `model` is a checkpoint, a run folder, one that was read (`Trained`), or a model in eval mode; with
     a model give the names of its `classes` and the `preprocess` it was trained with, unless its
@@ -234,7 +237,7 @@ def facts_of_use(facts: Facts, deployable: Deployable) -> Facts:
 
 
 def _wanted(facts: Facts, limits: Mapping[str, Any]) -> Limits | None:
-    """The limits of a file to export: those given, else those of its model; None where it is no detector."""
+    """The limits of a file: those given, else those of its model; None where it is no detector."""
     given = {key: value for key, value in limits.items() if value is not None}
     of_model = limits_of(facts)
     if of_model is None:
@@ -247,7 +250,7 @@ def _wanted(facts: Facts, limits: Mapping[str, Any]) -> Limits | None:
 
 
 def meaning_of(task: Task, size: tuple[int, int], limits: Limits | None) -> Meaning | None:
-    """What the outputs of a task's model mean, in pixels of the input; None where they are the answer: logits."""
+    """What the outputs of a task's model mean, in pixels of the input; None of logits."""
     if task.DECODE is None:
         return None
 
@@ -282,7 +285,7 @@ def verify(
     explain: bool = False,
     trust: bool = False,
 ) -> Parity:
-    """Compare an exported file again with the checkpoint it was made from, on random images and on `pictures`.
+    """Compare an exported file again with its checkpoint, on random images and on `pictures`.
 
     A file of open height and width is compared at the sizes of its export. With `explain` the error
     names the first layer that differs; `trust` is that of `Predictor`. Raises `ModelError` for

@@ -1,4 +1,4 @@
-"""The one way to a file: a model goes in, and a file comes out only with the proof that it computes the same.
+"""The one way to a file: a model goes in, and a file that provably computes the same comes out.
 
     model -> deploy form -> file -> run in its runtime and compared with the model -> handed over
 
@@ -137,9 +137,9 @@ class Order:
         )
 
     def prove(self, request: Request) -> Proof:
-        """Run the file that was written, and compare it with the model; `ExportError` where it differs.
+        """Run the file that was written, and compare it with the model.
 
-        A file that this machine cannot run is inspected instead.
+        Raises `ExportError` where it differs. A file that this machine cannot run is inspected instead.
         """
         runtime = find(self.runtime)
         cannot = runtime.cannot_run()
@@ -221,7 +221,7 @@ def deliver(
     sizes: Sizes | None = None,
     elsewhere: Sequence[Elsewhere] = (),
 ) -> Delivered:
-    """Collapse, export, load in the runtime, prove equal to `model`, and only then put the file at `path`.
+    """Collapse, export, run, prove equal to `model`, and only then put the file at `path`.
 
     `model` is the multi-branch model in eval mode; it stays as it is, and it is what the file is
     compared with, so that one comparison covers collapsing and conversion. `example` is one batch
@@ -328,7 +328,7 @@ class Package:
     of_file: FileFacts  # what was found out about the file
 
     def hand_over(self) -> tuple[Path, Path]:
-        """Write sidecar and golden pair into the folder, and rename all that is in it, the file last.
+        """Write sidecar and golden pair, and rename all that is in the folder, the file last.
 
         Returns where sidecar and golden pair then are.
         """
@@ -494,7 +494,7 @@ def _outputs_at(order: Order, image: Tensor) -> Named:
 def _check_sizes(
     runtime: str, sizes: Sizes, example: Tensor, elsewhere: Sequence[Elsewhere]
 ) -> None:
-    """`UsageError` for a runtime whose files have one size, and without other sizes to compare at."""
+    """`UsageError` for a runtime whose files have one size, or without others to compare at."""
     check_open_size(runtime)
     if len(elsewhere) < 2:
         raise UsageError(

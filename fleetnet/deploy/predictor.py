@@ -408,7 +408,7 @@ class _TorchRunner:
 def _opened(
     runtime: str, path: Path, threads: int, trust: bool
 ) -> tuple[Callable[[Tensor], Named], Facts]:
-    """What runs an exported file, and its facts: what the file says of itself, else the description beside it."""
+    """What runs an exported file, and its facts: those inside it, else those beside it."""
     holds_facts = runtimes.find(runtime).metadata is not None
     beside = checked(path, needed=not holds_facts)  # the hash too, before any parser
     run = load_file(runtime, path, threads, trust=trust)
@@ -424,7 +424,7 @@ def _opened(
 def _by_name(
     run: Callable[[np.ndarray], Sequence[np.ndarray]], names: Sequence[str], batch: Tensor
 ) -> Named:
-    """What an exported file computes, by the names in its description; one without names has logits only."""
+    """What an exported file computes, by name; one whose description has no names has logits."""
     outputs, names = run(batch.cpu().numpy()), names or ["logits"]
     if len(names) != len(outputs):
         raise ModelError(

@@ -50,7 +50,10 @@ def read_sidecar(path: Path) -> Facts:
 
 
 def check_hash(path: Path, facts: Facts) -> None:
-    """`ModelError` unless a file is the one that its description was written for; older ones hold no hash."""
+    """`ModelError` unless a file is the one that its description was written for.
+
+    Older descriptions hold no hash.
+    """
     expected = None if facts.file is None else facts.file.sha256
     if expected is None:
         return
@@ -74,7 +77,7 @@ def check_hash(path: Path, facts: Facts) -> None:
 
 
 def checked(path: Path, *, needed: bool = True) -> Facts | None:
-    """The description beside a file whose hash fits; None where there is none, unless it is `needed`."""
+    """The description beside a file whose hash fits; None without one, unless it is `needed`."""
     beside = path.with_suffix(".json")
     if not needed and not beside.exists():
         return None

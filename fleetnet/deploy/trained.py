@@ -1,4 +1,4 @@
-"""A trained network in memory, for commands that need it several times: a checkpoint is read once."""
+"""A trained network in memory: a command that needs it several times reads a checkpoint once."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class Trained:
         classes: Sequence[str] | None = None,
         preprocess: Preprocess | None = None,
     ) -> "Trained":
-        """A model that is in memory, with the preprocessing that its weights brought, or that of its task."""
+        """A model in memory, with the preprocessing of its weights, or that of its task."""
         if preprocess is None:
             task = tasks.find(model.task)
             preprocess = model.preprocess or Preprocess(task.SIZE, mode=task.MODE)

@@ -16,7 +16,7 @@ LIMIT = 2 * 1024**3  # bytes that the kept batches may take
 
 @dataclass(frozen=True)
 class _Kept:
-    """A batch with its images as the 8-bit pixels that they were made of, a quarter of the memory."""
+    """A batch whose images are the 8-bit pixels they were made of: a quarter of the memory."""
 
     batch: Batch  # with the images, where they are no such pixels
     pixels: Tensor | None  # (N, 3, H, W) uint8, in the network's order of channels

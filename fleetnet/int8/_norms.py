@@ -11,11 +11,11 @@ from ._sensitivity import BATCH
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Module:
-    """A copy whose batch norms have the statistics of these images (N, 3, H, W): their mean over batches of `batch`.
+    """A copy whose batch norms have the statistics of these images (N, 3, H, W).
 
-    As in training, every norm sees what the layers before it make with the statistics of the batch.
-    All else is in eval mode. Raises `UsageError` for a model without batch norms, such as a deploy
-    form, or fewer than two images.
+    They are the mean over batches of `batch`. As in training, every norm sees what the layers before
+    it make with the statistics of the batch. All else is in eval mode. Raises `UsageError` for a
+    model without batch norms, such as a deploy form, or fewer than two images.
     """
     model = copy.deepcopy(model).eval()
     norms = [

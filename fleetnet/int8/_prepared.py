@@ -40,7 +40,7 @@ COMPARED = 8  # of them, on which the float file is compared with the network
 
 @dataclass
 class Prepared:
-    """A trained network that is to be written in int8, for one runtime or several; see `prepare`."""
+    """A trained network that is to be written in int8, for any runtimes; see `prepare`."""
 
     facts: Facts  # of the checkpoint, and how its files are used
     model: nn.Module = field(repr=False)  # multi-branch, in float
@@ -63,7 +63,7 @@ class Prepared:
 
     @property
     def sensitivity(self) -> list[Layer]:
-        """What int8 does to each layer alone, the worst first; measured when it is first asked for."""
+        """What int8 does to each layer alone, the worst first; measured when first asked for."""
         if self.measured is None:
             some = self.images[:: -(-len(self.images) // BATCH)]
             self.measured = sensitivity(self.deployed, some)
@@ -71,7 +71,7 @@ class Prepared:
 
 
 def source_of(model: str | Path) -> Path:
-    """The checkpoint file of a run folder, or itself; `ModelError` for what is none, such as an exported file."""
+    """The checkpoint file of a run folder, or itself; `ModelError` for what is none."""
     file = locate(Path(model))
     if file.suffix != ".safetensors":
         raise ModelError(
@@ -107,7 +107,7 @@ def prepare(
     equalizing: bool = True,
     recalibrating: bool = False,
 ) -> Prepared:
-    """The deploy form of a checkpoint, made easy to quantize, and what the checkpoint itself reaches.
+    """The deploy form of a checkpoint, made easy to quantize, and what the checkpoint reaches.
 
     `images` (N, 3, H, W) are preprocessed (see `calibration`); `batches` are those of the validation
     set, whose classes are the checkpoint's, and are gone through once for each evaluation.

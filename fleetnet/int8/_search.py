@@ -152,7 +152,7 @@ def _check(runtime: str, path: Path, max_drop: float, most: float) -> None:
 
 
 class _Search:
-    """Int8 files of one network for one runtime, each with more layers in float, until one is accurate."""
+    """Int8 files of one network for one runtime, each with more layers in float than the last."""
 
     def __init__(
         self,
@@ -190,7 +190,10 @@ class _Search:
         self.facts = replace(prepared.facts, metrics=None, exported=exported)
 
     def first_accurate(self, folder: Path) -> tuple[_Written, list[Attempt]]:
-        """The first file that loses no more than is allowed, and all attempts; `ExportError` without any."""
+        """The first file that loses no more than is allowed, and all attempts.
+
+        Raises `ExportError` where there is none.
+        """
         write = int8.find(self.runtime).writer(
             self._float_file(folder), self.prepared.images.numpy()
         )
@@ -213,7 +216,7 @@ class _Search:
         return request.path
 
     def _in_float(self, more: int) -> list[str]:
-        """The layers that stay in float: the user's, and so many more that disturb the outputs most."""
+        """The layers that stay in float: the user's, and so many more, the worst first."""
         if more == 0:
             return self.skipped_by_user
         if more == 1:

@@ -1,4 +1,4 @@
-"""What int8 does to the layers of a deploy form, emulated in torch: which of them disturb the outputs most."""
+"""What int8 does to each layer of a deploy form, emulated in torch."""
 
 import copy
 import math
@@ -31,7 +31,7 @@ def layers_of(model: nn.Module) -> dict[str, Linear]:
 
 @torch.no_grad()
 def answers(model: Callable[[Tensor], Outputs], images: Tensor) -> list[Tensor]:
-    """All outputs, float64. Of padded detections only the scores: they are sorted, boxes would jump."""
+    """All outputs, float64; of padded detections the scores, which are sorted: boxes would jump."""
     parts = [named(model(part)) for part in images.split(BATCH)]
     keys = [key for key, value in parts[0].items() if value.is_floating_point()]
     keys = ["scores"] if {"boxes", "scores", "labels"} <= parts[0].keys() else keys
@@ -39,7 +39,10 @@ def answers(model: Callable[[Tensor], Outputs], images: Tensor) -> list[Tensor]:
 
 
 def sqnr(reference: Sequence[Tensor], other: Sequence[Tensor]) -> float:
-    """Signal to quantization noise, of the worst output: 10 log10(sum a^2 / sum (a - b)^2), at most 200 dB."""
+    """Signal to quantization noise of the worst output, at most 200 dB.
+
+    10 log10(sum a^2 / sum (a - b)^2).
+    """
     pairs = [
         (a.square().sum().item(), (a - b).square().sum().item())
         for a, b in zip(reference, other, strict=True)
@@ -91,7 +94,7 @@ def _ranges(
 
 @torch.no_grad()
 def sensitivity(model: nn.Module, images: Tensor) -> list[Layer]:
-    """What each layer with weights of a deploy form does to the outputs when it alone is in int8, the worst first.
+    """What each layer with weights does to the outputs when it alone is in int8, the worst first.
 
     `images` (N, 3, H, W) give the ranges and the outputs compared; the time is that of one pass for
     each layer.

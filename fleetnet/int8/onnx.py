@@ -66,7 +66,7 @@ def _makers(graph: Any) -> dict[str, Any]:
 
 
 def _layer_and_maker(layer: Any, makers: Mapping[str, Any]) -> Iterator[str]:
-    """A layer, and what makes the map that it takes: the map would stay rounded as that gives it in int8."""
+    """A layer, and what makes the map that it takes: in int8 that would give a rounded map."""
     node = layer
     while node is not None and node.op_type in LAYERS + BETWEEN:
         yield node.name
@@ -76,7 +76,7 @@ def _layer_and_maker(layer: Any, makers: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _in_float(graph: Any, skip: set[str]) -> set[str]:
-    """The nodes of LAYERS and BETWEEN that stay in float; those of the modules in `skip` among them."""
+    """The nodes of LAYERS and BETWEEN that stay in float, with those of the modules in `skip`."""
     makers = _makers(graph)
     floats = set(_gates(graph, makers))
     for node in graph.node:

@@ -1,4 +1,4 @@
-"""Where an exported file stops computing what the model computes: the layer that differs, by module and layer.
+"""Where an exported file stops computing what the model computes: the layer that differs.
 
 A runtime may show what the layers of a file put out: `trace` gives a function of a batch, which
 gives the outputs of the layers by name, in the order of execution. They are compared with what
@@ -48,7 +48,10 @@ class OpenableFile(Protocol):
         """A function of one batch that gives the outputs."""
 
     def trace(self) -> Callable[[np.ndarray], Mapping[str, np.ndarray]]:
-        """A function of one batch that gives what the layers put out; `ExportError` where hidden."""
+        """A function of one batch that gives what the layers put out.
+
+        Raises `ExportError` where the runtime hides that.
+        """
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def _record(model: nn.Module, image: Tensor) -> tuple[list[_Step], list[int]]:
 
 
 def _arranged(value: np.ndarray) -> list[Tensor]:
-    """A layer's output, flat: as it is and, in case that its channels come last, with channels first."""
+    """A layer's output, flat: as it is, and as if its channels came last, with channels first."""
     arrays = [value]
     if value.ndim >= 3:
         arrays.append(np.moveaxis(value, -1, -3))
@@ -151,7 +154,7 @@ class _SameSize:
         self.spread = self.values.std(1).clamp(min=SMALLEST)  # (steps,)
 
     def like(self, layer: np.ndarray, tolerance: float) -> dict[int, float]:
-        """The steps, by index, that a layer equals within the tolerance, else the one that it is most like.
+        """The steps, by index, that a layer equals within the tolerance, else the most alike.
 
         With the relative difference of each; none where none is alike.
         """
@@ -169,7 +172,7 @@ class _SameSize:
 
 
 def _pair(steps: list[_Step], layers: Sequence[np.ndarray], tolerance: float) -> None:
-    """Pair each layer with the steps that it is like: with those that it equals, else with the nearest."""
+    """Pair each layer with the steps that it equals, else with the nearest."""
     by_size: defaultdict[int, list[_Step]] = defaultdict(list)
     for step in steps:
         if step.value is not None:
@@ -198,7 +201,7 @@ def _above(steps: list[_Step], start: int) -> list[int]:
 
 
 def _apart(expected: Sequence[Tensor], actual: Sequence[np.ndarray]) -> list[float]:
-    """Of each output: the largest difference / the standard deviation of what is expected; 0 of integers."""
+    """Of each output: largest difference / standard deviation of what is expected; 0 of integers."""
     apart = []
     for a, b in zip(expected, actual, strict=True):
         if a.is_floating_point() and a.numel() > 1:
@@ -217,7 +220,7 @@ def _worst(
     run: Callable[[np.ndarray], Sequence[np.ndarray]],
     examples: Sequence[Tensor] | Tensor,
 ) -> tuple[list[float], Tensor]:
-    """How far apart each output is on the example where the outputs are furthest apart, and that example."""
+    """The example on which the outputs are furthest apart, and how far each is there."""
     worst, image = [-1.0], examples[0]
     for example in examples:
         with torch.no_grad():
@@ -234,7 +237,7 @@ def explain(
     examples: Sequence[Tensor] | Tensor,
     tolerance: float,
 ) -> Divergence | None:
-    """The layer of the file that differs from `model`, the deploy form, though what goes into it agrees.
+    """The layer of the file that differs from the deploy form, though what goes into it agrees.
 
     Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest
     apart; `tolerance` is that of the file's precision. None where no layer stands out: then the
@@ -272,7 +275,7 @@ def explain(
 
 
 def _name(names: Sequence[str], step: _Step, layer: int | None) -> str | None:
-    """The file's layer of a step: one with the name of its module, if there is one, else the one that shows it."""
+    """The file's layer of a step: one with the name of its module, else the one that shows it."""
     own = [
         i for i, name in enumerate(names) if step.module and name.partition("/")[0] == step.module
     ]

@@ -9,7 +9,7 @@ from torch import nn
 
 @contextmanager
 def running_modules(model: nn.Module) -> Iterator[list[str]]:
-    """The names of the running modules while the context is open: the outermost, which is "", first.
+    """The names of the running modules while the context is open, the outermost ("") first.
 
     The list changes as the model runs. A module used in two places has its first name.
     """

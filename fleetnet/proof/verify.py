@@ -1,4 +1,4 @@
-"""Whether a second way to compute a model's outputs computes the same: `verify`, and what it says, `Parity`.
+"""Whether a second way to compute a model's outputs computes the same: `verify` gives a `Parity`.
 
 The first way is the model that was trained, in torch; the second is usually an exported file in its
 runtime. Differences are relative to the spread of an output over all the examples: one image's few
@@ -101,12 +101,12 @@ def verify(
     tolerance: float,
     meaning: Meaning | None = None,
 ) -> Parity:
-    """Compare `runner` with `reference` on batches of images, each (N, 3, H, W); a stack (k, N, 3, H, W) is k batches.
+    """Compare `runner` with `reference` on batches of images, each (N, 3, H, W).
 
-    Where float32 leaves more of a reference that is a module, more than `tolerance` is allowed: see
-    `reparam.allowed`. Integers must be the same (of class maps, nearly all). Padded detections are
-    compared as sets, and so are the boxes, masks and class maps that `meaning` finds in the outputs
-    of both sides.
+    A stack (k, N, 3, H, W) is k batches. Where float32 leaves more of a reference that is a module,
+    more than `tolerance` is allowed: see `reparam.allowed`. Integers must be the same (of class
+    maps, nearly all). Padded detections are compared as sets, and so are the boxes, masks and class
+    maps that `meaning` finds in the outputs of both sides.
 
     Raises `ExportError` if the number or shapes of outputs differ, the reference is not finite, or
     nothing would be proven: `meaning` finds no box in padded detections on any example, or there is
@@ -237,7 +237,10 @@ def verify_elsewhere(
     tolerance: float,
     path: object,
 ) -> list[tuple[Elsewhere, Parity]]:
-    """`verify` at each other size of a file that leaves it open; `ExportError` where the file cannot compute at all."""
+    """`verify` at each other size of a file that leaves it open.
+
+    Raises `ExportError` where the file cannot compute at all.
+    """
     proofs = []
     for at in elsewhere:
         try:
@@ -271,8 +274,9 @@ def which_step(
     meaning: Meaning | None,
     conversion: str,
 ) -> str:
-    """Which step changed the outputs: a wrong collapse, rounding that the network amplifies, or the conversion.
+    """Which step changed the outputs, in a sentence.
 
+    It is a wrong collapse, rounding that the network amplifies, or the conversion.
     `conversion` is the sentence for the last, without its beginning: "the conversion to onnx
     changed it".
     """

@@ -1,4 +1,4 @@
-"""An exported file: which files it consists of, and whatever its runtime's parser raises as a `ModelError`.
+"""An exported file: its parts, and whatever its runtime's parser raises as a `ModelError`.
 
 Parsers in native code crash on damaged files, and one of them runs code that a file holds: before
 they see a file of a stranger, `deploy/sidecar.py` compares its hash with that in its description.

@@ -12,9 +12,10 @@ from ._sizes import Sizes
 
 @dataclass(frozen=True, eq=False)  # tensors have no plain equality
 class Request:
-    """A model, as it is, in a file at `path`. What a format has no place for, its runtime passes over.
+    """A model, as it is, in a file at `path`.
 
-    What it cannot have (an open number of images, say), its runtime refuses with a `UsageError`.
+    What a format has no place for, its runtime passes over. What it cannot have (an open number of
+    images, say), its runtime refuses with a `UsageError`.
     """
 
     model: nn.Module  # in eval mode
@@ -29,7 +30,7 @@ class Request:
 
     @property
     def traced(self) -> Tensor:
-        """The example for torch.export, which takes a size of 1 for a constant: two images where N is open."""
+        """The example for torch.export: two images where N is open, since a size of 1 is a constant."""
         if self.dynamic and len(self.example) == 1:
             return torch.cat([self.example, self.example])  # (2, 3, H, W)
         return self.example
