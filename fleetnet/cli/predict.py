@@ -7,11 +7,11 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from jsonargparse.typing import NonNegativeFloat, PositiveInt
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from ..deploy.predictor import Predictor
     from ..images import Picture
-    from ..predictions import Prediction
+    from ..predictions import Detections, Prediction
 
 EXAMPLE = (
     "fleetnet predict --model runs/classification/fasternet_t0-photos new/*.jpg --out predictions"
@@ -183,17 +183,17 @@ def _images(sources: list[str]) -> tuple[list[Source], list[str], int]:
             images.append(source)
             continue
         if here.is_dir():
-            found, lost = find_images(here)
+            files, lost = find_images(here)
         else:
-            found = (
+            files = (
                 [here]
                 if here.exists() or here.is_symlink()
                 else sorted(map(Path, glob.glob(source, recursive=True)))
             )
             lost = []
-        if not found:
+        if not files:
             empty.append(_no_image(source))
-        images += found
+        images += files
         skipped += lost
     if not images:
         raise DataError(empty[0])
@@ -317,80 +317,102 @@ def _of_all_classes(small: "Mapping[str, Mapping[str, Image.Image]]") -> "dict[s
     return dict(in_turn[:SHOWN])
 
 
+class CocoFile:
+    """Detections in the layout of a COCO annotation file, with scores, and the pictures drawn beside it.
+
+    They are written as they come: of all annotations only the number stays in memory.
+    """
+
+    def __init__(
+        self, file: BinaryIO, folder: Path, stems: Mapping[Source, str], predictor: "Predictor"
+    ) -> None:
+        self.file = file
+        self.folder = folder
+        self.stems = stems
+        self.classes = predictor.classes
+        self.ids = predictor.facts.category_ids or list(range(1, len(predictor.classes) + 1))
+        self.images: list[dict[str, object]] = []
+        self.objects = 0
+        file.write(b'{"annotations": [')
+
+    def add(self, source: Source, picture: "Picture", detections: "Detections") -> None:
+        from ..report.draw import save
+        from ..rle import area
+
+        drawn = f"drawn/{self.stems[source]}.jpg"
+        save(_draw(picture, detections, self.classes), self.folder / drawn, quality=QUALITY)
+        number = len(self.images) + 1
+        image = {"id": number, "file_name": str(source), "width": picture.width}
+        self.images.append({**image, "height": picture.height, "drawn": drawn})
+        for item in detections.coco_items(number, self.ids, (picture.height, picture.width)):
+            if "segmentation" in item:
+                square = area(item["segmentation"])
+            else:
+                _, _, width, height = item["bbox"]
+                square = width * height
+            annotation = {"id": self.objects + 1, **item, "area": square, "iscrowd": 0}
+            self.file.write(f"{',' if self.objects else ''}\n{to_json(annotation)}".encode())
+            self.objects += 1
+
+    def end(self) -> None:
+        categories = [
+            {"id": id, "name": name} for id, name in zip(self.ids, self.classes, strict=True)
+        ]
+        self.file.write(
+            f'],\n"images": {to_json(self.images)},\n"categories": {to_json(categories)}}}\n'.encode()
+        )
+
+
 def _detect(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
 ) -> list[dict[str, Any]]:
-    """Drawn boxes and masks, and predictions.json in the layout of a COCO annotation file, with scores.
-
-    Annotations are written as they are found; only names, scores and boxes stay in memory.
-    """
+    """Drawn boxes and masks, and predictions.json in the layout of a COCO annotation file."""
     from ..files import replacing
     from ..predictions import Detections, all_of
-    from ..report.draw import save
-    from ..rle import area
 
-    threshold, out = predictor.score, Path(settings.out) if settings.out else None
+    threshold = predictor.score
     most = predictor.limits.count if predictor.limits else 0  # a detector has limits
     say(f"lowest score: {threshold:.2f}, {predictor.score_from} (--score changes it)")
-    ids = predictor.facts.category_ids or list(range(1, len(predictor.classes) + 1))
-    stems, count, full = _stems(sources), 0, 0
-    images: list[dict[str, Any]] = []
+    full = 0  # pictures with as many objects as are kept
+    coco: CocoFile | None = None
 
-    def boxes(source: Source, picture: "Picture") -> dict[str, Any]:
-        nonlocal count, full
-        (found,) = all_of(Detections, predictor.predictions([picture]))
-        found = found.from_score(threshold)
-        full += len(found) >= most
-        if out is not None:
-            drawn = f"drawn/{stems[source]}.jpg"
-            save(_draw(picture, found, predictor.classes), out / drawn, quality=QUALITY)
-            size = {"width": picture.width, "height": picture.height}
-            images.append({"id": len(images) + 1, "file_name": str(source), **size, "drawn": drawn})
-            for item in found.coco_items(len(images), ids, (picture.height, picture.width)):
-                square = (
-                    area(item["segmentation"])
-                    if "segmentation" in item
-                    else item["bbox"][2] * item["bbox"][3]
-                )
-                annotation = {"id": count + 1, **item, "area": square, "iscrowd": 0}
-                file.write(f"{',' if count else ''}\n{to_json(annotation)}".encode())
-                count += 1
-        without_masks = dataclasses.replace(found, masks=None)
+    def objects(source: Source, picture: "Picture") -> dict[str, Any]:
+        nonlocal full
+        (detections,) = all_of(Detections, predictor.predictions([picture]))
+        detections = detections.from_score(threshold)
+        full += len(detections) >= most
+        if coco is not None:
+            coco.add(source, picture, detections)
+        without_masks = dataclasses.replace(detections, masks=None)
         return {"objects": without_masks.present(predictor.classes, threshold=threshold)}
 
-    if out is None:
-        results = _each(predictor, sources, skipped, boxes)
-    else:
+    if settings.out:
+        out = Path(settings.out)
         (out / "drawn").mkdir(parents=True, exist_ok=True)
         with replacing(out / "predictions.json") as file:
-            file.write(b'{"annotations": [')
-            results = _each(predictor, sources, skipped, boxes)
-            categories = [
-                {"id": id, "name": name} for id, name in zip(ids, predictor.classes, strict=True)
-            ]
-            file.write(
-                f'],\n"images": {to_json(images)},\n"categories": '
-                f"{to_json(categories)}}}\n".encode()
-            )
+            coco = CocoFile(file, out, _stems(sources), predictor)
+            results = _each(predictor, sources, skipped, objects)
+            coco.end()
         say(
-            f"written: {out}/predictions.json ({count} objects), and {len(images)} pictures in "
-            f"{out}/drawn"
+            f"written: {out}/predictions.json ({coco.objects} objects), and {len(coco.images)} "
+            f"pictures in {out}/drawn"
         )
+    else:
+        results = _each(predictor, sources, skipped, objects)
     if full:
         say(
             f"{full} pictures have the {most} objects that are kept at most, so there may be more: "
             "see --max-objects"
         )
-    names = [
-        Counter(item["label"] for item in image["objects"]).most_common()
-        for image in results[:ROWS]
-    ]
-    rows = [
-        [f["file"], ", ".join(f"{n} {name}" for name, n in some)]
-        for f, some in zip(results, names, strict=False)
-    ]
+    rows = [[result["file"], _counted(result["objects"])] for result in results[:ROWS]]
     _table(["file", f"found with a score of at least {threshold:.3g}"], rows, len(results))
     return results
+
+
+def _counted(objects: Iterable[Mapping[str, Any]]) -> str:
+    """How many objects there are of each class: "3 cat, 1 dog"."""
+    counts = Counter(item["label"] for item in objects).most_common()
+    return ", ".join(f"{count} {label}" for label, count in counts)
 
 
 def _segment(
@@ -399,7 +421,8 @@ def _segment(
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
     from ..files import write_text
     from ..predictions import LabelMap, all_of
-    from ..report.draw import label_map, save
+    from ..report.draw import label_map as draw_labels
+    from ..report.draw import save
 
     stems = _stems(sources)
     out = Path(settings.out) if settings.out else None
@@ -408,39 +431,40 @@ def _segment(
         folder.mkdir(parents=True, exist_ok=True)
 
     def shares(source: Source, picture: "Picture") -> dict[str, Any]:
-        (found,) = all_of(LabelMap, predictor.predictions([picture]))
-        shares_of = found.present(predictor.classes, threshold=lowest)
+        (label_map,) = all_of(LabelMap, predictor.predictions([picture]))
+        shares_of = label_map.present(predictor.classes, threshold=lowest)
         result: dict[str, Any] = {"shares": shares_of}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
             save(
-                _draw(picture, found, predictor.classes),
+                _draw(picture, label_map, predictor.classes),
                 out / result["drawn"],
                 quality=QUALITY,
             )
-            save(label_map(found.labels, predictor.classes), out / result["map"])
+            save(draw_labels(label_map.labels, predictor.classes), out / result["map"])
         return result
 
-    found = _each(predictor, sources, skipped, shares)
+    results = _each(predictor, sources, skipped, shares)
     if out is not None:
         document = {
             "model": settings.model,
             "classes": predictor.classes,
-            "results": found,
+            "results": results,
             "skipped": skipped,
         }
         write_text(out / "predictions.json", to_json(document, indent=2) + "\n")
         say(
-            f"written: {out}/predictions.json, and {len(found)} pictures in {out}/drawn and "
+            f"written: {out}/predictions.json, and {len(results)} pictures in {out}/drawn and "
             f"{out}/maps"
         )
-    most = [
-        ", ".join(f"{name} {100 * s:.1f}" for name, s in list(f["shares"].items())[:5])
-        for f in found[:ROWS]
-    ]
-    rows = [[f["file"], text] for f, text in zip(found, most, strict=False)]
-    _table(["file", "percent of the pixels"], rows, len(found))
-    return found
+    rows = [[result["file"], _largest(result["shares"])] for result in results[:ROWS]]
+    _table(["file", "percent of the pixels"], rows, len(results))
+    return results
+
+
+def _largest(shares: Mapping[str, float]) -> str:
+    """The first five classes, with their shares in percent."""
+    return ", ".join(f"{name} {100 * share:.1f}" for name, share in list(shares.items())[:5])
 
 
 def _present(
@@ -456,11 +480,11 @@ def _present(
         (out / "drawn").mkdir(parents=True, exist_ok=True)
 
     def words(source: Source, picture: "Picture") -> dict[str, Any]:
-        (found,) = predictor.predictions([picture])
+        (prediction,) = predictor.predictions([picture])
         if out is not None:
             drawn = out / "drawn" / f"{stems[source]}.jpg"
-            save(_draw(picture, found, predictor.classes), drawn, quality=QUALITY)
-        return {"prediction": found.present(predictor.classes, threshold=lowest)}
+            save(_draw(picture, prediction, predictor.classes), drawn, quality=QUALITY)
+        return {"prediction": prediction.present(predictor.classes, threshold=lowest)}
 
     results = _each(predictor, sources, skipped, words)
     if out is not None:

@@ -245,24 +245,28 @@ def _quantized(
     )
 
 
-def _show(runtime: str, done: "Quantized", prepared: "Prepared") -> None:
+def _show(runtime: str, quantized: "Quantized", prepared: "Prepared") -> None:
     from ..int8._prepared import figures
 
-    before, after = figures(prepared.result), figures(done.result)
+    before, after = figures(prepared.result), figures(quantized.result)
     rows = [[key, f"{before[key]:.4g}", f"{after[key]:.4g}"] for key in before if key in after]
-    table(f"{done.path}: validation set", ["figure", "float", "int8"], rows)
-    in_float = done.skipped + done.others
+    table(f"{quantized.path}: validation set", ["figure", "float", "int8"], rows)
+    in_float = quantized.skipped + quantized.others
     same = (
         ""
-        if done.agreement is None
-        else f", the same top-1 for {done.agreement:.1%} of the pictures"
+        if quantized.agreement is None
+        else f", the same top-1 for {quantized.agreement:.1%} of the pictures"
     )
     say(
-        f"{runtime}: {prepared.metric} {0.0 - round(done.drop, 2):+.2f} points{same}; the outputs' "
-        f"noise is {done.sqnr:.1f} dB below them; {done.macs:.1%} of the multiplications in int8, "
-        f"{done.layers - len(in_float)} of {done.layers} layers"
-        + (f"; left in float for their effect: {', '.join(done.skipped)}" if done.skipped else "")
-        + (f"; never in int8: {', '.join(done.others)}" if done.others else "")
+        f"{runtime}: {prepared.metric} {0.0 - round(quantized.drop, 2):+.2f} points{same}; the outputs' "
+        f"noise is {quantized.sqnr:.1f} dB below them; {quantized.macs:.1%} of the multiplications in int8, "
+        f"{quantized.layers - len(in_float)} of {quantized.layers} layers"
+        + (
+            f"; left in float for their effect: {', '.join(quantized.skipped)}"
+            if quantized.skipped
+            else ""
+        )
+        + (f"; never in int8: {', '.join(quantized.others)}" if quantized.others else "")
     )
 
 
@@ -279,20 +283,20 @@ def _show_layers(layers: Sequence["Layer"]) -> None:
     table(f"Outputs with one layer in int8{shown}", ["layer", "SQNR dB", "same top-1"], rows)
 
 
-def _document(runtime: str, done: "Quantized") -> dict[str, Any]:
+def _document(runtime: str, quantized: "Quantized") -> dict[str, Any]:
     return {
         "runtime": runtime,
-        "path": str(done.path),
-        "sidecar": str(done.sidecar),
-        "int8": done.result,
-        "drop": done.drop,
-        "agreement": done.agreement,
-        "sqnr_db": done.sqnr,
-        "layers": done.layers,
-        "skipped": done.skipped,
-        "others_in_float": done.others,
-        "macs_in_int8": done.macs,
+        "path": str(quantized.path),
+        "sidecar": str(quantized.sidecar),
+        "int8": quantized.result,
+        "drop": quantized.drop,
+        "agreement": quantized.agreement,
+        "sqnr_db": quantized.sqnr,
+        "layers": quantized.layers,
+        "skipped": quantized.skipped,
+        "others_in_float": quantized.others,
+        "macs_in_int8": quantized.macs,
         "attempts": [
-            {"skipped": attempt.skipped, "drop": attempt.drop} for attempt in done.attempts
+            {"skipped": attempt.skipped, "drop": attempt.drop} for attempt in quantized.attempts
         ],
     }
