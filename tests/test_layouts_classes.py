@@ -179,6 +179,13 @@ def folders(
 
 INDEX_NAMES = {"label_list.txt": numbered("{} {}")}
 
+
+def one_table_and_folders_of_splits(root: Path) -> None:
+    for word, shots in SPLITS.items():
+        pictures(root / word, shots)
+    table(root / "labels.csv", [shot for shots in SPLITS.values() for shot in shots])
+
+
 # What is written -> what is named below the root, and the pictures of each split.
 READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
     "csv beside folders of splits": (by_split(folder="{0}", file="{0}.csv"), ".", SPLITS),
@@ -275,6 +282,12 @@ READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
     "csv of Kaggle": (kaggle, ".", TRAIN_ONLY),
     "csv and train_images": (cassava, ".", TRAIN_ONLY),
     "csv, pictures in several folders": (ham, ".", ALL),
+    "csv, one table and folders of splits": (one_table_and_folders_of_splits, ".", SPLITS),
+    "list, label before the path": (
+        lists("images", "{}.txt", "{index} images/{name}.jpg", INDEX_NAMES),
+        ".",
+        SPLITS,
+    ),
     "list": (lists("images", "{}_list.txt", "images/{name}.jpg {index}", INDEX_NAMES), ".", SPLITS),
     "list, tabs": (
         lists("images", "{}_list.txt", "images/{name}.jpg\t{index}", INDEX_NAMES),

@@ -157,6 +157,23 @@ LAYOUTS: dict[str, Layout] = {
     "train and trainannot": Layout("{0}/{n}.png", "{0}annot/{n}.png"),
     "train_images and train_masks": Layout("{0}_images/{n}.jpg", "{0}_masks/{n}.png"),
     "images_train and masks_train": Layout("images_{0}/{n}.jpg", "masks_{0}/{n}.png"),
+    "ISIC": Layout(
+        "ISIC_{0}_Input/{n}.jpg",
+        "ISIC_{0}_GroundTruth/{n}_segmentation.png",
+        words={"train": "Training", "val": "Validation", "test": "Test"},
+    ),
+    "KITTI": Layout("training/image_2/{n}.png", "training/semantic/{n}.png", splits=ONE),
+    "Original and Ground Truth": Layout("Original/{n}.jpg", "Ground Truth/{n}.png", splits=ONE),
+    "raw and masks_machine": Layout("raw/{n}.jpg", "masks_machine/{n}.png", splits=ONE),
+    "TrainImages": Layout(
+        "{0}Images/{n}.jpg",
+        "{0}Labels/{n}.png",
+        words={"train": "Train", "val": "Val", "test": "Test"},
+    ),
+    "maps of all splits in one folder": Layout("images/{0}/{n}.jpg", "masks/{n}.png"),
+    "a folder of a split is named": Layout(
+        "{0}/images/{n}.jpg", "{0}/masks/{n}.png", named="train"
+    ),
     "no splits": Layout("images/{n}.jpg", "masks/{n}.png", splits=ONE),
     "no splits, JPEGImages and SegmentationClassPNG": Layout(
         "JPEGImages/{n}.jpg", "SegmentationClassPNG/{n}.png", splits=ONE

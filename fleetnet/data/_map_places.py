@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -34,8 +35,22 @@ _OF_CLASSES = re.compile(
     r"\.(txt|csv|json)': not the extension"
 )  # beside pictures: names and colors
 LOSSY = (".jpg", ".jpeg", ".jpe", ".jfif")
-_IMAGES = (*(name.lower() for name in IMAGE_FOLDERS), "pngimages")
-MAPS = (*(name.lower() for name in MAP_FOLDERS), "annot", "annots", "anno", "maps", "labelmaps")
+_IMAGES = (
+    *(name.lower() for name in IMAGE_FOLDERS),
+    *("pngimages", "raw", "original", "originals", "input", "inputs", "rgb"),
+)
+_PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
+_SAY_NOTHING = ("png", "jpg", "jpeg", "tif", "gray", "grey", "machine", "data", "set", "folder")
+MAPS = (
+    *(name.lower() for name in MAP_FOLDERS),
+    "annot",
+    "annots",
+    "anno",
+    "maps",
+    "labelmaps",
+    "lbl",
+    "lbls",
+)
 _WORDS = sorted((word for words in SPLIT_WORDS.values() for word in words), key=len, reverse=True)
 # Of several maps of one image: Cityscapes has colors, instances and other numbers beside.
 _OTHERS = re.compile(
@@ -169,7 +184,24 @@ def _said(name: str, maps: Sequence[str] = MAPS) -> tuple[str, str]:
         for rest in (low.removeprefix(word), low.removesuffix(word)):
             if rest != low and _role(rest.strip("_- "), maps):
                 return _role(rest.strip("_- "), maps), word
-    return "", ""
+    return _said_by_parts(name, maps)
+
+
+def _said_by_parts(name: str, maps: Sequence[str]) -> tuple[str, str]:
+    """What the words say that a name is put together of, as ISIC_Training_GroundTruth or image_2.
+
+    Other words may be among them only where both the role and the split are said.
+    """
+    parts = [part.lower() for part in _PARTS.findall(name.replace("Ground Truth", "GroundTruth"))]
+    joined = [f"{one}{two}" for one, two in pairwise(parts)]
+    roles = [role for part in (*parts, *joined) if (role := _role(part, maps))]
+    words = [part for part in parts if split_of(part)]
+    known = [part for part in parts if part.isdigit() or part in _SAY_NOTHING or split_of(part)]
+    others = len(parts) - len(known) - sum(1 for part in parts if _role(part, maps))
+    others -= 2 * sum(1 for two in joined if _role(two, maps))
+    if not roles or (others > 0 and not words):
+        return "", ""
+    return roles[-1], words[0] if words else ""
 
 
 def _role(low: str, maps: Sequence[str]) -> str:

@@ -44,6 +44,10 @@ class Pictures:
             paths = _most(paths, [-len(path.parts) for path in paths])
         return paths
 
+    def split_of(self, path: Path) -> str:
+        """The split that a folder around a picture is called as; "" for none."""
+        return self._split[path]
+
 
 def _parts(name: str) -> list[str]:
     """The parts of a path or address as any system writes it, without those that go nowhere or up."""

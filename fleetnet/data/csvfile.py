@@ -97,6 +97,11 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     tables = {name: parse(text_of(file), str(file)) for name, file in files.items()}
     if len(tables) == 1:
         files, tables = _by_column(files, tables)
+    top = Path(root) if os.path.isdir(root) else Path(root).parent
+    places = [Path(elsewhere.images)] if elsewhere.images else None
+    if set(tables) == {""}:
+        pictures = Pictures(places or _folders(files[""], top))
+        files, tables = _by_folder(files[""], tables[""], pictures)
     there = {name: file for name, file in files.items() if name}
     part = part_of(split, there, root, own)
     name = part.there if part.there in tables else ""
@@ -105,9 +110,8 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         raise DataError(f"{files[name]} has no columns of boxes, as xmin, ymin, xmax, ymax")
     notes = Notes()
     classes = _classes(first, files[name], target)
-    top = Path(root) if os.path.isdir(root) else Path(root).parent
-    folders = [Path(elsewhere.images)] if elsewhere.images else _folders(files[name], top)
-    reader = _Reader(files[name], Pictures(folders), part.there, classes, notes)
+    pictures = Pictures(places or _folders(files[name], top))
+    reader = _Reader(files[name], pictures, part.there, classes, notes)
     samples = reader.samples(tables[name], target)
     source = Source(root, "csvfile", part.split, str(files[name]), part.take)
     samples = _part(samples, part.take)
@@ -235,6 +239,19 @@ def _by_column(
         dict.fromkeys(there, files[name]),
         {part: replace(table, rows=rows[part]) for part in there},
     )
+
+
+def _by_folder(
+    file: Path, table: Table, pictures: Pictures
+) -> tuple[dict[str, Path], dict[str, Table]]:
+    """One table for each split whose folder has pictures of the table; the whole where not all are in such folders."""
+    rows: dict[str, list[Row]] = {}
+    for row in table.rows:
+        for path in pictures.named(row.name)[:1]:
+            rows.setdefault(pictures.split_of(path), []).append(row)
+    if "" in rows or len(rows) < 2:
+        return {"": file}, {"": table}
+    return dict.fromkeys(rows, file), {part: replace(table, rows=rows[part]) for part in rows}
 
 
 def _classes(table: Table, file: Path, target: str) -> list[str]:

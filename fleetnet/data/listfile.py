@@ -45,6 +45,7 @@ LINES_SEEN = 20  # of a list, to tell whether it is one
 _FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
 _ENDS = "|".join(sorted(end[1:] for end in EXTENSIONS))
 _LINE = re.compile(rf'"?(.+?\.(?:{_ENDS}))"?[ \t]*[ \t,;][ \t]*(\S.*?)\s*', re.IGNORECASE)
+_LABEL_FIRST = re.compile(rf'([0-9]{{1,18}})[ \t,;]+"?(.+\.(?:{_ENDS}))"?\s*', re.IGNORECASE)
 _NO_LABELS = (
     ".xml",
     ".txt",
@@ -151,6 +152,8 @@ def _split(line: str, entry: str) -> tuple[str, int | str | None]:
     match = _LINE.fullmatch(line)
     if match and not re.search(rf"\.({_ENDS})[\s,;]", match[2], re.IGNORECASE):
         name, rest = match.groups()
+    elif before := _LABEL_FIRST.fullmatch(line):
+        return before[2], int(before[1])
     else:
         # a path may begin with a space and have spaces inside
         plainly = re.fullmatch(r"(.*\S)[ \t]+(\S+)[ \t\r]*", line)

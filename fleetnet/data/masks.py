@@ -41,7 +41,7 @@ from . import (
     text_of,
 )
 from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
-from ._conventions import USUAL, Places, children, split_lists
+from ._conventions import USUAL, Places, children, split_lists, split_of
 from ._map_places import LOSSY, Place, described, map_places, pairs_of, places_apart
 from ._pictures import is_picture
 
@@ -69,15 +69,16 @@ def load(
     """The samples of a split, by name; images without labels and labels without an image get a line in `skipped`."""
     check_exists(root)
     path = Path(root)
+    own = ""
     if elsewhere == USUAL:
-        places = map_places(path)
+        own, path, places = _of_folder(path)
     else:
         places = places_apart(Path(elsewhere.images or root), Path(elsewhere.masks or root))
     lists = {} if any(places) else _lists(path, places)
     if not places and not lists:
         raise DataError(f"no images with labels in {root!r}; expected {EXPECTS}")
     there = {name: place.images for name, place in places.items() if name} or lists
-    part = part_of(split, there, root)
+    part = part_of(split, there, root, own)
     whole = places[""].images if "" in places else path
     source = Source(root, "masks", part.split, str(there.get(part.there, whole)), part.take)
     notes = Notes()
@@ -88,7 +89,8 @@ def load(
         notes.read = len(pairs)
         _note_turned(pairs, notes)
     else:
-        pairs = _pairs(places[part.there], notes)
+        others = {labels for name in read_all if name != part.there for _, labels in read_all[name]}
+        pairs = _pairs(places[part.there], notes, others)
     every = [pair for some in read_all.values() for pair in some] or pairs
     homes = [path, *(Path(folder) for folder in (elsewhere.masks, elsewhere.images) if folder)]
     legend = _legend(homes, places, [labels for _, labels in every])
@@ -111,9 +113,28 @@ def parse(text: str, source: str) -> tuple[list[str], Colors]:
     return parse_colors(text, source)
 
 
-def _pairs(place: Place, notes: Notes) -> list[Pair]:
-    """All images of a place that have a label map, and it; what has no other is noted."""
+def _of_folder(path: Path) -> tuple[str, Path, dict[str, Place]]:
+    """The split that a folder itself is of, or ""; the folder of the data, and its places.
+
+    Of the folder of a split, those beside it are the other splits.
+    """
+    places = map_places(path)
+    own = split_of(path.absolute().name)
+    if own and set(places) == {""}:
+        above = path.absolute().parent if str(path) in (".", "..") else path.parent
+        beside = map_places(above)
+        if own in beside and beside[own].images.is_relative_to(path):
+            return own, above, beside
+    return "", path, places
+
+
+def _pairs(place: Place, notes: Notes, others: set[Path]) -> list[Pair]:
+    """All images of a place that have a label map, and it; what has no other is noted.
+
+    `others` are label maps of other splits, which may lie in the same folder.
+    """
     pairs, alone, maps_alone, left_out = pairs_of(place)
+    maps_alone = [file for file in maps_alone if file not in others]
     notes.lines += left_out
     notes.read = len(pairs) + len(maps_alone)
     _note_turned(pairs, notes)
