@@ -1029,3 +1029,16 @@ def test_images_elsewhere_in_the_verbs(tmp_path, capsys):
     capsys.readouterr()
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["read"]["images"] == len(VAL)
+
+
+def test_lists_and_folders_of_a_split_that_are_not_used_are_named(tmp_path):
+    yolo_tree(tmp_path)
+    write(tmp_path / "data.yaml", f"train: images/train\nval: images/val\n{NAMES}")
+    write(tmp_path / "train.txt", "images/train/a1.jpg\n")
+    save(tmp_path / "valid/x.jpg", VAL[0])
+    train, val = (load(str(tmp_path), split, None, "boxes") for split in ("train", "val"))
+    assert len(train.skipped) == len(val.skipped) == 1
+    assert "train.txt': a list that is not used; train is" in train.skipped[0]
+    assert "valid': a folder of images that is not used for val" in val.skipped[0]
+    write(tmp_path / "data.yaml", f"train: train.txt\nval: images/val\n{NAMES}")
+    assert load(str(tmp_path), "train", None, "boxes").skipped == []

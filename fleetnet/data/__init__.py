@@ -24,7 +24,17 @@ from ..find import names
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
-from ._conventions import SPLITS, USUAL, Places, folders_in, only_folder, split_of
+from ._conventions import (
+    SPLITS,
+    USUAL,
+    Places,
+    folders_in,
+    images_in,
+    only_folder,
+    split_folders,
+    split_lists,
+    split_of,
+)
 from ._splits import Part, files_beside, hold_out, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
@@ -276,6 +286,9 @@ def load(
     ours = loaded.source is not None and loaded.source.take in ("train", "val")
     if loaded.source is not None and ours and not find(name).FALLBACK:
         loaded = _by_folders(loaded, loaded.source, place, name, target, elsewhere)
+    if loaded.source is not None and format is None:
+        lines = _unused(loaded, loaded.source, Path(place))
+        loaded = replace(loaded, skipped=[*loaded.skipped, *lines])
     if place == root:
         return loaded
     line = f"{root!r} holds nothing but one folder, so {place!r} is read"
@@ -313,6 +326,32 @@ def _by_folders(
         skipped=[line, *every.skipped],
         source=replace(source, take=take, files=f"{source.files}, pictures of {source.split}"),
     )
+
+
+def _unused(loaded: Split, source: Source, root: Path) -> list[str]:
+    """A line for a list or folder of the split beside the data that was not read for it."""
+    if not os.path.isdir(root):
+        return []
+    file, folder = split_lists(root).get(source.split), split_folders(root).get(source.split)
+    lines = []
+    if file is not None and file.name not in source.files and _holds_names(file):
+        lines.append(f"{str(file)!r}: a list that is not used; {source.split} is {source.files}")
+    images = (sample.image for sample in loaded.samples if isinstance(sample.image, Path))
+    if folder is not None and str(folder) not in source.files:
+        below = os.path.abspath(folder)
+        if images_in(folder) and not any(
+            Path(os.path.abspath(i)).is_relative_to(below) for i in images
+        ):
+            lines.append(f"{str(folder)!r}: a folder of images that is not used for {source.split}")
+    return lines
+
+
+def _holds_names(file: Path) -> bool:
+    """Whether a text file has lines at all."""
+    try:
+        return os.stat(file).st_size > 0
+    except OSError:
+        return False
 
 
 def _split_above(sample: Sample, root: Path) -> str | None:
