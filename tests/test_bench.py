@@ -535,11 +535,9 @@ def test_the_plot_is_of_deploy_forms_and_their_working_time(capsys, tmp_path: Pa
 
 def test_the_front_is_what_nothing_as_fast_beats(tmp_path: Path):
     found = [("a", 1, 70), ("b", 2, 69), ("c", 2, 75), ("d", 3, 75), ("$e$", 9, 76), ("f", 9, 75.5)]
-    points = [
-        {"name": n, "group": "onnx", "milliseconds": ms, "accuracy": top1} for n, ms, top1 in found
-    ]
+    points = [figures.Point(name, "onnx", ms, top1) for name, ms, top1 in found]
     front = figures.pareto(points, tmp_path / "p.png", "top-1, %")
-    assert [point["name"] for point in front] == ["a", "c", "$e$"]
+    assert [point.name for point in front] == ["a", "c", "$e$"]
     with pytest.raises(UsageError, match="no accuracies"):
         figures.pareto([], tmp_path / "none.png")
 

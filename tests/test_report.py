@@ -312,12 +312,7 @@ def test_instances_of_a_class_have_colors_of_their_own():
 
 def test_names_of_points_do_not_cover_each_other(tmp_path, drawn):
     points = [
-        {
-            "name": f"network_{i}",
-            "group": group,
-            "milliseconds": 5 + i * 0.3,
-            "accuracy": 70 + 0.2 * i,
-        }
+        figures.Point(f"network_{i}", group, 5 + i * 0.3, 70 + 0.2 * i)
         for i in range(9)
         for group in ("onnx", "torch")
     ]

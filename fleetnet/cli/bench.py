@@ -391,26 +391,19 @@ def _drawn(subject: Subject) -> bool:
 def _plot(rows: Sequence["Row"], by_name: Mapping[str, Subject], path: str) -> None:
     from ..report import figures
 
-    points, measures = [], set()
+    points: list[figures.Point] = []
+    measures: set[str] = set()
     several = len({subject.threads for subject in by_name.values()}) > 1
     for row in rows:
         subject = by_name[row.name]
         if subject.accuracy and _drawn(subject):
             group = f"{subject.title}, threads: {subject.threads}" if several else subject.title
-            time = row.to_dict()["working_ms"]
-            points.append(
-                {
-                    "name": subject.model,
-                    "group": group,
-                    "milliseconds": time,
-                    "accuracy": subject.accuracy[1],
-                }
-            )
+            time = statistics.median(row.working)
+            points.append(figures.Point(subject.model, group, time, subject.accuracy[1]))
             measures.add(subject.accuracy[0])
     if len(measures) > 1:
         say(f"warning: the plot mixes accuracies of different kinds: {', '.join(sorted(measures))}")
     front = figures.pareto(points, path, f"{', '.join(sorted(measures))}, %")
     tell(
-        f"Pareto front, in {path}: "
-        + ", ".join(f"{point['name']} ({point['group']})" for point in front)
+        f"Pareto front, in {path}: " + ", ".join(f"{point.name} ({point.group})" for point in front)
     )

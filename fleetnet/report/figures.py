@@ -5,7 +5,7 @@ matplotlib is drawn through its `Figure` objects, without pyplot: no window, no 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -379,14 +379,24 @@ def _lowest(values: Mapping[str, float | None]) -> tuple[Mapping[str, float | No
 # Of measurements ----------------------------------------------------------------------------------
 
 
-def pareto(
-    points: Sequence[Mapping[str, Any]], path: Path | str, accuracy: str = "accuracy, %"
-) -> list[Mapping[str, Any]]:
+class Point(NamedTuple):
+    """A measured network in a plot."""
+
+    name: str
+    group: str  # of one color, such as a runtime
+    milliseconds: float
+    accuracy: float  # percent
+
+
+def _coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [point.milliseconds for point in points], [point.accuracy for point in points]
+
+
+def pareto(points: Sequence[Point], path: Path | str, accuracy: str = "accuracy, %") -> list[Point]:
     """Accuracy over latency as a PNG, with a line through the front.
 
-    Returns the points of the front, the fastest first. A point has "name", "group" (the color: a
-    runtime, say), "milliseconds" and "accuracy". On the front are those that nothing as fast is
-    more accurate than. Raises `UsageError` if there is no point.
+    Returns the points of the front, the fastest first: those that nothing as fast is more accurate
+    than. Raises `UsageError` if there is no point.
     """
     if not points:
         raise UsageError("no point to draw: there are no accuracies")
@@ -395,12 +405,12 @@ def pareto(
     front = _front(points)
     figure = _figure(9, 5.5)
     axes = figure.subplots()
-    xs, ys = ([point[key] for point in front] for key in ("milliseconds", "accuracy"))
+    xs, ys = _coordinates(front)
     axes.plot(xs, ys, color="gray", linewidth=1, drawstyle="steps-post", zorder=0)
-    groups = list(dict.fromkeys(point["group"] for point in points))
+    groups = list(dict.fromkeys(point.group for point in points))
     for group, shade in zip(groups, _shades(len(groups)), strict=True):
-        of_group = [point for point in points if point["group"] == group]
-        xs, ys = ([point[key] for point in of_group] for key in ("milliseconds", "accuracy"))
+        of_group = [point for point in points if point.group == group]
+        xs, ys = _coordinates(of_group)
         axes.scatter(xs, ys, color=shade, label=_as_text(group), s=24)
     axes.set(xlabel="latency of one image, ms", ylabel=accuracy, xscale="log")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -414,11 +424,11 @@ def pareto(
     return front
 
 
-def _front(points: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _front(points: Sequence[Point]) -> list[Point]:
     """Those that nothing as fast is more accurate than, the fastest first."""
-    front: list[Mapping[str, Any]] = []
-    for point in sorted(points, key=lambda point: (point["milliseconds"], -point["accuracy"])):
-        if not front or point["accuracy"] > front[-1]["accuracy"]:
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (point.milliseconds, -point.accuracy)):
+        if not front or point.accuracy > front[-1].accuracy:
             front.append(point)
     return front
 
@@ -449,8 +459,8 @@ LINE = {"arrowstyle": "-", "color": "gray", "linewidth": 0.5}  # from a point to
 def _name_points(
     figure: "Figure",
     axes: "Axes",
-    points: Sequence[Mapping[str, Any]],
-    front: Sequence[Mapping[str, Any]],
+    points: Sequence[Point],
+    front: Sequence[Point],
 ) -> None:
     """The name of each point where it covers neither another name nor a point.
 
@@ -462,15 +472,15 @@ def _name_points(
     canvas = FigureCanvasAgg(figure)
     canvas.draw()  # places everything else
     frame = axes.get_window_extent()
-    at = [axes.transData.transform((point["milliseconds"], point["accuracy"])) for point in points]
+    at = [axes.transData.transform((point.milliseconds, point.accuracy)) for point in points]
     taken = [(x - 3, y - 3, x + 3, y + 3) for x, y in at]
     for point in sorted(points, key=lambda point: point not in front):
-        where = point["milliseconds"], point["accuracy"]
+        where = point.milliseconds, point.accuracy
         weight = "bold" if point in front else "normal"
         for dx, dy, horizontal, vertical in BESIDE:
             far = abs(dy) > 10
             text = axes.annotate(
-                _as_text(point["name"]),
+                _as_text(point.name),
                 where,
                 (dx, dy),
                 textcoords="offset points",
