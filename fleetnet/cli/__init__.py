@@ -1,4 +1,4 @@
-"""The command line: one file is one verb. The only place that prints, parses arguments or decides exit codes.
+"""The command line: one file is one verb; only here is printed, parsed and an exit code decided.
 
 A verb's file has a frozen dataclass of its settings, of which its flags are made, and `run`, which
 prints its tables to standard output: `Verb` says it all. Progress and messages go to standard

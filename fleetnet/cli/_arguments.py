@@ -1,4 +1,4 @@
-"""Parsing the arguments of a verb with jsonargparse: kebab-case flags, types checked, mistakes answered in plain words.
+"""Parsing the arguments of a verb with jsonargparse; mistakes are answered in plain words.
 
 Whoever comes from another tool types its flags first. Each such mistake is answered with what to
 type here.
@@ -41,7 +41,10 @@ RESTRICTED = {  # the types of jsonargparse that have bounds
 
 TIMEOUT = "minutes that these may take for a batch before it is an error"
 OF_OPEN_SIZE = "height and width, as 192x256, for a file that was exported with --dynamic size"
-TRUST = "the file is from somebody you trust like a program: .pt2 can hide code, and is opened only then"
+TRUST = (
+    "the file is from somebody you trust like a program: .pt2 can hide code, and is opened only "
+    "then"
+)
 
 
 def flag(name: str) -> str:
@@ -143,7 +146,7 @@ def _add_flag(parser: ArgumentParser, setting: Setting) -> None:
 
 
 def _of_a_value(hint: Any, about: About) -> Any:
-    """The type of one value of a flag: int of a field that is `int | None`, str of one of `list[str]`."""
+    """The type of one value of a flag: int of a field that is `int | None`, str of `list[str]`."""
     if "kind" in about:
         return about["kind"]
     if get_origin(hint) is tuple:  # height and width, which are typed as 192x256
@@ -177,7 +180,7 @@ def new_parser(verb: str, text: str, module: Verb[object]) -> ArgumentParser:
 
 
 def parse(verb: str, text: str, module: Verb[object], words: list[str]) -> object | None:
-    """The settings of a verb from the words behind it; None where help was asked for (and printed)."""
+    """The settings of a verb from the words behind it; None where help was asked for."""
     parser = new_parser(verb, text, module)
     if "-h" in words or "--help" in words:
         parser.print_help()
@@ -212,7 +215,7 @@ def _built(settings: type, values: Mapping[str, object], example: str) -> object
 
 
 def _check_given(settings: type, arguments: Mapping[str, object], example: str) -> None:
-    """`UsageError` for a value that a field refuses, and for a setting without default that is not given."""
+    """`UsageError` for a value that a field refuses, and where a setting has to be given."""
     for setting in settings_in(settings):
         value, check = arguments.get(setting.name), setting.about.get("check")
         if check is not None and isinstance(value, str):
@@ -224,7 +227,7 @@ def _check_given(settings: type, arguments: Mapping[str, object], example: str) 
 
 
 def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str, Any]:
-    """Values of a recipe with the types of the settings; `UsageError` naming the key and the file otherwise."""
+    """Values of a recipe with the types of the settings; else `UsageError` with key and file."""
     parser = ArgumentParser(exit_on_error=False)
     add_settings(parser, settings)
     of_recipe = {key: value for key, value in values.items() if key != "size"}
@@ -239,7 +242,7 @@ def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str,
 def check_outputs(
     folders: Mapping[str, str | None] | None = None, files: Mapping[str, str | None] | None = None
 ) -> None:
-    """`WriteError` unless what these flags name can be written; asked before the work, not found out after it."""
+    """`WriteError` unless what these flags name can be written; asked before the work."""
     from ..files import check_writable
 
     for option, path in (folders or {}).items():
@@ -304,7 +307,7 @@ def _positional(parser: ArgumentParser) -> list[str]:
 
 
 def _as_flags(words: Sequence[str], flags: Sequence[str], positional: Sequence[str] = ()) -> str:
-    """Leading words such as "model=x", "Global.epochs=3" as flags; empty where the first is none."""
+    """Leading words such as "model=x", "Global.epochs=3" as flags; empty if the first is none."""
     written = []
     for word in words:
         key, equal, value = word.partition("=")
@@ -326,7 +329,7 @@ def _flag_of(key: str, flags: Sequence[str]) -> str | None:
 
 
 def _in_plain_words(parser: ArgumentParser, error: str, words: Sequence[str] | None = None) -> str:
-    """What jsonargparse or argparse says, said with what may be typed instead; of a recipe there are no `words`."""
+    """What jsonargparse says, with what may be typed instead; of a recipe there are no `words`."""
     said = " ".join(error.split())
     wrong = re.search(r'(?:Parser key|key) "([^"]+)"', said)
     if wrong and (action := _action(parser, wrong[1])):

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 SHOWN = 10  # lines of what was left out
 PICTURES = 16  # at most, for the proof of a file
-# Images that are evaluated at a time, by the kind of annotation, and of those that have every pixel.
+# Images that are evaluated at a time, by the kind of annotation, and where every pixel has one.
 IMAGES, OF_PIXELS = {"label": 32, "boxes": 16}, 4
 
 
 def say_data(name: str, split: "Split", contents: "Contents") -> None:
-    """Where a split comes from, how much of each class it has, and the first of what was left out."""
+    """Where a split comes from, what it has of each class, and the first of what was left out."""
     where = f" from {split.source}" if split.source else ""
     objects = f", {contents.total} objects" if contents.unit == "objects" else ""
     skipped = f", {len(split.skipped)} skipped"
@@ -39,7 +39,7 @@ def images_at_a_time(target: str) -> int:
 
 
 def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list[One]":
-    """Pictures of the data of a checkpoint's task, spread over the list; none where there are no data."""
+    """Pictures of the data for a checkpoint, spread over the list; none where there are no data."""
     from .. import data, tasks
     from ..checkpoint import read_facts
 

@@ -1,4 +1,4 @@
-"""What `fleetnet bench` and its --tune share: parsing numbers of threads, timing in turn, writing the table."""
+"""What `fleetnet bench` and its --tune share: numbers of threads, timing in turn, the CSV table."""
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING

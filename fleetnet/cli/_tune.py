@@ -1,4 +1,4 @@
-"""`fleetnet bench --tune`: the fastest way to run a model on this machine that still finds what it should."""
+"""`fleetnet bench --tune`: the fastest way to run a model here that still finds what it should."""
 
 import os
 import shlex

@@ -1,4 +1,4 @@
-"""`fleetnet bench`: latency of models in their forms, runtimes, precisions and numbers of threads, measured in turn."""
+"""`fleetnet bench`: latency of models in forms, runtimes, precisions and threads, in turn."""
 
 import statistics
 import tempfile
@@ -165,7 +165,7 @@ def run(settings: Bench) -> dict[str, object]:
 
 
 def _check(settings: Bench) -> None:
-    """`UsageError` for a flag without those that it goes with, or files that could not be written at the end."""
+    """`UsageError` for flags that do not go together, `WriteError` where nothing can be written."""
     files = {"--csv": settings.csv, "--plot": settings.plot}
     check_outputs(files=files)
     for option, path in files.items():
@@ -215,7 +215,7 @@ def _check_tune(settings: Bench) -> None:
 
 
 def _device(settings: Bench) -> "Device | None":
-    """The device to measure on, None for this machine; `UsageError` for one or a program that is none."""
+    """The device to measure on, None for this machine; `UsageError` where there is none."""
     from ..measure import devices
 
     device = devices.device(settings.device) if settings.device else None
@@ -257,7 +257,7 @@ def accuracies_of(texts: Sequence[str], models: Sequence[str]) -> dict[str, Accu
 def _measured(
     settings: Bench, by_name: Mapping[str, Subject], device: "Device | None", threads: int
 ) -> "tuple[list[Row], dict[str, object], dict[str, float | None] | None]":
-    """The rows, the conditions, which are shown before, and of this machine what happened meanwhile.
+    """The rows, the conditions, which are shown before, and what happened here meanwhile.
 
     `threads` is the largest number of them.
     """
@@ -350,7 +350,7 @@ def show(
 
 
 def _correlate(rows: Sequence["Row"], by_name: Mapping[str, Subject]) -> list[dict[str, object]]:
-    """Rank correlations of latency with sizes, over the networks of each form, runtime and number of threads."""
+    """Rank correlations of latency with sizes, for each form, runtime and number of threads."""
     from ..measure import latency
 
     groups: dict[tuple[str, str, int], list[tuple[float, Counts]]] = {}

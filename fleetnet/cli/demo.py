@@ -1,4 +1,4 @@
-"""`fleetnet demo`: the whole way on generated images, from training to a proven and measured ONNX file."""
+"""`fleetnet demo`: the whole way on generated images, from training to a proven ONNX file."""
 
 import shutil
 import time

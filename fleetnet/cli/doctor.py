@@ -1,4 +1,4 @@
-"""`fleetnet doctor`: which runtimes, exporters and devices work here, and for each that does not, what would add it.
+"""`fleetnet doctor`: which runtimes, exporters and devices work here, and what would add others.
 
 With --test each installed runtime gets a small network, converts it, runs the file and compares:
 the proof that it works and is not merely there. Each does so in a process of its own, since a

@@ -1,4 +1,4 @@
-"""`fleetnet eval`: the task's metric of a checkpoint or an exported file, by the same preprocessing and code."""
+"""`fleetnet eval`: the task's metric of a checkpoint or an exported file, by the same code."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -265,7 +265,7 @@ class CocoResults:
             self.items.extend(objects.coco_items(number, ids))
 
     def write(self, path: Path, *, masks: bool) -> None:
-        """Boxes and, apart, masks: pycocotools takes masks with a box to be as large as their box."""
+        """Boxes and, apart, masks: pycocotools takes masks with a box to be as large as it."""
         from ..files import write_text
 
         path.parent.mkdir(parents=True, exist_ok=True)

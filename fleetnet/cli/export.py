@@ -1,4 +1,4 @@
-"""`fleetnet export`: the file for each runtime, in the deploy form, handed over only when proven equal.
+"""`fleetnet export`: the file for each runtime, in the deploy form, only when proven equal.
 
 With --check it hands over nothing: it tries what each runtime makes of a network, before the
 network is trained.
@@ -166,7 +166,7 @@ def _check_with_check(settings: Export) -> None:
 
 
 def _check_dynamic(settings: Export, targets: Sequence[Target]) -> None:
-    """`UsageError` for a word that --dynamic does not know, and for a runtime whose files cannot do that."""
+    """`UsageError` for a word that --dynamic does not know, or that a runtime cannot do."""
     from ..runtimes import check_open_size, parse_open
 
     _, open_size = parse_open(settings.dynamic or False)
@@ -306,7 +306,7 @@ def _exported(
 
 
 def _input_of(file: Path) -> str | None:
-    """The size of image that an exported file takes, "224x224", of several "224x224, multiples of 32".
+    """The size of image that a file takes, "224x224", of several "224x224, multiples of 32".
 
     None without a sidecar that says it.
     """

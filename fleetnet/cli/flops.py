@@ -1,4 +1,4 @@
-"""`fleetnet flops`: parameters, MACs, FLOPs, activations and bytes of each module, in both forms."""
+"""`fleetnet flops`: parameters, MACs, FLOPs, activations and bytes of each module."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence

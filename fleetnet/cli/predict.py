@@ -1,4 +1,4 @@
-"""`fleetnet predict`: images in; names, boxes, masks or label maps out, by a checkpoint or an exported file alike."""
+"""`fleetnet predict`: images in; names, boxes, masks or label maps out."""
 
 import csv
 import dataclasses
@@ -120,7 +120,7 @@ def run(settings: Predict) -> dict[str, object]:
 
 
 def _check(settings: Predict) -> None:
-    """`UsageError` for a score out of range or given twice, `WriteError` for a folder that cannot be written."""
+    """`UsageError` for a score out of range or given twice, `WriteError` for the folder."""
     if settings.threshold is not None and settings.threshold > 1:
         raise UsageError(f"threshold is {settings.threshold}; allowed: 0 to 1")
     if settings.threshold is not None and settings.limits.score is not None:

@@ -1,4 +1,4 @@
-"""`fleetnet quantize`: the int8 file for a runtime, calibrated on your images, handed over only when accurate."""
+"""`fleetnet quantize`: the int8 file for a runtime, calibrated on your images, if accurate."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -213,7 +213,7 @@ def _batches(
 
 
 def _say_prepared(settings: Quantize, prepared: "Prepared", pictures: int, target: str) -> None:
-    """What was done before quantizing, what each layer does alone, and a doubt about few pictures."""
+    """What was done before quantizing, what each layer does alone, and whether pictures are few."""
     if target == "label" and 100 / pictures > settings.max_drop:
         say(
             f"warning: {pictures} pictures for validation, so that one is more than the "

@@ -1,4 +1,4 @@
-"""`fleetnet reparam`: collapse a checkpoint to its deploy form, prove it equal, show what became smaller."""
+"""`fleetnet reparam`: collapse a checkpoint to its deploy form, proven equal."""
 
 import copy
 import dataclasses
@@ -95,7 +95,7 @@ def run(settings: Reparam) -> dict[str, object]:
 
 
 def _prove(model: "Model", deploy: "Model", images: "Tensor") -> Proof:
-    """How far the two forms are apart on images (N, 3, H, W); `ExportError` where that is too far."""
+    """How far the forms are apart on images (N, 3, H, W); `ExportError` where that is too far."""
     from ..reparam import allowed, difference
 
     outputs = _computed(model, images)

@@ -159,7 +159,7 @@ def _usual_folder(config: TrainConfig, task: str) -> Path:
 
 @contextlib.contextmanager
 def _claimed(path: Path | None, usual: Path, *, resuming: bool, begun: bool) -> "Iterator[Claim]":
-    """The run folder for ourselves alone: the one of `path`, else the usual one or one beside it."""
+    """The run folder for ourselves alone: that of `path`, else the usual one or one beside it."""
     from ..training.claims import claim
 
     with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:

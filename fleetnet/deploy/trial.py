@@ -1,4 +1,4 @@
-"""Trying runtimes: whether one works here, and whether it can hold a network, before that is trained.
+"""Trying runtimes: whether one works here, and whether it can hold a network not yet trained.
 
 Nothing is handed over: files are written into a temporary folder.
 """
@@ -31,11 +31,12 @@ class Trial:
 
 
 def try_runtime(name: str) -> Trial:
-    """What came of `convert_and_compare` in a process of its own: a broken runtime may take its process with it."""
+    """What came of `convert_and_compare`, in a process of its own that a broken runtime may end."""
     try:
         with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
             return Trial(True, pool.submit(convert_and_compare, name).result())
-    except Exception as error:  # of any kind that a package can have; a process that was killed is BrokenProcessPool
+    # of any kind that a package can have; a process that was killed is BrokenProcessPool
+    except Exception as error:
         said = str(error).strip().splitlines() or [""]
         return Trial(False, f"{type(error).__name__}: {said[0]}")
 
@@ -91,7 +92,7 @@ def try_model(
     embed_decode: bool = False,
     limits: Mapping[str, Any] | None = None,
 ) -> Attempt:
-    """Export a model in eval mode to one runtime, and compare it there; where it differs, in which layer first.
+    """Export a model in eval mode to one runtime, and compare it there; by layers where it differs.
 
     `size` is (height, width) in pixels; the others are those of `export`.
     """
@@ -131,7 +132,7 @@ def model_to_try(
     output_stride: int | None = None,
     options: Mapping[str, bool | int | float | str] | None = None,
 ) -> tuple[Model, tuple[int, int]]:
-    """The model in eval mode, and the size: a checkpoint's own, or one by name with weights drawn for it.
+    """The model in eval mode and the size: a checkpoint's, or one by name with random weights.
 
     The other settings are those of a model given by name.
     """

@@ -1,4 +1,4 @@
-"""What can be timed: the forms of models in torch and their files in runtimes, each ready to be called.
+"""What can be timed: forms of models in torch and their files in runtimes, ready to be called.
 
 `subjects` makes those of models, `of_file` those of an exported file. `say` gets a line of what is
 being done, and one for each that could not be had.
@@ -120,7 +120,7 @@ def possible(runtime: str, threads: Sequence[int]) -> Sequence[int]:
 
 
 def one_pool(timed: Sequence[Subject], threads: Sequence[int], say: Say) -> list[str]:
-    """A line for each runtime that was left out with all but the first number of threads; it is said too."""
+    """A line, which is said too, for each runtime that is timed with one number of threads only."""
     runtimes = {s.runtime for s in timed if len(possible(s.runtime, threads)) < len(threads)}
     lines = [
         f"{runtime} with {', '.join(map(str, threads[1:]))} threads: all its files in a process "
@@ -294,7 +294,7 @@ def _of_exported(
 
 
 def _networks(model: str, size: str | None) -> _Networks:
-    """Of a checkpoint, of a peer of timm, or of a name, which has a size of its own where none is given."""
+    """Of a checkpoint, of a peer of timm, or of a name, at the `size` or its task's own."""
     import torch
 
     from .. import tasks
@@ -324,7 +324,7 @@ def _networks(model: str, size: str | None) -> _Networks:
 
 
 def _peer(name: str) -> tuple["nn.Module", "nn.Module"]:
-    """A whole classifier of timm, its own head included, and what timm's own `reparameterize_model` makes of it."""
+    """A whole classifier of timm, and what timm's own `reparameterize_model` makes of it."""
     try:
         import timm
         from timm.utils.model import reparameterize_model

@@ -57,7 +57,7 @@ def candidates(
     *,
     trust: bool = False,
 ) -> Candidates:
-    """The model in torch, its exports to all the `choices` (runtime and precision), and its `files` that were there.
+    """The model in torch, its exports to the `choices` (runtime, precision), and `files` of it.
 
     What is exported is written into `folder`.
     """
@@ -103,7 +103,7 @@ def _add_export(
 def fastest(
     rows: Sequence["Row"], drops: Mapping[str, float], limit: float
 ) -> tuple[str, list[str]]:
-    """The fastest row of those that lose no more than `limit`, and those of them that may be as fast."""
+    """The fastest row of those that lose no more than `limit`, and those that may be as fast."""
     from . import latency
 
     allowed = [row for row in rows if drops[row.name] <= limit]
@@ -169,7 +169,7 @@ def alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
 
 
 def judge_of(reference: "Predictor", root: str, format: str | None) -> Judge:
-    """Judges by the labels of the data, or of pictures without labels by agreement with the model."""
+    """By the labels of the data, or of pictures without labels by agreement with the model."""
     from .. import data, tasks
     from ..data._contents import check_usable, contents_of
     from ..data._names import by_name
@@ -219,7 +219,7 @@ def _by_agreement(reference: "Predictor", root: str) -> Judge:
 
 
 def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
-    """The first metric of the task, by name; `DataError` where there is nothing to measure it on."""
+    """The first metric of the task, by name; `DataError` where nothing can be measured."""
     from .. import tasks
     from ..inputs.dataset import ImageDataset
     from ..inputs.loader import batches_of
