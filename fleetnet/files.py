@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 from .errors import UsageError, WriteError
 
@@ -169,7 +169,9 @@ def write_text(path: str | Path, text: str) -> None:
         file.write(text.encode())
 
 
-def write_rows(path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
+def write_rows(
+    path: str | Path, columns: Sequence[str], rows: Iterable[Mapping[str, object]]
+) -> None:
     """Write a CSV file with a line of columns and one for each row; a row may lack some of them."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(columns), lineterminator="\n")

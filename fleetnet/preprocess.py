@@ -68,11 +68,11 @@ _RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * s
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_side(value: Any) -> bool:
+def _is_side(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= LARGEST_SIDE
 
 
@@ -226,7 +226,7 @@ class Preprocess:
         """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""
         return dataclasses.replace(self, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
         fields = {
             k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()
@@ -235,7 +235,7 @@ class Preprocess:
             del fields["values"]
         return fields
 
-    def describe(self, embedded: bool = False) -> dict[str, Any]:
+    def describe(self, embedded: bool = False) -> dict[str, object]:
         """All that an app has to do to a picture, in words and numbers, for the description beside an exported file.
 
         `embedded`: channel order, mean and std are in the file, which takes RGB pixels from 0 to

@@ -115,7 +115,7 @@ def hash_of(files: Iterable[Path]) -> str:
     return hashed.hexdigest()
 
 
-def to_json(value: Any, **settings: Any) -> str:
+def to_json(value: object, **settings: Any) -> str:
     """JSON that every reader takes: numbers that are not finite become null. `settings` are those of `json.dumps`."""
     try:
         return json.dumps(value, allow_nan=False, **settings)
@@ -123,7 +123,7 @@ def to_json(value: Any, **settings: Any) -> str:
         return json.dumps(_finite(value), allow_nan=False, **settings)
 
 
-def _finite(value: Any) -> Any:
+def _finite(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

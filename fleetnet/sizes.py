@@ -5,7 +5,7 @@ The command line reads them, so torch is not imported here.
 
 import re
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from .errors import UsageError
 
@@ -21,7 +21,7 @@ LARGEST_SIDE = 4096  # pixels: a network's first features are then 1 GB, and an 
 TRACED = (33, 41)
 
 
-def parse_size(value: Any) -> Size:
+def parse_size(value: object) -> Size:
     """(height, width) in pixels from 224, "224", "192x256", [192, 256] or (192, 256)."""
     parts = (
         re.split("[x,]", value)

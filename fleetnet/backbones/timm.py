@@ -20,7 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -50,13 +50,36 @@ TRUNK, OWN_HEAD, LINEAR = "backbone.model.", "head.classifier.model.", "head.cla
 OURS = (TRUNK, OWN_HEAD)  # how our names begin; no network of timm calls its own parts so
 
 
+class _Info(Protocol):
+    """What timm says of the feature maps of a network."""
+
+    def channels(self) -> list[int]: ...
+    def reduction(self) -> list[int]: ...
+
+
+class _Features(Protocol):
+    """timm's network of feature maps, as far as it is used here."""
+
+    feature_info: _Info
+
+
+class _Classifier(Protocol):
+    """timm's whole network, as far as it is used here."""
+
+    num_features: int
+    pretrained_cfg: Mapping[str, Any]
+
+    def forward_features(self, image: Tensor) -> Tensor: ...
+    def forward_head(self, feature: Tensor) -> Tensor: ...
+
+
 class Features(nn.Module):
     """image (N, 3, H, W) -> the features of a timm features_only model, each (N, C_i, h_i, w_i)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
         self.model = model
-        info = cast(Any, model).feature_info
+        info = cast("_Features", model).feature_info
         self.channels: list[int] = info.channels()
         self.strides: list[int] = info.reduction()
         self.channels_last = str(getattr(model, "output_fmt", "NCHW")).endswith("NHWC")
@@ -108,7 +131,7 @@ class Trunk(nn.Module):
         self.model = _without(whole, self.cut.head_parts)
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        feature = cast(Any, self.model).forward_features(image)
+        feature = cast("_Classifier", self.model).forward_features(image)
         if self.cut.layout == "NHWC":
             feature = feature.permute(0, 3, 1, 2)
         elif self.cut.layout == "NLC":
@@ -139,7 +162,7 @@ class TimmHead(nn.Module):
             feature = feature.permute(0, 2, 3, 1)
         elif self.cut.layout == "NLC":
             feature = feature[..., 0].transpose(1, 2)
-        return cast(Any, self.model).forward_head(feature)
+        return cast("_Classifier", self.model).forward_head(feature)
 
     def fuse(self) -> nn.Module:
         return _fused(self)
@@ -203,11 +226,11 @@ def cut_of(name: str) -> Cut:
     try:
         with torch.device("meta"), torch.no_grad():
             model = create(name).eval()
-            image = torch.zeros(1, *cast(Any, model).pretrained_cfg["input_size"])
+            image = torch.zeros(1, *cast("_Classifier", model).pretrained_cfg["input_size"])
             with _recording(model) as of_features:
-                features = cast(Any, model).forward_features(image)
+                features = cast("_Classifier", model).forward_features(image)
             with _recording(model) as of_head:
-                cast(Any, model).forward_head(features)
+                cast("_Classifier", model).forward_head(features)
     except BUILD_ERRORS as error:
         raise _no_own_classifier(name, str(error)) from error
     parts = {
@@ -221,7 +244,7 @@ def cut_of(name: str) -> Cut:
         raise _no_own_classifier(
             name, f"its feature is {getattr(features, 'shape', type(features).__name__)}"
         )
-    channels = cast(Any, model).num_features
+    channels = cast("_Classifier", model).num_features
     if features.ndim == 3:
         return Cut(frozenset(parts), features.shape[-1], "NLC")
     if features.shape[1] != channels and features.shape[-1] == channels:
@@ -238,7 +261,7 @@ def _no_own_classifier(name: str, reason: str) -> ModelError:
 
 
 def create(
-    name: str, drop_path: float = 0.0, output_stride: int = 32, classes: int = 2, **more: Any
+    name: str, drop_path: float = 0.0, output_stride: int = 32, classes: int = 2, **more: object
 ) -> nn.Module:
     """A network by timm's name, with random weights unless `more` says otherwise; `ModelError` in timm's words."""
     import timm
@@ -300,7 +323,7 @@ def pretrained(name: str) -> tuple[State, Pretrained]:
 def _configuration(name: str) -> dict[str, Any]:
     """What timm keeps of the published weights of a network: size, mean, crop, license, address."""
     with torch.device("meta"):
-        return dict(cast(Any, create(name)).pretrained_cfg)
+        return dict(cast("_Classifier", create(name)).pretrained_cfg)
 
 
 def published(name: str) -> Pretrained:

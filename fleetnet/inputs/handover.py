@@ -42,7 +42,7 @@ class _HandedOver:
         return _arrived, tuple(_mapped(part, _by_value) for part in self.batch)
 
 
-def _arrived(*parts: Any) -> Batch:
+def _arrived(*parts: object) -> Batch:
     return Batch(*(_mapped(part, _as_tensor) for part in parts))
 
 

@@ -1,7 +1,6 @@
 """What changes a whole batch on its way to the network: mixup, cutmix, and a size of its own."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +12,7 @@ from .dataset import BatchTargets
 
 def mix(
     images: Tensor,
-    targets: Mapping[str, Any],
+    targets: Mapping[str, object],
     classes: int,
     mixup: float = 0.0,
     cutmix: float = 0.0,
@@ -35,9 +34,7 @@ def mix(
     return images, {**targets, "label": label}
 
 
-def multi_scale(
-    images: Tensor, targets: Mapping[str, Any], ratio: float
-) -> tuple[Tensor, BatchTargets]:
+def multi_scale(images: Tensor, targets: BatchTargets, ratio: float) -> tuple[Tensor, BatchTargets]:
     """A batch at another size: both sides times `ratio`, in multiples of 32 and at least 32 pixels.
 
     images (N, 3, H, W); of the targets, boxes (list of (n, 4)) are scaled, masks (list of (n, H,

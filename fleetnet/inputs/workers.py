@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import sharedctypes
-from typing import Any
+from types import FrameType
 
 import torch
 from torch.utils.data import DataLoader, get_worker_info
@@ -147,7 +147,9 @@ def _noticing(watch: "_Watch") -> Iterator[None]:
     """
     # Else it would be set when the first worker starts.
     torch.utils.data._utils.signal_handling._set_SIGCHLD_handler()
-    before: Any = None  # the handler that was there
+    before: Callable[[int, FrameType | None], object] | int | None = (
+        None  # the handler that was there
+    )
     with suppress(ValueError, AttributeError):  # in another thread than the main one; on Windows
         before = signal.signal(signal.SIGCHLD, lambda *_: watch.check())
     try:

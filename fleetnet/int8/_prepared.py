@@ -49,7 +49,7 @@ class Prepared:
     examples: Sequence[Tensor] = field(repr=False)  # the float file is compared on, (1, 3, H, W)
     held: Tensor = field(repr=False)  # some of the validation set
     batches: Iterable[Batch] = field(repr=False)  # of the validation set
-    result: dict[str, Any] = field(repr=False)  # what the checkpoint reaches on it
+    result: dict[str, object] = field(repr=False)  # what the checkpoint reaches on it
     logits: Tensor | None = field(repr=False)  # and says, if it is a classifier
     meaning: Meaning | None = field(default=None, repr=False)  # of the outputs
     equalized: int = 0  # pairs of layers
@@ -152,7 +152,7 @@ def prepare(
 
 def evaluated(
     predictor: Predictor, batches: Iterable[Batch], classes: Sequence[str]
-) -> tuple[dict[str, Any], Tensor | None]:
+) -> tuple[dict[str, object], Tensor | None]:
     """The task's figures, and of a classifier the logits of all images: (N, classes)."""
     logits: list[Tensor] = []
 
@@ -172,6 +172,6 @@ def decisive(result: Mapping[str, Any]) -> float:
     return float(value)
 
 
-def figures(result: Mapping[str, Any]) -> dict[str, float]:
+def figures(result: Mapping[str, object]) -> dict[str, float]:
     """The numbers among what a metric found."""
     return {key: value for key, value in result.items() if isinstance(value, int | float)}

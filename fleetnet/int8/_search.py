@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -48,7 +48,7 @@ class Attempt:
     """One int8 file, evaluated."""
 
     skipped: list[str]  # layers left in float, by the user or the search
-    result: dict[str, Any] = field(repr=False)  # of the task's metric
+    result: dict[str, object] = field(repr=False)  # of the task's metric
     drop: float  # of the metric's first figure, in points
 
 
@@ -59,7 +59,7 @@ class Quantized:
     path: Path
     sidecar: Path
     golden: Path
-    result: dict[str, Any] = field(repr=False)  # what the file reaches on the validation set
+    result: dict[str, object] = field(repr=False)  # what the file reaches on the validation set
     drop: float  # of the task's first figure, in points
     agreement: float | None  # share of the validation set with the same top-1; None of other tasks
     sqnr: float  # dB, of the outputs on some images of the validation set; see `sqnr`
@@ -67,6 +67,19 @@ class Quantized:
     others: list[str]  # and by the quantizer, such as NNCF leaves gates
     layers: int  # in all
     macs: float  # share of the multiplications in int8
+    attempts: list[Attempt]
+
+
+class _Judged(TypedDict):
+    """What is known of a file beside its figures, as `Quantized` has it."""
+
+    drop: float
+    agreement: float | None
+    sqnr: float
+    skipped: list[str]
+    others: list[str]
+    layers: int
+    macs: float
     attempts: list[Attempt]
 
 
@@ -284,7 +297,7 @@ def _steps(limit: int) -> list[int]:
     return sorted({0, limit, *(n for n in [*powers, *(3 * n for n in powers)] if n <= limit)})
 
 
-def _judged(search: _Search, written: _Written, attempts: list[Attempt]) -> dict[str, Any]:
+def _judged(search: _Search, written: _Written, attempts: list[Attempt]) -> _Judged:
     """What is known of the file beside its figures, by the names of `Quantized`."""
     prepared, skipped = search.prepared, written.attempt.skipped
     same = None
@@ -309,7 +322,7 @@ def _judged(search: _Search, written: _Written, attempts: list[Attempt]) -> dict
 
 
 def _facts_of_int8(
-    search: _Search, written: _Written, judged: Mapping[str, Any], facts: Mapping[str, object]
+    search: _Search, written: _Written, judged: _Judged, facts: Mapping[str, object]
 ) -> Int8:
     """What the sidecar says of int8."""
     prepared, quantizer = search.prepared, int8.find(search.runtime)

@@ -7,7 +7,7 @@ back and forth (measured by benchmarks/quantize.py and beside it).
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -18,6 +18,10 @@ from ..runtimes.onnx import KEY
 from ..runtimes.onnx import integer_weights as integer_weights
 from . import Write
 from ._shared import module_of, quiet
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
+    from onnxruntime.quantization.calibrate import TensorsData
 
 package = "onnxruntime"
 
@@ -36,7 +40,7 @@ LAYERS = [*WITH_WEIGHTS, *CLIPPING]
 BETWEEN = ["Add", "Mul", "Concat", "Split", "Slice", "Sigmoid"]
 
 
-def _gates(graph: Any, makers: Mapping[str, Any]) -> Iterator[str]:
+def _gates(graph: "GraphProto", makers: Mapping[str, "NodeProto"]) -> Iterator[str]:
     """The nodes of gates: products of a map with one number a channel, and what computes that from the map's mean."""
     values = [*graph.value_info, *graph.input, *graph.output]
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
@@ -54,20 +58,20 @@ def _gates(graph: Any, makers: Mapping[str, Any]) -> Iterator[str]:
                 inputs += [name for name in maker.input if single(name)]
 
 
-def _bounds_a_layer(clip: Any, makers: Mapping[str, Any]) -> bool:
+def _bounds_a_layer(clip: "NodeProto", makers: Mapping[str, "NodeProto"]) -> bool:
     """Whether it is a ReLU6 or the like: other numbers of a head are clipped too, and may be infinite before."""
     maker = makers.get(clip.input[0])
     return maker is not None and maker.op_type in (*WITH_WEIGHTS, "Add")
 
 
-def _makers(graph: Any) -> dict[str, Any]:
+def _makers(graph: "GraphProto") -> dict[str, "NodeProto"]:
     """The node that makes each tensor, by its name."""
     return {output: node for node in graph.node for output in node.output}
 
 
-def _layer_and_maker(layer: Any, makers: Mapping[str, Any]) -> Iterator[str]:
+def _layer_and_maker(layer: "NodeProto", makers: Mapping[str, "NodeProto"]) -> Iterator[str]:
     """A layer, and what makes the map that it takes: in int8 that would give a rounded map."""
-    node = layer
+    node: NodeProto | None = layer
     while node is not None and node.op_type in LAYERS + BETWEEN:
         yield node.name
         if node is not layer and node.op_type not in CLIPPING:
@@ -75,7 +79,7 @@ def _layer_and_maker(layer: Any, makers: Mapping[str, Any]) -> Iterator[str]:
         node = makers.get(node.input[0])
 
 
-def _in_float(graph: Any, skip: set[str]) -> set[str]:
+def _in_float(graph: "GraphProto", skip: set[str]) -> set[str]:
     """The nodes of LAYERS and BETWEEN that stay in float, with those of the modules in `skip`."""
     makers = _makers(graph)
     floats = set(_gates(graph, makers))
@@ -90,7 +94,7 @@ def _in_float(graph: Any, skip: set[str]) -> set[str]:
     return floats
 
 
-def _taken_in_int8(graph: Any) -> set[str]:
+def _taken_in_int8(graph: "GraphProto") -> set[str]:
     """The maps that can be in int8: elsewhere a head may have infinities."""
     floats = _in_float(graph, set())
     nodes = [
@@ -99,13 +103,15 @@ def _taken_in_int8(graph: Any) -> set[str]:
     return {name for node in nodes for name in (*node.input, *node.output)}
 
 
-def _ranges(float_file: Path, images: np.ndarray) -> Any:
+def _ranges(float_file: Path, images: np.ndarray) -> "TensorsData":
     """What onnxruntime's calibration finds out about the maps that can be in int8."""
     from onnxruntime import quantization as tools
     from onnxruntime.quantization.calibrate import PercentileCalibrater
 
     class Calibrator(PercentileCalibrater):
-        def select_tensors_to_calibrate(self, model: Any) -> tuple[set[str], dict[str, Any]]:
+        def select_tensors_to_calibrate(
+            self, model: "ModelProto"
+        ) -> tuple[set[str], dict[str, "ValueInfoProto"]]:
             names, infos = super().select_tensors_to_calibrate(model)
             return names & _taken_in_int8(model.graph), infos
 
@@ -129,12 +135,12 @@ def _ranges(float_file: Path, images: np.ndarray) -> Any:
         return calibrator.compute_data()
 
 
-def _safe_ranges(graph: Any) -> dict[str, list[dict[str, Any]]]:
+def _safe_ranges(graph: "GraphProto") -> dict[str, list[dict[str, int | float]]]:
     """The range of each channel of each weight, as the quantizer takes it: ±127 times the scale."""
     import onnx
 
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    ranges: dict[str, list[dict[str, Any]]] = {}
+    ranges: dict[str, list[dict[str, int | float]]] = {}
     for node in graph.node:
         if node.op_type not in WITH_WEIGHTS or node.input[1] not in tensors:
             continue
@@ -147,7 +153,7 @@ def _safe_ranges(graph: Any) -> dict[str, list[dict[str, Any]]]:
     return ranges
 
 
-def _quantized(float_file: Path, skip: set[str], ranges: Any) -> Any:
+def _quantized(float_file: Path, skip: set[str], ranges: "TensorsData") -> "ModelProto":
     """The network in int8 but for the modules in `skip`, as protobuf."""
     import onnx
     from onnxruntime import quantization as tools
@@ -173,7 +179,7 @@ def _quantized(float_file: Path, skip: set[str], ranges: Any) -> Any:
     return quantizer.model.model
 
 
-def _layers_in_int8(graph: Any) -> set[str]:
+def _layers_in_int8(graph: "GraphProto") -> set[str]:
     """The modules whose weights are in int8."""
     rounded = {node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"}
     layers = [node for node in graph.node if node.op_type in WITH_WEIGHTS]

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -20,6 +20,9 @@ from ..runtimes.openvino import FACTS, PRECISION, WEIGHTED, core, integer_weight
 from ..runtimes.openvino import integer_weights as integer_weights
 from . import Write
 from ._shared import module_of, quiet
+
+if TYPE_CHECKING:
+    from openvino import Model, Node
 
 package = "nncf"
 
@@ -38,7 +41,7 @@ def _package(name: str) -> ModuleType:
         ) from error
 
 
-def _network(float_file: Path) -> Any:
+def _network(float_file: Path) -> "Model":
     """The float file, with the weights of depthwise layers as constants.
 
     They are behind a reshape, where NNCF does not shrink them.
@@ -51,7 +54,7 @@ def _network(float_file: Path) -> Any:
     return network
 
 
-def _is_slow(node: Any) -> bool:
+def _is_slow(node: "Node") -> bool:
     """Whether int8 is no gain: of groups with several channels.
 
     ParC-Net's 3x3 ones take ten times as long as in float, and most of the network's time.
@@ -63,7 +66,7 @@ def _is_slow(node: Any) -> bool:
     return max(channels) > 1 and height * width > 1
 
 
-def _in_float(network: Any, skip: set[str]) -> list[str]:
+def _in_float(network: "Model", skip: set[str]) -> list[str]:
     """The nodes that stay in float; those of the modules in `skip` among them."""
     return [
         node.get_friendly_name()
@@ -74,7 +77,7 @@ def _in_float(network: Any, skip: set[str]) -> list[str]:
     ]
 
 
-def _float_weights(network: Any) -> dict[str, np.ndarray]:
+def _float_weights(network: "Model") -> dict[str, np.ndarray]:
     """The weights of each layer, as they are before rounding."""
     return {
         node.get_friendly_name(): np.array(node.input_value(1).get_node().data)
@@ -84,7 +87,7 @@ def _float_weights(network: Any) -> dict[str, np.ndarray]:
     }
 
 
-def _quantized(network: Any, floats: list[str], images: np.ndarray) -> Any:
+def _quantized(network: "Model", floats: list[str], images: np.ndarray) -> "Model":
     """The network in int8 but for the nodes in `floats`."""
     nncf = _package("nncf")
     estimators = _package("nncf.quantization.range_estimator").RangeEstimatorParametersSet
@@ -104,7 +107,7 @@ def _quantized(network: Any, floats: list[str], images: np.ndarray) -> Any:
         )
 
 
-def _rewrite_weights(network: Any, floats: Mapping[str, np.ndarray]) -> None:
+def _rewrite_weights(network: "Model", floats: Mapping[str, np.ndarray]) -> None:
     """Round the float weights of each layer anew, to scales that are safe.
 
     NNCF's own way, `overflow_fix`, costs half of all scales, and leaves out depthwise layers.

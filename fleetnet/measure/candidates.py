@@ -67,11 +67,11 @@ class Wanted:
     trust: bool = False  # as of `deploy.predictor.load`
 
 
-def eager(module: "nn.Module", example: "Tensor") -> Callable[[], Any]:
+def eager(module: "nn.Module", example: "Tensor") -> Callable[[], "Tensor | Mapping[str, Tensor]"]:
     import torch
 
     @torch.inference_mode()
-    def call() -> Any:
+    def call() -> "Tensor | Mapping[str, Tensor]":
         return module(example)
 
     return call

@@ -100,9 +100,9 @@ class _Counter(TorchDispatchMode):
         self,
         func: torch._ops.OpOverload,
         types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         output = func(*args, **(kwargs or {}))
         counted = self._counted(func.overloadpacket, args, kwargs or {}, output)
         if counted is not None:
@@ -115,7 +115,7 @@ class _Counter(TorchDispatchMode):
         self,
         operator: torch._ops.OpOverloadPacket,
         args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        kwargs: Mapping[str, object],
         output: object,
     ) -> _Sums | None:
         """What is counted of one call of an operator; None for most of them."""

@@ -14,7 +14,7 @@ layer to blame is the one whose output is off most compared with what goes into 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -94,18 +94,18 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, model: nn.Module, running: list[str], image: Tensor):
         super().__init__()
         self.running = running
-        self.kept: list[Any] = [image]  # so that no two tensors have the same id
+        self.kept: list[object] = [image]  # so that no two tensors have the same id
         self.steps = [_Step("", "input", None, [], False)]
         self.of = {id(image): 0}  # tensor -> the step that put it out
         self.weights = {id(t) for t in [*model.parameters(), *model.buffers()]}
 
     def __torch_dispatch__(
         self,
-        func: Any,
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         output = func(*args, **(kwargs or {}))
         taken = [id(t) for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         made = [t for t in tree_leaves(output) if isinstance(t, Tensor)]

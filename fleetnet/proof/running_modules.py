@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
 from torch import nn
 
@@ -17,10 +16,10 @@ def running_modules(model: nn.Module) -> Iterator[list[str]]:
     hooks = []
     for name, module in model.named_modules():
 
-        def enter(_: nn.Module, args: Any, name: str = name) -> None:
+        def enter(_: nn.Module, args: object, name: str = name) -> None:
             running.append(name)
 
-        def leave(*_: Any) -> None:
+        def leave(*_: object) -> None:
             running.pop()
 
         hooks += [

@@ -9,7 +9,6 @@ import copy
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -47,7 +46,7 @@ class Parity:
         agreed = self.agreement is None or self.agreement.passed
         return agreed and self.relative <= self.tolerance  # false for NaN
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         """For JSON, which has no NaN or infinity: those become None."""
         finite = {
             key: None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,7 +44,7 @@ Horizontal = Literal["left", "center", "right"]
 Vertical = Literal["bottom", "center", "top"]
 
 
-def _flat(line: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+def _flat(line: Mapping[str, object], prefix: str = "") -> dict[str, float]:
     """Numbers by dotted name: {"raw": {"top1": 5}} -> {"raw.top1": 5}."""
     numbers: dict[str, float] = {}
     for key, value in line.items():
@@ -119,7 +119,7 @@ def _losses(names: Sequence[str]) -> dict[str, str]:
     return losses
 
 
-def curves(log: Sequence[Mapping[str, Any]], path: Path | str) -> None:
+def curves(log: Sequence[Mapping[str, object]], path: Path | str) -> None:
     """Losses, accuracies (AP, mIoU) and the learning rate over the epochs, as PNG.
 
     `log` has one dict an epoch, with "epoch" and numbers in any nesting, such as {"epoch": 1,

@@ -34,13 +34,15 @@ class _Process:
 
     computed = False  # a network was called in this process, or in one that it is a fork of
     fork_of_computing = False
-    locks: ClassVar[dict[str, Any]] = {}  # RLocks: one for each runtime, "loading" and "output"
+    locks: ClassVar[
+        dict[str, AbstractContextManager[object]]
+    ] = {}  # RLocks: one for each runtime, "loading" and "output"
 
 
 _LOADED: "weakref.WeakSet[Guarded[Any, Any]]" = weakref.WeakSet()
 
 
-def lock_of(name: str) -> AbstractContextManager[Any]:
+def lock_of(name: str) -> AbstractContextManager[object]:
     """The lock of that name, one for the whole process."""
     return _Process.locks.setdefault(name, threading.RLock())
 
@@ -82,7 +84,7 @@ class Guarded(Generic[Batch, Value]):
         self,
         run: Callable[[Batch], Value],
         what: str,
-        lock: AbstractContextManager[Any] | None = None,
+        lock: AbstractContextManager[object] | None = None,
     ) -> None:
         self.run, self.what = run, what
         self.lock = nullcontext() if lock is None else lock

@@ -10,9 +10,9 @@ float32: what Core ML does, but for the order of sums. It knows the operators th
 networks need, by their documentation in coremltools.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -22,12 +22,16 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
 
+if TYPE_CHECKING:
+    from coremltools.converters.mil.mil import Function
+    from coremltools.models import MLModel
+
 WEIGHTED = {
     "conv": "convolution",
     "conv_transpose": "transposed convolution",
     "linear": "linear layer",
 }
-KINDS: dict[Any, str] = {
+KINDS: dict[Callable[..., Tensor], str] = {
     torch.conv2d: "conv",
     torch.conv_transpose2d: "conv_transpose",
     F.linear: "linear",
@@ -45,7 +49,7 @@ class Layer:
     bias: np.ndarray | None  # None: zeros
 
 
-def read(package: Any) -> Any:
+def read(package: "MLModel") -> "Function":
     """The program of a package, as coremltools opened it; raises whatever coremltools does for a damaged one."""
     from coremltools.converters.mil.frontend.milproto.load import load
 
@@ -56,7 +60,7 @@ def read(package: Any) -> Any:
     return program.functions["main"]
 
 
-def layers(function: Any) -> list[Layer]:
+def layers(function: "Function") -> list[Layer]:
     """The layers with weights of a program, in order."""
     found = []
     for op in function.operations:
@@ -82,7 +86,13 @@ class _Recorder(TorchFunctionMode):
         self.names = {id(p): name for name, p in model.named_parameters()}
         self.found: list[Layer] = []
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> object:
         output = func(*args, **(kwargs or {}))
         if func in KINDS:
             weight, bias = args[1], args[2] if len(args) > 2 else (kwargs or {}).get("bias")
@@ -230,13 +240,13 @@ OPERATORS: dict[str, Callable[[_Given], Any]] = {
 }
 
 
-def unknown(function: Any) -> list[str]:
+def unknown(function: "Function") -> list[str]:
     """The operators of a program that `evaluate` does not know."""
     return sorted({op.op_type for op in function.operations} - OPERATORS.keys() - {"const"})
 
 
 @torch.no_grad()
-def evaluate(function: Any, image: Tensor) -> dict[str, Tensor]:
+def evaluate(function: "Function", image: Tensor) -> dict[str, Tensor]:
     """The outputs of a program, whose operators must be known, for an image (N, 3, H, W)."""
     from coremltools.converters.mil.mil.types import builtin_to_string
 

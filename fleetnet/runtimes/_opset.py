@@ -9,16 +9,20 @@ with the model.
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import ExportError
 from ._program import quiet
 
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
+
 LOWEST, WRITTEN = 11, 18  # the operator sets that are lowered to, and the one that is lowered
 # Attributes that later sets added, with the value that says what earlier sets always do.
-ADDED: dict[str, dict[str, Any]] = {
+ADDED: dict[str, dict[str, int | bytes]] = {
     "ReduceMean": {"noop_with_empty_axes": 0},
     "ReduceMax": {"noop_with_empty_axes": 0},
     "ReduceMin": {"noop_with_empty_axes": 0},
@@ -41,13 +45,13 @@ AXES = {
     "Squeeze": 13,
     "Unsqueeze": 13,
 }
-Nodes = list[Any]
+Nodes = list["NodeProto"]
 
 
 class _Graph:
     """What the rules need of the graph around a node."""
 
-    def __init__(self, proto: Any):
+    def __init__(self, proto: "ModelProto"):
         self.onnx = import_module("onnx")
         self.graph = proto.graph
         self.constants = {tensor.name: tensor for tensor in proto.graph.initializer}
@@ -75,20 +79,20 @@ class _Graph:
         self.graph.initializer.append(self.constants[name])
         return name
 
-    def node(self, kind: str, inputs: list[str], output: str, **attributes: Any) -> Any:
+    def node(self, kind: str, inputs: list[str], output: str, **attributes: object) -> "NodeProto":
         return self.onnx.helper.make_node(kind, inputs, [output], name=output, **attributes)
 
-    def attributes(self, node: Any) -> dict[str, Any]:
+    def attributes(self, node: "NodeProto") -> dict[str, Any]:
         return {a.name: self.onnx.helper.get_attribute_value(a) for a in node.attribute}
 
 
-def _without(node: Any, *names: str) -> None:
+def _without(node: "NodeProto", *names: str) -> None:
     kept = [attribute for attribute in node.attribute if attribute.name not in names]
     del node.attribute[:]
     node.attribute.extend(kept)
 
 
-def _axes_as_attribute(graph: _Graph, node: Any) -> Nodes:
+def _axes_as_attribute(graph: _Graph, node: "NodeProto") -> Nodes:
     """Reductions and squeezes: axes were an attribute."""
     if len(node.input) > 1 and node.input[1]:
         node.attribute.append(graph.onnx.helper.make_attribute("axes", graph.values(node.input[1])))
@@ -96,7 +100,7 @@ def _axes_as_attribute(graph: _Graph, node: Any) -> Nodes:
     return [node]
 
 
-def _split(graph: _Graph, node: Any, opset: int) -> Nodes:
+def _split(graph: _Graph, node: "NodeProto", opset: int) -> Nodes:
     """Sizes of the parts: an input from 13 on, an attribute before; only 18 knows just their number."""
     given = graph.attributes(node)
     if (len(node.input) < 2 or not node.input[1]) and "num_outputs" in given:
@@ -124,7 +128,7 @@ def _shape_of(graph: _Graph, name: str) -> list[int]:
     return []
 
 
-def _layer_norm(graph: _Graph, node: Any) -> Nodes:
+def _layer_norm(graph: _Graph, node: "NodeProto") -> Nodes:
     """LayerNormalization is an operator from 17 on; before, its formula."""
     given = graph.attributes(node)
     x, weight, out = node.input[0], node.input[1], node.output[0]
@@ -155,7 +159,7 @@ def _layer_norm(graph: _Graph, node: Any) -> Nodes:
     return nodes
 
 
-def _hard_swish(graph: _Graph, node: Any) -> Nodes:
+def _hard_swish(graph: _Graph, node: "NodeProto") -> Nodes:
     """HardSwish is an operator from 14 on; before, x * hard sigmoid(x)."""
     gate = f"{node.output[0]}_gate"
     return [
@@ -164,7 +168,7 @@ def _hard_swish(graph: _Graph, node: Any) -> Nodes:
     ]
 
 
-def _comparison(graph: _Graph, node: Any) -> Nodes:
+def _comparison(graph: _Graph, node: "NodeProto") -> Nodes:
     """GreaterOrEqual and LessOrEqual are operators from 12 on; before, not the opposite (which differs for NaN)."""
     opposite = f"{node.output[0]}_opposite"
     return [
@@ -175,7 +179,7 @@ def _comparison(graph: _Graph, node: Any) -> Nodes:
     ]
 
 
-def _softmax(graph: _Graph, node: Any) -> Nodes:
+def _softmax(graph: _Graph, node: "NodeProto") -> Nodes:
     """Before 13 all dimensions from the axis on were one: the same only for the last."""
     axis, rank = graph.attributes(node).get("axis", -1), graph.ranks.get(node.input[0], 0)
     if axis not in (-1, rank - 1):
@@ -187,7 +191,7 @@ def _softmax(graph: _Graph, node: Any) -> Nodes:
     return [node]
 
 
-def _reshape(graph: _Graph, node: Any) -> Nodes:
+def _reshape(graph: _Graph, node: "NodeProto") -> Nodes:
     """Before 14 a size of 0 always copied that of the input: the same where there is none."""
     shape = node.input[1]
     if (
@@ -200,7 +204,7 @@ def _reshape(graph: _Graph, node: Any) -> Nodes:
     return [node]
 
 
-def _resize(graph: _Graph, node: Any) -> Nodes:
+def _resize(graph: _Graph, node: "NodeProto") -> Nodes:
     """Before 13 the region of interest and the scales had to be there, empty where they mean nothing."""
     for place in (1, 2):
         if len(node.input) > place and not node.input[place]:
@@ -210,14 +214,14 @@ def _resize(graph: _Graph, node: Any) -> Nodes:
     return [node]
 
 
-def _pad(graph: _Graph, node: Any) -> Nodes:
+def _pad(graph: _Graph, node: "NodeProto") -> Nodes:
     """Axes are an input from 18 on; before, all axes are padded."""
     if len(node.input) > 3 and node.input[3]:
         raise ExportError("Pad of some axes")
     return [node]
 
 
-def _shape(graph: _Graph, node: Any) -> Nodes:
+def _shape(graph: _Graph, node: "NodeProto") -> Nodes:
     """A part of a shape can be asked for from 15 on; before, it is cut out of the whole."""
     given, output = graph.attributes(node), node.output[0]
     if "end" not in given:
@@ -234,7 +238,7 @@ def _shape(graph: _Graph, node: Any) -> Nodes:
 
 
 RULES: dict[
-    str, tuple[int, Callable[[_Graph, Any], Nodes]]
+    str, tuple[int, Callable[[_Graph, "NodeProto"], Nodes]]
 ] = {  # operator -> below which set, and what is done
     **{name: (below, _axes_as_attribute) for name, below in AXES.items()},
     "LayerNormalization": (17, _layer_norm),
@@ -250,7 +254,7 @@ RULES: dict[
 }
 
 
-def _forget_added(graph: _Graph, node: Any, opset: int) -> None:
+def _forget_added(graph: _Graph, node: "NodeProto", opset: int) -> None:
     """Leave out attributes that the set does not have yet, where they say what it does anyway."""
     usual = ADDED.get(node.op_type, {})
     if not usual:
@@ -267,7 +271,7 @@ def _forget_added(graph: _Graph, node: Any, opset: int) -> None:
     )
 
 
-def _check(onnx: Any, node: Any, opset: int) -> None:
+def _check(onnx: ModuleType, node: "NodeProto", opset: int) -> None:
     """Refuse an operator that a set lacks, or has in a lesser form."""
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
@@ -282,7 +286,7 @@ def _check(onnx: Any, node: Any, opset: int) -> None:
         )
 
 
-def _name_constant_outputs(proto: Any) -> None:
+def _name_constant_outputs(proto: "ModelProto") -> None:
     """Put a node between a constant, such as ssd's anchors, and the output that it is: converters lose it otherwise."""
     onnx = import_module("onnx")
     outputs = {output.name for output in proto.graph.output}
@@ -299,7 +303,7 @@ def _name_constant_outputs(proto: Any) -> None:
 HALF = ("Conv", "ConvTranspose", "Gemm", "MatMul")  # what is worth it outside of the backbone
 
 
-def to_half(proto: Any) -> Any:
+def to_half(proto: "ModelProto") -> "ModelProto":
     """The same model with weights and arithmetic in float16, and inputs and outputs in float32 as they were.
 
     So is what a head does with its numbers: float16 has no pixel 2049, and no NMS.
@@ -345,7 +349,7 @@ def _in_order(nodes: Nodes) -> Nodes:
     return ordered
 
 
-def lower(proto: Any, opset: int) -> None:
+def lower(proto: "ModelProto", opset: int) -> None:
     """Rewrite a model of operator set `WRITTEN`, in place, as one of an earlier set, `LOWEST` or above.
 
     Raises `ExportError`, naming the operator and the module it is in, where the earlier set cannot
@@ -386,7 +390,7 @@ def lower(proto: Any, opset: int) -> None:
         ) from error
 
 
-def ask_for_lowest_ir(proto: Any) -> None:
+def ask_for_lowest_ir(proto: "ModelProto") -> None:
     """Ask for the earliest IR version that has the model's operator sets: older runtimes refuse later ones."""
     onnx = import_module("onnx")
     sets = [entry for entry in proto.opset_import if entry.domain == ""]

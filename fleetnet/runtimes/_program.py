@@ -8,10 +8,10 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._ops import OpOverload
 
 from ..errors import ExportError
 from ._guarded import lock_of
@@ -85,7 +85,7 @@ def silent() -> Iterator[None]:
 
 def capture(
     request: Request,
-    instead: Mapping[Any, Callable[..., Any]] | None = None,
+    instead: Mapping[OpOverload, Callable[..., Tensor]] | None = None,
     lacking: Mapping[str, str] | None = None,
 ) -> torch.export.ExportedProgram:
     """The program of keyword "image" (N, 3, H, W) -> mapping of the outputs; it writes into no tensor.

@@ -1,7 +1,6 @@
 """Files that leave height and width open: what is left open, and at which sizes they are compared with the model."""
 
 from collections.abc import Hashable
-from typing import Any
 
 from torch import Tensor
 
@@ -36,7 +35,7 @@ def open_name(named: dict[Hashable, str], formula: Hashable) -> str:
     return named[formula]
 
 
-def open_shape(value: Tensor, there: Tensor, named: dict[Hashable, str]) -> list[Any]:
+def open_shape(value: Tensor, there: Tensor, named: dict[Hashable, str]) -> list[int | str]:
     """The shape of an output, with a name for each dimension that is another at another size, `there`."""
     pairs = zip(value.shape, there.shape, strict=True)
     return [here if here == other else open_name(named, (here, other)) for here, other in pairs]

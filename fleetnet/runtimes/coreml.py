@@ -15,7 +15,8 @@ import traceback
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -28,6 +29,9 @@ from ._guarded import Calls, Run
 from ._input import Input, not_one_input
 from ._program import capture, quiet, reason
 from ._request import Request
+
+if TYPE_CHECKING:
+    from coremltools.models import MLModel
 
 suffix = ".mlpackage"
 package = "coremltools"
@@ -71,7 +75,7 @@ def cannot_run() -> str | None:
     )
 
 
-def _package() -> Any:
+def _package() -> ModuleType:
     try:
         with quiet(stderr=True):
             return importlib.import_module("coremltools")
@@ -123,7 +127,7 @@ def export(request: Request) -> None:
     (request.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
-def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
+def _open(path: Path | str) -> tuple["MLModel", dict[str, Any]]:
     """A package, not ready to run, and the metadata that `export` wrote into it."""
     ct = _package()
     if not Path(path).is_dir():
@@ -139,7 +143,7 @@ def _open(path: Path | str) -> tuple[Any, dict[str, Any]]:
         raise ModelError(f"{path}: not a readable Core ML package: {reason(error)}") from error
 
 
-def _described(path: Path | str, package: Any) -> tuple[tuple[int, ...], list[str]]:
+def _described(path: Path | str, package: "MLModel") -> tuple[tuple[int, ...], list[str]]:
     """The shape of the one input, which must be images, and the names of the outputs."""
     description = package.get_spec().description
     inputs = {i.name: tuple(i.type.multiArrayType.shape) for i in description.input}

@@ -104,12 +104,18 @@ def _layer_norm(
 class _Spelled(TorchFunctionMode):
     """While it is open, operators that XNNPACK lacks are made of those that it has."""
 
-    OTHERS: Mapping[Any, Callable[..., Any]] = {
+    OTHERS: Mapping[Callable[..., object], Callable[..., object]] = {
         Tensor.split: _split, torch.split: _split, Tensor.chunk: _chunk, torch.chunk: _chunk,
         F.hardsigmoid: _hardsigmoid, F.layer_norm: _layer_norm,
     }  # fmt: skip
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         return self.OTHERS.get(func, func)(*args, **(kwargs or {}))
 
 

@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch._ops import OpOverload
 
 from ..errors import ExportError, ModelError
 from ..reading import from_json, to_json
@@ -27,6 +29,9 @@ from ._guarded import Calls, Run, Traced
 from ._input import Input, not_one_input
 from ._program import capture, quiet, silent
 from ._request import Request
+
+if TYPE_CHECKING:
+    from ai_edge_litert.interpreter import Interpreter
 
 suffix = ".tflite"
 package = "ai-edge-litert"
@@ -57,7 +62,7 @@ def missing() -> str | None:
     return _isolated.missing("litert")
 
 
-def _package(name: str) -> Any:
+def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"ai_edge_litert.{name}")
     except ImportError as error:
@@ -66,12 +71,12 @@ def _package(name: str) -> Any:
         ) from error
 
 
-def _square(x: Tensor, exponent: float) -> Any:
+def _square(x: Tensor, exponent: float) -> Tensor:
     """LiteRT has no power of tensors of five dimensions, such as yolo's boxes."""
     return x * x if exponent == 2 else NotImplemented
 
 
-def _spread(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Any:
+def _spread(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Tensor:
     """litert-torch 0.10 forgets that channels come last where it repeats one pixel, as deeplabv3 does after pooling."""
     if x.ndim != 4 or not x.is_floating_point():
         return NotImplemented
@@ -80,7 +85,7 @@ def _spread(x: Tensor, size: Sequence[int], *, implicit: bool = False) -> Any:
     )
 
 
-INSTEAD: dict[Any, Callable[..., Any]] = {
+INSTEAD: dict[OpOverload, Callable[..., Tensor]] = {
     torch.ops.aten.pow.Tensor_Scalar: _square,
     torch.ops.aten.expand.default: _spread,
 }
@@ -113,7 +118,7 @@ def export(request: Request) -> None:
             raise ExportError(f"{error}{hint}") from error
 
 
-def _open(path: Path | str, threads: int, **settings: Any) -> Any:
+def _open(path: Path | str, threads: int, **settings: object) -> "Interpreter":
     """An interpreter of the file, ready to run."""
     interpreter = _package("interpreter")
     if not Path(path).is_file():
@@ -130,7 +135,7 @@ def _open(path: Path | str, threads: int, **settings: Any) -> Any:
     return opened
 
 
-def _feed(path: Path | str, opened: Any) -> Callable[[np.ndarray], None]:
+def _feed(path: Path | str, opened: "Interpreter") -> Callable[[np.ndarray], None]:
     """What checks a batch and runs the network on it."""
     (details,) = opened.get_input_details()
     shape = tuple("batch" if size == -1 else int(size) for size in details["shape_signature"])

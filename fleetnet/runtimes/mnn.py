@@ -166,7 +166,11 @@ def export(request: Request) -> None:
 
 
 def _convert(
-    options: Sequence[str], path: Path, outputs: Sequence[str], shapes: Sequence[Any], dtype: str
+    options: Sequence[str],
+    path: Path,
+    outputs: Sequence[str],
+    shapes: Sequence[Sequence[int]],
+    dtype: str,
 ) -> None:
     """Write the file and run it once for each of `shapes`."""
     request = to_json([options, str(path), outputs, shapes, dtype, DTYPES[dtype]])

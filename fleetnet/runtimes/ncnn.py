@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -34,6 +34,9 @@ from ._guarded import Calls, Run, Traced
 from ._input import Input
 from ._program import quiet, reason
 from ._request import Request
+
+if TYPE_CHECKING:
+    from ncnn import Extractor
 
 suffix = ".param"
 package = "ncnn"
@@ -124,12 +127,18 @@ def _pad(
 class _Spelled(TorchFunctionMode):
     """While it is open, operators that ncnn has only under other names are called by those."""
 
-    OTHERS: Mapping[Any, Callable[..., Any]] = {
+    OTHERS: Mapping[Callable[..., object], Callable[..., object]] = {
         Tensor.narrow: _slice, torch.narrow: _slice, Tensor.argmax: _argmax, torch.argmax: _argmax,
         F.pad: _pad,
     }  # fmt: skip
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
         return self.OTHERS.get(func, func)(*args, **(kwargs or {}))
 
 
@@ -298,13 +307,13 @@ class _Network:
         if self.net.load_param(str(path)) or self.net.load_model(str(path.with_suffix(".bin"))):
             raise ModelError(f"{path}: ncnn cannot load this file and the weights beside it")
 
-    def start(self, image: np.ndarray) -> Any:
+    def start(self, image: np.ndarray) -> "Extractor":
         """An extractor for one image (3, H, W)."""
         extractor = self.net.create_extractor()
         extractor.input("in0", self.ncnn.Mat(image).clone())
         return extractor
 
-    def extract(self, extractor: Any, blob: str) -> np.ndarray:
+    def extract(self, extractor: "Extractor", blob: str) -> np.ndarray:
         status, value = extractor.extract(blob)
         if status:
             raise ModelError(f"{self.path}: ncnn cannot compute {blob!r} (it says {status})")

@@ -6,11 +6,12 @@ One file with the weights inside, input "image", facts as JSON in the metadata u
 import ast
 import warnings
 from collections import Counter
+from collections.abc import Hashable
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -27,6 +28,10 @@ from ._int8 import overflowing, slower
 from ._program import quiet
 from ._request import Request
 from ._sizes import Sizes, open_name
+
+if TYPE_CHECKING:
+    from onnx import GraphProto, ModelProto, NodeProto
+    from onnxruntime import InferenceSession
 
 suffix = ".onnx"
 package = "onnxruntime"
@@ -83,7 +88,7 @@ def _package(name: str) -> ModuleType:
         ) from error
 
 
-def _name_by_module(graph: Any) -> None:
+def _name_by_module(graph: "GraphProto") -> None:
     """Give nodes the names of their modules, "backbone.stages.0.conv/Conv", in place of what the exporter knows of
     them: numbers, and stack traces of the exporting machine with its paths.
 
@@ -106,13 +111,13 @@ def _name_by_module(graph: Any) -> None:
         del node.metadata_props[:]
 
 
-def _spell_gates(onnx: ModuleType, graph: Any) -> None:
+def _spell_gates(onnx: ModuleType, graph: "GraphProto") -> None:
     """Hard sigmoids that something else is multiplied by, as min(max(x / 6 + 1 / 2, 0), 1), which is what they are.
 
     OpenCV's reader takes every product with a hard sigmoid for a hard swish, x * hard sigmoid(x),
     whatever it is of.
     """
-    users: dict[str, list[Any]] = {}
+    users: dict[str, list[NodeProto]] = {}
     for node in graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
@@ -147,9 +152,11 @@ def _spell_gates(onnx: ModuleType, graph: Any) -> None:
             )
 
 
-def _open_dimensions(dynamic: bool, sizes: Sizes | None) -> Any:
+def _open_dimensions(
+    dynamic: bool, sizes: Sizes | None
+) -> tuple[dict[int, torch.export.Dim]] | None:
     """The dimensions of the image that torch is to leave open, as its exporter takes them; None of a fixed shape."""
-    dimensions: dict[int, Any] = {}
+    dimensions: dict[int, torch.export.Dim] = {}
     if dynamic:
         dimensions[0] = torch.export.Dim("batch")
     if sizes is not None:
@@ -159,7 +166,7 @@ def _open_dimensions(dynamic: bool, sizes: Sizes | None) -> Any:
     return (dimensions,) if dimensions else None
 
 
-def _check_open(graph: Any, dynamic: bool, sizes: Sizes | None) -> None:
+def _check_open(graph: "GraphProto", dynamic: bool, sizes: Sizes | None) -> None:
     """`ExportError` for a dimension of the image that was to be open, and that a network made torch fix."""
     image = graph.input[0].type.tensor_type.shape.dim
     wanted = {0: "number of images"} if dynamic else {}
@@ -171,14 +178,14 @@ def _check_open(graph: Any, dynamic: bool, sizes: Sizes | None) -> None:
             )
 
 
-def _name_open_dimensions(graph: Any) -> None:
+def _name_open_dimensions(graph: "GraphProto") -> None:
     """Call open dimensions of inputs and outputs by names, "height", in place of the exporter's formulas, "32*rows".
 
     Formulas of what is between are left out: onnxruntime finds its own, and trusts those that it is
     given.
     """
     image = graph.input[0].type.tensor_type.shape.dim
-    named: dict[Any, str] = {image[2].dim_param: "height", image[3].dim_param: "width"}
+    named: dict[Hashable, str] = {image[2].dim_param: "height", image[3].dim_param: "width"}
     if image[0].dim_param:
         named[image[0].dim_param] = image[0].dim_param
     for value in [*graph.input, *graph.output]:
@@ -198,7 +205,7 @@ def _check_size(model: nn.Module, path: Path) -> None:
         )
 
 
-def _translated(request: Request, opset: int) -> Any:
+def _translated(request: Request, opset: int) -> "ModelProto":
     """The model as torch's exporter writes it, as protobuf: in this operator set, or in the earliest that torch has."""
     path, sizes, written_in = request.path, request.sizes, max(opset, _opset.WRITTEN)
     example = request.traced if sizes is None else sizes.trace(request.traced)
@@ -220,7 +227,7 @@ def _translated(request: Request, opset: int) -> Any:
         raise ExportError(
             f"{path}: torch cannot write this model as ONNX{how}: {reason}"
         ) from error
-    proto: Any = program.model_proto  # type: ignore[union-attr]
+    proto: ModelProto = program.model_proto  # type: ignore[union-attr]
     written = {entry.domain: entry.version for entry in proto.opset_import}
     if written.get("") != written_in:
         raise ExportError(
@@ -299,7 +306,7 @@ def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
 
 def _session(
     path: Path | str, threads: int, content: bytes | None = None, *, in_32_bits: bool = False
-) -> Any:
+) -> "InferenceSession":
     """onnxruntime's session of a file; of `content`, which is the file with changes, just as it stands.
 
     `in_32_bits` asks for kernels that add products of int8 without cutting them off, on any CPU.
@@ -326,7 +333,7 @@ def _session(
         ) from error
 
 
-def _input_of(session: Any, path: Path | str) -> tuple[str, Input]:
+def _input_of(session: "InferenceSession", path: Path | str) -> tuple[str, Input]:
     """The name of the one input, and what it takes; `ModelError` where there is no such."""
     inputs = session.get_inputs()
     if len(inputs) != 1 or inputs[0].type not in DTYPES:
@@ -387,7 +394,7 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     return run
 
 
-def _proto(path: Path | str, *, with_weights: bool = False) -> Any:
+def _proto(path: Path | str, *, with_weights: bool = False) -> "ModelProto":
     """The file as protobuf reads it, `with_weights` also those in files beside it. `ModelError` if it is none."""
     onnx = _package("onnx")
     if not Path(path).is_file():

@@ -20,7 +20,7 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -33,6 +33,9 @@ from ._guarded import Calls, Run, Traced
 from ._input import Input, not_one_input
 from ._int8 import overflowing, slower
 from ._request import Request
+
+if TYPE_CHECKING:
+    from openvino import Core, Model, Node, Output
 
 suffix = ".xml"
 package = "openvino"
@@ -93,12 +96,12 @@ def _reason(error: Exception) -> str:
 
 
 @cache
-def _core_of_this_process() -> tuple[Any, int]:
+def _core_of_this_process() -> tuple["Core", int]:
     """OpenVINO's `Core`, and the process that made it."""
     return _package().Core(), os.getpid()
 
 
-def core() -> Any:
+def core() -> "Core":
     """OpenVINO's `Core`, one for the whole process.
 
     Each brings a stack of its own for signal handlers, and puts the one before it back as it goes.
@@ -163,7 +166,7 @@ def export(request: Request) -> None:
         openvino.save_model(network, path, compress_to_fp16=False)
 
 
-def _read(path: Path | str) -> Any:
+def _read(path: Path | str) -> "Model":
     """The network in a file: one input of images, static but for the batch."""
     _package()  # a missing package is said before a missing file
     path = Path(path)
@@ -190,8 +193,8 @@ class IntegerWeight:
     layer: str
     values: np.ndarray  # int8
     scales: np.ndarray  # float32, of as many dimensions: 1 where all values share one
-    constant: Any  # node
-    scaling: Any  # the node that multiplies
+    constant: "Node"
+    scaling: "Node"  # the one that multiplies
 
     def rows(self, values: np.ndarray | None = None) -> np.ndarray:
         """These values, or others of the same shape, by what shares a scale: an output channel. (channels, n)."""
@@ -201,7 +204,7 @@ class IntegerWeight:
         return np.moveaxis(values, own, range(len(own))).reshape(channels, -1)
 
 
-def integer_weights_of(network: Any) -> list[IntegerWeight]:
+def integer_weights_of(network: "Model") -> list[IntegerWeight]:
     """The int8 weights of a network, in the order of its layers."""
     weights = []
     for node in network.get_ordered_ops():
@@ -232,7 +235,7 @@ def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
     return {weight.layer: weight.rows() for weight in integer_weights_of(_read(path))}
 
 
-def _with_float_weights(network: Any) -> None:
+def _with_float_weights(network: "Model") -> None:
     """Let the layers with int8 weights compute in float, in place: what they compute stays."""
     opset = importlib.import_module("openvino.opset8")
     for weight in integer_weights_of(network):
@@ -241,12 +244,12 @@ def _with_float_weights(network: Any) -> None:
             reader.replace_source_output(whole.output(0))
 
 
-def _info(network: Any, key: str) -> str | None:
+def _info(network: "Model", key: str) -> str | None:
     return network.get_rt_info([key]).value if network.has_rt_info([key]) else None
 
 
 def _runner(
-    path: Path | str, network: Any, threads: int
+    path: Path | str, network: "Model", threads: int
 ) -> Callable[[np.ndarray], list[np.ndarray]]:
     """A function of one batch that gives all outputs of a network; `path` is for the messages."""
     openvino = _package()
@@ -302,7 +305,7 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     """
     network = _read(path)
 
-    def name(output: Any) -> str:
+    def name(output: "Output") -> str:
         return output.get_node().get_friendly_name() + (
             f":{output.get_index()}" if output.get_index() else ""
         )

@@ -192,5 +192,5 @@ def _host() -> str:
     return platform.node() or "an unnamed host"
 
 
-def _who(owner: dict[str, Any]) -> str:
+def _who(owner: dict[str, object]) -> str:
     return f"process {owner['process']} on {owner.get('host')}, since {owner.get('since')}"

@@ -23,11 +23,14 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
 from ..errors import UsageError, choose, named_arguments
 from ..reading import SMALL, read_text
 from ..sizes import parse_size
+
+if TYPE_CHECKING:
+    import yaml
 
 LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot count much longer
 
@@ -94,7 +97,7 @@ SEVERAL_IF_SYNC = Condition(
 )
 
 
-def _field(default: Any, help: str, *read: Condition) -> Any:
+def _field(default: object, help: str, *read: Condition) -> Any:
     metadata = {"help": help, "read": read, "null": True}
     if default is None:
         metadata["usual"] = "null"
@@ -319,7 +322,7 @@ class TrainConfig:
                 "give one of them"
             )
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
 
 
@@ -338,12 +341,12 @@ def unread(key: str, now: Situation) -> Condition | None:
     return next((condition for condition in READ[key] if not condition.holds(now)), None)
 
 
-def plain_yaml() -> Any:
+def plain_yaml() -> "type[yaml.SafeLoader]":
     """A loader of YAML without aliases: a few lines of them can stand for all of the memory."""
     import yaml
 
     class Plain(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
+        def compose_node(self, parent: "yaml.Node | None", index: int) -> "yaml.Node | None":
             if self.check_event(yaml.AliasEvent):
                 raise yaml.YAMLError("aliases (*name) are not read; write the value out")
             return super().compose_node(parent, index)
@@ -351,7 +354,7 @@ def plain_yaml() -> Any:
     return Plain
 
 
-def read_recipe(path: str | Path) -> dict[str, Any]:
+def read_recipe(path: str | Path) -> dict[str, object]:
     """The settings that a recipe file gives; keys may have dashes or underscores.
 
     Raises `UsageError` for a missing file, YAML that is not a mapping, and an unknown key (with the

@@ -46,14 +46,14 @@ def lines_of(split: Split) -> Lines:
     return lines
 
 
-def _contents(sample: Sample) -> list[Any]:
+def _contents(sample: Sample) -> list[object]:
     objects = (
         None if sample.objects is None else [list(vars(item).values()) for item in sample.objects]
     )
     return [sample.image, sample.label, objects, sample.semantic]
 
 
-def _plain(value: Any, folder: str) -> Any:
+def _plain(value: object, folder: str) -> object:
     """A value as JSON that is the same in another session and with the data elsewhere."""
     if isinstance(value, Path):
         size = value.stat().st_size if value.is_file() else -1

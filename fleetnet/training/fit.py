@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -49,7 +48,7 @@ def fit(
     *,
     preprocess: Preprocess | None = None,
     resume: bool = False,
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, object] | None = None,
     contents: tuple[Contents, Contents] | None = None,
     objective: Objective | None = None,
     order: Order | None = None,

@@ -1,7 +1,7 @@
 """The names of the files in a run folder, and what it says of where it was started."""
 
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from ..reading import SMALL, from_json, read_text
 
@@ -18,10 +18,23 @@ STATE = "state/trainer.pt"  # what is needed to go on
 HASHED = "# sha256 of the lines above: "
 
 
-def environment_of(run: Path) -> dict[str, Any]:
+class Environment(TypedDict, total=False):
+    """ENVIRONMENT: where and by what a run was started."""
+
+    python: str
+    platform: str
+    command: list[str]
+    folder: str  # the working folder
+    versions: dict[str, str]
+    from_python: list[str]  # the parts that no setting names
+    data_path: str
+    data_from_run: str  # the same, seen from the run folder
+
+
+def environment_of(run: Path) -> Environment:
     """ENVIRONMENT of a run; empty where it cannot be read: it is a record, and nothing else."""
     try:
-        environment = from_json(read_text(run / ENVIRONMENT, SMALL))
+        environment: Environment = from_json(read_text(run / ENVIRONMENT, SMALL))
     except (OSError, ValueError):
         return {}
     return environment if isinstance(environment, dict) else {}

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -23,7 +23,7 @@ from ..tasks import Model
 from .config import TrainConfig
 from .evaluate import evaluate
 from .freezing import freeze, freeze_norms
-from .log import Result
+from .log import Result, State
 from .objective import Objective, Targets, task_objective
 from .run import Before, Training
 from .schedule import Schedule, average_of, optimizer_of
@@ -111,7 +111,7 @@ class Learner:
             on_wait=on_wait,
         )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """All that changes from epoch to epoch; order and random numbers follow from its number."""
         scaler = self.accelerator.scaler
         return {
@@ -121,7 +121,7 @@ class Learner:
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
-    def load(self, state: dict[str, Any]) -> None:
+    def load(self, state: State) -> None:
         """Go on from a `state`."""
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

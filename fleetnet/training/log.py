@@ -12,6 +12,9 @@ Line = dict[str, Any]
 # of an evaluation: the decisive figure, others, and what is known of each class
 Result = dict[str, Any]
 
+# of a run, as it is saved: "epochs", "best" and "log", and what `Learner.state` gives
+State = dict[str, Any]
+
 COUNTED = "epochs_from"  # in a line: the number of the first epoch; version 0.1 counted from 0
 
 
@@ -58,7 +61,7 @@ def _entry(line: str, where: str) -> Line:
     return entry
 
 
-def is_figure(value: Any) -> bool:
+def is_figure(value: object) -> bool:
     """Whether a value of a metric is a number, or None, where there was nothing to measure."""
     return value is None or isinstance(value, int | float)
 

@@ -53,12 +53,14 @@ class TaskObjective:
     """The loss of the model's task; `settings` are those of the training that it takes."""
 
     model: Model
-    settings: Mapping[str, Any]
+    settings: Mapping[str, object]
 
     def losses(self, network: nn.Module, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         return self.of_outputs(network(images), targets)
 
-    def of_outputs(self, outputs: Any, targets: Targets) -> dict[str, Tensor]:
+    def of_outputs(
+        self, outputs: Tensor | Mapping[str, Tensor], targets: Targets
+    ) -> dict[str, Tensor]:
         """The same of what the network made of the images."""
         task = tasks.find(self.model.task)
         return task.loss(self.model.head, named(outputs), targets, **self.settings)

@@ -68,7 +68,7 @@ def write_overview(run: Path, classes: Sequence[str], log: Sequence[Line], best:
     page.write(described, run / "report.html")
 
 
-def _in_a_row(line: Line) -> dict[str, Any]:
+def _in_a_row(line: Line) -> dict[str, object]:
     """A line of the log without nesting: {"raw": {"top1": 5}} -> {"raw_top1": 5}."""
     scores = {
         f"{part}_{name}": value

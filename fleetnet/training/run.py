@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from torch import nn
 
@@ -34,8 +33,19 @@ from . import fingerprint
 from .claims import NAME as CLAIM
 from .claims import Claim
 from .config import TrainConfig
-from .folder import BEST, CONFIG, DETAILS, ENVIRONMENT, HASHED, LAST, LOG, STATE, environment_of
-from .log import Line, Result, figures_of, read_log
+from .folder import (
+    BEST,
+    CONFIG,
+    DETAILS,
+    ENVIRONMENT,
+    HASHED,
+    LAST,
+    LOG,
+    STATE,
+    Environment,
+    environment_of,
+)
+from .log import Line, Result, State, figures_of, read_log
 from .pictures import TRAINING_BATCHES
 from .schedule import stopped_early
 
@@ -57,7 +67,7 @@ class Training:
 class Before:
     """What a run that goes on left: the state after its last epoch, the facts of its weights."""
 
-    state: dict[str, Any]
+    state: State
     facts: Facts
 
     @classmethod
@@ -93,9 +103,7 @@ class Run:
         self.training = training
         self.before = before
         self.began_before = restart or before is not None
-        state: dict[str, Any] = (
-            {"epochs": 0, "best": None, "log": []} if before is None else before.state
-        )
+        state: State = {"epochs": 0, "best": None, "log": []} if before is None else before.state
         self.epochs: int = state["epochs"]
         self.best: Result | None = state["best"]
         self.log: list[Line] = state["log"]
@@ -178,7 +186,7 @@ class Run:
         """
         import yaml
 
-        environment = environment_of(self.folder) if self.began_before else {}
+        environment: Environment = environment_of(self.folder) if self.began_before else {}
         environment = environment or environment_now()
         if self.from_python and not self.began_before:
             environment["from_python"] = self.from_python
@@ -261,7 +269,7 @@ class Run:
         details = to_json(sealed({**result, **which}), ensure_ascii=False)
         write_text(_staged(self.folder, self.epochs + 1) / DETAILS, details + "\n")
 
-    def save_state(self, state: dict[str, Any], line: Line) -> None:
+    def save_state(self, state: State, line: Line) -> None:
         """Write what is needed to go on after the next epoch, of which `line` is for the log."""
         self.log.append(line)
         self.claim.check()
@@ -285,7 +293,7 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def environment_now() -> dict[str, Any]:
+def environment_now() -> Environment:
     """Where and by what a run is started."""
     versions = {"fleetnet": __version__}
     for name in PACKAGES:
@@ -316,7 +324,7 @@ def _deliver(run: Path, epochs: int) -> None:
     folder.rmdir()
 
 
-def settled(run: Path) -> dict[str, Any]:
+def settled(run: Path) -> State:
     """The state of a run, after its files were made those of the state; epochs in it count from 1.
 
     "epochs" are those trained, "log" is a line of each. Raises `ModelError` where there is no

@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +44,7 @@ class Schedule:
 
 def parameter_groups(
     model: nn.Module, weight_decay: float, head_lr: float = 1.0
-) -> list[dict[str, Any]]:
+) -> list[dict[str, object]]:
     """Trainable parameters, those of norms and biases (vectors) without weight decay.
 
     `lr_multiple` of a group is 1, or `head_lr` for parameters of the head where that differs.

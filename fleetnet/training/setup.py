@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -54,7 +54,7 @@ def training_of(
     train: Split,
     config: TrainConfig,
     preprocess: Preprocess | None = None,
-    source: Mapping[str, Any] | None = None,
+    source: Mapping[str, object] | None = None,
     before: Before | None = None,
 ) -> Training:
     """What a run trains with: where it is open, as the run that goes on, else as the model."""

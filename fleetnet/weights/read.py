@@ -15,7 +15,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +160,7 @@ def check_inside(
         )
 
 
-def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str, Any]]:
+def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str, object]]:
     """Tensors by name, unless unwanted, and the facts of a checkpoint of ours; `ModelError` for a damaged file."""
     from safetensors import SafetensorError, safe_open
 
@@ -202,7 +201,7 @@ def hash_tensors(state: Mapping[str, Tensor]) -> str:
     return hashed.hexdigest()
 
 
-def read_pickle(path: Path) -> Any:
+def read_pickle(path: Path) -> object:
     """What torch.save wrote, if it is tensors and plain values; `ModelError` if it is damaged or would run code."""
     if path.suffix not in PICKLES:
         raise ModelError(
@@ -378,7 +377,7 @@ def _check_hash(path: Path, expected: str | None, what: str) -> None:
 # ---- unwrap ----------------------------------------------------------------------------------------------------------
 
 
-def unwrap(content: Any, ema: bool, where: str) -> tuple[State, str]:
+def unwrap(content: object, ema: bool, where: str) -> tuple[State, str]:
     """The state dict in what a training script saved, and the entry it was in, such as "[model_ema]".
 
     Prefers the moving average if `ema`, else the weights themselves; `ModelError` if `ema` is asked
@@ -419,7 +418,7 @@ def unwrap(content: Any, ema: bool, where: str) -> tuple[State, str]:
     return state, branch
 
 
-def _holds_state(value: Any) -> bool:
+def _holds_state(value: object) -> bool:
     return isinstance(value, Mapping) and any(
         isinstance(v, Tensor | Mapping) for v in value.values()
     )
