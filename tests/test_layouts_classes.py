@@ -439,6 +439,8 @@ BOX_ROWS = {
         "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax,IsGroupOf",
         "{n},xclick,{c},1,{sx0},{sx1},{sy0},{sy1},0",
     ),
+    "center": ("image,class,x_center,y_center,width,height", "{n}.jpg,{c},{cx},{cy},{w},{h}"),
+    "MakeSense": ("", "{c},{x0},{y0},{w},{h},{n}.jpg,96,64"),
     "x_min": (
         "image_id,class_name,class_id,x_min,y_min,x_max,y_max",
         "{n},{c},{i},{x0},{y0},{x1},{y1}",
@@ -473,6 +475,8 @@ def test_boxes_of_a_table(tmp_path, kind, place):
                         y1=y1,
                         w=x1 - x0,
                         h=y1 - y0,
+                        cx=(x0 + x1) / 2,
+                        cy=(y0 + y1) / 2,
                         **shares,
                     )
                 )

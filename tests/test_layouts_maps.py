@@ -351,6 +351,18 @@ def test_label_maps_are_read(tmp_path, case):
         assert [line for line in split.skipped if "nothing but one folder" not in line] == []
 
 
+def trimap(labels: np.ndarray) -> Image.Image:
+    return Image.fromarray(np.where(labels == 0, 2, np.where(labels == 3, 3, 1)).astype(np.uint8))
+
+
+def test_trimaps_without_names(tmp_path):
+    Layout("images/{n}.jpg", "annotations/trimaps/{n}.png", trimap, {}, splits=ONE).write(tmp_path)
+    split = load(str(tmp_path), "all", target="semantic")
+    assert split.classes == ["foreground", "background", "not classified"]
+    names = np.array(["background", "foreground", "foreground", "not classified"])
+    assert_same(maps_seen(split), {shot.name: names[indices(shot)] for shot in MANY})
+
+
 # ---- two classes
 
 

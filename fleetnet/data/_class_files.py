@@ -36,6 +36,7 @@ _OTHER_FILES = (
     *("_classes.csv", "classes.csv", "labels.csv", "class_names.csv", "objectInfo150.txt"),
     *("label_names.txt", "label_list.txt", "names.txt", "categories.txt"),
 )
+_TRIMAP = ("foreground", "background", "not classified")  # 1, 2 and 3 of the Oxford pets
 _NAME = ("name", "class", "classname", "label", "labelname", "category", "names")
 _NUMBER = (
     "pixelvalue",
@@ -80,6 +81,9 @@ def legend_of(folders: Sequence[Path], maps: str) -> tuple[Legend, Path]:
             )
         if files:
             return read_legend(files[0]), files[0]
+    trimaps = next((folder for folder in folders if folder.name.lower() == "trimaps"), None)
+    if trimaps is not None:
+        return Legend(list(_TRIMAP), None, 1), trimaps
     raise DataError(
         f"no class names in {str(folders[0])!r}: put them into classes.txt, one a line, in the order "
         "of labels"

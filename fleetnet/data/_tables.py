@@ -51,7 +51,10 @@ _SIDES = (  # left, top, width, height
 _BOX = ("bbox", "box", "boundingbox")  # four numbers in one cell: left, top, width, height
 _WIDTH, _HEIGHT = ("imagewidth", "imgwidth", "width"), ("imageheight", "imgheight", "height")
 _CROWD = ("isgroupof", "iscrowd")
-_WITHOUT_HEADER = {2: (0, 1, ()), 6: (0, 5, (1, 2, 3, 4))}  # columns -> picture, label, corners
+_CENTERS = (  # of boxes, from left and from the top
+    ("xcenter", "centerx", "cx", "bboxcx", "bboxcenterx", "bboxxcenter"),
+    ("ycenter", "centery", "cy", "bboxcy", "bboxcentery", "bboxycenter"),
+)
 
 Box = tuple[float, float, float, float]
 
@@ -87,6 +90,7 @@ class Columns:
     label: int | None
     corners: tuple[int, ...] = ()  # left, top, right, bottom
     sides: tuple[int, ...] = ()  # left, top, width, height
+    centered: bool = False  # the first two sides are the center's
     box: int | None = None
     classes: tuple[int, ...] = ()  # a column a class, with 0 or 1
     width: int | None = None
@@ -97,6 +101,13 @@ class Columns:
     @property
     def has_boxes(self) -> bool:
         return bool(self.corners or self.sides) or self.box is not None
+
+
+_WITHOUT_HEADER = {  # number of columns -> where a table without names for them has what
+    2: Columns(0, 1),
+    6: Columns(0, 5, corners=(1, 2, 3, 4)),  # RetinaNet
+    8: Columns(5, 0, sides=(1, 2, 3, 4), width=6, height=7),  # MakeSense
+}
 
 
 def parse(text: str, source: str) -> Table:
@@ -149,9 +160,9 @@ def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | Non
     if not lines:
         return [], None
     header, body = list(lines[0]), lines[1 : 1 + ROWS_SEEN]
-    if is_picture(header[0]) and len(header) in _WITHOUT_HEADER:
-        first, last, corners = _WITHOUT_HEADER[len(header)]
-        return [], Columns(first, last, corners)
+    plainly = _WITHOUT_HEADER.get(len(header))
+    if plainly is not None and is_picture(header[plainly.name]):
+        return [], plainly
     plain = [plain_name(word) for word in header]
     name = _name_column(plain, body)
     if name is None:
@@ -198,11 +209,13 @@ def _with_boxes(columns: Columns, plain: Sequence[str]) -> Columns:
     corners = [_first(plain, words) for words in _CORNERS]
     if all(i is not None for i in corners):
         return replace(columns, corners=tuple(i for i in corners if i is not None))
-    sides = [_first(plain, words) for words in _SIDES]
-    if all(i is not None for i in sides):
-        taken = tuple(i for i in sides if i is not None)
-        size = None if columns.width in taken else columns.width
-        return replace(columns, sides=taken, width=size, height=size and columns.height)
+    for places in (_SIDES, (*_CENTERS, *_SIDES[2:])):
+        sides = tuple(i for words in places if (i := _first(plain, words)) is not None)
+        if len(sides) == len(places):
+            size = None if columns.width in sides else columns.width
+            height = None if size is None else columns.height
+            centered = places is not _SIDES
+            return replace(columns, sides=sides, centered=centered, width=size, height=height)
     return replace(columns, box=_first(plain, _BOX))
 
 
@@ -268,4 +281,9 @@ def _box(cells: Sequence[str], columns: Columns, entry: str) -> Box | None:
     if len(values) != 4 or not all(value is not None and math.isfinite(value) for value in values):
         raise DataError(f"{entry}: box is {shorten(words)}; expected four numbers")
     x0, y0, x1, y1 = (float(value or 0.0) for value in values)
-    return (x0, y0, x1, y1) if columns.corners else (x0, y0, x0 + x1, y0 + y1)
+    if columns.corners:
+        return x0, y0, x1, y1
+    width, height = x1, y1
+    if columns.centered:
+        x0, y0 = x0 - width / 2, y0 - height / 2
+    return x0, y0, x0 + width, y0 + height
