@@ -304,7 +304,7 @@ def _by_folders(
     One file may annotate pictures of images/train and of images/val: those of val are not learned.
     """
     root = Path(place) if os.path.isdir(place) else Path(place).parent
-    if not any(_split_above(sample, root) for sample in loaded.samples):
+    if not _has_other_splits(loaded, root):
         return loaded
     try:
         every = find(name).load(place, "all", target, elsewhere)
@@ -326,6 +326,18 @@ def _by_folders(
         skipped=[line, *every.skipped],
         source=replace(source, take=take, files=f"{source.files}, pictures of {source.split}"),
     )
+
+
+def _has_other_splits(loaded: Split, root: Path) -> bool:
+    """Whether pictures lie in the folder of a split that has folders of other splits beside it."""
+    folders = {sample.image.parent for sample in loaded.samples if isinstance(sample.image, Path)}
+    above = {
+        place.parent
+        for folder in folders
+        for place in (folder, *folder.parents)
+        if split_of(place.name) and place != root and place.is_relative_to(root)
+    }
+    return any(len(split_folders(folder)) > 1 for folder in above)
 
 
 def _unused(loaded: Split, source: Source, root: Path) -> list[str]:

@@ -87,7 +87,7 @@ def _samples(
     """The samples of images, each with the folder of its data; what is left out is said."""
     described = data.described
     where = f"{data.file}, {there}" if there else str(data.file)
-    files = [_labels(image, folder, data, there) for image, folder in listed]
+    files = _labels(listed, data, there)
     missing = [file for file in files if not os.path.isfile(file)]
     if missing:
         ratio = (
@@ -141,16 +141,24 @@ def _check_shares(files: Sequence[Path], where: str) -> None:
         )
 
 
-def _labels(image: Path, root: Path, data: Data, split: str) -> Path:
-    """The file of labels of an image below `root`; where there is none, the one that is most likely missing.
+def _labels(listed: Sequence[tuple[Path, Path]], data: Data, split: str) -> list[Path]:
+    """The file of labels of each image, given with its root; where there is none, the one that is most likely missing.
 
-    Images that lie outside of the folder of the data have theirs in it, at the same path.
+    Images that lie outside of the folder of the data have theirs in it, at the same path. Where
+    they may be is found out once for each folder of images.
     """
-    files = labels_of(image, root)
-    home = data.file.parent
-    if root not in data.bases:
-        files += labels_elsewhere(image, root, home, split)
-    return next((file for file in files if os.path.isfile(file)), files[0])
+    folders: dict[tuple[Path, Path], list[Path]] = {}
+    files: list[Path] = []
+    for image, root in listed:
+        place = image.parent, root
+        if place not in folders:
+            likely = labels_of(image, root)
+            if root not in data.bases:
+                likely += labels_elsewhere(image, root, data.file.parent, split)
+            folders[place] = [file.parent for file in likely]
+        own = [folder / f"{image.stem}.txt" for folder in folders[place]]
+        files.append(next((file for file in own if os.path.isfile(file)), own[0]))
+    return files
 
 
 def parse(
