@@ -180,6 +180,17 @@ def folders(
 INDEX_NAMES = {"label_list.txt": numbered("{} {}")}
 
 
+def numbered_csv(first: int) -> Write:
+    """Numbers for labels, and a file with the names of the classes."""
+
+    def written(root: Path) -> None:
+        row = "{name}.jpg,{index}" if first == 0 else "{name}.jpg,{index1}"
+        by_split(folder="{0}", file="{0}.csv", row=row)(root)
+        write(root / "classes.txt", "\n".join(CLASSES))
+
+    return written
+
+
 def one_table_and_folders_of_splits(root: Path) -> None:
     for word, shots in SPLITS.items():
         pictures(root / word, shots)
@@ -282,6 +293,8 @@ READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
     "csv of Kaggle": (kaggle, ".", TRAIN_ONLY),
     "csv and train_images": (cassava, ".", TRAIN_ONLY),
     "csv, pictures in several folders": (ham, ".", ALL),
+    "csv, numbers and classes.txt": (numbered_csv(0), ".", SPLITS),
+    "csv, numbers from 1 and classes.txt": (numbered_csv(1), ".", SPLITS),
     "csv, one table and folders of splits": (one_table_and_folders_of_splits, ".", SPLITS),
     "list, label before the path": (
         lists("images", "{}.txt", "{index} images/{name}.jpg", INDEX_NAMES),

@@ -38,10 +38,12 @@ from . import (
     whole,
 )
 from ._conventions import (
+    NAME_FILES,
     USUAL,
     Places,
     by_split,
     children,
+    file_called,
     files_in,
     folders_in,
     split_folders,
@@ -50,6 +52,7 @@ from ._conventions import (
 from ._pictures import Pictures, is_picture
 from ._tables import ROWS_SEEN, Row, Table, cell, columns_of, lines_of
 from ._tables import parse as parse
+from .listfile import parse_labels
 
 EXPECTS = (
     "ROOT/train.csv or ROOT/labels.csv with columns for the picture and its label, or its boxes"
@@ -294,7 +297,7 @@ class _Reader:
         self.file = file
         self.notes = notes
         self.index = {name: label for label, name in enumerate(classes)}
-        said = _descriptions(file)
+        said = _descriptions(file) or _names_of_numbers(file, classes)
         self.names = [said.get(name, name) for name in classes]
         self.split = split
         self.pictures = pictures
@@ -393,6 +396,19 @@ def _descriptions(file: Path) -> dict[str, str]:
             lines = lines_of(text_of(table), str(table))
             return {cells[0]: cells[1] for _, cells in lines if len(cells) == 2}
     return {}
+
+
+def _names_of_numbers(file: Path, labels: Sequence[str]) -> dict[str, str]:
+    """Names of classes by their numbers, where all labels are numbers and a file beside the table names as many."""
+    names_file = file_called(file.parent, NAME_FILES)
+    numbers = [number for label in labels if (number := whole(label)) is not None]
+    if names_file is None or len(numbers) < len(labels):
+        return {}
+    names = parse_labels(text_of(names_file), str(names_file))
+    first = int(0 not in numbers and max(numbers) == len(names))
+    if min(numbers) < 0 or max(numbers) - first >= len(names):
+        return {}
+    return {label: names[number - first] for label, number in zip(labels, numbers, strict=True)}
 
 
 def _part(samples: Sequence[Sample], take: str) -> list[Sample]:
