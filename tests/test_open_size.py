@@ -222,7 +222,7 @@ def test_sizes_that_are_compared_are_smaller_larger_wide_and_tall():
     assert of_stride.others((224, 224)) == [(96, 320), (320, 96), (96, 96), (320, 320)]
     assert of_stride.others((32, 32)) == [(32, 64), (64, 32), (64, 64)]
     assert of_stride.others((4096, 64)) == [(2048, 96), (4096, 32), (2048, 32), (4096, 96)]
-    assert of_stride == Sizes.from_dict(of_stride.to_dict())
+    assert of_stride == Sizes(**of_stride.to_dict())
 
 
 def test_words_of_dynamic():
