@@ -42,7 +42,7 @@ class Limits:
         only = None if self.only is None else [classes[label] for label in self.only]
         return {"max_objects": self.count, "nms": self.iou, "score": self.score, "only": only}
 
-    def changed(self, given: Mapping[str, Any], classes: Sequence[str]) -> "Limits":
+    def changed(self, given: Mapping[str, object], classes: Sequence[str]) -> "Limits":
         """These limits with those given: "max_objects", "nms", "score" and "only" (names of classes), each if not None.
 
         Raises `UsageError` for an unknown key, class, or a value out of range.

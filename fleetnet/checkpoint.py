@@ -46,9 +46,9 @@ def facts(
     classes: Sequence[str],
     preprocess: Preprocess,
     *,
-    settings: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    source: Source | Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
+    metrics: Mapping[str, object] | None = None,
+    source: Source | Mapping[str, object] | None = None,
     form: Literal["multi-branch", "deploy"] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> Facts:
@@ -91,9 +91,9 @@ def save(
     *,
     classes: Sequence[str],
     preprocess: Preprocess,
-    settings: Mapping[str, Any] | None = None,
-    metrics: Mapping[str, Any] | None = None,
-    source: Source | Mapping[str, Any] | None = None,
+    settings: Mapping[str, object] | None = None,
+    metrics: Mapping[str, object] | None = None,
+    source: Source | Mapping[str, object] | None = None,
     form: Literal["multi-branch", "deploy"] | None = None,
     category_ids: Sequence[int] | None = None,
 ) -> None:
@@ -205,7 +205,7 @@ def _fill(model: Model, state: Mapping[str, Tensor]) -> None:
 # ---- trainer state ---------------------------------------------------------------------------------------------------
 
 
-def save_state(folder: str | Path, state: Mapping[str, Any]) -> None:
+def save_state(folder: str | Path, state: Mapping[str, object]) -> None:
     """Write what a trainer needs to go on: tensors and plain values, in dicts, lists and tuples; else `ModelError`."""
     _check_plain(state, "state")
     path = Path(folder) / STATE
@@ -232,11 +232,11 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     return state
 
 
-def _digest(value: Any) -> str:
+def _digest(value: object) -> str:
     """A hash of tensors and plain values, in dicts, lists and tuples, with their structure."""
     hashed = hashlib.sha256()
 
-    def add(value: Any) -> None:
+    def add(value: object) -> None:
         if isinstance(value, Tensor):
             hashed.update(hash_tensors({"": value.detach().cpu()}).encode())
         elif isinstance(value, dict):

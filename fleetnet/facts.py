@@ -600,19 +600,19 @@ def _shown(value: object) -> str:
 # Whether a description is as it was written -------------------------------------------------------
 
 
-def own_hash(about: dict[str, Any]) -> str:
+def own_hash(about: Mapping[str, object]) -> str:
     """The hash of a description, of all keys but the one that holds it, whatever the layout of the JSON."""
     others = {key: value for key, value in about.items() if key != OWN_HASH}
     return hashlib.sha256(to_json(others, sort_keys=True).encode()).hexdigest()
 
 
-def sealed(about: Mapping[str, Any]) -> dict[str, Any]:
+def sealed(about: Mapping[str, object]) -> dict[str, object]:
     """A description as it will be read again (keys are text, nothing is NaN), with the hash of itself."""
     read = from_json(to_json(about))
     return {**read, OWN_HASH: own_hash(read)}
 
 
-def check_own_hash(about: dict[str, Any], path: str | Path) -> None:
+def check_own_hash(about: Mapping[str, object], path: str | Path) -> None:
     """`ModelError` for a description that is not as it was written; older ones hold no hash."""
     if OWN_HASH in about and about[OWN_HASH] != own_hash(about):
         raise ModelError(

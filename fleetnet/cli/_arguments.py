@@ -24,7 +24,7 @@ from ..synonyms import meanings, plain
 from . import Verb
 from ._settings import About
 
-EXAMPLES = {
+EXAMPLES: dict[object, str] = {
     int: "a whole number, such as 8",
     float: "a number, such as 0.001",
     bool: "true or false",
@@ -79,8 +79,8 @@ class Setting:
     """A field of a dataclass of settings, of which a flag is made."""
 
     name: str
-    hint: Any  # the type of the field
-    default: Any  # MISSING of a setting that has to be given
+    hint: object  # the type of the field
+    default: object  # MISSING of a setting that has to be given
     about: About
 
     @property
@@ -145,7 +145,7 @@ def _add_flag(parser: ArgumentParser, setting: Setting) -> None:
     parser.add_argument(option, type=kind, default=None, help=text, **shape)
 
 
-def _of_a_value(hint: Any, about: About) -> Any:
+def _of_a_value(hint: object, about: About) -> object:
     """The type of one value of a flag: int of a field that is `int | None`, str of `list[str]`."""
     if "kind" in about:
         return about["kind"]
@@ -389,13 +389,13 @@ def _example(name: str, value: str, kind: str) -> str:
     return f"{name} {value}" if kind == "flag" else f"{name}: {value}"
 
 
-def _members(kind: Any) -> list[Any]:
+def _members(kind: object) -> list[object]:
     """The kinds that a value may have, without None."""
     members = get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
     return [member for member in members if member is not NoneType]
 
 
-def _choices(kind: Any) -> list[str]:
+def _choices(kind: object) -> list[str]:
     return [
         str(value)
         for member in _members(kind)
@@ -404,11 +404,11 @@ def _choices(kind: Any) -> list[str]:
     ]
 
 
-def _is_mapping(kind: Any) -> bool:
+def _is_mapping(kind: object) -> bool:
     return any(member is dict or get_origin(member) is dict for member in _members(kind))
 
 
-def _allowed(kind: Any) -> str:
+def _allowed(kind: object) -> str:
     """What a value of a type looks like, in words."""
     kinds = []
     for member in _members(kind):

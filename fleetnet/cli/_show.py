@@ -41,7 +41,7 @@ def tell(message: object) -> None:
 
 
 def table(
-    title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], least: Sequence[str] = ()
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], least: Sequence[str] = ()
 ) -> None:
     """A table on standard output, of which nothing is ever cut; columns after the first are right-aligned.
 
@@ -72,7 +72,7 @@ def table(
         tell(f"not shown at this width: {', '.join(omitted)} (--json has all)")
 
 
-def _in_a_line(cells: Sequence[Any]) -> list[str]:
+def _in_a_line(cells: Sequence[object]) -> list[str]:
     """The text of cells, printable, each without line breaks."""
     return [printable(cell, sys.stdout).replace("\n", "\\n").replace("\t", " ") for cell in cells]
 

@@ -2,7 +2,6 @@
 
 import shlex
 from pathlib import Path
-from typing import Any
 
 from ..training.config import TrainConfig
 from ..training.folder import BEST
@@ -58,7 +57,7 @@ def say_epoch(line: Line) -> None:
     say(f"epoch {line['epoch']}: loss {loss:.4f}  {'  '.join(scores)}  {seconds}{lost}")
 
 
-def _is_figure(value: Any) -> bool:
+def _is_figure(value: object) -> bool:
     """Whether a value of a metric is a figure, measured or, as None, not to be had; counts are not."""
     return value is None or isinstance(value, float)
 

@@ -149,7 +149,9 @@ def _predictor(settings: Predict) -> "Predictor":
     return predictor
 
 
-Way = Callable[["Predictor", list[Source], list[str], Predict], list[dict[str, Any]]]
+# What predictions.json says of a picture: its file, and what was found, by the task.
+Entry = dict[str, Any]
+Way = Callable[["Predictor", list[Source], list[str], Predict], list[Entry]]
 
 
 def _way(settings: Predict, predictor: "Predictor") -> Way:
@@ -219,8 +221,8 @@ def _each(
     predictor: "Predictor",
     sources: list[Source],
     skipped: list[str],
-    make: "Callable[[Source, Picture], dict[str, Any]]",
-) -> list[dict[str, Any]]:
+    make: "Callable[[Source, Picture], Entry]",
+) -> list[Entry]:
     """What `make` says of each picture, one at a time; those that cannot be read are added to `skipped`, and shown."""
     from ..deploy.predictor import read_picture
 
@@ -241,7 +243,7 @@ def _each(
 
 def _embed(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """embeddings.npz: features (N, C) float32, files (N,), and model and preprocess as JSON."""
     import numpy as np
 
@@ -254,7 +256,7 @@ def _embed(
     predictor.check_embeds()
     features: list[np.ndarray] = []
 
-    def embedded(source: Source, picture: "Picture") -> dict[str, Any]:
+    def embedded(source: Source, picture: "Picture") -> Entry:
         features.extend(predictor.embed(picture))
         return {"features": len(features[-1])}
 
@@ -280,8 +282,8 @@ def _embed(
 
 def _classify(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
-) -> list[dict[str, Any]]:
-    def names(source: Source, picture: "Picture") -> dict[str, Any]:
+) -> list[Entry]:
+    def names(source: Source, picture: "Picture") -> Entry:
         named = predictor.predict([picture], top=settings.top, threshold=settings.score)[0]
         if named and settings.out:
             of_class = small.setdefault(named[0][0], {})
@@ -365,7 +367,7 @@ class CocoFile:
 
 def _detect(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """Drawn boxes and masks, and predictions.json in the layout of a COCO annotation file."""
     from ..files import replacing
     from ..predictions import Detections, all_of
@@ -376,7 +378,7 @@ def _detect(
     full = 0  # pictures with as many objects as are kept
     coco: CocoFile | None = None
 
-    def objects(source: Source, picture: "Picture") -> dict[str, Any]:
+    def objects(source: Source, picture: "Picture") -> Entry:
         nonlocal full
         (detections,) = all_of(Detections, predictor.predictions([picture]))
         detections = detections.from_score(threshold)
@@ -417,7 +419,7 @@ def _counted(objects: Iterable[Mapping[str, Any]]) -> str:
 
 def _segment(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """Drawn classes, maps of class indices, and in predictions.json the share of each class."""
     from ..files import write_text
     from ..predictions import LabelMap, all_of
@@ -430,10 +432,10 @@ def _segment(
     for folder in [] if out is None else [out / "drawn", out / "maps"]:
         folder.mkdir(parents=True, exist_ok=True)
 
-    def shares(source: Source, picture: "Picture") -> dict[str, Any]:
+    def shares(source: Source, picture: "Picture") -> Entry:
         (label_map,) = all_of(LabelMap, predictor.predictions([picture]))
         shares_of = label_map.present(predictor.classes, threshold=lowest)
-        result: dict[str, Any] = {"shares": shares_of}
+        result: Entry = {"shares": shares_of}
         if out is not None:
             result |= {"drawn": f"drawn/{stems[source]}.jpg", "map": f"maps/{stems[source]}.png"}
             save(
@@ -469,7 +471,7 @@ def _largest(shares: Mapping[str, float]) -> str:
 
 def _present(
     predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
-) -> list[dict[str, Any]]:
+) -> list[Entry]:
     """Predictions of any other type: what they say in words in predictions.json, and drawn."""
     from ..files import write_text
     from ..report.draw import save
@@ -479,7 +481,7 @@ def _present(
     if out is not None:
         (out / "drawn").mkdir(parents=True, exist_ok=True)
 
-    def words(source: Source, picture: "Picture") -> dict[str, Any]:
+    def words(source: Source, picture: "Picture") -> Entry:
         (prediction,) = predictor.predictions([picture])
         if out is not None:
             drawn = out / "drawn" / f"{stems[source]}.jpg"

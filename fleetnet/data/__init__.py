@@ -375,7 +375,7 @@ def _split_above(sample: Sample, root: Path) -> str | None:
 
 
 def from_samples(
-    samples: Iterable[Any],
+    samples: Iterable[object],
     classes: Sequence[str] | None = None,
     sample: Callable[[Any], object] | None = None,
 ) -> Split:

@@ -1,7 +1,6 @@
 """Segmentations of objects as COCO writes them -> masks of pixels, the same ones as COCO's own tools make."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,7 +14,7 @@ class NoMask(DataError):
 
 
 def mask_of(
-    segmentation: Sequence[Sequence[float]] | dict[str, Any], size: tuple[int, int]
+    segmentation: Sequence[Sequence[float]] | dict[str, object], size: tuple[int, int]
 ) -> np.ndarray:
     """Where an object is: bool of shape `size`, which is (height, width) of the picture.
 

@@ -94,7 +94,7 @@ class _Row(NamedTuple):
 
 
 def from_samples(
-    samples: Iterable[Any],
+    samples: Iterable[object],
     classes: Sequence[str] | None = None,
     sample: Callable[[Any], object] | None = None,
 ) -> Split:
@@ -109,7 +109,7 @@ def from_samples(
     return Split(made, names, notes.lines, annotations=notes.annotations())
 
 
-def _items(samples: Iterable[Any], sample: Callable[[Any], object] | None) -> Iterable[Item]:
+def _items(samples: Iterable[object], sample: Callable[[Any], object] | None) -> Iterable[Item]:
     for index, value in enumerate(samples):
         yield _item(value if sample is None else sample(value), index)
 
@@ -174,7 +174,7 @@ def _classes(items: Sequence[Item], classes: Sequence[str] | None, maps: bool) -
     return [str(i) for i in range(max(number for number in numbers if number is not None) + 1)]
 
 
-def _labels_of(item: Item) -> list[Any]:
+def _labels_of(item: Item) -> list[object]:
     if item.get("label") is not None:
         return [item["label"]]
     labels = item.get("labels")
@@ -260,7 +260,7 @@ def _corners(values: Any, entry: str) -> Box:
     return x0, y0, x1, y1
 
 
-def _segmentation(mask: Any, size: tuple[int, int], entry: str) -> Any:
+def _segmentation(mask: object, size: tuple[int, int], entry: str) -> Any:
     """COCO's form of a mask: an array (height, width), polygons, or run lengths as they are."""
     if not isinstance(mask, list | dict):
         pixels = np.asarray(mask) != 0
@@ -279,7 +279,7 @@ def _covered(mask: Any, size: tuple[int, int]) -> Box:
     return float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0
 
 
-def _map(value: Any, classes: int, where: str) -> np.ndarray:
+def _map(value: object, classes: int, where: str) -> np.ndarray:
     """A label map (height, width) uint8, with values below `classes`, or IGNORE."""
     if isinstance(value, str | os.PathLike):
         labels = read_labels(str(value))

@@ -340,7 +340,7 @@ def _id(value: object) -> int | str | None:
 
 
 def _categories(
-    rows: list[dict[str, Any]], used: set[int | None], source: str, notes: Notes
+    rows: list[dict[str, object]], used: set[int | None], source: str, notes: Notes
 ) -> tuple[dict[int, int], list[str]]:
     """Category id -> label, in the order of ids, and the names in the order of labels.
 
@@ -379,7 +379,7 @@ def _categories(
     return labels, list(first)
 
 
-def _root(rows: list[dict[str, Any]], used: set[int | None]) -> int | None:
+def _root(rows: list[dict[str, object]], used: set[int | None]) -> int | None:
     """The id of the category that all others are kinds of, as Roboflow writes one; None if it is none or is used."""
     above = {row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]}
     roots = [row for row in rows if row["name"] in above and whole(row["id"]) not in used]
@@ -391,7 +391,7 @@ def _root(rows: list[dict[str, Any]], used: set[int | None]) -> int | None:
     return whole(roots[0]["id"])
 
 
-def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[Id, _Listed]]:
+def _pictures(rows: list[dict[str, object]], source: str) -> Iterator[tuple[Id, _Listed]]:
     """(image id, name and size) of each image."""
     seen = set()
     for row in rows:
@@ -404,7 +404,7 @@ def _pictures(rows: list[dict[str, Any]], source: str) -> Iterator[tuple[Id, _Li
         yield id, _Listed(name, _size(row, f"{source}, image {id}"))
 
 
-def _size(row: dict[str, Any], entry: str) -> tuple[int, int] | None:
+def _size(row: dict[str, object], entry: str) -> tuple[int, int] | None:
     """(height, width) as the file says it; None where it says neither."""
     if row.get("width") is None and row.get("height") is None:
         return None

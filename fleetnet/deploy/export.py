@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +127,7 @@ def export(
     dynamic: bool | str = False,
     embed_preprocess: bool = False,
     embed_decode: bool = False,
-    limits: Mapping[str, Any] | None = None,
+    limits: Mapping[str, object] | None = None,
     pictures: Pictures = (),
     explain: bool = False,
 ) -> Delivered:
@@ -236,7 +236,7 @@ def facts_of_use(facts: Facts, deployable: Deployable) -> Facts:
     return dataclasses.replace(facts, form="deploy", preprocess=preprocess, exported=exported)
 
 
-def _wanted(facts: Facts, limits: Mapping[str, Any]) -> Limits | None:
+def _wanted(facts: Facts, limits: Mapping[str, object]) -> Limits | None:
     """The limits of a file: those given, else those of its model; None where it is no detector."""
     given = {key: value for key, value in limits.items() if value is not None}
     of_model = limits_of(facts)

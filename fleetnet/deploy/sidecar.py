@@ -6,7 +6,6 @@ file's hash to the one in it. What is wrong becomes a `ModelError` that names th
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from ..errors import ModelError
 from ..facts import OWN_HASH, Facts, check_own_hash, sealed
@@ -14,7 +13,7 @@ from ..reading import DESCRIPTION, from_json, hash_of, read_bytes, to_json
 from ..runtimes import files
 
 
-def signed(document: Mapping[str, Any]) -> str:
+def signed(document: Mapping[str, object]) -> str:
     """The text of a sidecar, with the hash of its own content."""
     return to_json(sealed(document), indent=1, ensure_ascii=False) + "\n"
 

@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -90,7 +89,7 @@ def try_model(
     opset: int | None = None,
     dynamic: bool | str = False,
     embed_decode: bool = False,
-    limits: Mapping[str, Any] | None = None,
+    limits: Mapping[str, object] | None = None,
 ) -> Attempt:
     """Export a model in eval mode to one runtime, and compare it there; by layers where it differs.
 

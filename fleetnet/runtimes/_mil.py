@@ -202,11 +202,11 @@ def _matmul(g: _Given) -> Tensor:
     return (x.mT if g.transpose_x else x) @ (y.mT if g.transpose_y else y)
 
 
-def _of_two(compute: Callable[[Any, Any], Tensor]) -> Callable[[_Given], Tensor]:
+def _of_two(compute: Callable[[Tensor, Tensor], Tensor]) -> Callable[[_Given], Tensor]:
     return lambda g: compute(torch.as_tensor(_float(g.x)), _float(g.y))
 
 
-OPERATORS: dict[str, Callable[[_Given], Any]] = {
+OPERATORS: dict[str, Callable[[_Given], Tensor | Sequence[Tensor]]] = {
     "conv": _conv,
     "linear": lambda g: F.linear(_float(g.x), _float(g.weight), _float(g.bias)),
     "matmul": _matmul,

@@ -10,7 +10,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -148,7 +147,7 @@ class _Recorder(fx.Interpreter):
         self.kept: dict[str, np.ndarray] = {}
         self.used: Counter[str] = Counter()
 
-    def run_node(self, n: fx.Node) -> Any:
+    def run_node(self, n: fx.Node) -> object:
         output = super().run_node(n)
         if n.op == "call_function" and isinstance(n.target, torch._ops.OpOverload):  # not `getitem`
             modules = [place for place, _ in n.meta.get("nn_module_stack", {}).values() if place]

@@ -40,7 +40,7 @@ class Metric(Protocol):
     The predictions are of the task's type; see `predictions.all_of`.
     """
 
-    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
+    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, object]) -> None:
         """Count the predictions of some pictures; `targets` has a value a picture by each name."""
 
     def result(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Task(Protocol):
         self,
         head: nn.Module,
         outputs: Outputs,
-        targets: Mapping[str, Any],
+        targets: Mapping[str, object],
         *args: Any,
         **settings: Any,
     ) -> dict[str, Tensor]:
@@ -211,7 +211,7 @@ class Model(nn.Module):
         )
         self.head: nn.Module = task.head(self.backbone, classes, **of_head)
 
-    def forward(self, image: Tensor) -> Any:
+    def forward(self, image: Tensor) -> object:
         return self.head(self.backbone(image), image.shape[-2:])
 
 

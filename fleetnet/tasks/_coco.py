@@ -144,14 +144,14 @@ class CocoMetric:
     def _figures(self, kind: str) -> dict[str, Any]:
         """FIGURES, "per_class" and "pr" of boxes ("bbox") or masks ("segm")."""
         if not self.images:
-            nothing: dict[str, Any] = dict.fromkeys(FIGURES)
+            nothing: dict[str, object] = dict.fromkeys(FIGURES)
             return {
                 **nothing,
                 "per_class": dict.fromkeys(self.classes),
                 "pr": {name: [] for name in self.classes},
             }
         evaluated = self._evaluated(kind)
-        figures: dict[str, Any] = dict(
+        figures: dict[str, object] = dict(
             zip(FIGURES, map(_percent, evaluated.stats.tolist()), strict=True)
         )
         # (IoU, recall, class, area, detections): of objects of any size, with 100 detections
@@ -170,7 +170,7 @@ class CocoMetric:
         """What faster-coco-eval makes of all images."""
         from faster_coco_eval import COCO, COCOeval_faster
 
-        detected: list[dict[str, Any]] = [
+        detected: list[dict[str, object]] = [
             {**item, "id": i, "iscrowd": 0, "area": _size(item, kind)}
             for i, item in enumerate(self.detected, 1)
         ]
@@ -223,7 +223,7 @@ def _curve(recalls: Sequence[float], precisions: Sequence[float]) -> list[list[f
     return [[recall, precision] for recall, precision in points if precision >= 0]
 
 
-def _why_none(figures: Mapping[str, Any]) -> list[str]:
+def _why_none(figures: Mapping[str, object]) -> list[str]:
     """Which sizes of objects are not there, so that AP or AR of that size is None."""
     if figures["AP"] is None:
         return ["there is no object, so no AP"]

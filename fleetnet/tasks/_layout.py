@@ -152,7 +152,7 @@ def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
     return _of_detect(row, args, layout)
 
 
-def _whole(row: Row, args: list[Any], position: int, default: int | None = None) -> int:
+def _whole(row: Row, args: list[object], position: int, default: int | None = None) -> int:
     """The argument at a position, or its default, which has to be a whole number from 1."""
     value = args[position] if position < len(args) else default
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -163,7 +163,7 @@ def _whole(row: Row, args: list[Any], position: int, default: int | None = None)
     return value
 
 
-def _of_c3(row: Row, args: list[Any]) -> list[Any]:
+def _of_c3(row: Row, args: list[object]) -> list[object]:
     """[channels, shortcut]"""
     shortcut = args[1] if len(args) > 1 else True
     if not isinstance(shortcut, bool):
@@ -171,7 +171,7 @@ def _of_c3(row: Row, args: list[Any]) -> list[Any]:
     return [_whole(row, args, 0), shortcut]
 
 
-def _of_convolution(row: Row, args: list[Any]) -> list[Any]:
+def _of_convolution(row: Row, args: list[object]) -> list[object]:
     """[channels, size] of SPPF, [channels, size, stride] of Conv"""
     size = _whole(row, args, 1, 5 if row.module == "SPPF" else 1)
     if size % 2 == 0:
@@ -192,7 +192,7 @@ def _of_upsample(row: Row, args: list[Any]) -> list[Any]:
     return [factor]
 
 
-def _of_detect(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
+def _of_detect(row: Row, args: list[object], layout: dict[str, object]) -> list[object]:
     """Nothing: what Detect needs stands in two keys of the file, which the arguments may name."""
     keys = {"nc": layout["nc"], "anchors": layout["anchors"]}
     values = [keys.get(value, value) if isinstance(value, str) else value for value in args]
@@ -201,7 +201,7 @@ def _of_detect(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
     return []
 
 
-def _row(index: int, content: Any, where: str, layout: dict[str, Any]) -> Row:
+def _row(index: int, content: object, where: str, layout: dict[str, object]) -> Row:
     row = Row(index, (), 1, "", [], where)
     if not isinstance(content, list) or len(content) != 4:
         row.fail("allowed: [from, number, module, arguments]")
@@ -230,7 +230,7 @@ def _row(index: int, content: Any, where: str, layout: dict[str, Any]) -> Row:
     return Row(index, row.sources, number, module, _arguments(row, args, layout), where)
 
 
-def _first(content: Any, where: str) -> str:
+def _first(content: object, where: str) -> str:
     """The backbone that row 0 names."""
     row = Row(0, (), 1, "", [], where)
     if (
