@@ -16,7 +16,7 @@ batch norm that nobody knows how to fold stays.
 
 import copy
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,6 +107,18 @@ def _parameter(value: Tensor, like: Tensor) -> nn.Parameter:
     return nn.Parameter(value, requires_grad=like.requires_grad)
 
 
+class _Fusing(Protocol):
+    """A module that has a deploy form of its own."""
+
+    def fuse(self) -> nn.Module: ...
+
+
+class _FusingAtSize(Protocol):
+    """A module whose deploy form depends on the size of its features, (height, width)."""
+
+    def fuse_at(self, size: tuple[int, int]) -> nn.Module: ...
+
+
 def as_conv(kernel: Kernel, like: nn.Conv2d, padding: tuple[int, int] | None = None) -> nn.Conv2d:
     """A convolution with this kernel.
 
@@ -124,7 +136,11 @@ def as_conv(kernel: Kernel, like: nn.Conv2d, padding: tuple[int, int] | None = N
     }
     geometry["padding"] = like.padding if padding is None else padding
     conv = nn.Conv2d(
-        like.in_channels, like.out_channels, cast(Any, like.kernel_size), **geometry, device="meta"
+        like.in_channels,
+        like.out_channels,
+        cast(tuple[int, int], like.kernel_size),
+        **geometry,
+        device="meta",
     )
     conv.weight, conv.bias = _parameter(weight, like.weight), _parameter(bias, like.weight)
     return conv.eval()
@@ -224,9 +240,9 @@ def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module
         if module in done:
             return done[module]
         if _can(module, "fuse"):
-            fused = cast(Any, module).fuse()
+            fused = cast("_Fusing", module).fuse()
         elif module in sizes:
-            fused = cast(Any, module).fuse_at(sizes[module])
+            fused = cast("_FusingAtSize", module).fuse_at(sizes[module])
         else:
             fused = module
         done[module] = fused

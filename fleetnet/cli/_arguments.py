@@ -359,7 +359,7 @@ def _flag_for(stray: str, parser: ArgumentParser, words: Sequence[str]) -> str:
     return "a value with spaces is written in quotes, and several values follow their flag"
 
 
-def _kind(action: Action) -> Any:
+def _kind(action: Action) -> object:
     return getattr(action, "_typehint", None) or action.type or str
 
 

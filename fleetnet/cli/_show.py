@@ -145,7 +145,7 @@ def _print_records(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> No
                 tell(f"  {column}: {cell}" if column else f"  {cell}")
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """A figure in a table: two digits after the point, "-" where nothing was measured."""
     if value is None:
         return "-"

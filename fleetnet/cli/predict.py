@@ -411,7 +411,7 @@ def _detect(
     return results
 
 
-def _counted(objects: Iterable[Mapping[str, Any]]) -> str:
+def _counted(objects: Iterable[Mapping[str, object]]) -> str:
     """How many objects there are of each class: "3 cat, 1 dog"."""
     counts = Counter(item["label"] for item in objects).most_common()
     return ", ".join(f"{count} {label}" for label, count in counts)

@@ -152,7 +152,7 @@ def _row(item: Item, index: int, source: Source | None, notes: Notes) -> _Row | 
     return _Row(image, size, {k: v for k, v in item.items() if k not in large}, has_map, index)
 
 
-def _size(picture: Any) -> tuple[int, int]:
+def _size(picture: str | Path | Image.Image | np.ndarray) -> tuple[int, int]:
     """(width, height) of a picture, upright."""
     if isinstance(picture, str | os.PathLike):
         return examine(str(picture))[0]
@@ -181,7 +181,7 @@ def _labels_of(item: Item) -> list[object]:
     return [] if labels is None else list(labels)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     """A number of numpy or torch as Python's."""
     return value.item() if hasattr(value, "item") else value
 
@@ -242,7 +242,7 @@ def _objects(
     return tuple(objects)
 
 
-def _rows(values: Any, count: int, where: str) -> list[Any]:
+def _rows(values: Iterable[object] | None, count: int, where: str) -> list[Any]:
     """One value for each label, or None for each where there are none."""
     if values is None:
         return [None] * count
@@ -252,7 +252,7 @@ def _rows(values: Any, count: int, where: str) -> list[Any]:
     return rows
 
 
-def _corners(values: Any, entry: str) -> Box:
+def _corners(values: Iterable[float], entry: str) -> Box:
     try:
         x0, y0, x1, y1 = (float(value) for value in values)
     except (TypeError, ValueError) as error:

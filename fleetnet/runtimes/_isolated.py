@@ -20,7 +20,6 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from ..errors import ExportError, UsageError, choose
 from ..find import names
@@ -64,7 +63,7 @@ def _requirements(name: str) -> list[str]:
     return [*find(name).isolated, *(f"{package}=={version(package)}" for package in SHARED)]
 
 
-def _card(name: str) -> dict[str, Any]:
+def _card(name: str) -> dict[str, object]:
     """What the environment is to be made of."""
     return {
         "requirements": _requirements(name),

@@ -10,7 +10,7 @@ does).
 """
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
+from typing import TYPE_CHECKING, NotRequired, TypedDict
 
 import numpy as np
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..predictions import CocoItem, Detections, Prediction, all_of, xywh
 from ..rle import Rle, area, encode
+from ._counts import Result
 from ._matching import Matches
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class CocoMetric:
             )
         return prediction
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """The figures in percent.
 
         None where COCO has -1, since there is no object of that size or class. Mask figures come
@@ -141,7 +142,7 @@ class CocoMetric:
             "notes": [*matches["notes"], *_why_none(figures)],
         }
 
-    def _figures(self, kind: str) -> dict[str, Any]:
+    def _figures(self, kind: str) -> Result:
         """FIGURES, "per_class" and "pr" of boxes ("bbox") or masks ("segm")."""
         if not self.images:
             nothing: dict[str, object] = dict.fromkeys(FIGURES)

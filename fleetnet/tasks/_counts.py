@@ -13,6 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# of a metric: the decisive figure, others, and what is known of each class
+Result = dict[str, Any]
+
 DENSE = 1000  # classes up to which the counts are a matrix: 8 MB
 WAITING = 1 << 20  # pairs that are kept as they come before they are counted
 LISTED = 100  # classes up to which the whole matrix is part of a result
@@ -78,7 +81,7 @@ class Pairs:
             zero.index_add(0, predicted, counts),
         )
 
-    def figures(self) -> dict[str, Any]:
+    def figures(self) -> Result:
         """ "confusion": the matrix [truth][prediction] as nested lists, of up to LISTED classes; "confused": the pairs
         of different classes that occur most, at most CONFUSED, as [truth, prediction, count] with
         class indices."""

@@ -73,7 +73,7 @@ def read(source: str) -> str:
         raise ModelError(f"cannot read the layout file {source!r}: {error}") from error
 
 
-def _number(value: Any, kind: type = int) -> bool:
+def _number(value: object, kind: type = int) -> bool:
     whole = isinstance(value, int) and not isinstance(value, bool)
     return whole or (kind is float and isinstance(value, float) and math.isfinite(value))
 

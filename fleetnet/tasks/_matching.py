@@ -8,12 +8,11 @@ objects a picture and class, all that was found counts.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
-from ._counts import Pairs, by_class, scores, without_truth
+from ._counts import Pairs, Result, by_class, scores, without_truth
 
 IOU = 0.5
 NONE, CROWD = -1, -2  # in place of a truth: there is none, it is a crowd
@@ -80,7 +79,7 @@ class Matches:
         taken = np.where(is_crowd[any_class], CROWD, classes[any_class])
         self._rows.append((score, label, right, taken))
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """Figures at the score where the F1 of all objects together is best, in percent; None over nothing.
 
         "score" is that score, from 0 to 1: what is found with at least this is kept. "by_class"
@@ -130,7 +129,7 @@ class Matches:
 
     def _confusion(
         self, score: np.ndarray, label: np.ndarray, taken: np.ndarray, best: float | None
-    ) -> dict[str, Any]:
+    ) -> Result:
         nothing = len(self.classes)
         kept = (taken != CROWD) & (score >= (np.inf if best is None else best))
         truth = np.where(taken[kept] == NONE, nothing, taken[kept])
@@ -143,7 +142,7 @@ class Matches:
 
     def _curves(
         self, score: np.ndarray, label: np.ndarray, right: np.ndarray, best: float | None
-    ) -> dict[str, Any]:
+    ) -> Result:
         steps = np.linspace(0, 1, STEPS)
         # the best F1 may be a peak between two steps, and is what one looks for
         if best is not None:
@@ -188,7 +187,7 @@ def best_score(
     return 100 * float(f1[best]), float((lowest + next_lower) / 2)
 
 
-def curve(score: np.ndarray, right: np.ndarray, truths: int, steps: np.ndarray) -> dict[str, Any]:
+def curve(score: np.ndarray, right: np.ndarray, truths: int, steps: np.ndarray) -> Result:
     """ "score", "precision", "recall" and "F1" (percent; None over nothing) where all of at least a score are kept.
 
     `steps` are these scores, rising.

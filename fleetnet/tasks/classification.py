@@ -1,7 +1,6 @@
 """Classification: one label an image. The head is the paper's own, from the last feature."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +13,7 @@ from ..errors import ModelError
 from ..predictions import Labels, Prediction, all_of
 from ..preprocess import Mode
 from . import Outputs
-from ._counts import Pairs, by_class, mean, without_truth
+from ._counts import Pairs, Result, by_class, mean, without_truth
 from ._defaults import convert as convert
 from ._defaults import prepare as prepare
 
@@ -139,7 +138,7 @@ class Metric:
         self.loss += F.cross_entropy(logits, truth, reduction="sum").item()
         self.images += len(truth)
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """Figures in percent, None over nothing; "by_class" in the order of the classes; see `Pairs.figures`."""
         totals = self.pairs.totals()
         correct, rows = int(totals[0].sum()), by_class(self.classes, "images", totals)

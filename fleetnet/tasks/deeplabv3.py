@@ -34,7 +34,7 @@ from ..layers import ConvBN
 from ..predictions import IGNORE, LabelMap, PixelLogits, Prediction, all_of
 from ..preprocess import Mode
 from . import Outputs
-from ._counts import Pairs, by_class, mean, without_truth
+from ._counts import Pairs, Result, by_class, mean, without_truth
 from ._decoded import Decoded, of_authors
 from ._defaults import prepare as prepare
 from ._defaults import stored as stored
@@ -232,7 +232,7 @@ class Metric:
             self.pairs.add(truth[counts], predicted.long().cpu()[counts])
             self.images += 1
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """Percentages, and the number of images. Pixels of label IGNORE do not count; over no pixel all is None.
 
         "mIoU" is the mean over classes that the truth or the predictions have, as in torchmetrics

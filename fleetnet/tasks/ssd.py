@@ -26,7 +26,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import pairwise
 from math import sqrt
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -208,7 +207,9 @@ def match(boxes: Tensor, anchors: Tensor) -> tuple[Tensor, Tensor]:
     return index, best >= OVERLAP
 
 
-def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[str, Tensor]:
+def loss(
+    head: nn.Module, outputs: Outputs, targets: Mapping[str, list[Tensor]]
+) -> dict[str, Tensor]:
     """Smooth L1 of the positive anchors and cross-entropy of these and three times as many hard negatives an image.
 
     Both are sums, divided by the number of positive anchors in the batch.

@@ -399,7 +399,7 @@ def assign(
 def loss(
     head: nn.Module,
     outputs: Outputs,
-    targets: Mapping[str, Any],
+    targets: Mapping[str, list[Tensor]],
     box_gain: float = 0.05,
     objectness_gain: float = 1.0,
     class_gain: float = 0.5,

@@ -7,13 +7,13 @@ without memory for its values.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .. import backbones, tasks
-from ..backbones import Family, Implied, Option, Recognized, State, family
+from ..backbones import Backbone, Family, Implied, Option, Recognized, State, family
 from ..backbones.timm import convert_for, expected_of_image
 from ..find import names
 from ..preprocess import Preprocess
@@ -271,7 +271,7 @@ def deployed(model: Model, size: tuple[int, int]) -> Model:
     """
     example = torch.zeros(1, 3, *size)
     model.eval()
-    model.backbone = cast(Any, reparameterize(cast(nn.Module, model.backbone), example))
+    model.backbone = cast(Backbone, reparameterize(cast(nn.Module, model.backbone), example))
     model.head = reparameterize(model.head)
     return model
 
