@@ -23,7 +23,7 @@ from . import __version__
 from .errors import ModelError
 from .find import names
 from .preprocess import Preprocess
-from .reading import from_json, to_json
+from .reading import Fields, from_json, to_json
 from .sizes import Sizes
 
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
@@ -49,13 +49,13 @@ Json = dict[str, object]
 Rule = Callable[[object], bool]  # whether a value is allowed
 
 
-def _fields_of(kind: type[Any], about: Mapping[str, Any]) -> dict[str, Any]:
+def _fields_of(kind: type[Any], about: Fields) -> dict[str, Any]:
     """The items of a description that are fields of a dataclass."""
     names_of_fields = {each.name for each in fields(kind)} - {OTHERS}
     return {key: value for key, value in about.items() if key in names_of_fields}
 
 
-def _without(about: Mapping[str, Any], kind: type[Any]) -> dict[str, Any]:
+def _without(about: Fields, kind: type[Any]) -> dict[str, Any]:
     """The items of a description that are no fields of a dataclass."""
     names_of_fields = {each.name for each in fields(kind)} - {OTHERS}
     return {key: value for key, value in about.items() if key not in names_of_fields}
@@ -70,7 +70,7 @@ class Source:
     others: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, about: Mapping[str, Any]) -> "Source":
+    def from_json(cls, about: Fields) -> "Source":
         return cls(**_fields_of(cls, about) | {"others": _without(about, cls)})
 
     def to_json(self) -> Json:
@@ -88,7 +88,7 @@ class TensorFacts:
     others: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, about: Mapping[str, Any]) -> "TensorFacts":
+    def from_json(cls, about: Fields) -> "TensorFacts":
         values = _fields_of(cls, about) | {"others": _without(about, cls)}
         if values.get("shape") is not None:
             values["shape"] = tuple(values["shape"])
@@ -110,7 +110,7 @@ class KeptObjects:
     only: tuple[str, ...] | None = None  # names of classes; None: of all
 
     @classmethod
-    def from_json(cls, about: Mapping[str, Any]) -> "KeptObjects":
+    def from_json(cls, about: Fields) -> "KeptObjects":
         values = _fields_of(cls, about)
         if values.get("only") is not None:
             values["only"] = tuple(values["only"])
@@ -144,7 +144,7 @@ class Exported:
     made_at: tuple[int, int] | None = None  # height and width of its export, where they are open
 
     @classmethod
-    def from_json(cls, about: Mapping[str, Any]) -> "Exported | None":
+    def from_json(cls, about: Fields) -> "Exported | None":
         """None of a checkpoint, which says nothing of this."""
         values = _fields_of(cls, about)
         values.pop("made_at", None)  # stands among the sizes
@@ -191,7 +191,7 @@ class Int8:
     others: Mapping[str, object] = field(default_factory=dict)
 
     @classmethod
-    def from_json(cls, about: Mapping[str, Any]) -> "Int8":
+    def from_json(cls, about: Fields) -> "Int8":
         others = {key: value for key, value in about.items() if key not in ("int8", "float")}
         return cls(about.get("int8"), about.get("float"), others)
 
@@ -220,7 +220,7 @@ class FileFacts:
     created: str | None = None  # time in ISO 8601
 
     @classmethod
-    def from_json(cls, about: Mapping[str, Any]) -> "FileFacts | None":
+    def from_json(cls, about: Fields) -> "FileFacts | None":
         """None of a checkpoint, and of what an exported file says inside."""
         values = _fields_of(cls, about)
         values.pop("name", None)  # is called file there
@@ -582,7 +582,7 @@ def check_values(about: dict[str, Any], path: str | Path) -> None:
             )
 
 
-def _preprocess(about: Mapping[str, Any], path: str | Path) -> Preprocess:
+def _preprocess(about: Fields, path: str | Path) -> Preprocess:
     try:
         return Preprocess.from_dict(about["preprocess"])
     except ModelError as error:

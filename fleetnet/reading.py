@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -22,6 +22,8 @@ HISTORY = 512 * MEGABYTE  # the log of a run, a line an epoch
 MODEL = 4_000 * MEGABYTE  # an exported file; ONNX holds at most 2 GB
 WEIGHTS = 64_000 * MEGABYTE  # a checkpoint, which is mapped into memory
 ANNOTATIONS = 4_000 * MEGABYTE  # COCO's training set has 450 MB, the largest public ones have 2 GB
+# An object of JSON or YAML, by its keys: each value is checked where it is read.
+Fields = Mapping[str, Any]
 PIECE = 1 << 20  # bytes that are read at a time
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
 from PIL import Image
@@ -248,6 +248,9 @@ class Format(Protocol):
         """
 
 
+Given = TypeVar("Given")  # what samples are given as, before a function makes items of them
+
+
 def find(name: str) -> Format:
     """The file of a format; `UsageError` with the nearest name if there is none."""
     return cast(Format, find_module("data", name))
@@ -375,9 +378,9 @@ def _split_above(sample: Sample, root: Path) -> str | None:
 
 
 def from_samples(
-    samples: Iterable[object],
+    samples: Iterable[Given],
     classes: Sequence[str] | None = None,
-    sample: Callable[[Any], object] | None = None,
+    sample: Callable[[Given], object] | None = None,
 ) -> Split:
     """A split of pictures and annotations that Python has, for `fit` and `evaluate`.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import data
 from ..errors import DataError
-from ..reading import HISTORY, from_json, read_bytes
+from ..reading import HISTORY, Fields, from_json, read_bytes
 from . import USUAL, Places, Sample, Split
 from ._contents import Contents
 
@@ -134,7 +134,7 @@ def _parts(
         return None
 
 
-def _same_names(parts: tuple[Split, Split], kept: Mapping[str, Any]) -> bool:
+def _same_names(parts: tuple[Split, Split], kept: Fields) -> bool:
     """Whether data elsewhere are those of the record, to the name."""
     digests = [_digest(names_of(split)) for split in parts]
     return digests == [kept[part].get("names_sha256") for part in ("train", "val")]
@@ -169,7 +169,7 @@ def sources(run: Path) -> dict[str, str]:
     return {name: str(kept[part].get("source")) for name, part in parts.items()}
 
 
-def _read_record(model: Path) -> dict[str, Any] | None:
+def _read_record(model: Path) -> Fields | None:
     """The record of the run that a model is of: its folder, or a file in it or in its export/; None without."""
     folders = [model] if os.path.isdir(model) else model.absolute().parents[:4]
     for folder in folders:

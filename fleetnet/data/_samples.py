@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,7 @@ from ._masks import NoMask, check_segmentation, runs_of
 
 KEYS = ("image", "label", "boxes", "labels", "masks", "crowd", "map", "id")
 Item = Mapping[str, Any]  # what one sample is given as
+Given = TypeVar("Given")  # what samples are given as, before a function makes items of them
 Box = tuple[float, float, float, float]
 
 
@@ -94,9 +95,9 @@ class _Row(NamedTuple):
 
 
 def from_samples(
-    samples: Iterable[object],
+    samples: Iterable[Given],
     classes: Sequence[str] | None = None,
-    sample: Callable[[Any], object] | None = None,
+    sample: Callable[[Given], object] | None = None,
 ) -> Split:
     """The split of `fleetnet.data.from_samples`, which says what is taken."""
     by_number = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
@@ -109,7 +110,7 @@ def from_samples(
     return Split(made, names, notes.lines, annotations=notes.annotations())
 
 
-def _items(samples: Iterable[object], sample: Callable[[Any], object] | None) -> Iterable[Item]:
+def _items(samples: Iterable[Given], sample: Callable[[Given], object] | None) -> Iterable[Item]:
     for index, value in enumerate(samples):
         yield _item(value if sample is None else sample(value), index)
 

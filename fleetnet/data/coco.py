@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DataError
+from ..reading import Fields
 from . import (
     Notes,
     Object,
@@ -159,7 +160,7 @@ def _measured(
 
 
 def _annotated(
-    document: Mapping[str, list[dict[str, Any]]],
+    document: Mapping[str, list[Fields]],
     sizes: Mapping[Id, tuple[int, int]],
     others: set[Id],
     source: str,
@@ -197,7 +198,7 @@ def _annotated(
     return classes, [first[label] for label in range(len(classes))], objects
 
 
-def _lists(text: str, source: str) -> dict[str, list[dict[str, Any]]]:
+def _lists(text: str, source: str) -> dict[str, list[Fields]]:
     """The three lists of a COCO file: images, annotations, categories."""
     try:
         document = json.loads(text)
@@ -245,7 +246,7 @@ def _other_kind(document: object) -> str:
 
 
 def _object(
-    row: dict[str, Any], label: int, size: tuple[int, int], entry: str, notes: Notes, target: str
+    row: Fields, label: int, size: tuple[int, int], entry: str, notes: Notes, target: str
 ) -> Object | None:
     """One annotation; None where it is dropped. `size` is the picture's (height, width)."""
     mask = row.get("segmentation")
@@ -340,7 +341,7 @@ def _id(value: object) -> int | str | None:
 
 
 def _categories(
-    rows: list[dict[str, object]], used: set[int | None], source: str, notes: Notes
+    rows: list[Fields], used: set[int | None], source: str, notes: Notes
 ) -> tuple[dict[int, int], list[str]]:
     """Category id -> label, in the order of ids, and the names in the order of labels.
 
@@ -379,7 +380,7 @@ def _categories(
     return labels, list(first)
 
 
-def _root(rows: list[dict[str, object]], used: set[int | None]) -> int | None:
+def _root(rows: list[Fields], used: set[int | None]) -> int | None:
     """The id of the category that all others are kinds of, as Roboflow writes one; None if it is none or is used."""
     above = {row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]}
     roots = [row for row in rows if row["name"] in above and whole(row["id"]) not in used]
@@ -391,7 +392,7 @@ def _root(rows: list[dict[str, object]], used: set[int | None]) -> int | None:
     return whole(roots[0]["id"])
 
 
-def _pictures(rows: list[dict[str, object]], source: str) -> Iterator[tuple[Id, _Listed]]:
+def _pictures(rows: list[Fields], source: str) -> Iterator[tuple[Id, _Listed]]:
     """(image id, name and size) of each image."""
     seen = set()
     for row in rows:
@@ -404,7 +405,7 @@ def _pictures(rows: list[dict[str, object]], source: str) -> Iterator[tuple[Id, 
         yield id, _Listed(name, _size(row, f"{source}, image {id}"))
 
 
-def _size(row: dict[str, object], entry: str) -> tuple[int, int] | None:
+def _size(row: Fields, entry: str) -> tuple[int, int] | None:
     """(height, width) as the file says it; None where it says neither."""
     if row.get("width") is None and row.get("height") is None:
         return None

@@ -16,14 +16,14 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ..errors import ExportError, ModelError, UsageError
 from ..proof.verify import verify
-from ..reading import from_json, to_json
+from ..reading import Fields, from_json, to_json
 from . import _mil
 from ._guarded import Calls, Run
 from ._input import Input, not_one_input
@@ -127,7 +127,7 @@ def export(request: Request) -> None:
     (request.path / "executorch_debug_handle_mapping.json").unlink(missing_ok=True)
 
 
-def _open(path: Path | str) -> tuple["MLModel", dict[str, Any]]:
+def _open(path: Path | str) -> tuple["MLModel", Fields]:
     """A package, not ready to run, and the metadata that `export` wrote into it."""
     ct = _package()
     if not Path(path).is_dir():

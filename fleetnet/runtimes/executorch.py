@@ -14,7 +14,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -29,6 +29,9 @@ from ._guarded import Calls, Run
 from ._input import Input, not_one_input
 from ._program import quiet, reason
 from ._request import Request
+
+if TYPE_CHECKING:
+    from executorch.runtime import Method
 
 suffix = ".pte"
 package = "executorch"
@@ -219,7 +222,7 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
         raise ModelError(f"{path}: no such file")
     data = Path(path).read_bytes()
 
-    def read() -> Any:
+    def read() -> "Method":
         try:
             with quiet(stderr=True):
                 return runtime.load_program(data).load_method("forward")

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 
 from ..errors import ExportError, ModelError
-from ..reading import from_json, to_json
+from ..reading import Fields, from_json, to_json
 from . import _isolated
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
@@ -200,7 +200,7 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     return run
 
 
-def _notes(path: Path | str) -> dict[str, Any]:
+def _notes(path: Path | str) -> Fields:
     """The metadata that `export` wrote, by name."""
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")

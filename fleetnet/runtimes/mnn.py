@@ -17,7 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ExportError, ModelError, UsageError
-from ..reading import from_json, to_json
+from ..reading import Fields, from_json, to_json
 from . import onnx
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
@@ -203,7 +203,7 @@ def _convert(
     raise ExportError(f"{path}: MNN cannot {what}: {reason}")
 
 
-def _about(path: Path | str) -> dict[str, Any]:
+def _about(path: Path | str) -> Fields:
     """What `export` wrote into the file about it."""
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
@@ -262,7 +262,7 @@ def _network(
     return run
 
 
-def _input(path: Path | str, about: Mapping[str, Any]) -> Input:
+def _input(path: Path | str, about: Fields) -> Input:
     shape = tuple("batch" if size is None else size for size in about["shape"])
     return Input(path, shape, np.dtype(about["dtype"]))
 

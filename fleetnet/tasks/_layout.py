@@ -21,7 +21,7 @@ import yaml
 
 from ..backbones import family
 from ..errors import ModelError, choose
-from ..reading import SMALL, read_text
+from ..reading import SMALL, Fields, read_text
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
 STRIDES = (2, 4, 8, 16, 32)  # of the maps 0 to 4
@@ -94,7 +94,7 @@ def _anchors(value: Any) -> list[list[float]]:
     return [[float(v) for v in level] for level in value]
 
 
-def _mapping(text: str) -> dict[str, Any]:
+def _mapping(text: str) -> Fields:
     """The keys of a layout's text, of which all are there and no other."""
     try:
         layout = yaml.safe_load(text)
@@ -114,7 +114,7 @@ def _mapping(text: str) -> dict[str, Any]:
     return layout
 
 
-def _check_values(layout: dict[str, Any]) -> None:
+def _check_values(layout: Fields) -> None:
     """`ModelError`, naming the key, for a value that it cannot have; anchors are checked apart."""
     if not _number(layout["nc"]) or layout["nc"] < 1:
         raise ModelError(f"layout key nc is {layout['nc']!r}; allowed: a whole number from 1")
@@ -134,7 +134,7 @@ def _check_values(layout: dict[str, Any]) -> None:
 MOST_ARGUMENTS = {"Conv": 3, "C3": 2, "SPPF": 2, "Concat": 1, "nn.Upsample": 3, "Detect": 2}
 
 
-def _arguments(row: Row, args: list[Any], layout: dict[str, Any]) -> list[Any]:
+def _arguments(row: Row, args: list[Any], layout: Fields) -> list[Any]:
     """The arguments with defaults put in, all checked."""
     most = MOST_ARGUMENTS[row.module]
     if len(args) > most:
@@ -192,7 +192,7 @@ def _of_upsample(row: Row, args: list[Any]) -> list[Any]:
     return [factor]
 
 
-def _of_detect(row: Row, args: list[object], layout: dict[str, object]) -> list[object]:
+def _of_detect(row: Row, args: list[object], layout: Fields) -> list[object]:
     """Nothing: what Detect needs stands in two keys of the file, which the arguments may name."""
     keys = {"nc": layout["nc"], "anchors": layout["anchors"]}
     values = [keys.get(value, value) if isinstance(value, str) else value for value in args]
@@ -201,7 +201,7 @@ def _of_detect(row: Row, args: list[object], layout: dict[str, object]) -> list[
     return []
 
 
-def _row(index: int, content: object, where: str, layout: dict[str, object]) -> Row:
+def _row(index: int, content: object, where: str, layout: Fields) -> Row:
     row = Row(index, (), 1, "", [], where)
     if not isinstance(content, list) or len(content) != 4:
         row.fail("allowed: [from, number, module, arguments]")

@@ -18,11 +18,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from ..errors import UsageError, WriteError
 from ..files import process_runs, remove_leftovers, writing
-from ..reading import SMALL, from_json, read_text, to_json
+from ..reading import SMALL, Fields, from_json, read_text, to_json
 
 NAME = "claim.json"
 PATIENCE = 2.0  # seconds that a claim may stay without content: whoever writes it may be about to
@@ -157,7 +156,7 @@ def _alone(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> Fields:
     """What a claim says; empty where there is none, or none that is whole."""
     try:
         owner = from_json(read_text(path, SMALL))
@@ -166,7 +165,7 @@ def _read(path: Path) -> dict[str, Any]:
     return owner if isinstance(owner, dict) and isinstance(owner.get("process"), int) else {}
 
 
-def _runs(owner: dict[str, Any]) -> bool:
+def _runs(owner: Fields) -> bool:
     """Whether the process of a claim of this host is still there, not another of its number."""
     return process_runs(owner["process"]) and owner.get("started") == _started(owner["process"])
 
@@ -192,5 +191,5 @@ def _host() -> str:
     return platform.node() or "an unnamed host"
 
 
-def _who(owner: dict[str, object]) -> str:
+def _who(owner: Fields) -> str:
     return f"process {owner['process']} on {owner.get('host')}, since {owner.get('since')}"

@@ -11,14 +11,13 @@ import os
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from ..data import Sample, Split
 from ..errors import DataError
 from ..files import write_text
-from ..reading import ANNOTATIONS, DESCRIPTION, from_json, read_text, to_json
+from ..reading import ANNOTATIONS, DESCRIPTION, Fields, from_json, read_text, to_json
 
 RECORD = "data.json"
 NAMES = "state/samples.json"  # what is known of each sample
@@ -118,7 +117,7 @@ def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> 
     )
 
 
-def read(run: Path) -> list[dict[str, Any]]:
+def read(run: Path) -> list[Fields]:
     """What a run was trained on, {"from_epoch", "splits"} for each set of data; empty: unknown."""
     try:
         records = from_json(read_text(run / RECORD, DESCRIPTION))

@@ -4,11 +4,10 @@ import shlex
 from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from ..data._record import sources
 from ..files import write_rows, writing
-from ..reading import SMALL, read_text
+from ..reading import SMALL, Fields, read_text
 from ..report import figures, page
 from .folder import CONFIG, ENVIRONMENT
 from .log import Line, Result
@@ -85,9 +84,9 @@ def _with_captions(plots: Path, written: Sequence[Path]) -> list[tuple[Path, str
     return [(file, CAPTIONS.get(file.stem, file.stem.replace("_", " "))) for file in files]
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _read(file: Path) -> Fields:
     """A YAML or JSON file of the run folder."""
     import yaml
 
-    values: dict[str, Any] = yaml.safe_load(read_text(file, SMALL))
+    values: Fields = yaml.safe_load(read_text(file, SMALL))
     return values
