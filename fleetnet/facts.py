@@ -17,7 +17,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from . import __version__
 from .errors import ModelError
@@ -25,6 +25,9 @@ from .find import names
 from .preprocess import Preprocess
 from .reading import Fields, from_json, to_json
 from .sizes import Sizes
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
 FORMAT = 1  # of the facts; files with a larger number were written by a newer fleetnet
 NO_CHECKPOINT = "weights without a description go into a model with create_model(name, weights=...) or load_weights"
@@ -49,13 +52,13 @@ Json = dict[str, object]
 Rule = Callable[[object], bool]  # whether a value is allowed
 
 
-def _fields_of(kind: type[Any], about: Fields) -> dict[str, Any]:
+def _fields_of(kind: "type[DataclassInstance]", about: Fields) -> dict[str, Any]:
     """The items of a description that are fields of a dataclass."""
     names_of_fields = {each.name for each in fields(kind)} - {OTHERS}
     return {key: value for key, value in about.items() if key in names_of_fields}
 
 
-def _without(about: Fields, kind: type[Any]) -> dict[str, Any]:
+def _without(about: Fields, kind: "type[DataclassInstance]") -> dict[str, Any]:
     """The items of a description that are no fields of a dataclass."""
     names_of_fields = {each.name for each in fields(kind)} - {OTHERS}
     return {key: value for key, value in about.items() if key not in names_of_fields}
@@ -573,7 +576,7 @@ def _check(about: object, path: str | Path) -> dict[str, Any]:
     return about
 
 
-def check_values(about: dict[str, Any], path: str | Path) -> None:
+def check_values(about: Fields, path: str | Path) -> None:
     """`ModelError`, naming the key, for a value of a wrong type or out of its range."""
     for key, (rule, allowed) in RULES.items():
         if key in about and not rule(about[key]):

@@ -226,7 +226,7 @@ def _check_given(settings: type, arguments: Mapping[str, object], example: str) 
             raise UsageError(f"{missing}; example: {example}")
 
 
-def check_types(settings: type, values: dict[str, Any], where: str) -> dict[str, Any]:
+def check_types(settings: type, values: Mapping[str, object], where: str) -> dict[str, Any]:
     """Values of a recipe with the types of the settings; else `UsageError` with key and file."""
     parser = ArgumentParser(exit_on_error=False)
     add_settings(parser, settings)

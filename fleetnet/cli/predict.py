@@ -531,7 +531,7 @@ def _name_at(address: str) -> str:
     return re.sub("[^A-Za-z0-9_-]", "_", last[0] or last[2])[:100] or "picture"
 
 
-def _write(folder: Path, document: dict[str, Any], small: "dict[str, Image.Image]") -> None:
+def _write(folder: Path, document: Mapping[str, Any], small: "dict[str, Image.Image]") -> None:
     """predictions.json and .csv, and predictions.png of the pictures in `small`, by their names in the results."""
     from ..files import write_text
     from ..report import figures

@@ -46,7 +46,7 @@ def _arrived(*parts: object) -> Batch:
     return Batch(*(_mapped(part, _as_tensor) for part in parts))
 
 
-def _mapped(value: Any, change: Callable[[object], object]) -> Any:
+def _mapped(value: object, change: Callable[[object], object]) -> Any:
     """A structure of dicts and lists with `change` applied to its leaves.
 
     What is in a `Batch` is of several types, so that only whoever calls knows what comes out.

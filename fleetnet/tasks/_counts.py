@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# of a metric: the decisive figure, others, and what is known of each class
+# figures by name, of all classes together or of one
 Result = dict[str, Any]
 
 DENSE = 1000  # classes up to which the counts are a matrix: 8 MB
@@ -107,7 +107,7 @@ def scores(right: int, truth: int, predicted: int) -> dict[str, float | None]:
 
 def by_class(
     classes: Sequence[str], counted: str, totals: tuple[Tensor, Tensor, Tensor]
-) -> list[dict[str, Any]]:
+) -> list[Result]:
     """For each class its name, how often it is the truth (under the word `counted`), and its `scores`."""
     rows = zip(classes, *(total.tolist() for total in totals), strict=True)
     return [
@@ -122,7 +122,7 @@ def mean(values: Sequence[float | None]) -> float | None:
     return sum(there) / len(there) if there else None
 
 
-def without_truth(rows: Sequence[dict[str, Any]], counted: str, thing: str) -> list[str]:
+def without_truth(rows: Sequence[Result], counted: str, thing: str) -> list[str]:
     """A note that names the classes that nothing was measured on; `thing` is what there is none of."""
     absent = [row["class"] for row in rows if not row[counted]]
     if not absent:

@@ -182,7 +182,7 @@ def _of_convolution(row: Row, args: list[object]) -> list[object]:
     return [channels, size, _whole(row, args, 2, 1)]
 
 
-def _of_upsample(row: Row, args: list[Any]) -> list[Any]:
+def _of_upsample(row: Row, args: list[Any]) -> list[object]:
     """[factor]"""
     defaults: list[Any] = [None, 2, "nearest"]
     values = args + defaults[len(args) :]
