@@ -74,7 +74,12 @@ class Source:
 
     @classmethod
     def from_json(cls, about: Fields) -> "Source":
-        return cls(**_fields_of(cls, about) | {"others": _without(about, cls)})
+        """Whatever somebody says of weights is kept; what is no text, with the other keys."""
+        texts = {
+            name: about[name] for name in ("weights", "license") if isinstance(about.get(name), str)
+        }
+        others = {key: value for key, value in about.items() if key not in texts}
+        return cls(**texts, others=others)
 
     def to_json(self) -> Json:
         return {"weights": self.weights, "license": self.license, **self.others}
@@ -428,12 +433,6 @@ def _are_limits(value: object) -> bool:
     )
 
 
-def _is_source(value: object) -> bool:
-    return isinstance(value, dict) and all(
-        text is None or _is_text(text) for text in map(value.get, ("weights", "license"))
-    )
-
-
 def _are_options(value: object) -> bool:
     def fits(option: object) -> bool:
         if isinstance(option, bool | str):
@@ -510,7 +509,7 @@ RULES: dict[str, tuple[Rule, str]] = {
     ),
     "settings": (_or_none(_is_mapping), "a mapping"),
     "metrics": (_are_metrics, "null, or a mapping whose first value is a number or null"),
-    "source": (_or_none(_is_source), "null, or a mapping of texts"),
+    "source": (_or_none(_is_mapping), "null, or a mapping"),
     "checkpoint": (_is_name, "the name of the checkpoint"),
     "embedded_preprocess": (_is_switch, "true or false"),
     "embedded_decode": (_is_switch, "true or false"),

@@ -234,7 +234,7 @@ def check_golden(file, about, session):
                     f"{file}: {name} is that of golden.npz in {same:.1%} of the pixels"
                 )
             continue
-        apart = np.abs(expected - given).max() / max(expected.std(ddof=1), 1e-30)
+        apart = np.abs(expected - given).max() / max(expected.std(ddof=1), 1e-3)
         if not apart <= about["golden_tolerance"]:
             raise SystemExit(
                 f"{file}: {name} is {apart:.2g} from golden.npz, allowed {about['golden_tolerance']:.2g}"

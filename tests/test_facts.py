@@ -57,7 +57,7 @@ def test_what_is_written_of_a_file_without_a_version_can_be_read() -> None:
 WRONG: list[tuple[str, Any, str]] = [
     ("limits", {"nms": "a lot"}, "max_objects, nms, score and only"),
     ("limits", {"max_object": 5}, "max_objects, nms, score and only"),
-    ("source", {"license": 5}, "a mapping of texts"),
+    ("source", 5, "null, or a mapping"),
     ("outputs", [{"name": "logits", "dtype": 32}], "a list of mappings"),
     ("sizes", {"step": 8, "least": 8, "largest": 64, "made_at": 32}, "step, least and largest"),
     ("int8", {"float": {"top1": "all"}}, "null, or a mapping"),
@@ -122,3 +122,13 @@ def test_no_file_asks_for_facts_by_a_key(file: Path) -> None:
 def test_the_module_says_what_each_part_is() -> None:
     said = facts.__doc__ or ""
     assert all(part in said for part in ("Facts", "Source", "Exported", "FileFacts", "Int8"))
+
+
+@pytest.mark.parametrize(
+    "source", [{"weights": "x", "license": ["mit"]}, {"weights": 3}, {"by": "me"}, {}]
+)
+def test_whatever_is_said_of_the_weights_that_a_training_started_from_can_be_read(source) -> None:
+    """`fit(source=...)` takes any mapping; the end of a training is too late to refuse it."""
+    about = {**recording("ssd"), "source": source}
+    read = Facts.from_json(about, "x.safetensors")
+    assert read.to_json()["source"] == {"weights": None, "license": None, **source}

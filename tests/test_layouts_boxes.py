@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import yaml
 from support.layouts import (
     CLASSES,
     MANY,
@@ -1029,6 +1030,53 @@ def test_images_elsewhere_in_the_verbs(tmp_path, capsys):
     capsys.readouterr()
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["read"]["images"] == len(VAL)
+
+
+def test_images_elsewhere_of_a_run_that_goes_on(tmp_path, capsys, monkeypatch):
+    """What is typed now is meant from here; what the run began with from where it began."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    for place in (old, new):
+        for shot in MANY:
+            save(place / f"imgs/{shot.name}.jpg", shot)
+        coco_home(place / "home", place)
+    monkeypatch.chdir(old)
+    words = ["train", "--model", "ssd/fasternet_t0", "--data", "home", "--images", "imgs"]
+    words += ["--size", "64", "--epochs", "1", "--batch-size", "2", "--run", "run"]
+    assert main(words) == 0, capsys.readouterr().err
+    run = str(old / "run")
+    monkeypatch.chdir(new)
+
+    def resumed(epochs: int, *words: str) -> dict[str, object]:
+        command = ["train", "--resume", run, "--epochs", str(epochs), *words]
+        assert main(command) == 0, capsys.readouterr().err
+        return yaml.safe_load(Path(run, "config.yaml").read_text())
+
+    assert resumed(2)["images"] == str(old / "imgs")
+    assert resumed(3, "--data", "home", "--images", "imgs")["images"] == str(new / "imgs")
+    capsys.readouterr()
+    for shot in MANY:
+        save(new / f"home/images/{shot.name}.jpg", shot)
+    assert resumed(4, "--data", "home")["images"] is None
+    assert "is not used with other data" in capsys.readouterr().err
+
+
+def test_images_elsewhere_that_moved_with_their_run(tmp_path, capsys, monkeypatch):
+    work = tmp_path / "work"
+    for shot in MANY:
+        save(work / f"imgs/{shot.name}.jpg", shot)
+    coco_home(work / "home", work)
+    monkeypatch.chdir(work)
+    words = ["train", "--model", "ssd/fasternet_t0", "--data", "home", "--images", "imgs"]
+    words += ["--size", "64", "--epochs", "1", "--batch-size", "2", "--run", "run"]
+    assert main(words) == 0, capsys.readouterr().err
+    monkeypatch.chdir(tmp_path)
+    work.rename(tmp_path / "moved")
+    command = ["train", "--resume", "moved/run", "--epochs", "2"]
+    assert main(command) == 0, capsys.readouterr().err
+    (tmp_path / "moved/imgs").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert main([*command[:-1], "3"]) == 3
+    assert "say where they are now with --images" in capsys.readouterr().err
 
 
 def test_lists_and_folders_of_a_split_that_are_not_used_are_named(tmp_path):

@@ -18,6 +18,7 @@ from fleetnet.data import Split, load
 from fleetnet.data.shapes import CLASSES
 from fleetnet.deploy.export import export
 from fleetnet.deploy.predictor import Predictor
+from fleetnet.deploy.trained import Trained
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.facts import Exported, Facts, KeptObjects
 from fleetnet.find import find
@@ -371,3 +372,17 @@ def test_int8_is_made_of_a_network_that_keeps_what_the_checkpoint_keeps(tmp_path
     with torch.no_grad():
         assert source.deployed(torch.rand(1, 3, *SIZE))["boxes"].shape == (1, 7, 4)
     assert source.facts.limits.max_objects == 7
+
+
+def test_two_predictors_of_one_network_keep_their_own_limits() -> None:
+    """Mask R-CNN is told what to keep before it computes."""
+    trained = Trained.of_model(
+        build("maskrcnn/fasternet_t0", 2).eval(), preprocess=Preprocess((64, 64))
+    )
+    few = Predictor(trained, limits={"max_objects": 7, "nms": 0.9})
+    usual = Predictor(trained)
+    assert few.limits != usual.limits
+    for predictor in (few, usual):
+        assert predictor._runner is not None
+        assert predictor._runner.model.head.limits == predictor.limits
+    assert next(few._runner.model.parameters()) is next(trained.model.parameters())  # no copy

@@ -103,3 +103,23 @@ def test_kept_batches_are_those_that_were_read(
     assert batches.again == len(whole) - 6
     times = [decoded[str(sample.image)] for sample in whole.split.samples]
     assert times == [1] * 6 + [3] * (len(whole) - 6)
+
+
+def test_kept_batches_hold_no_open_files_of_workers() -> None:
+    """Large maps that a worker handed over are shared memory, a file for each while it is kept."""
+    maps = ImageDataset(
+        data.load("shapes:16", "val", None, "semantic"), Preprocess((160, 160)), target="semantic"
+    )
+    (first, *_) = handed_over = list(batches_of(maps, 1, workers=1))
+    assert any(tensor.is_shared() for tensor in first.targets["semantic"])  # or nothing is tested
+    batches = DecodedOnce(maps, 1, workers=1)
+    for again in (list(batches), list(batches)):
+        for ours, theirs in zip(again, handed_over, strict=True):
+            assert torch.equal(ours.images, theirs.images)
+            for our_map, their_map in zip(
+                ours.targets["semantic"], theirs.targets["semantic"], strict=True
+            ):
+                assert torch.equal(our_map, their_map)
+    kept = [kept.batch for kept in batches.kept]
+    assert len(kept) == len(handed_over)
+    assert not any(tensor.is_shared() for batch in kept for tensor in batch.targets["semantic"])

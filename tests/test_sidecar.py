@@ -11,7 +11,9 @@ import torch
 from PIL import Image
 
 from fleetnet.deploy.export import export
+from fleetnet.deploy.package import golden_tolerance
 from fleetnet.deploy.predictor import Predictor
+from fleetnet.errors import ModelError
 from fleetnet.predictions import LabelMap, Labels
 from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import realistic
@@ -142,3 +144,31 @@ def test_an_app_prepares_pictures_as_fleetnet_does(pictures, tmp_path):
                 path,
             )
             assert (apart > 1e-5).mean() < 0.05
+
+
+def test_the_tolerance_of_the_golden_pair_where_the_model_finds_nothing() -> None:
+    """All scores are 0: what a file finds there is bounded by itself, not by a share of nothing."""
+    nothing = {
+        "boxes": torch.zeros(1, 5, 4),
+        "scores": torch.zeros(1, 5),
+        "labels": torch.zeros(1, 5, dtype=torch.int64),
+    }
+    file = {**nothing, "scores": torch.tensor([[0.06, 0, 0, 0, 0]])}
+    assert golden_tolerance(nothing, file, 1e-4) == pytest.approx(2 * 0.06 / 1e-3)
+    constant = {"logits": torch.ones(1, 8)}
+    assert golden_tolerance(constant, {"logits": torch.ones(1, 8) * 1.001}, 1e-4) < 10
+    assert golden_tolerance(constant, constant, 1e-4) == 1e-4
+
+
+def test_a_json_file_of_another_program_beside_a_file_that_describes_itself(tmp_path) -> None:
+    torch.manual_seed(0)
+    model = build("fasternet_t0", 3).eval()
+    model.preprocess = Preprocess((32, 32))
+    export(model, "onnx", tmp_path / "m.onnx")
+    ours = json.loads((tmp_path / "m.json").read_text())
+    (tmp_path / "m.json").write_text('{"threshold": 0.5}')
+    assert Predictor(tmp_path / "m.onnx").task == "classification"
+    del ours["model"]
+    (tmp_path / "m.json").write_text(json.dumps(ours))
+    with pytest.raises(ModelError, match=r"m\.json"):
+        Predictor(tmp_path / "m.onnx")

@@ -119,6 +119,11 @@ def run(settings: Train) -> dict[str, object]:
     if settings.resume is not None:
         path = Path(settings.resume)
         config = _resumed(path, settings)
+        config = dataclasses.replace(
+            config,
+            images=_folder_apart(path, "images", config.images, settings.training),
+            masks=_folder_apart(path, "masks", config.masks, settings.training),
+        )
     else:
         path = Path(settings.run) if settings.run else None
         config = _settings(settings.training, settings.recipe)
@@ -132,7 +137,10 @@ def run(settings: Train) -> dict[str, object]:
         check_settings(config, task, settings.training)
     check_device(config)
     begun = path is not None and (path / STATE).is_file()
-    train, val = _splits(config, task, path if resuming else None, anew)
+    if resuming and path is not None:
+        train, val = _splits_to_continue(config, task, path, settings.training)
+    else:
+        train, val = _splits(config, task)
     contents = _counted(train, val, config, task)
     start = None if begun else _starting_weights(config, path if resuming else None)
     model = _model(config, train.classes, start)
@@ -183,26 +191,60 @@ def _settings(given: Mapping[str, object], recipe: str | None) -> TrainConfig:
     return config
 
 
-def _splits(config: TrainConfig, task: str, run: Path | None, anew: bool) -> "tuple[Split, Split]":
-    """Train and val; of a `run` that goes on those that it began with, unless they are named `anew`."""
+def _splits(config: TrainConfig, task: str) -> "tuple[Split, Split]":
+    """Train and val of a new run."""
+    from .. import data, tasks
+    from ..data._names import by_name
+
+    target = tasks.find(task).TARGET
+    train, val = (
+        data.load(config.data, split, config.format, target, config.images, config.masks)
+        for split in ("train", "val")
+    )
+    return train, by_name(val, train.classes, "the training data")
+
+
+def _splits_to_continue(
+    config: TrainConfig, task: str, run: Path, typed: Mapping[str, object]
+) -> "tuple[Split, Split]":
+    """Train and val of a run that goes on: those that it began with, unless `typed` now."""
     from .. import data, tasks
     from ..data._names import by_name
     from ..data._record import to_continue
 
-    target = tasks.find(task).TARGET
-    if run is None:
-        train, val = (
-            data.load(config.data, split, config.format, target, config.images, config.masks)
-            for split in ("train", "val")
-        )
-    else:
-        named = (config.images, config.masks)
-        elsewhere = data.Places(
-            *(None if folder is None else _seen_from(run, folder) for folder in named)
-        )
-        place = _place(run, config.data, anew)
-        train, val = to_continue(place, config.format, target, run, elsewhere)
+    place = _place(run, config.data, "data" in typed)
+    elsewhere = data.Places(config.images, config.masks)
+    train, val = to_continue(place, config.format, tasks.find(task).TARGET, run, elsewhere)
     return train, by_name(val, train.classes, "the training data")
+
+
+def _folder_apart(
+    run: Path, name: str, folder: str | None, typed: Mapping[str, object]
+) -> str | None:
+    """Where a run's images or masks are that lie apart from their annotations.
+
+    What is typed now is meant from here. What the run began with is looked for from the folder that
+    it began in, and beside the run, with which it may have moved. It does not go with other data.
+    The path is absolute: the run may go on from a third folder.
+    """
+    if folder is None:
+        return None
+    if name in typed:
+        return os.path.abspath(folder)
+    if "data" in typed:
+        say(f"--{name} {folder} of the run is not used with other data: give it again if it is")
+        return None
+    with_run = environment_of(run).get(f"{name}_from_run")
+    places = [_seen_from(run, folder)]
+    if isinstance(with_run, str):
+        places.append(os.path.normpath(run / with_run))
+    for place in places:
+        if os.path.exists(place):
+            return os.path.abspath(place)
+    raise DataError(
+        f"the {name} of {run} were in {places[0]}, and are not there: say where they are now with "
+        f"--{name}"
+    )
 
 
 def _counted(

@@ -4,6 +4,7 @@ A `Predictor` is the same for a checkpoint, run by torch, and for an exported fi
 runtime.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
@@ -25,7 +26,7 @@ from ..predictions import OfInput, Prediction
 from ..preprocess import Preprocess
 from ..runtimes import Guarded, by_suffix, metadata
 from ..runtimes import load as load_file
-from ..tasks import Limiting, limits_of, named
+from ..tasks import Limiting, Model, limits_of, named
 from ..weights.read import files_beside
 from .sidecar import checked
 from .trained import Trained
@@ -379,12 +380,21 @@ def runtime_of(path: Path) -> str:
     return "torch" if (path / "best.safetensors").is_file() else runtime
 
 
+def _with_own_head(model: Model) -> Model:
+    """The same network, whose head may be told what to keep without changing that of others."""
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)  # a copy of a module shares these
+    twin.head = copy.copy(model.head)
+    return twin
+
+
 class _TorchRunner:
     """The model of a checkpoint, from images to outputs in the memory of the CPU."""
 
     def __init__(self, source: str | Path | Trained, device: torch.device):
         if isinstance(source, Trained):
-            self.model, self.facts = source.model.to(device), source.facts
+            self.model, self.facts = _with_own_head(source.model), source.facts
+            device = next(self.model.parameters()).device
         else:
             loaded = checkpoint.load(source, device)
             self.model, self.facts = loaded.model, loaded.meta

@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ..errors import ModelError
-from ..facts import OWN_HASH, Facts, check_own_hash, sealed
+from ..facts import NEEDED, OWN_HASH, Facts, check_own_hash, sealed
 from ..reading import DESCRIPTION, from_json, hash_of, read_bytes, to_json
 from ..runtimes import files
+
+# Keys that stand in every description, also of a network that cannot describe itself.
+OURS = ("sha256", "checkpoint_sha256", OWN_HASH)
 
 
 def signed(document: Mapping[str, object]) -> str:
@@ -75,10 +78,19 @@ def check_hash(path: Path, facts: Facts) -> None:
     )
 
 
+def _is_of_another(beside: Path) -> bool:
+    """Whether a JSON file of the same stem has nothing that a description of ours has."""
+    try:
+        about = from_json(read_bytes(beside, DESCRIPTION))
+    except (OSError, ValueError):
+        return False  # it may be ours, and damaged
+    return isinstance(about, dict) and not any(key in about for key in (*NEEDED, *OURS))
+
+
 def checked(path: Path, *, needed: bool = True) -> Facts | None:
     """The description beside a file whose hash fits; None without one, unless it is `needed`."""
     beside = path.with_suffix(".json")
-    if not needed and not beside.exists():
+    if not needed and (not beside.exists() or _is_of_another(beside)):
         return None
     facts = read_sidecar(path)
     if not path.exists():

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -79,10 +80,11 @@ class DecodedOnce:
         """Keep a batch, the next of those that are kept, unless the limit was reached."""
         if self.full:
             return
-        kept = _Kept(batch, None)
+        # What a worker handed over is shared memory, with an open file for each large tensor.
+        kept = _Kept(_owned(batch), None)
         pixels = (batch.images * self.std + self.mean).mul(255).round().clamp(0, 255).byte()
         if len(batch.images) and torch.equal(self._normalized(pixels), batch.images):
-            kept = _Kept(batch._replace(images=torch.empty(0)), pixels)
+            kept = _Kept(kept.batch._replace(images=torch.empty(0)), pixels)
         if self.used + kept.size > self.limit:
             self.full = True
             return
@@ -97,6 +99,19 @@ class DecodedOnce:
     def _normalized(self, pixels: Tensor) -> Tensor:
         """As `Preprocess.tensor` does, so that the values are the same to the last bit."""
         return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
+
+
+def _owned(batch: Batch) -> Batch:
+    """The batch with tensors of this process alone."""
+    targets = {name: _copied(values) for name, values in batch.targets.items()}
+    return batch._replace(images=_copied(batch.images), targets=targets)
+
+
+def _copied(values: Any) -> Any:
+    """Tensors, in lists too, of which those in shared memory are copied."""
+    if isinstance(values, Tensor):
+        return values.clone() if values.is_shared() else values
+    return [_copied(value) for value in values] if isinstance(values, list) else values
 
 
 def _bytes(values: object) -> int:

@@ -29,6 +29,9 @@ class Environment(TypedDict, total=False):
     from_python: list[str]  # the parts that no setting names
     data_path: str
     data_from_run: str  # the same, seen from the run folder
+    # Where images and masks were that lie apart from their annotations.
+    images_from_run: str
+    masks_from_run: str
 
 
 def environment_of(run: Path) -> Environment:

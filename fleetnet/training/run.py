@@ -195,11 +195,19 @@ class Run:
             place = os.path.abspath(config.data)
             environment |= {
                 "data_path": place,
-                "data_from_run": os.path.relpath(place, self.folder),
+                "data_from_run": self._seen_from_here(place),
             }
+        if is_new and config.images is not None:
+            environment["images_from_run"] = self._seen_from_here(config.images)
+        if is_new and config.masks is not None:
+            environment["masks_from_run"] = self._seen_from_here(config.masks)
         self._write(ENVIRONMENT, to_json(environment, indent=2) + "\n")
         text = yaml.safe_dump({**config.to_dict(), "size": list(config.size)}, sort_keys=False)
         self._write(CONFIG, f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n")
+
+    def _seen_from_here(self, place: str) -> str:
+        """A path as it is from the run folder, so that it holds when both move together."""
+        return os.path.relpath(os.path.abspath(place), self.folder)
 
     def _write(self, name: str, text: str) -> None:
         self.written.append(name)
