@@ -33,7 +33,7 @@ from fleetnet.errors import FleetnetError
 from fleetnet.find import find
 from fleetnet.measure import latency
 from fleetnet.parc import with_products
-from fleetnet.proof.as_if_trained import realistic
+from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, executorch, load
 from fleetnet.tasks import build
@@ -117,7 +117,7 @@ def compared(name: str, size: int, what: str, change: Change, runs: int) -> list
     torch.manual_seed(0)
     example = torch.randn(1, 3, size, size)
     ours = reparameterize(
-        realistic(build(name, 1000 if "/" not in name else 20), (size, size)), example
+        as_if_trained(build(name, 1000 if "/" not in name else 20), (size, size)), example
     )
     other, places = change(ours)
     found = []

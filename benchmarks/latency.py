@@ -32,7 +32,7 @@ from fleetnet.find import find
 from fleetnet.measure import latency
 from fleetnet.measure.flops import count
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import choice, label, load
+from fleetnet.runtimes import choice, load, title_of
 from fleetnet.weights import create_model
 
 NETWORKS = (
@@ -96,7 +96,7 @@ def prepared(
         model = create_model(name).eval()
         for text in RUNTIMES:
             runtime, precision = choice(text)
-            module, title = find("runtimes", runtime), f"{name} {label(runtime, precision)}"
+            module, title = find("runtimes", runtime), f"{name} {title_of(runtime, precision)}"
             try:
                 if lacking := module.missing():
                     raise ExportError(lacking)

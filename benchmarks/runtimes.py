@@ -42,8 +42,8 @@ from fleetnet.errors import ExportError
 from fleetnet.find import find, names
 from fleetnet.inputs.dataset import ImageDataset, collate
 from fleetnet.predictions import Labels
-from fleetnet.proof.as_if_trained import realistic
-from fleetnet.runtimes import label
+from fleetnet.proof.as_if_trained import as_if_trained
+from fleetnet.runtimes import title_of
 from fleetnet.tasks import build
 from fleetnet.training.evaluate import evaluate
 from fleetnet.weights.read import locate
@@ -71,7 +71,7 @@ def held(
         size, shown = None, pictures_of(pictures, None, locate(Path(trained)))
     else:
         options = OPTIONS.get(head, {}) if is_head else {}
-        model = realistic(build(name, 20 if is_head else 1000, options=options), size)
+        model = as_if_trained(build(name, 20 if is_head else 1000, options=options), size)
     module = find("runtimes", runtime)
     found: Result = {"relative": None, "reason": None}
     with tempfile.TemporaryDirectory() as folder:
@@ -220,7 +220,7 @@ def cause(result: Result, precision: str, finest: Result | None) -> str:
 
 def table(results: list[Result]) -> str:
     """Markdown: networks by rows, runtimes by columns, with the reasons below."""
-    of = {label(r, p): (r, p) for r in names("runtimes") for p in find("runtimes", r).tolerances}
+    of = {title_of(r, p): (r, p) for r in names("runtimes") for p in find("runtimes", r).tolerances}
     columns = [column for column in of if any(r["runtime"] == column for r in results)]
     by = {(r["network"], r["runtime"]): r for r in results}
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -238,7 +238,7 @@ def table(results: list[Result]) -> str:
         why = cause(
             result,
             precision,
-            by.get((row, label(runtime, finest))) if precision != finest else None,
+            by.get((row, title_of(runtime, finest))) if precision != finest else None,
         )
         beyond = figures(" ".join(result["reason"].split()))
         said = reasons.setdefault((why, column if beyond else ""), [])
@@ -334,7 +334,7 @@ def main() -> None:  # noqa: C901
         weights = weights_of(run) if run else "random"
         for runtime in runtimes:
             for precision in find("runtimes", runtime).tolerances:
-                key = {"network": name, "runtime": label(runtime, precision), "weights": weights}
+                key = {"network": name, "runtime": title_of(runtime, precision), "weights": weights}
                 results.append(record.done(key, held, name, run, pictures, runtime, precision))
     scores = []
     for run in args.classifiers:

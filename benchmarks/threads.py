@@ -31,7 +31,7 @@ from fleetnet.deploy.predictor import Predictor
 from fleetnet.errors import ExportError, UsageError
 from fleetnet.find import find, names
 from fleetnet.preprocess import Preprocess
-from fleetnet.proof.as_if_trained import realistic
+from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.runtimes import trace
 from fleetnet.tasks import build
 
@@ -131,7 +131,7 @@ def made(model: str, runtime: str, folder: Path, size: int, photos: Sequence[Ima
     """The file of a model with random weights in a runtime, or its checkpoint for "torch"."""
     torch.manual_seed(0)
     task = model.partition("/")[0]
-    network = realistic(
+    network = as_if_trained(
         build(model, 5, options=OPTIONS.get(task) if "/" in model else None), (size, size)
     )
     preprocess = Preprocess((size, size), mode=find("tasks", network.task).MODE)

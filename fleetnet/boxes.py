@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.ops import nms
 
-from .errors import UsageError, choose
+from .errors import UsageError, suggest
 
 CANDIDATES = 1000  # of a picture that enter the NMS at least
 MOST = 10_000  # objects of a picture that may be kept: the NMS compares all pairs of candidates
@@ -51,7 +51,7 @@ class Limits:
         values: dict[str, Any] = {}
         for key, value in given.items():
             if key not in fields:
-                raise UsageError(f"no limit {key!r}: {choose(key, fields)}")
+                raise UsageError(f"no limit {key!r}: {suggest(key, fields)}")
             if value is not None:
                 values[fields[key]] = value
         if "only" in values:
@@ -70,7 +70,7 @@ def _labels(names: Sequence[str], classes: Sequence[str]) -> tuple[int, ...]:
     for name in names:
         if name not in classes:
             raise UsageError(
-                f"only is {name!r}, which is no class of this model: {choose(name, classes)}"
+                f"only is {name!r}, which is no class of this model: {suggest(name, classes)}"
             )
     return tuple(label for label, name in enumerate(classes) if name in names)
 

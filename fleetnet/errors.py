@@ -71,7 +71,7 @@ def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments
             if word not in allowed:
                 name = function.__qualname__.removesuffix(".__init__")
                 raise ArgumentError(
-                    f"{name} has no argument {word!r}: {choose(word, allowed, 'argument')}"
+                    f"{name} has no argument {word!r}: {suggest(word, allowed, 'argument')}"
                 )
         return function(*args, **keywords)
 
@@ -81,7 +81,7 @@ def named_arguments(function: Callable[Arguments, Result]) -> Callable[Arguments
 FEW = 12  # names: as many can be read in an error message
 
 
-def choose(given: str, allowed: Iterable[str], kind: str = "", listed_by: str = "") -> str:
+def suggest(word: str, allowed: Iterable[str], kind: str = "", listed_by: str = "") -> str:
     """The end of an error message: the nearest allowed names by meaning, else by spelling; all where they are few.
 
     `kind` is what is asked for: "flag", "key" (of a recipe), "argument" (of a function), "runtime",
@@ -93,9 +93,9 @@ def choose(given: str, allowed: Iterable[str], kind: str = "", listed_by: str = 
     "did you mean 'lr'? Allowed: lr, epochs"
     """
     names = list(allowed)
-    likely = _likely(given, names)
-    proposed = instead(kind, given)
-    near = [] if proposed else _by_meaning(given, names, kind)
+    likely = _likely(word, names)
+    proposed = instead(kind, word)
+    near = [] if proposed else _by_meaning(word, names, kind)
     answered = bool(proposed or near)
     near = near or ([] if proposed else [repr(name) for name in _by_spelling(likely)])
     if near:
@@ -107,13 +107,13 @@ def choose(given: str, allowed: Iterable[str], kind: str = "", listed_by: str = 
     )
 
 
-def _by_meaning(given: str, names: list[str], kind: str) -> list[str]:
+def _by_meaning(word: str, names: list[str], kind: str) -> list[str]:
     """What the word is called here, as it is to be typed."""
     by_plain = {plain(name): name for name in names}
-    if plain(given) in by_plain and plain(given):
-        return [repr(by_plain[plain(given)])]
+    if plain(word) in by_plain and plain(word):
+        return [repr(by_plain[plain(word)])]
     near = []
-    for meaning in meanings(given):
+    for meaning in meanings(word):
         key, _, value = meaning.partition("=")
         if plain(key) in by_plain:
             name = by_plain[plain(key)]

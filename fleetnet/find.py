@@ -15,7 +15,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 
-from .errors import UsageError, choose
+from .errors import UsageError, suggest
 
 
 def names(folder: str) -> list[str]:
@@ -27,7 +27,7 @@ def names(folder: str) -> list[str]:
 def find(folder: str, name: str) -> ModuleType:
     """The module of one entry; `UsageError` with the nearest name if there is none."""
     if name not in names(folder):
-        raise UsageError(f"no {name!r} in {folder}: {choose(name, names(folder))}")
+        raise UsageError(f"no {name!r} in {folder}: {suggest(name, names(folder))}")
     return import_module(f"{__package__}.{folder}.{name}")
 
 

@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import ModelError, choose
+from .errors import ModelError, suggest
 from .reparam import as_conv, fold_bn_before, scale_shift
 
 HEIGHT, WIDTH = 2, 3  # dimensions of a feature (N, C, H, W)
@@ -404,7 +404,7 @@ def replace(model: nn.Module, example: Tensor, pattern: str = "*") -> list[str]:
     chosen = [name for name in lengths if fnmatch(name, pattern)]
     if not chosen:
         raise ModelError(
-            f"no depthwise convolution to swap is named {pattern!r}: {choose(pattern, lengths)}"
+            f"no depthwise convolution to swap is named {pattern!r}: {suggest(pattern, lengths)}"
         )
     for name in chosen:
         parent, _, leaf = name.rpartition(".")

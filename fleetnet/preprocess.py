@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import images
-from .errors import ModelError, UsageError, choose
+from .errors import ModelError, UsageError, suggest
 from .geometry import Place
 from .sizes import LARGEST_SIDE
 
@@ -286,7 +286,7 @@ class Preprocess:
         keys = [field.name for field in dataclasses.fields(cls)]
         for key in values:
             if key not in keys:
-                raise ModelError(f"preprocess: unknown key {key!r}: {choose(key, keys)}")
+                raise ModelError(f"preprocess: unknown key {key!r}: {suggest(key, keys)}")
         absent = [key for key in keys if key not in values and key not in ADDED]
         if absent:
             raise ModelError(

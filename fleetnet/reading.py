@@ -146,13 +146,13 @@ def from_json(text: str | bytes) -> Any:
 def links_out(folder: str | Path) -> list[Path]:
     """The links in a folder, at any depth, that lead out of it; what is behind a linked folder is not looked at."""
     root = os.path.realpath(folder)
-    found = []
+    paths = []
     for place, folders, names in os.walk(folder):
         for name in (*folders, *names):
             path = os.path.join(place, name)
             if os.path.islink(path) and not _is_inside(os.path.realpath(path), root):
-                found.append(Path(path))
-    return sorted(found)
+                paths.append(Path(path))
+    return sorted(paths)
 
 
 def leads_out(path: str | Path, folder: str | Path) -> bool:

@@ -234,18 +234,18 @@ def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module
             "feature size: give reparameterize(model, example) an input of the size to deploy"
         )
     sizes = _feature_sizes(model, example) if sized and example is not None else {}
-    done: dict[nn.Module, nn.Module] = {}  # a module used in two places stays shared
+    replaced: dict[nn.Module, nn.Module] = {}  # a module used in two places stays shared
 
     def collapse(module: nn.Module) -> nn.Module:
-        if module in done:
-            return done[module]
+        if module in replaced:
+            return replaced[module]
         if _can(module, "fuse"):
             fused = cast("_Fusing", module).fuse()
         elif module in sizes:
             fused = cast("_FusingAtSize", module).fuse_at(sizes[module])
         else:
             fused = module
-        done[module] = fused
+        replaced[module] = fused
         if fused is not module:
             fused.eval()
         # named_children would skip a second name of one child

@@ -2,7 +2,7 @@
 
 The words on the left are those of timm, torchvision, PaddleClas, CVNets, keras, Lightning,
 MMDetection and the flags that YOLO's many programs have in common; they are written as `plain`
-leaves them. `errors.choose` looks them up.
+leaves them. `errors.suggest` looks them up.
 """
 
 import re

@@ -10,7 +10,7 @@ from zoo import image
 from fleetnet.cli import main
 from fleetnet.errors import ExportError
 from fleetnet.find import find
-from fleetnet.proof.as_if_trained import pictures, realistic
+from fleetnet.proof.as_if_trained import as_if_trained, pictures
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.runtimes import Request, onnx
 from fleetnet.tasks import build, named
@@ -26,7 +26,7 @@ CHECK = ["export", "--check", "--size", "64", "--classes", "3"]
 )
 def test_random_weights_are_as_if_trained(name):
     torch.manual_seed(0)
-    model = realistic(build(name, 3), (64, 64))
+    model = as_if_trained(build(name, 3), (64, 64))
     assert not any(m.training for m in model.modules())
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     assert all(norm.momentum == 0.1 for norm in norms)
@@ -48,7 +48,7 @@ def test_random_weights_are_as_if_trained(name):
 
 def test_batch_norms_have_the_statistics_of_the_pictures():
     model = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8))
-    realistic(model, (20, 30))
+    as_if_trained(model, (20, 30))
     before = model[0](pictures((20, 30)))
     torch.testing.assert_close(model[1].running_mean, before.mean((0, 2, 3)))
     torch.testing.assert_close(model[1].running_var, before.transpose(0, 1).flatten(1).var(1))
@@ -60,7 +60,8 @@ def test_the_same_seed_gives_the_same_weights_and_anchors_stay():
         key: value.clone() for key, value in models[0].named_buffers() if key.endswith("anchors")
     }
     states = [
-        realistic(m, (64, 64), seed).state_dict() for m, seed in zip(models, (0, 0, 1), strict=True)
+        as_if_trained(m, (64, 64), seed).state_dict()
+        for m, seed in zip(models, (0, 0, 1), strict=True)
     ]
     assert all(
         torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True)

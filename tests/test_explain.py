@@ -20,7 +20,7 @@ from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.find import find, names
 from fleetnet.preprocess import Preprocess
-from fleetnet.proof.as_if_trained import realistic
+from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.proof.explain import explain, explanation
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, files, onnx
@@ -61,7 +61,7 @@ def exported(
 ) -> tuple[nn.Module, Path]:
     """The deploy form of a network and its ONNX file."""
     torch.manual_seed(0)
-    model = realistic(build(request.param, 10), SIZE)
+    model = as_if_trained(build(request.param, 10), SIZE)
     deployed = reparameterize(model, image(*SIZE, batch=1))
     path = tmp_path_factory.mktemp(request.param) / "model.onnx"
     onnx.export(Request(deployed, image(*SIZE, batch=1), path))
@@ -364,7 +364,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, nn.
     """A checkpoint of a detector, its file with boxes chosen inside, taking pixels, and the deploy form."""
     folder = tmp_path_factory.mktemp("delivered")
     torch.manual_seed(0)
-    model = realistic(build("ssd/fasternet_t0", 3), SIZE)
+    model = as_if_trained(build("ssd/fasternet_t0", 3), SIZE)
     preprocess = Preprocess(SIZE, mode="stretch", channel_order="BGR")
     checkpoint.save(
         folder / "best.safetensors", model, classes=list("abc"), preprocess=preprocess, metrics={}

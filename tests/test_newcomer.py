@@ -21,7 +21,7 @@ from fleetnet.backbones import pretrained, variants
 from fleetnet.cli import VERBS, main
 from fleetnet.cli._arguments import new_parser
 from fleetnet.cli._table import PUBLISHED, SIZES
-from fleetnet.errors import ArgumentError, FleetnetError, UsageError, WriteError, choose
+from fleetnet.errors import ArgumentError, FleetnetError, UsageError, WriteError, suggest
 from fleetnet.files import check_writable
 from fleetnet.find import find, names
 from fleetnet.training.config import KEYS
@@ -174,11 +174,11 @@ def test_what_other_tools_words_mean_is_there():
 
 def test_many_names_are_not_listed():
     many = [f"name_{i}" for i in range(41)]
-    assert choose("something", many, "flag", "fleetnet x --help").count("name_") == 4
-    assert "`fleetnet x --help` lists all 41" in choose(
+    assert suggest("something", many, "flag", "fleetnet x --help").count("name_") == 4
+    assert "`fleetnet x --help` lists all 41" in suggest(
         "something", many, "flag", "fleetnet x --help"
     )
-    assert choose("a", ["b", "c"]) == "Allowed: b, c"
+    assert suggest("a", ["b", "c"]) == "Allowed: b, c"
 
 
 def test_models_answers_without_building_a_network():

@@ -21,7 +21,7 @@ from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.facts import check_values
 from fleetnet.find import find
 from fleetnet.preprocess import Preprocess
-from fleetnet.proof.as_if_trained import realistic
+from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.proof.verify import Elsewhere
 from fleetnet.runtimes import Request, Sizes, onnx, parse_open
 from fleetnet.tasks import Model, build, named
@@ -50,7 +50,7 @@ def delivered(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple
     def make(name: str) -> tuple[Model, Delivered]:
         if name not in made:
             torch.manual_seed(0)
-            model = realistic(build(name, 3, options=NETWORKS[name]), SIZE)
+            model = as_if_trained(build(name, 3, options=NETWORKS[name]), SIZE)
             preprocess = Preprocess(SIZE, mode=find("tasks", model.task).MODE)
             file = tmp_path_factory.mktemp("files") / "model.onnx"
             made[name] = model, export(model, "onnx", file, preprocess=preprocess, dynamic="size")

@@ -22,7 +22,7 @@ from fleetnet.predictions import Detections, LabelMap
 from fleetnet.proof.agreement import Meaning, compare
 from fleetnet.proof.verify import verify
 from fleetnet.reparam import WIDEST, as_conv, merge, reparameterize
-from fleetnet.runtimes import Request, choice, files, label, load, onnx
+from fleetnet.runtimes import Request, choice, files, load, onnx, title_of
 
 ROOT = Path(__file__).parents[1]
 BASE = {"executorch", "mnn", "ncnn", "onnx", "openvino", "pt2"}  # that make test installs
@@ -158,8 +158,8 @@ def test_deliver(name, dynamic, model, image, tmp_path, capfd):
 def test_choice():
     assert choice("onnx") == ("onnx", "fp32")
     assert choice("mnn:fp16") == ("mnn", "fp16")
-    assert label("mnn", "fp32") == "mnn"
-    assert label(*choice("mnn:fp16")) == "mnn-fp16"
+    assert title_of("mnn", "fp32") == "mnn"
+    assert title_of(*choice("mnn:fp16")) == "mnn-fp16"
     with pytest.raises(UsageError, match="no runtime 'mn': did you mean 'mnn'"):
         choice("mn")
     with pytest.raises(UsageError, match="mnn has no precision 'fp61': did you mean 'fp16'"):

@@ -14,7 +14,7 @@ from typing import Protocol, cast
 
 from torch import Tensor, nn
 
-from ..errors import ModelError, UsageError, choose
+from ..errors import ModelError, UsageError, suggest
 from ..find import find as find_module
 from ..find import names
 from ..preprocess import Preprocess
@@ -138,7 +138,7 @@ def _meant(name: str) -> str:
         from .timm import nearest
 
         return f"ours are listed by `fleetnet models`; of timm's: {nearest(name)}"
-    return f"{choose(name, variants(), 'model', 'fleetnet models')}; networks of timm are named timm/NAME"
+    return f"{suggest(name, variants(), 'model', 'fleetnet models')}; networks of timm are named timm/NAME"
 
 
 def check_name(name: str) -> None:
@@ -182,6 +182,6 @@ def backbone(
         if key not in allowed:
             raise UsageError(
                 f"{name} has no option {key!r}: "
-                f"{choose(key, allowed) if allowed else 'it has none'}"
+                f"{suggest(key, allowed) if allowed else 'it has none'}"
             )
     return make(drop_path=drop_path, output_stride=output_stride, **(options or {}))

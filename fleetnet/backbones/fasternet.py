@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
-from ..errors import ModelError, UsageError, choose
+from ..errors import ModelError, UsageError, suggest
 from ..layers import ConvBN, check_batch, drop_rates
 from ..preprocess import Preprocess
 from . import Option, Pretrained, Recognized, State
@@ -138,7 +138,7 @@ class FasterNet(nn.Module):
     ):
         super().__init__()
         if mixing not in MIXINGS:
-            raise UsageError(f"FasterNet has no mixing {mixing!r}: {choose(str(mixing), MIXINGS)}")
+            raise UsageError(f"FasterNet has no mixing {mixing!r}: {suggest(str(mixing), MIXINGS)}")
         self.channels = [width * 2**i for i in range(len(depths))]
         self.strides: list[int] = []
         self.act = act

@@ -45,7 +45,7 @@ from typing import cast
 
 from torch import Tensor, nn
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 from ..layers import ConvBN, SqueezeExcite, check_batch
 from ..preprocess import Preprocess
 from ..reparam import Kernel, as_conv, fold_bn, identity, kernel, merge
@@ -182,7 +182,7 @@ class MobileOne(nn.Module):
     ):
         super().__init__()
         if norm not in NORMS:
-            raise UsageError(f"MobileOne has no norm {norm!r}: {choose(str(norm), NORMS)}")
+            raise UsageError(f"MobileOne has no norm {norm!r}: {suggest(str(norm), NORMS)}")
         if branches < 1:
             raise UsageError(f"MobileOne's branches is {branches}; allowed: at least 1")
         if drop_path:

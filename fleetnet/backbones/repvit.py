@@ -38,7 +38,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import StochasticDepth
 
-from ..errors import ModelError, UsageError, choose
+from ..errors import ModelError, UsageError, suggest
 from ..layers import ConvBN, SqueezeExcite, check_batch, drop_rates
 from ..preprocess import Preprocess
 from ..reparam import as_conv, as_linear, fold_bn, identity, kernel, linear_kernel, merge
@@ -182,7 +182,7 @@ class RepViT(nn.Module):
     ):
         super().__init__()
         if taps not in TAPS:
-            raise UsageError(f"RepViT has no taps {taps!r}: {choose(str(taps), TAPS)}")
+            raise UsageError(f"RepViT has no taps {taps!r}: {suggest(str(taps), TAPS)}")
         self.channels = [width * 2**i for i in range(len(depths))]
         self.strides: list[int] = []
         self.distillation, self.taps = distillation, taps

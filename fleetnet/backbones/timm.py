@@ -25,7 +25,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
-from ..errors import ModelError, UsageError, choose
+from ..errors import ModelError, UsageError, suggest
 from ..preprocess import Preprocess
 from . import Backbone, Implied, Option, Pretrained, Recognized, State
 from ._defaults import convert as convert
@@ -291,12 +291,12 @@ def make(
     check_name(name)
     for key in options:
         if key not in OPTIONS:
-            raise UsageError(f"timm/{name} has no option {key!r}: {choose(key, OPTIONS)}")
+            raise UsageError(f"timm/{name} has no option {key!r}: {suggest(key, OPTIONS)}")
     classifier = options.get("classifier", "linear")
     if classifier not in CLASSIFIERS:
         raise UsageError(
             f"option classifier of timm/{name} is {classifier!r}: "
-            f"{choose(str(classifier), CLASSIFIERS)}"
+            f"{suggest(str(classifier), CLASSIFIERS)}"
         )
     if classifier == "own":
         return Trunk(name, drop_path, output_stride)

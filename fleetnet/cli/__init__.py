@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar, cast
 
-from ..errors import FleetnetError, SlowerWarning, UsageError, choose
+from ..errors import FleetnetError, SlowerWarning, UsageError, suggest
 from ..find import find as find_module
 from ..reading import to_json
 from ._show import say
@@ -168,7 +168,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     verb, *rest = words
     if verb not in VERBS:
-        raise UsageError(f"no verb {verb!r}: {choose(verb, VERBS, 'verb')}")
+        raise UsageError(f"no verb {verb!r}: {suggest(verb, VERBS, 'verb')}")
     from ._arguments import parse
 
     module = find(verb)

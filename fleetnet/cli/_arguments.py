@@ -18,7 +18,7 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 from jsonargparse import ArgumentParser
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 from ..find import constant, names
 from ..synonyms import meanings, plain
 from . import Verb
@@ -276,14 +276,14 @@ def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:
     for i, word in enumerate(words):
         name = word.split("=")[0].split(".")[0]
         if name.startswith("--") and len(name) > 2 and name not in flags:
-            known = choose(name, flags, "flag", f"fleetnet {verb} --help")
+            known = suggest(name, flags, "flag", f"fleetnet {verb} --help")
             raise UsageError(f"{verb} has no flag {name}: {known}")
         if re.fullmatch("-[a-zA-Z]+", name) and name not in ("-h",):
             following = _as_flags(words[i + 1 :], flags)
             known = (
                 f"write {following}"
                 if following
-                else choose(name, flags, "flag", f"fleetnet {verb} --help")
+                else suggest(name, flags, "flag", f"fleetnet {verb} --help")
             )
             raise UsageError(f"{verb} has no flag {name}: {known}")
         alone = not word.startswith("-") and (i == 0 or not words[i - 1].startswith("-"))
@@ -374,7 +374,7 @@ def _wrong_value(action: Action, given: str, kind: str) -> str:
     wanted = _kind(action)
     choices = _choices(wanted)
     if choices:
-        return f"{name} is {given!r}: {choose(given, choices)}"
+        return f"{name} is {given!r}: {suggest(given, choices)}"
     allowed = _allowed(wanted)
     pointed = given.replace(",", ".")
     if re.fullmatch(r"-?\d*,\d+", given) and "number" in allowed:

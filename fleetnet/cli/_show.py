@@ -200,8 +200,8 @@ class TrainingProgress:
             while len(parts) > 1 and len(text) > self.bar.console.width - SHORTEST_BAR:
                 parts.pop()  # the last are the least important
                 text = " ".join(parts)
-            done = (p.epoch - 1 + p.step / p.steps) / p.epochs
-            self.bar.update(self.task, completed=done, description=text)
+            share = (p.epoch - 1 + p.step / p.steps) / p.epochs
+            self.bar.update(self.task, completed=share, description=text)
         elif now - self.last >= SECONDS_BETWEEN_LINES:
             self.last = now
             say(text)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 from ..measure.candidates import FORMS, Accuracy, Subject, Wanted
 from ._arguments import TRUST, check_outputs, flag, usual_sizes
 from ._settings import About, switch
@@ -232,7 +232,7 @@ def _wanted(settings: Bench, threads: Sequence[int], folder: Path) -> Wanted:
     forms = [] if texts == "none" else texts.split(",")
     for form in forms:
         if form not in FORMS:
-            raise UsageError(f"no form {form!r}: {choose(form, [*FORMS, 'none'])}")
+            raise UsageError(f"no form {form!r}: {suggest(form, [*FORMS, 'none'])}")
     to = settings.to or "onnx"
     runtimes = [choice(text) for text in ([] if to == "none" else to.split(","))]
     return Wanted(folder, runtimes, forms, threads, settings.size, settings.trust)
@@ -250,7 +250,9 @@ def accuracies_of(texts: Sequence[str], models: Sequence[str]) -> dict[str, Accu
         if not equal:
             raise UsageError(f"accuracy is {text!r}; allowed: NAME=VALUE, such as repvit_m0_9=78.7")
         if name not in models:
-            raise UsageError(f"accuracy of {name!r}, which is not measured: {choose(name, models)}")
+            raise UsageError(
+                f"accuracy of {name!r}, which is not measured: {suggest(name, models)}"
+            )
     return accuracies
 
 

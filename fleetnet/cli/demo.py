@@ -266,7 +266,7 @@ def _figures(
     figures.confusion(confusion, val.classes, plots / "confusion.png")
     shown: list[Any] = spread(val, 18)  # generated: their images are functions
     pictures = [sample.image() for sample in shown]
-    names = [found[0][0] for found in file.predict(pictures, top=1)]
+    names = [answer[0][0] for answer in file.predict(pictures, top=1)]
     truths = [val.classes[sample.label] for sample in shown]
     figures.predictions(pictures, truths, names, plots / "predictions.png")
     return [plots / name for name in ("curves.png", "predictions.png", "confusion.png")]

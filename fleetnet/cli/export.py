@@ -213,7 +213,7 @@ class Written:
 
     def line(self) -> list[object]:
         """Of the table."""
-        from ..runtimes import label
+        from ..runtimes import title_of
 
         parity = self.delivered.parity
         proof: list[object] = ["not run here", "", "", ""]
@@ -224,7 +224,7 @@ class Written:
                 f"{parity.tolerance:.0e}",
                 parity.images,
             ]
-        title, path = label(self.runtime, self.precision), str(self.delivered.path)
+        title, path = title_of(self.runtime, self.precision), str(self.delivered.path)
         return [title, path, f"{self.bytes / 1e6:.1f}", self.input, *proof]
 
 
@@ -271,10 +271,10 @@ def _exported(
     """The file for one runtime; said is what it replaces, and how it was proven at other sizes."""
     from .. import runtimes
     from ..deploy.export import export
-    from ..runtimes import label
+    from ..runtimes import title_of
     from ..sizes import parse_size
 
-    title = label(name, precision)
+    title = title_of(name, precision)
     # one does not take the place of the other
     stem = "model-decoded" if settings.embed_decode else "model"
     file = out / title / f"{stem}{runtimes.find(name).suffix}"
@@ -325,7 +325,7 @@ def _input_of(file: Path) -> str | None:
 def _check(settings: Export, targets: Sequence[Target]) -> dict[str, object]:
     """Try each runtime, and say what came of it; `ExportError` where one cannot hold the model."""
     from ..deploy.trial import model_to_try, try_model
-    from ..runtimes import label
+    from ..runtimes import title_of
     from ..sizes import parse_size
 
     model, size = model_to_try(
@@ -337,7 +337,7 @@ def _check(settings: Export, targets: Sequence[Target]) -> dict[str, object]:
     )
     attempts: list[Attempt] = []
     for name, precision in targets:
-        say(f"trying {settings.model} in {label(name, precision)}")
+        say(f"trying {settings.model} in {title_of(name, precision)}")
         attempts.append(
             try_model(
                 model,
@@ -351,7 +351,7 @@ def _check(settings: Export, targets: Sequence[Target]) -> dict[str, object]:
             )
         )
     _show_attempts(f"{settings.model} at {size[0]}x{size[1]}, tried", attempts)
-    failed = [label(a.runtime, a.precision) for a in attempts if a.result == "cannot"]
+    failed = [title_of(a.runtime, a.precision) for a in attempts if a.result == "cannot"]
     if failed:
         raise ExportError(
             f"{settings.model} cannot be handed over for {', '.join(failed)}: see the table"
@@ -366,11 +366,11 @@ def _check(settings: Export, targets: Sequence[Target]) -> dict[str, object]:
 
 
 def _show_attempts(title: str, attempts: "Sequence[Attempt]") -> None:
-    from ..runtimes import label
+    from ..runtimes import title_of
 
     rows = [
         [
-            label(attempt.runtime, attempt.precision),
+            title_of(attempt.runtime, attempt.precision),
             attempt.result,
             "" if attempt.relative is None else f"{attempt.relative:.2e}",
             "" if attempt.tolerance is None else f"{attempt.tolerance:.0e}",
@@ -380,4 +380,4 @@ def _show_attempts(title: str, attempts: "Sequence[Attempt]") -> None:
     table(title, ["runtime", "result", "relative", "allowed"], rows)
     for attempt in attempts:
         if attempt.said:
-            tell(f"{label(attempt.runtime, attempt.precision)}: {attempt.said}")
+            tell(f"{title_of(attempt.runtime, attempt.precision)}: {attempt.said}")

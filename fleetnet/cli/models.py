@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 
-from ..errors import ModelError, choose
+from ..errors import ModelError, suggest
 from ..synonyms import head, plain
 from ._settings import About
 from ._show import say, table
@@ -105,5 +105,5 @@ def _meant(pattern: str) -> str:
         return f"did you mean {' or '.join(map(repr, family[:3]))}? `fleetnet models` lists all {len(SIZES)}"
     if head(word):
         return f"it is a head, which goes on any of the networks here, as {head(word)}/repvit_m0_9"
-    nearest = choose(word, SIZES, "model", "fleetnet models")
+    nearest = suggest(word, SIZES, "model", "fleetnet models")
     return f"{nearest}; networks of timm are named timm/NAME"

@@ -13,7 +13,7 @@ from jsonargparse.typing import (
     PositiveInt,
 )
 
-from ..errors import ExportError, UsageError, choose
+from ..errors import ExportError, UsageError, suggest
 from ..find import names
 from ..training.config import TrainConfig
 from ._arguments import TIMEOUT, output_folder
@@ -161,7 +161,7 @@ def _check_runtimes(runtimes: Sequence[str]) -> None:
     for name in runtimes:
         if name not in names("int8"):
             raise UsageError(
-                f"no int8 for the runtime {name!r}: {choose(name, names('int8'), 'runtime')}"
+                f"no int8 for the runtime {name!r}: {suggest(name, names('int8'), 'runtime')}"
             )
         if absent := missing(name):
             raise ExportError(absent)

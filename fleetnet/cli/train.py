@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, choose
+from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, suggest
 from ..reading import SMALL, links_out, read_text
 from ..training.config import TrainConfig, read_recipe
 from ..training.folder import BEST, CONFIG, HASHED, STATE, environment_of
@@ -483,7 +483,7 @@ def _check_folder(run: Path) -> None:
         near = (
             [str(p.parent) for p in run.parent.glob(f"*/{CONFIG}")] if run.parent.is_dir() else []
         )
-        nearest = f": {choose(str(run), near)}" if near else ""
+        nearest = f": {suggest(str(run), near)}" if near else ""
         raise UsageError(f"no run in {str(run)!r} ({CONFIG} is missing){nearest}")
     if out := links_out(run):
         raise ModelError(

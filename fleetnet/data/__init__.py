@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar, cast
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError, UsageError, choose, named_arguments
+from ..errors import DataError, UsageError, named_arguments, suggest
 from ..find import find as find_module
 from ..find import names
 from ..images import examine, hidden
@@ -275,9 +275,9 @@ def load(
     no format, have no annotation of that kind, lack the split, or are faulty.
     """
     if split is not None and split not in SPLITS:
-        raise UsageError(f"no split {split!r}: {choose(split, SPLITS)}")
+        raise UsageError(f"no split {split!r}: {suggest(split, SPLITS)}")
     if target not in TARGETS:
-        raise UsageError(f"no target {target!r}: {choose(target, TARGETS)}")
+        raise UsageError(f"no target {target!r}: {suggest(target, TARGETS)}")
     root = str(root)
     if masks is not None and format is None:
         # The folder may hold nothing but pictures.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import DataError, choose
+from ..errors import DataError, suggest
 from . import IGNORE, Sample, Split
 
 SHOWN = 5  # unknown classes that a message names at most
@@ -71,7 +71,7 @@ def _check_known(split: Split, index: dict[str, int], whose: str) -> None:
     what = "a class" if many == 1 else f"{many} classes"
     raise DataError(
         f"the data has {what} that {whose} does not know: {', '.join(counted)}{more}. Labels go by "
-        f"the names of the classes: {choose(unknown[0], index)}. Rename what is the same, and "
+        f"the names of the classes: {suggest(unknown[0], index)}. Rename what is the same, and "
         "leave out what is not"
     )
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from ..errors import DataError, UsageError, choose
+from ..errors import DataError, UsageError, suggest
 from ..images import examine, read, read_labels
 from . import IGNORE, Notes, Object, Sample, Split, fit_box, shorten, whole
 from ._masks import NoMask, check_segmentation, runs_of
@@ -126,7 +126,7 @@ def _item(value: object, index: int) -> Item:
         )
     unknown = next((key for key in value if key not in KEYS), None)
     if unknown is not None:
-        raise UsageError(f"sample {index} has {unknown!r}: {choose(str(unknown), KEYS)}")
+        raise UsageError(f"sample {index} has {unknown!r}: {suggest(str(unknown), KEYS)}")
     return value
 
 
@@ -190,7 +190,7 @@ def _plain(value: object) -> Any:
 def _label(value: Any, names: Sequence[str], where: str) -> int:
     if isinstance(value, str):
         if value not in names:
-            raise DataError(f"{where}: no class {value!r}: {choose(value, names)}")
+            raise DataError(f"{where}: no class {value!r}: {suggest(value, names)}")
         return names.index(value)
     index = whole(_plain(value))
     if index is None or not 0 <= index < len(names):

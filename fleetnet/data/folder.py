@@ -12,7 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..errors import DataError, choose
+from ..errors import DataError, suggest
 from ..images import find_images, hidden
 from . import Sample, Source, Split, check_exists, few, hold_out, part_of
 from ._conventions import USUAL, Places, by_split, folders_in, images_in, split_of
@@ -119,7 +119,7 @@ def _scan(
     allowed = set(classes)
     for child in folders_in(folder):
         if child.name not in allowed:
-            near = choose(child.name, classes)
+            near = suggest(child.name, classes)
             raise DataError(
                 f"class folder {str(child)!r} has no folder of that name in {first!r}: {near}"
             )

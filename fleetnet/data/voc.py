@@ -23,7 +23,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from ..errors import DataError, UsageError, choose
+from ..errors import DataError, UsageError, suggest
 from ..images import EXTENSIONS, find_images, read_labels
 from . import (
     IGNORE,
@@ -282,7 +282,7 @@ def place(
         entry = f"{source}, object {i} ({shorten(name)})"
         if name not in classes:
             raise DataError(
-                f"{entry}: the class is not known; {choose(shorten(name), map(shorten, classes))}"
+                f"{entry}: the class is not known; {suggest(shorten(name), map(shorten, classes))}"
             )
         if box is None:
             notes.drop("without a box", f"{entry}: dropped, it has no bndbox")

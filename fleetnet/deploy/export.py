@@ -238,15 +238,15 @@ def facts_of_use(facts: Facts, deployable: Deployable) -> Facts:
 
 def _wanted(facts: Facts, limits: Mapping[str, object]) -> Limits | None:
     """The limits of a file: those given, else those of its model; None where it is no detector."""
-    given = {key: value for key, value in limits.items() if value is not None}
+    asked = {key: value for key, value in limits.items() if value is not None}
     of_model = limits_of(facts)
     if of_model is None:
-        if given:
+        if asked:
             raise UsageError(
-                f"{', '.join(given)} are for detectors; the model is of the task {facts.task}"
+                f"{', '.join(asked)} are for detectors; the model is of the task {facts.task}"
             )
         return None
-    return of_model.changed(given, facts.classes)
+    return of_model.changed(asked, facts.classes)
 
 
 def meaning_of(task: Task, size: tuple[int, int], limits: Limits | None) -> Meaning | None:

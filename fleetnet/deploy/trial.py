@@ -136,7 +136,7 @@ def model_to_try(
     The other settings are those of a model given by name.
     """
     from .. import checkpoint, tasks
-    from ..proof.as_if_trained import realistic
+    from ..proof.as_if_trained import as_if_trained
     from ..tasks import build
 
     path = Path(model)
@@ -145,5 +145,5 @@ def model_to_try(
         return loaded.model, size or loaded.preprocess.size
     network = build(model, classes, output_stride=output_stride, options=options)
     size = size or tasks.find(network.task).SIZE
-    realistic(network, size)  # in place
+    as_if_trained(network, size)  # in place
     return network, size

@@ -25,7 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 from ..geometry import Place
 from ..preprocess import INTERPOLATION, PADDING, Preprocess
 from .decode import AnnotatedPicture, Targets
@@ -289,9 +289,9 @@ def augmentation(
 
 def _check_names(name: str, policy: str) -> None:
     if name not in DEFAULTS:
-        raise UsageError(f"no augmentation {name!r}: {choose(name, DEFAULTS)}")
+        raise UsageError(f"no augmentation {name!r}: {suggest(name, DEFAULTS)}")
     if policy not in AUTO_AUGMENT:
-        raise UsageError(f"no auto_augment {policy!r}: {choose(policy, AUTO_AUGMENT)}")
+        raise UsageError(f"no auto_augment {policy!r}: {suggest(policy, AUTO_AUGMENT)}")
     if policy != "none" and name not in ("classify", "none"):
         raise UsageError(f"auto_augment is {policy!r}; allowed with boxes and masks: none")
 

@@ -59,7 +59,7 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
             return taker.target is aten.linear.default and not pooled
         return taker.target is aten.conv2d.default or taken.ndim == 2
 
-    found = []
+    pairs = []
     for node in program.graph.nodes:
         first, current, positive, pooled = layer(node), node, False, False
         while first and len(current.users) == 1:
@@ -78,10 +78,10 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
                     and reader.args[0] is current
                     and same_channels(node, pooled, reader)
                 ):
-                    found.append((first, second))
+                    pairs.append((first, second))
                 break
             current = reader
-    return found
+    return pairs
 
 
 def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> dict[str, Tensor]:

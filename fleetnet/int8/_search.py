@@ -24,7 +24,7 @@ from torch import Tensor
 from .. import int8, runtimes
 from ..deploy.package import Order, Package, check_suffix, describe, golden_tolerance
 from ..deploy.predictor import Predictor, load
-from ..errors import ExportError, UsageError, choose
+from ..errors import ExportError, UsageError, suggest
 from ..facts import Exported, FileFacts, Int8
 from ..files import beside
 from ..find import names
@@ -153,7 +153,7 @@ def quantize(
 def _check(runtime: str, path: Path, max_drop: float, most: float) -> None:
     """Raise what `quantize` does before anything is written."""
     if runtime not in names("int8"):
-        raise UsageError(f"no int8 for the runtime {runtime!r}: {choose(runtime, names('int8'))}")
+        raise UsageError(f"no int8 for the runtime {runtime!r}: {suggest(runtime, names('int8'))}")
     if max_drop < 0 or not 0 <= most <= 1:
         raise UsageError(
             f"max_drop is {max_drop} and most is {most}; allowed: 0 or more points, a "
@@ -286,7 +286,7 @@ def _matching(layers: Sequence[str], patterns: Sequence[str]) -> list[str]:
     for pattern in patterns:
         matches = [name for name in layers if fnmatchcase(name, pattern)]
         if not matches:
-            raise UsageError(f"no layer {pattern!r} to skip: {choose(pattern, layers)}")
+            raise UsageError(f"no layer {pattern!r} to skip: {suggest(pattern, layers)}")
         chosen += [name for name in matches if name not in chosen]
     return chosen
 

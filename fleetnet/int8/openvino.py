@@ -16,7 +16,14 @@ import numpy as np
 from ..errors import ExportError
 from ..reading import to_json
 from ..runtimes._int8 import safe_scales
-from ..runtimes.openvino import FACTS, PRECISION, WEIGHTED, core, integer_weights_of, untold
+from ..runtimes.openvino import (
+    FACTS,
+    PRECISION,
+    WEIGHTED,
+    core,
+    integer_weights_of,
+    without_telemetry,
+)
 from ..runtimes.openvino import integer_weights as integer_weights
 from . import Write
 from ._shared import module_of, quiet
@@ -32,7 +39,7 @@ KEPT = {*WEIGHTED, "Relu", "MaxPool", "Parameter", "Constant", "Result"}
 def _package(name: str) -> ModuleType:
     """NNCF and its parts; `ExportError` with the command where it is missing."""
     try:
-        with untold():
+        with without_telemetry():
             return import_module(name)
     except ImportError as error:
         raise ExportError(

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import ExportError, ModelError, UsageError, choose
+from ..errors import ExportError, ModelError, UsageError, suggest
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,15 +142,15 @@ def of_file(
     from .. import runtimes
     from ..deploy.export import facts_of
     from ..deploy.predictor import load
-    from ..runtimes import label, size_of
     from ..runtimes import load as load_file
+    from ..runtimes import size_of, title_of
 
     predictor = load(path, trust=trust)
     runtime, size = runtimes.find(predictor.runtime), predictor.preprocess.size
     facts = facts_of(path)[1] if path.with_suffix(".json").exists() else predictor.facts
     precision = facts.precision or next(iter(runtime.tolerances))
-    known = precision in runtime.tolerances
-    title = label(predictor.runtime, precision) if known else f"{predictor.runtime}-{precision}"
+    can_be = precision in runtime.tolerances
+    title = title_of(predictor.runtime, precision) if can_be else f"{predictor.runtime}-{precision}"
     names = tuple(facts.output_names)
     image = torch.randn(1, 3, *size).numpy()
 
@@ -204,7 +204,7 @@ def _of_model(
     say: Say,
 ) -> list[Subject]:
     """Forms in torch and exported files; one that cannot be had adds a line to `skipped`."""
-    from ..runtimes import label
+    from ..runtimes import title_of
     from ..tasks import named
     from .flops import count
 
@@ -219,7 +219,7 @@ def _of_model(
         try:
             file = _exported(networks, runtime, precision, folder)
         except ExportError as error:
-            skipped.append(f"{model} in {label(runtime, precision)}: {error}")
+            skipped.append(f"{model} in {title_of(runtime, precision)}: {error}")
             say(f"skipped {skipped[-1]}")
             continue
         timed += [
@@ -257,9 +257,9 @@ def _exported(networks: _Networks, runtime: str, precision: str, folder: Path) -
     from .. import runtimes
     from ..deploy.export import export
     from ..deploy.package import deliver
-    from ..runtimes import label
+    from ..runtimes import title_of
 
-    file = folder / label(runtime, precision) / f"model{runtimes.find(runtime).suffix}"
+    file = folder / title_of(runtime, precision) / f"model{runtimes.find(runtime).suffix}"
     if networks.trained is not None:  # proven as `fleetnet export` does, by what it finds too
         delivered = export(networks.trained, runtime, file, precision=precision)
     else:
@@ -275,14 +275,14 @@ def _exported(networks: _Networks, runtime: str, precision: str, folder: Path) -
 def _of_exported(
     networks: _Networks, runtime: str, precision: str, file: Path, threads: Sequence[int]
 ) -> Iterator[Subject]:
-    from ..runtimes import label, load, size_of
+    from ..runtimes import load, size_of, title_of
 
     for number in possible(runtime, threads):
         yield Subject(
             networks.model,
             "deploy",
             runtime,
-            label(runtime, precision),
+            title_of(runtime, precision),
             number,
             networks.size,
             calling(load(runtime, file, number, trust=True), networks.example.numpy()),
@@ -331,7 +331,7 @@ def _peer(name: str) -> tuple["nn.Module", "nn.Module"]:
     except ImportError as error:
         raise ModelError(f"timm/{name} needs timm: pip install timm") from error
     if not timm.is_model(name):
-        raise ModelError(f"timm has no model {name!r}: {choose(name, timm.list_models())}")
+        raise ModelError(f"timm has no model {name!r}: {suggest(name, timm.list_models())}")
     model = timm.create_model(name).eval()
     return model, reparameterize_model(model).eval()
 

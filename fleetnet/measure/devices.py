@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ..errors import FleetnetError, UsageError, choose
+from ..errors import FleetnetError, UsageError, suggest
 from ..reading import to_json
 from .latency import Row
 
@@ -192,7 +192,7 @@ def tool(binary: str) -> Tool:
     """The benchmark program of this path; `UsageError` for one of another file name."""
     name = PurePosixPath(binary).name
     if name not in TOOLS:
-        raise UsageError(f"{binary}: no known benchmark program {name!r}: {choose(name, TOOLS)}")
+        raise UsageError(f"{binary}: no known benchmark program {name!r}: {suggest(name, TOOLS)}")
     return TOOLS[name]
 
 

@@ -30,7 +30,7 @@ from itertools import pairwise, permutations
 from pathlib import Path
 from typing import NamedTuple
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 
 PACKAGES = ("fleetnet", "torch", "onnxruntime")  # whose versions decide the figures
 FEWEST = 5  # rounds, before a budget may end a measurement
@@ -205,7 +205,7 @@ def _speedups(rows: Sequence[Row], base: str) -> dict[str, list[float]]:
     """Base's time by each row's, round by round; without the waiting if both know theirs."""
     by_name = {row.name: row for row in rows}
     if base not in by_name:
-        raise UsageError(f"no row {base!r} to compare with: {choose(base, by_name)}")
+        raise UsageError(f"no row {base!r} to compare with: {suggest(base, by_name)}")
     reference = by_name[base]
     speedups = {}
     for row in rows:

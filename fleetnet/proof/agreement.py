@@ -228,9 +228,9 @@ def _compare_objects(
         unpaired += len(alone) + len(stray) - explained
         ious += [iou for _, _, iou, _ in pairs]
         masks += [iou for *_, iou in pairs if iou is not None]
-        for side, found, which in ((ours, a, 0), (theirs, b, 1)):
+        for side, prediction, which in ((ours, a, 0), (theirs, b, 1)):
             index = torch.tensor([pair[which] for pair in pairs], dtype=torch.long)
-            values = torch.cat([found.boxes, found.scores[:, None]], 1)  # (n, 5)
+            values = torch.cat([prediction.boxes, prediction.scores[:, None]], 1)  # (n, 5)
             side.append(values[index].double())
     if not ious:
         return Agreement(tolerance, boxes, cut, 0, unpaired)

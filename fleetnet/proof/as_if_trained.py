@@ -31,7 +31,7 @@ def pictures(size: tuple[int, int], seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def realistic(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Module:
+def as_if_trained(model: nn.Module, size: tuple[int, int], seed: int = 0) -> nn.Module:
     """Draw every parameter, and give batch norms the statistics of random images of `size` (height, width), in place.
 
     Gammas have both signs; no shift or scale is 0 or 1. Other buffers, such as anchors, stay.

@@ -20,7 +20,7 @@ from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
-from ..errors import ExportError, FleetnetError, ModelError, UsageError, choose
+from ..errors import ExportError, FleetnetError, ModelError, UsageError, suggest
 from ..facts import Facts
 from ..find import constant, names
 from ..find import find as find_module
@@ -124,11 +124,11 @@ def choice(text: str) -> tuple[str, str]:
     """
     name, _, precision = text.strip().partition(":")
     if name not in names("runtimes"):
-        raise UsageError(f"no runtime {name!r}: {choose(name, names('runtimes'), 'runtime')}")
+        raise UsageError(f"no runtime {name!r}: {suggest(name, names('runtimes'), 'runtime')}")
     allowed = list(find(name).tolerances)
     if precision and precision not in allowed:
         raise UsageError(
-            f"{name} has no precision {precision!r}: {choose(precision, allowed, 'precision')}"
+            f"{name} has no precision {precision!r}: {suggest(precision, allowed, 'precision')}"
         )
     return name, precision or allowed[0]
 
@@ -138,7 +138,7 @@ def by_suffix() -> dict[str, str]:
     return {str(constant("runtimes", name, "suffix")): name for name in names("runtimes")}
 
 
-def label(name: str, precision: str) -> str:
+def title_of(name: str, precision: str) -> str:
     """The folder and the title of a runtime's file: "mnn", or "mnn-fp16" for a precision that is not the default."""
     return name if precision == next(iter(find(name).tolerances)) else f"{name}-{precision}"
 

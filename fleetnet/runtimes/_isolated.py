@@ -21,7 +21,7 @@ from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..errors import ExportError, UsageError, choose
+from ..errors import ExportError, UsageError, suggest
 from ..find import names
 from . import find
 
@@ -59,7 +59,7 @@ def _shared() -> list[str]:
 def _requirements(name: str) -> list[str]:
     """What a runtime asks for, and the torch that is here."""
     if name not in converters():
-        raise UsageError(f"{name} needs no environment of its own: {choose(name, converters())}")
+        raise UsageError(f"{name} needs no environment of its own: {suggest(name, converters())}")
     return [*find(name).isolated, *(f"{package}=={version(package)}" for package in SHARED)]
 
 

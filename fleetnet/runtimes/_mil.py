@@ -62,7 +62,7 @@ def read(package: "MLModel") -> "Function":
 
 def layers(function: "Function") -> list[Layer]:
     """The layers with weights of a program, in order."""
-    found = []
+    layers = []
     for op in function.operations:
         if op.op_type in WEIGHTED and op.weight.val is not None:
             bias = (
@@ -70,8 +70,8 @@ def layers(function: "Function") -> list[Layer]:
                 if op.bias is None or op.bias.val is None or not op.bias.val.any()
                 else op.bias.val
             )
-            found.append(Layer(op.name, op.op_type, op.weight.val, bias))
-    return found
+            layers.append(Layer(op.name, op.op_type, op.weight.val, bias))
+    return layers
 
 
 def _array(tensor: Tensor) -> np.ndarray:

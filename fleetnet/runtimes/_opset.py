@@ -59,8 +59,8 @@ class _Graph:
             if node.op_type == "Constant" and node.attribute[0].name == "value":
                 self.constants[node.output[0]] = node.attribute[0].t
         inferred = self.onnx.shape_inference.infer_shapes(proto).graph
-        known = [*inferred.value_info, *inferred.input, *inferred.output]
-        self.ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in known}
+        shaped = [*inferred.value_info, *inferred.input, *inferred.output]
+        self.ranks = {value.name: len(value.type.tensor_type.shape.dim) for value in shaped}
         self.ranks |= {tensor.name: len(tensor.dims) for tensor in proto.graph.initializer}
 
     def values(self, name: str) -> list[int]:
@@ -102,10 +102,10 @@ def _axes_as_attribute(graph: _Graph, node: "NodeProto") -> Nodes:
 
 def _split(graph: _Graph, node: "NodeProto", opset: int) -> Nodes:
     """Sizes of the parts: an input from 13 on, an attribute before; only 18 knows just their number."""
-    given = graph.attributes(node)
-    if (len(node.input) < 2 or not node.input[1]) and "num_outputs" in given:
+    attributes = graph.attributes(node)
+    if (len(node.input) < 2 or not node.input[1]) and "num_outputs" in attributes:
         shape = _shape_of(graph, node.input[0])
-        size = shape[given.get("axis", 0)] if shape else 0
+        size = shape[attributes.get("axis", 0)] if shape else 0
         if not size:
             raise ExportError("Split: the size of what is split is not known")
         part = -(-size // len(node.output))
@@ -130,14 +130,16 @@ def _shape_of(graph: _Graph, name: str) -> list[int]:
 
 def _layer_norm(graph: _Graph, node: "NodeProto") -> Nodes:
     """LayerNormalization is an operator from 17 on; before, its formula."""
-    given = graph.attributes(node)
+    attributes = graph.attributes(node)
     x, weight, out = node.input[0], node.input[1], node.output[0]
     rank = graph.ranks.get(x, 0)
-    axis = given.get("axis", -1)
+    axis = attributes.get("axis", -1)
     if axis >= 0 and not rank:
         raise ExportError("LayerNormalization: the rank of its input is not known")
     axes = list(range(axis, 0)) if axis < 0 else list(range(axis - rank, 0))
-    epsilon = graph.constant(f"{out}_epsilon", np.array(given.get("epsilon", 1e-5), np.float32))
+    epsilon = graph.constant(
+        f"{out}_epsilon", np.array(attributes.get("epsilon", 1e-5), np.float32)
+    )
     name = {
         key: f"{out}_{key}"
         for key in ("mean", "apart", "square", "variance", "safe", "root", "normal", "scaled")
@@ -223,13 +225,17 @@ def _pad(graph: _Graph, node: "NodeProto") -> Nodes:
 
 def _shape(graph: _Graph, node: "NodeProto") -> Nodes:
     """A part of a shape can be asked for from 15 on; before, it is cut out of the whole."""
-    given, output = graph.attributes(node), node.output[0]
-    if "end" not in given:
+    attributes, output = graph.attributes(node), node.output[0]
+    if "end" not in attributes:
         return [node]
     whole = f"{output}_whole"
     start, end, axis = (
         graph.constant(f"{output}_{name}", np.array([value], np.int64))
-        for name, value in (("start", given.get("start", 0)), ("end", given["end"]), ("axis", 0))
+        for name, value in (
+            ("start", attributes.get("start", 0)),
+            ("end", attributes["end"]),
+            ("axis", 0),
+        )
     )
     return [
         graph.node("Shape", [node.input[0]], whole),
@@ -294,7 +300,9 @@ def _name_constant_outputs(proto: "ModelProto") -> None:
         if tensor.name in outputs:
             name, tensor.name = tensor.name, f"{tensor.name}_constant"
             for node in proto.graph.node:
-                node.input[:] = [tensor.name if given == name else given for given in node.input]
+                node.input[:] = [
+                    tensor.name if attributes == name else attributes for attributes in node.input
+                ]
             proto.graph.node.append(
                 onnx.helper.make_node("Identity", [tensor.name], [name], name=f"{name}/Identity")
             )

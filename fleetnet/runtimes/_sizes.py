@@ -4,7 +4,7 @@ from collections.abc import Hashable
 
 from torch import Tensor
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 from ..sizes import Sizes as Sizes
 
 OPEN = ("batch", "size")  # what a file can leave open
@@ -21,7 +21,7 @@ def parse_open(value: bool | str) -> tuple[bool, bool]:
     for word in words:
         if word not in OPEN:
             raise UsageError(
-                f"dynamic is {value!r}: {choose(word, OPEN)}; batch leaves the number of images "
+                f"dynamic is {value!r}: {suggest(word, OPEN)}; batch leaves the number of images "
                 "open, size height and width, batch,size all of them"
             )
     return "batch" in words, "size" in words

@@ -194,11 +194,11 @@ def inspect(request: Request) -> str:
 
 
 def _compare(
-    file: str, given: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float
+    file: str, actual: Sequence[_mil.Layer], expected: Sequence[_mil.Layer], rounding: float
 ) -> str:
     """In words, that layers hold the same in the same order; `ExportError` naming the first that does not."""
     scaled = 0
-    for there, here in zip(given, expected, strict=False):
+    for there, here in zip(actual, expected, strict=False):
         if there.kind != here.kind or there.weight.shape != here.weight.shape:
             raise ExportError(
                 f"{file}: where the model has {here.name}, a {_mil.WEIGHTED[here.kind]} of "
@@ -225,12 +225,12 @@ def _compare(
             raise ExportError(
                 f"{file}: {here.name} (in the file {there.name!r}) is not the model's: {wrong}"
             )
-    if len(given) != len(expected):
+    if len(actual) != len(expected):
         raise ExportError(
-            f"{file}: the file has {len(given)} layers with weights, the model has {len(expected)}"
+            f"{file}: the file has {len(actual)} layers with weights, the model has {len(expected)}"
         )
     but = f", {scaled} of them multiplied by channel by what follows them" if scaled else ""
-    return f"{len(given)} layers hold the model's weights{but}"
+    return f"{len(actual)} layers hold the model's weights{but}"
 
 
 def _allowed(mine: np.ndarray, rounding: float) -> np.ndarray:

@@ -252,12 +252,12 @@ def _network(
         if not taken or taken[0].shape != list(image.shape):
             taken[:] = [f.placeholder(list(image.shape), f.NCHW, kinds[image.dtype.name])]
         taken[0].write(image)
-        found = network.forward(taken)
-        if len(found) < len(outputs):
+        computed = network.forward(taken)
+        if len(computed) < len(outputs):
             raise ModelError(
                 f"{path}: MNN could not run this file on images of shape {image.shape}"
             )
-        return [array(output) for output in found]
+        return [array(output) for output in computed]
 
     return run
 

@@ -329,19 +329,19 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     network = _Network(Path(path), threads, light=True)
 
     def one(image: np.ndarray) -> list[np.ndarray]:
-        extractor, found = network.start(image), []
+        extractor, computed = network.start(image), []
         for i, (dtype, *shape) in enumerate(network.outputs):
             value = network.extract(extractor, f"out{i}")
             value = value.reshape(shape) if value.size == np.prod(shape) else value[None]
-            found.append(np.rint(value).astype(np.int64) if TYPES[dtype] == "int64" else value)
-        return found
+            computed.append(np.rint(value).astype(np.int64) if TYPES[dtype] == "int64" else value)
+        return computed
 
     def run(images: np.ndarray) -> list[np.ndarray]:
-        found = [one(image) for image in network.images.check(images)]
+        computed = [one(image) for image in network.images.check(images)]
         return (
-            found[0]
-            if len(found) == 1
-            else [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            computed[0]
+            if len(computed) == 1
+            else [np.concatenate(parts) for parts in zip(*computed, strict=True)]
         )
 
     return run
@@ -356,11 +356,11 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     network = _Network(Path(path), threads, light=False)
 
     def run(images: np.ndarray) -> dict[str, np.ndarray]:
-        extractor, found = network.start(network.images.check(images)[0]), {}
+        extractor, computed = network.start(network.images.check(images)[0]), {}
         for kind, name, inputs, outputs, *blobs in network.layers:
             if kind not in ("Input", "Split"):
                 for i, blob in enumerate(blobs[int(inputs) : int(inputs) + int(outputs)]):
-                    found[f"{name}:{i}" if i else name] = network.extract(extractor, blob)
-        return found
+                    computed[f"{name}:{i}" if i else name] = network.extract(extractor, blob)
+        return computed
 
     return run

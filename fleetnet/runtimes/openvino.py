@@ -65,7 +65,7 @@ def missing() -> str | None:
 
 
 @contextmanager
-def untold() -> Iterator[None]:
+def without_telemetry() -> Iterator[None]:
     """For importing OpenVINO's packages, which otherwise report that to their makers: they do without the reporter."""
     name = "openvino_telemetry"
     before = sys.modules.get(name)
@@ -80,7 +80,7 @@ def untold() -> Iterator[None]:
 
 def _package() -> ModuleType:
     try:
-        with untold():
+        with without_telemetry():
             return importlib.import_module("openvino")
     except ImportError as error:
         raise ExportError(
@@ -324,8 +324,8 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     run = _runner(path, network, threads)
 
     def traced(image: np.ndarray) -> dict[str, np.ndarray]:
-        found = dict(zip(names, run(image), strict=True))
-        return {name: found[name] for name in order}
+        computed = dict(zip(names, run(image), strict=True))
+        return {name: computed[name] for name in order}
 
     return traced
 

@@ -17,7 +17,7 @@ from ..backbones import Backbone, Option, Recognized, State, backbone, family, v
 from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
 from ..boxes import Limits
-from ..errors import ModelError, UsageError, choose
+from ..errors import ModelError, UsageError, suggest
 from ..facts import Facts
 from ..find import find as find_module
 from ..find import names
@@ -232,7 +232,7 @@ def split_name(name: str) -> tuple[str, str]:
         return "classification", name
     if first not in names("tasks"):
         heads = [task for task in names("tasks") if task != "classification"]
-        meant = f"write {rest}/{first}" if rest in heads else choose(first, [*heads, "timm"])
+        meant = f"write {rest}/{first}" if rest in heads else suggest(first, [*heads, "timm"])
         raise ModelError(f"no task {first!r} in {name!r}: {meant}")
     return first, rest
 
@@ -296,23 +296,26 @@ def defaults(name: str) -> dict[str, Option]:
         return {"classifier": "own"}
     arguments = [(inspect.signature(make).parameters, options) for make, options in made]
     return {
-        key: known[key].default for known, options in arguments for key in options if key in known
+        key: parameters[key].default
+        for parameters, options in arguments
+        for key in options
+        if key in parameters
     }
 
 
 def check_options(name: str, options: Mapping[str, Option]) -> None:
     """`UsageError` for an option that the model does not have, or of another kind than its default."""
-    known = defaults(name)
+    allowed = defaults(name)
     for key, value in options.items():
-        if key not in known:
+        if key not in allowed:
             raise UsageError(
-                f"{name} has no option {key!r}: {choose(key, known) if known else 'it has none'}"
+                f"{name} has no option {key!r}: {suggest(key, allowed) if allowed else 'it has none'}"
             )
-        kinds = (float, int) if isinstance(known[key], float) else (type(known[key]),)
-        if known[key] is not None and type(value) not in kinds:  # bool is an int, but no number
+        kinds = (float, int) if isinstance(allowed[key], float) else (type(allowed[key]),)
+        if allowed[key] is not None and type(value) not in kinds:  # bool is an int, but no number
             raise UsageError(
                 f"option {key} of {name} is {value!r}; allowed: {kinds[0].__name__}, "
-                f"as {known[key]!r}"
+                f"as {allowed[key]!r}"
             )
 
 

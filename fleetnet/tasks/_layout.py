@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import yaml
 
 from ..backbones import family
-from ..errors import ModelError, choose
+from ..errors import ModelError, suggest
 from ..reading import SMALL, Fields, read_text
 
 KEYS = ("nc", "depth_multiple", "width_multiple", "anchors", "backbone", "head")
@@ -106,7 +106,7 @@ def _mapping(text: str) -> Fields:
         )
     for key in layout:
         if key not in KEYS:
-            raise ModelError(f"the layout has an unknown key {key!r}: {choose(str(key), KEYS)}")
+            raise ModelError(f"the layout has an unknown key {key!r}: {suggest(str(key), KEYS)}")
     missing = [key for key in KEYS if key not in layout]
     if missing:
         raise ModelError(f"the layout lacks the key {missing[0]!r}; it needs {', '.join(KEYS)}")
@@ -208,7 +208,7 @@ def _row(index: int, content: object, where: str, layout: Fields) -> Row:
     origin, number, module, args = content
     if not isinstance(module, str) or module not in FORMS:
         row.fail(
-            f"module {_SHOWN.repr(module)} is unknown: {choose(str(module), FORMS)}; a "
+            f"module {_SHOWN.repr(module)} is unknown: {suggest(str(module), FORMS)}; a "
             "backbone only in row 0"
         )
     sources = origin if isinstance(origin, list) else [origin]

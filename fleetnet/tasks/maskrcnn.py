@@ -181,18 +181,18 @@ class MaskRCNN(nn.Module):
         anchors = rpn.anchor_generator(ImageList(first, [size]), list(maps.values()))[0].split(
             counts
         )
-        found, scores, levels = [], [], []
+        decoded, scores, levels = [], [], []
         for level, (logit, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
             logit = logit.permute(0, 2, 3, 1).flatten(1)  # (N, A_i)
             delta = delta.unflatten(1, (-1, 4)).permute(0, 3, 4, 1, 2).flatten(1, 3)  # (N, A_i, 4)
             best, index = logit.topk(min(rpn.pre_nms_top_n(), logit.shape[1]))  # (N, T_i)
             delta = delta.gather(1, index[..., None].expand(-1, -1, 4))
             boxes = rpn.box_coder.decode_single(delta.flatten(0, 1), anchor[index].flatten(0, 1))
-            found.append(boxes.reshape(*index.shape, 4))
+            decoded.append(boxes.reshape(*index.shape, 4))
             scores.append(best.sigmoid())
             levels.append(index.new_full(index.shape[1:], level))
         level_of = torch.cat(levels)
-        boxes = clip_boxes_to_image(torch.cat(found, 1), size)
+        boxes = clip_boxes_to_image(torch.cat(decoded, 1), size)
         probability = _without_empty(boxes, torch.cat(scores, 1), rpn.min_size)
         chosen, there = [], []
         for b, p in zip(boxes, probability, strict=True):
@@ -220,16 +220,16 @@ class MaskRCNN(nn.Module):
         # (N, P * classes)
         scores = (scores.reshape(*there.shape, classes) * there[..., None]).flatten(1)
         scores = _without_empty(boxes, scores.where(scores > limits.score, -1.0), 1e-2)
-        found: dict[str, list[Tensor]] = {"boxes": [], "scores": [], "labels": []}
+        kept: dict[str, list[Tensor]] = {"boxes": [], "scores": [], "labels": []}
         for b, s in zip(boxes, scores, strict=True):
             s, index = s.topk(min(limits.candidates, len(s)))
             b, label = b[index], index % classes
             keep = best_after_nms(b, s, label, classes, limits.iou, limits.count)
             s = take(s, keep).clamp(min=0)
-            found["boxes"].append(take(b, keep) * (s > 0)[:, None])
-            found["scores"].append(s)
-            found["labels"].append(take(label, keep) * (s > 0))
-        outputs = {key: torch.stack(value) for key, value in found.items()}
+            kept["boxes"].append(take(b, keep) * (s > 0)[:, None])
+            kept["scores"].append(s)
+            kept["labels"].append(take(label, keep) * (s > 0))
+        outputs = {key: torch.stack(value) for key, value in kept.items()}
         masks = roi.mask_predictor(
             roi.mask_head(roi.mask_roi_pool(maps, list(outputs["boxes"]), sizes))
         )
@@ -268,17 +268,17 @@ def head(
     `samples` RoIs an image are learned from; `proposals` an image are looked at (twice as many in
     training), before and after the NMS.
     """
-    given = {
+    anchors_and_roi = {
         "channels": channels,
         "hidden": hidden,
         "anchor": anchor,
         "samples": samples,
         "proposals": proposals,
     }
-    for key, value in given.items():
+    for key, value in anchors_and_roi.items():
         if value < 1:
             raise ModelError(f"{key} is {value}; maskrcnn needs at least 1")
-    return MaskRCNN(backbone, classes, **given)
+    return MaskRCNN(backbone, classes, **anchors_and_roi)
 
 
 def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -299,8 +299,8 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
         objects.append({"boxes": boxes[solid], "labels": labels[solid] + 1, "masks": masks[solid]})
     proposals, rpn = network.rpn(ImageList(maps[MAPS[0]], sizes), maps, objects)
     proposals, matched, labels, deltas = roi.select_training_samples(proposals, objects)
-    found = roi.box_predictor(roi.box_head(roi.box_roi_pool(maps, proposals, sizes)))
-    classifier, box = fastrcnn_loss(*found, labels, deltas)
+    predicted = roi.box_predictor(roi.box_head(roi.box_roi_pool(maps, proposals, sizes)))
+    classifier, box = fastrcnn_loss(*predicted, labels, deltas)
 
     positive = [label > 0 for label in labels]
     boxes = [b[chosen] for b, chosen in zip(proposals, positive, strict=True)]

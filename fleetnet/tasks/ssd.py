@@ -116,15 +116,15 @@ class SSD(nn.Module):
                 self._refuse_one_image(size)
             maps.append(layer(maps[-1]))
         maps.append(self.pool(maps[-1].mean((2, 3), keepdim=True)).relu())
-        found = []
+        by_level = []
         for x, project, predict, ratios in zip(
             maps, self.project, self.predict, RATIOS, strict=True
         ):
             y = predict(project(x)).unflatten(
                 1, (2 + 2 * len(ratios), -1)
             )  # (N, anchors, 4 + 1 + classes, h, w)
-            found.append(y.permute(0, 3, 4, 1, 2).flatten(1, 3))
-        raw = torch.cat(found, 1)  # (N, A, 4 + 1 + classes)
+            by_level.append(y.permute(0, 3, 4, 1, 2).flatten(1, 3))
+        raw = torch.cat(by_level, 1)  # (N, A, 4 + 1 + classes)
         anchors = make_anchors([(x.shape[-2], x.shape[-1]) for x in maps], size).to(
             raw.device
         )  # float32
@@ -244,10 +244,10 @@ def _select(outputs: Outputs, size: tuple[int, int], limits: Limits) -> dict[str
     """The best boxes of each picture, padded to K = `limits.count`: boxes (N, K, 4), scores (N, K), labels (N, K)."""
     boxes = clip_boxes_to_image(place(outputs["boxes"].float(), outputs["anchors"].float()), size)
     scores = outputs["logits"].float().softmax(-1)[..., 1:]  # without the background
-    found = [select_within(boxes[i], scores[i], limits) for i in range(boxes.shape[0])]
+    kept = [select_within(boxes[i], scores[i], limits) for i in range(boxes.shape[0])]
     return {
         name: torch.stack(parts)
-        for name, *parts in zip(("boxes", "scores", "labels"), *found, strict=True)
+        for name, *parts in zip(("boxes", "scores", "labels"), *kept, strict=True)
     }
 
 

@@ -340,8 +340,8 @@ def head(
     for name, value in multiples.items():
         if value is not None and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise UsageError(f"{name} is {value!r}; allowed: a number above 0")
-    given = {name: float(value) for name, value in multiples.items() if value is not None}
-    return Network(backbone, classes, Layout(**{**vars(parsed), **given}))
+    asked = {name: float(value) for name, value in multiples.items() if value is not None}
+    return Network(backbone, classes, Layout(**{**vars(parsed), **asked}))
 
 
 def from_file(path: str) -> tuple[str, int, dict[str, Option]]:
@@ -422,7 +422,7 @@ def loss(
         stride, (height, width) = detect.strides[level], x.shape[2:4]
         anchors = detect.anchors[level].to(boxes)
         which, anchor, cell = assign(boxes, anchors, stride, height, width)
-        found = x.new_zeros(x.shape[:4])  # contiguous, whatever x is
+        objectness = x.new_zeros(x.shape[:4])  # contiguous, whatever x is
         if len(which):
             at = (image[which], anchor, cell[:, 1], cell[:, 0])
             learned = x[at]  # (m, 5 + classes)
@@ -436,11 +436,11 @@ def loss(
             )  # 1 - CIoU, (m,)
             box_loss = box_loss + ciou.mean()
             flat = ((at[0] * x.shape[1] + at[1]) * height + at[2]) * width + at[3]
-            found.view(-1).scatter_reduce_(0, flat, (1 - ciou.detach()).clamp(0, 1), "amax")
+            objectness.view(-1).scatter_reduce_(0, flat, (1 - ciou.detach()).clamp(0, 1), "amax")
             wanted = F.one_hot(labels[which], detect.classes).to(x)
             class_loss = class_loss + F.binary_cross_entropy_with_logits(learned[:, 5:], wanted)
         object_loss = object_loss + balance[level] * F.binary_cross_entropy_with_logits(
-            x[..., 4], found
+            x[..., 4], objectness
         )
     area = raw[0].shape[2] * raw[0].shape[3] * detect.strides[0] ** 2  # of the input, in pixels
     levels = 3 / len(raw)
@@ -508,14 +508,14 @@ def _padded(
     outputs: Outputs, size: tuple[int, int] | None = None, limits: Limits = LIMITS
 ) -> dict[str, Tensor]:
     """Predictions (N, A, 5 + classes) -> boxes (N, K, 4), scores (N, K), labels (N, K) of K = `limits.count`."""
-    found = []
+    kept = []
     for row in outputs["predictions"]:
         boxes, scores = box_convert(row[:, :4], "cxcywh", "xyxy"), row[:, 4:5] * row[:, 5:]
-        found.append(select_within(boxes, scores, limits))
+        kept.append(select_within(boxes, scores, limits))
     return dict(
         zip(
             ("boxes", "scores", "labels"),
-            (torch.stack(x) for x in zip(*found, strict=True)),
+            (torch.stack(x) for x in zip(*kept, strict=True)),
             strict=True,
         )
     )

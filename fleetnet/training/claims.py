@@ -181,10 +181,10 @@ def _started(process: int) -> str | None:
         pass
     if (ps := shutil.which("ps")) is None:
         return None
-    told = subprocess.run(
+    answer = subprocess.run(
         [ps, "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False
     )
-    return told.stdout.strip() or None
+    return answer.stdout.strip() or None
 
 
 def _host() -> str:

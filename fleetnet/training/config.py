@@ -25,7 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
-from ..errors import UsageError, choose, named_arguments
+from ..errors import UsageError, named_arguments, suggest
 from ..reading import SMALL, read_text
 from ..sizes import parse_size
 
@@ -245,7 +245,7 @@ class TrainConfig:
         for key, hint in get_type_hints(TrainConfig).items():
             value, allowed_values = getattr(self, key), get_args(hint)
             if get_origin(hint) is Literal and value not in allowed_values:
-                raise UsageError(f"{key} is {value!r}: {choose(str(value), allowed_values)}")
+                raise UsageError(f"{key} is {value!r}: {suggest(str(value), allowed_values)}")
             if value is None and type(None) not in allowed_values:
                 raise UsageError(
                     f"{key} is null; allowed: a value such as {KEYS_AND_DEFAULTS[key]!r}"
@@ -367,7 +367,7 @@ def read_recipe(path: str | Path) -> dict[str, object]:
         near = sorted(p.stem for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         raise UsageError(
             f"no recipe {str(path)!r}: "
-            + (choose(path.stem, near) if near else "the folder has none")
+            + (suggest(path.stem, near) if near else "the folder has none")
         )
     try:
         values = yaml.load(read_text(path, SMALL), plain_yaml())
@@ -387,6 +387,6 @@ def read_recipe(path: str | Path) -> dict[str, object]:
     for key in recipe:
         if key not in KEYS:
             raise UsageError(
-                f"{path}: unknown key {key!r}: {choose(key, KEYS, 'key', 'fleetnet train --help')}"
+                f"{path}: unknown key {key!r}: {suggest(key, KEYS, 'key', 'fleetnet train --help')}"
             )
     return recipe

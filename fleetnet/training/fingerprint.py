@@ -39,9 +39,9 @@ def lines_of(split: Split) -> Lines:
             if isinstance(sample.image, Path)
             else f"picture {index}"
         )
-        known = to_json(_plain(_contents(sample), folder), ensure_ascii=False)
+        text = to_json(_plain(_contents(sample), folder), ensure_ascii=False)
         key = name if name not in lines else f"{name} ({index})"  # a picture may be listed twice
-        lines[key] = hashlib.sha256(known.encode(errors="surrogateescape")).hexdigest()[:16]
+        lines[key] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
     return lines
 
 
@@ -97,10 +97,10 @@ def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> 
         if not differing:
             return
         if not accept:
-            known = _named(run)
+            text = _named(run)
             counts = {name: before["splits"][name]["samples"] for name in differing}
             words = "; ".join(
-                f"{name}: {_difference(counts[name], known.get(name), now[name])}"
+                f"{name}: {_difference(counts[name], text.get(name), now[name])}"
                 for name in differing
             )
             raise DataError(

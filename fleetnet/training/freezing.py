@@ -5,7 +5,7 @@ from typing import cast
 
 from torch import nn
 
-from ..errors import UsageError, choose
+from ..errors import UsageError, suggest
 from ..tasks import Model
 
 
@@ -63,6 +63,6 @@ def _near(pattern: str, model: nn.Module) -> str:
         if part not in children:
             break
         module, path = children[part], f"{path}{part}."
-    return choose(
+    return suggest(
         pattern, [f"{path}{name}.*" for name, _ in module.named_children()] or [f"{path}*"]
     )

@@ -50,8 +50,8 @@ def create_model(
     name, of_file, described = described_by(name)
     source = read_weights(weights, name)
     made = plan_for(name, source, output_stride, {**described, **(options or {})})
-    told = [number for number in (count, of_file, made.classes) if number is not None]
-    model = build(name, told[0] if told else None, drop_path, made.output_stride, made.options)
+    counts = [number for number in (count, of_file, made.classes) if number is not None]
+    model = build(name, counts[0] if counts else None, drop_path, made.output_stride, made.options)
     if made.form == "deploy":
         model = deployed(model, source.size).train()
     model.report = place_weights(model, source, class_names)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..backbones import Pretrained, State, family, pretrained, variants
 from ..backbones.timm import pretrained as pretrained_by_timm
-from ..errors import FleetnetError, ModelError, choose
+from ..errors import FleetnetError, ModelError, suggest
 from ..facts import Facts
 from ..fetching import receive
 from ..files import replacing
@@ -140,7 +140,7 @@ def files_beside(path: Path, suffixes: Sequence[str]) -> str:
         p.name for p in files if p.suffix in suffixes or (p / "best.safetensors").is_file()
     )
     return (
-        choose(path.name, near)
+        suggest(path.name, near)
         if near
         else f"its folder has none that end in {', '.join(suffixes)}"
     )
@@ -176,12 +176,12 @@ def read_safetensors(path: Path, tensors: bool = True) -> tuple[State, dict[str,
         raise ModelError(
             f"{path} ({size} bytes) is damaged, cut short, or not safetensors: {error}"
         ) from error
-    for key, what, found in (
+    for key, what, actual in (
         ("facts_sha256", "description", lambda: hashlib.sha256(text.encode()).hexdigest()),
         ("tensors_sha256", "tensors", lambda: hash_tensors(state) if tensors else None),
     ):
         expected = notes.get(key)  # older files have none
-        if expected is not None and (hashed := found()) is not None and hashed != expected:
+        if expected is not None and (hashed := actual()) is not None and hashed != expected:
             raise ModelError(
                 f"{path} is damaged, or was changed: the hash of its {what} is not the one that "
                 f"was written. If the change was meant, leave {key} out of the file's metadata"
@@ -370,8 +370,8 @@ def _hash_asked_for(fragment: str, url: str) -> str | None:
 
 
 def _check_hash(path: Path, expected: str | None, what: str) -> None:
-    if expected is not None and (found := hash_of([path])) != expected:
-        raise ModelError(f"{what} has the hash {found}, not {expected} as asked for")
+    if expected is not None and (actual := hash_of([path])) != expected:
+        raise ModelError(f"{what} has the hash {actual}, not {expected} as asked for")
 
 
 # ---- unwrap ----------------------------------------------------------------------------------------------------------
@@ -385,17 +385,17 @@ def unwrap(content: object, ema: bool, where: str) -> tuple[State, str]:
     """
     branch = ""
     while isinstance(content, Mapping):
-        found = [
+        keys = [
             key
             for key in ((*AVERAGED, *RAW) if ema else (*RAW, *AVERAGED))
             if _holds_state(content.get(key))
         ]
-        if not found:
+        if not keys:
             break
         content, branch, ema = (
-            content[found[0]],
-            f"{branch}[{found[0]}]",
-            ema and found[0] not in AVERAGED,
+            content[keys[0]],
+            f"{branch}[{keys[0]}]",
+            ema and keys[0] not in AVERAGED,
         )
     if ema:
         raise ModelError(
