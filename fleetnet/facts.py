@@ -1,6 +1,6 @@
 """What a checkpoint or an exported file says of itself: one typed value, checked before anything is built of it.
 
-    Facts         all of it; a checkpoint has no more than its own fields
+    Facts         everything; the file of a checkpoint has neither `exported` nor `file`
     Source        in it: the weights that a training started from
     Exported      in it: what the graph of an exported file takes, gives and has built in
     FileFacts     in it: the file itself, as the description beside it says
@@ -285,7 +285,7 @@ class Facts:
     # None where nothing was measured: of what an int8 file says inside.
     metrics: Figures | None = field(default_factory=dict)
     source: Source | None = None
-    # What only exported files have.
+    # Of exported files; `Trained.read` also notes the name and hash of a checkpoint here.
     exported: Exported | None = None
     file: FileFacts | None = None
     # Who wrote it.

@@ -1,11 +1,11 @@
 """A folder is a table: the file name is the name a user types.
 
-`backbones/`, `tasks/`, `data/` and `runtimes/` are the four things this library lets you add to,
-and `int8/` holds the quantizers of runtimes. Each holds one file per entry; adding an entry is
-adding a file. Its contract is a Protocol in the folder's `__init__.py`, which also has a `find` of
-that type. `names` imports nothing, but other functions ask every entry for something, so an entry
-imports what may be missing inside its functions. Files that begin with an underscore are parts of
-others, not entries.
+`backbones/`, `tasks/`, `data/` and `runtimes/` are the things this library lets you add to, `int8/`
+holds the quantizers of runtimes, and `cli/` the verbs, which are listed in the help too. Each holds
+one file per entry; adding an entry is adding a file. Its contract is a Protocol in the folder's
+`__init__.py`, which also has a `find` of that type. `names` imports nothing, but other functions
+ask every entry for something, so an entry imports what may be missing inside its functions. Files
+that begin with an underscore are parts of others, not entries.
 """
 
 import ast

@@ -17,7 +17,8 @@ class About(TypedDict, total=False):
     """The metadata of a field."""
 
     help: Required[str]
-    # The default in words, where it is decided while the verb runs: the field's default is None.
+    # The default in words, where it is decided while the verb runs; the field's own default is
+    # then None.
     usual: str
     # Of the values of the flag, where that is narrower than the type of the field: PositiveInt.
     kind: object
@@ -39,7 +40,8 @@ class About(TypedDict, total=False):
     check: Callable[[str], None]
     # The field holds what was given of the settings of this dataclass, by name.
     given_of: type
-    # The field holds a dataclass of settings: what is otherwise of its fields here, by their names.
+    # The field holds a dataclass of settings: by the names of its fields, what replaces their own
+    # metadata here.
     otherwise: Mapping[str, "About"]
 
 

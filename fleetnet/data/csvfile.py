@@ -4,10 +4,10 @@
     root/train/_annotations.csv (filename, width, height, class, xmin, ymin, xmax, ymax)
 
 Columns are told by their names (`filename`, `image_id`, `path`, ...; `label`, `class`, `species`,
-...), in any case; of two columns without such names the first is the picture. Pictures are looked
-for below the folder of the table by name, with or without extension, whatever folder the table
-names; nothing else is opened. Boxes are corners, or a corner with width and height, in pixels, or
-all in shares of the picture. Splits are the tables of several names (train.csv, val.csv), those in
+...), in any case; without such names, the column of file names is the picture, and of two columns
+the other is the label. Pictures are looked for below the folder of the table by name, with or
+without extension, whatever folder the table names; nothing else is opened. Boxes are corners, or a
+corner with width and height, in pixels, or all in shares of the picture. Splits are the tables of several names (train.csv, val.csv), those in
 folders of splits, or a column `split`. Without one for "val", every tenth picture of each class is
 held back for it. A table of numbers for each class (0 or 1) has to have a single 1 in each line.
 """
@@ -265,14 +265,14 @@ def _classes(table: Table, file: Path, target: str) -> list[str]:
     several = next((label for label in sorted(labels) if "|" in label), None)
     if several is not None and target == "label":
         raise DataError(
-            f"{file}: the label {shorten(several)!r} is a list: several labels of a picture are not "
-            "learned. Keep one a line"
+            f"{file}: the label {shorten(several)!r} is a list: several labels of a picture are "
+            "not learned. Keep one a line"
         )
     pictures = len({row.name for row in table.rows})
     if target == "label" and pictures >= MANY and len(labels) > pictures // 2:
         raise DataError(
-            f"{file}: the column {table.column!r} has {len(labels)} different values for {pictures} "
-            "pictures, so they are no classes; call the column of the labels `label`"
+            f"{file}: the column {table.column!r} has {len(labels)} different values for "
+            f"{pictures} pictures, so they are no classes; call the column of the labels `label`"
         )
     if not labels and table.has_boxes:
         return ["object"]
@@ -335,8 +335,8 @@ class _Reader:
     def _label(self, row: Row) -> int:
         if row.label not in self.index:
             raise DataError(
-                f"{self.file}, line {row.line}: label {shorten(row.label)!r} is not in the table of "
-                f"train; there is {few(self.index, 10)}"
+                f"{self.file}, line {row.line}: label {shorten(row.label)!r} is not in the table "
+                f"of train; there is {few(self.index, 10)}"
             )
         return self.index[row.label]
 

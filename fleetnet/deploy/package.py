@@ -64,7 +64,7 @@ LEAST_SPREAD = 1e-3
 
 @dataclass(frozen=True)
 class Delivered:
-    """A file that was proven equal to its model, and what lies beside it."""
+    """A file that was handed over: compared with its model, or else only inspected."""
 
     path: Path
     sidecar: Path  # JSON: the facts, inputs and outputs, parity, hash
@@ -87,7 +87,7 @@ class Proof:
 
 
 @dataclass(frozen=True, eq=False)  # tensors have no plain equality
-class Order:
+class Job:
     """What is to become a file, and what the file is compared on."""
 
     model: nn.Module  # in eval mode, multi-branch: what the file has to compute
@@ -255,7 +255,7 @@ def deliver(
         compared = _with_batch(compared)
         elsewhere = [replace(at, examples=_with_batch(at.examples)) for at in elsewhere]
     start = time.perf_counter()
-    order = Order(
+    job = Job(
         model,
         reparameterize(model, example),
         example,
@@ -271,35 +271,35 @@ def deliver(
         elsewhere=elsewhere,
         explain=explain,
     )
-    order.check()
-    return _carry_out(order, facts, start)
+    job.check()
+    return _carry_out(job, facts, start)
 
 
-def _carry_out(order: Order, facts: Facts | None, start: float) -> Delivered:
+def _carry_out(job: Job, facts: Facts | None, start: float) -> Delivered:
     """Write, prove and hand over what was ordered; `start` is when it was begun."""
-    described = Described.of(order)
+    described = Described.of(job)
     inside = described.inside(facts)
-    with beside(order.path, "export") as folder:  # a folder, since some formats are two files
-        request = order.request(folder / order.path.name, inside)
-        find(order.runtime).export(request)
+    with beside(job.path, "export") as folder:  # a folder, since some formats are two files
+        request = job.request(folder / job.path.name, inside)
+        find(job.runtime).export(request)
         seconds = time.perf_counter() - start
-        proof = order.prove(request)
+        proof = job.prove(request)
         package = Package(
             request.path,
-            order.path,
-            order.runtime,
-            order.precision,
-            order.opset,
+            job.path,
+            job.runtime,
+            job.precision,
+            job.opset,
             image=described.image,
-            example=order.example,
-            outputs=order.outputs,
+            example=job.example,
+            outputs=job.outputs,
             tolerance=proof.golden_tolerance,
             inside=inside,
             of_file=_of_proof(proof),
         )
         sidecar, golden = package.hand_over()
     by_size = {at.size: parity for at, parity in proof.elsewhere}
-    return Delivered(order.path, sidecar, golden, proof.parity, seconds, proof.unverified, by_size)
+    return Delivered(job.path, sidecar, golden, proof.parity, seconds, proof.unverified, by_size)
 
 
 def _of_proof(proof: Proof) -> FileFacts:
@@ -443,17 +443,16 @@ class Described:
     made_at: tuple[int, int] | None = None  # height and width, where they are open
 
     @classmethod
-    def of(cls, order: Order) -> "Described":
-        integers = find(order.runtime).integers
-        image = describe("image", order.example, order.dynamic)
+    def of(cls, job: Job) -> "Described":
+        integers = find(job.runtime).integers
+        image = describe("image", job.example, job.dynamic)
         described = cls(
             image,
             tuple(
-                describe(name, value, order.dynamic, integers)
-                for name, value in order.outputs.items()
+                describe(name, value, job.dynamic, integers) for name, value in job.outputs.items()
             ),
         )
-        return described if order.sizes is None else described._with_open_size(order, order.sizes)
+        return described if job.sizes is None else described._with_open_size(job, job.sizes)
 
     def inside(self, facts: Facts | None) -> dict[str, object]:
         """What the file is to say of itself, where the format can: JSON.
@@ -466,32 +465,32 @@ class Described:
             return {"form": "deploy", **exported.to_json()}
         return replace(facts, form="deploy", exported=exported).to_json()
 
-    def _with_open_size(self, order: Order, sizes: Sizes) -> "Described":
+    def _with_open_size(self, job: Job, sizes: Sizes) -> "Described":
         """The same with names in place of the numbers that are others at another size."""
-        height, width = order.example.shape[-2:]
+        height, width = job.example.shape[-2:]
         # Larger by another number of steps each, by which the one is told from the other.
         larger = (height + sizes.step, width + 2 * sizes.step)
         named: dict[Hashable, str] = {(height, larger[0]): "height", (width, larger[1]): "width"}
-        there = _outputs_at(order, order.example.new_zeros(*order.example.shape[:2], *larger))
-        number = "batch" if order.dynamic else len(order.example)
+        there = _outputs_at(job, job.example.new_zeros(*job.example.shape[:2], *larger))
+        number = "batch" if job.dynamic else len(job.example)
         outputs = []
         for output in self.outputs:
-            shape = open_shape(order.outputs[output.name], there[output.name], named)
+            shape = open_shape(job.outputs[output.name], there[output.name], named)
             outputs.append(replace(output, shape=(number, *shape[1:])))
-        shape_of_image = (number, order.example.shape[1], "height", "width")
+        shape_of_image = (number, job.example.shape[1], "height", "width")
         image = replace(self.image, shape=shape_of_image)
         return Described(image, tuple(outputs), sizes, (height, width))
 
 
-def _outputs_at(order: Order, image: Tensor) -> Named:
+def _outputs_at(job: Job, image: Tensor) -> Named:
     """What a model computes at another size than its own; `ExportError` where it cannot."""
     try:
         with torch.no_grad():
-            return by_name(order.model(image), order.names)
+            return by_name(job.model(image), job.names)
     except Exception as error:  # networks of timm have errors of many kinds for sizes
         size = f"{image.shape[-2]}x{image.shape[-1]}"
         raise ExportError(
-            f"{order.path} was not written: its height and width cannot be left open: the network "
+            f"{job.path} was not written: its height and width cannot be left open: the network "
             f"does not compute at {size}: {reason(error)}"
         ) from error
 

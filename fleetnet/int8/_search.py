@@ -22,7 +22,7 @@ import numpy as np
 from torch import Tensor
 
 from .. import int8, runtimes
-from ..deploy.package import Order, Package, check_suffix, describe, golden_tolerance
+from ..deploy.package import Job, Package, check_suffix, describe, golden_tolerance
 from ..deploy.predictor import Predictor, load
 from ..errors import ExportError, UsageError, suggest
 from ..facts import Exported, FileFacts, Int8
@@ -139,9 +139,9 @@ def quantize(
             runtime,
             "int8",
             None,
-            image=describe("image", search.order.example),
-            example=search.order.example,
-            outputs=search.order.outputs,
+            image=describe("image", search.job.example),
+            example=search.job.example,
+            outputs=search.job.outputs,
             tolerance=search.golden_tolerance(written),
             inside=replace(search.facts, metrics=figures(written.attempt.result)).to_json(),
             of_file=FileFacts(int8=_facts_of_int8(search, written, judged, facts or {})),
@@ -185,7 +185,7 @@ class _Search:
         self.steps = _steps(min(int(most * len(self.layers)), others))
         self.before = decisive(prepared.result)
         # The float file is proven on the same images and by the same rules as one that is exported.
-        self.order = Order(
+        self.job = Job(
             prepared.model,
             prepared.deployed,
             prepared.images[:1],
@@ -198,7 +198,7 @@ class _Search:
         )
         # The metrics of the checkpoint are not those of the file, which come to the sidecar when
         # they are known.
-        outputs = tuple(describe(name, value) for name, value in self.order.outputs.items())
+        outputs = tuple(describe(name, value) for name, value in self.job.outputs.items())
         exported = replace(prepared.facts.exported or Exported(), outputs=outputs)
         self.facts = replace(prepared.facts, metrics=None, exported=exported)
 
@@ -223,9 +223,9 @@ class _Search:
     def _float_file(self, folder: Path) -> Path:
         """What the int8 files are made from, proven equal to the network."""
         suffix = runtimes.find(self.runtime).suffix
-        request = self.order.request(folder / f"float{suffix}", {})
+        request = self.job.request(folder / f"float{suffix}", {})
         runtimes.find(self.runtime).export(request)
-        self.order.prove(request)
+        self.job.prove(request)
         return request.path
 
     def _in_float(self, more: int) -> list[str]:
@@ -265,8 +265,8 @@ class _Search:
 
     def golden_tolerance(self, written: _Written) -> float:
         """How far an int8 file may be from what the network computes of the golden input."""
-        actual = written.predictor(self.order.example)
-        return golden_tolerance(self.order.outputs, actual, self.order.tolerance)
+        actual = written.predictor(self.job.example)
+        return golden_tolerance(self.job.outputs, actual, self.job.tolerance)
 
     def _refused(self, attempts: Sequence[Attempt]) -> ExportError:
         tried = ", ".join(
@@ -303,7 +303,7 @@ def _judged(search: _Search, written: _Written, attempts: list[Attempt]) -> _Jud
     same = None
     if written.logits is not None and prepared.logits is not None:
         same = agreement([prepared.logits], [written.logits])
-    macs = multiplications(prepared.deployed, search.order.example)
+    macs = multiplications(prepared.deployed, search.job.example)
     in_int8 = sum(count for name, count in macs.items() if name in written.rounded)
     return {
         "drop": written.attempt.drop,

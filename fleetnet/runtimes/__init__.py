@@ -68,8 +68,12 @@ class Runtime(Protocol):
     # call of a file may run at a time, "process" where one call of all files of the runtime may.
     calls: Calls
     one_pool: bool  # whether all files of a process share one number of threads
-    integers: str  # the type of integer outputs in the file: "int64" unless it has none
-    OPEN_SIZE: bool  # whether a file can leave height and width open; then `export` takes `sizes`
+    integers: (
+        str  # the type of integer outputs in the file: "int64", or what the format has instead
+    )
+    OPEN_SIZE: (
+        bool  # whether a file can leave height and width open; then `request.sizes` may say which
+    )
     isolated: tuple[str, ...]  # what a converter needs that cannot live beside torch: `_isolated`
 
     @property
@@ -99,7 +103,7 @@ class Runtime(Protocol):
 
     @property
     def metadata(self) -> Callable[[Path | str], dict[str, object]] | None:
-        """metadata(path) -> what `export` was given; None of a format that cannot hold it."""
+        """metadata(path) -> the `request.metadata` that was written; None of a format that cannot hold it."""
 
     @property
     def inspect(self) -> Callable[[Request], str] | None:

@@ -132,7 +132,7 @@ class TrainConfig:
     """What `fit` needs to know; every value is checked on construction."""
 
     model: str = _field("", "name of a model, as listed by `fleetnet models`")
-    data: str = _field("", "folder or list file of images, or `shapes` (generated)")
+    data: str = _field("", "folder, list, CSV table or annotation file, or `shapes` (generated)")
     format: str | None = _field(None, "format of the data, where finding it out fails")
     images: str | None = _field(
         None, "folder of the images, where they lie apart from their annotations"

@@ -17,7 +17,7 @@ from .objective import mixed_and_sized
 def train_one_epoch(
     learner: Learner, epoch: int, pace: Pace, hook: Hook, on_wait: Say | None = None
 ) -> Result:
-    """Train for an epoch, counted from 0: means of the losses, images seen, names of skipped ones.
+    """Train for an epoch, counted from 0: means of the losses, images seen, files skipped.
 
     Gradients are summed over groups of `accumulate` batches; the last group of an epoch may have
     fewer. `hook` sees each batch and each step. Raises `FleetnetError` at the first loss that is

@@ -26,7 +26,7 @@ def evaluate(
     limits: Limits | None = None,
     on_wait: Say | None = None,
 ) -> Result:
-    """The task's metric of a model over all batches; names of skipped images under "skipped".
+    """The task's metric of a model over all batches; a line for each skipped image.
 
     `model` takes images (N, 3, H, W) and may be a `Predictor`, so an exported file; its mode is
     restored. Predictions are compared in the pixels of each picture, as it is in its file;

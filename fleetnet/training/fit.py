@@ -78,8 +78,9 @@ def fit(
     that of the settings unless there is an `order`, and what is done to pictures before they are
     learned from is what the settings name unless there is an `augment`. `progress` is called after
     every step, `on_batch` gets what the network sees in it, `on_epoch` each line of the log,
-    `on_wait` a line for each half minute that the workers are waited for; `hooks` get all of this,
-    and may fail.
+    `on_wait` a line for each half minute that the workers are waited for and for a hook that
+    failed. `hooks` get the steps, batches and epochs too; their errors do not end the run, those of
+    functions do.
 
     `resume` goes on with a run: with its preprocessing, and its samples unless `other_data`;
     `restart` is for one that was stopped before its first epoch ended. Raises `UsageError` where

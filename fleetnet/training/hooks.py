@@ -4,7 +4,8 @@ A logger inherits from `Hook` and writes the methods that it needs:
 
     class Server(Hook):
         def epoch(self, line):
-            requests.post("https://example.org/log", json=line)
+            request = urllib.request.Request("https://example.org/log", json.dumps(line).encode())
+            urllib.request.urlopen(request, timeout=10).close()
 
     fleetnet.fit(model, train, val, config, "runs/mine", hooks=[Server()])
 """
@@ -48,7 +49,7 @@ class Progress:
 class Hook(Protocol):
     """What a run calls while it goes on; each method does nothing unless it is written anew.
 
-    An error in a hook is said once and does not end the run, unless it `may_stop` it.
+    An error in a hook is said once and does not end the run, unless the hook's `may_stop` is True.
     """
 
     may_stop: ClassVar[bool] = False

@@ -61,7 +61,7 @@ class TaskObjective:
     def of_outputs(
         self, outputs: Tensor | Mapping[str, Tensor], targets: Targets
     ) -> dict[str, Tensor]:
-        """The same of what the network made of the images."""
+        """The losses, from outputs that are already computed."""
         task = tasks.find(self.model.task)
         return task.loss(self.model.head, named(outputs), targets, **self.settings)
 
