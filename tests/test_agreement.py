@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from fleetnet.errors import ExportError, ModelError
 from fleetnet.predictions import Detections, LabelMap
-from fleetnet.proof.agreement import Agreement, Limits, Meaning, compare, limits
+from fleetnet.proof.agreement import Agreement, Bounds, Meaning, bounds, compare
 from fleetnet.proof.verify import Parity, verify
 from fleetnet.tasks import ssd
 
@@ -264,17 +264,17 @@ def test_a_class_map_must_have_more_of_other_classes_than_may_differ(share, prov
 
 @pytest.mark.parametrize("tolerance", [1e-8, 1e-4, 1e-3])
 def test_fine_precisions_have_one_set_of_limits(tolerance):
-    assert limits(tolerance) == Limits(
+    assert bounds(tolerance) == Bounds(
         iou=0.99, score=1e-3, unpaired=0.01, mean_iou=0.99, pixels=0.999
     )
 
 
 def test_limits_loosen_with_the_tolerance_up_to_an_end():
-    steps = [limits(t) for t in (1e-3, 5e-3, 0.03, 0.1, 0.15)]
+    steps = [bounds(t) for t in (1e-3, 5e-3, 0.03, 0.1, 0.15)]
     for one, looser in pairwise(steps):
         assert (one.iou, one.pixels) >= (looser.iou, looser.pixels)
         assert (one.score, one.unpaired) <= (looser.score, looser.unpaired)
-    assert (limits(0.15).iou, limits(0.15).unpaired) == (pytest.approx(0.9), 0.08)
+    assert (bounds(0.15).iou, bounds(0.15).unpaired) == (pytest.approx(0.9), 0.08)
 
 
 def test_the_limits_that_held_are_said():

@@ -7,9 +7,10 @@ Columns are told by their names (`filename`, `image_id`, `path`, ...; `label`, `
 ...), in any case; without such names, the column of file names is the picture, and of two columns
 the other is the label. Pictures are looked for below the folder of the table by name, with or
 without extension, whatever folder the table names; nothing else is opened. Boxes are corners, or a
-corner with width and height, in pixels, or all in shares of the picture. Splits are the tables of several names (train.csv, val.csv), those in
-folders of splits, or a column `split`. Without one for "val", every tenth picture of each class is
-held back for it. A table of numbers for each class (0 or 1) has to have a single 1 in each line.
+corner with width and height, in pixels, or all in shares of the picture. Splits are the tables of
+several names (train.csv, val.csv), those in folders of splits, or a column `split`. Without one for
+"val", every tenth picture of each class is held back for it. A table of numbers for each class (0
+or 1) has to have a single 1 in each line.
 """
 
 import os

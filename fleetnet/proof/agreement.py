@@ -11,7 +11,7 @@ all: so the mean differences, relative to the spread (`drift`), must also be wit
 tolerance, and the mean IoU has a limit of its own; scores of a network that hardly looks at its
 input lie close together.
 
-How far is still the same follows from the tolerance of the precision: `limits`.
+How far is still the same follows from the tolerance of the precision: `bounds`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ SCORES = 1e-3  # least spread of scores that a drift is relative to
 
 
 @dataclass(frozen=True)
-class Limits:
+class Bounds:
     """What still counts as the same in a precision; the values here are those of float32."""
 
     iou: float = 0.99  # least overlap of boxes, and of masks, that are the same
@@ -43,10 +43,10 @@ class Limits:
     pixels: float = 0.999  # least share of pixels with the same class
 
 
-def limits(tolerance: float) -> Limits:
+def bounds(tolerance: float) -> Bounds:
     """The limits in a precision of this tolerance (relative to the spread of the outputs): float32's up to 1e-3."""
     if tolerance <= 1e-3:
-        return Limits()
+        return Bounds()
     # Measured on four trained heads (ssd/parcnet_s and yolo/repvit_m0_9 on blood cells, maskrcnn/fasternet_t0 on
     # nuclei, deeplabv3/parcnet_s on streets), each on 4 random images and 13 to 15 pictures: float16 weights in MNN and
     # ncnn (a tolerance of 0.03), int8 weights in MNN (0.1), OpenVINO in bfloat16 (0.15). In the latter two the AP of
@@ -63,7 +63,7 @@ def limits(tolerance: float) -> Limits:
     #   moves all boxes by less than the limit for each is lower.
     # - Pixels: 99.94 % in float16, 99.0 % in int8 (99.8 % of pictures, 95.8 % of random images, where classes are
     #   nearly equal), 99.5 % in bfloat16.
-    return Limits(
+    return Bounds(
         iou=min(0.99, 1 - 2 * tolerance / 3),
         score=max(1e-3, tolerance / 10),
         unpaired=min(0.08, max(0.01, 0.8 * tolerance)),
@@ -99,7 +99,7 @@ class Agreement:
 
     @property
     def passed(self) -> bool:
-        limit = limits(self.tolerance)
+        limit = bounds(self.tolerance)
         paired = self.paired >= PAIRED * self.boxes and self.unpaired <= limit.unpaired * self.boxes
         placed = self.mean_iou is None or self.mean_iou >= limit.mean_iou
         return (
@@ -110,7 +110,7 @@ class Agreement:
         )
 
     def __str__(self) -> str:
-        limit, parts = limits(self.tolerance), []
+        limit, parts = bounds(self.tolerance), []
         if self.pixels is not None:
             parts.append(
                 f"{self.pixels:.3%} of pixels of the same class (needed {limit.pixels:.1%})"
@@ -139,7 +139,7 @@ def _mask_iou(a: Tensor, b: Tensor) -> float:
     return 1.0 if union - same <= FEW else same / union
 
 
-def _alike(a: Detections, b: Detections, limit: Limits) -> Tensor:
+def _alike(a: Detections, b: Detections, limit: Bounds) -> Tensor:
     """(n, m): IoU of the boxes where label, place and score are the same, else 0."""
     iou = box_iou(a.boxes.double(), b.boxes.double()).nan_to_num(0)  # of two empty boxes it is NaN
     near = (a.boxes[:, None] - b.boxes).abs().amax(2) <= NEAR
@@ -155,7 +155,7 @@ def _masks(of: Detections) -> Tensor | None:
 
 
 def _pair(
-    a: Detections, b: Detections, limit: Limits
+    a: Detections, b: Detections, limit: Bounds
 ) -> list[tuple[int, int, float, float | None]]:
     """Each box of a and its like of b, each in one pair: (of a, of b, IoU, IoU of the masks)."""
     pairs = []
@@ -212,7 +212,7 @@ def _compare_objects(
     reference: Sequence[Detections], other: Sequence[Detections], meaning: Meaning, tolerance: float
 ) -> Agreement:
     """Boxes, scores and masks of the objects that both sides found, and how many only one did."""
-    limit = limits(tolerance)
+    limit = bounds(tolerance)
     boxes = cut = unpaired = 0
     ious: list[float] = []
     masks: list[float] = []

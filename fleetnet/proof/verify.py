@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ..errors import ExportError, FleetnetError, ModelError
 from ..predictions import Detections
 from ..reparam import WIDEST, allowed, difference, reparameterize
-from .agreement import Agreement, Meaning, compare, limits
+from .agreement import Agreement, Meaning, bounds, compare
 
 Named = dict[str, Tensor]
 # What a model gives, batch first: a tensor, a sequence of them, or a mapping by name.
@@ -206,7 +206,7 @@ def _of_values(
 def _one_value(classes: Tensor, tolerance: float) -> bool:
     """Whether a map of one class everywhere would pass for these class maps."""
     most = classes.unique(return_counts=True)[1].max().item()
-    return most >= limits(tolerance).pixels * classes.numel()
+    return most >= bounds(tolerance).pixels * classes.numel()
 
 
 @dataclass(frozen=True)

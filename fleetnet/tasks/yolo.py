@@ -454,7 +454,7 @@ def loss(
 # Anchors -------------------------------------------------------------------------------------------------------------
 
 
-def match(sizes: Tensor, anchors: Tensor) -> Tensor:
+def anchor_fit(sizes: Tensor, anchors: Tensor) -> Tensor:
     """How well the best anchor (A, 2) fits each size (n, 2): the smaller of its two ratios, 0 to 1; (n,)."""
     ratio = sizes[:, None] / anchors
     return torch.minimum(ratio, 1 / ratio).amin(2).amax(1)
@@ -496,7 +496,7 @@ def prepare(
     if len(sizes) < count:
         return
     new = fit_anchors(sizes, count)
-    before, after = match(sizes, old.flatten(0, 1).to(sizes)), match(sizes, new)
+    before, after = anchor_fit(sizes, old.flatten(0, 1).to(sizes)), anchor_fit(sizes, new)
     if (after > 1 / RATIO).sum() >= (before > 1 / RATIO).sum() and after.mean() > before.mean():
         old.copy_(new.view_as(old))
 
