@@ -15,7 +15,7 @@ from fleetnet.data import shapes
 from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
-from fleetnet.proof.agreement import limits
+from fleetnet.proof.agreement import bounds
 from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, ncnn
@@ -94,7 +94,7 @@ def test_heads_with_raw_outputs_and_class_maps(name: str, tmp_path: Path):
     )
     agreement = done.parity.agreement
     if embedded:  # a pixel of two nearly equal classes may have the other one, as in every proof of class maps
-        assert agreement.pixels >= limits(done.parity.tolerance).pixels
+        assert agreement.pixels >= bounds(done.parity.tolerance).pixels
     else:
         assert agreement.paired == agreement.boxes > 20
     found = fleetnet.load(done.path).predictions(pictures)
