@@ -32,13 +32,13 @@ STATE, STATE_HASH = "trainer.pt", "sha256"
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in memory; `meta` are all of its facts."""
+    """A checkpoint in memory."""
 
     model: Model  # in eval mode, in the form of the file
     classes: list[str]
     preprocess: Preprocess
     metrics: Figures | None
-    meta: Facts
+    facts: Facts
 
 
 def facts(

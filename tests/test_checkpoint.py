@@ -87,7 +87,7 @@ def test_a_checkpoint_needs_nothing_else(
     for key, value in model.state_dict().items():
         assert again.model.state_dict()[key].dtype == value.dtype
         assert torch.equal(again.model.state_dict()[key], value)
-    assert (form_of(again.model), again.meta.form) == (form, form)
+    assert (form_of(again.model), again.facts.form) == (form, form)
     assert not again.model.training
     assert (again.model.options, again.model.output_stride) == (options, output_stride)
     if dtype in (torch.float32, torch.bfloat16):  # a CPU may lack the convolutions of float16
@@ -103,7 +103,7 @@ def test_the_file_describes_itself(tmp_path: Path) -> None:
     )  # fmt: skip
     about = checkpoint.read_facts(path.parent)  # a run folder means its best.safetensors
     assert about.to_json().keys() == KEYS
-    assert about == checkpoint.load(path).meta
+    assert about == checkpoint.load(path).facts
     assert (about.model, about.task, about.form) == (SMALL, "classification", "multi-branch")
     assert (about.classes, about.size) == (["café", "bus", "犬"], (64, 96))
     assert (about.version, about.format, about.drop_path) == (__version__, 1, 0.1)

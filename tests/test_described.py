@@ -139,15 +139,15 @@ def test_a_checkpoint_of_before_is_read(name: str, tmp_path: Path) -> None:
     assert loaded.model.output_stride == about["output_stride"]
     expected = OPTIONS_BEFORE if name == "version_0_1" else about["options"]
     assert expected.items() <= loaded.model.options.items()
-    assert loaded.meta.category_ids == about.get("category_ids")
-    assert loaded.meta.settings == about.get("settings", {})
-    assert (loaded.meta.version, loaded.meta.format) == (about["version"], about.get("format", 0))
+    assert loaded.facts.category_ids == about.get("category_ids")
+    assert loaded.facts.settings == about.get("settings", {})
+    assert (loaded.facts.version, loaded.facts.format) == (about["version"], about.get("format", 0))
     source = about.get("source")
     if source is None:
-        assert loaded.meta.source is None
+        assert loaded.facts.source is None
     else:
-        assert loaded.meta.source.weights == source["weights"]
-        assert loaded.meta.source.license == source["license"]
+        assert loaded.facts.source.weights == source["weights"]
+        assert loaded.facts.source.license == source["license"]
 
 
 LIMITS = {  # of the recorded files: count, iou, score, only

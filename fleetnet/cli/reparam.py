@@ -57,7 +57,7 @@ def run(settings: Reparam) -> dict[str, object]:
     out = Path(settings.out or path.with_name("deploy.safetensors"))
     check_writable(out, "--out")
     loaded = checkpoint.load(path)
-    if loaded.meta.form == "deploy":
+    if loaded.facts.form == "deploy":
         raise ModelError(f"{path} is in deploy form already; there is nothing to collapse")
     model = loaded.model.eval()
     size = parse_size(settings.size) if settings.size else loaded.preprocess.size
@@ -76,11 +76,11 @@ def run(settings: Reparam) -> dict[str, object]:
         deploy,
         classes=loaded.classes,
         preprocess=dataclasses.replace(loaded.preprocess, size=size),
-        settings=loaded.meta.settings,
+        settings=loaded.facts.settings,
         metrics=loaded.metrics,
-        source=loaded.meta.source,
+        source=loaded.facts.source,
         form="deploy",
-        category_ids=loaded.meta.category_ids,
+        category_ids=loaded.facts.category_ids,
     )
     say(f"written: {out}")
     return {

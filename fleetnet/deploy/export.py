@@ -328,10 +328,10 @@ def verify(
 def _model_of(checkpoint_file: str | Path, path: Path, facts: Facts) -> Model:
     """The model of a checkpoint; `ModelError` where the file is of another."""
     loaded = checkpoint.load(checkpoint_file)
-    if (facts.model, facts.classes) != (loaded.meta.model, loaded.classes):
+    if (facts.model, facts.classes) != (loaded.facts.model, loaded.classes):
         raise ModelError(
             f"{path} is a {facts.model} with {len(facts.classes)} classes; "
-            f"{checkpoint_file} is a {loaded.meta.model} with {len(loaded.classes)}"
+            f"{checkpoint_file} is a {loaded.facts.model} with {len(loaded.classes)}"
         )
     return loaded.model
 

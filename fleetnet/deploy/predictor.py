@@ -397,7 +397,7 @@ class _TorchRunner:
             device = next(self.model.parameters()).device
         else:
             loaded = checkpoint.load(source, device)
-            self.model, self.facts = loaded.model, loaded.meta
+            self.model, self.facts = loaded.model, loaded.facts
         self.device, self.dtype = device, next(self.model.parameters()).dtype
 
     @torch.inference_mode()

@@ -28,7 +28,7 @@ class Trained:
         """A checkpoint or a run folder; `ModelError` for what is none."""
         file = locate(Path(path))
         loaded = checkpoint.load(file, device)
-        facts = replace(loaded.meta, exported=Exported(file.name, hash_of([file])))
+        facts = replace(loaded.facts, exported=Exported(file.name, hash_of([file])))
         return cls(loaded.model, loaded.preprocess, facts, file)
 
     @classmethod

@@ -61,11 +61,11 @@ def samples(run: Path, val: Split) -> None:
     """plots/samples.jpg and plots/mistakes.jpg: the best weights on some validation pictures."""
     best = checkpoint.load(run / BEST)
     task = tasks.find(best.model.task)
-    limits = limits_of(best.meta)
+    limits = limits_of(best.facts)
     if limits is not None and task.limit is not None:
         task.limit(best.model.head, limits)
     data = ImageDataset(val, best.preprocess, target=task.TARGET)
-    best_score = best.meta.best_score  # where F1 was best
+    best_score = best.facts.best_score  # where F1 was best
     threshold = USUAL_SCORE if best_score is None else best_score
     looked: list[Judged] = []
     began = time.monotonic()
