@@ -177,6 +177,19 @@ def folders(
     return written
 
 
+def with_more(written: Write, *more: str) -> Write:
+    """The same, and pictures that are none of the data set's, each given as a path."""
+
+    def all_written(root: Path) -> None:
+        written(root)
+        for name in more:
+            save(root / name, MANY[0])
+
+    return all_written
+
+
+USUAL_WORDS = {"train": "train", "val": "val", "test": "test"}
+TRAIN_AND_VAL = {"train": SPLITS["train"], "val": SPLITS["val"]}
 INDEX_NAMES = {"label_list.txt": numbered("{} {}")}
 
 
@@ -404,6 +417,26 @@ READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
         ".",
         SPLITS,
     ),
+    "class folders, a picture among those of train and a folder beside": (
+        with_more(folders(USUAL_WORDS), "train/logo.png", "docs/1.jpg"),
+        ".",
+        SPLITS,
+    ),
+    "class folders, a flat test and a folder beside": (
+        with_more(folders(USUAL_WORDS, splits=TRAIN_AND_VAL), "test/1.jpg", "pred/1.jpg"),
+        ".",
+        TRAIN_AND_VAL,
+    ),
+    "class folders, a folder too much, called as the split": (
+        folders({"train": "train_set/train_set", "val": "val_set/val_set", "test": "test/test"}),
+        ".",
+        SPLITS,
+    ),
+    "class folders, a folder too much, images": (
+        folders({"train": "train/images", "val": "valid/images", "test": "test"}),
+        ".",
+        SPLITS,
+    ),
     "class folders among a NAS's": (
         folders({"train": "train", "val": "valid", "test": "test"}, *PASSED_OVER),
         ".",
@@ -562,6 +595,16 @@ def test_nothing_outside_of_the_data_is_read(tmp_path):
     table(tmp_path / "data" / "t.csv", MANY[:1], row=f"{tmp_path}/secret/{{name}}.jpg,{{label}}")
     with pytest.raises(DataError, match="no such picture below"):
         load(str(tmp_path / "data" / "t.csv"), "all")
+
+
+def test_a_flat_test_folder_beside_splits_is_said(tmp_path):
+    written = folders(USUAL_WORDS, splits=TRAIN_AND_VAL)
+    with_more(written, "test/1.jpg", "pred/1.jpg")(tmp_path)
+    said = load(str(tmp_path), "train").skipped
+    assert any("test': no class folders in it, so its images have no label" in x for x in said)
+    assert any("pred': beside the folders of splits, not read" in line for line in said)
+    with pytest.raises(DataError, match="no split 'test'"):
+        load(str(tmp_path), "test")
 
 
 def test_class_folders_beside_a_table_that_says_the_same(tmp_path):

@@ -15,7 +15,7 @@ from pathlib import Path
 from ..errors import DataError, suggest
 from ..images import find_images, hidden
 from . import Sample, Source, Split, check_exists, few, hold_out, part_of
-from ._conventions import USUAL, Places, by_split, folders_in, images_in, split_of
+from ._conventions import USUAL, Places, by_split, folders_in, images_in, only_folder, split_of
 
 EXPECTS = (
     "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
@@ -58,12 +58,14 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         there = there if "train" in there else {own: path} if split in (None, "all", own) else {}
     part = part_of(split, there, root, own)
     folder = there.get(part.there, path)
-    first = there.get("train", next(iter(there.values()), path))  # names the classes
+    first = _inner(there.get("train", next(iter(there.values()), path)))  # names the classes
     classes = [child.name for child in folders_in(first)]
     if not classes:
         raise DataError(f"no class folders in {str(first)!r}; expected {EXPECTS}")
+    if not {child.name for child in folders_in(folder)} <= set(classes):
+        folder = _inner(folder)
     images, skipped = _scan(folder, classes, str(first))
-    skipped += [f"{str(path / name)!r}: beside the folders of splits, not read" for name in unread]
+    skipped += unread
     source = Source(root, "folder", part.split, str(folder), part.take)
     return Split(parse(images, classes, part.take), classes, skipped, source=source)
 
@@ -77,18 +79,20 @@ def parse(
 
 
 def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
-    """The folders of splits below `root`, none where they are classes of these names; and what is not read then.
+    """The folders of splits below `root`, none where they are classes of these names; and lines on what is not read.
 
-    They are classes where one of them holds images itself and other folders hold images too. Raises
-    `DataError` where there are class folders below a split's and in other folders alike, which
-    could be both.
+    They are classes where one of them holds images itself, other folders hold images too, and none
+    of them holds class folders. Raises `DataError` where there are class folders below the only
+    folder of a split and in other folders alike, which could be both.
     """
     folders = {child.name: child for child in folders_in(root)}
     splits = {name: child for name, child in folders.items() if split_of(name)}
     others = [
         name for name, child in folders.items() if name not in splits and _holds_image_below(child)
     ]
-    if splits and others and any(images_in(folder) for folder in splits.values()):
+    flat = [name for name, folder in splits.items() if images_in(folder)]
+    with_classes = [name for name, folder in splits.items() if _holds_class_folders(folder)]
+    if others and flat and not with_classes:
         return {}, []
     if len(splits) == 1 and others:
         (name,) = splits
@@ -98,9 +102,33 @@ def _splits(root: Path) -> tuple[dict[str, Path], list[str]]:
             f"give {str(root / name)!r} as --data or move the others away; if it is a class, give "
             "it another name"
         )
-    there = by_split(splits)
-    others += [name for name, folder in splits.items() if folder not in there.values()]
-    return there, others if there else []
+    unlabeled = [
+        name
+        for name in flat
+        if split_of(name) == "test" and with_classes and name not in with_classes
+    ]
+    there = by_split({name: splits[name] for name in splits if name not in unlabeled})
+    if not there:
+        return {}, []
+    others += [
+        name
+        for name, folder in splits.items()
+        if folder not in there.values() and name not in unlabeled
+    ]
+    unread = [f"{str(root / name)!r}: beside the folders of splits, not read" for name in others]
+    unread += [
+        f"{str(root / name)!r}: no class folders in it, so its images have no label; not read"
+        for name in unlabeled
+    ]
+    return there, unread
+
+
+def _inner(folder: Path) -> Path:
+    """The one folder in a split's folder that holds the class folders; else the folder itself."""
+    inside = only_folder(folder)
+    if inside is None or images_in(inside) or not _holds_class_folders(inside):
+        return folder
+    return inside
 
 
 def _beside(path: Path) -> dict[str, Path]:
@@ -136,6 +164,11 @@ def _scan(
         if not os.path.isdir(child) and not hidden(child.name):
             skipped.append(f"{str(child)!r}: not in a class folder")
     return by_class, skipped
+
+
+def _holds_class_folders(folder: Path) -> bool:
+    """Whether folders with images are in a folder, or one level deeper."""
+    return any(_holds_image_below(child) for child in folders_in(folder))
 
 
 def _holds_image_below(folder: Path) -> bool:
