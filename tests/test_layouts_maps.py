@@ -451,6 +451,56 @@ def test_indices_from_1_with_a_0_are_an_error(tmp_path):
         maps_seen(split)
 
 
+# ---- numbers of classes
+
+
+def one_class_from_1(labels: np.ndarray) -> Image.Image:
+    """1 and 2 of three or more classes: a 0 nowhere, and the last class neither."""
+    return Image.fromarray(np.where(labels > 0, 2, 1).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    "line", ["{} {}", "{}: {}", "{}. {}", "{}) {}", "{} - {}", "{}={}", "[{}] {}", "{}\t{}"]
+)
+@pytest.mark.parametrize("first", [0, 1])
+def test_numbers_of_classes_with_any_mark(tmp_path, line, first):
+    """Numbers in the file of names count, also where no map has the first or the last of them."""
+    text = "\n".join(line.format(first + i, name) for i, name in enumerate(["x", *NAMES]))
+    joined("images", "masks", encode=from_one, files={"classes.txt": text}).write(tmp_path)
+    split = load(str(tmp_path), "train", target="semantic")
+    names = ["x", *NAMES]
+    assert split.classes == names
+    expected = {shot.name: np.array(names[1 - first :])[indices(shot)] for shot in SPLITS["train"]}
+    assert_same(maps_seen(split), expected)
+    assert split.skipped == []
+
+
+@pytest.mark.parametrize("line", ["{} {}", "{}: {}", "{}. {}", "[{}] {}"])
+def test_numbers_of_classes_with_a_gap_are_an_error(tmp_path, line):
+    text = "\n".join(line.format(n, name) for n, name in ((1, "cat"), (2, "dog"), (4, "bird")))
+    joined("images", "masks", encode=from_one, files={"classes.txt": text}).write(tmp_path)
+    with pytest.raises(DataError, match=r"classes.txt: no line for number 3; numbers have no gaps"):
+        load(str(tmp_path), "train", target="semantic")
+
+
+@pytest.mark.parametrize("names", [["10 euro", "20 euro"], ["2 wheels", "4 legs"], ["a 1", "b 3"]])
+def test_numbers_that_belong_to_names(tmp_path, names):
+    layout = joined("images", "masks", encode=black_and_white)
+    layout.files = {"classes.txt": "\n".join(names)}
+    layout.write(tmp_path)
+    assert load(str(tmp_path), "train", target="semantic").classes == names
+
+
+def test_values_that_may_count_from_1_are_said(tmp_path):
+    """Names without numbers, and neither a 0 nor the last class in the maps: it may be either."""
+    joined("images", "masks", encode=one_class_from_1).write(tmp_path)
+    split = load(str(tmp_path), "train", target="semantic")
+    (line,) = split.skipped
+    assert "the largest value is 2" in line
+    assert "1 is 'bus'" in line
+    assert "`1 background`" in line
+
+
 # ---- folders elsewhere
 
 

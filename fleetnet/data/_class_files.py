@@ -60,6 +60,7 @@ class Legend:
     names: list[str]
     colors: Colors | None = None  # label of each color; None: the values are labels
     first: int = 0  # the value that stands for the first class
+    numbered: bool = False  # whether the file says so itself
 
 
 def legend_of(folders: Sequence[Path], maps: str) -> tuple[Legend, Path]:
@@ -234,19 +235,65 @@ def _of_color_columns(
     return Legend(*_colored(rows, source))
 
 
+# A number with a mark, as "1: cat", "1. cat" or "[1] cat", is no part of a name; one before a space may be.
+_MARKED = re.compile(r"(?:[\[(](\d{1,4})[\])]|(\d{1,4})\s*(?:[:,=;)]|\.(?!\d)|-\s))\s*(\S.*)")
+_BEFORE = re.compile(r"(\d{1,4})\s+(\S.*)")
+_MARKED_BEHIND = re.compile(r"(\S.*?)\s*[:,=;]\s*(\d{1,4})")
+_BEHIND = re.compile(r"(\S.*?)\s+(\d{1,4})")
+
+
 def _of_numbers(lines: Sequence[str], source: str) -> Legend | None:
-    """Lines `number name`, `number: name` or `name number`, if the numbers are whole and without gaps."""
-    before = [re.fullmatch(r"(\d{1,4})\s*[\s:,=]\s*(\S.*)", line) for line in lines]
-    behind = [re.fullmatch(r"(\S.*?)\s*[\s:,=]\s*(\d{1,4})", line) for line in lines]
-    rows = [(int(match[1]), match[2]) for match in before if match]
-    if len(rows) < len(lines):
-        rows = [(int(match[2]), match[1]) for match in behind if match]
+    """Lines `number name`, `number: name` (or `1.`, `1)`, `[1]`), `name number` or `name: number`.
+
+    Numbers with a mark are numbers, and `DataError` where they have gaps. Those with a space only
+    may belong to names, as "10 euro": so it is where names are there twice, or no number is 0 or 1.
+    """
+    marked = [_MARKED.fullmatch(line) for line in lines]
+    behind = [_MARKED_BEHIND.fullmatch(line) for line in lines]
+    before = [_MARKED.fullmatch(line) or _BEFORE.fullmatch(line) for line in lines]
+    last = [_MARKED_BEHIND.fullmatch(line) or _BEHIND.fullmatch(line) for line in lines]
+    if rows := _rows(marked):
+        _check_names(rows, source)
+        return _numbered(rows, source)
+    if (rows := _rows(before)) and _tell_apart(rows):
+        return _numbered(rows, source)
+    if rows := _rows(behind):
+        _check_names(rows, source)
+        return _numbered(rows, source)
+    if (rows := _rows(last)) and _tell_apart(rows) and not _gap(rows):
+        return _numbered(rows, source)
+    return None
+
+
+def _rows(matches: Sequence[re.Match[str] | None]) -> list[tuple[int, str]]:
+    """The number and the name of each line; none where a line is without."""
+    rows = []
+    for match in matches:
+        if match is None:
+            return []
+        one, other = (part for part in match.groups() if part is not None)
+        number_first = match.re in (_MARKED, _BEFORE)
+        rows.append((int(one), other) if number_first else (int(other), one))
+    return rows
+
+
+def _tell_apart(rows: Sequence[tuple[int, str]]) -> bool:
+    """Whether numbers that may belong to names are those of classes: all are others, from 0 or 1 on."""
+    numbers = {number for number, _ in rows}
     names = {name for _, name in rows}
+    return len(numbers) == len(names) == len(rows) and min(numbers) <= 1
+
+
+def _gap(rows: Sequence[tuple[int, str]]) -> bool:
     numbers = sorted(number for number, name in rows if not _is_no_class(number, name))
-    counted = numbers in ([*range(len(numbers))], [*range(1, len(numbers) + 1)])
-    if not rows or len(rows) < len(lines) or len(names) < len(rows) or not counted:
-        return None  # names that happen to have numbers, as "10 euro"
-    return _numbered(rows, source)
+    return numbers not in ([*range(len(numbers))], [*range(1, len(numbers) + 1)])
+
+
+def _check_names(rows: Sequence[tuple[int, str]], source: str) -> None:
+    names = [name for number, name in rows if not _is_no_class(number, name)]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise DataError(f"{source}: class {shorten(twice)!r} is there twice, with two numbers")
 
 
 def _is_no_class(number: int, name: str) -> bool:
@@ -266,8 +313,11 @@ def _numbered(rows: Sequence[tuple[int, str]], source: str) -> Legend:
     first = min(min(names), 1)
     gap = next((i for i in range(first, first + len(names)) if i not in names), None)
     if gap is not None:
-        raise DataError(f"{source}: no line for number {gap}; numbers have no gaps")
-    return Legend([names[number] for number in sorted(names)], None, first)
+        raise DataError(
+            f"{source}: no line for number {gap}; numbers have no gaps. Add a line for it, or where "
+            "the numbers belong to the names, number these lines too: `0 NAME`, `1 NAME`"
+        )
+    return Legend([names[number] for number in sorted(names)], None, first, numbered=True)
 
 
 def _of_json(text: str, source: str) -> Legend:

@@ -93,7 +93,7 @@ def load(
         pairs = _pairs(places[part.there], notes, others)
     every = [pair for some in read_all.values() for pair in some] or pairs
     homes = [path, *(Path(folder) for folder in (elsewhere.masks, elsewhere.images) if folder)]
-    legend = _legend(homes, places, [labels for _, labels in every])
+    legend = _legend(homes, places, [labels for _, labels in every], notes)
     samples = [
         Sample(
             image,
@@ -269,7 +269,9 @@ def read(
     return labels
 
 
-def _legend(homes: Sequence[Path], places: Mapping[str, Place], maps: Sequence[Path]) -> Legend:
+def _legend(
+    homes: Sequence[Path], places: Mapping[str, Place], maps: Sequence[Path], notes: Notes
+) -> Legend:
     """What the values of the label maps mean; `homes` are the folders of the data that the user names."""
     lossy = [file for file in maps if file.suffix.lower() in LOSSY]
     if maps and len(lossy) == len(maps):
@@ -287,14 +289,14 @@ def _legend(homes: Sequence[Path], places: Mapping[str, Place], maps: Sequence[P
     home = next(home for home in reversed(homes) if around[0].is_relative_to(home))
     top = [*around[0].relative_to(home).parts, home.name][0]
     legend, _ = legend_of(folders, top)
-    return legend if legend.colors else _counted(legend, maps)
+    return legend if legend.colors else _counted(legend, maps, notes)
 
 
-def _counted(legend: Legend, maps: Sequence[Path]) -> Legend:
+def _counted(legend: Legend, maps: Sequence[Path], notes: Notes) -> Legend:
     """The legend with the value of its first class, as label maps that are spread over all of them have it.
 
-    Values count from 1 where none is 0 and the largest is the number of classes. A 0 where the file
-    of classes numbers them from 1 is something else than these.
+    Values count from 1 where none is 0 and the largest is the number of classes, unless the file
+    of classes numbers them. A 0 where it numbers them from 1 is something else than these.
     """
     largest = 0
     step = -(-len(maps) // LOOKED_AT) or 1
@@ -307,5 +309,12 @@ def _counted(legend: Legend, maps: Sequence[Path]) -> Legend:
             names = [OTHER, *legend.names] if legend.first else legend.names
             return Legend(names)
         largest = max(largest, int(labels[labels != IGNORE].max(initial=0)))
-    from_one = legend.first == 1 or largest == len(legend.names)
-    return Legend(legend.names, None, int(from_one))
+    if legend.numbered:
+        return legend
+    if 0 < largest < len(legend.names):
+        notes.say(
+            f"no label map that was looked at has a 0, and the largest value is {largest}: values "
+            f"are counted from 0, so 1 is {shorten(legend.names[1])!r}. If 1 is "
+            f"{shorten(legend.names[0])!r}, number the names: `1 {shorten(legend.names[0])}`, ..."
+        )
+    return Legend(legend.names, None, int(legend.first == 1 or largest == len(legend.names)))
