@@ -27,7 +27,9 @@ from support.layouts import (
 
 from fleetnet.cli import main
 from fleetnet.data import load
+from fleetnet.data._contents import contents_of
 from fleetnet.data._names import by_name
+from fleetnet.data._record import record, to_measure
 from fleetnet.errors import DataError, UsageError
 
 PARTS = {"train": TRAIN, "val": VAL}
@@ -1090,3 +1092,42 @@ def test_lists_and_folders_of_a_split_that_are_not_used_are_named(tmp_path):
     assert "valid': a folder of images that is not used for val" in val.skipped[0]
     write(tmp_path / "data.yaml", f"train: train.txt\nval: images/val\n{NAMES}")
     assert load(str(tmp_path), "train", None, "boxes").skipped == []
+
+
+# ---- which pictures are of which split
+
+
+def test_one_file_over_folders_of_splits_is_measured_on_val(tmp_path):
+    """None asks for what there is to measure on, and an eval of a run for what it did not learn."""
+    for split, shots in SPLITS.items():
+        for shot in shots:
+            save(tmp_path / f"data/images/{split}/{shot.name}.jpg", shot)
+    root = str(tmp_path / "data")
+    write_coco(tmp_path / "data/annotations.json", coco((*TRAIN, *VAL, *TEST)))
+    read = {split: load(root, split, None, "boxes") for split in (*SPLITS, None)}
+    for split, shots in SPLITS.items():
+        assert seen(read[split]) == truth(shots)
+    assert seen(read[None]) == truth(VAL)
+    assert read[None].source.split == "val"
+    contents = [contents_of(read[split], "boxes") for split in ("train", "val")]
+    kept = record(read["train"], read["val"], contents)
+    write(tmp_path / "run/split.json", json.dumps(kept))
+    run = tmp_path / "run"
+    for data in (root, str(Path(root, "annotations.json"))):
+        measured = to_measure(data, None, None, "boxes", run, {"data": data})
+        assert seen(measured) == truth(VAL)
+    assert len(load(root, "all", None, "boxes").samples) == 7
+
+
+def test_voc_lists_over_folders_of_splits_with_the_same_names(tmp_path):
+    for split, shots in PARTS.items():
+        for i, shot in enumerate(shots):
+            save(tmp_path / f"images/{split}/{i:03}.jpg", shot)
+            write(tmp_path / f"Annotations/{split}/{i:03}.xml", voc(shot, f"{i:03}.jpg"))
+        names = "".join(f"{i:03}\n" for i in range(len(shots)))
+        write(tmp_path / f"ImageSets/Main/{split}.txt", names)
+    for split, shots in PARTS.items():
+        assert seen(load(str(tmp_path), split, None, "boxes")) == truth(shots)
+    (tmp_path / "ImageSets/Main/val.txt").rename(tmp_path / "ImageSets/Main/test.txt")
+    with pytest.raises(DataError, match=r"'000' could be .*train/000.xml.*val/000.xml"):
+        load(str(tmp_path), "test", None, "boxes")

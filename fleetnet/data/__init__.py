@@ -285,10 +285,7 @@ def load(
     name, place = _format_of(root, format, target)
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
-    loaded = find(name).load(place, split, target, elsewhere)
-    ours = loaded.source is not None and loaded.source.take in ("train", "val")
-    if loaded.source is not None and ours and not find(name).FALLBACK:
-        loaded = _by_folders(loaded, loaded.source, place, name, target, elsewhere)
+    loaded = _read(name, place, split, target, elsewhere)
     if loaded.source is not None and format is None:
         lines = _unused(loaded, loaded.source, Path(place))
         loaded = replace(loaded, skipped=[*loaded.skipped, *lines])
@@ -299,36 +296,81 @@ def load(
     return replace(loaded, skipped=[line, *loaded.skipped], source=source)
 
 
-def _by_folders(
-    loaded: Split, source: Source, place: str, name: str, target: str, elsewhere: Places
-) -> Split:
-    """A part that we held back, or left, by the user's own splits where the pictures lie in folders of them.
+def _read(name: str, place: str, split: str | None, target: str, elsewhere: Places) -> Split:
+    """The samples of a split as the format reads them, or as the folders of the pictures say."""
+    if find(name).FALLBACK:
+        return find(name).load(place, split, target, elsewhere)
+    try:
+        loaded = find(name).load(place, split, target, elsewhere)
+    except DataError:
+        # One file may annotate all pictures, and only their folders say which are for testing.
+        parts = _by_folders(name, place, target, elsewhere) if split == "test" else None
+        if parts is None or "test" not in parts.groups:
+            raise
+        return parts.of("test")
+    source = loaded.source
+    if source is None or not _is_undivided(source, split, place):
+        return loaded
+    if not _has_other_splits(loaded, _folder_of(place)):
+        return loaded
+    parts = _by_folders(name, place, target, elsewhere)
+    if parts is None:
+        return loaded
+    return parts.of(
+        split or next(name for name in ("val", "test", "train") if name in parts.groups)
+    )
+
+
+def _is_undivided(source: Source, split: str | None, place: str) -> bool:
+    """Whether a format read data without splits of their own: a part of ours, or a folder as a whole to measure on."""
+    is_whole_folder = split is None and source.split == "all" and os.path.isdir(place)
+    return source.take in ("train", "val") or is_whole_folder
+
+
+def _folder_of(place: str) -> Path:
+    return Path(place) if os.path.isdir(place) else Path(place).parent
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Data that one file annotates, by the folders of splits that their pictures lie in."""
+
+    every: Split
+    source: Source  # of `every`
+    groups: dict[str, list[Sample]]  # split -> its samples; train is there, and another
+
+    def of(self, split: str) -> Split:
+        """The samples of a split; where there is no folder for val, every tenth of train's."""
+        chosen, take = self.groups.get(split, []), "all"
+        if "val" not in self.groups and split in ("train", "val"):
+            take = split
+            chosen = hold_out(self.groups["train"], take)
+        counts = ", ".join(f"{len(group)} {name}" for name, group in self.groups.items())
+        files = self.source.files
+        line = f"{files}: its pictures lie in folders of splits, which are used: {counts}"
+        source = replace(self.source, split=split, take=take, files=f"{files}, pictures of {split}")
+        skipped = [line, *self.every.skipped]
+        return replace(self.every, samples=chosen, skipped=skipped, source=source)
+
+
+def _by_folders(name: str, place: str, target: str, elsewhere: Places) -> _Parts | None:
+    """The user's own splits where the pictures lie in folders of them; None where they do not.
 
     One file may annotate pictures of images/train and of images/val: those of val are not learned.
     """
-    root = Path(place) if os.path.isdir(place) else Path(place).parent
-    if not _has_other_splits(loaded, root):
-        return loaded
+    root = _folder_of(place)
     try:
         every = find(name).load(place, "all", target, elsewhere)
     except DataError:  # there are several parts, each with a file of its own
-        return loaded
+        return None
+    if every.source is None or not _has_other_splits(every, root):
+        return None
     groups: dict[str, list[Sample]] = {}
     for sample in every.samples:
         groups.setdefault(_split_above(sample, root) or "train", []).append(sample)
     if "train" not in groups or len(groups) < 2:
-        return loaded
-    chosen, take = groups.get(source.split), "all"
-    if "val" not in groups:
-        chosen, take = hold_out(groups["train"], source.take), source.take
-    counts = ", ".join(f"{len(group)} {split}" for split, group in groups.items())
-    line = f"{source.files}: its pictures lie in folders of splits, which are used: {counts}"
-    return replace(
-        every,
-        samples=chosen or [],
-        skipped=[line, *every.skipped],
-        source=replace(source, take=take, files=f"{source.files}, pictures of {source.split}"),
-    )
+        return None
+    return _Parts(every, every.source, groups)
 
 
 def _has_other_splits(loaded: Split, root: Path) -> bool:

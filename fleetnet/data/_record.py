@@ -112,7 +112,7 @@ def to_measure(
         return data.load(root, "val" if same else split, format, target, *elsewhere)
     names = kept["val"].get("held_back")
     if not names:
-        return data.load(root, split, format, target, *elsewhere)
+        return data.load(root, "val" if same else split, format, target, *elsewhere)
     parts = _parts(root, format, target, elsewhere)
     if parts is None or not (
         kept["val"]["root"] == os.path.abspath(root) or _same_names(parts, kept)

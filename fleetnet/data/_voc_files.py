@@ -10,7 +10,7 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..images import EXTENSIONS, find_images, hidden
 from ..reading import ANNOTATIONS, open_regular, read_bytes
-from . import Part, inside, shorten, text_of
+from . import Part, few, inside, shorten, text_of
 from ._conventions import (
     XML_FOLDERS,
     child,
@@ -83,9 +83,9 @@ def _lists(root: Path, folders: dict[str, Path]) -> dict[str, Path]:
                 return lists
     lists = split_lists(root, ("", "_list"))
     tree = Tree(root, folders, {})
-    for path in lists.values():
+    for split, path in lists.items():
         first = next((line for line in text_of(path).split("\n") if line.strip()), "")
-        if not os.path.isfile(_Listed(tree).entry(first).xml):
+        if not os.path.isfile(_Listed(tree, split).entry(first).xml):
             return {}
     return lists
 
@@ -122,7 +122,7 @@ def entries(tree: Tree, split: str) -> list[Entry]:
     """The entries of a split, in the order of its list or by name; all of them for ""."""
     if split in tree.lists:
         lines = text_of(tree.lists[split]).split("\n")
-        listed = _Listed(tree)
+        listed = _Listed(tree, split)
         rows = [listed.entry(line) for line in lines if line.strip()]
         if not rows:
             raise DataError(f"{tree.lists[split]} is empty: no samples")
@@ -136,10 +136,11 @@ def entries(tree: Tree, split: str) -> list[Entry]:
 
 
 class _Listed:
-    """The XML files that lines of a list name."""
+    """The XML files that lines of the list of a split name."""
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, split: str) -> None:
         self.tree = tree
+        self.split = split
         self._by_stem: dict[str, list[Path]] | None = None
 
     def entry(self, line: str) -> Entry:
@@ -162,11 +163,21 @@ class _Listed:
         return Entry(name, inside(folder / f"{name}.xml", self.tree.root, name))
 
     def _of_name(self, name: str) -> Path | None:
+        """The XML file of a name: in the split's own folder, else in the only other one that has it."""
         plain = _without_extension(name)
-        for folder in self.tree.folders.values():
-            xml = inside(folder / f"{plain}.xml", self.tree.root, name)
-            if os.path.isfile(xml):
-                return xml
+        own = self.tree.folders.get(self.split)
+        others = [folder for folder in self.tree.folders.values() if folder != own]
+        for folders in ([own] if own else [], others):
+            files = [inside(folder / f"{plain}.xml", self.tree.root, name) for folder in folders]
+            there = [file for file in files if os.path.isfile(file)]
+            if len(there) > 1:
+                raise DataError(
+                    f"{self.tree.lists.get(self.split, self.split)}: {shorten(name)!r} could be "
+                    f"{few(repr(str(file)) for file in there)}: call them by different names, or "
+                    "put the folder before the name"
+                )
+            if there:
+                return there[0]
         return self._only(plain)
 
     def _at(self, written: str) -> Path | None:
