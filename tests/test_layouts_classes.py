@@ -93,6 +93,21 @@ def with_split_column(root: Path) -> None:
     write(root / "birds.csv", f"filepaths,labels,data set\n{rows}")
 
 
+def with_split_cells(header: str, cells: Mapping[str, str], more: str = "") -> Write:
+    """A table of more lines than are looked at to tell its columns, with the splits in a column."""
+
+    def written(root: Path) -> None:
+        names = {shot.name: word for word, shots in SPLITS.items() for shot in shots}
+        pictures(root / "images", [shot for shots in SPLITS.values() for shot in shots])
+        rows = [f"{name}.jpg,{CLASS[name]},{cells[word]}\n" for name, word in names.items()]
+        rows += [f"{name}.jpg,{CLASS[name]},{more}\n" for name in ("d1", "d2") if more]
+        pictures(root / "images", MANY[-2:] if more else ())
+        # four times over: a picture may have several lines that say the same
+        write(root / "birds.csv", header + "\n" + "".join(4 * rows))
+
+    return written
+
+
 def kaggle(root: Path) -> None:
     """train.csv and train/, and a test set without labels."""
     pictures(root / "train", MANY)
@@ -296,6 +311,16 @@ READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
     ),
     "csv, a column of splits": (with_split_column, ".", SPLITS),
     "csv, a column of splits, the file": (with_split_column, "birds.csv", SPLITS),
+    "csv, a column of splits that is not always filled": (
+        with_split_cells("name,label,split", {word: word for word in SPLITS}, "unused"),
+        ".",
+        SPLITS,
+    ),
+    "csv, a column is_valid": (
+        with_split_cells("fname,label,is_valid", {"train": "False", "val": "True", "test": ""}, ""),
+        ".",
+        {"train": SPLITS["train"], "val": SPLITS["val"]},
+    ),
     "csv, one table and one folder": (whole("images", "labels.csv"), ".", ALL),
     "csv, pictures beside the table": (whole(".", "data.csv"), ".", ALL),
     "csv, one table, PNG names without extension": (
@@ -636,6 +661,45 @@ def test_lists_that_may_mean_several_things_are_errors(tmp_path, case):
             file.write_text(file.read_text().replace("images/", ""))
     with pytest.raises(DataError, match=words):
         load(str(tmp_path), "train")
+
+
+# Names in a file beside labels that are 1 and 2 only -> the classes, and words of what is said.
+NAMED = {
+    "numbered from 1": ("1 bus\n2 car\n3 dog\n", ["bus", "car"], None),
+    "numbered from 1 with a point": ("1. bus\n2. car\n3. dog\n", ["bus", "car"], None),
+    "numbered from 0": ("0 bus\n1 car\n2 dog\n", ["car", "dog"], None),
+    "names alone, which leave it open": ("bus\ncar\ndog\n", ["car", "dog"], "may count from 1"),
+    "as many names as numbers": ("bus\ncar\n", ["bus", "car"], None),
+}
+
+
+@pytest.mark.parametrize("kind", ["csv", "list"])
+@pytest.mark.parametrize("case", NAMED)
+def test_numbers_from_1_without_the_last_class(tmp_path, case, kind):
+    text, classes, words = NAMED[case]
+    pictures(tmp_path, MANY)
+    file, joint = {"csv": ("train.csv", ","), "list": ("train_list.txt", " ")}[kind]
+    rows = [f"{shot.name}.jpg{joint}{1 + i % 2}\n" for i, shot in enumerate(MANY)]
+    write(tmp_path / file, "image,label\n" * (kind == "csv") + "".join(rows))
+    write(tmp_path / "classes.txt", text)
+    split = load(str(tmp_path / file), "all")
+    expected = {shot.name: classes[i % 2] for i, shot in enumerate(MANY)}
+    assert labels_seen(split) == expected
+    assert [bool(words and words in line) for line in split.skipped] == [True] * bool(words)
+
+
+def test_lines_of_no_split_are_counted(tmp_path):
+    with_split_cells("name,label,split", {word: word for word in SPLITS}, "unused")(tmp_path)
+    split = load(str(tmp_path), "train")
+    assert split.annotations.dropped == {"of no split": 8}
+    assert any("birds.csv: of no split and left out: line 9, line 10" in x for x in split.skipped)
+
+
+def test_is_valid_that_means_something_else_is_an_error(tmp_path):
+    cells = {"train": "True", "val": "True", "test": "False"}
+    with_split_cells("name,label,is_valid", cells)(tmp_path)
+    with pytest.raises(DataError, match="'is_valid' is true for more than half"):
+        load(str(tmp_path / "birds.csv"), "train")
 
 
 def test_numbers_without_names_that_begin_with_1(tmp_path):

@@ -36,6 +36,8 @@ LABEL_COLUMNS = (  # names of classes before their numbers
     *("classid", "classids", "categoryid", "labelid", "classindex", "labelindex"),
 )
 _SPLITS = ("split", "subset", "dataset", "set", "partition", "usage")
+_HELD = ("isvalid", "isval", "isvalidation")  # fastai's: true for val, else train
+_TRUE, _FALSE = ("true", "1", "1.0", "yes"), ("false", "0", "0.0", "no")
 _CORNERS = (  # left, top, right, bottom
     ("xmin", "x1", "left", "minx", "bboxx1", "bboxxmin", "bboxleft", "roix1", "x0"),
     ("ymin", "y1", "top", "miny", "bboxy1", "bboxymin", "bboxtop", "roiy1", "y0"),
@@ -97,6 +99,7 @@ class Columns:
     height: int | None = None
     crowd: int | None = None
     split: int | None = None
+    held: int | None = None  # true where the line is of val
 
     @property
     def has_boxes(self) -> bool:
@@ -132,6 +135,11 @@ def parse(text: str, source: str) -> Table:
     rows = [_row(cells, columns, classes, f"{source}, line {line}", line) for line, cells in body]
     if not rows:
         raise DataError(f"{source} has no lines below its header: no samples")
+    if columns.split is None and 2 * sum(row.split == "val" for row in rows) > len(rows):
+        raise DataError(
+            f"{source}: the column {header[columns.held or 0]!r} is true for more than half of the "
+            "lines; true means val. If it means so, write a column `split`; if not, rename it"
+        )
     label = header[columns.label] if header and columns.label is not None else ""
     return Table(rows, columns.has_boxes, label, classes)
 
@@ -173,12 +181,13 @@ def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | Non
         width=_first(plain, _WIDTH),
         height=_first(plain, _HEIGHT),
         crowd=_first(plain, _CROWD),
-        split=_split_column(plain, body),
+        split=_split_column(plain, lines[1:]),
+        held=_held_column(plain, lines[1:]),
     )
     columns = _with_boxes(columns, plain)
     if columns.has_boxes or columns.label is not None:
         return header, columns
-    others = tuple(i for i in range(len(header)) if i not in (name, columns.split))
+    others = tuple(i for i in range(len(header)) if i not in (name, columns.split, columns.held))
     if len(others) > 1 and all(_are_flags(cells, others) for cells in body):
         return header, replace(columns, classes=others)
     return header, replace(columns, label=others[0]) if len(others) == 1 else None
@@ -220,11 +229,23 @@ def _with_boxes(columns: Columns, plain: Sequence[str]) -> Columns:
 
 
 def _split_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | None:
-    """The column of splits, if its cells are words for these."""
+    """The column of splits, if its cells are words for these: of several, or at least half of them."""
     column = _first(plain, _SPLITS)
-    if column is None or not all(split_of(cell(row, column)) for row in body):
+    if column is None:
         return None
-    return column
+    cells = [word for row in body if (word := cell(row, column))]
+    splits = [part for word in cells if (part := split_of(word))]
+    of_splits = len(set(splits)) > 1 or (splits and 2 * len(splits) >= len(cells))
+    return column if of_splits else None
+
+
+def _held_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | None:
+    """The column that is true for lines of val, if all its cells are true or false."""
+    column = _first(plain, _HELD)
+    if column is None:
+        return None
+    cells = [word.lower() for row in body if (word := cell(row, column))]
+    return column if cells and all(word in (*_TRUE, *_FALSE) for word in cells) else None
 
 
 def _are_flags(cells: Sequence[str], columns: Sequence[int]) -> bool:
@@ -249,8 +270,16 @@ def _row(
     height, width = whole(cell(cells, columns.height)), whole(cell(cells, columns.width))
     size = (height, width) if columns.has_boxes and height and width else None
     crowd = number(cell(cells, columns.crowd)) == 1
-    part = split_of(cell(cells, columns.split)) or ""
+    part = _split_said(cells, columns)
     return Row(line, name, label, _box(cells, columns, entry), crowd, size, part)
+
+
+def _split_said(cells: Sequence[str], columns: Columns) -> str:
+    """The split of a line; "" for none."""
+    if columns.split is not None:
+        return split_of(cell(cells, columns.split)) or ""
+    held = cell(cells, columns.held).lower()
+    return "val" if held in _TRUE else "train" if held in _FALSE else ""
 
 
 def _flagged(

@@ -8,9 +8,10 @@ Columns are told by their names (`filename`, `image_id`, `path`, ...; `label`, `
 the other is the label. Pictures are looked for below the folder of the table by name, with or
 without extension, whatever folder the table names; nothing else is opened. Boxes are corners, or a
 corner with width and height, in pixels, or all in shares of the picture. Splits are the tables of
-several names (train.csv, val.csv), those in folders of splits, or a column `split`. Without one for
-"val", every tenth picture of each class is held back for it. A table of numbers for each class (0
-or 1) has to have a single 1 in each line.
+several names (train.csv, val.csv), those in folders of splits, or a column `split`, or `is_valid`,
+which is true for val; lines without a split in it are left out. Without one for "val", every tenth
+picture of each class is held back for it. A table of numbers for each class (0 or 1) has to have a
+single 1 in each line.
 """
 
 import os
@@ -53,7 +54,7 @@ from ._conventions import (
 from ._pictures import Pictures, is_picture
 from ._tables import ROWS_SEEN, Row, Table, cell, columns_of, lines_of
 from ._tables import parse as parse
-from .listfile import parse_labels
+from .listfile import numbered_names
 
 EXPECTS = (
     "ROOT/train.csv or ROOT/labels.csv with columns for the picture and its label, or its boxes"
@@ -97,10 +98,11 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     and labels that the table of "train" does not have.
     """
     check_exists(root)
+    notes = Notes()
     own, files = _named(Path(root))
     tables = {name: parse(text_of(file), str(file)) for name, file in files.items()}
     if len(tables) == 1:
-        files, tables = _by_column(files, tables)
+        files, tables = _by_column(files, tables, notes)
     top = Path(root) if os.path.isdir(root) else Path(root).parent
     places = [Path(elsewhere.images)] if elsewhere.images else None
     if set(tables) == {""}:
@@ -112,7 +114,6 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     first = tables.get("train", tables[name])
     if target == "boxes" and not tables[name].has_boxes:
         raise DataError(f"{files[name]} has no columns of boxes, as xmin, ymin, xmax, ymax")
-    notes = Notes()
     classes = _classes(first, files[name], target)
     pictures = Pictures(places or _folders(files[name], top))
     reader = _Reader(files[name], pictures, part.there, classes, notes)
@@ -230,18 +231,24 @@ def _are_classes(root: Path, table: Path) -> bool:
 
 
 def _by_column(
-    files: Mapping[str, Path], tables: Mapping[str, Table]
+    files: Mapping[str, Path], tables: Mapping[str, Table], notes: Notes
 ) -> tuple[dict[str, Path], dict[str, Table]]:
-    """One table for each split that a column says; the same where none does."""
+    """One table for each split that a column says, without lines of none; the same where no line says one."""
     ((name, table),) = tables.items()
-    parts = {row.split: row.split for row in table.rows}
-    if "" in parts:
+    rows: dict[str, list[Row]] = {}
+    for row in table.rows:
+        rows.setdefault(row.split, []).append(row)
+    of_none = rows.pop("", [])
+    if not rows:
         return dict(files), dict(tables)
-    there = by_split(parts)
-    rows = {part: [row for row in table.rows if row.split == part] for part in there}
+    if of_none:
+        lines = few(f"line {row.line}" for row in of_none)
+        notes.read += len(of_none)
+        notes.drop("of no split", f"{files[name]}: of no split and left out: {lines}", len(of_none))
+    there = by_split({part: part for part in rows})
     return (
         dict.fromkeys(there, files[name]),
-        {part: replace(table, rows=rows[part]) for part in there},
+        {part: replace(table, rows=rows[source]) for part, source in there.items()},
     )
 
 
@@ -298,7 +305,7 @@ class _Reader:
         self.file = file
         self.notes = notes
         self.index = {name: label for label, name in enumerate(classes)}
-        said = _descriptions(file) or _names_of_numbers(file, classes)
+        said = _descriptions(file) or _names_of_numbers(file, classes, notes)
         self.names = [said.get(name, name) for name in classes]
         self.split = split
         self.pictures = pictures
@@ -399,17 +406,23 @@ def _descriptions(file: Path) -> dict[str, str]:
     return {}
 
 
-def _names_of_numbers(file: Path, labels: Sequence[str]) -> dict[str, str]:
-    """Names of classes by their numbers, where all labels are numbers and a file beside the table names as many."""
+def _names_of_numbers(file: Path, labels: Sequence[str], notes: Notes) -> dict[str, str]:
+    """Names of classes by their numbers, where all labels are numbers that a file beside the table names."""
     names_file = file_called(file.parent, NAME_FILES)
     numbers = [number for label in labels if (number := whole(label)) is not None]
     if names_file is None or len(numbers) < len(labels):
         return {}
-    names = parse_labels(text_of(names_file), str(names_file))
-    first = int(0 not in numbers and max(numbers) == len(names))
-    if min(numbers) < 0 or max(numbers) - first >= len(names):
+    names = numbered_names(names_file, set(numbers), file, notes)
+    first = names.first or 0
+    if min(numbers) < first or max(numbers) - first >= len(names.names):
+        notes.say(
+            f"{names_file}: not used, its names are of {first} to {first + len(names.names) - 1} "
+            f"and the labels of {file} are {min(numbers)} to {max(numbers)}"
+        )
         return {}
-    return {label: names[number - first] for label, number in zip(labels, numbers, strict=True)}
+    return {
+        label: names.names[number - first] for label, number in zip(labels, numbers, strict=True)
+    }
 
 
 def _part(samples: Sequence[Sample], take: str) -> list[Sample]:

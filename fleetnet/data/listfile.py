@@ -21,6 +21,7 @@ from typing import NamedTuple
 from ..errors import DataError
 from ..images import EXTENSIONS
 from . import (
+    Notes,
     Sample,
     Source,
     Split,
@@ -94,7 +95,8 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         raise DataError(f"{path} is empty: no samples")
     train = there.get("train", path)
     of_train = rows if train == path else parse(text_of(train), str(train)) or rows
-    classes, declared = _classes(train, of_train)
+    notes = Notes()
+    classes, declared = _classes(train, of_train, notes)
     images = _images(path, rows, part.there, elsewhere.images)
     samples = [
         Sample(image, _label(row, classes, declared, path))
@@ -102,13 +104,13 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     ]
     source = Source(root, "listfile", part.split, str(path), part.take)
     if part.take == "all":
-        return Split(samples, classes.names, source=source)
+        return Split(samples, classes.names, notes.lines, source=source)
     by_class: dict[int | None, list[Sample]] = {}
     for sample in samples:
         by_class.setdefault(sample.label, []).append(sample)
     kept = {id(sample) for group in by_class.values() for sample in hold_out(group, part.take)}
     chosen = [sample for sample in samples if id(sample) in kept]
-    return Split(chosen, classes.names, source=source)
+    return Split(chosen, classes.names, notes.lines, source=source)
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
@@ -184,16 +186,18 @@ def parse_labels(text: str, source: str) -> list[str]:
     >>> parse_labels("1 polar bear\\n0 cat", "list")
     ['cat', 'polar bear']
     """
-    return _parse_names(text, source).names
+    return parse_names(text, source).names
 
 
-def _parse_names(text: str, source: str) -> Names:
+def parse_names(text: str, source: str) -> Names:
     lines = [
         (number, line.strip())
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1)
         if line.strip()
     ]
-    matches = [re.fullmatch(r"([0-9]{1,18})\s*[\s:,;]\s*(\S.*)", line) for _, line in lines]
+    matches = [
+        re.fullmatch(r"([0-9]{1,18})\s*(?:[\s:,;]|[.)]\s)\s*(\S.*)", line) for _, line in lines
+    ]
     if lines and not any(matches):
         return Names([line for _, line in lines], None)
     names: dict[int, str] = {}
@@ -293,23 +297,41 @@ def _inside(home: Path, path: Path, row: Row) -> Path:
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
-def _classes(train: Path, rows: Sequence[Row]) -> tuple[Names, str]:
+def _classes(train: Path, rows: Sequence[Row], notes: Notes) -> tuple[Names, str]:
     """The names of the classes, from the list of train and a file of names; and what declares them."""
     file = _name_file(train.parent)
     words = {row.label for row in rows if isinstance(row.label, str)}
     numbers = {row.label for row in rows if isinstance(row.label, int)}
-    names = _parse_names(text_of(file), str(file)) if file else None
+    names = numbered_names(file, numbers, train, notes) if file else None
     if file is None or names is None or not words <= set(names.names):
         return _undeclared(train, rows, words, numbers), "the list of the train split"
-    if names.first is None:
-        from_one = bool(numbers) and 0 not in numbers and max(numbers) == len(names.names)
-        names = names._replace(first=int(from_one))
-    if names.first == 1 and 0 in numbers and max(numbers) < len(names.names):
-        raise DataError(
-            f"{file} numbers its classes from 1, and {train} has labels from 0 to {max(numbers)}: "
-            "which class a label means cannot be told; number both alike"
-        )
     return names, str(file)
+
+
+def numbered_names(file: Path, numbers: set[int], labels_of: Path, notes: Notes) -> Names:
+    """The names in a file and the number of the first, by the file or by the labels that there are.
+
+    Where neither says it, they are counted from 0, which `notes` says. Raises `DataError` where the
+    two contradict each other.
+    """
+    names = parse_names(text_of(file), str(file))
+    count = len(names.names)
+    if names.first is None:
+        from_one = bool(numbers) and 0 not in numbers and max(numbers) == count
+        if numbers and 0 not in numbers and max(numbers) < count:
+            least = min(numbers)
+            notes.say(
+                f"{file}: its {count} names are counted from 0, so {least} is "
+                f"{shorten(names.names[least])!r}; {labels_of} has no label 0 and none above "
+                f"{max(numbers)}, and may count from 1. Write the numbers before the names to say it"
+            )
+        return names._replace(first=int(from_one))
+    if names.first == 1 and 0 in numbers and max(numbers) < count:
+        raise DataError(
+            f"{file} numbers its classes from 1, and {labels_of} has labels from 0 to "
+            f"{max(numbers)}: which class a label means cannot be told; number both alike"
+        )
+    return names
 
 
 def _undeclared(train: Path, rows: Sequence[Row], words: set[str], numbers: set[int]) -> Names:
