@@ -1131,3 +1131,68 @@ def test_voc_lists_over_folders_of_splits_with_the_same_names(tmp_path):
     (tmp_path / "ImageSets/Main/val.txt").rename(tmp_path / "ImageSets/Main/test.txt")
     with pytest.raises(DataError, match=r"'000' could be .*train/000.xml.*val/000.xml"):
         load(str(tmp_path), "test", None, "boxes")
+
+
+@pytest.mark.parametrize("up", ["", "/somewhere/else/"])
+def test_a_picture_of_val_that_is_missing_is_not_taken_from_the_folder_of_train(tmp_path, up):
+    """Train lies flat in images/, val in images/val; both number their pictures."""
+    for i, shot in enumerate(TRAIN):
+        save(tmp_path / f"images/{i}.jpg", shot)
+    save(tmp_path / "images/val/0.jpg", VAL[0])  # and 1.jpg is missing
+    number = {shot.name: f"{up}{i}.jpg" for shots in (TRAIN, VAL) for i, shot in enumerate(shots)}
+    for split, shots in PARTS.items():
+        write_coco(tmp_path / f"{split}.json", coco(shots, lambda shot: number[shot.name]))
+    split = load(str(tmp_path), "val", None, "boxes")
+    assert seen(split) == truth(VAL[:1])
+    assert "1 of 2 images are not there and are left out: " in split.skipped[0]
+    for part, shots in PARTS.items():
+        (tmp_path / f"{part}.json").unlink()
+        for i, shot in enumerate(shots):
+            write(tmp_path / f"Annotations/{part}/{i}.xml", voc(shot, f"{i}.jpg"))
+    split = load(str(tmp_path), "val", None, "boxes")
+    assert seen(split) == truth(VAL[:1])
+    assert "1 of 2 images are not there and are left out, of" in split.skipped[0]
+
+
+def test_pictures_of_another_folder_are_of_a_split_where_their_names_say_so(tmp_path):
+    save(tmp_path / "images/val/b1.jpg", VAL[0])
+    save(tmp_path / "images/more/b2.jpg", VAL[1])
+    folder = {"b1": "images/val/b1.jpg", "b2": "/home/x/images/more/b2.jpg"}
+    write_coco(tmp_path / "val.json", coco(VAL, lambda shot: folder[shot.name]))
+    assert seen(load(str(tmp_path), "val", None, "boxes")) == truth(VAL)
+
+
+def coco_named(root: Path, train: str, val: str) -> Path:
+    """Two COCO files over one folder of pictures; what is returned is that of train."""
+    for shot in (*TRAIN, *VAL):
+        save(root / f"images/{shot.name}.jpg", shot)
+    write_coco(root / "annotations" / val, coco(VAL))
+    return write_coco(root / "annotations" / train, coco(TRAIN))
+
+
+@pytest.mark.parametrize(
+    ("train", "val"),
+    [
+        ("train.json", "instances_val.json"),
+        ("train_coco.json", "val_annotations.json"),
+        ("instances_train2014.json", "instances_minival2014.json"),
+    ],
+)
+def test_coco_files_of_splits_may_differ_in_more_than_the_split(tmp_path, train, val):
+    file = coco_named(tmp_path, train, val)
+    for root in (tmp_path, file):
+        for split, shots in PARTS.items():
+            assert seen(load(str(root), split, None, "boxes")) == truth(shots)
+
+
+def test_coco_files_of_captions_are_of_no_split(tmp_path):
+    file = coco_named(tmp_path, "train.json", "captions_val.json")
+    assert load(str(file), "val", None, "boxes").source.take == "val"
+
+
+def test_coco_file_without_a_split_beside_that_of_val(tmp_path):
+    file = coco_named(tmp_path, "instances.json", "instances_val.json")
+    for root in (tmp_path, file):
+        with pytest.raises(DataError, match=r"call it instances_train\.json|no split 'train'"):
+            load(str(root), "train", None, "boxes")
+    assert len(load(str(file), None, None, "boxes").samples) == len(TRAIN)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..reading import open_regular
-from . import few
-from ._conventions import by_split, children, files_in, folders_in, split_of, word_in
+from . import few, files_beside
+from ._conventions import SPLIT_WORDS, by_split, children, files_in, folders_in, split_of, word_in
 
 FOLDERS = ("annotations", "annotation", "labels", "ann")
 # Names of a file without a word for its split, as tools give them.
@@ -15,6 +15,7 @@ USUAL = (
     *("coco", "annotation", "dataset", "data"),
 )
 HEAD = 1 << 20  # bytes of a file that are looked at
+LEAST = 2  # rank of names of files that are most likely of no objects
 LOOKED_AT = 20  # files of a folder that are looked at: labelme leaves one for each picture
 _OTHER_KINDS = re.compile("caption|panoptic|stuff|image_info", re.IGNORECASE)
 _LISTS = re.compile(rb'"(images|annotations)"\s*:\s*\[')
@@ -66,7 +67,7 @@ def _below(folder: Path) -> list[Path]:
 
 
 def _by_name(folder: Path) -> dict[str, Path]:
-    """The files of splits among those of a folder that differ in the word of the split alone."""
+    """The files of splits among those of a folder, first of those that differ in that word alone."""
     families: dict[tuple[str, str], dict[str, Path]] = {}
     for file in files_in(folder, ".json"):
         word = word_in(file.stem)
@@ -76,11 +77,33 @@ def _by_name(folder: Path) -> dict[str, Path]:
         digits = year[0] if year else ""
         kind = word.start.lower(), word.end.removeprefix(digits).lower()
         families.setdefault(kind, {})[f"{word.word}{digits}"] = file
+    there: dict[str, Path] = {}
     for kind in sorted(families, key=lambda kind: (_rank(kind), -len(families[kind]), kind)):
-        there = by_split(families[kind])
-        if _rank(kind) == 0 or any(looks_so(file) for file in there.values()):
-            return there
-    return {}
+        if there and _rank(kind) == LEAST:
+            continue
+        for split, file in by_split(families[kind]).items():
+            # The files of one data set need not be called alike: train.json, instances_val.json.
+            if split not in there and (_rank(kind) == 0 or looks_so(file)):
+                there[split] = file
+    return {split: there[split] for split in SPLIT_WORDS if split in there}
+
+
+def beside(file: Path) -> tuple[str, dict[str, Path]]:
+    """The split that a named file is of, or ""; and the files of all splits that are beside it."""
+    own, there = files_beside(file)
+    others = _by_name(file.parent) if word_in(file.stem) else {}
+    return own, {**others, **there}
+
+
+def check_alone(file: Path) -> None:
+    """`DataError` where a file's name says no split, and one of the same name beside it is of val."""
+    for split, other in _by_name(file.parent).items():
+        word = word_in(other.stem)
+        if word and (word.start + word.end).strip("-_.") == file.stem:
+            raise DataError(
+                f"{str(file)!r} says no split, and {str(other)!r} beside it is of {split}: call it "
+                f"{file.stem}_train.json if it is of train"
+            )
 
 
 def _rank(kind: tuple[str, str]) -> int:
@@ -88,7 +111,7 @@ def _rank(kind: tuple[str, str]) -> int:
     text = "".join(kind)
     if not text.strip("_-.") or "instances" in text:
         return 0
-    return 2 if _OTHER_KINDS.search(text) else 1
+    return LEAST if _OTHER_KINDS.search(text) else 1
 
 
 def _without_word(folder: Path) -> list[Path]:

@@ -18,7 +18,7 @@ SPLITS = "train", "val", "test", "all"
 
 SPLIT_WORDS = {  # what folders, files and keys of a split are called; the first that is there counts
     "train": ("train", "training", "trainval"),
-    "val": ("val", "valid", "validation", "dev", "eval"),
+    "val": ("val", "valid", "validation", "dev", "eval", "minival"),
     "test": ("test", "testing"),
 }
 

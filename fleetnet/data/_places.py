@@ -69,7 +69,29 @@ class Pictures:
             if path is None and often[_last(name).lower()] == 1:
                 path = self.called(name)
             paths.append(path)
-        return paths
+        return self.without_strays(written, paths)
+
+    def without_strays(
+        self, written: Sequence[str], paths: Sequence[Path | None]
+    ) -> list[Path | None]:
+        """The paths, without those outside of the split's own folder where it has some of them.
+
+        With `val/1.jpg` there, a bare name `2.jpg` is of val too: the `2.jpg` of a folder without a
+        split is most likely one of train. A name with that folder in it says so itself.
+        """
+        if not any(path and self._is_of_split(path) for path in paths):
+            return list(paths)
+        return [
+            path if path and (_ends_so(path, name) or self._is_of_split(path)) else None
+            for name, path in zip(written, paths, strict=True)
+        ]
+
+    def _is_of_split(self, path: Path) -> bool:
+        """Whether an image lies in a folder of the split that is looked for."""
+        folders = Path(os.path.relpath(path, self.root)).parts[:-1]
+        return bool(self.split) and any(
+            self.split in (split_of(name), split_and_kind(name, IMAGE_FOLDERS)) for name in folders
+        )
 
     def at(self, written: str) -> Path | None:
         """The image at this path below one of the folders; the folder of the last one is tried first."""
@@ -90,16 +112,20 @@ class Pictures:
         return next((path for end in ends if (path := self.at(end))), None)
 
     def called(self, written: str) -> Path | None:
-        """The only image whose name is the last part of `written`, in any case."""
+        """The only image whose name is the last part of `written`, in any case, first of those of the split."""
         self._look()
         names = dict.fromkeys((_last(written), unquote(_last(written))))
-        paths = (_only(self._by_name.get(name.lower(), []), name) for name in names)
+        paths = (self._only(self._by_name.get(name.lower(), []), name) for name in names)
         return next((path for path in paths if path), None)
 
     def with_stem(self, stem: str) -> Path | None:
         """The only image with this name without extension."""
         self._look()
-        return _only(self._by_stem.get(stem.lower(), []), stem)
+        return self._only(self._by_stem.get(stem.lower(), []), stem)
+
+    def _only(self, paths: Sequence[Path], name: str) -> Path | None:
+        """The only one of several paths, in the folder of the split where one of them is."""
+        return _only([path for path in paths if self._is_of_split(path)] or paths, name)
 
     def missing(self, written: str) -> str:
         """Why there is no image of that name: it lies outside of the data, or nowhere."""
@@ -131,6 +157,12 @@ class Pictures:
                 continue
             self._by_name.setdefault(path.name.lower(), []).append(path)
             self._by_stem.setdefault(path.stem.lower(), []).append(path)
+
+
+def _ends_so(path: Path, written: str) -> bool:
+    """Whether a name as written has the folder of the image too."""
+    parts = written.replace("\\", "/").split("/")
+    return parts[-2:] == [path.parent.name, path.name]
 
 
 def _last(written: str) -> str:

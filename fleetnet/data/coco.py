@@ -30,7 +30,6 @@ from . import (
     _native,
     check_exists,
     few,
-    files_beside,
     fit_box,
     hold_out,
     measured,
@@ -81,6 +80,8 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
     own, there = _named(Path(root))
     part = part_of(split, there, root, own)
     path = there.get(part.there) or _one_file(Path(root))
+    if part.take != "all" and not part.there:
+        _coco_files.check_alone(path)
     source = Source(root, "coco", part.split, str(path), part.take)
     document, notes = _lists(text_of(path), str(path)), Notes()
     listed = dict(_pictures(document["images"], str(path)))
@@ -420,7 +421,7 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
     """The split that a named file is of, or ""; and the files of the splits that are there."""
     if os.path.isdir(root):
         return "", _coco_files.of_splits(root)
-    return files_beside(root)
+    return _coco_files.beside(root)
 
 
 def _one_file(root: Path) -> Path:

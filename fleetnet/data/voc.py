@@ -203,8 +203,9 @@ def _images(
     """The image of each entry; those that are not there are said, and an error where none is."""
     images: dict[Entry, Path] = {}
     missing: list[Entry] = []
-    for row, annotation in annotated.items():
-        image = image_of(row, annotation.filename, pictures)
+    names = [row.image or row.name for row in annotated]
+    of_rows = [image_of(row, text.filename, pictures) for row, text in annotated.items()]
+    for row, image in zip(annotated, pictures.without_strays(names, of_rows), strict=True):
         if image is None:
             missing.append(row)
         else:
