@@ -109,6 +109,13 @@ CASES = {
     "masks with words and numbers": (apart("images/{n}.jpg", "masks/{n}_mask_{i}.png"), ALL),
 }  # fmt: skip
 
+# where a picture that shows no object has no file of masks, and no folder for them
+WITHOUT_FILES = (
+    "a folder of masks a picture",
+    "masks with numbers",
+    "masks with words and numbers",
+)
+
 
 @pytest.mark.parametrize("target", ["masks", "boxes"])
 @pytest.mark.parametrize("case", CASES)
@@ -124,7 +131,9 @@ def test_masks_of_objects_are_read(tmp_path, case, target):
         format = "instances" if target == "boxes" else None
         split = load(str(tmp_path), word, format, target)
         assert split.classes == ["nucleus"]
-        assert split.skipped == []
+        empty = case in WITHOUT_FILES and any(not rows.objects for rows in split.samples)
+        assert len(split.skipped) == int(empty)
+        assert all("1 pictures have no mask in" in line for line in split.skipped)
         part = seen(split, target == "masks")
         if len(splits) > 1:
             assert part == boxes(splits[word])
@@ -172,3 +181,76 @@ def test_masks_elsewhere(tmp_path):
     for word in ("train", "val"):
         split = load(pictures, word, None, "masks", masks=maps)
         assert seen(split) == boxes(SPLITS[word])
+
+
+# ---- which mask is of which picture
+
+
+def band(file: Path, *values: int) -> None:
+    """A file of masks with a value in each of several bands from left to right."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.repeat(np.array([values], np.uint8), HEIGHT, 0).repeat(8, 1)).resize(
+        (WIDTH, HEIGHT), Image.Resampling.NEAREST
+    ).save(file)
+
+
+def test_one_file_of_many_values_is_one_object_beside_others(tmp_path):
+    """Smoothed edges are no objects: in ID/masks, and where another picture has several files."""
+    for name in ("a1", "a2"):
+        save(tmp_path / "apart" / name / "images" / f"{name}.png", MANY[0])
+        save(tmp_path / "together" / "images" / f"{name}.png", MANY[0])
+        band(tmp_path / "apart" / name / "masks" / "m0.png", 0, 64, 128, 255, 128, 0)
+        band(tmp_path / "together" / "masks" / f"{name}_0.png", 0, 64, 128, 255, 128, 0)
+    band(tmp_path / "together" / "masks" / "a2_1.png", 255, 0)
+    for layout, objects in (("apart", [1, 1]), ("together", [1, 2])):
+        split = load(str(tmp_path / layout), "all", target="masks")
+        assert [len(sample.objects or ()) for sample in split.samples] == objects
+        (line,) = split.skipped
+        assert "2 masks have several values and are one object each" in line
+
+
+def test_pictures_without_masks_and_masks_without_pictures(tmp_path):
+    numbered("images/{n}.jpg", "instance_ids/{n}.png")(tmp_path, "", MANY)
+    (tmp_path / "instance_ids" / "a1.png").rename(tmp_path / "instance_ids" / "A-1.png")
+    split = load(str(tmp_path), "all", target="masks")
+    assert len(split.samples) == len(MANY)
+    first, second = split.skipped
+    assert "1 pictures have no mask in" in first
+    assert "a1.jpg" in first
+    assert "1 masks are of no image in" in second
+    assert "A-1.png" in second
+    assert split.annotations.dropped == {"without an image of their name": 1}
+
+
+def test_masks_of_other_splits_in_the_same_folder_are_not_said(tmp_path):
+    for word, shots in SPLITS.items():
+        numbered("images/{0}/{n}.jpg", "instance_ids/{n}.png")(tmp_path, word, shots)
+    assert load(str(tmp_path), "train", target="masks").skipped == []
+
+
+def test_each_mask_is_of_one_picture(tmp_path):
+    """The files of `a` with their numbers are called as `a_1` is, which has others."""
+    for name in ("a", "a_1"):
+        save(tmp_path / "images" / f"{name}.png", MANY[0])
+    for name in ("a_1", "a_2", "a_3", "a_1_1", "a_1_2"):
+        band(tmp_path / "masks" / f"{name}.png", 255, 0)
+    split = load(str(tmp_path), "all", target="masks")
+    assert [len(sample.objects or ()) for sample in split.samples] == [3, 2]
+
+
+def test_frames_with_numbers_have_their_own_masks(tmp_path):
+    for name in ("a", "a_1", "a_2"):
+        save(tmp_path / "images" / f"{name}.png", MANY[0])
+        band(tmp_path / "masks" / f"{name}.png", 0, 1, 2)
+    split = load(str(tmp_path), "all", target="masks")
+    assert [len(sample.objects or ()) for sample in split.samples] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("second", ["images/val/a1.png", "images/train/a1.png"])
+def test_a_mask_of_two_pictures_is_an_error(tmp_path, second):
+    """Of two splits with one flat folder of masks, or of one name with two extensions."""
+    for word in ("train", "val"):
+        numbered("images/{0}/{n}.jpg", "instance_ids/{n}.png")(tmp_path, word, SPLITS[word])
+    save(tmp_path / second, MANY[0])
+    with pytest.raises(DataError, match=r"a1.png' is by its name of two images"):
+        load(str(tmp_path), "train", target="masks")

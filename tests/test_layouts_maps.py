@@ -451,6 +451,15 @@ def test_indices_from_1_with_a_0_are_an_error(tmp_path):
         maps_seen(split)
 
 
+@pytest.mark.parametrize("second", ["images/test/a1.png", "images/train/a1.png"])
+def test_a_map_of_two_pictures_is_an_error(tmp_path, second):
+    """Of two splits with one flat folder of maps, or of one name with two extensions."""
+    Layout("images/{0}/{n}.jpg", "masks/{n}.png").write(tmp_path)
+    save(tmp_path / second, MANY[0])
+    with pytest.raises(DataError, match=r"a1.png' is by its name of two images"):
+        load(str(tmp_path), "train", target="semantic")
+
+
 # ---- numbers of classes
 
 

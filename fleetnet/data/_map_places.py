@@ -10,12 +10,13 @@ may be beside their images.
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+from ..errors import DataError
 from ..images import EXTENSIONS, find_images
 from . import few
 from ._conventions import (
@@ -132,6 +133,19 @@ def pairs_of(place: Place) -> tuple[list[tuple[Path, Path]], list[Path], list[Pa
         else:
             alone.append(picture)
     return pairs, alone, [path for path in maps if path not in used], left_out
+
+
+def check_one_each(pairs: Iterable[tuple[Path, Path]]) -> None:
+    """`DataError` where a label map, or a mask, would be that of two images, maybe of two splits."""
+    images: dict[Path, Path] = {}
+    for image, file in pairs:
+        other = images.setdefault(file, image)
+        if other != image:
+            raise DataError(
+                f"{str(file)!r} is by its name of two images, {str(other)!r} and {str(image)!r}: "
+                "give the maps of each split a folder of its own, as the images have, or rename "
+                "one of the two images"
+            )
 
 
 def _exact(path: Path, folder: Path) -> str:

@@ -7,12 +7,16 @@
 Folders may be called as for label maps, or instances, instance_ids, instance_masks; with or without
 those of splits. All objects are of one class: the name in classes.txt, or else "object". Boxes are
 those of the masks. Without a split for "val" every tenth picture is held back for it.
+
+Where any picture has several files, a file is one object in all of them, whatever values it has; so
+it is in ROOT/ID/masks. Pictures without a mask and masks without a picture are said.
 """
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +29,7 @@ from . import (
     Source,
     Split,
     check_exists,
+    few,
     hold_out,
     measured,
     note_turned,
@@ -45,7 +50,7 @@ from ._conventions import (
     split_of,
     word_in,
 )
-from ._map_places import MAPS, Place, map_places, places_apart
+from ._map_places import MAPS, Place, check_one_each, map_places, places_apart
 from ._masks import runs_of
 
 EXPECTS = "ROOT/images with ROOT/instance_ids or masks (1, 2, ... for objects); or ROOT/ID/images and ROOT/ID/masks"
@@ -66,6 +71,15 @@ _IMAGES_OF_ONE = ("images", "image", "img", "imgs")
 Masks = Sequence[Path]  # of a picture: one file of numbers, or one of each object
 
 
+class Drawn(NamedTuple):
+    """The pictures of a split with their files of masks."""
+
+    folder: Path  # of the pictures
+    pictures: dict[Path, Masks]
+    maps: Path | None = None  # the folder of all masks; None where each picture has its own
+    left: Sequence[Path] = ()  # masks that are of none of the pictures
+
+
 def detect(root: str, target: str = "masks") -> bool:
     """True for a folder with images and masks of their objects; for boxes only if they can be nothing else."""
     path = Path(root)
@@ -83,26 +97,68 @@ def load(root: str, split: str | None, target: str = "masks", elsewhere: Places 
     check_exists(root)
     path = Path(root)
     if elsewhere == USUAL:
-        there = _pictures_apart(path) or _pictures_together(path)
+        there = _pictures_apart(path) or _of_places(map_places(path, (*_NAMED, *MAPS)))
     else:
         there = _of_places(
             places_apart(Path(elsewhere.images or root), Path(elsewhere.masks or root))
         )
     if not there:
         raise DataError(f"no images with masks of objects in {root!r}; expected {EXPECTS}")
-    folders = {name: place for name, (place, _) in there.items() if name}
+    check_one_each(
+        (picture, file)
+        for drawn in there.values()
+        for picture, files in drawn.pictures.items()
+        for file in files
+    )
+    folders = {name: drawn.folder for name, drawn in there.items() if name}
     part = part_of(split, folders, root)
-    place, pictures = there.get(part.there) or next(iter(there.values()))
-    source = Source(root, "instances", part.split, str(place), part.take)
+    drawn = there.get(part.there) or next(iter(there.values()))
+    source = Source(root, "instances", part.split, str(drawn.folder), part.take)
     notes = Notes()
     classes = [_class_name(path)]
-    samples = parse(hold_out(sorted(pictures.items()), part.take), notes, target == "masks")
+    pictures = hold_out(sorted(drawn.pictures.items()), part.take)
+    _say_alone(drawn, [picture for picture, files in pictures if not files], there.values(), notes)
+    an_object = _is_file_an_object(there.values())
+    if not an_object and elsewhere == USUAL:
+        _check_numbers(there.values(), path)
+    samples = parse(pictures, notes, target == "masks", an_object)
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
 
 
-def parse(pictures: Sequence[tuple[Path, Masks]], notes: Notes, with_masks: bool) -> list[Sample]:
-    """The sample of each picture, with an object for each number in its file of masks, or for each file."""
+def _is_file_an_object(there: Iterable[Drawn]) -> bool:
+    """Whether each file is one object, and not one number of it."""
+    return any(
+        drawn.maps is None or any(len(files) > 1 for files in drawn.pictures.values())
+        for drawn in there
+    )
+
+
+def _say_alone(drawn: Drawn, alone: Sequence[Path], there: Iterable[Drawn], notes: Notes) -> None:
+    """Say which pictures have no mask, and which masks are of no picture of any split."""
+    if drawn.maps is None:  # a picture's own folder of masks is there, and may be empty
+        return
+    if alone:
+        names = few(str(picture) for picture in alone)
+        notes.say(
+            f"{len(alone)} pictures have no mask in {str(drawn.maps)!r} and show no object: {names}"
+        )
+    used = {file for other in there for files in other.pictures.values() for file in files}
+    left = [file for file in drawn.left if file not in used]
+    if left:
+        notes.read += len(left)
+        notes.drop(
+            "without an image of their name",
+            f"{len(left)} masks are of no image in {str(drawn.folder)!r}: {few(map(str, left))}",
+            len(left),
+        )
+
+
+def parse(
+    pictures: Sequence[tuple[Path, Masks]], notes: Notes, with_masks: bool, an_object: bool
+) -> list[Sample]:
+    """The sample of each picture, with an object for each file (`an_object`), or for each number in its file."""
     samples = []
+    mixed: list[Path] = []
     turned: list[Path] = []
     for image, files in pictures:
         size = measured(image, notes, turned)
@@ -110,29 +166,36 @@ def parse(pictures: Sequence[tuple[Path, Masks]], notes: Notes, with_masks: bool
             notes.read += len(files)
             notes.drop("of pictures left out", count=len(files))
             continue
-        masks = [
-            (file, mask) for file in files for mask in _masks_in(file, size, image, len(files))
-        ]
-        notes.read += len(masks)
-        objects = [_object(mask, with_masks) for _, mask in masks if mask.any()]
-        for file, mask in masks:
-            if not mask.any():
+        masks = []
+        for file in files:
+            numbers = _masks_in(file, size, image)
+            if an_object and len(numbers) > 1:
+                mixed.append(file)
+                numbers = [np.logical_or.reduce(numbers)]
+            masks += numbers
+            if not numbers and an_object:
+                notes.read += 1
                 notes.drop("without a pixel", f"{str(file)!r}: dropped, it marks no pixel")
+        notes.read += len(masks)
+        objects = [_object(mask, with_masks) for mask in masks]
         samples.append(Sample(image, objects=tuple(objects), id=image.stem))
     note_turned(turned, notes)
+    if mixed:
+        notes.say(
+            f"{len(mixed)} masks have several values and are one object each, as a file is one "
+            f"object here: {few(map(str, mixed))}"
+        )
     return samples
 
 
-def _masks_in(file: Path, size: tuple[int, int], image: Path, files: int) -> list[np.ndarray]:
-    """The masks (height, width) in a file: one where a picture has several, else one of each number."""
+def _masks_in(file: Path, size: tuple[int, int], image: Path) -> list[np.ndarray]:
+    """The mask (height, width) of each number in a file."""
     ids = read_ids(file)
     if ids.shape != size:
         raise DataError(
             f"mask {str(file)!r} is {ids.shape[1]}x{ids.shape[0]}, its image {str(image)!r} is "
             f"{size[1]}x{size[0]}"
         )
-    if files > 1:
-        return [ids != 0]
     return [ids == number for number in np.unique(ids) if number]
 
 
@@ -153,18 +216,18 @@ def _object(mask: np.ndarray, with_mask: bool) -> Object:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _pictures_apart(root: Path) -> dict[str, tuple[Path, dict[Path, Masks]]]:
+def _pictures_apart(root: Path) -> dict[str, Drawn]:
     """The pictures that have a folder of their own, by split: in the root itself, or in folders of splits."""
     here = _in_own_folders(root)
     if here:
-        return {"": (root, here)}
-    named: dict[str, tuple[Path, dict[Path, Masks]]] = {}
+        return {"": Drawn(root, here)}
+    named: dict[str, Drawn] = {}
     for folder in folders_in(root):
         word = word_in(folder.name)
         if word:
             pictures = _in_own_folders(folder)
             if pictures:
-                named[word.word] = (folder, pictures)
+                named[word.word] = Drawn(folder, pictures)
     return by_split(named)
 
 
@@ -181,53 +244,78 @@ def _in_own_folders(root: Path) -> dict[Path, Masks]:
     return pictures
 
 
-def _pictures_together(root: Path) -> dict[str, tuple[Path, dict[Path, Masks]]]:
-    """The pictures of a folder of images and the masks in another, by split."""
-    places = map_places(root, (*_NAMED, *MAPS))
-    together = _of_places(places)
-    plain = any(not set(_parts(place.maps, root)) & set(_NAMED) for place in places.values())
-    if plain and together:
-        _check_numbers([masks for _, pictures in together.values() for masks in pictures.values()])
-    return together
-
-
-def _of_places(places: Mapping[str, Place]) -> dict[str, tuple[Path, dict[Path, Masks]]]:
-    return {name: (place.images, _in_place(place)) for name, place in places.items()}
+def _of_places(places: Mapping[str, Place]) -> dict[str, Drawn]:
+    return {name: _in_place(place) for name, place in places.items()}
 
 
 def _parts(folder: Path, root: Path) -> list[str]:
     return [part.lower() for part in folder.relative_to(root).parts]
 
 
-def _in_place(place: Place) -> dict[Path, Masks]:
-    """The masks of each picture: its file, the files in a folder of its name, or those of its name with numbers."""
+def _in_place(place: Place) -> Drawn:
+    """The masks of each picture: its file, the files in a folder of its name, or those of its name with numbers.
+
+    Where two pictures could have a file, as `a_1.png` is that of `a_1` and the first of `a`, the
+    one called so has it, unless that one has files with numbers itself and the other has none
+    of its own name.
+    """
     pictures, _ = find_images(place.images)
     files, _ = find_images(place.maps)
-    by_key: dict[str, list[Path]] = {}
+    called = _by_name(pictures, place.images)
+    exact: dict[Path, list[Path]] = {}  # the pictures of each file
+    counted: dict[Path, list[Path]] = {}
+    in_folder: dict[Path, list[Path]] = {}
     for file in files:
         inside = file.relative_to(place.maps)
-        for key in _keys(inside):
-            by_key.setdefault(key, []).append(file)
-    masks: dict[Path, Masks] = {}
+        name = inside.with_suffix("").as_posix()
+        exact[file] = called.get(name) or called.get(map_key(name), [])
+        counted[file] = called.get(_without_number(name), [])
+        in_folder[file] = called.get(inside.parent.as_posix(), [])
+    whole = {picture for owners in exact.values() for picture in owners}
+    with_numbers = {picture for file in files if not exact[file] for picture in counted[file]}
+    masks: dict[Path, list[Path]] = {picture: [] for picture in pictures}
+    for file in files:
+        first, second = exact[file], counted[file]
+        is_second = set(first) <= with_numbers and second and not set(second) & whole
+        for picture in second if is_second or not first else first:
+            masks[picture].append(file)
+    without = {picture for picture in pictures if not masks[picture]}
+    for file in files:
+        for picture in in_folder[file]:
+            if picture in without:
+                masks[picture].append(file)
+    used = {file for some in masks.values() for file in some}
+    left = [file for file in files if file not in used]
+    return Drawn(place.images, dict(masks), place.maps, left)
+
+
+def _by_name(pictures: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
+    """Pictures by their path below a folder without extension, and where none is called so by `map_key` of it."""
+    called: dict[str, list[Path]] = {}
     for picture in pictures:
-        name = picture.relative_to(place.images).with_suffix("").as_posix()
-        keys = (name, map_key(name), f"{name}/")
-        masks[picture] = next((by_key[key] for key in keys if key in by_key), [])
-    return masks
+        name = picture.relative_to(folder).with_suffix("").as_posix()
+        called.setdefault(name, []).append(picture)
+    keys: dict[str, list[Path]] = {}
+    for name, some in called.items():
+        if map_key(name) not in called:
+            keys.setdefault(map_key(name), []).extend(some)
+    return called | keys
 
 
-def _keys(inside: Path) -> list[str]:
-    """What the picture of a mask may be called, by the path of the mask."""
-    name = inside.with_suffix("").as_posix()
-    without = re.sub(r"[-_ ]?(?:mask|instance|object|obj)?[-_ ]?\d+$", "", name)
-    keys = [name, map_key(name), f"{inside.parent.as_posix()}/"]
-    return list(dict.fromkeys([*keys, without] if without else keys))
+def _without_number(name: str) -> str:
+    """The name of a mask without the number of its object; "" for one that is nothing else."""
+    return re.sub(r"[-_ ]?(?:mask|instance|object|obj)?[-_ ]?\d+$", "", name)
 
 
-def _check_numbers(masks: Sequence[Masks]) -> None:
+def _check_numbers(there: Iterable[Drawn], root: Path) -> None:
     """`DataError` where masks that may be labels of pixels do not tell objects apart."""
-    whole = [files[0] for files in masks if len(files) == 1]
-    if not whole or any(len(files) > 1 for files in masks):
+    plain = [
+        drawn
+        for drawn in there
+        if drawn.maps is not None and not set(_parts(drawn.maps, root)) & set(_NAMED)
+    ]
+    whole = [file for drawn in plain for files in drawn.pictures.values() for file in files]
+    if not whole:
         return
     for file in whole[:: -(-len(whole) // LOOKED_AT) or 1]:
         try:

@@ -42,7 +42,7 @@ from . import (
 )
 from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
 from ._conventions import USUAL, Places, children, split_lists, split_of
-from ._map_places import LOSSY, Place, described, map_places, pairs_of, places_apart
+from ._map_places import LOSSY, Place, check_one_each, described, map_places, pairs_of, places_apart
 from ._pictures import is_picture
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, gt, annotations) and ROOT/classes.txt"
@@ -83,6 +83,7 @@ def load(
     source = Source(root, "masks", part.split, str(there.get(part.there, whole)), part.take)
     notes = Notes()
     read_all = {name: pairs_of(place)[0] for name, place in places.items()}
+    check_one_each(pair for pairs in read_all.values() for pair in pairs)
     if part.there and lists:
         file = lists[part.there]
         pairs = parse_list(text_of(file), str(file), path, read_all.get("", []))
