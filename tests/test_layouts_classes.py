@@ -561,6 +561,53 @@ def test_boxes_of_a_table(tmp_path, kind, place):
         assert seen(split) == truth(s for s in shots if s.things or kind in EMPTY)
 
 
+def box_table(root: Path, size: tuple[str, str], shares: bool = False) -> None:
+    """Boxes of all pictures with the sizes of the pictures; `size` is what it says of the first."""
+    pictures(root, MANY)
+    lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+    for i, shot in enumerate(MANY):
+        width, height = size if i == 0 else ("96", "64")
+        for name, *corners in shot.things:
+            sides = (WIDTH, HEIGHT) * 2 if shares else (1, 1, 1, 1)
+            values = [corner / side for corner, side in zip(corners, sides, strict=True)]
+            lines.append(",".join([f"{shot.name}.jpg", width, height, name, *map(str, values)]))
+    write(root / "boxes.csv", "\n".join(lines))
+
+
+def test_boxes_of_a_picture_of_another_size_are_left_out(tmp_path):
+    box_table(tmp_path, ("48", "32"))
+    split = load(str(tmp_path), "all", target="boxes")
+    assert seen(split) == truth(shot for shot in MANY[1:] if shot.things)
+    assert split.annotations.dropped == {"of pictures left out": len(MANY[0].things)}
+    assert any(
+        re.search(r"a1.jpg': left out, it is 96x64; .*line 2, says 48x32", x) for x in split.skipped
+    )
+
+
+def test_shares_are_of_a_picture_of_any_size(tmp_path):
+    box_table(tmp_path, ("48", "32"), shares=True)
+    split = load(str(tmp_path), "all", target="boxes")
+    assert seen(split) == truth(shot for shot in MANY if shot.things)
+
+
+def test_boxes_without_names_for_the_columns_whose_class_is_a_number(tmp_path):
+    pictures(tmp_path, MANY)
+    write(tmp_path / "t.csv", "".join(f"{shot.name}.jpg,1,10,10,50,50\n" for shot in MANY))
+    with pytest.raises(DataError, match=r"t\.csv: five columns of numbers without names"):
+        load(str(tmp_path), "all", target="boxes")
+
+
+@pytest.mark.parametrize("names", [("train_station", "test_tube"), ("train_station", "dev_board")])
+def test_folders_whose_names_only_begin_with_a_split(tmp_path, names):
+    for i, shot in enumerate(MANY):
+        save(tmp_path / "images" / names[i % 2] / f"{shot.name}.jpg", shot)
+    table(tmp_path / "labels.csv", MANY)
+    assert labels_seen(load(str(tmp_path), "all")) == labels(MANY)
+    (tmp_path / "labels.csv").rename(tmp_path / "train.csv")
+    train, val = (labels_seen(load(str(tmp_path), part)) for part in ("train", "val"))
+    assert train | val == labels(MANY)
+
+
 def unknown_in_val(root: Path) -> None:
     by_split(folder="{0}", file="{0}.csv")(root)
     table(root / "val.csv", SPLITS["val"], row="{name}.jpg,unicorn")

@@ -130,6 +130,8 @@ def parse(text: str, source: str) -> Table:
             f"{few(header, 12) or 'nothing'}; expected names as filename, label; or filename, class, "
             "xmin, ymin, xmax, ymax"
         )
+    if not header and columns.corners:
+        _check_class_is_last(lines, columns, source)
     body = lines[1:] if header else lines
     classes = tuple(header[i] for i in columns.classes)
     rows = [_row(cells, columns, classes, f"{source}, line {line}", line) for line, cells in body]
@@ -142,6 +144,19 @@ def parse(text: str, source: str) -> Table:
         )
     label = header[columns.label] if header and columns.label is not None else ""
     return Table(rows, columns.has_boxes, label, classes)
+
+
+def _check_class_is_last(
+    lines: Sequence[tuple[int, list[str]]], columns: Columns, source: str
+) -> None:
+    """`DataError` where a table without names for its columns has numbers only, of which any may be the class."""
+    labels = [word for _, cells in lines if (word := cell(cells, columns.label))]
+    if labels and all(number(word) is not None for word in labels):
+        raise DataError(
+            f"{source}: five columns of numbers without names, so whether the class is the first "
+            "or the last of them cannot be told. Write a line of names above them, as "
+            "`filename,xmin,ymin,xmax,ymax,class`"
+        )
 
 
 # ---- columns ---------------------------------------------------------------------------------------------------------

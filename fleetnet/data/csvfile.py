@@ -373,10 +373,11 @@ class _Reader:
             size = measured(path, self.notes, of_this)
             if size is None:
                 self.notes.drop("of pictures left out", count=len(rows))
-            elif of_this and size != size[::-1] and rows[0].size == size[::-1]:
+            elif other := _other_size(rows, size, shares, turned=bool(of_this)):
+                because = ", turned by its EXIF orientation" if of_this else ""
                 line = (
-                    f"{str(path)!r}: left out, it is {size[1]}x{size[0]}, turned by its EXIF "
-                    f"orientation; {self.file} says {size[0]}x{size[1]}"
+                    f"{str(path)!r}: left out, it is {size[1]}x{size[0]}{because}; {self.file}, "
+                    f"line {rows[0].line}, says {other[1]}x{other[0]}"
                 )
                 self.notes.drop("of pictures left out", line, len(rows))
             else:
@@ -395,6 +396,19 @@ class _Reader:
         box = fit_box((x0 * width, y0 * height, x1 * width, y1 * height), size, entry, self.notes)
         label = self._label(row) if row.label or len(self.index) > 1 else 0
         return Object(box, label, crowd=row.crowd) if box else None
+
+
+def _other_size(
+    rows: Sequence[Row], size: tuple[int, int], shares: bool, turned: bool
+) -> tuple[int, int] | None:
+    """The size (height, width) that a table says where boxes do not fit the picture for it; else None.
+
+    Shares fit a picture of any size, unless it is turned and they are of the picture as stored.
+    """
+    others = [row.size for row in rows if row.size not in (None, size)]
+    if shares:
+        others = [other for other in others if turned and other == size[::-1]]
+    return others[0] if others else None
 
 
 def _descriptions(file: Path) -> dict[str, str]:
