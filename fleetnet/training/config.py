@@ -127,6 +127,28 @@ def _options() -> Any:
     )
 
 
+# Settings, what their values have to be, and how an error says that.
+RANGES: list[tuple[str, Callable[[float], bool], str]] = [
+    ("epochs batch_size accumulate eval_every max_objects", lambda value: value >= 1, "at least 1"),
+    (
+        "weight_decay warmup_epochs mixup cutmix color_jitter workers threads patience "
+        "plain_epochs",
+        lambda value: value >= 0,
+        "at least 0",
+    ),
+    (
+        "timeout",
+        lambda value: 0 < value <= LONGEST_WAIT,
+        f"above 0, at most {LONGEST_WAIT:g} minutes",
+    ),
+    ("lr head_lr clip", lambda value: value > 0, "positive"),
+    ("label_smoothing momentum multi_scale", lambda value: 0 <= value < 1, "from 0 to below 1"),
+    ("flip erasing mosaic max_bad nms score", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    ("scale crop", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    ("ema", lambda value: 0 < value < 1, "between 0 and 1"),
+]
+
+
 @dataclass(frozen=True)
 class TrainConfig:
     """What `fit` needs to know; every value is checked on construction."""
@@ -242,7 +264,8 @@ class TrainConfig:
     seed: int = _field(0, "of weights, order and augmentation")
 
     def __post_init__(self) -> None:
-        for key, hint in get_type_hints(TrainConfig).items():
+        hints = get_type_hints(TrainConfig)
+        for key, hint in hints.items():
             value, allowed_values = getattr(self, key), get_args(hint)
             if get_origin(hint) is Literal and value not in allowed_values:
                 raise UsageError(f"{key} is {value!r}: {suggest(str(value), allowed_values)}")
@@ -257,70 +280,20 @@ class TrainConfig:
                 raise UsageError(f"options.{key} is {value}; allowed: a finite number")
         object.__setattr__(self, "size", parse_size(self.size))
         parse_values(self.scale_values)
-        rules: list[tuple[str, bool, str]] = [
-            *(
-                (key, getattr(self, key) >= 1, "at least 1")
-                for key in ("epochs", "batch_size", "accumulate")
-            ),
-            ("eval_every", self.eval_every >= 1, "at least 1"),
-            (
-                "timeout",
-                0 < self.timeout <= LONGEST_WAIT,
-                f"above 0, at most {LONGEST_WAIT:g} minutes",
-            ),
-            ("lr", self.lr > 0, "positive"),
-            *(
-                (key, getattr(self, key) >= 0, "at least 0")
-                for key in ("weight_decay", "warmup_epochs", "mixup")
-            ),
-            *(
-                (key, getattr(self, key) >= 0, "at least 0")
-                for key in ("cutmix", "workers", "threads")
-            ),
-            (
-                "color_jitter",
-                self.color_jitter is None or self.color_jitter >= 0,
-                "at least 0, or null",
-            ),
-            *(
-                (key, 0 <= getattr(self, key) < 1, "from 0 to below 1")
-                for key in ("label_smoothing", "momentum")
-            ),
-            *(
-                (key, 0 <= getattr(self, key) <= 1, "from 0 to 1")
-                for key in ("flip", "erasing", "mosaic")
-            ),
-            ("max_bad", 0 <= self.max_bad <= 1, "from 0 to 1"),
-            (
-                "max_objects",
-                self.max_objects is None or self.max_objects >= 1,
-                "at least 1, or null",
-            ),
-            *(
-                (
-                    key,
-                    getattr(self, key) is None or 0 <= getattr(self, key) <= 1,
-                    "from 0 to 1, or null",
-                )
-                for key in ("nms", "score")
-            ),
-            ("head_lr", self.head_lr > 0, "positive"),
-            ("multi_scale", 0 <= self.multi_scale < 1, "from 0 to below 1"),
-            ("plain_epochs", self.plain_epochs >= 0, "at least 0"),
-            ("patience", self.patience >= 0, "at least 0"),
-            ("scale", self.scale is None or 0 < self.scale <= 1, "above 0, at most 1, or null"),
-            ("crop", 0 < self.crop <= 1, "above 0, at most 1"),
-            ("ema", self.ema is None or 0 < self.ema < 1, "between 0 and 1, or null"),
-            ("clip", self.clip is None or self.clip > 0, "positive, or null"),
-        ]
-        for key, holds, allowed in rules:
-            if not holds:
-                raise UsageError(f"{key} is {getattr(self, key)}; allowed: {allowed}")
+        for keys, is_allowed, allowed in RANGES:
+            for key in keys.split():
+                null = ", or null" if type(None) in get_args(hints[key]) else ""
+                self._check_range(key, is_allowed, f"{allowed}{null}")
         if self.balance and self.class_weights != "none":
             raise UsageError(
                 "balance and class_weights both make up for classes of few samples: "
                 "give one of them"
             )
+
+    def _check_range(self, key: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
+        value = getattr(self, key)
+        if value is not None and not is_allowed(value):
+            raise UsageError(f"{key} is {value}; allowed: {allowed}")
 
     def to_dict(self) -> dict[str, object]:
         return dataclasses.asdict(self)
