@@ -76,6 +76,29 @@ def by_split(*, folder: str, file: str, form: str = "{}.jpg", **more: str) -> Wr
     return written
 
 
+def called_unlike(files: Mapping[str, str], header: str, row: str) -> Write:
+    """A table or list of each split, whose names differ in more than the word of the split."""
+
+    def written(root: Path) -> None:
+        for word, shots in SPLITS.items():
+            pictures(root / "images", shots)
+            table(root / files[word], shots, header, row)
+
+    return written
+
+
+UNLIKE_TABLES = called_unlike(
+    {"train": "train_labels.csv", "val": "validation.csv", "test": "my_test.csv"},
+    "image,label",
+    "{name}.jpg,{label}",
+)
+UNLIKE_LISTS = called_unlike(
+    {"train": "train_list.txt", "val": "val.txt", "test": "testlist.txt"},
+    "",
+    "images/{name}.jpg {label}",
+)
+
+
 def whole(folder: str, file: str, form: str = "{}.jpg", **more: str) -> Write:
     """One table of all pictures."""
 
@@ -321,6 +344,25 @@ READ: dict[str, tuple[Write, str, Mapping[str, Sequence[Shot]]]] = {
         ".",
         {"train": SPLITS["train"], "val": SPLITS["val"]},
     ),
+    "csv, the file, and tables called unlike beside": (UNLIKE_TABLES, "train_labels.csv", SPLITS),
+    "csv, the file of val, and tables called unlike beside": (
+        UNLIKE_TABLES,
+        "validation.csv",
+        SPLITS,
+    ),
+    "csv, the folder of train": (
+        by_split(folder="{0}", file="{0}/_annotations.csv"),
+        "train",
+        SPLITS,
+    ),
+    "csv, the folder of train, each table called as its split": (
+        by_split(folder="{0}", file="{0}/{0}.csv"),
+        "train",
+        SPLITS,
+    ),
+    "list, called unlike": (UNLIKE_LISTS, ".", SPLITS),
+    "list, called unlike, the file": (UNLIKE_LISTS, "train_list.txt", SPLITS),
+    "list, called unlike, the file of val": (UNLIKE_LISTS, "val.txt", SPLITS),
     "csv, one table and one folder": (whole("images", "labels.csv"), ".", ALL),
     "csv, pictures beside the table": (whole(".", "data.csv"), ".", ALL),
     "csv, one table, PNG names without extension": (
@@ -659,6 +701,16 @@ def test_some_pictures_of_a_table_are_not_there(tmp_path):
     assert labels_seen(split) == labels(MANY[1:])
     assert split.annotations.dropped == {"of pictures that are not there": 1}
     assert re.search("no such picture below .*line 2: 'a1.jpg'", split.skipped[0])
+
+
+def test_a_folder_of_a_split_by_itself(tmp_path):
+    """It is read whole where none is named; and no picture of it is taken for one of val that is missing."""
+    by_split(folder="{0}", file="{0}/_annotations.csv")(tmp_path)
+    assert labels_seen(load(str(tmp_path / "train"), None)) == labels(SPLITS["train"])
+    assert load(str(tmp_path / "train"), None).source.split == "train"
+    (tmp_path / "val" / "b1.jpg").rename(tmp_path / "train" / "b1.jpg")
+    val = load(str(tmp_path / "train"), "val")
+    assert labels_seen(val) == labels(SPLITS["val"][1:])
 
 
 def test_nothing_outside_of_the_data_is_read(tmp_path):

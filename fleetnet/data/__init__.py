@@ -35,7 +35,7 @@ from ._conventions import (
     split_lists,
     split_of,
 )
-from ._splits import Part, files_beside, hold_out, part_of
+from ._splits import Part, files_beside, hold_out, of_other_names, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
 TARGETS = "label", "boxes", "masks", "semantic"
@@ -79,6 +79,7 @@ __all__ = [
     "measured",
     "note_turned",
     "number",
+    "of_other_names",
     "parse_classes",
     "part_of",
     "shorten",

@@ -88,6 +88,22 @@ def files_beside(path: Path) -> tuple[str, dict[str, Path]]:
     return own, {**by_split(named), own: path}
 
 
+def of_other_names(path: Path, there: Mapping[str, Path], files: Sequence[Path]) -> dict[str, Path]:
+    """`there`, and for each split that it lacks one of `files` whose names say it and differ from that of `path`.
+
+    So val.txt is beside train_list.txt, where no val_list.txt is. Of several of a split that with
+    the shortest name counts. Where the name of `path` itself says no split, nothing is added.
+    """
+    named: dict[str, Path] = {}
+    if word_in(path.stem) is None:
+        return dict(there)
+    for file in sorted(files, key=lambda file: (len(file.stem), file.name)):
+        word = word_in(file.stem)
+        if word and word.split not in there:
+            named.setdefault(word.word, file)
+    return {**by_split(named), **there}
+
+
 def _differing_in(path: Path, word: Word) -> dict[str, Path]:
     """Files beside one whose names differ from it in the word of the split, by that word."""
     named: dict[str, Path] = {}

@@ -34,6 +34,7 @@ from . import (
     hold_out,
     measured,
     note_turned,
+    of_other_names,
     part_of,
     shorten,
     text_of,
@@ -49,6 +50,7 @@ from ._conventions import (
     files_in,
     folders_in,
     split_folders,
+    split_of,
     word_in,
 )
 from ._pictures import Pictures, is_picture
@@ -103,7 +105,8 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     tables = {name: parse(text_of(file), str(file)) for name, file in files.items()}
     if len(tables) == 1:
         files, tables = _by_column(files, tables, notes)
-    top = Path(root) if os.path.isdir(root) else Path(root).parent
+    # the folder of one split holds no pictures of the others
+    top = Path(root) if os.path.isdir(root) and not own else None
     places = [Path(elsewhere.images)] if elsewhere.images else None
     if set(tables) == {""}:
         pictures = Pictures(places or _folders(files[""], top))
@@ -132,10 +135,30 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
         tables = _tables_in(root)
         if not tables:
             raise DataError(f"no table of pictures in {str(root)!r}; expected {EXPECTS}")
-        return "", tables
+        return _beside(root, tables)
     own, beside = files_beside(root)
     readable = {name: file for name, file in beside.items() if name == own or _is_table(file)}
+    if own:
+        others = [file for file in files_in(root.parent, *_EXTENSIONS) if file != root]
+        said = [file for file in others if word_in(file.stem) and not _is_submission(file)]
+        readable = of_other_names(root, readable, [file for file in said if _is_table(file)])
     return own, readable or {"": root}
+
+
+def _beside(folder: Path, tables: dict[str, Path]) -> tuple[str, dict[str, Path]]:
+    """The split that a folder with one table is of, or ""; with it the tables of the folders of splits beside it."""
+    own = split_of(folder.absolute().name)
+    if own is None or list(tables) not in ([""], [own]):
+        return "", tables
+    there = {own: next(iter(tables.values()))}
+    for split, place in split_folders(folder.absolute().parent).items():
+        try:
+            files = list(_tables_of(place).values())
+        except DataError:  # several, of which none is the one
+            continue
+        if len(files) == 1:
+            there.setdefault(split, files[0])
+    return (own, there) if len(there) > 1 else ("", tables)
 
 
 def _tables_in(folder: Path) -> dict[str, Path]:
@@ -174,8 +197,13 @@ def _all_tables(folder: Path) -> list[Path]:
     return [
         file
         for file in files_in(folder, *_EXTENSIONS)
-        if "submission" not in file.stem.lower() and _is_table(file)
+        if not _is_submission(file) and _is_table(file)
     ]
+
+
+def _is_submission(file: Path) -> bool:
+    """Whether a table is what Kaggle calls so: of the form of answers, with none of them."""
+    return "submission" in file.stem.lower()
 
 
 def _is_table(file: Path) -> bool:
@@ -190,7 +218,7 @@ def _is_table(file: Path) -> bool:
     names = [cell(cells, columns.name) for cells in lines[1 if header else 0 :]]
     if names and all(is_picture(name) for name in names):
         return True
-    pictures = Pictures(_folders(file, file.parent))
+    pictures = Pictures(_folders(file, None))
     return any(pictures.named(name) for name in names)
 
 
@@ -198,11 +226,11 @@ def _start_of(text: str) -> str:
     return "".join(text.splitlines(keepends=True)[: 1 + ROWS_SEEN])
 
 
-def _folders(table: Path, root: Path) -> list[Path]:
+def _folders(table: Path, root: Path | None) -> list[Path]:
     """Where the pictures of a table may be: below its folder, or beside that where it is one of tables."""
     place = table.absolute().parent
     folders = [table.parent]
-    if os.path.isdir(root) and root != table.parent:
+    if root is not None and os.path.isdir(root) and root != table.parent:
         folders.append(root)
     elif place.name.lower() in _FOLDERS:
         folders.append(place.parent)

@@ -29,11 +29,12 @@ from . import (
     few,
     files_beside,
     hold_out,
+    of_other_names,
     part_of,
     shorten,
     text_of,
 )
-from ._conventions import NAME_FILES, USUAL, Places, children, file_called, split_lists
+from ._conventions import NAME_FILES, USUAL, Places, children, file_called, files_in, split_lists
 from ._pictures import Pictures, is_picture
 from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
 
@@ -226,7 +227,9 @@ def _lists(folder: Path) -> dict[str, Path]:
     """The lists of splits in a folder, or in one of lists below it."""
     plainly = split_lists(folder, ("_list",))
     if plainly:
-        return plainly
+        others = split_lists(folder, ("", "list"))
+        more = {split: file for split, file in others.items() if split not in plainly}
+        return plainly | {split: file for split, file in more.items() if _is_list(file, folder)}
     for place in (folder, *children(folder, _FOLDERS)):
         there = split_lists(place, ("", "_list", "list"))
         if any(_is_list(file, folder) for file in there.values()):
@@ -253,7 +256,12 @@ def _is_list(file: Path, root: Path) -> bool:
 def _named(root: Path) -> tuple[str, dict[str, Path]]:
     """The split that a named list file is of, or ""; and the lists of the splits that are there."""
     if not os.path.isdir(root):
-        return files_beside(root)
+        own, there = files_beside(root)
+        if not own:
+            return own, there
+        others = [file for file in files_in(root.parent, ".txt") if file not in there.values()]
+        lists = [file for file in others if _is_list(file, root.parent)]
+        return own, of_other_names(root, there, lists)
     there = _lists(root)
     if not there:
         raise DataError(f"no list file in {str(root)!r}; expected {EXPECTS}")
