@@ -12,7 +12,9 @@ from fleetnet.geometry import Place
 from fleetnet.inputs.augment import (
     DEFAULTS,
     Arranged,
+    Augmentation,
     Flip,
+    InTurn,
     as_input,
     augmentation,
     layout_of,
@@ -382,3 +384,12 @@ def test_multi_scale(ratio):
                 assert torch.allclose(extent(colored(pixels, label)), box, atol=1.6)
                 assert torch.allclose(extent(mask.bool()), box, atol=1.01)
                 assert torch.equal(semantic == label, mask.bool())
+
+
+def test_only_the_first_of_several_steps_takes_several_pictures():
+    class Four(Augmentation):
+        pictures = 4
+
+    assert InTurn(Four(), InTurn()).pictures == 4
+    with pytest.raises(UsageError, match=r"Four takes 4 pictures and gets one: .* put it first"):
+        InTurn(InTurn(), Four())

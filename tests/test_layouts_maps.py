@@ -1,6 +1,7 @@
 """Label maps in the layouts that people have them in: the class of every pixel, names and splits."""
 
 import json
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -458,6 +459,71 @@ def test_a_map_of_two_pictures_is_an_error(tmp_path, second):
     save(tmp_path / second, MANY[0])
     with pytest.raises(DataError, match=r"a1.png' is by its name of two images"):
         load(str(tmp_path), "train", target="semantic")
+
+
+# ---- lists
+
+
+def write_lists(folder: Path) -> None:
+    for word, shots in SPLITS.items():
+        write(folder / f"{word}.txt", "\n".join(shot.name for shot in shots))
+
+
+@pytest.mark.parametrize("folder", [".", "splits", "split", "lists", "meta", "ImageSets/Main"])
+@pytest.mark.parametrize("images", ["images", "images/train"])
+def test_lists_of_splits(tmp_path, folder, images):
+    """Beside images without splits, and where the only folder of a split holds those of all."""
+    maps = images.replace("images", "masks")
+    Layout(f"{images}/{{n}}.jpg", f"{maps}/{{n}}.png").write(tmp_path)
+    write_lists(tmp_path / folder)
+    for word, shots in SPLITS.items():
+        split = load(str(tmp_path), word, target="semantic")
+        assert_same(maps_seen(split), {s.name: np.array(NAMES)[indices(s)] for s in shots})
+        assert split.skipped == []
+
+
+@pytest.mark.parametrize("folder", ["ImageSets/Segmentation", "ImageSets/Main", "ImageSets"])
+def test_lists_of_splits_in_vocs_folders(tmp_path, folder):
+    Layout("JPEGImages/{n}.jpg", "SegmentationClass/{n}.png").write(tmp_path)
+    write_lists(tmp_path / folder)
+    for word, shots in SPLITS.items():
+        split = load(str(tmp_path), word, target="semantic")
+        assert split.source is not None
+        assert split.source.format == "voc"
+        assert_same(maps_seen(split), {s.name: np.array(NAMES)[indices(s)] for s in shots})
+
+
+def test_vocs_lists_of_boxes_name_pictures_without_maps(tmp_path):
+    Layout("JPEGImages/{n}.jpg", "SegmentationClass/{n}.png").write(tmp_path)
+    write_lists(tmp_path / "ImageSets" / "Main")
+    (tmp_path / "SegmentationClass" / "a2.png").unlink()
+    split = load(str(tmp_path), "train", target="semantic")
+    assert sorted(maps_seen(split)) == ["a1", "a3", "a4"]
+    (line,) = split.skipped
+    assert "1 of 4 names have no label map" in line
+
+
+def test_names_with_spaces_in_vocs_lists(tmp_path):
+    """A last 1, 0 or -1 is VOC's mark of a class, unless the name has it."""
+    for shot, name in zip(MANY, ("a", "a 1", "a b", "c"), strict=False):
+        save(tmp_path / "JPEGImages" / f"{name}.jpg", shot)
+        (tmp_path / "SegmentationClass").mkdir(exist_ok=True)
+        gray(indices(shot)).save(tmp_path / "SegmentationClass" / f"{name}.png")
+    write(tmp_path / "classes.txt", "\n".join(NAMES))
+    write(tmp_path / "ImageSets" / "Segmentation" / "train.txt", "a 1\na b\nc -1\n")
+    write(tmp_path / "ImageSets" / "Segmentation" / "val.txt", "a\n")
+    names = {
+        word: load(str(tmp_path), word, target="semantic").samples for word in ("train", "val")
+    }
+    assert [sample.id for sample in names["train"]] == ["a 1", "a b", "c"]
+    assert [sample.id for sample in names["val"]] == ["a"]
+
+
+def test_folders_of_maps_that_are_not_read_are_said(tmp_path):
+    joined("images", "labels").write(tmp_path)
+    joined("images", "masks").write(tmp_path)
+    (line,) = load(str(tmp_path), "train", target="semantic").skipped
+    assert re.search(r"read from '.*labels.train'.*; not from '.*masks'", line)
 
 
 # ---- numbers of classes

@@ -100,6 +100,12 @@ def map_places(root: Path, names: Sequence[str] = MAPS) -> dict[str, Place]:
     return split or ({"": Place(whole, whole)} if whole else {})
 
 
+def map_folders(root: Path) -> list[Path]:
+    """All folders that hold label maps by what they are called; of those in each other the highest."""
+    folders = [folder.path for folder in _folders(root, MAPS) if folder.role == "maps"]
+    return [path for path in folders if not any(other in path.parents for other in folders)]
+
+
 def places_apart(images: Path, maps: Path) -> dict[str, Place]:
     """The place of each split, or of "", where the user says which folder has the images and which the maps.
 

@@ -11,8 +11,8 @@ labels.txt, colors.txt with a line `r g b name` (a class may have several; those
 these are gray. Where no map has a 0 and the largest value is the number of classes, they count from 1.
 
 Splits are those of the folders, or the lists root/train.txt and root/val.txt (a line is an image, by
-its name or path, and may name its label map too). Without one for "val" every tenth image is held
-back for it.
+its name or path, and may name its label map too), also in a folder as splits/. The lists count where
+the folders are those of one split only. Without a split for "val" every tenth image is held back for it.
 """
 
 import os
@@ -32,6 +32,7 @@ from . import (
     Source,
     Split,
     check_exists,
+    few,
     hold_out,
     inside,
     measured,
@@ -42,7 +43,16 @@ from . import (
 )
 from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
 from ._conventions import USUAL, Places, children, split_lists, split_of
-from ._map_places import LOSSY, Place, check_one_each, described, map_places, pairs_of, places_apart
+from ._map_places import (
+    LOSSY,
+    Place,
+    check_one_each,
+    described,
+    map_folders,
+    map_places,
+    pairs_of,
+    places_apart,
+)
 from ._pictures import is_picture
 
 EXPECTS = "ROOT/images/train/*.jpg with ROOT/labels/train/*.png (or masks, gt, annotations) and ROOT/classes.txt"
@@ -50,7 +60,10 @@ TARGETS: tuple[str, ...] = ("semantic",)
 FALLBACK = False
 PLACES: tuple[str, ...] = ("images", "masks")
 LOOKED_AT = 64  # label maps, to tell whether their values count from 0 or 1
-_LIST_FOLDERS = ("splits", "lists", "ImageSets", "Segmentation", "annotations")
+_LIST_FOLDERS = (
+    *("splits", "split", "lists", "list", "meta", "ImageSets", "Segmentation", "Main"),
+    "annotations",
+)
 
 Pair = tuple[Path, Path]  # an image and its label map
 
@@ -74,10 +87,12 @@ def load(
         own, path, places = _of_folder(path)
     else:
         places = places_apart(Path(elsewhere.images or root), Path(elsewhere.masks or root))
-    lists = {} if any(places) else _lists(path, places)
+    lists = _lists(path, places)
+    if any(places) and (own or len(places) > 1 or not lists.keys() - places.keys()):
+        lists = {}
     if not places and not lists:
         raise DataError(f"no images with labels in {root!r}; expected {EXPECTS}")
-    there = {name: place.images for name, place in places.items() if name} or lists
+    there = lists or {name: place.images for name, place in places.items() if name}
     part = part_of(split, there, root, own)
     whole = places[""].images if "" in places else path
     source = Source(root, "masks", part.split, str(there.get(part.there, whole)), part.take)
@@ -86,12 +101,15 @@ def load(
     check_one_each(pair for pairs in read_all.values() for pair in pairs)
     if part.there and lists:
         file = lists[part.there]
-        pairs = parse_list(text_of(file), str(file), path, read_all.get("", []))
+        listed = [pair for pairs in read_all.values() for pair in pairs]
+        pairs = parse_list(text_of(file), str(file), path, listed)
         notes.read = len(pairs)
         _note_turned(pairs, notes)
     else:
         others = {labels for name in read_all if name != part.there for _, labels in read_all[name]}
         pairs = _pairs(places[part.there], notes, others)
+    if elsewhere == USUAL:
+        _say_other_maps(path, places, notes)
     every = [pair for some in read_all.values() for pair in some] or pairs
     homes = [path, *(Path(folder) for folder in (elsewhere.masks, elsewhere.images) if folder)]
     legend = _legend(homes, places, [labels for _, labels in every], notes)
@@ -152,6 +170,21 @@ def _pairs(place: Place, notes: Notes, others: set[Path]) -> list[Pair]:
             "image, or with an ending as x_mask.png"
         )
     return pairs
+
+
+def _say_other_maps(root: Path, places: Mapping[str, Place], notes: Notes) -> None:
+    """Say where label maps lie too that are not read, as in masks/ beside labels/."""
+    read_from = [place.maps for place in places.values()]
+    others = [
+        folder
+        for folder in map_folders(root)
+        if not any(folder.is_relative_to(maps) or maps.is_relative_to(folder) for maps in read_from)
+    ]
+    if others and read_from:
+        notes.say(
+            f"label maps are read from {few(dict.fromkeys(repr(str(maps)) for maps in read_from))}; "
+            f"not from {few(repr(str(folder)) for folder in others)}"
+        )
 
 
 def _note_turned(pairs: Sequence[Pair], notes: Notes) -> None:

@@ -140,7 +140,7 @@ def _load_maps(root: str, split: str | None, elsewhere: Places) -> Split:
     if elsewhere.images is not None:
         raise UsageError("--images is for boxes of XML files; VOC's label maps go with JPEGImages")
     path, notes, turned = Path(root), Notes(), list[Path]()
-    lists = split_lists(path / "ImageSets" / "Segmentation", ("",))
+    lists = _map_lists(path)
     part = part_of(split, lists, root)
     source = Source(root, "voc", part.split, str(lists.get(part.there, path)), part.take)
     names = _map_names(path, part, lists, notes)
@@ -299,14 +299,34 @@ def place(
     return tuple(objects)
 
 
+def _map_lists(root: Path) -> dict[str, Path]:
+    """The lists of splits of label maps; where there are none, those of boxes or of all."""
+    sets = root / "ImageSets"
+    folders = (sets / "Segmentation", sets / "Main", sets)
+    return next((lists for folder in folders if (lists := split_lists(folder, ("",)))), {})
+
+
 def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) -> list[str]:
     """The names of the images of a part of label maps, without extension."""
     if part.there:
+        file, maps = lists[part.there], root / "SegmentationClass"
+        lines = [line.strip() for line in text_of(file).split("\n") if line.strip()]
         # a list of one class has lines `name 1`, `name -1` instead
-        names = [line.split()[0] for line in text_of(lists[part.there]).split("\n") if line.strip()]
+        names = [
+            line if os.path.isfile(maps / f"{line}.png") else re.sub(r"\s+(-1|0|1)$", "", line)
+            for line in lines
+        ]
         if not names:
-            raise DataError(f"{lists[part.there]} is empty: no samples")
-        return hold_out(names, part.take)
+            raise DataError(f"{file} is empty: no samples")
+        if file.parent.name == "Segmentation":
+            return hold_out(names, part.take)
+        with_map = [name for name in names if os.path.isfile(maps / f"{name}.png")]
+        if len(with_map) < len(names):  # lists of boxes name pictures that have no map
+            notes.say(
+                f"{file}: {len(names) - len(with_map)} of {len(names)} names have no label map in "
+                f"{str(maps)!r} and are left out"
+            )
+        return hold_out(with_map, part.take)
     names = [file.stem for file in files_in(root / "SegmentationClass", ".png")]
     pictures, _ = find_images(root / "JPEGImages")
     alone = [file.name for file in pictures if file.stem not in set(names)]

@@ -73,6 +73,12 @@ class InTurn(Augmentation):
     """Several, one after the other: the first takes all pictures, the others what came of them."""
 
     def __init__(self, *steps: Augmentation):
+        for step in steps[1:]:
+            if step.pictures > 1:
+                raise UsageError(
+                    f"{type(step).__name__} takes {step.pictures} pictures and gets one: only the "
+                    "first step gets several, so put it first"
+                )
         self.steps = steps
         self.pictures = steps[0].pictures if steps else 1
         self.at_input_size = any(step.at_input_size for step in steps)
