@@ -882,20 +882,6 @@ def test_voc_test_that_serves_as_val_is_said(tmp_path):
     assert load(str(tmp_path), "train", None, "boxes").skipped == []
 
 
-def test_voc_boxes_of_a_picture_of_another_size_are_left_out(tmp_path):
-    voc_tree(tmp_path, "{split}", "{split}")
-    file = tmp_path / "train" / "a1.xml"
-    right, text = "<width>96</width><height>64</height>", file.read_text()
-    assert right in text
-    file.write_text(text.replace(right, "<width>48</width><height>32</height>"))
-    split = load(str(tmp_path), "train", target="boxes")
-    assert seen(split) == truth(TRAIN[1:])
-    assert any("a1.jpg': left out, it is 96x64" in line for line in split.skipped)
-    # some tools write 0 by 0, and pixels of the picture all the same
-    file.write_text(text.replace(right, "<width>0</width><height>0</height>"))
-    assert seen(load(str(tmp_path), "train", target="boxes")) == truth(TRAIN)
-
-
 def test_voc_pictures_without_xml_and_xml_without_pictures_are_counted(tmp_path):
     voc_flat(tmp_path, "images", "annotations")
     (tmp_path / "images/a1.jpg").unlink()

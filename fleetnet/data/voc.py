@@ -236,14 +236,9 @@ def _upright_size(
             f"{file} says {annotation.size[1]}x{annotation.size[0]}"
         )
         return None
-    # 0 by 0 is what some tools write that do not look at the picture
-    if annotation.size is not None and all(annotation.size) and annotation.size != size:
-        notes.say(
-            f"{str(image)!r}: left out, it is {size[1]}x{size[0]}; {file} says "
-            f"{annotation.size[1]}x{annotation.size[0]}"
-        )
-        return None
     turned += of_this
+    if annotation.size not in (None, size):
+        notes.say(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
     return size
 
 
