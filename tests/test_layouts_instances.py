@@ -10,6 +10,7 @@ from support.layouts import HEIGHT, MANY, SPLITS, WIDTH, Shot, save, write
 
 from fleetnet.data import Split, load
 from fleetnet.data._masks import mask_of
+from fleetnet.data.instances import SMALL_AREA, _areas
 from fleetnet.errors import DataError
 from fleetnet.images import read
 
@@ -254,3 +255,73 @@ def test_a_mask_of_two_pictures_is_an_error(tmp_path, second):
     save(tmp_path / second, MANY[0])
     with pytest.raises(DataError, match=r"a1.png' is by its name of two images"):
         load(str(tmp_path), "train", target="masks")
+
+
+# ---- label maps in the folder of masks
+
+
+def write_bands(root: Path, folder: str, *values: int) -> None:
+    for shot in MANY:
+        save(root / "images" / f"{shot.name}.jpg", shot)
+        band(root / folder / f"{shot.name}.png", *values)
+
+
+def test_numbers_of_classes_are_no_objects(tmp_path):
+    """The same numbers in each file, each in several places; a folder's name may say that they are objects."""
+    write_bands(tmp_path, "masks", 0, 1, 0, 2, 0, 1, 0, 2)
+    with pytest.raises(DataError, match=r"are of classes, not of objects.*deeplabv3.*instance_ids"):
+        load(str(tmp_path), "train", target="masks")
+    (tmp_path / "masks").rename(tmp_path / "instance_ids")
+    split = load(str(tmp_path), "all", target="masks")
+    assert split.skipped == []
+    assert {len(sample.objects or ()) for sample in split.samples} == {2}
+
+
+def test_numbers_that_may_be_of_classes_are_said(tmp_path):
+    write_bands(tmp_path, "masks", 0, 1, 0, 2, 0)
+    (line,) = load(str(tmp_path), "all", target="masks").skipped
+    assert "each number is taken for an object, all of one class" in line
+    write(tmp_path / "classes.txt", "nucleus\n")
+    assert load(str(tmp_path), "all", target="masks").skipped == []
+
+
+def test_some_objects_in_several_parts_are_no_classes(tmp_path):
+    """One of three is behind another one; specks are no parts."""
+    write_bands(tmp_path, "masks", 0, 1, 2, 1, 0, 3, 0, 4)
+    write(tmp_path / "classes.txt", "nucleus\n")
+    for shot in MANY:
+        file = tmp_path / "masks" / f"{shot.name}.png"
+        with_speck = np.asarray(Image.open(file)).copy()
+        with_speck[0, 0] = 3
+        with_speck[0, 1] = 4
+        Image.fromarray(with_speck).save(file)
+    split = load(str(tmp_path), "all", target="masks")
+    assert {len(sample.objects or ()) for sample in split.samples} == {4}
+
+
+def test_areas_of_numbers():
+    """Whatever their shape: compared with areas that are filled one after the other."""
+    generator = np.random.default_rng(0)
+    for _ in range(20):
+        ids = generator.integers(0, 3, (12, 17))
+        assert _areas_one_by_one(ids) == _areas(ids)
+
+
+def _areas_one_by_one(ids: np.ndarray) -> dict[int, int]:
+    sizes: dict[int, list[int]] = {}
+    left = {(y, x) for y, x in np.ndindex(*ids.shape) if ids[y, x]}
+    while left:
+        waiting, size = [left.pop()], 0
+        number = int(ids[waiting[0]])
+        while waiting:
+            y, x = waiting.pop()
+            size += 1
+            around = {(y + dy, x + dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1)} & left
+            reached = [place for place in around if ids[place] == number]
+            left -= set(reached)
+            waiting += reached
+        sizes.setdefault(number, []).append(size)
+    return {
+        number: sum(size >= SMALL_AREA * max(all_) for size in all_)
+        for number, all_ in sizes.items()
+    }

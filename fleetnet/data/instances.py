@@ -9,11 +9,14 @@ those of splits. All objects are of one class: the name in classes.txt, or else 
 those of the masks. Without a split for "val" every tenth picture is held back for it.
 
 Where any picture has several files, a file is one object in all of them, whatever values it has; so
-it is in ROOT/ID/masks. Pictures without a mask and masks without a picture are said.
+it is in ROOT/ID/masks. Pictures without a mask and masks without a picture are said. Folders called
+as for label maps may hold labels: it is said that numbers are taken for objects, and an error where
+they are seen to be classes.
 """
 
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -58,6 +61,9 @@ TARGETS: tuple[str, ...] = ("masks", "boxes")
 PLACES: tuple[str, ...] = ("images", "masks")
 FALLBACK = True  # masks of labels lie in folders of the same names, beside other formats' files
 LOOKED_AT = 20  # files of numbers, to tell whether they tell objects apart
+FILES_OF_CLASSES = 3  # with numbers, at least, to tell that these are of classes
+SIDE_OF_AREAS = 256  # pixels, to about which files are thinned out to count areas
+SMALL_AREA = 0.05  # of a number's largest area, below which another one is no area of its own
 _NAMED = (  # folders of masks of objects, and no other
     *("instance_ids", "instances", "instance_masks", "instance", "inst", "pedmasks"),
     *("segmentationobject", "object_masks", "instance_maps"),
@@ -120,7 +126,7 @@ def load(root: str, split: str | None, target: str = "masks", elsewhere: Places 
     _say_alone(drawn, [picture for picture, files in pictures if not files], there.values(), notes)
     an_object = _is_file_an_object(there.values())
     if not an_object and elsewhere == USUAL:
-        _check_numbers(there.values(), path)
+        _check_numbers(there.values(), path, notes)
     samples = parse(pictures, notes, target == "masks", an_object)
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
 
@@ -307,8 +313,8 @@ def _without_number(name: str) -> str:
     return re.sub(r"[-_ ]?(?:mask|instance|object|obj)?[-_ ]?\d+$", "", name)
 
 
-def _check_numbers(there: Iterable[Drawn], root: Path) -> None:
-    """`DataError` where masks that may be labels of pixels do not tell objects apart."""
+def _check_numbers(there: Iterable[Drawn], root: Path, notes: Notes) -> None:
+    """`DataError` where masks that may be labels of pixels do not tell objects apart, or are seen to be labels."""
     plain = [
         drawn
         for drawn in there
@@ -317,18 +323,84 @@ def _check_numbers(there: Iterable[Drawn], root: Path) -> None:
     whole = [file for drawn in plain for files in drawn.pictures.values() for file in files]
     if not whole:
         return
-    for file in whole[:: -(-len(whole) // LOOKED_AT) or 1]:
-        try:
-            if len(np.unique(read_ids(file))) > 2:
-                return
-        except DataError:  # told when it is read as a sample's
-            return
-    raise DataError(
-        f"masks as {str(whole[0])!r} mark objects and do not tell them apart: none that was looked at "
-        "has more than one number. Number the objects of a picture 1, 2, ..., or save one file an "
-        "object; for the class of each pixel train deeplabv3. Where each picture does show one "
-        "object, call the folder instance_ids"
+    try:
+        maps = [read_ids(file) for file in whole[:: -(-len(whole) // LOOKED_AT) or 1]]
+    except DataError:  # told when it is read as a sample's
+        return
+    way_out = (
+        "Number the objects of a picture 1, 2, ..., or save one file an object; for the class of "
+        "each pixel train deeplabv3"
     )
+    if all(len(np.unique(ids)) <= 2 for ids in maps):
+        raise DataError(
+            f"masks as {str(whole[0])!r} mark objects and do not tell them apart: none that was "
+            f"looked at has more than one number. {way_out}. Where each picture does show one "
+            "object, call the folder instance_ids"
+        )
+    if _are_classes(maps):
+        raise DataError(
+            f"masks as {str(whole[0])!r} are of classes, not of objects: the same numbers are in "
+            f"most of them, each in several separate areas. {way_out}. Where a number is one object "
+            "whatever it is split by, call the folder instance_ids"
+        )
+    if file_called(root, NAME_FILES) is None:
+        notes.say(
+            f"masks as {str(whole[0])!r}: each number is taken for an object, all of one class; "
+            "for numbers of classes train deeplabv3"
+        )
+
+
+def _are_classes(maps: Sequence[np.ndarray]) -> bool:
+    """Whether numbers (height, width) recur from file to file and mark several separate areas in one.
+
+    Numbers of objects recur too, from 1 up, but few objects are in several parts.
+    """
+    parts = [areas for ids in maps if (areas := _areas(ids))]
+    files = Counter(number for areas in parts for number in areas)
+    recurring = {number for number, count in files.items() if 2 * count > len(parts)}
+    several = [areas[number] > 1 for areas in parts for number in recurring & areas.keys()]
+    return len(parts) >= FILES_OF_CLASSES and bool(several) and 2 * sum(several) >= len(several)
+
+
+def _areas(ids: np.ndarray) -> dict[int, int]:
+    """How many separate areas each number but 0 has; those far smaller than its largest are not counted."""
+    step = max(1, max(ids.shape) // SIDE_OF_AREAS)
+    ids = ids[::step, ::step]
+    pixel = np.arange(ids.size).reshape(ids.shape)
+    neighbors = zip(_beside(ids), _beside(pixel), strict=True)
+    edges = [
+        (pixels[one == other], others[one == other]) for (one, other), (pixels, others) in neighbors
+    ]
+    first = np.concatenate([pixels for pixels, _ in edges])
+    second = np.concatenate([others for _, others in edges])
+    area = pixel.ravel()  # of each pixel: the lowest pixel that is known to be in its area
+    while True:
+        lower = np.minimum(area[first], area[second])
+        joined = area.copy()
+        for pixels in (first, second, area[first], area[second]):
+            np.minimum.at(joined, pixels, lower)
+        joined = joined[joined]
+        if (joined == area).all():
+            break
+        area = joined
+    roots, sizes = np.unique(area, return_counts=True)
+    numbers = ids.ravel()[roots]
+    return {
+        int(number): int((of_it >= SMALL_AREA * of_it.max()).sum())
+        for number in np.unique(numbers)
+        if number
+        for of_it in [sizes[numbers == number]]
+    }
+
+
+def _beside(values: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The values (height, width) with those to the right, below, and across both ways."""
+    return [
+        (values[:, :-1], values[:, 1:]),
+        (values[:-1], values[1:]),
+        (values[:-1, :-1], values[1:, 1:]),
+        (values[:-1, 1:], values[1:, :-1]),
+    ]
 
 
 def _class_name(root: Path) -> str:
