@@ -271,7 +271,11 @@ def test_numbers_of_classes_are_no_objects(tmp_path):
     write_bands(tmp_path, "masks", 0, 1, 0, 2, 0, 1, 0, 2)
     with pytest.raises(DataError, match=r"are of classes, not of objects.*deeplabv3.*instance_ids"):
         load(str(tmp_path), "train", target="masks")
-    (tmp_path / "masks").rename(tmp_path / "instance_ids")
+    pictures, masks = tmp_path / "images", tmp_path / "masks"
+    with pytest.raises(DataError, match=r"are of classes, not of objects"):
+        load(str(pictures), "train", None, "masks", masks=str(masks))
+    masks = masks.rename(tmp_path / "instance_ids")
+    assert load(str(pictures), "all", None, "masks", masks=str(masks)).skipped == []
     split = load(str(tmp_path), "all", target="masks")
     assert split.skipped == []
     assert {len(sample.objects or ()) for sample in split.samples} == {2}

@@ -125,8 +125,9 @@ def load(root: str, split: str | None, target: str = "masks", elsewhere: Places 
     pictures = hold_out(sorted(drawn.pictures.items()), part.take)
     _say_alone(drawn, [picture for picture, files in pictures if not files], there.values(), notes)
     an_object = _is_file_an_object(there.values())
-    if not an_object and elsewhere == USUAL:
-        _check_numbers(there.values(), path, notes)
+    if not an_object:
+        home = path if elsewhere == USUAL else Path(elsewhere.masks or root).parent
+        _check_numbers(there.values(), home, path, notes)
     samples = parse(pictures, notes, target == "masks", an_object)
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
 
@@ -313,12 +314,15 @@ def _without_number(name: str) -> str:
     return re.sub(r"[-_ ]?(?:mask|instance|object|obj)?[-_ ]?\d+$", "", name)
 
 
-def _check_numbers(there: Iterable[Drawn], root: Path, notes: Notes) -> None:
-    """`DataError` where masks that may be labels of pixels do not tell objects apart, or are seen to be labels."""
+def _check_numbers(there: Iterable[Drawn], home: Path, root: Path, notes: Notes) -> None:
+    """`DataError` where masks that may be labels of pixels do not tell objects apart, or are seen to be labels.
+
+    Folders from `home` on say by their names what the masks are; `root` may have the name of the class.
+    """
     plain = [
         drawn
         for drawn in there
-        if drawn.maps is not None and not set(_parts(drawn.maps, root)) & set(_NAMED)
+        if drawn.maps is not None and not set(_parts(drawn.maps, home)) & set(_NAMED)
     ]
     whole = [file for drawn in plain for files in drawn.pictures.values() for file in files]
     if not whole:
