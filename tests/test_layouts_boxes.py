@@ -1196,3 +1196,79 @@ def test_coco_file_without_a_split_beside_that_of_val(tmp_path):
         with pytest.raises(DataError, match=r"call it instances_train\.json|no split 'train'"):
             load(str(root), "train", None, "boxes")
     assert len(load(str(file), None, None, "boxes").samples) == len(TRAIN)
+
+
+def test_yolo_entries_that_end_in_one_folder_are_an_error(tmp_path):
+    yolo_flat(tmp_path)
+    write(tmp_path / "data.yaml", f"train: /mnt/A/images\nval: /mnt/B/images\n{NAMES}")
+    with pytest.raises(DataError, match="train is '/mnt/A/images' and val is '/mnt/B/images', and"):
+        load(str(tmp_path), "train", None, "boxes")
+    write(tmp_path / "data.yaml", f"train: images\nval: ./images\n{NAMES}")  # said so by the user
+    assert len(load(str(tmp_path), "val", None, "boxes").samples) == len(MANY)
+
+
+def test_darknet_lists_of_bare_names_are_of_the_folder_of_their_split(tmp_path):
+    for split, shots in (("train", TRAIN), ("valid", VAL)):
+        for i, shot in enumerate(shots):
+            save(tmp_path / f"obj_{split}_data/{i}.jpg", shot)
+            write(tmp_path / f"obj_{split}_data/{i}.txt", yolo(shot))
+        write(tmp_path / f"{split}.txt", "".join(f"{i}.jpg\n" for i in range(len(shots))))
+    write(tmp_path / "obj.names", "\n".join(CLASSES))
+    rows = "train = data/train.txt\nvalid = data/valid.txt\nnames = data/obj.names\n"
+    write(tmp_path / "obj.data", rows)
+    for split, shots in PARTS.items():
+        assert seen(load(str(tmp_path), split, None, "boxes")) == truth(shots)
+
+
+def test_voc_trainval_beside_val_is_without_it(tmp_path):
+    voc_flat(tmp_path, "JPEGImages", "Annotations")
+    voc_lists(tmp_path, trainval=(*TRAIN, *VAL), val=VAL)
+    train, val = (load(str(tmp_path), split, None, "boxes") for split in ("train", "val"))
+    assert seen(train) == truth(TRAIN)
+    assert seen(val) == truth(VAL)
+    assert "2 pictures that val.txt has too are of val alone" in train.skipped[0]
+
+
+def test_yolo_val_whose_first_pictures_show_nothing(tmp_path):
+    yolo_tree(tmp_path)
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    for i in range(25):
+        save(tmp_path / f"images/val/a{i:02}.jpg", TRAIN[2])
+        write(tmp_path / f"labels/val/a{i:02}.txt", "")
+    split = load(str(tmp_path), "val", None, "boxes")
+    assert split.source.take == "all"
+    assert len(split.samples) == 27
+    assert len(load(str(tmp_path), "train", None, "boxes").samples) == len(TRAIN)
+
+
+def test_yolo_folder_of_val_that_the_yaml_does_not_name_is_said(tmp_path):
+    yolo_tree(tmp_path)
+    write(tmp_path / "data.yaml", f"train: images/train\n{NAMES}")
+    said = load(str(tmp_path), "val", None, "boxes").skipped
+    assert f"{str(tmp_path / 'images/val')!r}: a folder of images that is not used for val" in said
+
+
+def test_yolo_labels_of_two_pictures_are_an_error(tmp_path):
+    for split, shots in PARTS.items():
+        for i, shot in enumerate(shots):
+            save(tmp_path / f"images/{split}/{i}.jpg", shot)
+    for i, shot in enumerate(TRAIN):
+        write(tmp_path / f"labels/{i}.txt", yolo(shot))
+    write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    for split in PARTS:
+        with pytest.raises(
+            DataError, match=r"labels/0.txt' would be of .*/0.jpg' and of .*/0.jpg'"
+        ):
+            load(str(tmp_path), split, None, "boxes")
+    for i in range(len(VAL)):  # with names of their own, one folder of labels will do
+        (tmp_path / f"images/val/{i}.jpg").rename(tmp_path / f"images/val/v{i}.jpg")
+        write(tmp_path / f"labels/v{i}.txt", yolo(VAL[i]))
+    for split, shots in PARTS.items():
+        assert seen(load(str(tmp_path), split, None, "boxes")) == truth(shots)
+
+
+def test_yolo_folders_below_those_of_images_may_be_called_like_them(tmp_path):
+    yolo_tree(tmp_path, "images/{split}/photos", "labels/{split}/photos")
+    write(tmp_path / "data.yaml", f"train: images/train\nval: images/val\n{NAMES}")
+    for split, shots in PARTS.items():
+        assert seen(load(str(tmp_path), split, None, "boxes")) == truth(shots)

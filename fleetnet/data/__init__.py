@@ -25,9 +25,11 @@ from ..images import examine, hidden
 from ..reading import ANNOTATIONS, read_bytes
 from . import _native
 from ._conventions import (
+    IMAGE_FOLDERS,
     SPLITS,
     USUAL,
     Places,
+    children,
     folders_in,
     images_in,
     only_folder,
@@ -289,7 +291,8 @@ def load(
     loaded = _read(name, place, split, target, elsewhere)
     if loaded.source is not None and format is None:
         lines = _unused(loaded, loaded.source, Path(place))
-        loaded = replace(loaded, skipped=[*loaded.skipped, *lines])
+        beside = [] if find(name).FALLBACK else _beside(loaded.source, place, name, target)
+        loaded = replace(loaded, skipped=[*beside, *loaded.skipped, *lines])
     if place == root:
         return loaded
     line = f"{root!r} holds nothing but one folder, so {place!r} is read"
@@ -390,18 +393,45 @@ def _unused(loaded: Split, source: Source, root: Path) -> list[str]:
     """A line for a list or folder of the split beside the data that was not read for it."""
     if not os.path.isdir(root):
         return []
-    file, folder = split_lists(root).get(source.split), split_folders(root).get(source.split)
-    lines = []
+    file, lines = split_lists(root).get(source.split), []
     if file is not None and file.name not in source.files and _holds_names(file):
         lines.append(f"{str(file)!r}: a list that is not used; {source.split} is {source.files}")
-    images = (sample.image for sample in loaded.samples if isinstance(sample.image, Path))
-    if folder is not None and str(folder) not in source.files:
+    images = [sample.image for sample in loaded.samples if isinstance(sample.image, Path)]
+    folders = {os.path.abspath(image.parent) for image in images}
+    for folder in _folders_of(source.split, root):
         below = os.path.abspath(folder)
-        if images_in(folder) and not any(
-            Path(os.path.abspath(i)).is_relative_to(below) for i in images
-        ):
+        is_used = str(folder) in source.files or any(
+            Path(used).is_relative_to(below) for used in folders
+        )
+        if not is_used:
             lines.append(f"{str(folder)!r}: a folder of images that is not used for {source.split}")
     return lines
+
+
+def _beside(source: Source, place: str, name: str, target: str) -> list[str]:
+    """A line where we hold back a part of the folder of train, and that of val stands beside it."""
+    root = Path(os.path.abspath(place))
+    if source.take not in ("train", "val") or split_of(root.name) != "train":
+        return []
+    val = split_folders(root.parent).get("val")
+    if val is None or not os.path.isdir(root) or not find(name).detect(str(val), target):
+        return []
+    return [
+        f"{str(val)!r} is beside it and not used: every tenth picture of {place!r} is held back for "
+        f"val; to measure on that folder, give --data {str(root.parent)!r}"
+    ]
+
+
+def _folders_of(split: str, root: Path) -> list[Path]:
+    """The folders with images in them that are a split's by name: val, images/val and val/images."""
+    named = [split_folders(place).get(split) for place in (root, *children(root, IMAGE_FOLDERS))]
+    inner = [
+        place
+        for folder in named
+        if folder is not None
+        for place in (folder, *children(folder, IMAGE_FOLDERS))
+    ]
+    return [folder for folder in inner if images_in(folder)]
 
 
 def _holds_names(file: Path) -> bool:

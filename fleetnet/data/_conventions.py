@@ -90,7 +90,9 @@ def split_and_kind(name: str, kinds: Collection[str]) -> str | None:
     usual = {kind.lower() for kind in kinds}
     splits = [split for word in words if (split := split_of(word))]
     others = [word for word in words if split_of(word) is None]
-    if len(splits) == 1 and len(others) == 1 and others[0].lower() in usual:
+    # darknet's obj_train_data may have obj_valid_data beside it
+    is_darknet = [word.lower() for word in others] == ["obj", "data"] and "obj_train_data" in usual
+    if len(splits) == 1 and (is_darknet or (len(others) == 1 and others[0].lower() in usual)):
         return splits[0]
     return None
 

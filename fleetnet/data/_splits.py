@@ -12,7 +12,21 @@ from pathlib import Path
 from typing import TypeVar
 
 from ..errors import DataError
-from ._conventions import Word, by_split, files_in, folders_in, split_lists, split_of, word_in
+from ._conventions import (
+    Word,
+    by_split,
+    children,
+    files_in,
+    folders_in,
+    split_lists,
+    split_of,
+    word_in,
+)
+
+# Folders that lists of splits are kept in, below that of the data, and below ImageSets.
+LIST_FOLDERS = ("splits", "split", "lists", "list", "meta", "ImageSets")
+IMAGE_SETS = ("Main", "Layout", "Segmentation")
+LISTED = 4  # lists in a message
 
 _Item = TypeVar("_Item")
 
@@ -130,11 +144,31 @@ def _check_no_lists(root: str) -> None:
     folder = Path(root)
     if not os.path.isdir(folder):
         return
-    lists = sorted({file.name for file in split_lists(folder).values()})
+    lists = _lists_in(folder)
     if lists:
+        names = ", ".join(file.relative_to(folder).as_posix() for file in lists)
         raise DataError(
-            f"{root!r} has lists of splits, {', '.join(lists)}, which this format does not read, "
+            f"{root!r} has lists of splits, {names}, which this format does not read, "
             "and no folders for them. Name a list of lines `path label` with --data "
-            f"{str(folder / lists[0])!r}, or move them away: then every tenth picture is held back "
-            "for val"
+            f"{str(lists[0])!r}, put the pictures of each split into a folder of its own, or move "
+            "the lists away: then every tenth picture is held back for val"
         )
+
+
+def _lists_in(folder: Path) -> list[Path]:
+    """The lists of splits in a folder, or in the first below it where people keep them."""
+    inner = children(folder, LIST_FOLDERS)
+    sets = [place for top in inner for place in children(top, IMAGE_SETS)]
+    for place in (folder, *inner, *sets):
+        lists = sorted(set(split_lists(place).values()))
+        if not lists and place in (*sets, *children(folder, ["ImageSets"])):
+            # one for each class: cat_train.txt, cat_val.txt
+            lists = [file for file in files_in(place, ".txt") if _is_of_class(file)]
+        if lists:
+            return lists[:LISTED]
+    return []
+
+
+def _is_of_class(file: Path) -> bool:
+    word = word_in(file.stem)
+    return word is not None and word.start.endswith("_") and not word.end

@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
 from ..images import EXTENSIONS, find_images, hidden
@@ -25,6 +25,9 @@ HEAD = 4096  # bytes of a file that are looked at
 LOOKED_AT = 3  # files of a folder that are looked at
 _SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 _PAIR = re.compile(r"(\S.*?\.\w+)[\s,]+(\S.*\.xml)", re.IGNORECASE)
+
+
+_Item = TypeVar("_Item")
 
 
 class Entry(NamedTuple):
@@ -133,6 +136,18 @@ def entries(tree: Tree, split: str) -> list[Entry]:
         for folder in wanted.values()
         for xml in _below(folder)
     ]
+
+
+def without_val(
+    lists: Mapping[str, Path], split: str, items: Sequence[_Item], of_val: Callable[[], list[_Item]]
+) -> list[_Item]:
+    """The items of a split; where train is a list "trainval" and val has its own, without those of val."""
+    if split != "train" or "val" not in lists or lists["train"].stem.lower() != "trainval":
+        return list(items)
+    if lists["val"] == lists.get("test"):  # which serves as val
+        return list(items)
+    val = set(of_val())
+    return [item for item in items if item not in val]
 
 
 class _Listed:

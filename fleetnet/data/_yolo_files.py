@@ -201,14 +201,17 @@ def _image_places(root: Path) -> dict[str, Path]:
     if lists and all(_lists_images(root, path) for path in lists.values()):
         return lists
     for top in (*children(root, IMAGE_FOLDERS), root):
-        places = {}
-        for split, folder in split_folders(top, IMAGE_FOLDERS).items():
-            inner = (place for place in (*children(folder, IMAGE_FOLDERS), folder))
-            place = next((place for place in inner if _has_labels(place, root)), None)
-            if place is not None:
-                places[split] = place
-        if places:
-            return places
+        folders = split_folders(top, IMAGE_FOLDERS)
+        inner = {
+            split: [*children(folder, IMAGE_FOLDERS), folder] for split, folder in folders.items()
+        }
+        if any(_has_labels(place, root) for places in inner.values() for place in places):
+            # Beside it, empty files are labels too: the first pictures may show nothing.
+            return {
+                split: place
+                for split, places in inner.items()
+                if (place := next((p for p in places if _has_files(p, root)), None))
+            }
         if _has_labels(top, root):
             return {"": top}
     return {}
@@ -228,6 +231,12 @@ def _has_labels(folder: Path, root: Path) -> bool:
             if _begins_so(file):
                 return True
     return False
+
+
+def _has_files(folder: Path, root: Path) -> bool:
+    """Whether one of the first images of a folder has a file of lines with boxes, or an empty one."""
+    files = (file for image in images_in(folder)[:LOOKED_AT] for file in _labels_there(image, root))
+    return any(_begins_so(file) or not text_of(file).strip() for file in files)
 
 
 def _labels_there(image: Path, root: Path) -> Iterator[Path]:
@@ -254,12 +263,16 @@ def labels_of(image: Path, root: Path) -> list[Path]:
     usual = {folder.lower() for folder in IMAGE_FOLDERS}
     at = [i for i, folder in enumerate(folders) if folder.lower() in usual]
     files: list[Path] = []
-    if at:
-        above, below = root.joinpath(*folders[: at[-1]]), folders[at[-1] + 1 :]
-        labels = [above / name for name in _label_folders(above)] or [above / LABEL_FOLDERS[0]]
-        files = [folder.joinpath(*below, text) for folder in labels]
+    # A folder below that of the images may be called like one, as images/train/photos.
+    for place in reversed(at):
+        above, below = root.joinpath(*folders[:place]), folders[place + 1 :]
+        labels = [above / name for name in _label_folders(above)]
+        files += [folder.joinpath(*below, text) for folder in labels]
         files += [folder / text for folder in labels if below]
-    elif folders and (labels_of_split := _beside_split(root.joinpath(*folders))):
+    if at and not files:
+        missing = root.joinpath(*folders[: at[-1]], LABEL_FOLDERS[0])
+        files = [missing.joinpath(*folders[at[-1] + 1 :], text)]
+    if not at and folders and (labels_of_split := _beside_split(root.joinpath(*folders))):
         files = [labels_of_split / text]
     return [*files, root.joinpath(*folders, text)]
 
@@ -418,6 +431,28 @@ def labels_elsewhere(image: Path, images: Path, home: Path, split: str) -> list[
     ]
 
 
+def _place(entry: str, data: Data, split: str, elsewhere: str | None) -> tuple[Path, Path]:
+    """The folder or list of an entry, and the folder of its data; below `elsewhere` where that is given."""
+    return place_of(entry, data) if elsewhere is None else _there(entry, data, elsewhere, split)
+
+
+def check_apart(data: Data, elsewhere: str | None) -> None:
+    """`DataError` where different entries end in one place here: val would be train."""
+    entries: dict[str, tuple[str, str]] = {}  # place -> the split and entry that it is of
+    for split, rows in data.described.entries.items():
+        for entry in rows:
+            try:
+                place, _ = _place(entry, data, split, elsewhere)
+            except DataError:  # said where it is read
+                continue
+            other, same = entries.setdefault(os.path.abspath(place), (split, entry))
+            if other != split and os.path.normpath(same) != os.path.normpath(entry):
+                raise DataError(
+                    f"{data.file}: {other} is {shorten(same)!r} and {split} is {shorten(entry)!r}, "
+                    f"and here both would be {str(place)!r}: write the folder of each"
+                )
+
+
 def images_of(
     entry: str, data: Data, split: str, notes: Notes, elsewhere: str | None
 ) -> tuple[list[Path], Path]:
@@ -425,9 +460,7 @@ def images_of(
 
     They lie below `elsewhere` where that is given.
     """
-    place, root = (
-        place_of(entry, data) if elsewhere is None else _there(entry, data, elsewhere, split)
-    )
+    place, root = _place(entry, data, split, elsewhere)
     if os.path.isdir(place):
         images, left_out = find_images(place)
         notes.lines += left_out
@@ -436,7 +469,7 @@ def images_of(
         return images, root
     names = [line.strip() for line in text_of(place).split("\n") if line.strip()]
     folders = [root, place.parent, *image_folders(root, split)]
-    pictures = Pictures(root, folders, "")
+    pictures = Pictures(root, folders, split)
     paths = pictures.all_of(names)
     missing = [name for name, path in zip(names, paths, strict=True) if path is None]
     if missing and len(missing) == len(names):

@@ -84,6 +84,7 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
         _coco_files.check_alone(path)
     source = Source(root, "coco", part.split, str(path), part.take)
     document, notes = _lists(text_of(path), str(path)), Notes()
+    _join(document, str(path), notes)
     listed = dict(_pictures(document["images"], str(path)))
     chosen = hold_out(list(listed), part.take)
     if not chosen:
@@ -127,6 +128,7 @@ def _measured(
     """The image of each picture and its size (height, width), without those that are left out, which is said."""
     names = [picture.name for picture in listed.values()]
     paths = pictures.all_of(names)
+    _check_distinct(listed, paths, source)
     missing = [(id, name) for id, name, path in zip(listed, names, paths, strict=True) if not path]
     if len(missing) == len(names):
         id, name = missing[0]
@@ -158,6 +160,40 @@ def _measured(
         turned += of_this
     note_turned(turned, notes)
     return images, sizes
+
+
+def _join(document: dict[str, list[Fields]], source: str, notes: Notes) -> None:
+    """Make one entry of those of images with one file name and size, and give it the annotations of all."""
+    first: dict[tuple[str, tuple[int, int] | None], Id] = {}
+    same: dict[Id, Id] = {}  # of an entry that comes again -> of the first
+    for id, picture in _pictures(document["images"], source):
+        if first.setdefault((picture.name, picture.size), id) != id:
+            same[id] = first[picture.name, picture.size]
+    if not same:
+        return
+    rows = document["images"]
+    again = next(row["file_name"] for row in rows if _id(row["id"]) in same)
+    notes.say(
+        f"{source}: {len(same)} of {len(rows)} entries of images name a picture again, as "
+        f"{shorten(again)!r}; they are one picture with the annotations of all its entries"
+    )
+    document["images"] = [row for row in rows if _id(row["id"]) not in same]
+    document["annotations"] = [
+        row if (id := _id(row.get("image_id"))) not in same else {**row, "image_id": same[id]}
+        for row in document["annotations"]
+    ]
+
+
+def _check_distinct(listed: Mapping[Id, _Listed], paths: list[Path | None], source: str) -> None:
+    """`DataError` where two names are of one image."""
+    names: dict[Path, str] = {}
+    for picture, path in zip(listed.values(), paths, strict=True):
+        other = names.setdefault(path, picture.name) if path else picture.name
+        if other != picture.name:
+            raise DataError(
+                f"{source}: {shorten(picture.name)!r} and {shorten(other)!r} are one picture, "
+                f"{str(path)!r}: call it by one name, then the annotations of both are its own"
+            )
 
 
 def _annotated(
@@ -383,7 +419,8 @@ def _categories(
 
 def _root(rows: list[Fields], used: set[int | None]) -> int | None:
     """The id of the category that all others are kinds of, as Roboflow writes one; None if it is none or is used."""
-    above = {row.get("supercategory") for row in rows if row.get("supercategory") != row["name"]}
+    kinds = (row.get("supercategory") for row in rows if row.get("supercategory") != row["name"])
+    above = {kind for kind in kinds if isinstance(kind, str)}
     roots = [row for row in rows if row["name"] in above and whole(row["id"]) not in used]
     if len(roots) != 1 or len(rows) < 2:
         return None

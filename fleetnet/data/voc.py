@@ -64,6 +64,7 @@ from ._voc_files import (
     image_of,
     pictures_of,
     tree_of,
+    without_val,
     without_xml,
     xml_text,
 )
@@ -167,7 +168,10 @@ def _load_boxes(root: str, split: str | None, elsewhere: Places) -> Split:
     source = Source(root, "voc", part.split, str(splits.get(part.there, path)), part.take)
     if part.split == "val" and (line := serves_as_val(splits)):
         notes.say(line)
-    rows = entries(tree, part.there)
+    listed = entries(tree, part.there)
+    rows = without_val(tree.lists, part.there, listed, lambda: entries(tree, "val"))
+    if len(rows) < len(listed):
+        notes.say(_left_to_val(tree.lists, len(listed) - len(rows)))
     chosen = hold_out(rows, part.take)
     texts: dict[Path, Annotation] = {}
     classes = _classes(tree, texts)
@@ -305,14 +309,10 @@ def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) 
     """The names of the images of a part of label maps, without extension."""
     if part.there:
         file, maps = lists[part.there], root / "SegmentationClass"
-        lines = [line.strip() for line in text_of(file).split("\n") if line.strip()]
-        # a list of one class has lines `name 1`, `name -1` instead
-        names = [
-            line if os.path.isfile(maps / f"{line}.png") else re.sub(r"\s+(-1|0|1)$", "", line)
-            for line in lines
-        ]
-        if not names:
-            raise DataError(f"{file} is empty: no samples")
+        listed = _listed(file, maps)
+        names = without_val(lists, part.there, listed, lambda: _listed(lists["val"], maps))
+        if len(names) < len(listed):
+            notes.say(_left_to_val(lists, len(listed) - len(names)))
         if file.parent.name == "Segmentation":
             return hold_out(names, part.take)
         with_map = [name for name in names if os.path.isfile(maps / f"{name}.png")]
@@ -331,6 +331,21 @@ def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) 
             f"{few(alone)}"
         )
     return hold_out(names, part.take)
+
+
+def _listed(file: Path, maps: Path) -> list[str]:
+    """The names in a list of label maps; a list of one class has lines `name 1`, `name -1` instead."""
+    lines = [line.strip() for line in text_of(file).split("\n") if line.strip()]
+    if not lines:
+        raise DataError(f"{file} is empty: no samples")
+    return [
+        line if os.path.isfile(maps / f"{line}.png") else re.sub(r"\s+(-1|0|1)$", "", line)
+        for line in lines
+    ]
+
+
+def _left_to_val(lists: Mapping[str, Path], count: int) -> str:
+    return f"{lists['train']}: {count} pictures that {lists['val'].name} has too are of val alone"
 
 
 def _classes(tree: Tree, texts: dict[Path, Annotation]) -> list[str]:

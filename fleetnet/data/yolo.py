@@ -35,9 +35,9 @@ from . import (
     shorten,
     text_of,
 )
-from ._conventions import USUAL, Places
+from ._conventions import USUAL, Places, split_of
 from ._masks import NoMask, check_segmentation
-from ._yolo_files import Data, data_of, images_of, labels_elsewhere, labels_of
+from ._yolo_files import Data, check_apart, data_of, images_of, labels_elsewhere, labels_of
 from ._yolo_files import parse_yaml as parse_yaml
 
 EXPECTS = (
@@ -65,6 +65,7 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
     described, notes = data.described, Notes()
     there = {name: Path(rows[0]) for name, rows in described.entries.items() if name}
     part = part_of(split, there, str(data.file))
+    check_apart(data, elsewhere.images)
     rows = described.entries[part.there]
     listed = [
         (image, folder)
@@ -73,6 +74,7 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
         for image in images
     ]
     chosen = hold_out(listed, part.take)
+    _check_labels(listed, data, part.there, elsewhere.images)
     samples = _samples(chosen, data, part.there, target, notes)
     read = ", ".join(rows)
     source = Source(root, "yolo", part.split, f"{data.file}: {read}", part.take)
@@ -159,6 +161,42 @@ def _labels(listed: Sequence[tuple[Path, Path]], data: Data, split: str) -> list
         own = [folder / f"{image.stem}.txt" for folder in folders[place]]
         files.append(next((file for file in own if os.path.isfile(file)), own[0]))
     return files
+
+
+def _check_labels(
+    listed: Sequence[tuple[Path, Path]], data: Data, there: str, elsewhere: str | None
+) -> None:
+    """`DataError` where pictures of several folders have one file of labels, which lies above these folders."""
+    images: dict[Path, Path] = {}  # file of labels -> the image that it is of
+    pairs = zip((image for image, _ in listed), _labels(listed, data, there), strict=True)
+    for image, file in pairs:
+        # One in a folder called as that of the image, or as the split, is its own.
+        is_own = there in [split_of(name) for name in file.parts[-4:-1]]
+        if is_own or file.parent.name == image.parent.name or not os.path.isfile(file):
+            continue
+        _check_one(image, images.setdefault(file, image), file)
+    if not images:
+        return
+    for split, rows in data.described.entries.items():
+        if split == there or rows == data.described.entries[there]:
+            continue
+        others: list[tuple[Path, Path]] = []
+        for entry in rows:
+            try:
+                paths, folder = images_of(entry, data, split, Notes(), elsewhere)
+            except DataError:  # said where it is read
+                continue
+            others += [(path, folder) for path in paths]
+        for (image, _), file in zip(others, _labels(others, data, split), strict=True):
+            _check_one(image, images.get(file, image), file)
+
+
+def _check_one(image: Path, other: Path, file: Path) -> None:
+    if image.parent != other.parent and image.stem == other.stem:
+        raise DataError(
+            f"{str(file)!r} would be of {str(other)!r} and of {str(image)!r}: put the labels into "
+            "folders as the images are, labels/train and labels/val"
+        )
 
 
 def parse(
