@@ -1272,3 +1272,79 @@ def test_yolo_folders_below_those_of_images_may_be_called_like_them(tmp_path):
     write(tmp_path / "data.yaml", f"train: images/train\nval: images/val\n{NAMES}")
     for split, shots in PARTS.items():
         assert seen(load(str(tmp_path), split, None, "boxes")) == truth(shots)
+
+
+def test_coco_entries_of_one_picture_are_one_sample(tmp_path):
+    """Each with a part of its objects, as files put together from two have them."""
+    shot = TRAIN[0]
+    save(tmp_path / "images/a1.jpg", shot)
+    save(tmp_path / "images/a2.jpg", TRAIN[1])
+    halves = [Shot("a1", shot.gray, (thing,)) for thing in shot.things]
+    write_coco(tmp_path / "x.json", coco([halves[0], TRAIN[1], halves[1]]))
+    split = load(str(tmp_path / "x.json"), "all", None, "boxes")
+    assert seen(split) == truth(TRAIN[:2])
+    assert "1 of 3 entries of images name a picture again, as 'a1.jpg'; they are one" in str(
+        split.skipped
+    )
+    names = iter(["a1.jpg", "a2.jpg", "images/a1.jpg"])
+    write_coco(tmp_path / "x.json", coco([*TRAIN[:2], halves[1]], lambda shot: next(names)))
+    with pytest.raises(DataError, match=r"'images/a1.jpg' and 'a1.jpg' are one picture"):
+        load(str(tmp_path / "x.json"), "all", None, "boxes")
+
+
+def test_coco_kinds_of_categories_may_be_anything(tmp_path):
+    document = coco(MANY)
+    for row, kind in zip(document["categories"], ([], {}, ["x"]), strict=True):
+        row["supercategory"] = kind
+    for shot in MANY:
+        save(tmp_path / f"images/{shot.name}.jpg", shot)
+    write_coco(tmp_path / "x.json", document)
+    assert seen(load(str(tmp_path), "all", None, "boxes")) == truth(MANY)
+
+
+def lists_in(folder: Path, ending: str = ".jpg", prefix: str = "") -> None:
+    for split, shots in PARTS.items():
+        write(folder / f"{prefix}{split}.txt", "".join(f"{s.name}{ending}\n" for s in shots))
+
+
+@pytest.mark.parametrize("folder", ["splits", "Split", "lists", "meta", "ImageSets/Layout", "."])
+@pytest.mark.parametrize("format", ["yolo", "coco", "voc"])
+def test_lists_of_splits_in_a_folder_are_not_passed_over(tmp_path, folder, format):
+    if format == "yolo":
+        yolo_flat(tmp_path)
+        write(tmp_path / "classes.txt", "\n".join(CLASSES))
+    elif format == "voc":
+        voc_flat(tmp_path, "JPEGImages", "Annotations")
+    else:
+        write_coco(tmp_path / "annotations.json", coco(MANY))
+        for shot in MANY:
+            save(tmp_path / f"images/{shot.name}.jpg", shot)
+    lists_in(tmp_path / folder, prefix="bus_" if folder == "." else "")
+    if folder == "." and format != "voc":  # names of anything
+        return
+    if folder == ".":
+        lists_in(tmp_path / "ImageSets/Main", "  1", "bus_")
+    for split in PARTS:
+        with pytest.raises(DataError, match=r"has lists of splits, .*train.txt.*val.txt"):
+            load(str(tmp_path), split, None, "boxes")
+    assert len(load(str(tmp_path), "all", None, "boxes").samples) == len(MANY)
+
+
+@pytest.mark.parametrize("format", ["yolo", "voc", "coco"])
+def test_val_beside_the_folder_that_is_named_is_said(tmp_path, format):
+    for split, shots in (("train", TRAIN), ("valid", VAL)):
+        place = tmp_path / split
+        for shot in shots:
+            save(place / f"images/{shot.name}.jpg", shot)
+            if format == "yolo":
+                write(place / f"labels/{shot.name}.txt", yolo(shot))
+                write(place / "classes.txt", "\n".join(CLASSES))
+            elif format == "voc":
+                write(place / f"annotations/{shot.name}.xml", voc(shot))
+        if format == "coco":
+            write_coco(place / "_annotations.coco.json", coco(shots))
+    for split in PARTS:
+        said = load(str(tmp_path / "train"), split, None, "boxes").skipped[0]
+        assert f"{str(tmp_path / 'valid')!r} is beside it and not used" in said
+        assert f"--data {str(tmp_path)!r}" in said
+    assert load(str(tmp_path / "train"), None, None, "boxes").skipped == []

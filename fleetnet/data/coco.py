@@ -178,10 +178,10 @@ def _join(document: dict[str, list[Fields]], source: str, notes: Notes) -> None:
         f"{shorten(again)!r}; they are one picture with the annotations of all its entries"
     )
     document["images"] = [row for row in rows if _id(row["id"]) not in same]
-    document["annotations"] = [
-        row if (id := _id(row.get("image_id"))) not in same else {**row, "image_id": same[id]}
-        for row in document["annotations"]
-    ]
+    for i, row in enumerate(document["annotations"]):
+        of = _id(row.get("image_id"))
+        if of is not None and of in same:
+            document["annotations"][i] = {**row, "image_id": same[of]}
 
 
 def _check_distinct(listed: Mapping[Id, _Listed], paths: list[Path | None], source: str) -> None:

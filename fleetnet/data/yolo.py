@@ -64,7 +64,7 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
         raise DataError(f"no data.yaml and no images with labels in {root!r}; expected {EXPECTS}")
     described, notes = data.described, Notes()
     there = {name: Path(rows[0]) for name, rows in described.entries.items() if name}
-    part = part_of(split, there, str(data.file))
+    part = part_of(split, there, str(data.file) if there else root)
     check_apart(data, elsewhere.images)
     rows = described.entries[part.there]
     listed = [
