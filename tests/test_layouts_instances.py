@@ -99,6 +99,8 @@ CASES = {
     "instance_ids": (numbered("images/{0}/{n}.png", "instance_ids/{0}/{n}.png"), SPLITS),
     "images and masks": (numbered("images/{0}/{n}.jpg", "masks/{0}/{n}.png"), SPLITS),
     "below the split": (numbered("{0}/images/{n}.jpg", "{0}/masks/{n}.png"), SPLITS),
+    "in the folder of images": (numbered("{0}/{n}.png", "{0}/masks/{n}.png"), SPLITS),
+    "beside the images": (numbered("{0}/{n}.png", "{0}/{n}_mask.png"), SPLITS),
     "16 bits": (numbered("images/{0}/{n}.jpg", "instances/{0}/{n}.png", sixteen), SPLITS),
     "a color each": (numbered("images/{0}/{n}.jpg", "instances/{0}/{n}.png", colors), SPLITS),
     "stage1_train": (apart("{n}/images/{n}.png", "{n}/masks/m{i}.png"), ALL),

@@ -138,6 +138,7 @@ def joined(image: str, labels: str, **more: object) -> Layout:
 
 
 LAYOUTS: dict[str, Layout] = {
+    "maps in the folder of images": Layout("{0}/images/{n}.jpg", "{0}/images/masks/{n}.png"),
     "images and labels": joined("images", "labels"),
     "images and masks": joined("images", "masks"),
     "imgs and masks": joined("imgs", "masks"),

@@ -121,13 +121,8 @@ def places_apart(images: Path, maps: Path) -> dict[str, Place]:
 
 def pairs_of(place: Place) -> tuple[list[tuple[Path, Path]], list[Path], list[Path], list[str]]:
     """(image, label map) of each image by name, images without one, maps without an image, and what was left out."""
-    pictures, left_out = find_images(place.images)
-    left_out = [line for line in left_out if not _OF_CLASSES.search(line)]
-    if place.images == place.maps:
-        maps = _maps_among(pictures)
-        pictures = [path for path in pictures if path not in set(maps)]
-    else:
-        maps = [path for path in find_images(place.maps)[0] if not _OTHERS.search(path.stem)]
+    pictures, maps, left_out = files_of(place)
+    maps = [path for path in maps if not _OTHERS.search(path.stem)]
     exact = {_exact(path, place.maps): path for path in reversed(maps)}
     loose = _loose(maps, place.maps)
     pairs, alone, used = [], [], set()
@@ -139,6 +134,21 @@ def pairs_of(place: Place) -> tuple[list[tuple[Path, Path]], list[Path], list[Pa
         else:
             alone.append(picture)
     return pairs, alone, [path for path in maps if path not in used], left_out
+
+
+def files_of(place: Place) -> tuple[list[Path], list[Path], list[str]]:
+    """The images of a place, its maps, and what was left out; also where they share a folder."""
+    pictures, left_out = find_images(place.images)
+    left_out = [line for line in left_out if not _OF_CLASSES.search(line)]
+    if place.images == place.maps:
+        maps = _maps_among(pictures)
+        return [path for path in pictures if path not in set(maps)], maps, left_out
+    maps = find_images(place.maps)[0]
+    if place.maps.is_relative_to(place.images):  # images/masks
+        pictures = [path for path in pictures if not path.is_relative_to(place.maps)]
+    if place.images.is_relative_to(place.maps):
+        maps = [path for path in maps if not path.is_relative_to(place.images)]
+    return pictures, maps, left_out
 
 
 def check_one_each(pairs: Iterable[tuple[Path, Path]]) -> None:

@@ -24,7 +24,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..errors import DataError
-from ..images import find_images, read_ids
+from ..images import read_ids
 from . import (
     Notes,
     Object,
@@ -53,7 +53,7 @@ from ._conventions import (
     split_of,
     word_in,
 )
-from ._map_places import MAPS, Place, check_one_each, map_places, places_apart
+from ._map_places import MAPS, Place, check_one_each, files_of, map_places, places_apart
 from ._masks import runs_of
 
 EXPECTS = "ROOT/images with ROOT/instance_ids or masks (1, 2, ... for objects); or ROOT/ID/images and ROOT/ID/masks"
@@ -266,8 +266,7 @@ def _in_place(place: Place) -> Drawn:
     one called so has it, unless that one has files with numbers itself and the other has none
     of its own name.
     """
-    pictures, _ = find_images(place.images)
-    files, _ = find_images(place.maps)
+    pictures, files, _ = files_of(place)
     called = _by_name(pictures, place.images)
     exact: dict[Path, list[Path]] = {}  # the pictures of each file
     counted: dict[Path, list[Path]] = {}
