@@ -1348,3 +1348,21 @@ def test_val_beside_the_folder_that_is_named_is_said(tmp_path, format):
         assert f"{str(tmp_path / 'valid')!r} is beside it and not used" in said
         assert f"--data {str(tmp_path)!r}" in said
     assert load(str(tmp_path / "train"), None, None, "boxes").skipped == []
+
+
+@pytest.mark.parametrize("layout", ["images/{split}", "{split}/s1/images"])
+def test_yolo_files_of_labels_among_the_images_are_no_lines(tmp_path, layout):
+    beside = layout.replace("s1/images", "s1/labels")
+    yolo_tree(tmp_path, layout, beside)
+    write(tmp_path / "images/train/classes.txt", "\n".join(CLASSES))
+    entry = layout.partition("/s1")[0]
+    entries = "".join(f"{split}: {entry.format(split=split)}\n" for split in PARTS)
+    write(tmp_path / "data.yaml", entries + NAMES)
+    train = load(str(tmp_path), "train", None, "boxes")
+    assert seen(train) == truth(TRAIN)
+    assert train.skipped == []
+    place = tmp_path / beside.format(split="train")
+    for name in ("lost1", "lost2"):
+        write(place / f"{name}.txt", "0 0.5 0.5 0.2 0.2\n")
+    said = load(str(tmp_path), "train", None, "boxes").skipped
+    assert said == [f"{entry.format(split='train')}: 2 text files are of no image: lost1, lost2"]

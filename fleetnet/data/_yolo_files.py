@@ -33,6 +33,7 @@ LABEL_FOLDERS = ("labels", "label", "annotations", "txt")
 LOOKED_AT = 20  # pictures of a folder whose labels are looked for
 HEAD = 4096  # bytes of a file that are looked at
 _LINE = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*(\n|$)")
+_TEXT = re.compile(r".*?([^/\\]+)\.txt['\"]: not the extension", re.IGNORECASE)
 _SHOWN = reprlib.Repr()  # of values in errors: aliases make some without end
 _SHOWN.maxlevel = 3
 
@@ -453,6 +454,21 @@ def check_apart(data: Data, elsewhere: str | None) -> None:
                 )
 
 
+def _without_labels(left_out: list[str], images: list[Path], entry: str) -> list[str]:
+    """The lines of what is no image, without those of labels; one line for text files of no image."""
+    texts = [(line, _TEXT.match(line)) for line in left_out]
+    stems = {image.stem for image in images}
+    alone = [
+        match[1]
+        for _, match in texts
+        if match and match[1] not in stems and f"{match[1]}.txt" not in NAME_FILES
+    ]
+    lines = [line for line, match in texts if match is None]
+    if alone:
+        lines.append(f"{entry}: {len(alone)} text files are of no image: {few(alone)}")
+    return lines
+
+
 def images_of(
     entry: str, data: Data, split: str, notes: Notes, elsewhere: str | None
 ) -> tuple[list[Path], Path]:
@@ -463,7 +479,7 @@ def images_of(
     place, root = _place(entry, data, split, elsewhere)
     if os.path.isdir(place):
         images, left_out = find_images(place)
-        notes.lines += left_out
+        notes.lines += _without_labels(left_out, images, entry)
         if not images:
             raise DataError(f"{data.file}: no images in {str(place)!r}")
         return images, root
