@@ -207,7 +207,8 @@ def test_eval_of_detectors(task, models, pictures, tmp_path, capsys, monkeypatch
         "--threads 1 --json"
     )
     assert main([*words.split(), "--predictions", str(tmp_path / "found.json")]) == 0
-    assert asked == [("somewhere", None, None, "masks" if masks else "boxes")]
+    kind = "masks" if masks else "boxes"
+    assert asked == [("somewhere", None, None, kind, None, None)]
     shown = capsys.readouterr().out
     result = json.loads(shown.splitlines()[-1])
     for text in ("AP50", "ARl", "By class", "b$d", *(["mask_AP", "mask AP %"] if masks else [])):
