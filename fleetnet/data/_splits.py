@@ -149,9 +149,11 @@ def _check_no_lists(root: str) -> None:
         names = ", ".join(file.relative_to(folder).as_posix() for file in lists)
         raise DataError(
             f"{root!r} has lists of splits, {names}, which this format does not read, "
-            "and no folders for them. Name a list of lines `path label` with --data "
-            f"{str(lists[0])!r}, put the pictures of each split into a folder of its own, or move "
-            "the lists away: then every tenth picture is held back for val"
+            "and no folders for them. Put the pictures of each split into a folder of its own; or, "
+            "for classes, name a list of lines `path label` with --data "
+            f"{str(lists[0])!r}; for boxes, name lists of paths in YOLO's data.yaml, or put them "
+            "into VOC's ImageSets/Main as train.txt and val.txt; or move the lists away: then every "
+            "tenth picture is held back for val"
         )
 
 
