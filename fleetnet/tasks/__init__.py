@@ -40,7 +40,7 @@ class Metric(Protocol):
     The predictions are of the task's type; see `predictions.all_of`.
     """
 
-    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, object]) -> None:
+    def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
         """Count the predictions of some pictures; `targets` has a value a picture by each name."""
 
     def result(self) -> dict[str, Any]:
@@ -91,7 +91,7 @@ class Task(Protocol):
         self,
         head: nn.Module,
         outputs: Outputs,
-        targets: Mapping[str, object],
+        targets: Mapping[str, Any],
         *args: Any,
         **settings: Any,
     ) -> dict[str, Tensor]:

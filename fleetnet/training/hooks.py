@@ -2,12 +2,13 @@
 
 A logger inherits from `Hook` and writes the methods that it needs:
 
-    class Server(Hook):
+    class Printer(Hook):
         def epoch(self, line):
-            request = urllib.request.Request("https://example.org/log", json.dumps(line).encode())
-            urllib.request.urlopen(request, timeout=10).close()
+            print(line["epoch"], line["train"]["loss"])
 
-    fleetnet.fit(model, train, val, config, "runs/mine", hooks=[Server()])
+    fleetnet.fit(model, train, val, config, "runs/mine", hooks=[Printer()])
+
+docs/architecture.md has one that sends lines to a server.
 """
 
 import resource
