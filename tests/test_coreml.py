@@ -220,7 +220,7 @@ def test_a_package_is_known_by_its_name_though_it_is_a_folder(
 
 def test_on_a_mac(model: nn.Module, image: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """With torch in Apple's place, which is not here: names, order, types and checks."""
-    import coremltools as ct
+    ct = coreml._package()  # imported as the library does, without the warnings of its parts
 
     def predict(package: Any, given: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         assert given["image"].dtype == np.float32

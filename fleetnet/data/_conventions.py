@@ -97,6 +97,15 @@ def split_and_kind(name: str, kinds: Collection[str]) -> str | None:
     return None
 
 
+def split_said_by(name: str, kinds: Collection[str]) -> str | None:
+    """The split that a folder's name says, by itself or beside what the folder holds.
+
+    >>> split_said_by("val", IMAGE_FOLDERS), split_said_by("train_images", IMAGE_FOLDERS)
+    ('val', 'train')
+    """
+    return split_of(name) or split_and_kind(name, kinds)
+
+
 def word_in(stem: str) -> Word | None:
     """The first word in a file's name that says a split; None where there is none.
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ..images import EXTENSIONS, find_images
-from ._conventions import IMAGE_FOLDERS, split_and_kind, split_of
+from ._conventions import IMAGE_FOLDERS, split_said_by
 
 
 class Pictures:
@@ -75,7 +75,7 @@ def _shared(path: Path, parts: Sequence[str]) -> int:
 def _split_around(path: Path, folder: Path) -> str:
     """The split that a folder around a picture is called as, as train or train_images; "" for none."""
     for name in path.relative_to(folder).parts[:-1]:
-        split = split_of(name) or split_and_kind(name, IMAGE_FOLDERS)
+        split = split_said_by(name, IMAGE_FOLDERS)
         if split:
             return split
     return ""

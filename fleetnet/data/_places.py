@@ -13,7 +13,7 @@ from urllib.parse import unquote
 
 from ..images import find_images
 from . import few, shorten
-from ._conventions import IMAGE_FOLDERS, children, folders_in, split_and_kind, split_of
+from ._conventions import IMAGE_FOLDERS, children, folders_in, split_of, split_said_by
 
 
 def image_folders(root: Path, split: str = "", tag: str = "") -> list[Path]:
@@ -40,7 +40,7 @@ def _of_split(folder: Path, split: str, tag: str) -> list[Path]:
         entry
         for entry in folders_in(folder)
         if entry.name.lower() == tag.lower()
-        or (split and split in (split_of(entry.name), split_and_kind(entry.name, IMAGE_FOLDERS)))
+        or (split and split_said_by(entry.name, IMAGE_FOLDERS) == split)
     ]
     return sorted(chosen, key=lambda entry: entry.name.lower() != tag.lower())
 
@@ -90,7 +90,7 @@ class Pictures:
         """Whether an image lies in a folder of the split that is looked for."""
         folders = Path(os.path.relpath(path, self.root)).parts[:-1]
         return bool(self.split) and any(
-            self.split in (split_of(name), split_and_kind(name, IMAGE_FOLDERS)) for name in folders
+            split_said_by(name, IMAGE_FOLDERS) == self.split for name in folders
         )
 
     def at(self, written: str) -> Path | None:

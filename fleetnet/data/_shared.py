@@ -50,13 +50,18 @@ def _same(train: list[Path], val: list[Path]) -> list[Pair]:
     by_size: dict[int, list[Path]] = {}
     for path in train:
         by_size.setdefault(_bytes_of(path), []).append(path)
-    hashes: dict[Path, str] = {}
+    by_hash: dict[int, dict[str, Path]] = {}  # of each size that val has too
     pairs: list[Pair] = []
     for path in val:
-        for other in by_size.get(_bytes_of(path), []):
-            if _hash(path, hashes) == _hash(other, hashes) != "":
-                pairs.append((path, other))
-                break
+        size = _bytes_of(path)
+        if size not in by_size:
+            continue
+        if size not in by_hash:
+            # In reverse, so that of several files of one content the first stays.
+            by_hash[size] = {_hash(other): other for other in reversed(by_size[size])}
+        content = _hash(path)
+        if content and content in by_hash[size]:
+            pairs.append((path, by_hash[size][content]))
     return pairs
 
 
@@ -67,13 +72,12 @@ def _bytes_of(path: Path) -> int:
         return -1
 
 
-def _hash(path: Path, hashes: dict[Path, str]) -> str:
-    if path not in hashes:
-        try:
-            hashes[path] = hash_of([path])
-        except OSError:
-            hashes[path] = ""
-    return hashes[path]
+def _hash(path: Path) -> str:
+    """Of the content; empty for a file that cannot be read."""
+    try:
+        return hash_of([path])
+    except OSError:
+        return ""
 
 
 def _near(train: list[Path], val: list[Path]) -> list[Pair]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..facts import NEEDED, OWN_HASH, Facts, check_own_hash, sealed
-from ..reading import DESCRIPTION, from_json, hash_of, read_bytes, to_json
+from ..reading import DESCRIPTION, Fields, from_json, hash_of, read_bytes, to_json
 from ..runtimes import files
 
 # Keys that stand in every description, also of a network that cannot describe itself.
@@ -26,6 +26,11 @@ def read_sidecar(path: Path) -> Facts:
 
     Raises `ModelError` where there is none, it is damaged or changed, or it describes another file.
     """
+    return _checked_facts(path, _document(path))
+
+
+def _document(path: Path) -> Fields:
+    """What stands beside an exported file, of whichever program; `ModelError` where it is no mapping."""
     beside = path.with_suffix(".json")
     try:
         about = from_json(read_bytes(beside, DESCRIPTION))
@@ -40,6 +45,12 @@ def read_sidecar(path: Path) -> Facts:
         raise ModelError(f"{beside} is damaged: it is not JSON: {error}") from error
     if not isinstance(about, dict):
         raise ModelError(f"{beside} is damaged: it is no mapping, but {type(about).__name__}")
+    return about
+
+
+def _checked_facts(path: Path, about: Fields) -> Facts:
+    """The description of an exported file; `ModelError` where it was changed, or is of another file."""
+    beside = path.with_suffix(".json")
     facts = Facts.from_json(about, beside)
     check_own_hash(about, beside)
     described = facts.file.name if facts.file is not None else None
@@ -78,21 +89,15 @@ def check_hash(path: Path, facts: Facts) -> None:
     )
 
 
-def _is_of_another(beside: Path) -> bool:
-    """Whether a JSON file of the same stem has nothing that a description of ours has."""
-    try:
-        about = from_json(read_bytes(beside, DESCRIPTION))
-    except (OSError, ValueError):
-        return False  # it may be ours, and damaged
-    return isinstance(about, dict) and not any(key in about for key in (*NEEDED, *OURS))
-
-
 def checked(path: Path, *, needed: bool = True) -> Facts | None:
     """The description beside a file whose hash fits; None without one, unless it is `needed`."""
-    beside = path.with_suffix(".json")
-    if not needed and (not beside.exists() or _is_of_another(beside)):
+    if not needed and not path.with_suffix(".json").exists():
         return None
-    facts = read_sidecar(path)
+    about = _document(path)
+    # A JSON file of another program may have the same stem.
+    if not needed and not any(key in about for key in (*NEEDED, *OURS)):
+        return None
+    facts = _checked_facts(path, about)
     if not path.exists():
         raise ModelError(f"{path}: no such file")
     check_hash(path, facts)

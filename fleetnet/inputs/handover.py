@@ -39,22 +39,22 @@ class _HandedOver:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Callable[..., Batch], tuple[object, ...]]:
-        return _arrived, tuple(_mapped(part, _by_value) for part in self.batch)
+        return _arrived, tuple(mapped(part, _by_value) for part in self.batch)
 
 
 def _arrived(*parts: object) -> Batch:
-    return Batch(*(_mapped(part, _as_tensor) for part in parts))
+    return Batch(*(mapped(part, _as_tensor) for part in parts))
 
 
-def _mapped(value: object, change: Callable[[object], object]) -> Any:
+def mapped(value: object, change: Callable[[object], object]) -> Any:
     """A structure of dicts and lists with `change` applied to its leaves.
 
     What is in a `Batch` is of several types, so that only whoever calls knows what comes out.
     """
     if isinstance(value, dict):
-        return {key: _mapped(item, change) for key, item in value.items()}
+        return {key: mapped(item, change) for key, item in value.items()}
     if isinstance(value, list):
-        return [_mapped(item, change) for item in value]
+        return [mapped(item, change) for item in value]
     return change(value)
 
 
@@ -90,8 +90,8 @@ class HandOver:
             return batch
         if self.turn.acquire(timeout=1.0):  # one that died in its turn does not give it back
             try:
-                _mapped(batch.images, _share)
-                _mapped(batch.targets, _share)
+                mapped(batch.images, _share)
+                mapped(batch.targets, _share)
             finally:
                 self.turn.release()
         return _HandedOver(batch)

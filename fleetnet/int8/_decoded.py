@@ -3,12 +3,12 @@
 import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..inputs.dataset import Batch, ImageDataset
+from ..inputs.handover import mapped
 from ..inputs.loader import MINUTES, batches_of
 from ..inputs.workers import patient
 
@@ -103,15 +103,11 @@ class DecodedOnce:
 
 def _owned(batch: Batch) -> Batch:
     """The batch with tensors of this process alone."""
-    targets = {name: _copied(values) for name, values in batch.targets.items()}
-    return batch._replace(images=_copied(batch.images), targets=targets)
+    return batch._replace(images=mapped(batch.images, _own), targets=mapped(batch.targets, _own))
 
 
-def _copied(values: Any) -> Any:
-    """Tensors, in lists too, of which those in shared memory are copied."""
-    if isinstance(values, Tensor):
-        return values.clone() if values.is_shared() else values
-    return [_copied(value) for value in values] if isinstance(values, list) else values
+def _own(leaf: object) -> object:
+    return leaf.clone() if isinstance(leaf, Tensor) and leaf.is_shared() else leaf
 
 
 def _bytes(values: object) -> int:

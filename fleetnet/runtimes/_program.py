@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 import torch
 from torch import Tensor, nn
 from torch._ops import OpOverload
+from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError
 from ._guarded import lock_of
@@ -31,6 +32,23 @@ class Named(nn.Module):
             outputs = [outputs]
         values = outputs.values() if isinstance(outputs, Mapping) else outputs
         return dict(zip(self.outputs, values, strict=True))
+
+
+class Spelled(TorchFunctionMode):
+    """While it is open, functions of torch that a format lacks are made of those that it has."""
+
+    def __init__(self, others: Mapping[Callable[..., object], Callable[..., object]]):
+        super().__init__()
+        self.others = others  # what is called in place of a function
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        return self.others.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextmanager

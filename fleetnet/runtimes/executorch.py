@@ -20,14 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from ..errors import ExportError, ModelError, UsageError
 from ..parc import with_products
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run
 from ._input import Input, not_one_input
-from ._program import quiet, reason
+from ._program import Spelled, quiet, reason
 from ._request import Request
 
 if TYPE_CHECKING:
@@ -104,22 +103,11 @@ def _layer_norm(
     return (y * weight + bias).reshape(x.shape)
 
 
-class _Spelled(TorchFunctionMode):
-    """While it is open, operators that XNNPACK lacks are made of those that it has."""
-
-    OTHERS: Mapping[Callable[..., object], Callable[..., object]] = {
-        Tensor.split: _split, torch.split: _split, Tensor.chunk: _chunk, torch.chunk: _chunk,
-        F.hardsigmoid: _hardsigmoid, F.layer_norm: _layer_norm,
-    }  # fmt: skip
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return self.OTHERS.get(func, func)(*args, **(kwargs or {}))
+# What XNNPACK lacks, and what it is made of here.
+OTHERS: Mapping[Callable[..., object], Callable[..., object]] = {
+    Tensor.split: _split, torch.split: _split, Tensor.chunk: _chunk, torch.chunk: _chunk,
+    F.hardsigmoid: _hardsigmoid, F.layer_norm: _layer_norm,
+}  # fmt: skip
 
 
 def _refuse(operators: Sequence[str], path: Path | str) -> None:
@@ -157,7 +145,7 @@ def export(request: Request) -> None:
     partition = _module("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     model = with_products(request.model, TAPS + 1)[0]
     try:
-        with quiet(stderr=True), torch.no_grad(), _Spelled():
+        with quiet(stderr=True), torch.no_grad(), Spelled(OTHERS):
             program = torch.export.export(model, (example,), strict=False)
     except Exception as error:  # whatever the model's operators and torch's checks of them raise
         raise ExportError(f"{path}: torch cannot capture this model: {reason(error)}") from error

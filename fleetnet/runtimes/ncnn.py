@@ -25,14 +25,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError, UsageError
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
 from ._input import Input
-from ._program import quiet, reason
+from ._program import Spelled, quiet, reason
 from ._request import Request
 
 if TYPE_CHECKING:
@@ -124,22 +123,11 @@ def _pad(
     return x
 
 
-class _Spelled(TorchFunctionMode):
-    """While it is open, operators that ncnn has only under other names are called by those."""
-
-    OTHERS: Mapping[Callable[..., object], Callable[..., object]] = {
-        Tensor.narrow: _slice, torch.narrow: _slice, Tensor.argmax: _argmax, torch.argmax: _argmax,
-        F.pad: _pad,
-    }  # fmt: skip
-
-    def __torch_function__(
-        self,
-        func: Callable[..., object],
-        types: Sequence[type],
-        args: tuple[object, ...] = (),
-        kwargs: Mapping[str, object] | None = None,
-    ) -> object:
-        return self.OTHERS.get(func, func)(*args, **(kwargs or {}))
+# What ncnn has only under other names, and what it is called by.
+OTHERS: Mapping[Callable[..., object], Callable[..., object]] = {
+    Tensor.narrow: _slice, torch.narrow: _slice, Tensor.argmax: _argmax, torch.argmax: _argmax,
+    F.pad: _pad,
+}  # fmt: skip
 
 
 def _convert(
@@ -148,7 +136,7 @@ def _convert(
     """pnnx's own graph, ncnn's layers, both as lines, and the weights. Raises `ExportError` with what pnnx says."""
     try:
         # torch warns that tracing fixes sizes; here it is to do so
-        with quiet(), torch.no_grad(), _Spelled():
+        with quiet(), torch.no_grad(), Spelled(OTHERS):
             torch.jit.trace(_Listed(model).eval(), example, check_trace=False).save(
                 folder / "model.pt"
             )
