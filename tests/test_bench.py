@@ -589,6 +589,17 @@ def test_an_int8_file_is_as_accurate_as_it_was_measured(run: Path, tmp_path: Pat
         of_file(file, [1])
 
 
+def test_a_file_with_the_json_of_another_program_beside_it_is_timed(
+    run: Path, tmp_path: Path, capsys
+):
+    assert main(["export", "--model", str(run), "--to", "onnx", "--out", str(tmp_path)]) == 0
+    file = tmp_path / "onnx" / "model.onnx"
+    file.with_suffix(".json").write_text('{"made by": "another program"}')
+    capsys.readouterr()
+    assert main(["bench", "--model", str(file), "--runs", "2", "--warmup", "0", "--json"]) == 0
+    assert [row["name"] for row in last_json(capsys)["rows"]] == [f"{file} (onnx)"]
+
+
 def test_what_cannot_be_exported_is_left_out_and_named(run: Path, capsys, monkeypatch):
     from fleetnet.runtimes import onnx
 

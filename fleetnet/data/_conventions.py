@@ -39,6 +39,9 @@ MAP_ENDINGS = (  # what the name of a label map has behind that of its image; th
     *("_gtFine_labelIds", "_gtFine_labelTrainIds", "_segmentation", "_trimap", "_semantic"),
 )
 IMAGE_ENDINGS = ("_leftImg8bit", "_image", "_img", "_sat", "_rgb")  # what only the image's name has
+_ENDINGS = tuple(  # the longest first, in small letters
+    ending.lower() for ending in sorted((*MAP_ENDINGS, *IMAGE_ENDINGS), key=len, reverse=True)
+)
 
 _WORDS = {word: split for split, words in SPLIT_WORDS.items() for word in words}
 _RANK = {word: rank for words in SPLIT_WORDS.values() for rank, word in enumerate(words)}
@@ -199,18 +202,12 @@ def child(folder: Path, names: Iterable[str]) -> Path | None:
 
 def children(folder: Path, names: Iterable[str]) -> list[Path]:
     """The folders in a folder that are called so, in any case, in the order of the names."""
-    by_name: dict[str, list[Path]] = {}
-    for entry in folders_in(folder):
-        by_name.setdefault(entry.name.lower(), []).append(entry)
-    return [entry for name in names for entry in by_name.get(name.lower(), ())]
+    return [entry for entry in _called(folder, names) if os.path.isdir(entry)]
 
 
 def file_called(folder: Path, names: Iterable[str]) -> Path | None:
     """The first of these names that is a file in a folder, in any case; None where none is."""
-    by_name: dict[str, Path] = {}
-    for entry in files_in(folder):
-        by_name.setdefault(entry.name.lower(), entry)
-    return next((by_name[name.lower()] for name in names if name.lower() in by_name), None)
+    return next((entry for entry in _called(folder, names) if os.path.isfile(entry)), None)
 
 
 def only_folder(folder: Path) -> Path | None:
@@ -227,19 +224,35 @@ def map_key(stem: str) -> str:
     """
     name, extension = os.path.splitext(stem)
     stem = name if extension.lower() in EXTENSIONS else stem  # a mask may be called x.jpg.png
-    for ending in sorted((*MAP_ENDINGS, *IMAGE_ENDINGS), key=len, reverse=True):
-        if stem.lower().endswith(ending.lower()) and len(stem) > len(ending):
+    low = stem.lower()
+    for ending in _ENDINGS:
+        if low.endswith(ending) and len(stem) > len(ending):
             return stem[: len(stem) - len(ending)]
     return stem
 
 
-def _entries(folder: Path) -> list[Path]:
+def _called(folder: Path, names: Iterable[str]) -> list[Path]:
+    """What is called so in a folder, in any case, in the order of the names.
+
+    A folder may hold very many files: none but those called so are looked at.
+    """
+    order = [name.lower() for name in names]
+    by_name: dict[str, list[Path]] = {}
+    for entry in _entries(folder, set(order)):
+        by_name.setdefault(entry.name.lower(), []).append(entry)
+    return [entry for name in order for entry in by_name.get(name, ())]
+
+
+def _entries(folder: Path, called: Collection[str] | None = None) -> list[Path]:
+    """What lies in a folder, by name, without what is passed over: all, or what is `called` so, in small letters."""
     try:
-        return sorted(
-            (entry for entry in folder.iterdir() if not hidden(entry.name)),
-            key=lambda entry: entry.name,
+        names = sorted(
+            name
+            for name in os.listdir(folder)
+            if (called is None or name.lower() in called) and not hidden(name)
         )
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
         raise DataError(f"cannot list folder {str(folder)!r}: {error.strerror}") from error
+    return [folder / name for name in names]

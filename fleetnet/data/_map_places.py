@@ -20,6 +20,7 @@ from ..errors import DataError
 from ..images import EXTENSIONS, find_images
 from . import few
 from ._conventions import (
+    IMAGE_ENDINGS,
     IMAGE_FOLDERS,
     MAP_ENDINGS,
     MAP_FOLDERS,
@@ -142,7 +143,8 @@ def files_of(place: Place) -> tuple[list[Path], list[Path], list[str]]:
     left_out = [line for line in left_out if not _OF_CLASSES.search(line)]
     if place.images == place.maps:
         maps = _maps_among(pictures)
-        return [path for path in pictures if path not in set(maps)], maps, left_out
+        among = set(maps)
+        return [path for path in pictures if path not in among], maps, left_out
     maps = find_images(place.maps)[0]
     if place.maps.is_relative_to(place.images):  # images/masks
         pictures = [path for path in pictures if not path.is_relative_to(place.maps)]
@@ -315,7 +317,7 @@ def _has_ending(stem: str) -> bool:
 def _without(stem: str) -> tuple[str, ...]:
     """What the image of a label map of this name may be called."""
     key = map_key(stem)
-    return (key, f"{key}_leftImg8bit", f"{key}_image", f"{key}_img", f"{key}_sat", f"{key}_rgb")
+    return (key, *(key + ending for ending in IMAGE_ENDINGS))
 
 
 def described(place: Place) -> str:

@@ -324,7 +324,8 @@ def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) 
         return hold_out(with_map, part.take)
     names = [file.stem for file in files_in(root / "SegmentationClass", ".png")]
     pictures, _ = find_images(root / "JPEGImages")
-    alone = [file.name for file in pictures if file.stem not in set(names)]
+    mapped_stems = set(names)
+    alone = [file.name for file in pictures if file.stem not in mapped_stems]
     if alone:
         notes.say(
             f"{root / 'JPEGImages'}: {len(alone)} pictures have no label map and are left out: "

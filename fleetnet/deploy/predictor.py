@@ -425,9 +425,10 @@ def _opened(
     facts = metadata(runtime, path) or beside
     if facts is None:
         raise ModelError(f"{path} needs its description beside it, as export wrote it")
-    # An int8 file is measured after it was written.
-    if beside is not None and not facts.metrics:
-        facts = dataclasses.replace(facts, metrics=beside.metrics)
+    if beside is not None:
+        # An int8 file is measured after it was written.
+        metrics = facts.metrics or beside.metrics
+        facts = dataclasses.replace(facts, metrics=metrics, file=beside.file)
     return partial(_by_name, run, facts.output_names), facts
 
 

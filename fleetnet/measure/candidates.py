@@ -140,14 +140,13 @@ def of_file(
     import torch
 
     from .. import runtimes
-    from ..deploy.export import facts_of
     from ..deploy.predictor import load
     from ..runtimes import load as load_file
     from ..runtimes import size_of, title_of
 
     predictor = load(path, trust=trust)
     runtime, size = runtimes.find(predictor.runtime), predictor.preprocess.size
-    facts = facts_of(path)[1] if path.with_suffix(".json").exists() else predictor.facts
+    facts = predictor.facts
     precision = facts.precision or next(iter(runtime.tolerances))
     can_be = precision in runtime.tolerances
     title = title_of(predictor.runtime, precision) if can_be else f"{predictor.runtime}-{precision}"
