@@ -22,12 +22,12 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
 
 
 def test_verbs_are_files():
-    assert sorted(cli.VERBS) == names("cli")
+    assert sorted(verb.replace(" ", "_") for verb in cli.VERBS) == names("cli")
 
 
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_help_shows_defaults_and_an_example(verb: str, capsys: pytest.CaptureFixture[str]):
-    assert main([verb, "--help"]) == 0
+    assert main([*verb.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert f"example:\n  fleetnet {verb}" in out
     assert "default" in out
@@ -372,3 +372,16 @@ def test_reparam_judges_a_network_by_what_float32_leaves_of_it(
     assert main(["reparam", "--model", str(run), "--out", str(tmp_path / "wrong.safetensors")]) == 5
     assert "nothing is written" in capsys.readouterr().err
     assert not (tmp_path / "wrong.safetensors").exists()
+
+
+def test_a_verb_of_two_words_is_found_by_both(capsys: pytest.CaptureFixture[str]):
+    assert main(["data", "--help"]) == 0
+    listed = capsys.readouterr().out
+    assert "data check" in listed
+    assert "doctor" not in listed
+    assert main(["data"]) == 2
+    assert capsys.readouterr().out == listed
+    assert main(["data", "chek"]) == 2
+    assert "data has no action 'chek': did you mean 'check'?" in capsys.readouterr().err
+    assert main(["dta", "check"]) == 2
+    assert "no verb 'dta': did you mean 'data'?" in capsys.readouterr().err

@@ -19,6 +19,7 @@ import fleetnet
 from fleetnet import synonyms
 from fleetnet.backbones import pretrained, variants
 from fleetnet.cli import VERBS, main
+from fleetnet.cli import find as find_verb
 from fleetnet.cli._arguments import new_parser
 from fleetnet.cli._table import PUBLISHED, SIZES
 from fleetnet.errors import ArgumentError, FleetnetError, UsageError, WriteError, suggest
@@ -156,7 +157,7 @@ def test_an_argument_that_is_not_there_is_a_type_error_as_in_python():
 def test_what_other_tools_words_mean_is_there():
     """Every word of ours that the table proposes is the name of something; every word on the left can be found."""
     flags = {
-        action.dest for verb in VERBS for action in new_parser(verb, "", find("cli", verb))._actions
+        action.dest for verb in VERBS for action in new_parser(verb, "", find_verb(verb))._actions
     }  # fmt: skip
     ours = flags | KEYS | {"classes"}
     for word, meanings in synonyms.SETTINGS.items():

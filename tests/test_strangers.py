@@ -22,6 +22,7 @@ from torch import nn
 import fleetnet
 from fleetnet import checkpoint, runtimes
 from fleetnet.cli import VERBS, main
+from fleetnet.cli import find as find_verb
 from fleetnet.cli._arguments import new_parser
 from fleetnet.cli._show import printable, table
 from fleetnet.errors import ModelError, SlowerWarning
@@ -403,12 +404,12 @@ def test_control_characters_do_not_reach_the_terminal(run: Path, tmp_path: Path,
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_no_verb_takes_a_number_that_is_not_finite(verb: str, capsys) -> None:
-    parser = new_parser(verb, "", find("cli", verb))
+    parser = new_parser(verb, "", find_verb(verb))
     for action in parser._actions:
         kind = str(getattr(action, "_typehint", None) or action.type)
         if action.option_strings and "loat" in kind and "dict" not in kind:
             for value in ("inf", "-inf", "nan", ".inf", ".nan"):
-                assert main([verb, f"{action.option_strings[0]}={value}"]) == 2, (
+                assert main([*verb.split(), f"{action.option_strings[0]}={value}"]) == 2, (
                     action.option_strings,
                     value,
                 )

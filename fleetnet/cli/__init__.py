@@ -1,5 +1,8 @@
 """The command line: one file is one verb; only here is printed, parsed and an exit code decided.
 
+A verb may be two words, as `data check`, whose file is `data_check.py`: the first word alone lists
+what it does.
+
 A verb's file has a frozen dataclass of its settings, of which its flags are made, and `run`, which
 prints its tables to standard output: `Verb` says it all. Progress and messages go to standard
 error. Importing this module loads neither torch nor a verb, so that `fleetnet --help` answers at
@@ -34,6 +37,7 @@ VERBS = {  # in the order of use
     "phones and boards",
     "flops": "parameters, MACs, FLOPs, activations and bytes, by module",
     "models": "the networks, their size and published accuracy",
+    "data check": "what your images and annotations are, and all that would make a training wrong",
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }
 
@@ -56,19 +60,27 @@ class Verb(Protocol[Settings_contra]):
 
 def find(verb: str) -> Verb[object]:
     """The file of a verb. Its `run` takes settings of its own, and no others are given to it."""
-    return cast(Verb[object], find_module("cli", verb))
+    return cast(Verb[object], find_module("cli", verb.replace(" ", "_")))
+
+
+def _is_of(group: str, verb: str) -> bool:
+    """Whether a verb is of two words, of which `group` is the first."""
+    return verb.startswith(f"{group} ")
 
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM, as a system sends it before it shuts down."""
 
 
-def _help() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:{width}}  {text}" for verb, text in VERBS.items())
+def _help(group: str = "") -> str:
+    """The verbs and what is common to them; of a `group`, those whose first word it is."""
+    verbs = {verb: text for verb, text in VERBS.items() if not group or _is_of(group, verb)}
+    width = max(map(len, verbs))
+    listed = "\n".join(f"  {verb:{width}}  {text}" for verb, text in verbs.items())
+    usage = f"{group} ACTION" if group else "VERB"
     return (
-        "usage: fleetnet VERB [options]     (fleetnet VERB --help shows the options, their "
-        f"defaults and an example)\n\n{verbs}\n\nEvery verb takes --json (the last line of output "
+        f"usage: fleetnet {usage} [options]     (fleetnet {usage} --help shows the options, their "
+        f"defaults and an example)\n\n{listed}\n\nEvery verb takes --json (the last line of output "
         "is one JSON document) and --debug (show tracebacks).\nExit codes: 0 done, 1 failure, 2 "
         "usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted,\n143 terminated "
         "(SIGTERM). Interrupted or terminated, training keeps its last whole epoch for --resume."
@@ -158,17 +170,17 @@ def _show_warning(
 
 
 def _dispatch(words: list[str]) -> int:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(_help())
-        return 0 if words else UsageError.exit_code
+    group = words[0] if words and any(_is_of(words[0], verb) for verb in VERBS) else ""
+    following = words[1:] if group else words
+    if not following or following[0] in ("-h", "--help", "help"):
+        print(_help(group))
+        return 0 if following else UsageError.exit_code
     if words[0] in ("-V", "--version"):
         from .. import __version__
 
         print(__version__)
         return 0
-    verb, *rest = words
-    if verb not in VERBS:
-        raise UsageError(f"no verb {verb!r}: {suggest(verb, VERBS, 'verb')}")
+    verb, rest = _split_verb(group, words)
     from ._arguments import parse
 
     module = find(verb)
@@ -181,3 +193,18 @@ def _dispatch(words: list[str]) -> int:
     if as_json:
         print(to_json(document))
     return exit_code
+
+
+def _split_verb(group: str, words: list[str]) -> tuple[str, list[str]]:
+    """The verb that a command begins with, and the words behind it."""
+    if not group:
+        verb, *rest = words
+        if verb not in VERBS:
+            first_words = list(dict.fromkeys(verb.split()[0] for verb in VERBS))
+            raise UsageError(f"no verb {verb!r}: {suggest(verb, first_words, 'verb')}")
+        return verb, rest
+    _, action, *rest = words
+    actions = [verb.removeprefix(f"{group} ") for verb in VERBS if _is_of(group, verb)]
+    if action not in actions:
+        raise UsageError(f"{group} has no action {action!r}: {suggest(action, actions)}")
+    return f"{group} {action}", rest

@@ -285,7 +285,7 @@ def load(
     if masks is not None and format is None:
         # The folder may hold nothing but pictures.
         format = {"semantic": "masks", "masks": "instances", "boxes": "instances"}.get(target)
-    name, place = _format_of(root, format, target)
+    name, place = format_of(root, format, target)
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
     loaded = _read(name, place, split, target, elsewhere)
@@ -492,7 +492,7 @@ def _check_places(name: str, elsewhere: Places) -> None:
             raise DataError(f"--{key} {folder!r} is not a folder")
 
 
-def _format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
+def format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
     """The format to read with, which can give the target, and the folder: `root`, or the only one in it."""
     formats = names("data")
     able = [name for name in formats if target in find(name).TARGETS]
