@@ -101,6 +101,15 @@ def read_text(path: str | Path, most: int) -> str:
     return read_bytes(path, most).decode("utf-8-sig")
 
 
+def head_of(path: str | Path, size: int) -> bytes:
+    """The first `size` bytes of a regular file; none of one that cannot be read, which is told where it is read."""
+    try:
+        with open_regular(path) as file:
+            return file.read(size)
+    except (OSError, ValueError):
+        return b""
+
+
 def blocks(path: str | Path, size: int = PIECE) -> Iterator[bytes]:
     """The content of a regular file of any size, piece by piece; `OSError` as of `open_regular`."""
     with open_regular(path) as file:
@@ -158,6 +167,11 @@ def links_out(folder: str | Path) -> list[Path]:
 def leads_out(path: str | Path, folder: str | Path) -> bool:
     """Whether a path below a folder is, through links, a file or folder elsewhere."""
     return not _is_inside(os.path.realpath(path), os.path.realpath(folder))
+
+
+def is_below(path: str | Path, folder: str | Path) -> bool:
+    """Whether a path is a folder or below it, by its names alone: links are the user's own."""
+    return _is_inside(os.path.abspath(path), os.path.abspath(folder))
 
 
 def _is_inside(path: str, folder: str) -> bool:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fleetnet.data import Sample, Split, folder, hold_out, listfile, load, shapes
+from fleetnet.data import Sample, Split, folder, hold_out, listfile, load, shapes, voc
 from fleetnet.errors import DataError, UsageError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -187,10 +187,10 @@ def test_faulty_list_lines(text, message):
 )
 def test_label_list(text, result):
     if isinstance(result, list):
-        assert listfile.parse_labels(text, "labels") == result
+        assert listfile.parse_names(text, "labels").names == result
     else:
         with pytest.raises(DataError, match=result):
-            listfile.parse_labels(text, "labels")
+            listfile.parse_names(text, "labels")
 
 
 def write_lists(root: Path, train: str, val: str = "", labels: str = "") -> Path:
@@ -414,3 +414,66 @@ def test_shapes_boxes_and_masks(index, size):
     colors = np.asarray(shapes.render(scene), float)[mask > 0]
     assert np.abs(np.median(colors, 0) - np.array(thing.color)).max() < 0.12 * 128 + 8
     assert all(small.box()[2] - small.box()[0] < (x1 - x0) for small in scene.clutter)
+
+
+# --- nothing outside of the folder that is named
+
+
+@pytest.mark.parametrize("name", ["csv", "labels", "metadata", "splits"])
+@pytest.mark.parametrize("names", [("a.jpg", "b.jpg"), ("a", "b")])
+def test_tables_name_no_pictures_above_the_root(tmp_path, name, names):
+    """The folder above a table of `labels/` is the data's where the table is named, and not where the folder is."""
+    make(tmp_path, "a.jpg", "b.jpg")
+    root = tmp_path / name
+    root.mkdir()
+    (root / "labels.csv").write_text(f"image,label\n{names[0]},cat\n{names[1]},dog\n")
+    with pytest.raises(DataError, match=r"no such picture below|fits no format"):
+        load(str(root), "all")
+    assert len(load(str(root / "labels.csv"), "all").samples) == 2
+
+
+@pytest.mark.parametrize("name", ["lists", "labels", "meta"])
+def test_lists_name_no_pictures_above_the_root(tmp_path, name):
+    make(tmp_path, "pictures/a.jpg", "pictures/b.jpg")
+    (tmp_path / "label_list.txt").write_text("0 cat\n1 dog\n")
+    root = tmp_path / name
+    root.mkdir()
+    (root / "train.txt").write_text("a.jpg 0\nb.jpg 1\n")
+    with pytest.raises(DataError, match="no such image"):
+        load(str(root), "train")
+    assert load(str(root / "train.txt"), "all").classes == ["cat", "dog"]
+
+
+# --- a label is looked up, not searched for
+
+
+class Searched(list[str]):
+    """A list of names in which none is looked for one by one."""
+
+    def index(self, *_: object) -> int:
+        raise AssertionError("a list is searched for a name")
+
+    def __contains__(self, _: object) -> bool:
+        raise AssertionError("a list is searched for a name")
+
+
+def test_labels_are_not_searched_for(tmp_path, monkeypatch):
+    """A hundred thousand lines with a thousand classes would be compared fifty million times."""
+    make(tmp_path, "1.jpg", "2.jpg", "JPEGImages/1.jpg")
+    (tmp_path / "train_list.txt").write_text("1.jpg cat\n2.jpg dog\n")
+    names = listfile._undeclared
+    monkeypatch.setattr(
+        listfile, "_undeclared", lambda *args: names(*args)._replace(names=Searched(["cat", "dog"]))
+    )
+    assert [sample.label for sample in load(str(tmp_path), "all").samples] == [0, 1]
+    (tmp_path / "train_list.txt").unlink()
+    box = "".join(
+        f"<{side}>{i}</{side}>" for i, side in enumerate(("xmin", "ymin", "xmax", "ymax"))
+    )
+    (tmp_path / "Annotations").mkdir()
+    (tmp_path / "Annotations" / "1.xml").write_text(
+        f"<annotation><object><name>dog</name><bndbox>{box}</bndbox></object></annotation>"
+    )
+    monkeypatch.setattr(voc, "_classes", lambda *_: Searched(["cat", "dog"]))
+    (sample,) = load(str(tmp_path), "all", target="boxes").samples
+    assert [item.label for item in sample.objects or ()] == [1]

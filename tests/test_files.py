@@ -31,7 +31,7 @@ WRITERS = {
     ),
     "state": lambda path: checkpoint.save_state(path.parent, {"x": torch.zeros(99_999)}),
     "plot": lambda path: figures.curves([{"epoch": 1, "loss": 1.0}], path.with_suffix(".png")),
-    "sheet": lambda path: draw.sheet([Image.new("RGB", (9, 9))], path.with_suffix(".png")),
+    "sheet": lambda path: draw.grid([Image.new("RGB", (9, 9))], 1, path.with_suffix(".png")),
     "drawn": lambda path: draw.save(Image.new("RGB", (9, 9)), path.with_suffix(".jpg"), quality=90),
     "page": lambda path: page.write(page.Page("x"), path.with_suffix(".html")),
 }

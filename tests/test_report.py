@@ -359,18 +359,16 @@ def test_draw_label_map():
     assert map_.convert("RGB").getpixel((3, 70)) == tuple(sky)
 
 
-def test_sheet(tmp_path):
-    draw.sheet(
-        [Image.new("RGB", (800, 400), "red"), *[Image.new("RGB", (9, 9), "blue")] * 4],
-        tmp_path / "s.png",
-    )
+def test_grid(tmp_path):
+    red, blue = (Image.new("RGB", (30, 20), color) for color in ("red", "blue"))
+    draw.grid([red, blue, blue], 2, tmp_path / "s.png")
     shown = opened(tmp_path / "s.png")
-    assert shown.size == (1280, 640)
-    assert [shown.getpixel(at) for at in ((300, 100), (300, 300), (8, 326))] == [
-        (255, 0, 0), (255, 255, 255), (0, 0, 255),
+    assert shown.size == (2 * 36 + 6, 2 * 26 + 6)
+    assert [shown.getpixel(at) for at in ((6, 6), (38, 6), (42, 6), (6, 32))] == [
+        (255, 0, 0), (255, 255, 255), (0, 0, 255), (0, 0, 255),
     ]  # fmt: skip
     with pytest.raises(UsageError, match="no picture"):
-        draw.sheet([], tmp_path / "s.png")
+        draw.grid([], 2, tmp_path / "s.png")
 
 
 def test_page(tmp_path):

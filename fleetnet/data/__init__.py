@@ -22,7 +22,7 @@ from ..errors import DataError, UsageError, named_arguments, suggest
 from ..find import find as find_module
 from ..find import names
 from ..images import examine, hidden
-from ..reading import ANNOTATIONS, read_bytes
+from ..reading import ANNOTATIONS, is_below, read_bytes
 from . import _native
 from ._conventions import (
     IMAGE_FOLDERS,
@@ -37,7 +37,7 @@ from ._conventions import (
     split_lists,
     split_of,
 )
-from ._splits import Part, files_beside, hold_out, of_other_names, part_of
+from ._splits import Part, files_beside, hold_out, hold_out_of_each, of_other_names, part_of
 
 # kinds of annotation: of the image, objects, their masks, each pixel
 TARGETS = "label", "boxes", "masks", "semantic"
@@ -76,6 +76,7 @@ __all__ = [
     "fit_box",
     "from_samples",
     "hold_out",
+    "hold_out_of_each",
     "inside",
     "load",
     "measured",
@@ -620,7 +621,7 @@ def check_exists(root: str) -> None:
 
 def inside(path: Path, root: Path, entry: str) -> Path:
     """`path` itself, or `DataError` naming the entry if it is not below `root`; links are the user's own."""
-    if not Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
+    if not is_below(path, root):
         raise DataError(
             f"{shorten(entry)}: {shorten(path)!r} is outside of the data, {str(root)!r}"
         )

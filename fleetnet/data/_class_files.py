@@ -8,6 +8,7 @@ What a file holds decides, not what it is called: names one a line; `r g b name`
 import csv
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,8 +64,8 @@ class Legend:
     numbered: bool = False  # whether the file says so itself
 
 
-def legend_of(folders: Sequence[Path], maps: str) -> tuple[Legend, Path]:
-    """The legend that lies in the first of some folders that has one, and its file; `maps` names the folder of maps.
+def legend_of(folders: Sequence[Path], maps: str) -> Legend:
+    """The legend that lies in the first of some folders that has one; `maps` names the folder of maps.
 
     Files of colors go before those of names alone. Raises `DataError` where there is none, or there
     are several to choose from.
@@ -73,7 +74,7 @@ def legend_of(folders: Sequence[Path], maps: str) -> tuple[Legend, Path]:
         for folder in folders:
             file = file_called(folder, names)
             if file is not None and _can_be(file):
-                return read_legend(file), file
+                return read_legend(file)
     for folder in folders:
         files = [file for file in files_in(folder, ".txt") if file.name.endswith("classes.txt")]
         if len(files) > 1:
@@ -81,10 +82,9 @@ def legend_of(folders: Sequence[Path], maps: str) -> tuple[Legend, Path]:
                 f"several files of class names: {few(files)}; name the right one {maps}_classes.txt"
             )
         if files:
-            return read_legend(files[0]), files[0]
-    trimaps = next((folder for folder in folders if folder.name.lower() == "trimaps"), None)
-    if trimaps is not None:
-        return Legend(list(_TRIMAP), None, 1), trimaps
+            return read_legend(files[0])
+    if any(folder.name.lower() == "trimaps" for folder in folders):
+        return Legend(list(_TRIMAP), None, 1)
     raise DataError(
         f"no class names in {str(folders[0])!r}: put them into classes.txt, one a line, in the order "
         "of labels"
@@ -291,7 +291,7 @@ def _gap(rows: Sequence[tuple[int, str]]) -> bool:
 
 def _check_names(rows: Sequence[tuple[int, str]], source: str) -> None:
     names = [name for number, name in rows if not _is_no_class(number, name)]
-    twice = next((name for name in names if names.count(name) > 1), None)
+    twice = next((name for name, count in Counter(names).items() if count > 1), None)
     if twice is not None:
         raise DataError(f"{source}: class {shorten(twice)!r} is there twice, with two numbers")
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from ..errors import DataError
-from ..reading import open_regular
+from ..reading import head_of
 from . import few, files_beside
 from ._conventions import SPLIT_WORDS, by_split, children, files_in, folders_in, split_of, word_in
 
@@ -129,11 +129,7 @@ def _without_word(folder: Path) -> list[Path]:
 
 def looks_so(file: Path) -> bool:
     """Whether the head of a file has one of COCO's lists."""
-    try:
-        with open_regular(file) as opened:
-            return _LISTS.search(opened.read(HEAD)) is not None
-    except OSError:
-        return False
+    return _LISTS.search(head_of(file, HEAD)) is not None
 
 
 def place_of(file: Path) -> Path:

@@ -18,7 +18,6 @@ from . import IGNORE, Split, shorten
 LOOKED_AT = 200
 # share of the pixels: from here on, what is of no class may be the class that has none
 ABOUND = 0.01
-UNITS = {"label": "images", "boxes": "objects", "masks": "objects", "semantic": "pixels"}
 # side of a box in pixels: all boxes below it are shares of the picture rather than pixels
 TINY = 1.0
 

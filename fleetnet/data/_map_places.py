@@ -120,8 +120,17 @@ def places_apart(images: Path, maps: Path) -> dict[str, Place]:
     return by_split(named) or {"": Place(of_images[""], of_maps[""])}
 
 
-def pairs_of(place: Place) -> tuple[list[tuple[Path, Path]], list[Path], list[Path], list[str]]:
-    """(image, label map) of each image by name, images without one, maps without an image, and what was left out."""
+class Paired(NamedTuple):
+    """The images and label maps of a place."""
+
+    pairs: list[tuple[Path, Path]]  # an image and the map of its name
+    images: list[Path]  # without a map
+    maps: list[Path]  # without an image
+    left_out: list[str]  # a line for each file that is neither
+
+
+def paired(place: Place) -> Paired:
+    """The images of a place with the label maps of their names."""
     pictures, maps, left_out = files_of(place)
     maps = [path for path in maps if not _OTHERS.search(path.stem)]
     exact = {_exact(path, place.maps): path for path in reversed(maps)}
@@ -134,7 +143,7 @@ def pairs_of(place: Place) -> tuple[list[tuple[Path, Path]], list[Path], list[Pa
             used.add(file)
         else:
             alone.append(picture)
-    return pairs, alone, [path for path in maps if path not in used], left_out
+    return Paired(pairs, alone, [path for path in maps if path not in used], left_out)
 
 
 def files_of(place: Place) -> tuple[list[Path], list[Path], list[str]]:

@@ -22,11 +22,11 @@ def mask_of(
     {"size", "counts"}: numbers, or the string that COCO packs them into. Raises `DataError` for
     what `check_segmentation` refuses.
     """
-    check_segmentation(segmentation, size)
     if isinstance(segmentation, dict):
-        runs = run_lengths(segmentation["counts"])
+        runs = _runs(segmentation, size)
         # runs go down the columns
         return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(size, order="F")
+    check_segmentation(segmentation, size)
     from faster_coco_eval.core import mask  # here: 0.1 s to import, and only for masks
 
     polygons = [[float(value) for value in polygon] for polygon in segmentation]
@@ -39,20 +39,10 @@ def check_segmentation(segmentation: object, size: tuple[int, int]) -> None:
     It is `NoMask` for polygons that cannot be drawn and where there is nothing, but not for run
     lengths that are wrong.
     """
-    height, width = size
     if isinstance(segmentation, dict):
-        if segmentation.get("size") not in ([height, width], (height, width)):
-            raise DataError(
-                f"RLE is of size {segmentation.get('size')}; the picture is {[height, width]}"
-            )
-        runs = run_lengths(segmentation.get("counts"))
-        if runs.sum() != height * width:
-            raise DataError(
-                f"RLE counts add up to {runs.sum()}; the picture has {height * width} pixels"
-            )
-        if not runs[1::2].sum():
-            raise NoMask("its mask is empty")
+        _runs(segmentation, size)
         return
+    height, width = size
     if not isinstance(segmentation, list) or not segmentation:
         raise NoMask("it has no mask")
     for polygon in segmentation:
@@ -66,6 +56,29 @@ def check_segmentation(segmentation: object, size: tuple[int, int]) -> None:
         # for NaN
         if not ((points >= (-width, -height)) & (points <= (2 * width, 2 * height))).all():
             raise NoMask(f"a polygon leaves the picture of {width}x{height} far behind")
+
+
+def _runs(segmentation: dict[str, object], size: tuple[int, int]) -> np.ndarray:
+    """The run lengths of a mask of a picture of `size` (height, width), which fill it."""
+    height, width = size
+    if segmentation.get("size") not in ([height, width], (height, width)):
+        raise DataError(
+            f"RLE is of size {segmentation.get('size')}; the picture is {[height, width]}"
+        )
+    runs = run_lengths(segmentation.get("counts"))
+    if runs.sum() != height * width:
+        raise DataError(
+            f"RLE counts add up to {runs.sum()}; the picture has {height * width} pixels"
+        )
+    if not runs[1::2].sum():
+        raise NoMask("its mask is empty")
+    return runs
+
+
+def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
+    """The box xyxy in pixels around a mask (height, width) that is not empty."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
 def run_lengths(counts: object) -> np.ndarray:

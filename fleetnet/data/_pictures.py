@@ -19,6 +19,7 @@ class Pictures:
                 self._split[path] = _split_around(path, folder)
                 for name in {path.name, path.stem}:
                     self._by_name.setdefault(name.lower(), []).append(path)
+        self._splits = set(self._split.values())
 
     def named(self, name: str, split: str = "") -> list[Path]:
         """All pictures that a name may mean, the nearest only: one where it is plain which is meant.
@@ -34,7 +35,7 @@ class Pictures:
         last = parts[-1].lower()
         stem = last.rpartition(".")[0] if is_picture(last) else last
         paths = list(dict.fromkeys(self._by_name.get(last) or self._by_name.get(stem) or ()))
-        if split and split in self._split.values():
+        if split and split in self._splits:
             paths = [path for path in paths if self._split[path] in ("", split)]
         if len(paths) > 1:
             paths = _most(paths, [_shared(path, parts) for path in paths])

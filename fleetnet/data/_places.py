@@ -12,6 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from ..images import find_images
+from ..reading import is_below
 from . import few, shorten
 from ._conventions import IMAGE_FOLDERS, children, folders_in, split_of, split_said_by
 
@@ -98,7 +99,7 @@ class Pictures:
         for name in dict.fromkeys((written, written.replace("\\", "/"))):
             for folder in self.folders:
                 path = folder / name
-                if self._is_inside(path) and os.path.isfile(path):
+                if is_below(path, self.root) and os.path.isfile(path):
                     self._try_first(folder)
                     return path
         return None
@@ -129,17 +130,13 @@ class Pictures:
 
     def missing(self, written: str) -> str:
         """Why there is no image of that name: it lies outside of the data, or nowhere."""
-        if not any(self._is_inside(folder / written) for folder in self.folders):
+        if not any(is_below(folder / written, self.root) for folder in self.folders):
             return f"{shorten(written)!r} is outside of the data, {str(self.root)!r}"
         places = few((repr(str(folder)) for folder in self.folders), 10)
         return (
             f"no such image: {shorten(written)!r}, neither in {places}, nor by its name alone below "
             f"{str(self.root)!r}; --images DIR says where the images are"
         )
-
-    def _is_inside(self, path: Path) -> bool:
-        """Whether a path is below the root; links are the user's own."""
-        return Path(os.path.abspath(path)).is_relative_to(os.path.abspath(self.root))
 
     def _try_first(self, folder: Path) -> None:
         if self.folders[0] != folder:

@@ -8,19 +8,18 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError, suggest
 from ..images import examine, read, read_labels
-from . import IGNORE, Notes, Object, Sample, Split, fit_box, shorten, whole
-from ._masks import NoMask, check_segmentation, runs_of
+from . import IGNORE, Given, Notes, Object, Sample, Split, fit_box, shorten, whole
+from ._masks import NoMask, box_around, check_segmentation, mask_of, runs_of
 
 KEYS = ("image", "label", "boxes", "labels", "masks", "crowd", "map", "id")
 Item = Mapping[str, Any]  # what one sample is given as
-Given = TypeVar("Given")  # what samples are given as, before a function makes items of them
 Box = tuple[float, float, float, float]
 
 
@@ -94,6 +93,13 @@ class _Row(NamedTuple):
     number: int  # of the sample
 
 
+class _Classes(NamedTuple):
+    """The classes of all samples."""
+
+    total: int
+    labels: Mapping[str, int]  # of each name; of a name that is there twice the first
+
+
 def from_samples(
     samples: Iterable[Given],
     classes: Sequence[str] | None = None,
@@ -106,7 +112,8 @@ def from_samples(
     notes = Notes()
     rows = [row for i, item in enumerate(items) if (row := _row(item, i, source, notes))]
     names = _classes([row.item for row in rows], classes, any(row.has_map for row in rows))
-    made = [_sample(row, names, source, notes) for row in rows]
+    classes_of = _Classes(len(names), {name: i for i, name in reversed([*enumerate(names)])})
+    made = [_sample(row, classes_of, source, notes) for row in rows]
     return Split(made, names, notes.lines, annotations=notes.annotations())
 
 
@@ -187,39 +194,39 @@ def _plain(value: object) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
-def _label(value: Any, names: Sequence[str], where: str) -> int:
+def _label(value: Any, classes: _Classes, where: str) -> int:
     if isinstance(value, str):
-        if value not in names:
-            raise DataError(f"{where}: no class {value!r}: {suggest(value, names)}")
-        return names.index(value)
+        if value not in classes.labels:
+            raise DataError(f"{where}: no class {value!r}: {suggest(value, classes.labels)}")
+        return classes.labels[value]
     index = whole(_plain(value))
-    if index is None or not 0 <= index < len(names):
+    if index is None or not 0 <= index < classes.total:
         raise DataError(
-            f"{where}: label is {shorten(value)}; there are {len(names)} classes, so allowed: 0 to "
-            f"{len(names) - 1}, or a name"
+            f"{where}: label is {shorten(value)}; there are {classes.total} classes, so allowed: 0 "
+            f"to {classes.total - 1}, or a name"
         )
     return index
 
 
-def _sample(row: _Row, names: Sequence[str], source: Source | None, notes: Notes) -> Sample:
+def _sample(row: _Row, classes: _Classes, source: Source | None, notes: Notes) -> Sample:
     where, item = f"sample {row.number}", row.item
     label = item.get("label")
     semantic: HeldMap | DrawnMap | None = None
     if row.has_map and source is not None:
-        semantic = DrawnMap(source, row.number, len(names))
+        semantic = DrawnMap(source, row.number, classes.total)
     elif row.has_map:
-        semantic = HeldMap(item["map"], len(names), where)
+        semantic = HeldMap(item["map"], classes.total, where)
     return Sample(
         row.image,
-        None if label is None else _label(label, names, where),
-        None if row.size is None else _objects(item, row.size, names, where, notes),
+        None if label is None else _label(label, classes, where),
+        None if row.size is None else _objects(item, row.size, classes, where, notes),
         semantic,
         item.get("id"),
     )
 
 
 def _objects(
-    item: Item, size: tuple[int, int], names: Sequence[str], where: str, notes: Notes
+    item: Item, size: tuple[int, int], classes: _Classes, where: str, notes: Notes
 ) -> tuple[Object, ...]:
     """The objects of a picture of `size` (height, width); what is dropped or cut is noted."""
     labels = _labels_of(item)
@@ -239,7 +246,7 @@ def _objects(
         fitted = fit_box(box, size, entry, notes)
         if fitted:
             crowd = bool(_plain(crowds[i])) if crowds[i] is not None else False
-            objects.append(Object(fitted, _label(label, names, entry), mask, crowd))
+            objects.append(Object(fitted, _label(label, classes, entry), mask, crowd))
     return tuple(objects)
 
 
@@ -274,10 +281,7 @@ def _segmentation(mask: object, size: tuple[int, int], entry: str) -> Any:
 
 def _covered(mask: Any, size: tuple[int, int]) -> Box:
     """The box around a mask."""
-    from ._masks import mask_of
-
-    rows, columns = np.nonzero(mask_of(mask, size))
-    return float(columns.min()), float(rows.min()), columns.max() + 1.0, rows.max() + 1.0
+    return box_around(mask_of(mask, size))
 
 
 def _map(value: object, classes: int, where: str) -> np.ndarray:

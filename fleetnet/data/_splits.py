@@ -6,7 +6,7 @@ never taken in its place.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -84,6 +84,17 @@ def hold_out(items: Sequence[_Item], take: str) -> list[_Item]:
         return list(items)
     held = set(range(9, len(items), 10)) or ({len(items) - 1} if len(items) > 1 else set())
     return [item for i, item in enumerate(items) if (i in held) != (take == "train")]
+
+
+def hold_out_of_each(items: Sequence[_Item], groups: Sequence[Hashable], take: str) -> list[_Item]:
+    """As `hold_out` of each group by itself, in the order of the items; `groups` says which each item is of."""
+    if take == "all":
+        return list(items)
+    members: dict[Hashable, list[int]] = {}
+    for i, group in enumerate(groups):
+        members.setdefault(group, []).append(i)
+    chosen = sorted(i for of_group in members.values() for i in hold_out(of_group, take))
+    return [items[i] for i in chosen]
 
 
 def files_beside(path: Path) -> tuple[str, dict[str, Path]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
 from ..images import EXTENSIONS, find_images, hidden
-from ..reading import ANNOTATIONS, open_regular, read_bytes
+from ..reading import ANNOTATIONS, head_of, read_bytes
 from . import Part, few, inside, shorten, text_of
 from ._conventions import (
     XML_FOLDERS,
@@ -23,7 +23,8 @@ from ._places import Pictures, image_folders
 
 HEAD = 4096  # bytes of a file that are looked at
 LOOKED_AT = 3  # files of a folder that are looked at
-_SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
+# Of the images, the likeliest first.
+SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 _PAIR = re.compile(r"(\S.*?\.\w+)[\s,]+(\S.*\.xml)", re.IGNORECASE)
 
 
@@ -104,11 +105,7 @@ def _is_voc(folder: Path) -> bool:
 
 
 def _begins_so(file: Path) -> bool:
-    try:
-        with open_regular(file) as opened:
-            head = opened.read(HEAD).replace(b"\0", b"")  # of UTF-16
-    except OSError:
-        return False
+    head = head_of(file, HEAD).replace(b"\0", b"")  # of UTF-16
     return re.search(rb"<annotation[\s>]", head) is not None
 
 
@@ -231,7 +228,7 @@ def image_of(entry: Entry, filename: str | None, pictures: Pictures) -> Path | N
         path = pictures.at(entry.image)
         if path is not None:
             return path
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         path = pictures.at(f"{entry.name}{suffix}") or pictures.at(f"{entry.name}{suffix.upper()}")
         if path is not None:
             return path

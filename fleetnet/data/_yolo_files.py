@@ -12,7 +12,7 @@ import yaml
 
 from ..errors import DataError
 from ..images import find_images
-from ..reading import open_regular
+from ..reading import head_of, is_below
 from . import Notes, few, inside, parse_classes, shorten, text_of, whole
 from ._conventions import (
     IMAGE_FOLDERS,
@@ -32,6 +32,7 @@ YAML_FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
 LABEL_FOLDERS = ("labels", "label", "annotations", "txt")
 LOOKED_AT = 20  # pictures of a folder whose labels are looked for
 HEAD = 4096  # bytes of a file that are looked at
+LONG_HEAD = 1 << 20  # of a YAML file, whose names may go before its paths
 _LINE = re.compile(rb"\s*\d+(\.0*)?([\s,]+[-+.\deE]+){4,}\s*(\n|$)")
 _TEXT = re.compile(r".*?([^/\\]+)\.txt['\"]: not the extension", re.IGNORECASE)
 _SHOWN = reprlib.Repr()  # of values in errors: aliases make some without end
@@ -82,9 +83,9 @@ def parse_yaml(text: str, source: str) -> Described:
     base = described.get("path") or "."
     if not entries or not isinstance(base, str):
         raise DataError(f"{source}: has no paths under train, val or test")
-    return Described(
-        classes, [classes.index(name) for name in names], entries, base, _pose(described, source)
-    )
+    index = {name: label for label, name in enumerate(classes)}
+    labels = [index[name] for name in names]
+    return Described(classes, labels, entries, base, _pose(described, source))
 
 
 def _entries(described: Mapping[object, object], source: str) -> dict[str, list[str]]:
@@ -246,11 +247,7 @@ def _labels_there(image: Path, root: Path) -> Iterator[Path]:
 
 def _begins_so(file: Path) -> bool:
     """Whether the first line of a file is a class and at least four numbers."""
-    try:
-        with open_regular(file) as opened:
-            return _LINE.match(opened.read(HEAD).removeprefix(b"\xef\xbb\xbf")) is not None
-    except OSError:
-        return False
+    return _LINE.match(head_of(file, HEAD).removeprefix(b"\xef\xbb\xbf")) is not None
 
 
 def labels_of(image: Path, root: Path) -> list[Path]:
@@ -310,11 +307,7 @@ def _yaml_in(folder: Path) -> Path | None:
 
 
 def _describes(file: Path) -> bool:
-    try:
-        with open_regular(file) as opened:
-            head = opened.read(1 << 20)
-    except OSError:
-        return False
+    head = head_of(file, LONG_HEAD)
     return bool(re.search(rb"^names\s*:", head, re.MULTILINE)) and bool(
         re.search(rb"^(train|val|valid|validation|test)\s*:", head, re.MULTILINE)
     )
@@ -328,11 +321,7 @@ def _darknet_in(folder: Path) -> Path | None:
 def _is_darknet(file: Path) -> bool:
     if file.suffix.lower() != ".data" or not os.path.isfile(file):
         return False
-    try:
-        with open_regular(file) as opened:
-            return re.search(rb"^\s*(names|train)\s*=", opened.read(HEAD), re.MULTILINE) is not None
-    except OSError:
-        return False
+    return re.search(rb"^\s*(names|train)\s*=", head_of(file, HEAD), re.MULTILINE) is not None
 
 
 def parse_darknet(text: str, file: Path) -> Described:
@@ -380,16 +369,12 @@ def place_of(entry: str, data: Data) -> tuple[Path, Path]:
     places += [(base / end, base) for base in home for end in ends]
     for place, base in places:
         if os.path.exists(place):
-            return place, base if _is_below(place, base) else _root_of(place)
+            return place, base if is_below(place, base) else _root_of(place)
     raise DataError(f"{data.file}: no such file or folder: {shorten(entry)!r}, {_looked(data)}")
 
 
 def _looked(data: Data) -> str:
     return f"as seen from {few(repr(str(base)) for base in data.bases)}"
-
-
-def _is_below(place: Path, base: Path) -> bool:
-    return Path(os.path.abspath(place)).is_relative_to(os.path.abspath(base))
 
 
 def _root_of(place: Path) -> Path:

@@ -16,8 +16,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from ..errors import DataError
 from ..reading import Fields
 from . import (
@@ -41,7 +39,7 @@ from . import (
     whole,
 )
 from ._conventions import USUAL, Places
-from ._masks import POINTS, NoMask, check_segmentation, mask_of
+from ._masks import POINTS, NoMask, box_around, check_segmentation, mask_of
 from ._places import Pictures, image_folders
 
 EXPECTS = (
@@ -329,19 +327,13 @@ def _box(
         x, y, width, height = numbers
         return x, y, x + width, y + height
     try:
+        if not isinstance(mask, list):
+            return box_around(mask_of(mask, size))
         check_segmentation(mask, size)
     except DataError:
         return (0, 0, 0, 0) if numbers else None
-    if isinstance(mask, list):
-        xs, ys = ([value for part in mask for value in part[side::2]] for side in (0, 1))
-        return min(xs), min(ys), max(xs), max(ys)
-    rows, columns = np.nonzero(mask_of(mask, size))
-    return (
-        float(columns.min()),
-        float(rows.min()),
-        float(columns.max()) + 1,
-        float(rows.max()) + 1,
-    )
+    xs, ys = ([value for part in mask for value in part[side::2]] for side in (0, 1))
+    return min(xs), min(ys), max(xs), max(ys)
 
 
 def _polygons(segmentation: list[Any]) -> list[Any]:

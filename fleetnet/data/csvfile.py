@@ -31,7 +31,7 @@ from . import (
     few,
     files_beside,
     fit_box,
-    hold_out,
+    hold_out_of_each,
     measured,
     note_turned,
     of_other_names,
@@ -87,7 +87,7 @@ def detect(root: str, target: str = "label") -> bool:
     try:
         tables = list(_tables_in(path).values())
     except DataError:  # several: `load` asks which
-        tables = _all_tables(path)
+        tables = _all_tables(path, path)
     if target == "boxes":
         tables = [table for table in tables if _has_boxes(table)]
     return bool(tables) and not any(_are_classes(path, table) for table in tables)
@@ -108,6 +108,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     # the folder of one split holds no pictures of the others
     top = Path(root) if os.path.isdir(root) and not own else None
     places = [Path(elsewhere.images)] if elsewhere.images else None
+    pictures = None
     if set(tables) == {""}:
         pictures = Pictures(places or _folders(files[""], top))
         files, tables = _by_folder(files[""], tables[""], pictures)
@@ -118,11 +119,12 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     if target == "boxes" and not tables[name].has_boxes:
         raise DataError(f"{files[name]} has no columns of boxes, as xmin, ymin, xmax, ymax")
     classes = _classes(first, files[name], target)
-    pictures = Pictures(places or _folders(files[name], top))
+    if pictures is None:
+        pictures = Pictures(places or _folders(files[name], top))
     reader = _Reader(files[name], pictures, part.there, classes, notes)
     samples = reader.samples(tables[name], target)
     source = Source(root, "csvfile", part.split, str(files[name]), part.take)
-    samples = _part(samples, part.take)
+    samples = hold_out_of_each(samples, [sample.label for sample in samples], part.take)
     return Split(samples, reader.names, notes.lines, source=source, annotations=notes.annotations())
 
 
@@ -153,7 +155,7 @@ def _beside(folder: Path, tables: dict[str, Path]) -> tuple[str, dict[str, Path]
     there = {own: next(iter(tables.values()))}
     for split, place in split_folders(folder.absolute().parent).items():
         try:
-            files = list(_tables_of(place).values())
+            files = list(_tables_of(place, place).values())
         except DataError:  # several, of which none is the one
             continue
         if len(files) == 1:
@@ -163,21 +165,22 @@ def _beside(folder: Path, tables: dict[str, Path]) -> tuple[str, dict[str, Path]
 
 def _tables_in(folder: Path) -> dict[str, Path]:
     """The table of each split in a folder, in its folders of splits, or in a folder of annotations; or one of ""."""
-    by_name = _tables_of(folder)
+    by_name = _tables_of(folder, folder)
     if by_name:
         return by_name
-    below = {split: _tables_of(place) for split, place in split_folders(folder).items()}
+    below = {split: _tables_of(place, folder) for split, place in split_folders(folder).items()}
     inside = {split: next(iter(tables.values())) for split, tables in below.items() if tables}
     if inside:
         return inside
     return next(
-        (tables for place in children(folder, _FOLDERS) if (tables := _tables_of(place))), {}
+        (tables for place in children(folder, _FOLDERS) if (tables := _tables_of(place, folder))),
+        {},
     )
 
 
-def _tables_of(folder: Path) -> dict[str, Path]:
+def _tables_of(folder: Path, root: Path) -> dict[str, Path]:
     """The tables that lie in a folder itself: those of splits, by their names; else the only one, as ""."""
-    files = _all_tables(folder)
+    files = _all_tables(folder, root)
     named: dict[str, Path] = {}
     for file in sorted(files, key=lambda file: len(file.stem)):
         word = word_in(file.stem)
@@ -193,11 +196,11 @@ def _tables_of(folder: Path) -> dict[str, Path]:
     return {"": files[0]} if files else {}
 
 
-def _all_tables(folder: Path) -> list[Path]:
+def _all_tables(folder: Path, root: Path) -> list[Path]:
     return [
         file
         for file in files_in(folder, *_EXTENSIONS)
-        if not _is_submission(file) and _is_table(file)
+        if not _is_submission(file) and _is_table(file, root)
     ]
 
 
@@ -206,7 +209,7 @@ def _is_submission(file: Path) -> bool:
     return "submission" in file.stem.lower()
 
 
-def _is_table(file: Path) -> bool:
+def _is_table(file: Path, root: Path | None = None) -> bool:
     """Whether a file is a table of pictures, by its columns and the pictures that its first lines name."""
     try:
         lines = [cells for _, cells in lines_of(_start_of(text_of(file)), str(file))]
@@ -218,7 +221,7 @@ def _is_table(file: Path) -> bool:
     names = [cell(cells, columns.name) for cells in lines[1 if header else 0 :]]
     if names and all(is_picture(name) for name in names):
         return True
-    pictures = Pictures(_folders(file, None))
+    pictures = Pictures(_folders(file, root))
     return any(pictures.named(name) for name in names)
 
 
@@ -227,14 +230,14 @@ def _start_of(text: str) -> str:
 
 
 def _folders(table: Path, root: Path | None) -> list[Path]:
-    """Where the pictures of a table may be: below its folder, or beside that where it is one of tables."""
+    """Where the pictures of a table may be: below its folder, or beside that where it is one of tables.
+
+    `root` is the folder of the data, above which nothing is looked for; None where a table is named.
+    """
     place = table.absolute().parent
-    folders = [table.parent]
-    if root is not None and os.path.isdir(root) and root != table.parent:
-        folders.append(root)
-    elif place.name.lower() in _FOLDERS:
-        folders.append(place.parent)
-    return folders
+    if root is None and place.name.lower() in _FOLDERS:
+        return [table.parent, place.parent]
+    return [table.parent] if root in (None, table.parent) else [table.parent, root]
 
 
 def _has_boxes(table: Path) -> bool:
@@ -465,12 +468,3 @@ def _names_of_numbers(file: Path, labels: Sequence[str], notes: Notes) -> dict[s
     return {
         label: names.names[number - first] for label, number in zip(labels, numbers, strict=True)
     }
-
-
-def _part(samples: Sequence[Sample], take: str) -> list[Sample]:
-    """All samples, or one part of them: of each class, every tenth is held back."""
-    by_class: dict[int | None, list[Sample]] = {}
-    for sample in samples:
-        by_class.setdefault(sample.label, []).append(sample)
-    kept = {id(sample) for group in by_class.values() for sample in hold_out(group, take)}
-    return [sample for sample in samples if id(sample) in kept]

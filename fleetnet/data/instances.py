@@ -54,7 +54,7 @@ from ._conventions import (
     word_in,
 )
 from ._map_places import MAPS, Place, check_one_each, files_of, map_places, places_apart
-from ._masks import runs_of
+from ._masks import box_around, runs_of
 
 EXPECTS = "ROOT/images with ROOT/instance_ids or masks (1, 2, ... for objects); or ROOT/ID/images and ROOT/ID/masks"
 TARGETS: tuple[str, ...] = ("masks", "boxes")
@@ -208,16 +208,9 @@ def _masks_in(file: Path, size: tuple[int, int], image: Path) -> list[np.ndarray
 
 def _object(mask: np.ndarray, with_mask: bool) -> Object:
     """The object of a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    box = (
-        float(columns[0]),
-        float(rows[0]),
-        float(columns[-1] + 1),
-        float(rows[-1] + 1),
-    )
     height, width = mask.shape
     segmentation = {"size": [height, width], "counts": runs_of(mask)} if with_mask else None
-    return Object(box, 0, segmentation, area=float(mask.sum()))
+    return Object(box_around(mask), 0, segmentation, area=float(mask.sum()))
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------

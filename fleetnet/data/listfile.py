@@ -14,12 +14,13 @@ there is none for "val", every tenth image of each class is held back for it.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
 from ..images import EXTENSIONS
+from ..reading import is_below
 from . import (
     Notes,
     Sample,
@@ -28,7 +29,7 @@ from . import (
     check_exists,
     few,
     files_beside,
-    hold_out,
+    hold_out_of_each,
     of_other_names,
     part_of,
     shorten,
@@ -97,20 +98,15 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     train = there.get("train", path)
     of_train = rows if train == path else parse(text_of(train), str(train)) or rows
     notes = Notes()
-    classes, declared = _classes(train, of_train, notes)
-    images = _images(path, rows, part.there, elsewhere.images)
+    classes, declared = _classes(train, of_train, Path(root), notes)
+    images = _images(path, rows, part.there, Path(root), elsewhere.images)
+    index = {name: label for label, name in enumerate(classes.names)}
     samples = [
-        Sample(image, _label(row, classes, declared, path))
+        Sample(image, _label(row, classes, index, declared, path))
         for row, image in zip(rows, images, strict=True)
     ]
     source = Source(root, "listfile", part.split, str(path), part.take)
-    if part.take == "all":
-        return Split(samples, classes.names, notes.lines, source=source)
-    by_class: dict[int | None, list[Sample]] = {}
-    for sample in samples:
-        by_class.setdefault(sample.label, []).append(sample)
-    kept = {id(sample) for group in by_class.values() for sample in hold_out(group, part.take)}
-    chosen = [sample for sample in samples if id(sample) in kept]
+    chosen = hold_out_of_each(samples, [sample.label for sample in samples], part.take)
     return Split(chosen, classes.names, notes.lines, source=source)
 
 
@@ -181,16 +177,12 @@ def _folder_of(name: str) -> str:
     return parts[-2] if len(parts) > 1 else ""
 
 
-def parse_labels(text: str, source: str) -> list[str]:
+def parse_names(text: str, source: str) -> Names:
     """The class names of a label list, in the order of their numbers, or of the lines where none has one.
 
-    >>> parse_labels("1 polar bear\\n0 cat", "list")
-    ['cat', 'polar bear']
+    >>> parse_names("1 polar bear\\n0 cat", "list")
+    Names(names=['cat', 'polar bear'], first=0)
     """
-    return parse_names(text, source).names
-
-
-def parse_names(text: str, source: str) -> Names:
     lines = [
         (number, line.strip())
         for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1)
@@ -268,7 +260,9 @@ def _named(root: Path) -> tuple[str, dict[str, Path]]:
     return "", there
 
 
-def _images(path: Path, rows: Sequence[Row], split: str, elsewhere: str | None) -> list[Path]:
+def _images(
+    path: Path, rows: Sequence[Row], split: str, root: Path, elsewhere: str | None
+) -> list[Path]:
     """The image of each line; where none lies at its path, those of these names beside the list, or `elsewhere`."""
     home = path.parent if elsewhere is None else Path(elsewhere)
     images = [_inside(home, path, row) for row in rows]
@@ -276,10 +270,7 @@ def _images(path: Path, rows: Sequence[Row], split: str, elsewhere: str | None) 
     if not missing:
         return images
     if len(missing) == len(rows):
-        above = path.absolute().parent
-        places = [above, above.parent] if above.name.lower() in _FOLDERS else [above]
-        places = [home] if elsewhere is not None else places
-        pictures = Pictures(places)
+        pictures = Pictures(_homes(path, root) if elsewhere is None else [home])
         named = [pictures.named(row.name, split) for row in rows]
         missing = [row for row, paths in zip(rows, named, strict=True) if len(paths) != 1]
         images = [paths[0] for paths in named if paths]
@@ -289,13 +280,19 @@ def _images(path: Path, rows: Sequence[Row], split: str, elsewhere: str | None) 
     return images
 
 
+def _homes(file: Path, root: Path) -> list[Path]:
+    """The folder of a list, and the one above where it is a folder of lists; but nothing above the data."""
+    home = file.absolute().parent
+    of_lists = home.name.lower() in _FOLDERS and home != root.absolute()
+    return [home, home.parent] if of_lists else [home]
+
+
 def _inside(home: Path, path: Path, row: Row) -> Path:
     """The image at the path of a line, below the folder of the list or of the images, `home`."""
     name = row.name
     if "\\" in name and not os.path.isfile(home / name):
         name = name.replace("\\", "/")
-    # without following links: those are the user's own
-    if not Path(os.path.abspath(home / name)).is_relative_to(os.path.abspath(home)):
+    if not is_below(home / name, home):
         raise DataError(
             f"{path}, line {row.line}: {shorten(row.name)!r} is outside of the folder of the list"
         )
@@ -305,9 +302,9 @@ def _inside(home: Path, path: Path, row: Row) -> Path:
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
-def _classes(train: Path, rows: Sequence[Row], notes: Notes) -> tuple[Names, str]:
+def _classes(train: Path, rows: Sequence[Row], root: Path, notes: Notes) -> tuple[Names, str]:
     """The names of the classes, from the list of train and a file of names; and what declares them."""
-    file = _name_file(train.parent)
+    file = _name_file(train, root)
     words = {row.label for row in rows if isinstance(row.label, str)}
     numbers = {row.label for row in rows if isinstance(row.label, int)}
     names = numbered_names(file, numbers, train, notes) if file else None
@@ -354,10 +351,9 @@ def _undeclared(train: Path, rows: Sequence[Row], words: set[str], numbers: set[
     return Names(sorted(words), 0)
 
 
-def _name_file(folder: Path) -> Path | None:
+def _name_file(train: Path, root: Path) -> Path | None:
     """The file of class names of a list."""
-    above = [folder.parent] if folder.absolute().name.lower() in _FOLDERS else []
-    for place in (folder, *above):
+    for place in _homes(train, root):
         files = [place / "label_list.txt"]
         if not os.path.isfile(files[0]):
             files = sorted(place.glob("*label_list.txt"))
@@ -387,14 +383,15 @@ def _numbered(train: Path, of_train: Sequence[Row], numbers: set[int]) -> Names:
     return Names([str(i) for i in range(first, largest + 1)], first)
 
 
-def _label(row: Row, classes: Names, declared: str, path: Path) -> int:
+def _label(row: Row, classes: Names, index: Mapping[str, int], declared: str, path: Path) -> int:
+    """The class index of a line; `index` has that of each name."""
     if isinstance(row.label, str):
-        if row.label not in classes.names:
+        if row.label not in index:
             raise DataError(
                 f"{path}, line {row.line}: label {shorten(row.label)!r} is not known; {declared} "
                 f"has {few(classes.names, 10)}"
             )
-        return classes.names.index(row.label)
+        return index[row.label]
     first = classes.first or 0
     last = first + len(classes.names) - 1
     if not first <= row.label <= last:

@@ -45,12 +45,13 @@ from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_co
 from ._conventions import USUAL, Places, children, split_lists, split_of
 from ._map_places import (
     LOSSY,
+    Paired,
     Place,
     check_one_each,
     described,
     map_folders,
     map_places,
-    pairs_of,
+    paired,
     places_apart,
 )
 from ._pictures import is_picture
@@ -97,22 +98,22 @@ def load(
     whole = places[""].images if "" in places else path
     source = Source(root, "masks", part.split, str(there.get(part.there, whole)), part.take)
     notes = Notes()
-    read_all = {name: pairs_of(place)[0] for name, place in places.items()}
-    check_one_each(pair for pairs in read_all.values() for pair in pairs)
+    read_all = {name: paired(place) for name, place in places.items()}
+    every = [pair for one in read_all.values() for pair in one.pairs]
+    check_one_each(every)
     if part.there and lists:
         file = lists[part.there]
-        listed = [pair for pairs in read_all.values() for pair in pairs]
-        pairs = parse_list(text_of(file), str(file), path, listed)
+        pairs = parse_list(text_of(file), str(file), path, every)
         notes.read = len(pairs)
         _note_turned(pairs, notes)
     else:
-        others = {labels for name in read_all if name != part.there for _, labels in read_all[name]}
-        pairs = _pairs(places[part.there], notes, others)
+        of_others = (one.pairs for name, one in read_all.items() if name != part.there)
+        others = {labels for of_other in of_others for _, labels in of_other}
+        pairs = _pairs(places[part.there], read_all[part.there], notes, others)
     if elsewhere == USUAL:
         _say_other_maps(path, places, notes)
-    every = [pair for some in read_all.values() for pair in some] or pairs
     homes = [path, *(Path(folder) for folder in (elsewhere.masks, elsewhere.images) if folder)]
-    legend = _legend(homes, places, [labels for _, labels in every], notes)
+    legend = _legend(homes, places, [labels for _, labels in every or pairs], notes)
     samples = [
         Sample(
             image,
@@ -147,12 +148,12 @@ def _of_folder(path: Path) -> tuple[str, Path, dict[str, Place]]:
     return "", path, places
 
 
-def _pairs(place: Place, notes: Notes, others: set[Path]) -> list[Pair]:
+def _pairs(place: Place, there: Paired, notes: Notes, others: set[Path]) -> list[Pair]:
     """All images of a place that have a label map, and it; what has no other is noted.
 
     `others` are label maps of other splits, which may lie in the same folder.
     """
-    pairs, alone, maps_alone, left_out = pairs_of(place)
+    pairs, alone, maps_alone, left_out = there
     maps_alone = [file for file in maps_alone if file not in others]
     notes.lines += left_out
     notes.read = len(pairs) + len(maps_alone)
@@ -322,7 +323,7 @@ def _legend(
     ]
     home = next(home for home in reversed(homes) if around[0].is_relative_to(home))
     top = [*around[0].relative_to(home).parts, home.name][0]
-    legend, _ = legend_of(folders, top)
+    legend = legend_of(folders, top)
     return legend if legend.colors else _counted(legend, maps, notes)
 
 

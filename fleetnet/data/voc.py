@@ -14,7 +14,7 @@ end.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -24,7 +24,7 @@ from xml.etree import ElementTree
 import numpy as np
 
 from ..errors import DataError, UsageError, suggest
-from ..images import EXTENSIONS, find_images, read_labels
+from ..images import find_images, read_labels
 from . import (
     IGNORE,
     Notes,
@@ -58,6 +58,7 @@ from ._conventions import (
 )
 from ._places import Pictures
 from ._voc_files import (
+    SUFFIXES,
     Entry,
     Tree,
     entries,
@@ -92,7 +93,6 @@ NAMES = (  # of VOC, whose label maps have them from 1 on
     *("horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor"),
 )
 _CLASSES = ("classes.txt", "labels.txt", "class_names.txt", "label_list.txt")
-_SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
 
 Box = tuple[float, float, float, float]
 
@@ -186,6 +186,7 @@ def _load_boxes(root: str, split: str | None, elsewhere: Places) -> Split:
             f"{pictures.folders[0]}: {len(alone)} pictures have no XML file and are left out: "
             f"{few(image.name for image in alone)}"
         )
+    labels = {name: label for label, name in enumerate(classes)}
     samples: list[Sample] = []
     turned: list[Path] = []
     for row, annotation in annotated.items():
@@ -195,7 +196,7 @@ def _load_boxes(root: str, split: str | None, elsewhere: Places) -> Split:
         if image is None or size is None:
             notes.drop("of pictures left out", count=len(annotation.objects))
             continue
-        objects = place(annotation, classes, size, str(row.xml), notes)
+        objects = place(annotation, labels, size, str(row.xml), notes)
         samples.append(Sample(image, objects=objects, id=row.name))
     note_turned(turned, notes)
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
@@ -279,22 +280,29 @@ def parse(text: str, source: str) -> Annotation:
 
 
 def place(
-    annotation: Annotation, classes: Sequence[str], size: tuple[int, int], source: str, notes: Notes
+    annotation: Annotation,
+    labels: Mapping[str, int],
+    size: tuple[int, int],
+    source: str,
+    notes: Notes,
 ) -> tuple[Object, ...]:
-    """The objects of a picture of `size` (height, width); what is dropped or cut is noted."""
+    """The objects of a picture of `size` (height, width); what is dropped or cut is noted.
+
+    `labels` has the class index of each name.
+    """
     objects = []
     for i, (name, box, difficult) in enumerate(annotation.objects, 1):
         entry = f"{source}, object {i} ({shorten(name)})"
-        if name not in classes:
+        if name not in labels:
             raise DataError(
-                f"{entry}: the class is not known; {suggest(shorten(name), map(shorten, classes))}"
+                f"{entry}: the class is not known; {suggest(shorten(name), map(shorten, labels))}"
             )
         if box is None:
             notes.drop("without a box", f"{entry}: dropped, it has no bndbox")
             continue
         fitted = fit_box(box, size, entry, notes)
         if fitted:
-            objects.append(Object(fitted, classes.index(name), crowd=difficult))
+            objects.append(Object(fitted, labels[name], crowd=difficult))
     return tuple(objects)
 
 
@@ -413,7 +421,7 @@ def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Anno
 
 def _image(root: Path, name: str) -> Path:
     """The image of a label map of that name."""
-    for suffix in _SUFFIXES:
+    for suffix in SUFFIXES:
         path = inside(root / "JPEGImages" / f"{name}{suffix}", root, name)
         if os.path.isfile(path):
             return path

@@ -16,6 +16,7 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ..errors import DataError
 from . import (
@@ -67,15 +68,12 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
     part = part_of(split, there, str(data.file) if there else root)
     check_apart(data, elsewhere.images)
     rows = described.entries[part.there]
-    listed = [
-        (image, folder)
-        for entry in rows
-        for images, folder in [images_of(entry, data, part.there, notes, elsewhere.images)]
-        for image in images
-    ]
-    chosen = hold_out(listed, part.take)
+    listed: list[_Labeled] = []
+    for entry in rows:
+        images, folder = images_of(entry, data, part.there, notes, elsewhere.images)
+        listed += _labeled(images, folder, data, part.there)
     _check_labels(listed, data, part.there, elsewhere.images)
-    samples = _samples(chosen, data, part.there, target, notes)
+    samples = _samples(hold_out(listed, part.take), data, part.there, target, notes)
     read = ", ".join(rows)
     source = Source(root, "yolo", part.split, f"{data.file}: {read}", part.take)
     return Split(
@@ -83,27 +81,34 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
     )
 
 
+class _Labeled(NamedTuple):
+    """An image with the file of its labels; where there is none, the one that is most likely missing."""
+
+    image: Path
+    file: Path
+    is_there: bool
+
+
 def _samples(
-    listed: Sequence[tuple[Path, Path]], data: Data, there: str, target: str, notes: Notes
+    listed: Sequence[_Labeled], data: Data, there: str, target: str, notes: Notes
 ) -> list[Sample]:
-    """The samples of images, each with the folder of its data; what is left out is said."""
+    """The samples of images; what is left out is said."""
     described = data.described
     where = f"{data.file}, {there}" if there else str(data.file)
-    files = _labels(listed, data, there)
-    missing = [file for file in files if not os.path.isfile(file)]
+    missing = [one.file for one in listed if not one.is_there]
     if missing:
         ratio = (
-            f"{len(missing)} of {len(files)} images have no file of labels, as {str(missing[0])!r}"
+            f"{len(missing)} of {len(listed)} images have no file of labels, as {str(missing[0])!r}"
         )
-        if len(missing) == len(files):
+        if len(missing) == len(listed):
             raise DataError(f"{where}: {ratio}")
         notes.say(f"{where}: {ratio}; they count as images without objects")
     samples = []
     turned: list[Path] = []
-    ids = _ids([image for image, _ in listed], data.bases[0])
-    for (image, _), file, id in zip(listed, files, ids, strict=True):
+    ids = _ids([one.image for one in listed], data.bases[0])
+    for (image, file, is_there), id in zip(listed, ids, strict=True):
         objects: tuple[Object, ...] = ()
-        if os.path.isfile(file):
+        if is_there:
             text, size = text_of(file), measured(image, notes, turned)
             if size is None:
                 lines = len([line for line in text.split("\n") if line.strip()])
@@ -115,7 +120,7 @@ def _samples(
             )
         samples.append(Sample(image, objects=objects, id=id))
     note_turned(turned, notes)
-    _check_shares(files, where)
+    _check_shares([one.file for one in listed if one.is_there][:PICTURES], where)
     if len(described.classes) < len(described.labels):
         twice = [label for label, count in Counter(described.labels).items() if count > 1]
         notes.say(
@@ -132,47 +137,48 @@ def _samples(
 
 def _check_shares(files: Sequence[Path], where: str) -> None:
     """`DataError` where the boxes of all pictures that were looked at are in pixels."""
-    looked_at = [file for file in files if os.path.isfile(file)][:PICTURES]
-    rows = [line.split()[1:5] for file in looked_at for line in text_of(file).split("\n")]
+    rows = [line.split()[1:5] for file in files for line in text_of(file).split("\n")]
     boxes = [[float(value) for value in row] for row in rows if row]
     if boxes and all(max(box) > LARGEST for box in boxes):
         raise DataError(
-            f"{where}: all boxes have values above 1, as {boxes[0]} in {str(looked_at[0])!r}; "
+            f"{where}: all boxes have values above 1, as {boxes[0]} in {str(files[0])!r}; "
             "YOLO's are shares of the picture from 0 to 1. Are they in pixels? Divide x and width "
             "by the picture's width, y and height by its height"
         )
 
 
-def _labels(listed: Sequence[tuple[Path, Path]], data: Data, split: str) -> list[Path]:
-    """The file of labels of each image, given with its root; where there is none, the one that is most likely missing.
+def _labeled(images: Sequence[Path], root: Path, data: Data, split: str) -> list[_Labeled]:
+    """Each image below `root` with the file of its labels.
 
     Images that lie outside of the folder of the data have theirs in it, at the same path. Where
     they may be is found out once for each folder of images.
     """
-    folders: dict[tuple[Path, Path], list[Path]] = {}
-    files: list[Path] = []
-    for image, root in listed:
-        place = image.parent, root
-        if place not in folders:
+    folders: dict[Path, list[Path]] = {}
+    listed: list[_Labeled] = []
+    for image in images:
+        if image.parent not in folders:
             likely = labels_of(image, root)
             if root not in data.bases:
                 likely += labels_elsewhere(image, root, data.file.parent, split)
-            folders[place] = [file.parent for file in likely]
-        own = [folder / f"{image.stem}.txt" for folder in folders[place]]
-        files.append(next((file for file in own if os.path.isfile(file)), own[0]))
-    return files
+            folders[image.parent] = [file.parent for file in likely]
+        own = [folder / f"{image.stem}.txt" for folder in folders[image.parent]]
+        file = next((file for file in own if os.path.isfile(file)), None)
+        listed.append(_Labeled(image, file or own[0], file is not None))
+    return listed
 
 
 def _check_labels(
-    listed: Sequence[tuple[Path, Path]], data: Data, there: str, elsewhere: str | None
+    listed: Sequence[_Labeled], data: Data, there: str, elsewhere: str | None
 ) -> None:
     """`DataError` where pictures of several folders have one file of labels, which lies above these folders."""
     images: dict[Path, Path] = {}  # file of labels -> the image that it is of
-    pairs = zip((image for image, _ in listed), _labels(listed, data, there), strict=True)
-    for image, file in pairs:
+    own: dict[Path, bool] = {}  # whether a folder of labels is called as the split
+    for image, file, is_there in listed:
+        folder = file.parent
         # One in a folder called as that of the image, or as the split, is its own.
-        is_own = there in [split_of(name) for name in file.parts[-4:-1]]
-        if is_own or file.parent.name == image.parent.name or not os.path.isfile(file):
+        if folder not in own:
+            own[folder] = there in [split_of(name) for name in folder.parts[-3:]]
+        if own[folder] or folder.name == image.parent.name or not is_there:
             continue
         _check_one(image, images.setdefault(file, image), file)
     if not images:
@@ -180,15 +186,13 @@ def _check_labels(
     for split, rows in data.described.entries.items():
         if split == there or rows == data.described.entries[there]:
             continue
-        others: list[tuple[Path, Path]] = []
         for entry in rows:
             try:
-                paths, folder = images_of(entry, data, split, Notes(), elsewhere)
+                paths, base = images_of(entry, data, split, Notes(), elsewhere)
             except DataError:  # said where it is read
                 continue
-            others += [(path, folder) for path in paths]
-        for (image, _), file in zip(others, _labels(others, data, split), strict=True):
-            _check_one(image, images.get(file, image), file)
+            for image, file, _ in _labeled(paths, base, data, split):
+                _check_one(image, images.get(file, image), file)
 
 
 def _check_one(image: Path, other: Path, file: Path) -> None:

@@ -253,22 +253,6 @@ def grid(pictures: Sequence[Image.Image], columns: int, path: Path | str, gap: i
     save(whole, path)
 
 
-def sheet(pictures: Sequence[Image.Image], path: Path | str, side: int = 320) -> None:
-    """Pictures side by side, each shrunk to fit into `side` pixels, as one image file.
-
-    Raises `UsageError` if there are none.
-    """
-    if not pictures:
-        raise UsageError("no picture to show")
-    columns = min(4, len(pictures))
-    whole = Image.new("RGB", (columns * side, -(-len(pictures) // columns) * side), "white")
-    for i, picture in enumerate(pictures):
-        small = picture.copy()
-        small.thumbnail((side - 8, side - 8))
-        whole.paste(small, (i % columns * side + 4, i // columns * side + 4))
-    save(whole, path)
-
-
 def save(picture: Image.Image, path: Path | str, **options: object) -> None:
     """Write a picture in the format of its name.
 

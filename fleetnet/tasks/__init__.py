@@ -27,6 +27,8 @@ from ..synonyms import head, plain
 
 # Of a network, by name, batch first; exported files have them under the same names.
 Outputs = Mapping[str, Tensor]
+# Of an evaluation: the decisive figure, others by name, and what is known of each class.
+Result = dict[str, Any]
 # (height, width) of a picture, and its boxes (n, 4) in pixels of the network's input.
 Annotated = tuple[tuple[int, int], Tensor]
 
@@ -43,7 +45,7 @@ class Metric(Protocol):
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
         """Count the predictions of some pictures; `targets` has a value a picture by each name."""
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Result:
         """The figures by name, of which the first decides; "notes" are sentences about them."""
 
 

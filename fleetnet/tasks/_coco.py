@@ -18,7 +18,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..predictions import CocoItem, Detections, Prediction, all_of, xywh
 from ..rle import Rle, area, encode
-from ._counts import Result
+from . import Result
 from ._matching import Matches
 
 if TYPE_CHECKING:

@@ -8,13 +8,11 @@ one that is never predicted.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-# figures by name, of all classes together or of one
-Result = dict[str, Any]
+from . import Result
 
 DENSE = 1000  # classes up to which the counts are a matrix: 8 MB
 WAITING = 1 << 20  # pairs that are kept as they come before they are counted

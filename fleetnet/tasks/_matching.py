@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ._counts import Pairs, Result, by_class, scores, without_truth
+from . import Result
+from ._counts import Pairs, by_class, scores, without_truth
 
 IOU = 0.5
 NONE, CROWD = -1, -2  # in place of a truth: there is none, it is a crowd

@@ -12,8 +12,8 @@ from ..boxes import Limits
 from ..errors import ModelError
 from ..predictions import Labels, Prediction, all_of
 from ..preprocess import Mode
-from . import Outputs
-from ._counts import Pairs, Result, by_class, mean, without_truth
+from . import Outputs, Result
+from ._counts import Pairs, by_class, mean, without_truth
 from ._defaults import convert as convert
 from ._defaults import prepare as prepare
 

@@ -33,8 +33,8 @@ from ..errors import ModelError, UsageError
 from ..layers import ConvBN
 from ..predictions import IGNORE, LabelMap, PixelLogits, Prediction, all_of
 from ..preprocess import Mode
-from . import Outputs
-from ._counts import Pairs, Result, by_class, mean, without_truth
+from . import Outputs, Result
+from ._counts import Pairs, by_class, mean, without_truth
 from ._decoded import Decoded, of_authors
 from ._defaults import prepare as prepare
 from ._defaults import stored as stored

@@ -5,13 +5,11 @@ from typing import Any
 
 from ..errors import ModelError
 from ..reading import HISTORY, from_json, read_text
+from ..tasks import Result as Result
 from .folder import LOG
 
 # of the log: "epoch", figures in "train", "raw" and "ema", names in "skipped", "seconds"
 Line = dict[str, Any]
-# of an evaluation: the decisive figure, others, and what is known of each class
-Result = dict[str, Any]
-
 # of a run, as it is saved: "epochs", "best" and "log", and what `Learner.state` gives
 State = dict[str, Any]
 
