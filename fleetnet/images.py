@@ -1,6 +1,6 @@
 """Pictures, as users have them: any file or array in, upright 8-bit RGB out, or a `DataError`.
 
-    load      a path, the bytes of a file, a PIL image or an array -> `Picture`
+    load      a path, a member of an archive, the bytes of a file, a PIL image or an array -> `Picture`
     read      its image alone
     measure   the size of that picture, from the head of the file
 
@@ -28,7 +28,7 @@ from . import bands
 from .bands import Band
 from .errors import DataError, UsageError
 from .fetching import receive
-from .reading import open_regular
+from .reading import Member, open_regular
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
 LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
@@ -73,7 +73,8 @@ if hasattr(os, "register_at_fork"):
         before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release
     )
 
-Source = str | Path | bytes | Image.Image | np.ndarray
+File = str | Path | Member
+Source = File | bytes | Image.Image | np.ndarray
 Range = tuple[float, float]
 Arguments = tuple[Any, ...] | str | None  # of a decoder of Pillow; the mode of the pixels is first
 
@@ -92,10 +93,10 @@ class Picture(NamedTuple):
 def load(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture:
     """The picture in whatever form it comes: the same pixels of each.
 
-    `source` is the path of a file (its first frame counts), the bytes of one, a PIL image, or an
-    array: (height, width) or (height, width, 1) gray, (..., 2) gray and alpha, (..., 3) colors in
-    the order `channels`, "RGB" or "BGR", or (..., 4) colors and alpha; of bool, uint8, uint16, or
-    floats from 0 to 1.
+    `source` is the path of a file (its first frame counts), a member of an archive, the bytes of a
+    file, a PIL image, or an array: (height, width) or (height, width, 1) gray, (..., 2) gray and
+    alpha, (..., 3) colors in the order `channels`, "RGB" or "BGR", or (..., 4) colors and alpha; of
+    bool, uint8, uint16, or floats from 0 to 1.
 
     EXIF orientation is applied, to PIL images as well. Transparent pixels are laid on white; the
     fourth band of a TIFF only if it is transparency by its values: if at least half of those above
@@ -111,7 +112,7 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
         raise UsageError(
             f"channels is {channels!r}; allowed: 'RGB' or 'BGR', the order of colors in an array"
         )
-    if not isinstance(source, (str, Path, bytes, Image.Image, np.ndarray)):
+    if not isinstance(source, (str, Path, Member, bytes, Image.Image, np.ndarray)):
         raise UsageError(
             "a picture is a path, the bytes of a file, a PIL image, or an array (height, width, "
             f"3), not {type(source).__name__}"
@@ -121,10 +122,14 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
             return _of_array(source, values, channels)
         if isinstance(source, Image.Image):
             return _of_image(source, values)
-        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as file:
+        with io.BytesIO(source) if isinstance(source, bytes) else _opened(source) as file:
             return _of_file(file, values)
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"cannot read image {_name(source)}: {_reason(error, source)}") from error
+
+
+def _opened(file: File) -> BinaryIO:
+    return file.open() if isinstance(file, Member) else open_regular(file)
 
 
 def read(source: Source, values: Range | None = None) -> Image.Image:
@@ -132,19 +137,19 @@ def read(source: Source, values: Range | None = None) -> Image.Image:
     return load(source, values).image
 
 
-def measure(path: str | Path) -> tuple[int, int]:
+def measure(path: File) -> tuple[int, int]:
     """(width, height) of the picture in a file, upright, from its head; raises as `load` does."""
     return examine(path)[0]
 
 
-def examine(path: str | Path) -> tuple[tuple[int, int], int]:
+def examine(path: File) -> tuple[tuple[int, int], int]:
     """(width, height) of the picture in a file, upright, and its EXIF orientation, 1 to 8.
 
     Raises as `load` does. Orientations from 5 on swap the sides: the file itself stores (height,
     width).
     """
     try:
-        with open_regular(path) as file:
+        with _opened(path) as file:
             image = _open(file)
             orientation = _stored_orientation(file, image)
             # Pillow gives the size of a TIFF as turned already
@@ -154,13 +159,13 @@ def examine(path: str | Path) -> tuple[tuple[int, int], int]:
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
 
 
-def thumbnail(path: str | Path, side: int) -> np.ndarray:
+def thumbnail(path: File, side: int) -> np.ndarray:
     """The picture in a file as gray levels, (side, side) uint8, to compare it with others; raises as `load` does.
 
     It is as stored, not turned upright. A JPEG is decoded at an eighth where that is enough.
     """
     try:
-        with open_regular(path) as file:
+        with _opened(path) as file:
             image: Image.Image = _open(file)
             if image.format in ("JPEG", "MPO") and isinstance(image, ImageFile.ImageFile):
                 _check_memory(image, file)
@@ -172,7 +177,7 @@ def thumbnail(path: str | Path, side: int) -> np.ndarray:
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
 
 
-def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, str]:
+def value_range(paths: Sequence[Path | Member], look: int = 64) -> tuple[Range | None, str]:
     """The range of values that the pictures of a data set have, for `load`, and why.
 
     The reason is a sentence. Up to `look` files, evenly spread, are opened, and those of more than
@@ -210,9 +215,9 @@ def value_range(paths: Sequence[Path], look: int = 64) -> tuple[Range | None, st
     return values, why
 
 
-def _extremes(path: Path) -> tuple[float, float, bool] | None:
+def _extremes(path: File) -> tuple[float, float, bool] | None:
     """(smallest, largest, whether floats) of a picture of more than 8 bits; None of others."""
-    with open_regular(path) as file:
+    with _opened(path) as file:
         image = _open(file)
         if not _is_deep(image):
             return None
@@ -226,9 +231,7 @@ def _extremes(path: Path) -> tuple[float, float, bool] | None:
         return min(lows), max(highs), values.dtype.kind == "f"
 
 
-def read_labels(
-    path: str | Path, colors: dict[tuple[int, int, int], int] | None = None
-) -> np.ndarray:
+def read_labels(path: File, colors: dict[tuple[int, int, int], int] | None = None) -> np.ndarray:
     """The label map in an image file: (height, width) uint8, as stored.
 
     Of a picture with a palette these are the indices. `colors` gives the label of each color, for
@@ -238,7 +241,7 @@ def read_labels(
     whose colors they call otherwise than its indices.
     """
     try:
-        with open_regular(path) as file:
+        with _opened(path) as file:
             image = _open(file)
             if image.format == "JPEG":
                 raise DataError("labels are in a JPEG, which changes them; save them as PNG")
@@ -783,7 +786,7 @@ def _checked(orientation: object) -> int:
 
 
 def _name(source: Source) -> str:
-    if isinstance(source, (str, Path)):
+    if isinstance(source, (str, Path, Member)):
         return repr(str(source))
     if isinstance(source, bytes):
         return f"of {len(source)} bytes"
@@ -796,8 +799,12 @@ def _reason(error: BaseException, source: Source) -> str:
     """One line for a user: what is wrong with the file."""
     if isinstance(error, UnidentifiedImageError) and isinstance(source, bytes):
         return _unidentified(io.BytesIO(source))
+    if isinstance(error, UnidentifiedImageError) and isinstance(source, Member):
+        with source.open() as file:
+            return _unidentified(file)
     if not isinstance(source, (str, Path)):
-        return str(error) or type(error).__name__
+        words = error.strerror if isinstance(error, OSError) else None
+        return words or str(error) or type(error).__name__
     path = source
     if isinstance(error, FileNotFoundError):
         return (

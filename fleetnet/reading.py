@@ -7,13 +7,17 @@ before a library opens it.
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 MEGABYTE = 1_000_000
 SMALL = 16 * MEGABYTE  # settings, recipes, layouts, lists of classes
@@ -25,6 +29,9 @@ ANNOTATIONS = 4_000 * MEGABYTE  # COCO's training set has 450 MB, the largest pu
 # An object of JSON or YAML, by its keys: each value is checked where it is read.
 Fields = Mapping[str, Any]
 PIECE = 1 << 20  # bytes that are read at a time
+WINDOW = 1 << 16  # bytes that are read at a time of a member of an archive
+OPEN_ARCHIVES = 32  # of a process, at a time
+_SEEKING = threading.Lock()  # on systems that cannot read at a place
 
 
 def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
@@ -33,6 +40,11 @@ def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
     Raises `OSError`, whose `strerror` says in words what is wrong, also for a pipe, a device or a
     folder.
     """
+    return os.fdopen(_opened(path, most), "rb")
+
+
+def _opened(path: str | Path, most: int | None) -> int:
+    """The descriptor of a regular file that is opened for reading; `OSError`."""
     _check(os.stat(path), path, most)  # first: to open some devices does something
     # It may have been replaced since; without blocking, a pipe is opened at once and refused below.
     descriptor = os.open(
@@ -40,10 +52,10 @@ def open_regular(path: str | Path, most: int | None = None) -> BinaryIO:
     )
     try:
         _check(os.fstat(descriptor), path, most)
-        return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
         raise
+    return descriptor
 
 
 def check_regular(path: str | Path, most: int | None = None) -> None:
@@ -96,6 +108,135 @@ def read_bytes(path: str | Path, most: int) -> bytes:
     return b"".join(pieces)
 
 
+# ---- members of archives -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A file that holds others one after the other, as it was when their places were looked up."""
+
+    path: Path
+    size: int  # bytes
+    modified: int  # nanoseconds, as `os.stat` has them
+
+    @classmethod
+    def at(cls, path: Path) -> "Archive":
+        """The regular file at a path; `OSError` as of `open_regular`."""
+        about = os.stat(path)
+        _check(about, path, None)
+        return cls(path, about.st_size, about.st_mtime_ns)
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file inside an archive, which is read from its place there.
+
+    It is small and picklable: the archive is opened by whoever reads, once in a process. What is
+    read has a place of its own, so that threads and forked processes do not disturb each other.
+    """
+
+    archive: Archive
+    offset: int  # bytes from the start of the archive
+    size: int  # bytes
+    name: str  # in the archive
+
+    def __str__(self) -> str:
+        return f"{self.archive.path}: {self.name}"
+
+    def read(self, most: int = MODEL) -> bytes:
+        """The content; `OSError` where it has more than `most` bytes, or the archive is not as it was."""
+        if self.size > most:
+            raise OSError(
+                errno.EFBIG, f"it has {_size(self.size)}, and at most {_size(most)} are read"
+            )
+        content = _read_at(_descriptor(self.archive), self.size, self.offset)
+        if len(content) < self.size:
+            raise OSError(errno.EIO, f"{str(self.archive.path)!r} ends before it does")
+        return content
+
+    def open(self) -> BinaryIO:
+        """The member as a file open for reading, of which only what is asked for is read; `OSError`."""
+        return cast(BinaryIO, io.BufferedReader(_Inside(self), WINDOW))
+
+
+class _Inside(io.RawIOBase):
+    """The bytes of a member as a file."""
+
+    def __init__(self, member: Member) -> None:
+        self.member = member
+        self.descriptor = _descriptor(member.archive)
+        self.place = 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self.place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self.place, os.SEEK_END: self.member.size}[whence]
+        if start + offset < 0:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        self.place = start + offset
+        return self.place
+
+    def readinto(self, buffer: Any) -> int:
+        length = min(len(buffer), max(self.member.size - self.place, 0))
+        content = _read_at(self.descriptor, length, self.member.offset + self.place)
+        buffer[: len(content)] = content
+        self.place += len(content)
+        return len(content)
+
+
+class _Descriptor:
+    """An open file, closed when the last that reads from it has let go of it."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.number)
+
+
+@lru_cache(maxsize=OPEN_ARCHIVES)
+def _descriptor(archive: Archive) -> _Descriptor:
+    """The open archive; `OSError` where it is not the one whose members were looked up."""
+    descriptor = _Descriptor(_opened(archive.path, None))
+    about = os.fstat(descriptor.number)
+    if (about.st_size, about.st_mtime_ns) != (archive.size, archive.modified):
+        raise OSError(
+            errno.EIO, f"{str(archive.path)!r} was changed since its members were looked up"
+        )
+    return descriptor
+
+
+def _read_at(descriptor: _Descriptor, length: int, offset: int) -> bytes:
+    """Up to `length` bytes from a place in an open file; fewer only where it ends.
+
+    It is held meanwhile, so that another thread which opens many archives does not close it.
+    """
+    pieces: list[bytes] = []
+    while length > 0 and (piece := _pread(descriptor.number, length, offset)):
+        pieces.append(piece)
+        length -= len(piece)
+        offset += len(piece)
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+def _pread(descriptor: int, length: int, offset: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(descriptor, length, offset)
+    with _SEEKING:  # Windows
+        os.lseek(descriptor, offset, os.SEEK_SET)
+        return os.read(descriptor, length)
+
+
+# ---- text and JSON -----------------------------------------------------------------------------
+
+
 def read_text(path: str | Path, most: int) -> str:
     """The text of a regular file in UTF-8, with or without a byte order mark; `OSError`, or `UnicodeDecodeError`."""
     return read_bytes(path, most).decode("utf-8-sig")
@@ -117,11 +258,11 @@ def blocks(path: str | Path, size: int = PIECE) -> Iterator[bytes]:
             yield block
 
 
-def hash_of(files: Iterable[Path]) -> str:
+def hash_of(files: Iterable[Path | Member]) -> str:
     """SHA-256 of the content of files, one after the other, in hexadecimal digits; `OSError` as of `open_regular`."""
     hashed = hashlib.sha256()
     for file in files:
-        for block in blocks(file):
+        for block in [file.read()] if isinstance(file, Member) else blocks(file):
             hashed.update(block)
     return hashed.hexdigest()
 

@@ -15,6 +15,7 @@ from jsonargparse.typing import (
 
 from ..errors import ExportError, UsageError, suggest
 from ..find import names
+from ..reading import Member
 from ..training.config import TrainConfig
 from ._arguments import TIMEOUT, output_folder
 from ._data import images_at_a_time, say_data
@@ -189,7 +190,7 @@ def _calibration(
     from ..images import find_images
     from ..int8._prepared import calibration
 
-    sources: Sequence[Path | Callable[[], Image.Image]]
+    sources: Sequence[Path | Member | Callable[[], Image.Image]]
     if settings.calibrate_on:
         sources, source = find_images(settings.calibrate_on)[0], settings.calibrate_on
     else:

@@ -22,7 +22,7 @@ from ..errors import DataError, UsageError, named_arguments, suggest
 from ..find import find as find_module
 from ..find import names
 from ..images import examine, hidden
-from ..reading import ANNOTATIONS, is_below, read_bytes
+from ..reading import ANNOTATIONS, Member, is_below, read_bytes
 from . import _native
 from ._conventions import (
     IMAGE_FOLDERS,
@@ -113,9 +113,13 @@ class Object:
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and what is known of it; `image` is a path, or a picklable function that draws it (`shapes`)."""
+    """One image and what is known of it.
 
-    image: Path | Callable[[], Image.Image]
+    `image` is a path, a member of an archive (`shards`), or a picklable function that draws it
+    (`shapes`).
+    """
+
+    image: Path | Member | Callable[[], Image.Image]
     label: int | None = None  # class index, of classification
     objects: tuple[Object, ...] | None = None  # None: not annotated with objects; (): it shows none
     # reads the label map (height, width) uint8, IGNORE where unknown
@@ -252,6 +256,7 @@ class Format(Protocol):
         """
 
 
+OneFile = TypeVar("OneFile", Path, Member)
 Given = TypeVar("Given")  # what samples are given as, before a function makes items of them
 
 
@@ -635,7 +640,7 @@ def check_images(paths: Sequence[Path], source: str) -> None:
         raise DataError(f"{source}: no such image: {few(missing)}")
 
 
-def measured(image: Path, notes: Notes, turned: list[Path]) -> tuple[int, int] | None:
+def measured(image: OneFile, notes: Notes, turned: list[OneFile]) -> tuple[int, int] | None:
     """(height, width) of an image; None, and said, if it cannot be read.
 
     An image that its EXIF orientation turns or mirrors is added to `turned`; the size is that of
@@ -651,7 +656,7 @@ def measured(image: Path, notes: Notes, turned: list[Path]) -> tuple[int, int] |
     return height, width
 
 
-def note_turned(turned: Sequence[Path], notes: Notes) -> None:
+def note_turned(turned: Sequence[Path | Member], notes: Notes) -> None:
     """A line, ahead of the others, on annotated pictures that their EXIF orientation turns or mirrors.
 
     That their annotations were drawn on the upright picture cannot be seen from the files, where

@@ -9,7 +9,7 @@ from typing import Any
 
 from .. import data
 from ..errors import DataError
-from ..reading import HISTORY, Fields, from_json, read_bytes
+from ..reading import HISTORY, Fields, Member, from_json, read_bytes
 from . import USUAL, Places, Sample, Split
 from ._contents import Contents
 
@@ -46,7 +46,7 @@ def record(train: Split, val: Split, contents: Sequence[Contents]) -> dict[str, 
 
 
 def names_of(split: Split) -> list[str]:
-    """The path of each picture, relative to the folder of the data."""
+    """The path of each picture, or that of its archive and its name there, relative to the folder of the data."""
     return [_name(sample, split) for sample in split.samples]
 
 
@@ -54,9 +54,10 @@ def _name(sample: Sample, split: Split) -> str:
     if callable(sample.image):
         return repr(sample.image)
     root = Path(split.source.root) if split.source else Path()
-    return Path(
-        os.path.relpath(sample.image, root if os.path.isdir(root) else root.parent)
-    ).as_posix()
+    image = sample.image
+    file = image.archive.path if isinstance(image, Member) else image
+    name = Path(os.path.relpath(file, root if os.path.isdir(root) else root.parent)).as_posix()
+    return f"{name}: {image.name}" if isinstance(image, Member) else name
 
 
 def _digest(names: Sequence[str]) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import DataError
 from ..images import thumbnail
-from ..reading import hash_of
+from ..reading import Member, hash_of
 from . import Split
 
 LOOKED_AT = 1000  # pictures of both splits together, up to which near copies are looked for
@@ -21,7 +21,8 @@ BITS = 8  # of both sides, of 128 signs of differences between neighbors, that m
 LEVELS = 8.0  # mean difference of gray levels that near copies may have
 FLAT = 8.0  # spread of gray levels below which a picture shows too little to be told apart
 
-Pair = tuple[Path, Path]  # of val, of train
+File = Path | Member
+Pair = tuple[File, File]  # of val, of train
 
 
 class Shared(NamedTuple):
@@ -41,16 +42,16 @@ def shared_by(train: Split, val: Split) -> Shared:
     return Shared(same, _near(learned, [path for path in measured if path not in copies]))
 
 
-def _paths(split: Split) -> list[Path]:
-    return [sample.image for sample in split.samples if isinstance(sample.image, Path)]
+def _paths(split: Split) -> list[File]:
+    return [sample.image for sample in split.samples if isinstance(sample.image, File)]
 
 
-def _same(train: list[Path], val: list[Path]) -> list[Pair]:
+def _same(train: list[File], val: list[File]) -> list[Pair]:
     """Files of the same content; only those of one size are read."""
-    by_size: dict[int, list[Path]] = {}
+    by_size: dict[int, list[File]] = {}
     for path in train:
         by_size.setdefault(_bytes_of(path), []).append(path)
-    by_hash: dict[int, dict[str, Path]] = {}  # of each size that val has too
+    by_hash: dict[int, dict[str, File]] = {}  # of each size that val has too
     pairs: list[Pair] = []
     for path in val:
         size = _bytes_of(path)
@@ -65,14 +66,14 @@ def _same(train: list[Path], val: list[Path]) -> list[Pair]:
     return pairs
 
 
-def _bytes_of(path: Path) -> int:
+def _bytes_of(path: File) -> int:
     try:
-        return os.stat(path).st_size
+        return path.size if isinstance(path, Member) else os.stat(path).st_size
     except OSError:  # it is named where it is read
         return -1
 
 
-def _hash(path: Path) -> str:
+def _hash(path: File) -> str:
     """Of the content; empty for a file that cannot be read."""
     try:
         return hash_of([path])
@@ -80,7 +81,7 @@ def _hash(path: Path) -> str:
         return ""
 
 
-def _near(train: list[Path], val: list[Path]) -> list[Pair]:
+def _near(train: list[File], val: list[File]) -> list[Pair]:
     """Pictures of val that look like one of train, each with the one that is nearest."""
     learned, first = _prints(train)
     measured, second = _prints(val)
@@ -97,9 +98,9 @@ def _near(train: list[Path], val: list[Path]) -> list[Pair]:
     return pairs
 
 
-def _prints(paths: list[Path]) -> tuple[list[Path], np.ndarray]:
+def _prints(paths: list[File]) -> tuple[list[File], np.ndarray]:
     """Thumbnails (pictures, SIDE, SIDE) float of pictures that show something, and which these are."""
-    kept: list[Path] = []
+    kept: list[File] = []
     prints: list[np.ndarray] = []
     for path in paths:
         try:

@@ -26,6 +26,7 @@ from ..inputs.workers import patient
 from ..predictions import Labels, Prediction
 from ..preprocess import Preprocess
 from ..proof.agreement import Meaning
+from ..reading import Member
 from ..reparam import reparameterize
 from ..tasks import limits_of
 from ..training.evaluate import evaluate
@@ -81,7 +82,9 @@ def source_of(model: str | Path) -> Path:
 
 
 def calibration(
-    sources: Sequence[Path | Callable[[], Image.Image]], preprocess: Preprocess, count: int = IMAGES
+    sources: Sequence[Path | Member | Callable[[], Image.Image]],
+    preprocess: Preprocess,
+    count: int = IMAGES,
 ) -> Tensor:
     """Up to `count` pictures spread over all, as the network gets them: (N, 3, H, W).
 

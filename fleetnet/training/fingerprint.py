@@ -1,8 +1,8 @@
 """Whether a run goes on with the samples that it began with: a fingerprint of them.
 
-A sample is its path relative to the folder that all pictures have in common, the size of its files
-in bytes, and its labels and annotations; neither the time of a file nor where the folder lies. So
-data may move, and a copy is the same.
+A sample is its path relative to the folder that all pictures have in common (or that of its archive
+and its name there), the size of its files in bytes, and its labels and annotations; neither the
+time of a file nor where the folder lies. So data may move, and a copy is the same.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import numpy as np
 from ..data import Sample, Split
 from ..errors import DataError
 from ..files import write_text
-from ..reading import ANNOTATIONS, DESCRIPTION, Fields, from_json, read_text, to_json
+from ..reading import ANNOTATIONS, DESCRIPTION, Fields, Member, from_json, read_text, to_json
 
 RECORD = "data.json"
 NAMES = "state/samples.json"  # what is known of each sample
@@ -26,23 +26,32 @@ Lines = dict[str, str]  # of each sample its name and the hash of all that is kn
 
 
 def lines_of(split: Split) -> Lines:
-    pictures = [
-        os.path.abspath(sample.image) for sample in split.samples if isinstance(sample.image, Path)
-    ]
-    folder = (
-        os.path.commonpath([os.path.dirname(picture) for picture in pictures]) if pictures else ""
-    )
+    files = {file for sample in split.samples if (file := _file_of(sample)) is not None}
+    folders = {os.path.dirname(os.path.abspath(file)) for file in files}
+    folder = os.path.commonpath(folders) if folders else ""
     lines: Lines = {}
     for index, sample in enumerate(split.samples):
-        name = (
-            os.path.relpath(sample.image, folder)
-            if isinstance(sample.image, Path)
-            else f"picture {index}"
-        )
+        name = _name(sample, folder) or f"picture {index}"
         text = to_json(_plain(_contents(sample), folder), ensure_ascii=False)
         key = name if name not in lines else f"{name} ({index})"  # a picture may be listed twice
         lines[key] = hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:16]
     return lines
+
+
+def _file_of(sample: Sample) -> Path | None:
+    """The file that a picture is, or is in; None for one that is made and not read."""
+    if isinstance(sample.image, Member):
+        return sample.image.archive.path
+    return sample.image if isinstance(sample.image, Path) else None
+
+
+def _name(sample: Sample, folder: str) -> str:
+    """The path of a picture from the folder that all have in common; "" for one that is made."""
+    file = _file_of(sample)
+    if file is None:
+        return ""
+    path = os.path.relpath(file, folder)
+    return f"{path}: {sample.image.name}" if isinstance(sample.image, Member) else path
 
 
 def _contents(sample: Sample) -> list[object]:
@@ -54,9 +63,8 @@ def _contents(sample: Sample) -> list[object]:
 
 def _plain(value: object, folder: str) -> object:
     """A value as JSON that is the same in another session and with the data elsewhere."""
-    if isinstance(value, Path):
-        size = value.stat().st_size if value.is_file() else -1
-        return [os.path.relpath(value, folder) if folder else str(value), size]
+    if isinstance(value, Path | Member):
+        return _of_file(value, folder)
     if isinstance(value, partial):
         return [
             _plain(value.func, folder),
@@ -80,6 +88,14 @@ def _plain(value: object, folder: str) -> object:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     return getattr(value, "__qualname__", type(value).__qualname__)
+
+
+def _of_file(file: Path | Member, folder: str) -> list[object]:
+    """A file as its path from the folder, or its archive's and its name there, and its bytes."""
+    if isinstance(file, Member):
+        return [*_of_file(file.archive.path, folder)[:1], file.name, file.size]
+    size = file.stat().st_size if file.is_file() else -1
+    return [os.path.relpath(file, folder) if folder else str(file), size]
 
 
 def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> None:
