@@ -12,7 +12,7 @@ from fleetnet.data import Sample, Split, load
 from fleetnet.errors import DataError, UsageError
 from fleetnet.tasks import build
 from fleetnet.training.freezing import freeze_norms
-from fleetnet.training.schedule import parameter_groups
+from fleetnet.training.optimizer import parameter_groups
 
 SMALL = {
     "batch_size": 4,

@@ -51,6 +51,9 @@ VALUES: dict[
     "nms": 0.01,
     "score": 0.5,
     "timeout": 9.0,
+    "step_epochs": "1",
+    "step_factor": 0.5,
+    "cooldown_epochs": 0.5,
 }
 SMALL = {
     "fasternet_t0": {},

@@ -23,9 +23,10 @@ from fleetnet.inputs.loader import batches_of
 from fleetnet.preprocess import Preprocess
 from fleetnet.sizes import parse_size
 from fleetnet.tasks import Model, build
-from fleetnet.training import schedule
 from fleetnet.training.config import TrainConfig, read_recipe
+from fleetnet.training.optimizer import move_averages, parameter_groups
 from fleetnet.training.run import epochs_of
+from fleetnet.training.schedule import Schedule
 from fleetnet.training.setup import may_be_channels_last
 
 
@@ -54,18 +55,9 @@ def fit(photos: Path, run: Path, **changes: object) -> dict:
     )
 
 
-def test_learning_rate_warms_up_and_falls_to_zero():
-    rates = [schedule.learning_rate(step, 100, 10, 1.0) for step in range(101)]
-    assert rates[:10] == sorted(rates[:10])
-    assert rates[10] == max(rates) == 1.0
-    assert rates[10:] == sorted(rates[10:], reverse=True)
-    assert rates[100] == pytest.approx(0, abs=1e-12)
-    assert 0 < schedule.learning_rate(0, 100, 10, 1.0) < 0.1
-
-
 def test_norms_and_biases_do_not_decay():
     model = build("repvit_m0_6", 3)
-    decayed, free = schedule.parameter_groups(model, 0.1)
+    decayed, free = parameter_groups(model, 0.1)
     assert {p.ndim for p in free["params"]} == {1}
     assert all(p.ndim > 1 for p in decayed["params"])
     assert free["weight_decay"] == 0
@@ -74,10 +66,10 @@ def test_norms_and_biases_do_not_decay():
 
 def test_first_steps_count_more_in_the_average():
     averages, current = [torch.zeros(2), torch.tensor(3)], [torch.ones(2), torch.tensor(7)]
-    schedule.move_averages(0.99, averages, current, 0)
+    move_averages(0.99, averages, current, 0)
     assert averages[0].tolist() == pytest.approx([0.9, 0.9])
     assert averages[1].item() == 7  # counters are copied
-    schedule.move_averages(0.99, averages, [torch.zeros(2), torch.tensor(8)], 10_000)
+    move_averages(0.99, averages, [torch.zeros(2), torch.tensor(8)], 10_000)
     assert averages[0].tolist() == pytest.approx([0.9 * 0.99] * 2)
 
 
@@ -272,7 +264,9 @@ def test_weights_that_are_not_finite_are_not_saved(
     # of two epochs of three steps: this update breaks them, and no loss is computed after it
     last = 5
     monkeypatch.setattr(
-        schedule, "learning_rate", lambda step, *_: float("nan") if step == last else 0.01
+        Schedule,
+        "rate",
+        lambda self, epoch, group: float("nan") if epoch * self.updates + group == last else 0.01,
     )
     with pytest.raises(FleetnetError, match="a weight is not finite after epoch 2"):
         fit(photos, tmp_path, epochs=2, resume=True)

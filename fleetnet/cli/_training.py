@@ -8,6 +8,7 @@ from ..training.folder import BEST
 from ..training.hooks import Hook, Progress
 from ..training.log import Line, Result
 from ..training.run import Run
+from ..training.schedule import Schedule
 from ._show import TrainingProgress, duration, say, shown, table
 
 SHOWN = 3  # metrics a line, of COCO's twelve or twenty-four
@@ -21,6 +22,7 @@ class Terminal(Hook):
 
     def __init__(self) -> None:
         self.progress: TrainingProgress | None = None  # None: it has not begun
+        self.config: TrainConfig | None = None  # until its schedule was said
 
     def start(self, run: Run, config: TrainConfig) -> None:
         if run.epochs == config.epochs:
@@ -30,8 +32,12 @@ class Terminal(Hook):
             )
         say(f"run folder: {run.folder}")
         self.progress = TrainingProgress()
+        self.config = config
 
     def step(self, progress: Progress) -> None:
+        if self.config is not None:
+            say(Schedule(self.config, progress.steps).text())
+            self.config = None
         if self.progress is not None:
             self.progress(progress)
 

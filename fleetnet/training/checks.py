@@ -13,6 +13,7 @@ from ..errors import DataError, UsageError
 from ..find import names
 from ..tasks import Model
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
+from .optimizer import check_optimizer
 
 MADE_BEFORE = "`fit` trains the model as it is, so give this to create_model, or leave it out"
 
@@ -66,6 +67,7 @@ def check_settings(
     Looked at are settings other than their default, and those that were `given` whatever their
     value.
     """
+    check_optimizer(config)
     for key, default in KEYS_AND_DEFAULTS.items():
         value = getattr(config, key)
         if value == default and key not in given:

@@ -90,6 +90,8 @@ DETECTED = Condition("by detectors", lambda now: now.task.LIMITS is not None)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
 WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)
+STEPS = Condition("with schedule step", lambda now: now.config.schedule == "step")
+WSD = Condition("with schedule wsd", lambda now: now.config.schedule == "wsd")
 SOME_MOSAIC = Condition("where mosaic is above 0", lambda now: now.config.mosaic > 0)
 SEVERAL_IF_SYNC = Condition(
     "as sync only by several processes with a GPU each; allowed here: train, frozen",
@@ -120,19 +122,37 @@ def parse_values(value: str) -> tuple[float, float] | None:
     return low, high
 
 
-def _options() -> Any:
+def _options(help: str = "the family's own, as --options.mixing conv") -> Any:
     return dataclasses.field(
-        default_factory=dict,
-        metadata={"help": "the family's own, as --options.mixing conv", "read": (), "null": True},
+        default_factory=dict, metadata={"help": help, "read": (), "null": True}
     )
 
 
+def parse_epochs(text: str) -> list[float]:
+    """[30.0, 60.0] from "30,60"; [] from ""."""
+    parts = [part.strip() for part in str(text).split(",") if part.strip()]
+    try:
+        epochs = [float(part) for part in parts]
+    except ValueError:
+        epochs = [-1.0]
+    if epochs != sorted(epochs) or any(not (epoch > 0) for epoch in epochs):
+        raise UsageError(
+            f"step_epochs is {text!r}; allowed: rising numbers of epochs, such as 30,60,90"
+        )
+    return epochs
+
+
+OPTIMIZERS = "sgd", "adamw"
+OF_SCHEDULES = {  # which schedules read a setting
+    "min_lr": ("cosine", "wsd"),
+    "cosine_from": ("cosine",),
+}
 # Settings, what their values have to be, and how an error says that.
 RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     ("epochs batch_size accumulate eval_every max_objects", lambda value: value >= 1, "at least 1"),
     (
         "weight_decay warmup_epochs mixup cutmix color_jitter workers threads patience "
-        "plain_epochs",
+        "plain_epochs decay_end warmup_steps warmup_lr min_lr rate_lag cooldown_epochs lr_batch",
         lambda value: value >= 0,
         "at least 0",
     ),
@@ -141,10 +161,10 @@ RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         lambda value: 0 < value <= LONGEST_WAIT,
         f"above 0, at most {LONGEST_WAIT:g} minutes",
     ),
-    ("lr head_lr clip", lambda value: value > 0, "positive"),
+    ("lr head_lr clip agc step_factor", lambda value: value > 0, "positive"),
     ("label_smoothing momentum multi_scale", lambda value: 0 <= value < 1, "from 0 to below 1"),
     ("flip erasing mosaic max_bad nms score", lambda value: 0 <= value <= 1, "from 0 to 1"),
-    ("scale crop", lambda value: 0 < value <= 1, "above 0, at most 1"),
+    ("scale crop layer_decay", lambda value: 0 < value <= 1, "above 0, at most 1"),
     ("ema", lambda value: 0 < value < 1, "between 0 and 1"),
 ]
 
@@ -172,22 +192,67 @@ class TrainConfig:
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
     batch_size: int = _field(32, "images a step on each device")
     accumulate: int = _field(1, "steps whose gradients are summed before an update")
-    optimizer: Literal["sgd", "adamw"] = _field("adamw", "sgd is with Nesterov momentum")
+    optimizer: str = _field(
+        "adamw",
+        "sgd (with Nesterov momentum), adamw, or the dotted name of a class, such as "
+        "torch.optim.RMSprop or timm.optim.Lamb",
+    )
+    optimizer_options: dict[str, bool | int | float | str] = _options(  # noqa: RUF009
+        "the optimizer's own, as --optimizer-options.eps 1e-6"
+    )
     lr: float = _field(1e-3, "peak learning rate, for the batch size as given")
+    lr_batch: int = _field(
+        0, "images an update that lr is for: it grows with them; 0: lr as it is given"
+    )
     momentum: float = _field(0.9, "of sgd; the first beta of adamw")
     weight_decay: float = _field(0.05, "not applied to norms and biases")
+    decay_norms: bool = _field(False, "apply weight_decay to norms and biases too")
+    decay_end: float | None = _field(
+        None, "weight decay of the last step, to which it goes along half a cosine; null: no change"
+    )
+    schedule: Literal["cosine", "step", "wsd", "constant"] = _field(
+        "cosine", "of the learning rate after the warm-up; wsd: constant, then a cooldown"
+    )
     warmup_epochs: float = _field(
-        2.0, "epochs of linear warm-up, at most half of all, before the cosine to zero"
+        2.0, "epochs of linear warm-up, at most half of all, before the schedule"
+    )
+    warmup_steps: int = _field(
+        0, "updates of linear warm-up, in place of warmup_epochs; 0 for none"
+    )
+    warmup_lr: float | None = _field(
+        None, "learning rate at which the warm-up begins; null: one step's share of the peak"
+    )
+    min_lr: float = _field(0.0, "learning rate at the end of cosine and wsd")
+    cosine_from: Literal["warmup", "start"] = _field(
+        "warmup", "where the cosine begins: after the warm-up, or at the start, hidden by it"
+    )
+    rate_by: Literal["step", "epoch", "epoch_after_warmup"] = _field(
+        "step", "how often learning rate and weight decay move"
+    )
+    rate_lag: int = _field(0, "epochs by which learning rate and weight decay run behind")
+    step_epochs: str = _field(
+        "", "epochs after which schedule step lowers the rate, as 30,60,90", STEPS
+    )
+    step_factor: float = _field(0.1, "what schedule step multiplies the rate with", STEPS)
+    cooldown_epochs: float = _field(
+        0.0, "last epochs of schedule wsd, in which the rate falls", WSD
     )
     label_smoothing: float = _field(0.1, "share of the target given to all classes alike", SMOOTHED)
     clip: float | None = _field(None, "largest norm of the gradient")
+    agc: float | None = _field(
+        None, "adaptive clipping: largest norm of a unit's gradient, as a share of its weights'"
+    )
     ema: float | None = _field(0.99, "decay a step of the averaged weights; null for none")
+    ema_warmup: bool = _field(True, "forget the first weights soon: a lower decay in early steps")
     drop_path: float = _field(0.0, "largest probability of stochastic depth")
     output_stride: int | None = _field(
         None, "8 and 16 dilate instead of striding; null: the task's own"
     )
     options: dict[str, bool | int | float | str] = _options()  # noqa: RUF009  (it returns a field)
     head_lr: float = _field(1.0, "learning rate of the head, as a multiple of lr")
+    layer_decay: float = _field(
+        1.0, "learning rate of a block of the backbone, as a multiple of that of the next one"
+    )
     norm: Literal["train", "frozen", "sync"] = _field(
         "train",
         "batch norms of the backbone: frozen keeps them as they are, "
@@ -275,20 +340,52 @@ class TrainConfig:
                 )
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{key} is {value}; allowed: a finite number")
-        for key, value in self.options.items():
-            if isinstance(value, float) and not math.isfinite(value):
-                raise UsageError(f"options.{key} is {value}; allowed: a finite number")
+        self._check_optimizer()
         object.__setattr__(self, "size", parse_size(self.size))
         parse_values(self.scale_values)
         for keys, is_allowed, allowed in RANGES:
             for key in keys.split():
                 null = ", or null" if type(None) in get_args(hints[key]) else ""
                 self._check_range(key, is_allowed, f"{allowed}{null}")
+        self._check_schedule()
         if self.balance and self.class_weights != "none":
             raise UsageError(
                 "balance and class_weights both make up for classes of few samples: "
                 "give one of them"
             )
+
+    def _check_optimizer(self) -> None:
+        if self.optimizer not in OPTIMIZERS and "." not in self.optimizer:
+            raise UsageError(
+                f"optimizer is {self.optimizer!r}: {suggest(self.optimizer, OPTIMIZERS)}, or the "
+                "dotted name of a class, such as torch.optim.RMSprop or timm.optim.Lamb"
+            )
+        for mapping in ("options", "optimizer_options"):
+            for key, value in getattr(self, mapping).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise UsageError(f"{mapping}.{key} is {value}; allowed: a finite number")
+
+    def _check_schedule(self) -> None:
+        """`UsageError` for settings of a schedule that is not this one, or that lacks its own."""
+        for key, schedules in OF_SCHEDULES.items():
+            value = getattr(self, key)
+            if value != KEYS_AND_DEFAULTS[key] and self.schedule not in schedules:
+                raise UsageError(
+                    f"{key} is {value}, but schedule is {self.schedule}, which has no use for it: "
+                    f"it is read by {' and '.join(schedules)}"
+                )
+        if self.schedule == "step" and not self.steps_after:
+            raise UsageError("schedule is step; give step_epochs, such as 30,60,90")
+        if self.schedule == "wsd" and not 0 < self.cooldown_epochs < self.epochs:
+            raise UsageError(
+                f"schedule is wsd and cooldown_epochs {self.cooldown_epochs:g}; allowed: above 0, "
+                f"below epochs, {self.epochs}"
+            )
+
+    @property
+    def steps_after(self) -> list[float]:
+        """The epochs after which schedule step lowers the rate."""
+        return parse_epochs(self.step_epochs)
 
     def _check_range(self, key: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
         value = getattr(self, key)

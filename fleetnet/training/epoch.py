@@ -27,13 +27,14 @@ def train_one_epoch(
     accumulate = learner.config.accumulate
     means = _Means()
     skipped: list[str] = []
-    lr = 0.0
+    lr, decay = 0.0, 1.0
     summed = False  # whether there are gradients of a group that has had no update yet
     for step, batch in enumerate(patient(learner.batches, on_wait)):
         skipped += batch.skipped
         usable = not _is_too_small(batch)
         if usable:
             lr = learner.schedule.rate(epoch, step // accumulate)
+            decay = learner.schedule.decay(epoch, step // accumulate)
             # (N, 3, H, W)
             images, targets = mixed_and_sized(batch, learner.model.classes, learner.config)
             hook.batch(images, targets, learner.preprocess)
@@ -47,12 +48,12 @@ def train_one_epoch(
         # a group ends by its place in the epoch, so that batches without an image move no other's
         group_ends = (step + 1) % accumulate == 0 or step + 1 == len(learner.batches)
         if group_ends and summed:
-            learner.update(lr)
+            learner.update(lr, decay)
             summed = False
         if usable:
             hook.step(pace.progress(epoch, step + 1, loss, lr, len(images)))
     if summed:  # an order that ended before its own length
-        learner.update(lr)
+        learner.update(lr, decay)
     if not means.images:
         first = skipped[0] if skipped else "none given"
         raise DataError(f"no image could be read for training; the first: {first}")

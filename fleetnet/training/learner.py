@@ -25,8 +25,9 @@ from .evaluate import evaluate
 from .freezing import freeze, freeze_norms
 from .log import Result, State
 from .objective import Objective, Targets, task_objective
+from .optimizer import average_of, clip_adaptively, optimizer_of
 from .run import Before, Training
-from .schedule import Schedule, average_of, optimizer_of
+from .schedule import Schedule
 from .setup import (
     augmentation_of,
     evaluation_limits,
@@ -80,10 +81,17 @@ class Learner:
             images = images.contiguous(memory_format=torch.channels_last)
         return self.objective.losses(self.network, images, targets)
 
-    def update(self, rate: float) -> None:
-        """Change the weights by the gradients that were summed, and the average with them."""
+    def update(self, rate: float, decay: float) -> None:
+        """Change the weights by the gradients that were summed, and the average with them.
+
+        `decay` is a multiple of the weight decay of each group: none where there is none.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_multiple"]
+            group["weight_decay"] = decay * group["decays"]
+        if self.config.agc is not None:
+            self.accelerator.unscale_gradients(self.optimizer)
+            clip_adaptively(self.model.parameters(), self.config.agc)
         if self.config.clip is not None:
             self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
         self.optimizer.step()
@@ -124,7 +132,10 @@ class Learner:
     def load(self, state: State) -> None:
         """Go on from a `state`."""
         self.model.load_state_dict(state["model"])
+        decays = [group["decays"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
+            group["decays"] = decay  # which older states do not have
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if state["scaler"] is not None and self.accelerator.scaler is not None:
@@ -195,9 +206,11 @@ def set_up(
         network=network,
         accelerator=accelerator,
         optimizer=optimizer,
-        schedule=Schedule(config, len(train_batches)),
+        schedule=Schedule(config, len(train_batches), accelerator.num_processes),
         objective=objective,
-        average=None if config.ema is None else average_of(model, config.ema),
+        average=(
+            None if config.ema is None else average_of(model, config.ema, warmup=config.ema_warmup)
+        ),
         data=data,
         augment=augment,
         order=order,

@@ -1,0 +1,177 @@
+"""What changes the weights: parameter groups, the optimizer, clipped gradients, the average."""
+
+import importlib
+import inspect
+import re
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ..errors import UsageError, suggest
+from .config import TrainConfig
+
+_SHORT = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}
+SMALLEST_NORM = 1e-3  # of a unit's weights, for adaptive clipping: zeros may grow too
+_BLOCK = re.compile(r"backbone\.(?:model\.)?\w+\.\d+(?:\.(?:[a-z]\w*\.)?\d+)?\.")
+
+
+def layers_of(model: nn.Module) -> dict[str, int]:
+    """How many blocks of the backbone come before that of each parameter, by its name.
+
+    A block is what two numbers in a name stand for, such as backbone.stages.2.blocks.3. What is in
+    no block counts with the one before it, and the head comes after all of them.
+    """
+    blocks: dict[str, int] = {}
+    layers: dict[str, int] = {}
+    for name, _ in model.named_parameters():
+        block = _BLOCK.match(name)
+        if block is not None:
+            blocks.setdefault(block.group(), len(blocks) + 1)
+        layers[name] = len(blocks) if block is None else blocks[block.group()]
+    top = len(blocks) + 1
+    return {name: top if name.startswith("head.") else layer for name, layer in layers.items()}
+
+
+def parameter_groups(
+    model: nn.Module,
+    weight_decay: float,
+    head_lr: float = 1.0,
+    *,
+    decay_norms: bool = False,
+    layer_decay: float = 1.0,
+) -> list[dict[str, object]]:
+    """Trainable parameters, those of norms and biases (vectors) without weight decay.
+
+    With `decay_norms` these decay too. `lr_multiple` of a group is 1, or `head_lr` for parameters
+    of the head, times `layer_decay` for each block that comes after (arXiv:2106.08254).
+    """
+    layers = layers_of(model) if layer_decay < 1 else {}
+    top = max(layers.values(), default=0)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {
+        (1.0, weight_decay): [],
+        (1.0, 0.0): [],
+    }
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        multiple = head_lr if name.startswith("head.") else 1.0
+        multiple *= layer_decay ** (top - layers.get(name, top))
+        decay = weight_decay if decay_norms or parameter.ndim > 1 else 0.0
+        groups.setdefault((multiple, decay), []).append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_multiple": multiple, "decays": decay}
+        for (multiple, decay), parameters in groups.items()
+    ]
+
+
+def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer of the settings, over all parameters that are trained."""
+    groups = parameter_groups(
+        model,
+        config.weight_decay,
+        config.head_lr,
+        decay_norms=config.decay_norms,
+        layer_decay=config.layer_decay,
+    )
+    options: dict[str, Any] = dict(config.optimizer_options)
+    if config.optimizer == "sgd":
+        options = {"momentum": config.momentum, "nesterov": config.momentum > 0} | options
+    if config.optimizer == "adamw":
+        options = {"betas": (config.momentum, 0.999)} | options
+    kind: Callable[..., torch.optim.Optimizer] = _class_of(config.optimizer)
+    return kind(groups, lr=config.lr, **options)
+
+
+def check_optimizer(config: TrainConfig) -> None:
+    """`UsageError` for an optimizer that there is not, and for options that it does not take."""
+    kind = _class_of(config.optimizer)
+    allowed = [
+        name for name in inspect.signature(kind).parameters if name not in ("self", "params", "lr")
+    ]
+    for name in config.optimizer_options:
+        if name not in allowed:
+            raise UsageError(
+                f"optimizer_options.{name}: {config.optimizer} has no such option: "
+                f"{suggest(name, allowed)}"
+            )
+
+
+def _class_of(name: str) -> type[torch.optim.Optimizer]:
+    """The class of an optimizer: sgd, adamw, or by a dotted name such as timm.optim.Lamb."""
+    if name in _SHORT:
+        return _SHORT[name]
+    place, _, kind = name.rpartition(".")
+    try:
+        module = importlib.import_module(place)
+    except ImportError as error:
+        raise UsageError(
+            f"optimizer is {name!r}, but {place!r} cannot be imported: {error}"
+        ) from error
+    classes = {
+        key: value
+        for key, value in vars(module).items()
+        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+    }
+    if kind not in classes:
+        raise UsageError(f"optimizer is {name!r}: {suggest(kind, classes, place)}")
+    return classes[kind]
+
+
+# Gradients ----------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def clip_adaptively(parameters: Iterable[Tensor], largest: float) -> None:
+    """Scale gradients down where they are large beside their weights (arXiv:2102.06171).
+
+    Of each unit, that is each output channel of a weight and the whole of a vector, the norm of the
+    gradient becomes at most `largest` times the norm of the weights.
+    """
+    for parameter in parameters:
+        if parameter.grad is None:
+            continue
+        weights, gradient = _unit_norms(parameter), _unit_norms(parameter.grad)
+        limit = weights.clamp(min=SMALLEST_NORM) * largest
+        parameter.grad.mul_((limit / gradient.clamp(min=1e-6)).clamp(max=1.0))
+
+
+def _unit_norms(values: Tensor) -> Tensor:
+    """The norm of each unit, of a shape that goes with the values: (out, 1, ...) or ()."""
+    if values.ndim <= 1:
+        return values.norm()
+    return values.norm(dim=tuple(range(1, values.ndim)), keepdim=True)
+
+
+# The average --------------------------------------------------------------------------------------
+
+
+def average_of(model: nn.Module, decay: float, *, warmup: bool = True) -> AveragedModel:
+    """A copy of a model that becomes the average of its weights and buffers."""
+    return AveragedModel(
+        model, multi_avg_fn=partial(move_averages, decay, warmup=warmup), use_buffers=True
+    )
+
+
+@torch.no_grad()
+def move_averages(
+    decay: float,
+    averages: list[Tensor],
+    current: list[Tensor],
+    count: Tensor | int,
+    warmup: bool = True,
+) -> None:
+    """Move each average toward the current value, which is the `count`-th after the first.
+
+    With `warmup` early steps count more, so that the start is soon forgotten.
+    """
+    if warmup:
+        decay = min(decay, (1 + int(count)) / (10 + int(count)))
+    for average, value in zip(averages, current, strict=True):
+        if average.is_floating_point():
+            average.lerp_(value.to(average), 1 - decay)
+        else:  # the counters of batch norms
+            average.copy_(value)
