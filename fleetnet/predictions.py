@@ -1,6 +1,7 @@
-"""What a network says of a picture, as one of three types.
+"""What a network says of a picture, as one of four types.
 
-    Labels        logits of the classes, for the whole picture
+    Labels        logits of the classes, for the whole picture, which is of one of them
+    Tags          the same, of which any number may be there
     Detections    objects: boxes with scores and classes, and their masks
     LabelMap      the class of each pixel
 
@@ -33,6 +34,8 @@ from .rle import Rle, encode, encode_enlarged
 WHOLE: Scale = (1.0, 1.0)  # of an image that is not reduced
 IGNORE = 255  # in class maps of annotations: a pixel of no known class
 ROWS = 256  # of a picture at a time, where all at once would take a gigabyte
+PRESENT = 0.5  # probability from which a tag counts as there
+NO_TAG = "no tag"
 OVERLAP = 0.5  # IoU from which an object counts as found, in pictures of mistakes
 
 # The annotation of one picture by name, as `ImageDataset` gives it.
@@ -201,6 +204,84 @@ class Labels:
             return Judged((image,), (said,), 0.0)
         mistake = 1 + float(probabilities[best] - probabilities[right])
         return Judged((image,), (f"{said}, is {classes[right]}",), mistake)
+
+
+@dataclass(frozen=True, eq=False)
+class Tags:
+    """What a multi-label classifier says of a picture: a logit for each class by itself (classes,)."""
+
+    logits: Tensor
+
+    per_pixel = False
+
+    def __post_init__(self) -> None:
+        _check("logits of a picture", self.logits, ("classes",), "floats")
+
+    @property
+    def labels(self) -> Tensor:
+        """(classes,) int64: 1 for each class that is more probable than not, else 0."""
+        return (self.logits.sigmoid() >= PRESENT).long()
+
+    def restore(self, place: Place, scale: Scale = WHOLE) -> "Tags":
+        """The same: what the whole picture shows lies nowhere."""
+        return self
+
+    def present(
+        self, classes: Sequence[str], top: int = 5, threshold: float = PRESENT
+    ) -> list[tuple[str, float]]:
+        """The classes from a probability of `threshold` on as (name, probability), all of them.
+
+        The most probable come first; `top` is unused.
+        """
+        if len(self.logits) != len(classes):
+            raise ModelError(
+                f"there are {len(self.logits)} logits an image, but {len(classes)} class names"
+            )
+        scores, indices = self.logits.sigmoid().sort(descending=True, stable=True)
+        ranked = zip(indices.tolist(), scores.tolist(), strict=True)
+        return [(classes[index], score) for index, score in ranked if score >= threshold]
+
+    def draw(
+        self,
+        image: Image.Image,
+        classes: Sequence[str],
+        threshold: float = 0.0,
+        scale: Scale = WHOLE,
+    ) -> Image.Image:
+        """The image as it is: the classes of a whole picture are written beside it."""
+        return image.copy()
+
+    @classmethod
+    def show(
+        cls, image: Image.Image, truth: Truth, classes: Sequence[str], side: int
+    ) -> tuple[Image.Image, str]:
+        """The image as it is, and the names of truth["tags"] (classes,); of mixed ones with shares."""
+        named = [(float(share), classes[i]) for i, share in enumerate(truth["tags"])]
+        words = [
+            name if share == 1 else f"{share:.2f} {name}" for share, name in named if share > 0.01
+        ]
+        return image, ", ".join(words) or NO_TAG
+
+    def judge(
+        self,
+        image: Image.Image,
+        truth: Truth,
+        classes: Sequence[str],
+        threshold: float,
+        side: int,
+    ) -> Judged:
+        """One picture. A tag too few or too many is the worse, the surer the network is.
+
+        What is there is decided at PRESENT, whatever the threshold of detectors is.
+        """
+        probabilities = self.logits.sigmoid()
+        right = truth["tags"].to(probabilities) == self.labels
+        said = ", ".join(f"{name} {score:.2f}" for name, score in self.present(classes))
+        mistake = float(((probabilities - PRESENT).abs() + PRESENT)[~right].sum())
+        if not mistake:
+            return Judged((image,), (said or NO_TAG,), 0.0)
+        _, annotated = self.show(image, truth, classes, side)
+        return Judged((image,), (f"{said or NO_TAG}, is {annotated}",), mistake)
 
 
 # Objects ----------------------------------------------------------------------------------------

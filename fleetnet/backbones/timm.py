@@ -348,14 +348,14 @@ def published(name: str) -> Pretrained:
     )
 
 
-def convert_for(name: str, task: str) -> Callable[[State], State]:
+def convert_for(name: str, classifies: bool) -> Callable[[State], State]:
     """What renames the tensors of a timm checkpoint of the network `name` for a model of a task.
 
-    Of a classifier every tensor has a place, in the features or in the head. Other tasks have the
-    tensors of the feature maps under the names of timm's features_only model; the rest is of a
-    classifier's head, and stays unused.
+    Of one that `classifies` every tensor has a place, in the features or in the head. Other tasks
+    have the tensors of the feature maps under the names of timm's features_only model; the rest is
+    of a classifier's head, and stays unused.
     """
-    return _for_classifier(name) if task == "classification" else _for_features(name)
+    return _for_classifier(name) if classifies else _for_features(name)
 
 
 def _for_classifier(name: str) -> Callable[[State], State]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 SHOWN = 10  # lines of what was left out
 PICTURES = 16  # at most, for the proof of a file
 # Images that are evaluated at a time, by the kind of annotation, and where every pixel has one.
-IMAGES, OF_PIXELS = {"label": 32, "boxes": 16}, 4
+IMAGES, OF_PIXELS = {"label": 32, "tags": 32, "boxes": 16}, 4
 
 
 def say_data(name: str, split: "Split", contents: "Contents") -> None:

@@ -98,7 +98,7 @@ class Eval:
         default=None,
         metadata=About(
             help="images at a time",
-            usual=f"{IMAGES['label']}; boxes: {IMAGES['boxes']}; masks and label maps: {OF_PIXELS}",
+            usual=f"{IMAGES['label']}, also of tags; boxes: {IMAGES['boxes']}; masks and label maps: {OF_PIXELS}",
             kind=PositiveInt,
         ),
     )

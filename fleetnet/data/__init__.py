@@ -39,14 +39,20 @@ from ._conventions import (
 )
 from ._splits import Part, files_beside, hold_out, hold_out_of_each, of_other_names, part_of
 
-# kinds of annotation: of the image, objects, their masks, each pixel
-TARGETS = "label", "boxes", "masks", "semantic"
+# kinds of annotation: of the image (one label, or any number of tags), objects, their masks, each
+# pixel
+TARGETS = "label", "tags", "boxes", "masks", "semantic"
+OF_PICTURES = "label", "tags"  # what a whole picture shows, wherever it lies
 WORDS = {
     "label": "label of an image",
+    "tags": "tags of an image",
     "boxes": "boxes",
     "masks": "instance masks",
     "semantic": "label of each pixel",
 }
+# What tags are read from, the first of these that a format gives: objects tell which classes a
+# picture shows, and a label is a single tag.
+TAGS_FROM = "tags", "boxes", "label"
 IGNORE = 255  # in label maps: a pixel of no known class
 SHOWN = 5  # names in a message, where there may be any number
 LONGEST_NAME = 1000  # letters of a class
@@ -55,6 +61,7 @@ LETTERS = 200  # of a user's own text in a message
 
 __all__ = [
     "IGNORE",
+    "OF_PICTURES",
     "SPLITS",
     "TARGETS",
     "USUAL",
@@ -125,10 +132,26 @@ class Sample:
     # reads the label map (height, width) uint8, IGNORE where unknown
     semantic: Callable[[], np.ndarray] | None = None
     id: int | str | None = None  # of the image in its annotation file
+    # class indices, each once and ascending, of multi-label classification; (): none of the classes
+    tags: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.label is not None and self.label < 0:
             raise DataError(f"label is {self.label} for {self.image}: class indices start at 0")
+        tags = self.tags or ()
+        if list(tags) != sorted(set(tags)) or min(tags, default=0) < 0:
+            raise DataError(
+                f"tags are {self.tags} for {self.image}; allowed: class indices from 0 up, each "
+                "once and in ascending order"
+            )
+
+    def labels(self) -> list[int]:
+        """The classes of all that is annotated but pixels: of the picture, else of its objects."""
+        if self.tags is not None:
+            return list(self.tags)
+        if self.label is not None:
+            return [self.label]
+        return [item.label for item in self.objects or ()]
 
 
 @dataclass(frozen=True)
@@ -208,12 +231,7 @@ class Split:
         if not self.samples:
             raise DataError(self._empty())
         for sample in self.samples:
-            labels = (
-                [sample.label]
-                if sample.label is not None
-                else [item.label for item in sample.objects or ()]
-            )
-            for label in labels:
+            for label in sample.labels():
                 if label >= len(self.classes):
                     raise DataError(
                         f"label {label} of {sample.image} is out of range: there are "
@@ -294,16 +312,34 @@ def load(
     name, place = format_of(root, format, target)
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
-    loaded = _read(name, place, split, target, elsewhere)
+    kind = kind_for(name, target) or target
+    loaded = _read(name, place, split, kind, elsewhere)
     if loaded.source is not None and format is None:
         lines = _unused(loaded, loaded.source, Path(place))
-        beside = [] if find(name).FALLBACK else _beside(loaded.source, place, name, target)
+        beside = [] if find(name).FALLBACK else _beside(loaded.source, place, name, kind)
         loaded = replace(loaded, skipped=[*beside, *loaded.skipped, *lines])
+    if kind != target:
+        loaded = _tagged(loaded)
     if place == root:
         return loaded
     line = f"{root!r} holds nothing but one folder, so {place!r} is read"
     source = loaded.source and replace(loaded.source, root=root)
     return replace(loaded, skipped=[line, *loaded.skipped], source=source)
+
+
+def kind_for(name: str, target: str) -> str | None:
+    """The kind of annotation that a format is asked for where `target` is wanted; None: it has none."""
+    kinds = TAGS_FROM if target == "tags" else (target,)
+    return next((kind for kind in kinds if kind in find(name).TARGETS), None)
+
+
+def _tagged(split: Split) -> Split:
+    """The split with the classes of each picture's objects, or its label, as its tags."""
+    samples = [
+        replace(sample, tags=tuple(sorted(set(sample.labels()))), label=None, objects=None)
+        for sample in split.samples
+    ]
+    return replace(split, samples=samples)
 
 
 def _read(name: str, place: str, split: str | None, target: str, elsewhere: Places) -> Split:
@@ -501,10 +537,10 @@ def _check_places(name: str, elsewhere: Places) -> None:
 def format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
     """The format to read with, which can give the target, and the folder: `root`, or the only one in it."""
     formats = names("data")
-    able = [name for name in formats if target in find(name).TARGETS]
+    able = [name for name in formats if kind_for(name, target)]
     places = [root, *_folders_too_much(root)]
     if format is not None:
-        if format not in able and target not in find(format).TARGETS:
+        if format not in able and not kind_for(format, target):
             raise UsageError(
                 f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}"
             )
@@ -560,7 +596,7 @@ def _folders_too_much(root: str) -> list[str]:
 
 def _fits(name: str, root: str, target: str) -> bool:
     try:
-        return find(name).detect(root, target)
+        return find(name).detect(root, kind_for(name, target) or target)
     except (OSError, ValueError):  # a name that no file can have
         return False
     except DataError:  # it is there and faulty, as `load` says

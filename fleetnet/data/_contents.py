@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import DataError
-from . import IGNORE, Split, shorten
+from . import IGNORE, OF_PICTURES, Split, shorten
 
 # label maps that are counted, spread over the split: a second or two, whatever its size
 LOOKED_AT = 200
@@ -26,7 +26,7 @@ TINY = 1.0
 class Contents:
     """How much of each class a split has."""
 
-    unit: str  # what is counted: "images", "objects" or "pixels"
+    unit: str  # what is counted: "images", "tags", "objects" or "pixels"
     counts: list[int]  # in the order of the classes
     ignored: int = 0  # objects that are crowds, pixels of no class
     tiny: int = 0  # boxes with no side above a pixel
@@ -84,13 +84,12 @@ def contents_of(split: Split, target: str) -> Contents:
     if target == "semantic":
         return _of_maps(split)
     counts = np.zeros(len(split.classes), np.int64)
-    if target == "label":
+    pictures = len(split.samples)
+    if target in OF_PICTURES:
         for sample in split.samples:
-            if sample.label is not None:
-                counts[sample.label] += 1
-        return Contents(
-            "images", counts.tolist(), looked_at=len(split.samples), pictures=len(split.samples)
-        )
+            counts[sample.labels()] += 1
+        unit = "tags" if target == "tags" else "images"
+        return Contents(unit, counts.tolist(), looked_at=pictures, pictures=pictures)
     crowds = tiny = 0
     for sample in split.samples:
         for item in sample.objects or ():
@@ -98,7 +97,6 @@ def contents_of(split: Split, target: str) -> Contents:
             tiny += x1 - x0 <= TINY and y1 - y0 <= TINY
             crowds += item.crowd
             counts[item.label] += not item.crowd
-    pictures = len(split.samples)
     return Contents("objects", counts.tolist(), crowds, tiny, pictures, pictures)
 
 
@@ -172,7 +170,9 @@ def check_usable(
             f"the share of {max_bad:g} that --max-bad allows. Are they shares of the picture (0 to "
             "1), where this format has pixels?"
         )
-    if contents.unit == "objects" or len(contents.counts) < 2 or max_bad >= 1:
+    if contents.unit == "tags" and learn and max_bad < 1:
+        _check_tags(contents, where)
+    if contents.unit in ("objects", "tags") or len(contents.counts) < 2 or max_bad >= 1:
         return
     if contents.unit == "pixels":
         _check_maps(split, contents, where, learn)
@@ -182,6 +182,17 @@ def check_usable(
             f"{where}: all {contents.unit} are of the class {shorten(present[0])!r}, so there is "
             f"nothing to tell apart, though {len(contents.counts)} classes are declared; --max-bad "
             "1 takes the data as they are"
+        )
+
+
+def _check_tags(contents: Contents, where: str) -> None:
+    """Raise `DataError` where all pictures have the same tags, so that there is no picture without."""
+    if set(contents.counts) <= {0, contents.pictures}:
+        tags = sum(map(bool, contents.counts))
+        raise DataError(
+            f"{where}: all {contents.pictures} pictures have the same tags ({tags} of "
+            f"{len(contents.counts)} classes), so there is nothing to tell apart; --max-bad 1 takes "
+            "the data as they are"
         )
 
 

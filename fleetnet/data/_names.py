@@ -55,9 +55,7 @@ def only(split: Split, names: Sequence[str]) -> Split:
 def _check_known(split: Split, index: dict[str, int], whose: str) -> None:
     used: Counter[str] = Counter()
     for sample in split.samples:
-        labels = [item.label for item in sample.objects or ()]
-        labels += [] if sample.label is None else [sample.label]
-        used.update(split.classes[label] for label in labels)
+        used.update(split.classes[label] for label in sample.labels())
         if sample.semantic is not None:
             used.update(dict.fromkeys(split.classes, 0))
     unknown = [name for name in split.classes if name in used and name not in index]
@@ -85,7 +83,10 @@ def _renumbered(sample: Sample, numbers: Sequence[int]) -> Sample:
     if objects is not None:
         objects = tuple(replace(item, label=numbers[item.label]) for item in objects)
     label = None if sample.label is None else numbers[sample.label]
-    return replace(sample, label=label, objects=objects, semantic=semantic)
+    tags = sample.tags
+    if tags is not None:
+        tags = tuple(sorted({numbers[tag] for tag in tags}))
+    return replace(sample, label=label, tags=tags, objects=objects, semantic=semantic)
 
 
 def _ids(split: Split, classes: Sequence[str]) -> list[int] | None:

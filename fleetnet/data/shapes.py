@@ -1,11 +1,11 @@
 """Generated pictures of shapes on cluttered backgrounds: data to try things on, without a download.
 
 "shapes" is 2000 pictures for training and 500 for "val", "shapes:COUNT" is COUNT and a quarter of
-it. A picture shows one object, its label; for boxes and masks one to four, smaller, that do not
-touch. It is a `Scene` first (which shapes stand where, as polygons in pixels) and is rendered from
-it, so that boxes and masks can be read off. Scenes depend on nothing but their number and split,
-and are the same on every machine; the rendered pixels may differ a little between versions of
-Pillow.
+it. A picture shows one object, its label; for boxes, masks and tags (the classes that it shows) one to
+four, smaller, that do not touch. It is a `Scene` first (which shapes stand where, as polygons in
+pixels) and is rendered from it, so that boxes and masks can be read off. Scenes depend on nothing
+but their number and split, and are the same on every machine; the rendered pixels may differ a
+little between versions of Pillow.
 """
 
 import math
@@ -22,7 +22,7 @@ from . import SPLITS, Annotations, Object, Sample, Source, Split
 from ._conventions import USUAL, Places
 
 EXPECTS = '"shapes" or "shapes:COUNT" (generated pictures; a folder of that name is "./shapes")'
-TARGETS: tuple[str, ...] = ("label", "boxes", "masks", "semantic")
+TARGETS: tuple[str, ...] = ("label", "tags", "boxes", "masks", "semantic")
 FALLBACK = False
 PLACES: tuple[str, ...] = ()
 CLASSES = ("circle", "cross", "ring", "square", "star", "triangle")
@@ -100,6 +100,12 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         )
     masks = target == "masks"
     shown = [several(i, first).objects for i in range(number)]
+    if target == "tags":
+        samples = [
+            Sample(partial(draw_several, i, first), tags=tuple(sorted({x.label for x in shapes})))
+            for i, shapes in enumerate(shown)
+        ]
+        return Split(samples, classes, source=source)
     objects = [
         tuple(Object(x.box(), x.label, [x.polygon()] if masks else None) for x in shapes)
         for shapes in shown

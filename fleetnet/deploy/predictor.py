@@ -187,7 +187,7 @@ class Predictor(Limiting):
     def predictions(self, pictures: Pictures, channels: str = "RGB") -> list[Prediction]:
         """What is found in each picture, in its pixels; see `predict` for the forms of pictures.
 
-        Of a classifier `Labels`, of a detector `Detections`, of a segmenter a `LabelMap` each (see
+        Of a classifier `Labels` or `Tags`, of a detector `Detections`, of a segmenter a `LabelMap` each (see
         `fleetnet.predictions`). Masks and label maps of a picture of more than `images.LARGE`
         pixels are of the size of its reduced image (see `images.Picture`), boxes of its own.
         """
@@ -215,15 +215,17 @@ class Predictor(Limiting):
         form. `channels` is the order of colors in arrays and tensors: "RGB", or "BGR" as OpenCV
         gives them.
 
-        Of a classifier the `top` classes as (name, probability), most probable first. Of a detector
+        Of a classifier the `top` classes as (name, probability), most probable first; with tags all
+        classes of a probability of at least `threshold` (0.5 unless given). Of a detector
         a dict for each object of a score of at least `threshold` (`self.score` unless given).
         Raises `DataError` for a picture that cannot be read, `UsageError` for what is none.
         """
         if threshold is None and self.limits is not None:
             threshold = self.score
-        lowest = 0.0 if threshold is None else threshold
+        # Unless one is given, the usual one of what is predicted.
+        lowest = {} if threshold is None else {"threshold": threshold}
         predictions = self.predictions(pictures, channels)
-        return [prediction.present(self.classes, top, lowest) for prediction in predictions]
+        return [prediction.present(self.classes, top, **lowest) for prediction in predictions]
 
     def embed(self, pictures: Pictures, channels: str = "RGB") -> np.ndarray:
         """The backbone's last feature of each picture, averaged over its height and width: (N, C) float32.

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from .. import images
-from ..data import Split
+from ..data import OF_PICTURES, Split
 from ..errors import DataError
 from ..geometry import Place
 from ..preprocess import Preprocess
 from .augment import Augmentation, as_input
 from .decode import AnnotatedPicture, Targets, read_picture, read_targets, reduced
 
-# "label": (N,), or mixed (N, classes); "semantic": (N, H, W), in evaluation a list; of objects,
-# lists of N tensors.
+# "label": (N,), or mixed (N, classes); "tags": (N, classes); "semantic": (N, H, W), in evaluation a
+# list; of objects, lists of N tensors.
 BatchTargets = dict[str, Any]
 LARGER = 1.3  # times the input's size: how large pictures are kept in memory
 
@@ -129,6 +129,7 @@ class ImageDataset(Dataset[Item | str]):
             self.split.samples[index],
             (picture.height, picture.width),
             self.target,
+            classes=len(self.split.classes),
             learned=self.augment is not None,
         )
 
@@ -183,7 +184,7 @@ def collate(items: Sequence[Item | str]) -> Batch:
     for key in good[0].targets:
         of_items = [item.targets[key] for item in good]
         # In evaluation label maps have the sizes of their pictures.
-        same_size = key == "label" or (key == "semantic" and not places)
+        same_size = key in OF_PICTURES or (key == "semantic" and not places)
         targets[key] = torch.stack(of_items) if same_size else of_items
     images_together = torch.stack([item.image for item in good])  # (N, 3, H, W)
     return Batch(images_together, targets, skipped, [item.sample for item in good], places)

@@ -19,9 +19,10 @@ from ..data._masks import mask_of
 from ..errors import DataError
 from ..geometry import Place
 
-# What is known of a picture, by kind: "label" (); "boxes" (n, 4) float32 xyxy in pixels, with
-# "labels" (n,) int64 and where there are masks "masks" (n, height, width); "semantic" (height,
-# width) int64, IGNORE where unknown. In evaluation, with boxes: "area" (n,) and "crowd" (n,) bool.
+# What is known of a picture, by kind: "label" (); "tags" (classes,) float32, 1 for each class that
+# it shows and else 0; "boxes" (n, 4) float32 xyxy in pixels, with "labels" (n,) int64 and where there
+# are masks "masks" (n, height, width); "semantic" (height, width) int64, IGNORE where unknown. In
+# evaluation, with boxes: "area" (n,) and "crowd" (n,) bool.
 Targets = dict[str, Tensor]
 
 
@@ -39,15 +40,18 @@ def read_picture(sample: Sample, values: images.Range | None) -> images.Picture:
 
 
 def read_targets(
-    sample: Sample, size: tuple[int, int], target: str, *, learned: bool = False
+    sample: Sample, size: tuple[int, int], target: str, *, classes: int, learned: bool = False
 ) -> Targets:
     """The annotation of a sample whose picture has this (height, width); `target` as in `data`.
 
+    `classes` is how many there are in its split.
     What is `learned` from has no crowds in it, and evaluation has them with the areas of objects.
     Raises `DataError` where there is no annotation of this kind.
     """
     if target == "label":
         return {} if sample.label is None else {"label": torch.tensor(sample.label)}
+    if target == "tags":
+        return {} if sample.tags is None else {"tags": _multi_hot(sample.tags, classes)}
     if target == "semantic":
         return {"semantic": _label_map(sample, size)}
     if sample.objects is None:
@@ -65,6 +69,13 @@ def read_targets(
         targets["area"] = _areas(objects, targets)
         targets["crowd"] = torch.tensor([one.crowd for one in objects], dtype=torch.bool)
     return targets
+
+
+def _multi_hot(tags: Sequence[int], classes: int) -> Tensor:
+    """(classes,): 1 for each of the tags, else 0."""
+    values = torch.zeros(classes)
+    values[list(tags)] = 1
+    return values
 
 
 def _masks(sample: Sample, objects: Sequence[Object], size: tuple[int, int]) -> Tensor:

@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, masks_to_boxes
 
-from ..data import IGNORE
+from ..data import IGNORE, OF_PICTURES
 from ..geometry import Place
 from ..preprocess import Preprocess
 from .decode import AnnotatedPicture, Targets
@@ -227,7 +227,7 @@ def move(targets: Targets, part: Part, size: tuple[int, int]) -> Targets:
 
     Objects of which too little is visible are dropped. Where there are masks, boxes are theirs.
     """
-    moved = {key: targets[key] for key in ("label",) if key in targets}
+    moved = {key: targets[key] for key in OF_PICTURES if key in targets}
     if "semantic" in targets:
         moved["semantic"] = _shown(targets["semantic"], part.place, size, IGNORE).long()
     if "boxes" not in targets:
@@ -286,13 +286,11 @@ def together(parts: Sequence[Targets]) -> Targets:
     merged = {
         key: torch.cat([targets[key] for targets in parts])
         for key in parts[0]
-        if key not in ("semantic", "label")
+        if key not in ("semantic", *OF_PICTURES)
     }
     if "semantic" in parts[0]:  # IGNORE, the highest value, is outside of each part
         merged["semantic"] = reduce(torch.minimum, [targets["semantic"] for targets in parts])
-    if "label" in parts[0]:
-        merged["label"] = parts[0]["label"]
-    return merged
+    return merged | {key: parts[0][key] for key in OF_PICTURES if key in parts[0]}
 
 
 def mirrored(targets: Targets, width: int) -> Targets:

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torchvision.transforms import v2
 
+from ..data import OF_PICTURES
 from .dataset import BatchTargets
 
 
@@ -19,9 +20,10 @@ def mix(
 ) -> tuple[Tensor, BatchTargets]:
     """Blend each image of a batch with another (mixup), or paste a part of it (cutmix).
 
-    With both, one of them by chance. images (N, 3, H, W), targets["label"] (N,) -> the same with
-    targets["label"] (N, classes), probabilities. `mixup` and `cutmix` are the alpha of the beta
-    distribution, 0 for none. arXiv:1710.09412, arXiv:1905.04899.
+    With both, one of them by chance. images (N, 3, H, W), targets["label"] (N,) or
+    targets["tags"] (N, classes) -> the same with (N, classes), of both pictures by their shares.
+    `mixup` and `cutmix` are the alpha of the beta distribution, 0 for none. arXiv:1710.09412,
+    arXiv:1905.04899.
     """
     kinds: list[v2.Transform] = []
     if mixup:
@@ -30,8 +32,9 @@ def mix(
         kinds.append(v2.CutMix(alpha=cutmix, num_classes=classes))
     if not kinds:
         return images, dict(targets)
-    images, label = v2.RandomChoice(kinds)(images, targets["label"])
-    return images, {**targets, "label": label}
+    (key,) = (key for key in OF_PICTURES if key in targets)
+    images, shares = v2.RandomChoice(kinds)(images, targets[key])
+    return images, {**targets, key: shares}
 
 
 def multi_scale(images: Tensor, targets: BatchTargets, ratio: float) -> tuple[Tensor, BatchTargets]:

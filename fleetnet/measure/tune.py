@@ -194,19 +194,19 @@ def _is_of_a_format(root: str, target: str) -> bool:
     from .. import data
     from ..find import names
 
-    formats = [data.find(name) for name in names("data")]
-    return any(format.detect(root) for format in formats if target in format.TARGETS)
+    able = [name for name in names("data") if data.kind_for(name, target)]
+    return any(data.find(name).detect(root) for name in able)
 
 
 def _by_agreement(reference: "Predictor", root: str) -> Judge:
     from .. import tasks
     from ..images import find_images
-    from ..predictions import LabelMap, Labels
+    from ..predictions import LabelMap, Labels, Tags
 
     pictures: list[One] = [*find_images(root)[0]]
     if not pictures:
         raise DataError(f"no images in {root!r}")
-    if tasks.find(reference.task).PREDICTION not in (Labels, LabelMap):
+    if tasks.find(reference.task).PREDICTION not in (Labels, Tags, LabelMap):
         raise DataError(
             f"{root!r} has no labels, and files of a detector are judged by labels: give some"
         )
@@ -231,15 +231,15 @@ def _decisive(predictor: "Predictor", split: "Split") -> tuple[str, float]:
 
 
 def _agreement(reference: "Predictor", pictures: "Sequence[One]") -> Callable[["Predictor"], float]:
-    """The share of images, or of pixels, that a file gives the same class as the model."""
+    """The share of images, of tags, or of pixels, where a file says the same as the model."""
     import torch
 
-    from ..predictions import LabelMap, Labels
+    from ..predictions import LabelMap, Labels, Tags
 
     def classes(predictor: "Predictor") -> "Iterator[torch.Tensor]":
         for picture in pictures:  # one at a time, and small: maps are as large as the pictures
             for prediction in predictor.predictions([picture]):
-                if isinstance(prediction, Labels | LabelMap):
+                if isinstance(prediction, Labels | Tags | LabelMap):
                     yield prediction.labels.to(torch.int16)
 
     expected = list(classes(reference))

@@ -32,6 +32,9 @@ Result = dict[str, Any]
 # (height, width) of a picture, and its boxes (n, 4) in pixels of the network's input.
 Annotated = tuple[tuple[int, int], Tensor]
 
+# tasks whose head is the backbone's own classifier
+CLASSIFIERS = "classification", "multilabel"
+
 # endings of files, not of names
 WEIGHTS = ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".tar", ".onnx", ".pt2"
 
@@ -56,7 +59,7 @@ class Task(Protocol):
     for comes from `_defaults`.
     """
 
-    TARGET: str  # the annotation it learns from: "label", "boxes", "masks" or "semantic"
+    TARGET: str  # the annotation it learns from, of `data.TARGETS`
     MODE: Mode  # how a picture becomes the input, see `preprocess.Preprocess`
     AUGMENT: str  # the augmentation it is trained with, unless another is asked for; see `inputs.augment`
     OUTPUT_STRIDE: int  # of the backbone, unless another is asked for
@@ -293,7 +296,7 @@ def defaults(name: str) -> dict[str, Option]:
     if family(backbone_name) != "timm":
         of_family = find_family(family(backbone_name))
         made.insert(0, (variants()[backbone_name], of_family.OPTIONS))
-    elif task_name == "classification":
+    elif task_name in CLASSIFIERS:
         # of timm's networks; the other tasks have no use for their classifier
         return {"classifier": "own"}
     arguments = [(inspect.signature(make).parameters, options) for make, options in made]

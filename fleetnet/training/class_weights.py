@@ -12,11 +12,14 @@ from ..inputs.samplers import labels_of
 def class_weights(split: Split, target: str) -> Tensor:
     """A weight for each class, (classes,), in inverse proportion to its samples or pixels.
 
-    Their mean over these is 1. `target` is "label" or "semantic". A class that nothing is of has
-    the weight 0. Label maps that cannot be read are passed over here, as they are in training.
-    Raises `DataError` for a pixel of a class that there is not.
+    Their mean over these is 1. `target` is "label", "semantic" or "tags": of tags it is the number
+    of samples without the tag for one that has it. A class that nothing is of has the weight 0.
+    Label maps that cannot be read are passed over here, as they are in training. Raises `DataError`
+    for a pixel of a class that there is not.
     """
     classes = len(split.classes)
+    if target == "tags":
+        return _without_to_with(split)
     counts = torch.zeros(classes, dtype=torch.float64)
     if target == "label":
         counts += torch.bincount(torch.tensor(labels_of(split)), minlength=classes)
@@ -26,6 +29,14 @@ def class_weights(split: Split, target: str) -> Tensor:
     weights = torch.zeros_like(counts)
     weights[with_samples] = counts.sum() / (counts[with_samples] * with_samples.sum())
     return weights.float()
+
+
+def _without_to_with(split: Split) -> Tensor:
+    """Of each class the samples without it for one with it, (classes,); 0 where none has it."""
+    counts = torch.zeros(len(split.classes))
+    for sample in split.samples:
+        counts[list(sample.tags or ())] += 1
+    return torch.where(counts > 0, (len(split.samples) - counts) / counts, 0)
 
 
 def _pixels_of_classes(split: Split) -> Tensor:

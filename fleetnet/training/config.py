@@ -74,7 +74,11 @@ class Condition:
 
 
 LABELS = Condition(
-    "by tasks that learn a label of an image", lambda now: now.task.TARGET == "label"
+    "by tasks that learn one label of an image", lambda now: now.task.TARGET == "label"
+)
+PICTURES = Condition(
+    "by tasks that learn what a whole image shows",
+    lambda now: now.task.TARGET in ("label", "tags"),
 )
 CROPPED = Condition(
     "by tasks that crop the picture in evaluation", lambda now: now.task.MODE == "crop"
@@ -83,7 +87,7 @@ SMOOTHED = Condition(
     "by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS
 )
 WEIGHTED = Condition(
-    "by losses over the classes of a label or a pixel",
+    "by losses over the classes of an image or a pixel",
     lambda now: "class_weights" in now.task.SETTINGS,
 )
 DETECTED = Condition("by detectors", lambda now: now.task.LIMITS is not None)
@@ -269,7 +273,8 @@ class TrainConfig:
     )
     class_weights: Literal["none", "balanced"] = _field(
         "none",
-        "in the loss; balanced: in inverse proportion to the samples or pixels of a class",
+        "in the loss; balanced: in inverse proportion to the samples or pixels of a class; of "
+        "tags, where one is there, images without to images with",
         WEIGHTED,
     )
     balance: bool = _field(False, "draw each class equally often", LABELS)
@@ -293,11 +298,11 @@ class TrainConfig:
         None, "range of brightness, contrast and saturation; null: the usual one", AUGMENTED
     )
     auto_augment: Literal["none", "randaugment", "trivial", "autoaugment"] = _field(
-        "none", "torchvision's policies", LABELS, AUGMENTED
+        "none", "torchvision's policies", PICTURES, AUGMENTED
     )
     erasing: float = _field(0.0, "probability of erasing a rectangle", AUGMENTED)
-    mixup: float = _field(0.0, "alpha of mixup; 0 for none", LABELS)
-    cutmix: float = _field(0.0, "alpha of cutmix; 0 for none", LABELS)
+    mixup: float = _field(0.0, "alpha of mixup; 0 for none", PICTURES)
+    cutmix: float = _field(0.0, "alpha of cutmix; 0 for none", PICTURES)
     crop: float = _field(1.0, "share of the shorter side kept in evaluation", CROPPED)
     max_objects: int | None = _field(
         None, "objects of a picture that evaluation keeps, the best; null: 100", DETECTED

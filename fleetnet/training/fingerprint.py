@@ -58,7 +58,9 @@ def _contents(sample: Sample) -> list[object]:
     objects = (
         None if sample.objects is None else [list(vars(item).values()) for item in sample.objects]
     )
-    return [sample.image, sample.label, objects, sample.semantic]
+    contents: list[object] = [sample.image, sample.label, objects, sample.semantic]
+    # Only where there are any: fingerprints of other samples stay as older versions recorded them.
+    return contents if sample.tags is None else [*contents, sample.tags]
 
 
 def _plain(value: object, folder: str) -> object:

@@ -29,7 +29,7 @@ CAPTIONS = {  # files of plots/ -> what they show
     "confusion": "Confusion: a row is what it is, a column what was said",
     "confused": "Pairs of classes that are confused most",
     "over_score": "Precision, recall and F1 over the lowest score that is kept",
-    "precision_recall": "Precision over recall at an IoU of 0.5",
+    "precision_recall": "Precision over recall of each class; of boxes at an IoU of 0.5",
     "mask_precision_recall": "Precision over recall of masks at an IoU of 0.5",
 }
 

@@ -111,11 +111,7 @@ def _spread(split: Split, count: int) -> list[int]:
     """The indices of what `spread` gives."""
     by_class: dict[int, list[int]] = {}
     for index, sample in enumerate(split.samples):
-        if sample.label is not None:
-            labels = [sample.label]
-        else:
-            labels = sorted({item.label for item in sample.objects or ()})
-        for label in labels:
+        for label in sorted(set(sample.labels())):
             by_class.setdefault(label, []).append(index)
     longest = max(map(len, by_class.values()), default=0)
     in_turn = [

@@ -9,7 +9,7 @@ from torch import nn
 
 from .. import tasks
 from ..boxes import Limits
-from ..data import WORDS, Split
+from ..data import OF_PICTURES, WORDS, Split
 from ..errors import DataError, UsageError
 from ..facts import Source
 from ..images import Range, measure
@@ -140,7 +140,7 @@ def evaluation_limits(config: TrainConfig, model: Model, classes: list[str]) -> 
 def augmentation_of(task: Task, preprocess: Preprocess, config: TrainConfig) -> Augmentation:
     """What the setting `augment` names, with the settings that it reads; `task` is its file."""
     name = task.AUGMENT if config.augment == "default" else config.augment
-    if (name == "classify") != (task.TARGET == "label") and name != "none":
+    if (name == "classify") != (task.TARGET in OF_PICTURES) and name != "none":
         raise UsageError(
             f"augment is {name!r}, which does not go with {WORDS[task.TARGET]}; "
             f"allowed: {task.AUGMENT}"

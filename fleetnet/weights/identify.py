@@ -67,7 +67,7 @@ def _with_our_backbone(name: str, state: State) -> State:
     """A state in which the tensors of the backbone, and of its own classifier, have our names."""
     task, backbone_name = split_name(name)
     if family(backbone_name) == "timm":  # its names depend on the network and on the task
-        state = convert_for(backbone_name.removeprefix("timm/"), task)(state)
+        state = convert_for(backbone_name.removeprefix("timm/"), task in tasks.CLASSIFIERS)(state)
     return _family_of(name).convert(state)
 
 
@@ -98,13 +98,16 @@ def identify(name: str, weights: Weights) -> Identity:
 
 
 def _task_of(own: str, weights: Weights, state: State) -> str | None:
-    """The task whose head the weights have, the model's `own` first; None where nothing tells."""
+    """The task whose head the weights have, the model's `own` first; None where nothing tells.
+
+    Two tasks may have the same head, as those that classify: what one has learned serves the other.
+    """
+    if tasks.find(own).recognize(state) is not None:
+        return own
     if weights.facts is not None:
         return weights.facts.task
-    for task in sorted(names("tasks"), key=lambda task: task != own):
-        if tasks.find(task).recognize(state) is not None:
-            return task
-    return None
+    others = (task for task in names("tasks") if task != own)
+    return next((task for task in others if tasks.find(task).recognize(state) is not None), None)
 
 
 def _recognized(name: str, state: State) -> Recognized:
