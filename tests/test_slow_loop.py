@@ -24,6 +24,7 @@ from fleetnet.data import Object, Split, load
 from fleetnet.find import find
 from fleetnet.inputs.augment import augmentation
 from fleetnet.inputs.dataset import ImageDataset, Item, collate
+from fleetnet.inputs.randomness import Draw
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model
 from fleetnet.training.class_weights import class_weights
@@ -122,7 +123,9 @@ def scenes(crowds: bool = False) -> tuple[Split, Split]:
     return Split(drawn, train.classes), Split(val.samples[:4], val.classes)
 
 
-def reader(task: str, train: Split, config: TrainConfig) -> Callable[[int, bool], Item | str]:
+def reader(
+    task: str, train: Split, config: TrainConfig
+) -> Callable[[int, int, int, bool], Item | str]:
     """What the slow loop reads: a sample as an input, with mosaic or without."""
     preprocess = Preprocess(config.size, mode=find("tasks", task).MODE)
     module = find("tasks", task)
@@ -141,10 +144,15 @@ def reader(task: str, train: Split, config: TrainConfig) -> Callable[[int, bool]
                 auto_augment=config.auto_augment,
             ),
             target=module.TARGET,
+            seed=config.seed,
         )
         for probability in (config.mosaic, 0.0)
     )
-    return lambda index, mosaic: data[index] if mosaic else plain[index]
+
+    def read(epoch: int, index: int, turn: int, mosaic: bool) -> Item | str:
+        return (data if mosaic else plain)[Draw(epoch, index, turn)]
+
+    return read
 
 
 def scorer(task: str, val: Split, config: TrainConfig) -> Callable[[nn.Module], float]:

@@ -81,6 +81,8 @@ AFTER_RESUME = (
     "epochs",
     "device",
     "threads",
+    "workers",
+    "cache",
     "eval_every",
     "patience",
     "timeout",

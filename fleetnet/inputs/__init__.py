@@ -5,7 +5,8 @@
     layouts    where pictures lie in an input: crops, scales and mosaics as numbers
     dataset    samples as network inputs, and batches of them
     mixing     what changes a whole batch: mixup, cutmix, sizes
-    samplers   in which order an epoch goes through the samples
+    randomness random numbers that belong to a sample, a batch or a step
+    samplers   in which order an epoch goes through the samples, and in which batches
     loader     the one builder of batches
 
 and what the loader needs:

@@ -16,9 +16,8 @@ small ones below.
 """
 
 import math
-import random
 from collections.abc import Callable, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
 import torch
 from PIL import Image
@@ -54,9 +53,10 @@ class Augmentation(Protocol):
         """One picture, RGB, with its annotation in its pixels; what came in stays as it is.
 
         There are fewer than `pictures` where files could not be read, and at least one. The
-        annotation has the keys of the task, see `decode.Targets`. `generator` is torch's own in
-        each process, which torchvision's transforms draw from too: it and Python's `random` are
-        seeded at the start of each epoch.
+        annotation has the keys of the task, see `decode.Targets`. `generator` is torch's own, which
+        torchvision's transforms draw from too: before each sample it, Python's `random` and NumPy
+        are seeded by the run's seed, the epoch and the sample (`randomness.of_sample`), so that
+        what is drawn from any of them belongs to the sample. So keep nothing between two calls.
         """
         ...
 
@@ -151,24 +151,16 @@ class RandomCrop(Augmentation):
 
 
 class Flip(Augmentation):
-    """Mirrored left to right, with a probability.
+    """Mirrored left to right, with a probability."""
 
-    `numbers` says which random numbers decide: with others, runs that go on would change.
-    """
-
-    def __init__(self, probability: float, numbers: Literal["torch", "python"] = "torch"):
+    def __init__(self, probability: float):
         self.probability = probability
-        self.numbers = numbers
 
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
         picture, targets = pictures[0]
-        if self.numbers == "torch":
-            flipped = bool(torch.rand(1, generator=generator) < self.probability)
-        else:
-            flipped = random.random() < self.probability
-        if not flipped:
+        if torch.rand(1, generator=generator) >= self.probability:
             return pictures[0]
         mirror = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         return AnnotatedPicture(mirror, mirrored(targets, picture.width))
@@ -285,7 +277,7 @@ def augmentation(
         steps = _cropped(preprocess, scale, flip, auto_augment or "none")
     else:
         layout = layout_of(name, preprocess, scale, mosaic)
-        steps = [Arranged(preprocess, layout), Flip(flip, numbers="python")]
+        steps = [Arranged(preprocess, layout), Flip(flip)]
     if color_jitter:
         steps.append(Recolored(_colors(name, color_jitter)))
     if erasing:

@@ -5,7 +5,6 @@ from contextlib import suppress
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -16,11 +15,11 @@ from ..geometry import Place
 from ..preprocess import Preprocess
 from .augment import Augmentation, as_input
 from .decode import AnnotatedPicture, Targets, read_picture, read_targets, reduced
+from .randomness import Draw, generator_of, of_others, of_sample, seed_all, states_kept
 
 # "label": (N,), or mixed (N, classes); "tags": (N, classes); "semantic": (N, H, W), in evaluation a
 # list; of objects, lists of N tensors.
 BatchTargets = dict[str, Any]
-LARGER = 1.3  # times the input's size: how large pictures are kept in memory
 
 
 class Batch(NamedTuple):
@@ -55,13 +54,16 @@ class ImageDataset(Dataset[Item | str]):
     """Samples of a split as network inputs, or as text the reason why there is none.
 
     `target` is the kind of annotation that comes with them (see `data`). With `augment` they are
-    for training: its random changes move the annotation with the picture, into pixels of the input.
-    Without, they are for evaluation, and the annotation stays in the picture's pixels.
+    for training: its random changes move the annotation with the picture, into pixels of the input,
+    and from the epoch `plain_from` on its plain form does. Without, they are for evaluation, and
+    the annotation stays in the picture's pixels.
 
-    With `cache` all images are decoded at once and kept in memory, reduced to just cover 1.3 times
-    the input's size: for training, where random crops resize them anyway; evaluation needs the
-    whole image. Beyond `limit` bytes, the rest is read from disk each time. Processes of a
-    DataLoader share the memory where they are forked (Linux); elsewhere each has a copy.
+    Samples are asked for by their index, or in training by a `Draw`: random numbers are those of
+    `seed` and the draw, in whichever process; of an index alone, those of its first in epoch 0.
+
+    With `cache` images are decoded at once and kept in memory as they are; beyond `limit` bytes the
+    rest is read from disk each time. Processes of a DataLoader share the memory where they are
+    forked (Linux); elsewhere each has a copy.
     """
 
     def __init__(
@@ -71,14 +73,19 @@ class ImageDataset(Dataset[Item | str]):
         augment: Augmentation | None = None,
         *,
         target: str = "label",
+        seed: int = 0,
+        plain_from: int | None = None,
         cache: bool = False,
         limit: int = 4 * 1024**3,
     ):
         self.split = split
         self.preprocess = preprocess
         self.augment = augment
+        self.plain = None if augment is None else augment.plain()
+        self.plain_from = plain_from
         self.target = target
-        self.cache = cache
+        self.seed = seed
+        self.makes_pictures = any(callable(sample.image) for sample in split.samples)
         self.watcher: Watcher | None = None  # where worker processes read
         # Of the first samples; text is the reason why there is no image.
         self.kept: list[images.Picture | str] = []
@@ -88,11 +95,24 @@ class ImageDataset(Dataset[Item | str]):
     def __len__(self) -> int:
         return len(self.split.samples)
 
-    def __getitem__(self, index: int) -> Item | str:
+    def __getitem__(self, key: int | Draw) -> Item | str:
+        return self.__getitems__([key])[0]
+
+    def __getitems__(self, keys: Sequence[int | Draw]) -> list[Item | str]:
+        """A batch, as a `DataLoader` asks for it; the global random states stay as they are."""
+        if self.augment is None:
+            return [self._item(key) for key in keys]
+        with states_kept():
+            return [self._item(key) for key in keys]
+
+    def _item(self, key: int | Draw) -> Item | str:
+        draw = key if isinstance(key, Draw) else Draw(0, key)
+        is_plain = self.plain_from is not None and draw.epoch >= self.plain_from
+        augment = self.plain if is_plain else self.augment
         try:
-            if self.augment is None:
-                return self._for_evaluation(index)
-            return self._for_training(index, self.augment)
+            if augment is None:
+                return self._for_evaluation(draw.sample)
+            return self._for_training(draw, augment)
         except DataError as error:
             return str(error)
 
@@ -101,15 +121,23 @@ class ImageDataset(Dataset[Item | str]):
         place = self.preprocess.place(picture.height, picture.width)
         return Item(self.preprocess(picture), self._targets(index, picture), index, place)
 
-    def _for_training(self, index: int, augment: Augmentation) -> Item:
-        pictures = [self.annotated(index)]
-        generator = torch.default_generator
-        others = torch.randint(len(self), (augment.pictures - 1,), generator=generator)
+    def _for_training(self, draw: Draw, augment: Augmentation) -> Item:
+        pictures = self._pictures(draw, augment.pictures)
+        generator = seed_all(of_sample(self.seed, draw))
+        image, targets = as_input(augment, self.preprocess, pictures, generator)
+        return Item(image, targets, draw.sample, None)
+
+    def _pictures(self, draw: Draw, count: int) -> list[AnnotatedPicture]:
+        """The sample, and random others as far as they can be read."""
+        seeds = of_others(self.seed, draw)
+        if self.makes_pictures:  # what makes them may draw numbers
+            seed_all(seeds)
+        pictures = [self.annotated(draw.sample)]
+        others = torch.randint(len(self), (count - 1,), generator=generator_of(seeds))
         for other in others.tolist():
             with suppress(DataError):  # named when it is an item itself
                 pictures.append(self.annotated(other))
-        image, targets = as_input(augment, self.preprocess, pictures, generator)
-        return Item(image, targets, index, None)
+        return pictures
 
     def annotated(self, index: int) -> AnnotatedPicture:
         """The image of a sample with its annotation in the image's pixels.
@@ -144,16 +172,7 @@ class ImageDataset(Dataset[Item | str]):
     def _read(self, index: int) -> images.Picture:
         if self.watcher is not None:
             self.watcher.reads(index)
-        picture = read_picture(self.split.samples[index], self.preprocess.values)
-        return self._smaller(picture) if self.cache else picture
-
-    def _smaller(self, picture: images.Picture) -> images.Picture:
-        image, (height, width) = picture.image, self.preprocess.size
-        ratio = LARGER * max(height / image.height, width / image.width)
-        if ratio >= 1:
-            return picture
-        size = max(1, round(image.width * ratio)), max(1, round(image.height * ratio))
-        return picture._replace(image=image.resize(size, Image.Resampling.BILINEAR))
+        return read_picture(self.split.samples[index], self.preprocess.values)
 
     def _keep(self, limit: int) -> None:
         """Read the first samples into memory, as many as `limit` bytes hold."""

@@ -1,6 +1,6 @@
 """A sample from its files: the picture as RGB, and its annotation in the picture's own pixels.
 
-Nothing is random here, and nothing is resized but by `reduced`, for copies that are kept in memory.
+Nothing is random here, and nothing is resized but by `reduced`, for pictures that are too large.
 """
 
 from collections.abc import Sequence

@@ -4,12 +4,8 @@ A layout gives a `Place` for each picture. What is seen of the picture is resamp
 annotation follows from the same numbers (`draw`, `move`). So nothing is resampled twice. Differs
 from the papers' code in that only; and "segment" pads a picture that is smaller than the input,
 where ParC-Net's enlarges it.
-
-Scales and positions are drawn from Python's `random`, which is seeded with torch's generator: other
-numbers would change runs that go on.
 """
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -25,6 +21,7 @@ from ..data import IGNORE, OF_PICTURES
 from ..geometry import Place
 from ..preprocess import Preprocess
 from .decode import AnnotatedPicture, Targets
+from .randomness import choice, uniform, whole
 
 SIDE = 2.0  # pixels of the input: objects with a shorter side are dropped
 VISIBLE = 0.15  # and those of which a smaller share of the area is left
@@ -91,12 +88,13 @@ class Zoom(Layout):
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> list[Part]:
         height, width = self.preprocess.size
-        place = self.scaled(pictures[0].picture, random.uniform(self.low, self.high))
+        factor = uniform(self.low, self.high, generator)
+        place = self.scaled(pictures[0].picture, factor)
         # Pixels that the picture leaves free, below 0 where it is the larger of the two.
         free_y = height - round(place.height * place.scale_y)
         free_x = width - round(place.width * place.scale_x)
-        top = random.randint(min(0, free_y), max(0, free_y))
-        left = random.randint(min(0, free_x), max(0, free_x))
+        top = whole(min(0, free_y), max(0, free_y), generator)
+        left = whole(min(0, free_x), max(0, free_x), generator)
         return [Part(place._replace(top=top, left=left))]
 
 
@@ -117,12 +115,12 @@ class Mosaic(Layout):
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> list[Part]:
         # There are fewer where files could not be read.
-        if len(pictures) < 4 or random.random() >= self.probability:
+        if len(pictures) < 4 or uniform(0, 1, generator) >= self.probability:
             return self.zoom(pictures, generator)
-        factor = random.uniform(self.zoom.low, self.zoom.high)
+        factor = uniform(self.zoom.low, self.zoom.high, generator)
         height, width = self.zoom.preprocess.size
-        y = self._meeting_point(height, factor)
-        x = self._meeting_point(width, factor)
+        y = self._meeting_point(height, factor, generator)
+        x = self._meeting_point(width, factor, generator)
         parts = []
         for index, (picture, _) in enumerate(pictures[:4]):
             place = self.zoom.scaled(picture, factor)
@@ -132,9 +130,11 @@ class Mosaic(Layout):
             parts.append(Part(place._replace(top=top, left=left)))
         return parts
 
-    def _meeting_point(self, side: int, factor: float) -> int:
+    def _meeting_point(self, side: int, factor: float, generator: torch.Generator) -> int:
         """Where they meet in an input of `side` pixels; at an edge, only two of them are seen."""
-        center = 0.5 + factor * random.uniform(-0.5, 0.5) + self.shift * random.uniform(-1, 1)
+        of_canvas = factor * uniform(-0.5, 0.5, generator)
+        of_window = self.shift * uniform(-1, 1, generator)
+        center = 0.5 + of_canvas + of_window
         return min(max(round(side * center), 0), side)
 
     def plain(self) -> Layout:
@@ -174,7 +174,7 @@ class Crop(Layout):
         """
         whole = torch.tensor([width, height])
         center = (boxes[:, :2] + boxes[:, 2:]) / 2  # (n, 2)
-        while len(boxes) and (overlap := random.choice(OVERLAPS)) < 1:
+        while len(boxes) and (overlap := choice(OVERLAPS, generator)) < 1:
             share = torch.rand(self.trials, 2, generator=generator)
             side = torch.floor(whole * (self.scale + (1 - self.scale) * share)).clamp(min=1)
             corner = torch.floor((whole - side) * torch.rand(self.trials, 2, generator=generator))

@@ -1,10 +1,12 @@
 """The one builder of batches: every evaluation and training gets them here."""
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
 from .dataset import ImageDataset, Item
 from .handover import HandOver
-from .samplers import Order
+from .randomness import Draw
+from .samplers import Order, OrderedBatches
 from .workers import Positions
 
 Batches = DataLoader[Item | str]  # which gives a `Batch` at a time
@@ -28,14 +30,19 @@ def batches_of(
     """
     positions = Positions(workers) if workers else None
     data.watcher = positions
+    batches: Sampler[list[int]] | Sampler[list[Draw]]
+    if order is None:
+        batches = BatchSampler(SequentialSampler(data), batch_size, drop_last=False)
+    else:
+        batches = OrderedBatches(order, batch_size)
     return DataLoader(
         data,
-        batch_size=batch_size,
-        sampler=order,
-        drop_last=order is not None and len(order) >= batch_size,
+        batch_sampler=batches,
         num_workers=workers,
         collate_fn=HandOver(workers),
         pin_memory=pin_memory,
         timeout=60 * minutes if workers else 0,
         worker_init_fn=None if positions is None else positions.started,
+        # It draws a number for its workers, which would move torch's own.
+        generator=torch.Generator(),
     )

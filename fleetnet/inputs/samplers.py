@@ -1,13 +1,22 @@
-"""In which order an epoch goes through the samples."""
+"""In which order an epoch goes through the samples, and in which batches.
 
-from collections import defaultdict
-from collections.abc import Iterator
-from typing import Protocol
+Order            indices of samples: `Shuffled`, `Balanced`, or one that a user gives
+Draws            the same, with the epoch and how often a sample came up in it before
+OrderedBatches   what a process gets of each batch
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Protocol, TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
 from ..data import Split
+from .randomness import Draw, generator_of, of_order
+
+T = TypeVar("T")
 
 
 class Order(Protocol):
@@ -34,7 +43,7 @@ class Shuffled(Sampler[int]):
         return self.count
 
     def generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return generator_of(of_order(self.seed, self.epoch))
 
     def __iter__(self) -> Iterator[int]:
         return iter(torch.randperm(self.count, generator=self.generator()).tolist())
@@ -69,3 +78,55 @@ class Balanced(Shuffled):
 def labels_of(split: Split) -> list[int]:
     """The class of each sample that has one."""
     return [sample.label for sample in split.samples if sample.label is not None]
+
+
+# What a DataLoader asks for -----------------------------------------------------------------------
+
+
+class Draws(Sampler[Draw]):
+    """The samples of an order as keys that say all that their random numbers depend on."""
+
+    def __init__(self, order: Order):
+        self.order = order
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[Draw]:
+        epoch = self.order.epoch
+        turns: Counter[int] = Counter()
+        for index in self.order:
+            yield Draw(epoch, index, turns[index])
+            turns[index] += 1
+
+
+class OrderedBatches(Sampler[list[Draw]]):
+    """What the process `rank` of `world` gets of each batch of `batch_size` samples.
+
+    A smaller last batch is left out unless it is the only one. Batch b of an epoch has the same
+    samples for any number of processes.
+    """
+
+    def __init__(self, order: Order, batch_size: int, rank: int = 0, world: int = 1):
+        self.draws = Draws(order)
+        self.batch_size = batch_size
+        self.drop_last = len(order) >= batch_size
+        self.rank, self.world = rank, world
+
+    def __len__(self) -> int:
+        return len(self.draws) // self.batch_size if self.drop_last else min(1, len(self.draws))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        draws = iter(self.draws)
+        while batch := list(islice(draws, self.batch_size)):
+            if len(batch) < self.batch_size and self.drop_last:
+                return
+            yield list(share_of(batch, self.rank, self.world))
+
+
+def share_of(batch: Sequence[T], rank: int, world: int) -> Sequence[T]:
+    """A part of a batch, for process `rank` of `world`: one after the other, they are the batch.
+
+    Sizes differ by one at most.
+    """
+    return batch[len(batch) * rank // world : len(batch) * (rank + 1) // world]

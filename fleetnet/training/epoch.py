@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..errors import DataError, FleetnetError
 from ..inputs.dataset import Batch
+from ..inputs.randomness import of_batch, of_network, seed_all, states_kept
 from ..inputs.workers import Say, patient
 from .hooks import Hook, Pace
 from .learner import Learner
@@ -35,29 +36,44 @@ def train_one_epoch(
         if usable:
             lr = learner.schedule.rate(epoch, step // accumulate)
             decay = learner.schedule.decay(epoch, step // accumulate)
-            # (N, 3, H, W)
-            images, targets = mixed_and_sized(batch, learner.model.classes, learner.config)
-            hook.batch(images, targets, learner.preprocess)
-            losses = learner.losses(images, targets)
+            losses, images = _losses_of(learner, batch, epoch, step, hook)
             total = torch.stack(list(losses.values())).sum()
             loss = total.item()
             _check_loss(loss, epoch, step, lr)
             learner.accelerator.backward(total / accumulate)
             summed = True
-            means.add(losses, len(images))
+            means.add(losses, images)
         # a group ends by its place in the epoch, so that batches without an image move no other's
         group_ends = (step + 1) % accumulate == 0 or step + 1 == len(learner.batches)
         if group_ends and summed:
             learner.update(lr, decay)
             summed = False
         if usable:
-            hook.step(pace.progress(epoch, step + 1, loss, lr, len(images)))
+            hook.step(pace.progress(epoch, step + 1, loss, lr, images))
     if summed:  # an order that ended before its own length
         learner.update(lr, decay)
     if not means.images:
         first = skipped[0] if skipped else "none given"
         raise DataError(f"no image could be read for training; the first: {first}")
     return {**means.result(), "lr": lr, "images": means.images, "skipped": skipped}
+
+
+def _losses_of(
+    learner: Learner, batch: Batch, epoch: int, step: int, hook: Hook
+) -> tuple[dict[str, Tensor], int]:
+    """The losses of a batch, and how many images they are the mean of.
+
+    What is drawn belongs to the step, whatever was drawn before: in the processes that read, in
+    earlier steps, in hooks.
+    """
+    config, device = learner.config, learner.accelerator.device
+    with states_kept(device):
+        generator = seed_all(of_batch(config.seed, epoch, step), device)
+        # (N, 3, H, W)
+        images, targets = mixed_and_sized(batch, learner.model.classes, config, generator)
+        hook.batch(images, targets, learner.preprocess)
+        seed_all(of_network(config.seed, epoch, step), device)
+        return learner.losses(images, targets), len(images)
 
 
 class _Means:

@@ -1,9 +1,10 @@
 """Training from the first check to the last figure: `fit`.
 
-Unusual here: the learning rate is a pure function of the step, and order and augmentation are
-seeded by the epoch, so that a run resumed after any epoch continues exactly as if it had never
-stopped. The state of a run is one file, replaced atomically once an epoch: killing the process
-loses at most the epoch in progress. No task is named in this folder.
+Unusual here: the learning rate is a pure function of the step, and so is every random number of
+the place that it is drawn for (`inputs/randomness.py`), so that a run resumed after any epoch
+continues exactly as if it had never stopped.
+The state of a run is one file, replaced atomically once an epoch: killing the process loses at most
+the epoch in progress. No task is named in this folder.
 """
 
 import time

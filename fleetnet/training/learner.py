@@ -1,11 +1,9 @@
 """What is trained, with all that it is trained with: `set_up` makes a `Learner`, `fit` runs it."""
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -52,8 +50,6 @@ class Learner:
     schedule: Schedule
     objective: Objective
     average: AveragedModel | None
-    data: ImageDataset  # of training
-    augment: Augmentation  # of training, but in the last `plain_epochs`
     order: Order  # in which the samples come
     batches: Batches  # of training
     val_batches: Batches
@@ -65,10 +61,7 @@ class Learner:
 
     def begin(self, epoch: int) -> None:
         """Bring all into the state in which an epoch (from 0) begins, whatever came before it."""
-        seed_all(self.config.seed * 1_000_003 + epoch)
         self.order.epoch = epoch
-        if self.config.epochs - epoch <= self.config.plain_epochs:
-            self.data.augment = self.augment.plain()
         self.network.train()
         for norm in self.frozen_norms:
             norm.eval()
@@ -120,7 +113,7 @@ class Learner:
         )
 
     def state(self) -> State:
-        """All that changes from epoch to epoch; order and random numbers follow from its number."""
+        """All that changes from epoch to epoch; random numbers follow from epoch and step."""
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),
@@ -171,7 +164,15 @@ def set_up(
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
     augment = augmentation_of(task, preprocess, config) if augment is None else augment
-    data = ImageDataset(train, preprocess, augment, target=task.TARGET, cache=config.cache)
+    data = ImageDataset(
+        train,
+        preprocess,
+        augment,
+        target=task.TARGET,
+        seed=config.seed,
+        plain_from=config.epochs - config.plain_epochs,
+        cache=config.cache,
+    )
     val_data = ImageDataset(val, preprocess, target=task.TARGET)
     if config.norm == "frozen":
         freeze_norms(model)
@@ -211,8 +212,6 @@ def set_up(
         average=(
             None if config.ema is None else average_of(model, config.ema, warmup=config.ema_warmup)
         ),
-        data=data,
-        augment=augment,
         order=order,
         batches=train_batches,
         val_batches=val_batches,
@@ -225,9 +224,3 @@ def set_up(
     if before is not None:
         learner.load(before.state)
     return learner
-
-
-def seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)

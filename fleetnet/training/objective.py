@@ -17,17 +17,18 @@
     fleetnet.fit(model, train, val, config, "runs/mine", objective=objective)
 """
 
-import random
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from .. import tasks
 from ..data import Split
 from ..inputs.dataset import Batch
 from ..inputs.mixing import mix, multi_scale
+from ..inputs.randomness import uniform
 from ..tasks import Model, named
 from .class_weights import class_weights
 from .config import TrainConfig
@@ -75,12 +76,17 @@ def task_objective(model: Model, config: TrainConfig, train: Split) -> TaskObjec
     return TaskObjective(model, settings)
 
 
-def mixed_and_sized(batch: Batch, classes: int, config: TrainConfig) -> tuple[Tensor, Targets]:
-    """Images (N, 3, H, W) and targets of a batch after mixup or cutmix, at a size of its own."""
+def mixed_and_sized(
+    batch: Batch, classes: int, config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, Targets]:
+    """Images (N, 3, H, W) and targets of a batch after mixup or cutmix, at a size of its own.
+
+    `generator` is torch's own, which torchvision's mixing draws from.
+    """
     images, targets = batch.images, batch.targets
     if config.mixup or config.cutmix:
         images, targets = mix(images, targets, classes, config.mixup, config.cutmix)
     if config.multi_scale:
-        ratio = random.uniform(1 - config.multi_scale, 1 + config.multi_scale)
+        ratio = uniform(1 - config.multi_scale, 1 + config.multi_scale, generator)
         images, targets = multi_scale(images, targets, ratio)
     return images, targets

@@ -7,9 +7,11 @@ the last epochs without mosaic, and which weights are the best.
 """
 
 import copy
+import hashlib
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -42,14 +44,15 @@ def train_slowly(  # noqa: C901, PLR0915
     model: nn.Module,
     config: TrainConfig,
     count: int,
-    read: Callable[[int, bool], Item | str],
+    read: Callable[[int, int, int, bool], Item | str],
     loss: Callable[[Any, Any], dict[str, Tensor]],
     score: Callable[[nn.Module], float],
     labels: list[int] | None = None,
 ) -> Course:
     """Train `model` in place on `count` samples.
 
-    `read(index, mosaic)` makes an input of a sample, `loss(outputs, targets)` has named parts,
+    `read(epoch, index, turn, mosaic)` makes an input of a sample, which comes up in this epoch for
+    the first time in turn 0, and for the second in turn 1, `loss(outputs, targets)` has named parts,
     `score(model)` is the figure by which weights are the best, and `labels` are those of the
     samples, for `config.balance`.
     """
@@ -61,30 +64,32 @@ def train_slowly(  # noqa: C901, PLR0915
     averagings = 0
     course = Course()
     for epoch in range(config.epochs):
-        seed_all(config.seed * 1_000_003 + epoch)
         order = order_of(count, config.seed, epoch)
         if config.balance:
             order = balanced_order(labels, config.seed, epoch)
-        batches = chunks(order, config.batch_size)
+        batches = chunks(with_turns(order), config.batch_size)
         if count >= config.batch_size:  # a smaller last one is left out
             batches = [batch for batch in batches if len(batch) == config.batch_size]
         mosaic = epoch < config.epochs - config.plain_epochs
-        inputs = one_ahead(batch_of(batch, read, mosaic) for batch in batches)
         model.train()
         for part in frozen:
             part.eval()
         groups = chunks(batches, config.accumulate)
         sums: dict[str, float] = {}
-        images, rate = 0, 0.0
+        images, rate, step = 0, 0.0, -1
         for update, group in enumerate(groups):
             learned = False
-            for _ in group:
-                batch = next(inputs)
+            for samples in group:
+                step += 1
+                batch = collate([read(epoch, index, turn, mosaic) for index, turn in samples])
                 if len(batch.images) == 0 or (len(batch.images) == 1 and batch.skipped):
                     continue  # of unreadable files
                 learned = True
                 rate = rate_of(epoch * len(groups) + update, len(groups), config)
-                losses = loss(*outputs_of(model, batch, config))
+                seed_all(f"batch {config.seed} {epoch} {step}")
+                inputs, targets = mixed_and_sized(batch, model.classes, config)
+                seed_all(f"network {config.seed} {epoch} {step}")
+                losses = loss(model(inputs), targets)
                 total = torch.stack(list(losses.values())).sum()
                 (total / config.accumulate).backward()  # of a last group with fewer batches too
                 images += len(batch.images)
@@ -118,31 +123,22 @@ def train_slowly(  # noqa: C901, PLR0915
     return course
 
 
-def seed_all(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+def seed_all(place: str) -> None:
+    """Seed all generators by the digest of what is drawn for, and where."""
+    digest = hashlib.blake2b(place.encode(), digest_size=20).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
+    random.seed(int.from_bytes(digest[8:16], "little"))
+    np.random.seed(int.from_bytes(digest[16:], "little"))
 
 
-def one_ahead(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, each of them handed on when the next one is made.
-
-    Augmentations draw from the same global random states as what follows in a step (mixing, sizes),
-    so which numbers each gets depends on who comes first: `fit` begins an epoch with one draw for
-    its data loader, and reads one batch ahead. Nothing else in this file depends on that.
-    """
-    torch.empty((), dtype=torch.int64).random_()
-    before = None
-    for batch in batches:
-        if before is not None:
-            yield before
-        before = batch
-    if before is not None:
-        yield before
-
-
-def batch_of(indices: list[int], read: Callable[[int, bool], Item | str], mosaic: bool) -> Batch:
-    return collate([read(index, mosaic) for index in indices])
+def with_turns(order: list[int]) -> list[tuple[int, int]]:
+    """Each sample with how often it came up before."""
+    before: Counter[int] = Counter()
+    pairs = []
+    for index in order:
+        pairs.append((index, before[index]))
+        before[index] += 1
+    return pairs
 
 
 def order_of(count: int, seed: int, epoch: int) -> list[int]:
@@ -169,7 +165,8 @@ def shuffled(items: list[int], generator: torch.Generator) -> list[int]:
 
 
 def generator_of(seed: int, epoch: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    digest = hashlib.blake2b(f"order {seed} {epoch}".encode(), digest_size=20).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def chunks(items: list[Any], size: int) -> list[list[Any]]:
@@ -210,13 +207,16 @@ def rate_of(update: int, updates_an_epoch: int, config: TrainConfig) -> float:
     return config.lr * (1 + math.cos(math.pi * (update - warmup) / (updates - warmup))) / 2
 
 
-def outputs_of(model: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Any, dict[str, Any]]:
-    """What the network makes of a batch in training, and the targets that go with it."""
+def mixed_and_sized(
+    batch: Batch, classes: int, config: TrainConfig
+) -> tuple[Tensor, dict[str, Any]]:
+    """What the network sees of a batch in training, and the targets that go with it."""
     images, targets = batch.images, dict(batch.targets)  # (N, 3, H, W)
     if config.mixup or config.cutmix:
-        images, targets = mix(images, targets, model.classes, config.mixup, config.cutmix)
+        images, targets = mix(images, targets, classes, config.mixup, config.cutmix)
     if config.multi_scale:
-        ratio = random.uniform(1 - config.multi_scale, 1 + config.multi_scale)
+        share = torch.rand((), dtype=torch.float64).item()
+        ratio = 1 - config.multi_scale + 2 * config.multi_scale * share
         height, width = images.shape[-2:]
         size = [max(32, 32 * round(side * ratio / 32)) for side in (height, width)]
         if size != [height, width]:
@@ -226,7 +226,7 @@ def outputs_of(model: nn.Module, batch: Batch, config: TrainConfig) -> tuple[Any
             targets["boxes"] = [boxes * torch.tensor([x, y, x, y]) for boxes in targets["boxes"]]
     if config.channels_last:
         images = images.contiguous(memory_format=torch.channels_last)
-    return model(images), targets
+    return images, targets
 
 
 def clip(gradients: list[Tensor], largest: float | None) -> None:

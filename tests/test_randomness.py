@@ -1,0 +1,214 @@
+"""Random numbers belong to a place in the run: which ones there are, and that nothing else moves."""
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import pytest
+import torch
+
+from fleetnet.data import load
+from fleetnet.inputs.augment import Augmentation, as_input, augmentation
+from fleetnet.inputs.dataset import ImageDataset, Item
+from fleetnet.inputs.decode import AnnotatedPicture
+from fleetnet.inputs.layouts import Mosaic, Zoom
+from fleetnet.inputs.randomness import (
+    Draw,
+    choice,
+    numbers,
+    of_sample,
+    seed_all,
+    states_kept,
+    uniform,
+    whole,
+)
+from fleetnet.inputs.samplers import Balanced, Draws, OrderedBatches, Shuffled, share_of
+from fleetnet.preprocess import Preprocess
+
+GENERATOR = torch.default_generator
+
+
+def drawn() -> tuple[float, float, float, float]:
+    """A number of each global generator, and one of NumPy's that it draws in pairs."""
+    return float(torch.rand(())), random.random(), np.random.random(), np.random.normal()
+
+
+# The numbers
+
+
+def test_each_place_has_numbers_of_its_own():
+    places = [
+        ("sample", seed, epoch, index)
+        for seed in (0, 1)
+        for epoch in range(30)
+        for index in range(30)
+    ]
+    places += [
+        ("order", 0, 0),
+        ("batch", 0, 0, 0),
+        ("sample", 0, 0, 0, 0),
+        ("sample", 1, 10, 0),
+        ("sample", 11, 0, 0),
+    ]
+    seeds = {numbers(str(what), *place) for what, *place in places}
+    assert len(seeds) == len(set(places))
+    assert len({one for three in seeds for one in three}) == 3 * len(seeds)
+
+
+def test_the_numbers_are_those_of_the_digest():
+    digest = hashlib.blake2b(b"sample 7 3 12 1", digest_size=20).digest()
+    assert of_sample(7, Draw(3, 12, 1)) == (
+        int.from_bytes(digest[:8], "little"),
+        int.from_bytes(digest[8:16], "little"),
+        int.from_bytes(digest[16:], "little"),
+    )
+
+
+def draw_and_fail() -> None:
+    with states_kept():
+        seed_all(numbers("sample", 2))
+        drawn()
+        raise ZeroDivisionError
+
+
+def test_all_global_generators_are_seeded_and_put_back():
+    torch.manual_seed(1)
+    random.seed(1)
+    np.random.seed(1)
+    np.random.normal()  # the second of a pair is kept for later
+    with states_kept():
+        before = drawn()
+    with states_kept():
+        seed_all(numbers("sample", 1))
+        first = drawn()
+        with pytest.raises(ZeroDivisionError):
+            draw_and_fail()
+        later = drawn()
+        seed_all(numbers("sample", 1))
+        assert (drawn(), drawn()) == (first, later)
+    assert drawn() == before
+
+
+def test_uniform_whole_and_choice():
+    shares = [uniform(2, 4, GENERATOR) for _ in range(200)]
+    assert 2 <= min(shares) < 2.1
+    assert 3.9 < max(shares) <= 4
+    assert {whole(-1, 2, GENERATOR) for _ in range(100)} == {-1, 0, 1, 2}
+    assert {choice("abc", GENERATOR) for _ in range(100)} == set("abc")
+
+
+# The order, and who gets what of it
+
+
+def test_draws_count_how_often_a_sample_came_up():
+    order = Balanced([0] * 6 + [1] * 2, 3)
+    order.epoch = 4
+    draws = list(Draws(order))
+    assert [draw.sample for draw in draws] == list(order)
+    assert {draw.epoch for draw in draws} == {4}
+    assert len(set(draws)) == 8
+    assert sorted(draw.turn for draw in draws if draw.sample >= 6) == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize(("count", "size"), [(22, 8), (24, 8), (5, 8), (22, 1)])
+def test_processes_share_each_batch(count: int, size: int, world: int):
+    order = Shuffled(count, 5)
+    whole_batches = list(OrderedBatches(order, size))
+    assert len(whole_batches) == len(OrderedBatches(order, size)) == max(1, count // size)
+    assert {len(batch) for batch in whole_batches} == {min(size, count)}
+    parts = [list(OrderedBatches(order, size, rank, world)) for rank in range(world)]
+    for batch, *shares in zip(whole_batches, *parts, strict=True):
+        assert [draw for share in shares for draw in share] == batch
+        sizes = [len(share) for share in shares]
+        assert max(sizes) - min(sizes) <= 1
+    assert share_of("abcde", 1, 2) == "cde"
+
+
+# Samples
+
+
+class Foreign(Augmentation):
+    """Draws from all global generators, as augmentations of users do, and from that of others."""
+
+    pictures = 3
+
+    def __call__(
+        self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
+    ) -> AnnotatedPicture:
+        shown = pictures[int(np.random.randint(len(pictures)))].picture
+        turned = shown.rotate(random.uniform(-30, 30))
+        faded = turned.point(lambda value: int(value * float(torch.rand((), generator=generator))))
+        return AnnotatedPicture(faded, pictures[0].targets)
+
+
+PREPROCESS = Preprocess((32, 32), mode="letterbox")
+AUGMENTATIONS: dict[str, Callable[[], Augmentation]] = {
+    "classify": lambda: augmentation(
+        "classify", Preprocess((32, 32)), auto_augment="randaugment", erasing=0.5
+    ),
+    "ssd": lambda: augmentation("ssd", PREPROCESS),
+    "segment": lambda: augmentation("segment", PREPROCESS),
+    "mosaic": lambda: augmentation("mosaic", PREPROCESS, mosaic=0.7),
+    "of a user": Foreign,
+}
+
+
+def data_of(name: str, **settings: object) -> ImageDataset:
+    augment = AUGMENTATIONS[name]()
+    target = "label" if name in ("classify", "of a user") else "boxes"
+    split = load("shapes:24", "train", target=target)
+    return ImageDataset(split, PREPROCESS, augment, target=target, **settings)
+
+
+def images_of(data: ImageDataset, draws: Sequence[Draw]) -> list[torch.Tensor]:
+    items = [data[draw] for draw in draws]
+    return [item.image for item in items if isinstance(item, Item)]
+
+
+def same(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> bool:
+    return len(one) == len(other) and all(map(torch.equal, one, other))
+
+
+@pytest.mark.parametrize("name", AUGMENTATIONS)
+def test_a_sample_depends_on_seed_epoch_index_and_turn_alone(name: str):
+    """Neither on what was read before it, nor on the state of any generator."""
+    draws = [Draw(epoch, index, turn) for epoch in (0, 5) for index in (2, 3) for turn in (0, 1)]
+    data = data_of(name, seed=4)
+    images = images_of(data, draws)
+    torch.manual_seed(9)
+    random.seed(9)
+    np.random.seed(9)
+    before = drawn()
+    torch.manual_seed(9)
+    random.seed(9)
+    np.random.seed(9)
+    assert same(images_of(data, draws[::-1])[::-1], images)
+    assert drawn() == before
+    of_each = torch.stack(images).flatten(1)
+    assert len(of_each.unique(dim=0)) == len(draws)
+    others = images_of(data_of(name, seed=5), draws)
+    assert not any(map(torch.equal, images, others))
+    assert torch.equal(data[2].image, data[Draw(0, 2, 0)].image)
+
+
+def test_a_sample_is_what_torchs_generator_gives_when_seeded_by_hand():
+    data = data_of("classify", seed=4)
+    digest = hashlib.blake2b(b"sample 4 6 2 1", digest_size=20).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little"))
+    image, _ = as_input(data.augment, PREPROCESS, [data.annotated(2)])
+    assert torch.equal(data[Draw(6, 2, 1)].image, image)
+
+
+def test_the_last_epochs_are_plain_in_every_process():
+    """By the epoch of the draw, which a process that began before them has too."""
+    data = data_of("mosaic", plain_from=2)
+    assert isinstance(data.augment.steps[0].layout, Mosaic)
+    assert isinstance(data.plain.steps[0].layout, Zoom)
+    never = data_of("mosaic")
+    never.augment = data.plain
+    draws = [Draw(epoch, 1) for epoch in (2, 3)]
+    assert same(images_of(data, draws), images_of(never, draws))
+    draws = [Draw(1, index) for index in range(6)]
+    assert not same(images_of(data, draws), images_of(never, draws))
