@@ -65,6 +65,11 @@ def facts(
         )
     if len(classes) != model.classes:
         raise ModelError(f"{len(classes)} class names for a model of {model.classes} classes")
+    if preprocess.channels != model.channels:
+        raise ModelError(
+            f"a preprocessing for {preprocess.channels} channels (the length of its mean and std) "
+            f"for a model that takes {model.channels}"
+        )
     if source is None and model.report is not None:
         source = Source(model.report.source, model.report.license)
     if isinstance(source, Mapping):
@@ -163,10 +168,16 @@ def _built(about: Facts, options: Mapping[str, Option], path: Path) -> Model:
     """The network that a description asks for, in eval mode and in its form."""
     try:
         model = build(
-            about.model, len(about.classes), about.drop_path, about.output_stride, options
+            about.model,
+            len(about.classes),
+            about.drop_path,
+            about.output_stride,
+            options,
+            about.channels,
         ).eval()
         if about.form == "deploy":
-            model = cast(Model, reparameterize(model, torch.zeros(1, 3, *about.size)))
+            example = torch.zeros(1, about.channels, *about.size)
+            model = cast(Model, reparameterize(model, example))
     except (
         FleetnetError,
         TypeError,

@@ -338,6 +338,11 @@ class Facts:
         return self.preprocess.size
 
     @property
+    def channels(self) -> int:
+        """Of the pictures: 1 is gray, 3 RGB."""
+        return self.preprocess.channels
+
+    @property
     def best_score(self) -> float | None:
         """The score of the best F1 on the validation set, of a detector that was measured."""
         score = (self.metrics or {}).get("score")

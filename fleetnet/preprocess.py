@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from . import images
+from .channels import MOST, RGB
 from .errors import ModelError, UsageError, suggest
 from .geometry import Place
 from .sizes import LARGEST_SIDE
@@ -90,9 +91,9 @@ class Preprocess:
     size: tuple[int, int]  # height, width
     crop: float = 1.0  # share of the covered size that is kept: 0.875 is 256 -> 224
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-    channel_order: Literal["RGB", "BGR"] = "RGB"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # as many as there are channels
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    channel_order: Literal["RGB", "BGR"] = "RGB"  # BGR only of three
     # False: four (or sixteen) neighbors whatever the scale, as OpenCV resizes
     antialias: bool = True
     mode: Mode = "crop"
@@ -116,14 +117,23 @@ class Preprocess:
                 self.interpolation in list(INTERPOLATION),
                 " or ".join(INTERPOLATION),
             ),
-            ("mean", len(self.mean) == 3 and all(map(_is_number, self.mean)), "three numbers"),
+            (
+                "mean",
+                1 <= len(self.mean) <= MOST and all(map(_is_number, self.mean)),
+                f"a number for each channel, of which there are 1 to {MOST}",
+            ),
             (
                 "std",
-                len(self.std) == 3 and all(_is_number(n) and n > 0 for n in self.std),
-                "three positive numbers",
+                len(self.std) == len(self.mean) and all(_is_number(n) and n > 0 for n in self.std),
+                "a positive number for each channel, as many as mean has",
             ),
             ("antialias", isinstance(self.antialias, bool), "true or false"),
-            ("channel_order", self.channel_order in ("RGB", "BGR"), "RGB or BGR"),
+            (
+                "channel_order",
+                self.channel_order == "RGB"
+                or (self.channel_order == "BGR" and self.channels == RGB),
+                "RGB, or of three channels BGR",
+            ),
             ("mode", self.mode in MODES, ", ".join(MODES)),
             (
                 "values",
@@ -136,6 +146,28 @@ class Preprocess:
                 raise UsageError(
                     f"preprocess: {name} is {getattr(self, name)!r}; allowed: {allowed}"
                 )
+
+    @property
+    def channels(self) -> int:
+        """Of the pictures and the input: 1 is gray, 3 RGB."""
+        return len(self.mean)
+
+    def for_channels(self, channels: int) -> "Preprocess":
+        """The same for pictures of another number of channels; RGB is the start.
+
+        Red, green and blue keep their mean and std; gray, and channels beside the colors, have the
+        average of theirs. The order is then that of the picture.
+        """
+        if channels == self.channels:
+            return self
+        if self.channels != RGB:
+            raise UsageError(
+                f"preprocess: of {self.channels} channels; allowed: {RGB}, to make one for "
+                f"{channels} of it"
+            )
+        step = -1 if self.channel_order == "BGR" else 1
+        mean, std = (_of_channels(of_rgb[::step], channels) for of_rgb in (self.mean, self.std))
+        return dataclasses.replace(self, mean=mean, std=std, channel_order="RGB")
 
     def __call__(self, image: Image.Image | images.Picture) -> Tensor:
         """(3, height, width), float32, of an RGB picture of any size."""
@@ -207,7 +239,7 @@ class Preprocess:
         """Channel order and scale of values: RGB picture (height, width) -> (3, height, width) float32."""
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w) uint8
         pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
         return (
             pixels.to(torch.float32, memory_format=torch.contiguous_format)
             .div_(255)
@@ -217,14 +249,17 @@ class Preprocess:
 
     def picture_of(self, image: Tensor) -> Image.Image:
         """What `tensor` made of a picture, (3, height, width) float, as a picture again; for the eye."""
-        mean, std = (torch.tensor(value).view(3, 1, 1) for value in (self.mean, self.std))
+        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
         pixels = (image.float() * std + mean).mul(255).round().clamp(0, 255).byte()
         pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
         return Image.fromarray(pixels.permute(1, 2, 0).numpy())
 
     def for_pixels(self) -> "Preprocess":
         """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""
-        return dataclasses.replace(self, mean=(0.0,) * 3, std=(1 / 255,) * 3, channel_order="RGB")
+        count = self.channels
+        return dataclasses.replace(
+            self, mean=(0.0,) * count, std=(1 / 255,) * count, channel_order="RGB"
+        )
 
     def to_dict(self) -> dict[str, object]:
         """Plain values, for JSON."""
@@ -296,6 +331,13 @@ class Preprocess:
             return cls(**values)
         except (UsageError, TypeError) as error:
             raise ModelError(str(error)) from error
+
+
+def _of_channels(of_rgb: tuple[float, ...], channels: int) -> tuple[float, ...]:
+    """Mean or std of red, green and blue -> those of so many channels."""
+    average = sum(of_rgb) / RGB
+    colors = of_rgb if channels >= RGB else (average,)
+    return colors + (average,) * (channels - len(colors))
 
 
 def _is_range(values: Any) -> bool:

@@ -11,6 +11,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "errors": "synonyms",
     "find": "errors",
     "bands": "errors",
+    "channels": "errors",
     "fetching": "",
     "reading": "",
     "images": "bands errors fetching reading",
@@ -22,15 +23,15 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "predictions": "boxes errors geometry report rle",
     "files": "errors",
     "sizes": "errors",
-    "preprocess": "errors geometry images sizes",
+    "preprocess": "channels errors geometry images sizes",
     "inputs": "data errors geometry images inputs preprocess",
     "reparam": "errors",
     "layers": "errors reparam",
     "parc": "errors reparam",
-    "backbones": "backbones errors find layers parc preprocess reparam synonyms",
-    "tasks": "backbones boxes errors facts find layers predictions preprocess reading rle synonyms "
+    "backbones": "backbones channels errors find layers parc preprocess reparam synonyms",
+    "tasks": "backbones boxes channels errors facts find layers predictions preprocess reading rle synonyms "
     "tasks",
-    "weights": "backbones errors facts fetching files find preprocess reading reparam tasks "
+    "weights": "backbones channels errors facts fetching files find preprocess reading reparam tasks "
     "weights",
     "checkpoint": "errors facts files preprocess reading reparam tasks weights",
     "proof": "errors predictions proof reparam",
@@ -38,14 +39,14 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "deploy": "boxes checkpoint deploy errors facts files find geometry images predictions "
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
-    "training": "__init__ boxes checkpoint data errors facts files find images inputs predictions "
+    "training": "__init__ boxes channels checkpoint data errors facts files find images inputs predictions "
     "preprocess reading report sizes tasks training",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
-    "measure": "backbones data deploy errors find images inputs measure parc predictions proof "
+    "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
     "reading reparam runtimes sizes tasks training weights",
-    "cli": "__init__ backbones checkpoint cli data deploy errors facts files find images inputs "
+    "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
     "int8 measure predictions preprocess proof reading reparam report rle runtimes sizes synonyms "
     "tasks training weights",
     "__main__": "cli",

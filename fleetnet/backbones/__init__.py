@@ -10,10 +10,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from importlib.util import find_spec
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 from torch import Tensor, nn
 
+from ..channels import RGB
 from ..errors import ModelError, UsageError, suggest
 from ..find import find as find_module
 from ..find import names
@@ -81,7 +82,10 @@ class Family(Protocol):
 
     @property
     def VARIANTS(self) -> Mapping[str, Callable[..., Backbone]]:
-        """The constructors by name; they take `drop_path`, `output_stride` and some of OPTIONS."""
+        """The constructors by name; they take `drop_path`, `output_stride` and some of OPTIONS.
+
+        And `in_channels`, if they are to take images of another number of channels than three.
+        """
 
     @property
     def OPTIONS(self) -> tuple[str, ...]:
@@ -159,13 +163,14 @@ def backbone(
     drop_path: float = 0.0,
     output_stride: int = 32,
     options: Mapping[str, Option] | None = None,
+    channels: int = RGB,
 ) -> Backbone:
     """Build one backbone with random weights.
 
     `drop_path` is the largest drop probability of stochastic depth, in [0, 1); `output_stride` 32,
     16 or 8 (dilated instead of strided below 32); `options` are the family's own, such as
-    {"mixing": "conv"} of FasterNet. Raises `ModelError` for an unknown name, `UsageError` for an
-    unknown option.
+    {"mixing": "conv"} of FasterNet; `channels` are those of the image. Raises `ModelError` for an
+    unknown name, `UsageError` for an unknown option.
     """
     if output_stride not in (8, 16, 32):
         raise UsageError(f"output_stride is {output_stride}; allowed: 8, 16, 32")
@@ -174,7 +179,8 @@ def backbone(
     if family(name) == "timm":
         from .timm import make as make_of_timm
 
-        return make_of_timm(name.removeprefix("timm/"), drop_path, output_stride, options or {})
+        of_timm = name.removeprefix("timm/")
+        return make_of_timm(of_timm, drop_path, output_stride, options or {}, channels)
     make = variants()[name]
     of_family = find(family(name)).OPTIONS
     allowed = [key for key in inspect.signature(make).parameters if key in of_family]
@@ -184,4 +190,17 @@ def backbone(
                 f"{name} has no option {key!r}: "
                 f"{suggest(key, allowed) if allowed else 'it has none'}"
             )
-    return make(drop_path=drop_path, output_stride=output_stride, **(options or {}))
+    settings: dict[str, Any] = {"drop_path": drop_path, "output_stride": output_stride}
+    if channels != RGB:
+        _check_channels(name, make, channels)
+        settings["in_channels"] = channels
+    return make(**settings, **(options or {}))
+
+
+def _check_channels(name: str, make: Callable[..., Backbone], channels: int) -> None:
+    """`ModelError` for a network that is written for images of three channels only."""
+    if "in_channels" not in inspect.signature(make).parameters:
+        raise ModelError(
+            f"{name} takes images of {RGB} channels, not {channels}: its constructor has no "
+            "argument in_channels"
+        )

@@ -135,6 +135,7 @@ class FasterNet(nn.Module):
         output_stride: int = 32,
         mixing: str = "pconv",
         output_norm: bool = False,
+        in_channels: int = 3,
     ):
         super().__init__()
         if mixing not in MIXINGS:
@@ -142,11 +143,11 @@ class FasterNet(nn.Module):
         self.channels = [width * 2**i for i in range(len(depths))]
         self.strides: list[int] = []
         self.act = act
-        stages = []
+        stages: list[Stage] = []
         drop = iter(drop_rates(drop_path, sum(depths)))
-        before, total, dilation = 3, 1, 1
+        before, total, dilation = in_channels, 1, 1
         for channels, depth in zip(self.channels, depths, strict=True):
-            patch = 4 if before == 3 else 2
+            patch = 2 if stages else 4
             stride = patch if total * patch <= output_stride else 1
             rate = dilation * patch // stride
             blocks = [Block(channels, act, mixing, rate, next(drop)) for _ in range(depth)]

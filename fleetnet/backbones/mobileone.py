@@ -179,6 +179,7 @@ class MobileOne(nn.Module):
         output_stride: int = 32,
         branches: int = 1,
         norm: str = "in_branches",
+        in_channels: int = 3,
     ):
         super().__init__()
         if norm not in NORMS:
@@ -191,7 +192,8 @@ class MobileOne(nn.Module):
             )
         self.channels = list(channels)
         self.strides = [2]
-        stages = [nn.Sequential(Convolution(3, channels[0], 3, stride=2, norm=norm))]
+        stem = Convolution(in_channels, channels[0], 3, stride=2, norm=norm)
+        stages = [nn.Sequential(stem)]
         before, total, dilation = channels[0], 2, 1
         for outputs, depth, with_se in zip(channels[1:], DEPTHS, se, strict=True):
             stride = 2 if total < output_stride else 1

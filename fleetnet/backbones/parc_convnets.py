@@ -151,6 +151,7 @@ class ConvNeXt(Staged):
         parc: tuple[int, ...],
         drop_path: float = 0.0,
         output_stride: int = 32,
+        in_channels: int = 3,
     ):
         super().__init__()
         self.channels, self.strides = list(channels), []
@@ -163,7 +164,7 @@ class ConvNeXt(Staged):
             width, length = channels[i], 56 // 2**i
             blocks: list[nn.Module]
             if i == 0:
-                blocks = [nn.Conv2d(3, width, 4, 4), LayerNorm2d(width, eps=1e-6)]
+                blocks = [nn.Conv2d(in_channels, width, 4, 4), LayerNorm2d(width, eps=1e-6)]
             else:
                 inputs = channels[i - 1]
                 conv = (
@@ -237,11 +238,14 @@ class ResNet(Staged):
         parc: tuple[int, ...],
         drop_path: float = 0.0,
         output_stride: int = 32,
+        in_channels: int = 3,
     ):
         super().__init__()
         self.channels, self.strides = [256, 512, 1024, 2048], []
         drop = iter(drop_rates(drop_path, sum(depths)))
-        self.stem = nn.Sequential(ConvBN(3, 64, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1))
+        self.stem = nn.Sequential(
+            ConvBN(in_channels, 64, 7, stride=2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)
+        )
         self.stages = nn.ModuleList()
         inputs, total = 64, 4
         for i, (stride, before, dilation) in enumerate(_rates([4, 2, 2, 2], output_stride)):
@@ -303,11 +307,11 @@ class InvertedResidual(nn.Module):
 
 
 class MobileNetV2(Staged):
-    def __init__(self, drop_path: float = 0.0, output_stride: int = 32):
+    def __init__(self, drop_path: float = 0.0, output_stride: int = 32, in_channels: int = 3):
         super().__init__()
         self.channels, self.strides = [rows[-1][1] for rows in ROWS], []
         drop = iter(drop_rates(drop_path, sum(row[2] for rows in ROWS for row in rows)))
-        self.stem = nn.Sequential(ConvBN(3, 32, 3, stride=2), nn.ReLU6())
+        self.stem = nn.Sequential(ConvBN(in_channels, 32, 3, stride=2), nn.ReLU6())
         self.stages = nn.ModuleList()
         inputs, total = 32, 1
         for i, (rows, (stride, before, dilation)) in enumerate(

@@ -168,11 +168,12 @@ class ParCNet(nn.Module):
         drop_path: float = 0.0,
         output_stride: int = 32,
         dilate: bool = True,
+        in_channels: int = 3,
     ):
         super().__init__()
         self.channels, self.strides = list(channels), [2]
         drop = iter(drop_rates(drop_path, 2 + sum(depths)))  # one for each block with a residual
-        self.stem = nn.Sequential(ConvBN(3, stem[0], stem[1], stride=2), nn.SiLU())
+        self.stem = nn.Sequential(ConvBN(in_channels, stem[0], stem[1], stride=2), nn.SiLU())
         self.stages = nn.ModuleList([nn.Sequential(InvertedResidual(stem[0], channels[0]))])
         rate = 1  # of dilation: the product of the strides that output_stride took away
         for i, (before, width) in enumerate(pairwise(channels)):

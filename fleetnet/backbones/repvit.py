@@ -179,6 +179,7 @@ class RepViT(nn.Module):
         output_stride: int = 32,
         distillation: bool = True,
         taps: str = "last",
+        in_channels: int = 3,
     ):
         super().__init__()
         if taps not in TAPS:
@@ -187,7 +188,7 @@ class RepViT(nn.Module):
         self.strides: list[int] = []
         self.distillation, self.taps = distillation, taps
         self.stem = nn.Sequential(
-            ConvBN(3, width // 2, 3, 2), nn.GELU(), ConvBN(width // 2, width, 3, 2)
+            ConvBN(in_channels, width // 2, 3, 2), nn.GELU(), ConvBN(width // 2, width, 3, 2)
         )
         stages = []
         last = len(depths) - 1

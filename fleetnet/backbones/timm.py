@@ -122,9 +122,9 @@ def nearest(name: str) -> str:
 class Trunk(nn.Module):
     """image (N, 3, H, W) -> what timm's `forward_features` gives: one feature (N, C, h, w); tokens as (N, C, L, 1)."""
 
-    def __init__(self, name: str, drop_path: float, output_stride: int):
+    def __init__(self, name: str, drop_path: float, output_stride: int, in_channels: int):
         super().__init__()
-        whole = create(name, drop_path, output_stride)
+        whole = create(name, drop_path, output_stride, in_chans=in_channels)
         self.name, self.cut = name, cut_of(name)
         self.channels: list[int] = [self.cut.channels]
         self.strides: list[int] = [output_stride]
@@ -281,7 +281,11 @@ def create(
 
 
 def make(
-    name: str, drop_path: float, output_stride: int, options: Mapping[str, Option]
+    name: str,
+    drop_path: float,
+    output_stride: int,
+    options: Mapping[str, Option],
+    in_channels: int = 3,
 ) -> Features | Trunk:
     """A timm network by its own name, with random weights.
 
@@ -299,8 +303,9 @@ def make(
             f"{suggest(str(classifier), CLASSIFIERS)}"
         )
     if classifier == "own":
-        return Trunk(name, drop_path, output_stride)
-    return Features(create(name, drop_path, output_stride, features_only=True))
+        return Trunk(name, drop_path, output_stride, in_channels)
+    more = {"features_only": True, "in_chans": in_channels}
+    return Features(create(name, drop_path, output_stride, **more))
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

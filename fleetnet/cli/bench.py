@@ -271,7 +271,7 @@ def _measured(
     say_conditions(card)
     say(f"measuring {len(by_name)} in turn on {device}")
     jobs = [
-        devices.Job(name, s.file, s.size, s.threads, s.precision, s.outputs)
+        devices.Job(name, s.file, s.size, s.threads, s.precision, s.outputs, s.channels)
         for name, s in by_name.items()
         if s.file
     ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 from jsonargparse.typing import NonNegativeInt, PositiveInt
 
+from ..channels import RGB, parse_channels
 from ..errors import ModelError, UsageError
 from ..files import write_rows
 from ._arguments import check_outputs, flag, usual_classes, usual_sizes
@@ -68,6 +69,14 @@ class Flops:
         default=None,
         metadata=About(help="of a model given by name: 8, 16 or 32", usual="the task's"),
     )
+    channels: int | str | None = field(
+        default=None,
+        metadata=About(
+            help="of a model given by name: gray, rgb, rgba, or a number such as 5",
+            usual="3",
+            null=True,
+        ),
+    )
     options: dict[str, bool | int | float | str] | None = field(
         default=None,
         metadata=About(help="of a model given by name: the family's own, as --options.mixing conv"),
@@ -114,7 +123,7 @@ def _forms(settings: Flops, model: "Model", size: tuple[int, int]) -> "dict[str,
         names: Sequence[str] = (settings.form,)
     else:
         names = ("deploy",) if own == "deploy" else FORMS
-    example = torch.zeros(1, 3, *size)
+    example = torch.zeros(1, model.channels, *size)
     return {name: model if name == own else reparameterize(model, example) for name in names}
 
 
@@ -162,6 +171,7 @@ def _model(settings: Flops) -> "tuple[Model, tuple[int, int]]":
             "classes": settings.classes,
             "output_stride": settings.output_stride,
             "options": settings.options,
+            "channels": settings.channels,
         }
         for key, value in of_a_name.items():
             if value is not None:
@@ -175,5 +185,6 @@ def _model(settings: Flops) -> "tuple[Model, tuple[int, int]]":
         settings.classes,
         output_stride=settings.output_stride,
         options=settings.options,
+        channels=RGB if settings.channels is None else parse_channels(settings.channels),
     ).eval()
     return model, size or tasks.find(model.task).SIZE

@@ -61,7 +61,8 @@ def run(settings: Reparam) -> dict[str, object]:
         raise ModelError(f"{path} is in deploy form already; there is nothing to collapse")
     model = loaded.model.eval()
     size = parse_size(settings.size) if settings.size else loaded.preprocess.size
-    images = torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(0))
+    shape = (4, model.channels, *size)
+    images = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     deploy = cast("Model", reparameterize(model, images))
     proof = _prove(model, deploy, images)
     before, after = _size(model, size), _size(deploy, size)

@@ -77,9 +77,9 @@ class Deployable:
         return network
 
     def examples(self) -> list[Tensor]:
-        """The images to compare on, (1, 3, H, W) each: random ones, and the pictures."""
+        """The images to compare on, (1, C, H, W) each: random ones, and the pictures."""
         generator = torch.Generator().manual_seed(0)
-        shape = (1, 3, *self.preprocess.size)
+        shape = (1, self.preprocess.channels, *self.preprocess.size)
         inputs = [torch.randn(shape, generator=generator) for _ in range(RANDOM)]
         preprocess = self.preprocess
         if self.embed_preprocess:

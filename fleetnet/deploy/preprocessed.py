@@ -9,11 +9,11 @@ from ..errors import UsageError
 
 
 class Preprocessed(nn.Module):
-    """RGB pixels 0..255 (N, 3, H, W), float or uint8, at the network's size -> what `model` makes of them.
+    """Pixels 0..255 (N, C, H, W), float or uint8, at the size of `model` -> what it makes of them.
 
-    `mean` and `std` are on the scale 0..1 and in the channel order of the network. Reordering the
-    channels and (x / 255 - mean) / std is one 1x1 convolution, which every runtime has. In eval or
-    training mode as `model` is.
+    Three channels are RGB. `mean` and `std` are on the scale 0..1 and in the channel order of the
+    network. Reordering the channels and (x / 255 - mean) / std is one 1x1 convolution, which every
+    runtime has. In eval or training mode as `model` is.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Preprocessed(nn.Module):
         shift = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
         weight = torch.diag(scale)  # (network channel, RGB channel)
         weight = weight.flip(1) if channel_order == "BGR" else weight
-        self.normalize = nn.Conv2d(3, 3, 1, device=like.device, dtype=like.dtype)
+        self.normalize = nn.Conv2d(len(mean), len(mean), 1, device=like.device, dtype=like.dtype)
         self.normalize.weight = nn.Parameter(weight[:, :, None, None].to(like), requires_grad=False)
         self.normalize.bias = nn.Parameter(shift.to(like), requires_grad=False)
         self.model = model

@@ -41,7 +41,8 @@ class Trained:
         """A model in memory, with the preprocessing of its weights, or that of its task."""
         if preprocess is None:
             task = tasks.find(model.task)
-            preprocess = model.preprocess or Preprocess(task.SIZE, mode=task.MODE)
+            usual = Preprocess(task.SIZE, mode=task.MODE).for_channels(model.channels)
+            preprocess = model.preprocess or usual
         check_finite(model.state_dict(), f"the {model.name}")
         classes = classes or [str(i) for i in range(model.classes)]
         return cls(model, preprocess, checkpoint.facts(model, classes, preprocess))

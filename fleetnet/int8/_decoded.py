@@ -20,7 +20,7 @@ class _Kept:
     """A batch whose images are the 8-bit pixels they were made of: a quarter of the memory."""
 
     batch: Batch  # with the images, where they are no such pixels
-    pixels: Tensor | None  # (N, 3, H, W) uint8, in the network's order of channels
+    pixels: Tensor | None  # (N, C, H, W) uint8, in the network's order of channels
 
     @property
     def size(self) -> int:
@@ -48,7 +48,7 @@ class DecodedOnce:
         self.data, self.batch_size, self.limit = data, batch_size, limit
         self.workers, self.minutes = workers, minutes
         mean, std = torch.tensor(data.preprocess.mean), torch.tensor(data.preprocess.std)
-        self.mean, self.std = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
         self.kept: list[_Kept] = []
         self.used = 0
         self.full = False

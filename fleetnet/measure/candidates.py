@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..channels import RGB
 from ..errors import ExportError, ModelError, UsageError, suggest
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Subject:
     precision: str = ""
     outputs: tuple[str, ...] = ()
     file_bytes: int | None = None  # of the file with all its parts
+    channels: int = RGB  # of the image
 
     @property
     def waits(self) -> bool:
@@ -151,7 +153,7 @@ def of_file(
     can_be = precision in runtime.tolerances
     title = title_of(predictor.runtime, precision) if can_be else f"{predictor.runtime}-{precision}"
     names = tuple(facts.output_names)
-    image = torch.randn(1, 3, *size).numpy()
+    image = torch.randn(1, facts.channels, *size).numpy()
 
     def call(count: int) -> Callable[[], object]:
         return calling(load_file(predictor.runtime, path, count, trust=trust), image)
@@ -172,6 +174,7 @@ def of_file(
             precision=precision,
             outputs=names,
             file_bytes=size_of(path),
+            channels=facts.channels,
         )
         for count in possible(predictor.runtime, threads)
     ]
@@ -289,6 +292,7 @@ def _of_exported(
             file=file,
             precision=precision,
             file_bytes=size_of(file),
+            channels=networks.example.shape[1],
         )
 
 
@@ -306,7 +310,8 @@ def _networks(model: str, size: str | None) -> _Networks:
 
     if Path(model).exists():
         trained = Trained.read(model)
-        example = torch.randn(1, 3, *trained.preprocess.size)
+        preprocess = trained.preprocess
+        example = torch.randn(1, preprocess.channels, *preprocess.size)
         deploy = reparameterize(trained.model, example)
         form, accuracy = trained.facts.form, decisive(trained.facts.metrics)
         return _Networks(model, trained.model, deploy, example, form, accuracy, trained)

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
+from ..channels import RGB
 from ..errors import FleetnetError, UsageError, suggest
 from ..reading import to_json
 from .latency import Row
@@ -44,6 +45,7 @@ class Job:
     threads: int = 1
     precision: str = "fp32"
     outputs: tuple[str, ...] = ("logits",)
+    channels: int = RGB  # of the images
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Tool:
 
 def _ncnn(job: Job, file: str, calls: int) -> list[str]:
     # big cores only (2), no GPU (-1), no ten seconds of sleep before (0)
-    shape = f"shape=[{job.size[1]},{job.size[0]},3]"
+    shape = f"shape=[{job.size[1]},{job.size[0]},{job.channels}]"
     return [str(calls), str(job.threads), "2", "-1", "0", f"param={file}", shape]
 
 
@@ -314,7 +316,7 @@ def _copy(device: Device, job: Job, folder: str) -> None:
     """
     device.shell(f"mkdir {folder} {folder}-input")
     device.push(job.file, f"{folder}/model{job.file.suffix}")
-    shape = [1, 3, *job.size]
+    shape = [1, job.channels, *job.size]
     text = to_json(
         {"inputs": [{"name": "image", "shape": shape, "value": 0.5}], "outputs": list(job.outputs)}
     )

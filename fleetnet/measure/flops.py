@@ -31,9 +31,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from ..channels import RGB
 from ..errors import UsageError
 from ..parc import computed_as
 from ..proof.running_modules import running_modules
+from ..tasks import Model
 
 aten = torch.ops.aten
 
@@ -157,7 +159,8 @@ def _ancestors(name: str) -> Iterator[str]:
 
 def _run(model: nn.Module, size: Tensor | tuple[int, int]) -> dict[str, _Sums]:
     """What `count` describes, by module."""
-    shape = tuple(size.shape) if isinstance(size, Tensor) else (1, 3, *size)
+    channels = model.channels if isinstance(model, Model) else RGB
+    shape = tuple(size.shape) if isinstance(size, Tensor) else (1, channels, *size)
     if len(shape) != 4 or min(shape) < 1:
         raise UsageError(
             f"the size to count at is {shape}; allowed: height and width, or a batch (N, 3, H, W)"

@@ -124,7 +124,7 @@ def _in_torch(trained: "Trained", threads: Sequence[int]) -> list[Subject]:
     from ..reparam import reparameterize
 
     size = trained.preprocess.size
-    example = torch.randn(1, 3, *size)
+    example = torch.randn(1, trained.preprocess.channels, *size)
     call = eager(reparameterize(trained.model, example), example)
     return [Subject("", "deploy", "torch", "torch", count, size, call) for count in threads]
 

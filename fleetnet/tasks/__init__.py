@@ -17,6 +17,7 @@ from ..backbones import Backbone, Option, Recognized, State, backbone, family, v
 from ..backbones import check_name as check_backbone
 from ..backbones import find as find_family
 from ..boxes import Limits
+from ..channels import RGB
 from ..errors import ModelError, UsageError, suggest
 from ..facts import Facts
 from ..find import find as find_module
@@ -180,10 +181,10 @@ class Limiting(nn.Module):
 
 
 class Model(nn.Module):
-    """A backbone and a task's head: image (N, 3, H, W) -> the head's outputs.
+    """A backbone and a task's head: image (N, channels, H, W) -> the head's outputs.
 
-    `name`, `classes`, `drop_path`, `output_stride` and `options` are all that is needed to build it
-    again. Where weights were loaded, `report` says what and from where, and `preprocess` what they
+    `name`, `classes`, `drop_path`, `output_stride`, `options` and `channels` are all that is needed
+    to build it again. Where weights were loaded, `report` says what and from where, and `preprocess` what they
     expect of an image, if known.
     """
 
@@ -194,8 +195,10 @@ class Model(nn.Module):
         drop_path: float = 0.0,
         output_stride: int | None = None,
         options: Mapping[str, Option] | None = None,
+        channels: int = RGB,
     ):
         super().__init__()
+        self.channels = channels
         self.name, self.classes, self.drop_path, self.options = (
             name,
             classes,
@@ -212,7 +215,7 @@ class Model(nn.Module):
         of_head = {key: value for key, value in self.options.items() if key in task.OPTIONS}
         of_backbone = {key: value for key, value in self.options.items() if key not in task.OPTIONS}
         self.backbone: Backbone = backbone(
-            backbone_name, drop_path, self.output_stride, of_backbone
+            backbone_name, drop_path, self.output_stride, of_backbone, channels
         )
         self.head: nn.Module = task.head(self.backbone, classes, **of_head)
 
@@ -264,6 +267,7 @@ def build(
     drop_path: float = 0.0,
     output_stride: int | None = None,
     options: Mapping[str, Option] | None = None,
+    channels: int = RGB,
 ) -> Model:
     """A model with random weights in training mode; see `backbones.backbone` for the arguments and errors.
 
@@ -277,7 +281,7 @@ def build(
         classes = find(split_name(name)[0]).CLASSES
     if classes < 1:
         raise ModelError(f"classes is {classes}; a model needs at least 1")
-    return Model(name, classes, drop_path, output_stride, options)
+    return Model(name, classes, drop_path, output_stride, options, channels)
 
 
 def described_by(name: str) -> tuple[str, int | None, dict[str, Option]]:

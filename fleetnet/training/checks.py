@@ -113,7 +113,7 @@ def check_batch(model: Model, config: TrainConfig, images: int) -> None:
         return
     network = copy.deepcopy(model).to("meta")  # shapes alone, without computing
     try:
-        network.train()(torch.empty(count, 3, height, width, device="meta"))
+        network.train()(torch.empty(count, model.channels, height, width, device="meta"))
     except ValueError as error:
         if not re.search("(more than 1|one) value per channel", str(error)):
             raise

@@ -9,6 +9,7 @@ from torch import nn
 
 from .. import tasks
 from ..boxes import Limits
+from ..channels import RGB
 from ..data import OF_PICTURES, WORDS, Split
 from ..errors import DataError, UsageError
 from ..facts import Source
@@ -114,7 +115,8 @@ def preprocess_of(
 
     Of a run that goes on, what it began with: `of_run` is the preprocessing in its checkpoints.
     """
-    preprocess = of_run or model.preprocess or Preprocess(config.size)
+    usual = Preprocess(config.size).for_channels(model.channels)
+    preprocess = of_run or model.preprocess or usual
     if of_run is None:
         decided = with_values(config, train)[0].scale_values  # as text, which config.yaml will hold
         preprocess = replace(preprocess, values=parse_values(decided))
@@ -184,7 +186,8 @@ def may_be_channels_last(model: nn.Module, device: torch.device) -> bool:
     if device.type != "cpu":
         return True
     convolutions = [module for module in model.modules() if isinstance(module, nn.Conv2d)]
-    of_images = [convolution for convolution in convolutions if convolution.in_channels == 3]
+    channels = model.channels if isinstance(model, Model) else RGB
+    of_images = [each for each in convolutions if each.in_channels == channels]
     return not any(
         convolution.stride != (1, 1) and convolution.kernel_size == (1, 1)
         for convolution in of_images

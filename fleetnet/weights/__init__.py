@@ -13,6 +13,7 @@ from pathlib import Path
 from torch import Tensor
 
 from ..backbones import Option, variants
+from ..channels import RGB, parse_channels
 from ..errors import named_arguments
 from ..tasks import Model, build, described_by
 from .identify import deployed, plan_for
@@ -30,6 +31,7 @@ def create_model(
     drop_path: float = 0.0,
     output_stride: int | None = None,
     options: Mapping[str, Option] | None = None,
+    channels: int | str | None = None,
 ) -> Model:
     """A model by name, in training mode, with random weights or those of a file, the hub, or "default".
 
@@ -38,24 +40,35 @@ def create_model(
     their names. With names, and weights that have some too, the head keeps what it has learned of
     each class that both know. `weights` are what `read_weights` takes, in any names and either
     form: the model gets the form, the output stride and the options (heads, branches) that they
-    were made with, unless these are given. Weights of another task give their backbone.
+    were made with, unless these are given. Weights of another task give their backbone. `channels`
+    are those of the pictures, 1 to 512, "gray", "rgb" or "rgba": those of the weights, or 3, unless
+    given; weights for RGB are adapted to any other number (see `weights.adapt`).
     `model.report` then tells what was loaded, and `model.preprocess` what the weights expect of an
     image, where that is known. Raises `ModelError` for an unknown model or weights that do not fit,
     `UsageError` for an unknown option.
     """
     class_names = None if classes is None or isinstance(classes, int) else list(classes)
     count = classes if classes is None or isinstance(classes, int) else len(classes)
+    asked = None if channels is None else parse_channels(channels)
     if weights is None:
-        return build(name, count, drop_path, output_stride, options)
+        return build(name, count, drop_path, output_stride, options, asked or RGB)
     name, of_file, described = described_by(name)
     source = read_weights(weights, name)
     made = plan_for(name, source, output_stride, {**described, **(options or {})})
     counts = [number for number in (count, of_file, made.classes) if number is not None]
-    model = build(name, counts[0] if counts else None, drop_path, made.output_stride, made.options)
+    model = build(
+        name,
+        counts[0] if counts else None,
+        drop_path,
+        made.output_stride,
+        made.options,
+        asked or (RGB if source.preprocess is None else source.preprocess.channels),
+    )
     if made.form == "deploy":
         model = deployed(model, source.size).train()
     model.report = place_weights(model, source, class_names)
-    model.preprocess = source.preprocess or made.preprocess
+    expected = source.preprocess or made.preprocess
+    model.preprocess = None if expected is None else expected.for_channels(model.channels)
     return model
 
 
@@ -77,8 +90,10 @@ def load_weights(
     Names may be ours, the authors' or timm's; the model keeps its dtype and device. `classes` are
     the names of the model's classes: where the weights have names too, rows of the head follow
     them. Otherwise what depends on the number of classes starts anew if that differs, and the whole
-    head if the weights have none or another task's. Anything else that is missing, left over or of
-    another shape is a `ModelError`, and so are weights of the other form (collapse after loading,
-    since what is collapsed cannot be unfolded) and a model built otherwise than the authors'.
+    head if the weights have none or another task's. The first convolution of weights for RGB is
+    adapted to a model of another number of channels (see `weights.adapt`). Anything else that is
+    missing, left over or of another shape is a `ModelError`, and so are weights of the other form
+    (collapse after loading, since what is collapsed cannot be unfolded) and a model built otherwise
+    than the authors'.
     """
     return place_weights(model, read_weights(source, model.name, ema), classes)

@@ -272,7 +272,7 @@ def deployed(model: Model, size: tuple[int, int]) -> Model:
 
     Its head does not see the example: with random weights it might fail.
     """
-    example = torch.zeros(1, 3, *size)
+    example = torch.zeros(1, model.channels, *size)
     model.eval()
     model.backbone = cast(Backbone, reparameterize(cast(nn.Module, model.backbone), example))
     model.head = reparameterize(model.head)

@@ -17,6 +17,7 @@ from ..backbones import Implied, State, family
 from ..errors import ModelError
 from ..reparam import Form, form_of
 from ..tasks import Model, defaults, split_name
+from .adapt import adapted, other_channels
 from .identify import Growth, Identity, counted, growing, identify, looks_like, new_head, plan
 from .read import Weights, check_finite
 
@@ -37,6 +38,7 @@ class Report:
     unexpected: tuple[str, ...] = ()
     wrong_shape: tuple[str, ...] = ()
     reinitialized: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()  # of the first convolution: from RGB to the model's channels
     by_class: tuple[str, ...] = ()  # of the head: rows of classes both know are kept, others new
     license: str | None = None  # of the weights, where it is known
     note: str = ""  # why the head starts anew; that a block was converted between versions
@@ -49,6 +51,8 @@ class Report:
         counts = f"{self.source}: {len(self.loaded)} tensors loaded"
         if self.by_class:
             counts += f", {len(self.by_class)} in part"
+        if self.adapted:
+            counts += f", {len(self.adapted)} adapted"
         if self.reinitialized:
             counts += f", {len(self.reinitialized)} new"
         parts = [f"{counts} ({self.form} form)"]
@@ -86,7 +90,10 @@ def place_weights(model: Model, weights: Weights, classes: Sequence[str] | None 
     identity = identify(model.name, weights)
     _check_built_alike(model, weights.source, identity.implied)
     ours = model.state_dict()
-    state = _in_version_of(model, identity.state, ours)
+    versioned = _in_version_of(model, identity.state, ours)
+    expected = weights.preprocess or identity.implied.preprocess
+    of_channels = adapted(versioned, ours, model.channels, expected)
+    state = {**versioned, **of_channels.values}
     fit = _compare(ours, state)
     anew = _anew(model, fit)
     _check_fits(model, weights, fit, anew)
@@ -97,19 +104,21 @@ def place_weights(model: Model, weights: Weights, classes: Sequence[str] | None 
     for key, value in values.items():
         ours[key].copy_(value)
     note = by_class.note or _of_another_task(identity, state, anew) or anew.note
-    other_version = "" if state is identity.state else OTHER_VERSION
+    other_version = "" if versioned is identity.state else OTHER_VERSION
     renewed = anew.values.keys() | by_class.values.keys()
+    changed = renewed | of_channels.values.keys()
     return Report(
         source=weights.source,
         form=form_of(model),
-        loaded=tuple(key for key in ours if key in values and key not in renewed),
+        loaded=tuple(key for key in ours if key in values and key not in changed),
         missing=tuple(fit.missing),
         unexpected=(*fit.unexpected, *identity.unused),
         wrong_shape=tuple(fit.wrong_shape),
         reinitialized=tuple(key for key in anew.values if key not in by_class.values),
+        adapted=tuple(of_channels.values),
         by_class=tuple(by_class.values),
         license=weights.license,
-        note="; ".join(filter(None, (note, other_version))),
+        note="; ".join(filter(None, (of_channels.note, note, other_version))),
     )
 
 
@@ -282,7 +291,8 @@ def _check_fits(model: Model, weights: Weights, fit: _Fit, anew: _Renewed) -> No
     if anew.values:
         differing -= {key for key in fit.unexpected if key.startswith("head.")}
     if differing:
-        raise ModelError(f"{_misfit(model, weights.source, fit)}. {_diagnosis(model, weights)}")
+        why = other_channels(fit.state, fit.ours, model.channels) or _diagnosis(model, weights)
+        raise ModelError(f"{_misfit(model, weights.source, fit)}. {why}")
 
 
 def _misfit(model: Model, source: str, fit: _Fit) -> str:

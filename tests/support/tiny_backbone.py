@@ -15,7 +15,7 @@ CHANNELS, STRIDES = [8, 12, 16, 24, 32], [2, 4, 8, 16, 32]
 class Tiny(nn.Module):
     """Five strided 3x3 convolutions, each with its batch norm."""
 
-    def __init__(self, drop_path: float = 0.0, output_stride: int = 32):
+    def __init__(self, drop_path: float = 0.0, output_stride: int = 32, in_channels: int = 3):
         super().__init__()
         self.channels, self.strides = CHANNELS, STRIDES
         self.stages = nn.ModuleList(
@@ -24,11 +24,11 @@ class Tiny(nn.Module):
                 nn.BatchNorm2d(after),
                 nn.ReLU(),
             )
-            for before, after in pairwise([3, *CHANNELS])
+            for before, after in pairwise([in_channels, *CHANNELS])
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
-        features = [image]  # (N, 3, H, W)
+        features = [image]  # (N, in_channels, H, W)
         for stage in self.stages:
             features.append(stage(features[-1]))  # (N, CHANNELS[i], H / STRIDES[i], W / STRIDES[i])
         return features[1:]
