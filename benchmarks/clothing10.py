@@ -18,11 +18,12 @@ import torch
 from torch import nn
 
 import fleetnet
+from fleetnet import recipes
 from fleetnet.tasks import Model
 from fleetnet.training.config import read_recipe
 
 NAMES = ("fasternet_t0", "mobileone_s0", "repvit_m0_9", "parcnet_xs")
-RECIPE = Path(__file__).parents[1] / "recipes" / "clothing10.yaml"
+RECIPE = recipes.locate("clothing10")
 
 
 class Peer(Model):

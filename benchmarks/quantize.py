@@ -2,7 +2,7 @@
 
     python benchmarks/quantize.py --data ../shared/data/clothing10 --out runs/int8 RUN [RUN ...]
 
-RUN is a run folder or checkpoint (those of the published table: recipes/clothing10.yaml). Each is
+RUN is a run folder or checkpoint (those of the published table: recipe clothing10). Each is
 quantized for both runtimes as `fleetnet quantize` does it. --ablate does it once more without
 equalization where there are chains of ReLU, and calibrates on pictures that are black, and on noise
 of a hundredth of the range, which the gate has to refuse. Speed is the ratio to the float file in

@@ -1,6 +1,6 @@
 """Train torchvision's own detector or segmenter as our recipe trains ours: only the network differs.
 
-    python benchmarks/torchvision_heads.py --task ssd --data ../shared/data/bccd_voc --recipe recipes/NAME.yaml \
+    python benchmarks/torchvision_heads.py --task ssd --data ../shared/data/bccd_voc --recipe NAME \
         --out runs/torchvision/ssd.json
 
     ssd         ssdlite320_mobilenet_v3_large
@@ -41,6 +41,7 @@ from fleetnet.cli._arguments import add_settings, check_types
 from fleetnet.find import find
 from fleetnet.geometry import Place, Scale
 from fleetnet.predictions import WHOLE, Detections
+from fleetnet.recipes import locate
 from fleetnet.tasks import Model
 from fleetnet.training.config import read_recipe
 
@@ -182,7 +183,9 @@ def main() -> None:
     )
     given = dict(parser.parse_args(defaults=False).as_dict())
     task, recipe, out = given.pop("task"), given.pop("recipe", None), Path(given.pop("out"))
-    settings = check_types(fleetnet.TrainConfig, read_recipe(recipe), recipe) if recipe else {}
+    settings = (
+        check_types(fleetnet.TrainConfig, read_recipe(locate(recipe)), recipe) if recipe else {}
+    )
     config = fleetnet.TrainConfig(**{**settings, **given, "model": f"torchvision/{task}"})
     if config.threads:
         torch.set_num_threads(config.threads)

@@ -16,6 +16,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "reading": "",
     "images": "bands errors fetching reading",
     "data": "data errors find images reading",
+    "recipes": "errors reading",
     "boxes": "errors",
     "geometry": "",
     "facts": "__init__ errors find preprocess reading sizes",
@@ -47,7 +48,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
     "reading reparam runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
-    "int8 measure predictions preprocess proof reading reparam report rle runtimes sizes synonyms "
+    "int8 measure predictions preprocess proof reading recipes reparam report rle runtimes sizes synonyms "
     "tasks training weights",
     "__main__": "cli",
 }

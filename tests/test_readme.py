@@ -35,7 +35,6 @@ def commands(page: Path) -> list[list[str]]:
 @pytest.fixture
 def here(tmp_path: Path, photos: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     shutil.copytree(photos, tmp_path / "photos")
-    shutil.copytree(ROOT / "recipes", tmp_path / "recipes")
     shutil.copy(next(photos.glob("val/*/*.png")), tmp_path / "photo.jpg")
     monkeypatch.chdir(tmp_path)
     return tmp_path

@@ -38,6 +38,7 @@ VERBS = {  # in the order of use
     "flops": "parameters, MACs, FLOPs, activations and bytes, by module",
     "models": "the networks, their size and published accuracy",
     "data check": "what your images and annotations are, and all that would make a training wrong",
+    "recipes": "the settings of published runs, and of ours, for train --recipe",
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DataError, FleetnetError, ModelError, UsageError, WriteError, suggest
 from ..reading import SMALL, links_out, read_text
+from ..recipes import locate
 from ..training.config import TrainConfig, read_recipe
 from ..training.folder import BEST, CONFIG, HASHED, STATE, environment_of
 from . import Terminated
@@ -101,7 +102,10 @@ class Train:
         metadata=About(help="settings of the training", given_of=TrainConfig),
     )
     recipe: str | None = field(
-        default=None, metadata=About(help="a YAML file of these settings; flags win over it")
+        default=None,
+        metadata=About(
+            help="settings by name (fleetnet recipes), or a YAML file of them; flags win over it"
+        ),
     )
     run: str | None = field(
         default=None, metadata=About(help="run folder", usual="runs/TASK/MODEL-DATA")
@@ -182,7 +186,7 @@ def _claimed(path: Path | None, usual: Path, *, resuming: bool, begun: bool) -> 
 
 def _settings(given: Mapping[str, object], recipe: str | None) -> TrainConfig:
     """The settings of a new run: those of the recipe, over which flags win."""
-    settings = check_types(TrainConfig, read_recipe(recipe), recipe) if recipe else {}
+    settings = check_types(TrainConfig, read_recipe(locate(recipe)), recipe) if recipe else {}
     settings |= given
     if "model" in settings:
         settings |= _resolved(settings)
