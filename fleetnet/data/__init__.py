@@ -499,11 +499,12 @@ def from_samples(
 ) -> Split:
     """A split of pictures and annotations that Python has, for `fit` and `evaluate`.
 
-    Each of `samples` is a pair (picture, label), or a mapping with `image` and the annotations that
-    there are:
+    Each of `samples` is a pair (picture, label), a pair (picture, tags), or a mapping with `image`
+    and the annotations that there are:
 
         image   a path, an array (height, width, 3), or a PIL image
         label   of the picture: a name or a number
+        tags    of the picture: any number of names or numbers, or 0 or 1 for each class
         boxes   (x0, y0, x1, y1) in pixels, with `labels`, one each; `crowd` may say which are crowds
         masks   of the same objects: bool arrays (height, width), or polygons or run lengths of COCO
         map     the label of each pixel: whole numbers (height, width), or a path; 255 is of no class

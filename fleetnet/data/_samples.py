@@ -18,7 +18,7 @@ from ..images import examine, read, read_labels
 from . import IGNORE, Given, Notes, Object, Sample, Split, fit_box, shorten, whole
 from ._masks import NoMask, box_around, check_segmentation, mask_of, runs_of
 
-KEYS = ("image", "label", "boxes", "labels", "masks", "crowd", "map", "id")
+KEYS = ("image", "label", "tags", "boxes", "labels", "masks", "crowd", "map", "id")
 Item = Mapping[str, Any]  # what one sample is given as
 Box = tuple[float, float, float, float]
 
@@ -123,9 +123,9 @@ def _items(samples: Iterable[Given], sample: Callable[[Given], object] | None) -
 
 
 def _item(value: object, index: int) -> Item:
-    """A sample as a mapping; a pair is a picture and its label."""
+    """A sample as a mapping; a pair is a picture and its label, or several: its tags."""
     if isinstance(value, tuple) and len(value) == 2:
-        value = {"image": value[0], "label": value[1]}
+        value = {"image": value[0], "tags" if _are_several(value[1]) else "label": value[1]}
     if not isinstance(value, Mapping) or "image" not in value:
         raise UsageError(
             f"sample {index} is {type(value).__name__}; expected a pair (picture, label), or a "
@@ -135,6 +135,10 @@ def _item(value: object, index: int) -> Item:
     if unknown is not None:
         raise UsageError(f"sample {index} has {unknown!r}: {suggest(str(unknown), KEYS)}")
     return value
+
+
+def _are_several(value: object) -> bool:
+    return isinstance(value, list | tuple | set | frozenset) or getattr(value, "ndim", 0) == 1
 
 
 def _row(item: Item, index: int, source: Source | None, notes: Notes) -> _Row | None:
@@ -171,7 +175,11 @@ def _classes(items: Sequence[Item], classes: Sequence[str] | None, maps: bool) -
     """The names of the classes: as given, else those of the labels, sorted, or their numbers."""
     if classes is not None:
         return [str(name) for name in classes]
-    labels = [label for item in items for label in _labels_of(item)]
+    labels = [
+        label
+        for number, item in enumerate(items)
+        for label in (*_labels_of(item), *_tags_of(item, f"sample {number}"))
+    ]
     if maps or not labels:
         raise UsageError("from_samples needs classes=[...], the names in the order of the labels")
     numbers = [whole(_plain(label)) for label in labels if not isinstance(label, str)]
@@ -187,6 +195,31 @@ def _labels_of(item: Item) -> list[object]:
         return [item["label"]]
     labels = item.get("labels")
     return [] if labels is None else list(labels)
+
+
+def _tags_of(item: Item, where: str, total: int | None = None) -> list[object]:
+    """The names or numbers of the classes that an item is tagged with, of `total` classes.
+
+    Values of 0 and 1, bools or floats, or whole numbers of which one is there twice, say of each
+    class whether it is there. Without a `total`, the last of these is part of the answer.
+    """
+    tags = item.get("tags")
+    if tags is None:
+        return []
+    if not _are_several(tags):
+        raise UsageError(
+            f"{where}: tags are {shorten(tags)!r}; expected a list of names or numbers"
+        )
+    values = [_plain(tag) for tag in tags]
+    flags = all(not isinstance(value, str) and value in (0, 1) for value in values)
+    repeated = len(values) > len(set(values))
+    if not values or not flags or not (repeated or isinstance(values[0], bool | float)):
+        return values
+    if total is None:
+        return [len(values) - 1]
+    if len(values) != total:
+        raise DataError(f"{where}: {len(values)} tags of 0 or 1 for {total} classes")
+    return [i for i, value in enumerate(values) if value]
 
 
 def _plain(value: object) -> Any:
@@ -222,7 +255,15 @@ def _sample(row: _Row, classes: _Classes, source: Source | None, notes: Notes) -
         None if row.size is None else _objects(item, row.size, classes, where, notes),
         semantic,
         item.get("id"),
+        _tags(item, classes, where),
     )
+
+
+def _tags(item: Item, classes: _Classes, where: str) -> tuple[int, ...] | None:
+    if item.get("tags") is None:
+        return None
+    tags = _tags_of(item, where, classes.total)
+    return tuple(sorted({_label(tag, classes, where) for tag in tags}))
 
 
 def _objects(

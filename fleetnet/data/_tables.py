@@ -14,6 +14,7 @@ from ..errors import DataError
 from . import _native, few, number, shorten, whole
 from ._conventions import split_of
 from ._pictures import is_picture
+from ._tags import Form, form_of, tags_of
 
 ROWS_SEEN = 20  # of a table, to tell what its columns are
 NAME_COLUMNS = (  # of the column of pictures, as `plain_name` writes them; the first that is there counts
@@ -32,7 +33,7 @@ NAME_COLUMNS = (  # of the column of pictures, as `plain_name` writes them; the 
 )
 LABEL_COLUMNS = (  # names of classes before their numbers
     *("label", "labels", "class", "classname", "category", "categoryname", "labelname", "target"),
-    *("species", "breed", "variety", "diagnosis", "dx", "tag", "type", "y"),
+    *("species", "breed", "variety", "diagnosis", "dx", "tag", "tags", "type", "y"),
     *("classid", "classids", "categoryid", "labelid", "classindex", "labelindex"),
 )
 _SPLITS = ("split", "subset", "dataset", "set", "partition", "usage")
@@ -72,6 +73,12 @@ class Row:
     crowd: bool = False
     size: tuple[int, int] | None = None  # (height, width) of the picture, as the table says
     split: str = ""
+    more: tuple[str, ...] = ()  # other labels, of several columns or cells
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All labels of the line."""
+        return (self.label, *self.more) if self.label else self.more
 
 
 @dataclass(frozen=True)
@@ -117,7 +124,7 @@ def parse(text: str, source: str) -> Table:
     """The lines of a table; `source` names it in errors.
 
     >>> parse("image,label\\na.jpg,cat\\n", "t.csv").rows
-    [Row(line=2, name='a.jpg', label='cat', box=None, crowd=False, size=None, split='')]
+    [Row(line=2, name='a.jpg', label='cat', box=None, crowd=False, size=None, split='', more=())]
     """
     lines = lines_of(text, source)
     header, columns = columns_of([cells for _, cells in lines])
@@ -143,7 +150,30 @@ def parse(text: str, source: str) -> Table:
             "lines; true means val. If it means so, write a column `split`; if not, rename it"
         )
     label = header[columns.label] if header and columns.label is not None else ""
+    if header and columns.label == len(header) - 1:
+        # `a.jpg,cat,dog` without quotes: what stands behind the last column are labels too
+        behind = [tuple(filter(None, cells[len(header) :])) for _, cells in body]
+        rows = [replace(row, more=more) for row, more in zip(rows, behind, strict=True)]
     return Table(rows, columns.has_boxes, label, classes)
+
+
+def one_tag_each(table: Table, form: Form, source: str) -> Table:
+    """The table with a line for each tag of a line, and one with none for a line without any."""
+    rows = []
+    for row in table.rows:
+        tags: Sequence[str] = row.labels
+        if not table.classes and not row.more:
+            tags = tags_of(row.label, form, f"{source}, line {row.line}")
+        rows += [replace(row, label=tag, more=()) for tag in dict.fromkeys(tags or [""])]
+    return replace(table, rows=rows)
+
+
+def form_of_tags(table: Table) -> Form:
+    """How the labels of a table say several tags: apart, or one a line where pictures have several lines."""
+    several_lines = len({row.name for row in table.rows}) < len(table.rows)
+    in_cells = any(row.more for row in table.rows)
+    texts = [row.label for row in table.rows if row.label and not row.more]
+    return form_of(texts, one_each=several_lines or in_cells)
 
 
 def _check_class_is_last(
@@ -280,13 +310,15 @@ def _row(
     name, label = cell(cells, columns.name), cell(cells, columns.label)
     if not name:
         raise DataError(f"{entry}: no picture is named")
+    more: tuple[str, ...] = ()
     if classes:
-        label = _flagged(cells, columns.classes, classes, entry)
+        label, *others = _flagged(cells, columns.classes, classes, entry) or [""]
+        more = tuple(others)
     height, width = whole(cell(cells, columns.height)), whole(cell(cells, columns.width))
     size = (height, width) if columns.has_boxes and height and width else None
     crowd = number(cell(cells, columns.crowd)) == 1
     part = _split_said(cells, columns)
-    return Row(line, name, label, _box(cells, columns, entry), crowd, size, part)
+    return Row(line, name, label, _box(cells, columns, entry), crowd, size, part, more)
 
 
 def _split_said(cells: Sequence[str], columns: Columns) -> str:
@@ -299,18 +331,12 @@ def _split_said(cells: Sequence[str], columns: Columns) -> str:
 
 def _flagged(
     cells: Sequence[str], columns: Sequence[int], classes: Sequence[str], entry: str
-) -> str:
-    """The one class of a line with a number a class."""
+) -> list[str]:
+    """The classes of a line with a number a class."""
     values = [number(cell(cells, column)) for column in columns]
     if not all(value in (0.0, 1.0) for value in values):
         raise DataError(f"{entry}: expected 0 or 1 for each class, not {shorten(cells)}")
-    names = [name for name, value in zip(classes, values, strict=True) if value]
-    if len(names) > 1:
-        raise DataError(
-            f"{entry}: {len(names)} classes are marked with 1 ({few(names)}): several labels of a "
-            "picture are not learned. Keep one a line"
-        )
-    return names[0] if names else ""
+    return [name for name, value in zip(classes, values, strict=True) if value]
 
 
 def _box(cells: Sequence[str], columns: Columns, entry: str) -> Box | None:

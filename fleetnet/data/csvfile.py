@@ -11,7 +11,8 @@ corner with width and height, in pixels, or all in shares of the picture. Splits
 several names (train.csv, val.csv), those in folders of splits, or a column `split`, or `is_valid`,
 which is true for val; lines without a split in it are left out. Without one for "val", every tenth
 picture of each class is held back for it. A table of numbers for each class (0 or 1) has to have a
-single 1 in each line.
+single 1 in each line, but for tags: these may be any number a picture, in such columns, in one cell
+(see `_tags.py`), or in several lines.
 """
 
 import os
@@ -54,14 +55,24 @@ from ._conventions import (
     word_in,
 )
 from ._pictures import Pictures, is_picture
-from ._tables import ROWS_SEEN, Row, Table, cell, columns_of, lines_of
+from ._tables import (
+    ROWS_SEEN,
+    Row,
+    Table,
+    cell,
+    columns_of,
+    form_of_tags,
+    lines_of,
+    one_tag_each,
+)
 from ._tables import parse as parse
+from ._tags import WAY_OUT, a_list, nearest
 from .listfile import numbered_names
 
 EXPECTS = (
     "ROOT/train.csv or ROOT/labels.csv with columns for the picture and its label, or its boxes"
 )
-TARGETS: tuple[str, ...] = ("label", "boxes")
+TARGETS: tuple[str, ...] = ("label", "tags", "boxes")
 FALLBACK = True  # tables lie beside data of all kinds
 PLACES: tuple[str, ...] = ("images",)
 MANY = 20  # pictures from which on a class for every second one is a column of something else
@@ -118,11 +129,15 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     first = tables.get("train", tables[name])
     if target == "boxes" and not tables[name].has_boxes:
         raise DataError(f"{files[name]} has no columns of boxes, as xmin, ymin, xmax, ymax")
+    table = tables[name]
+    if target == "tags":
+        form, file = form_of_tags(first), str(files[name])
+        first, table = (one_tag_each(one, form, file) for one in (first, table))
     classes = _classes(first, files[name], target)
     if pictures is None:
         pictures = Pictures(places or _folders(files[name], top))
     reader = _Reader(files[name], pictures, part.there, classes, notes)
-    samples = reader.samples(tables[name], target)
+    samples = reader.samples(table, target)
     source = Source(root, "csvfile", part.split, str(files[name]), part.take)
     samples = hold_out_of_each(samples, [sample.label for sample in samples], part.take)
     return Split(samples, reader.names, notes.lines, source=source, annotations=notes.annotations())
@@ -301,14 +316,12 @@ def _classes(table: Table, file: Path, target: str) -> list[str]:
     if table.classes:
         return list(table.classes)
     labels = {row.label for row in table.rows if row.label}
-    several = next((label for label in sorted(labels) if "|" in label), None)
-    if several is not None and target == "label":
-        raise DataError(
-            f"{file}: the label {shorten(several)!r} is a list: several labels of a picture are "
-            "not learned. Keep one a line"
-        )
+    several = a_list(labels) if target == "label" else None
+    if several is not None:
+        raise DataError(f"{file}: the label {shorten(several)!r} is a list: {WAY_OUT}")
     pictures = len({row.name for row in table.rows})
-    if target == "label" and pictures >= MANY and len(labels) > pictures // 2:
+    most = {"label": pictures // 2, "tags": pictures}.get(target, len(labels))
+    if pictures >= MANY and len(labels) > most:
         raise DataError(
             f"{file}: the column {table.column!r} has {len(labels)} different values for "
             f"{pictures} pictures, so they are no classes; call the column of the labels `label`"
@@ -354,12 +367,17 @@ class _Reader:
                 by_picture.setdefault(path, []).append(row)
         if missing:
             where = few(str(folder) for folder in self.pictures.folders)
-            line = f"{self.file}: no such picture below {where}: {few(missing)}"
+            line = f"{self.file}: no such picture below {where}: {few(dict.fromkeys(missing))}"
             if not by_picture:
                 raise DataError(line)
             self.notes.say(line)
         if target == "label":
             return self._labeled(by_picture)
+        if target == "tags":
+            return [
+                Sample(path, tags=tuple(sorted({self._label(row) for row in rows if row.label})))
+                for path, rows in by_picture.items()
+            ]
         return self._boxed(by_picture)
 
     def _picture(self, row: Row) -> Path | None:
@@ -375,18 +393,18 @@ class _Reader:
         if row.label not in self.index:
             raise DataError(
                 f"{self.file}, line {row.line}: label {shorten(row.label)!r} is not in the table "
-                f"of train; there is {few(self.index, 10)}"
+                f"of train; there is {few(self.index, 10)}{nearest(row.label, self.index)}"
             )
         return self.index[row.label]
 
     def _labeled(self, by_picture: Mapping[Path, Sequence[Row]]) -> list[Sample]:
         samples = []
         for path, rows in by_picture.items():
-            labels = {row.label: row for row in rows if row.label}
+            labels = {label: row for row in rows for label in row.labels}
             if len(labels) > 1:
                 raise DataError(
                     f"{self.file}, line {rows[-1].line}: {shorten(rows[0].name)!r} has several "
-                    f"labels: {few(labels)}; a picture has one"
+                    f"labels: {few(labels)}; {WAY_OUT}"
                 )
             if not labels:
                 self.notes.drop("without a label", count=len(rows))

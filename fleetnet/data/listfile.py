@@ -9,7 +9,8 @@ and stay inside of it; where no image lies there, they are looked for by name be
 Names of classes stand in label_list.txt or classes.txt, with or without their numbers, which begin
 with 0 or 1; else the classes are named by their numbers. `root` may also be one list file: if "train"
 or "val" is in its name, the list of the other split is the file beside it with the other name. Where
-there is none for "val", every tenth image of each class is held back for it.
+there is none for "val", every tenth image of each class is held back for it. For tags there may be
+any number of them behind an image, in one of the ways of `_tags.py`.
 """
 
 import os
@@ -23,12 +24,14 @@ from ..images import EXTENSIONS
 from ..reading import is_below
 from . import (
     Notes,
+    Part,
     Sample,
     Source,
     Split,
     check_exists,
     few,
     files_beside,
+    hold_out,
     hold_out_of_each,
     of_other_names,
     part_of,
@@ -38,9 +41,10 @@ from . import (
 from ._conventions import NAME_FILES, USUAL, Places, children, file_called, files_in, split_lists
 from ._pictures import Pictures, is_picture
 from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
+from ._tags import WAY_OUT, Form, a_list, form_of, nearest, tags_of
 
 EXPECTS = "ROOT/train_list.txt and val_list.txt with lines `path label`; label_list.txt with lines `index name`"
-TARGETS: tuple[str, ...] = ("label",)
+TARGETS: tuple[str, ...] = ("label", "tags")
 FALLBACK = False
 PLACES: tuple[str, ...] = ("images",)
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
@@ -48,6 +52,7 @@ LINES_SEEN = 20  # of a list, to tell whether it is one
 _FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
 _ENDS = "|".join(sorted(end[1:] for end in EXTENSIONS))
 _LINE = re.compile(rf'"?(.+?\.(?:{_ENDS}))"?[ \t]*[ \t,;][ \t]*(\S.*?)\s*', re.IGNORECASE)
+_NAME_ALONE = re.compile(rf'\s*"?(.+?\.(?:{_ENDS}))"?[\s,;]*', re.IGNORECASE)
 _LABEL_FIRST = re.compile(rf'([0-9]{{1,18}})[ \t,;]+"?(.+\.(?:{_ENDS}))"?\s*', re.IGNORECASE)
 _NO_LABELS = (
     ".xml",
@@ -67,6 +72,14 @@ class Row(NamedTuple):
     label: int | str  # a number, or the name of a class
 
 
+class Tagged(NamedTuple):
+    """A line of a list of which each image may have any number of tags."""
+
+    line: int
+    name: str  # of the image, as it is written
+    text: str  # the tags, see `_tags.py`; "" for none
+
+
 class Names(NamedTuple):
     """The names of classes, and the number of the first one; None where the file has no numbers."""
 
@@ -78,7 +91,7 @@ def detect(root: str, target: str = "label") -> bool:
     """True for a text file, and for a folder with a list of a split."""
     path = Path(root)
     if os.path.isdir(path):
-        return bool(_lists(path))
+        return bool(_lists(path, target))
     return os.path.isfile(path) and path.suffix == ".txt"
 
 
@@ -89,9 +102,11 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     that leaves the folder, and images that do not exist.
     """
     check_exists(root)
-    own, there = _named(Path(root))
+    own, there = _named(Path(root), target)
     part = part_of(split, there, root, own)
     path = there.get(part.there, Path(root))
+    if target == "tags":
+        return _load_tags(path, there.get("train", path), part, root, elsewhere.images)
     rows = parse(text_of(path), str(path))
     if not rows:
         raise DataError(f"{path} is empty: no samples")
@@ -110,7 +125,94 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     return Split(chosen, classes.names, notes.lines, source=source)
 
 
+def _load_tags(path: Path, train: Path, part: Part, root: str, images: str | None) -> Split:
+    """The samples of the list at `path` with their tags; how these are written, `train` says."""
+    lines = parse_tagged(text_of(path), str(path))
+    if not lines:
+        raise DataError(f"{path} is empty: no samples")
+    of_train = lines if train == path else parse_tagged(text_of(train), str(train)) or lines
+    several_lines = len({line.name for line in of_train}) < len(of_train)
+    form = form_of([line.text for line in of_train if line.text], one_each=several_lines)
+    rows = _rows(of_train, form, train)
+    if not rows:
+        raise DataError(f"{train}: no line has a tag behind the image")
+    notes = Notes()
+    if form.columns:
+        classes, declared = _names_of_columns(train, form.columns, Path(root))
+    else:
+        classes, declared = _classes(train, rows, Path(root), notes, fewest=1)
+    index = {name: label for label, name in enumerate(classes.names)}
+    tags: dict[int, set[int]] = {line.line: set() for line in lines}
+    for row in _rows(lines, form, path, numbers=isinstance(rows[0].label, int)):
+        tags[row.line].add(_label(row, classes, index, declared, path))
+    by_image: dict[Path, set[int]] = {}
+    paths = _images(path, lines, part.there, Path(root), images)
+    for line, image in zip(lines, paths, strict=True):
+        by_image.setdefault(image, set()).update(tags[line.line])
+    samples = [Sample(image, tags=tuple(sorted(labels))) for image, labels in by_image.items()]
+    source = Source(root, "listfile", part.split, str(path), part.take)
+    return Split(hold_out(samples, part.take), classes.names, notes.lines, source=source)
+
+
 # ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+def parse_tagged(text: str, source: str) -> list[Tagged]:
+    """The lines that are not blank, of a list of images with any number of tags.
+
+    >>> [tuple(line) for line in parse_tagged("a b.jpg 0,3\nc.jpg", "list")]
+    [(1, 'a b.jpg', '0,3'), (2, 'c.jpg', '')]
+    """
+    lines = _numbered_lines(text)
+    return [
+        Tagged(number, *_name_and_rest(line, f"{source}, line {number}")) for number, line in lines
+    ]
+
+
+def _name_and_rest(line: str, entry: str) -> tuple[str, str]:
+    """The path of a line, and what stands behind it."""
+    match = _LINE.fullmatch(line)
+    if match and re.search(rf"\.({_ENDS})([\s,;]|$)", match[2], re.IGNORECASE):
+        raise DataError(f"{entry}: expected `path tags`, found {shorten(line.strip())!r}")
+    if match:
+        return match[1], match[2]
+    alone = _NAME_ALONE.fullmatch(line)
+    if alone:
+        return alone[1], ""
+    name, _, rest = line.strip().replace("\t", " ", 1).partition(" ")
+    return name, rest.strip()
+
+
+def _rows(
+    lines: Sequence[Tagged], form: Form, path: Path, numbers: bool | None = None
+) -> list[Row]:
+    """A line for each tag of each line; `numbers`: whether tags are, which they say themselves if None."""
+    tags = {
+        line.line: tags_of(line.text, form, f"{path}, line {line.line}")
+        for line in lines
+        if line.text
+    }
+    words = [(line, tag) for line in lines for tag in tags.get(line.line, ())]
+    if numbers is None:
+        numbers = all(re.fullmatch(r"[0-9]{1,18}", tag) for _, tag in words)
+    if not numbers:
+        return [Row(line.line, line.name, tag) for line, tag in words]
+    wrong = next((pair for pair in words if not re.fullmatch(r"[0-9]{1,18}", pair[1])), None)
+    if wrong is not None:
+        raise DataError(
+            f"{path}, line {wrong[0].line}: tag {shorten(wrong[1])!r} is not a number from 0 up"
+        )
+    return [Row(line.line, line.name, int(tag)) for line, tag in words]
+
+
+def _numbered_lines(text: str) -> list[tuple[int, str]]:
+    """The lines that are not blank, with their numbers, without a header."""
+    lines = [
+        (number, line)
+        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1)
+        if line.strip()
+    ]
+    return lines[1:] if lines and _is_header(lines[0][1]) else lines
 
 
 def parse(text: str, source: str) -> list[Row]:
@@ -119,13 +221,7 @@ def parse(text: str, source: str) -> list[Row]:
     >>> [tuple(row) for row in parse("a b.jpg 0\\nc.jpg\\t1 cat", "list")]
     [(1, 'a b.jpg', 0), (2, 'c.jpg', 1)]
     """
-    lines = [
-        (number, line)
-        for number, line in enumerate(text.removeprefix("\ufeff").split("\n"), 1)
-        if line.strip()
-    ]
-    if lines and _is_header(lines[0][1]):
-        lines = lines[1:]
+    lines = _numbered_lines(text)
     split = [(number, *_split(line, f"{source}, line {number}")) for number, line in lines]
     kinds = {type(label) for _, _, label in split}
     rows = []
@@ -166,7 +262,7 @@ def _split(line: str, entry: str) -> tuple[str, int | str | None]:
     if word.lower().endswith(_NO_LABELS):
         return line.rstrip("\r"), None
     if number or not word[:1].isalpha():
-        several = ", and several labels of an image are not learned" if number else ""
+        several = f"; {WAY_OUT}" if number else ""
         raise DataError(f"{entry}: label {shorten(rest)!r} is not a number from 0 up{several}")
     return name, word
 
@@ -215,25 +311,31 @@ def parse_names(text: str, source: str) -> Names:
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
-def _lists(folder: Path) -> dict[str, Path]:
+def _lists(folder: Path, target: str) -> dict[str, Path]:
     """The lists of splits in a folder, or in one of lists below it."""
     plainly = split_lists(folder, ("_list",))
     if plainly:
         others = split_lists(folder, ("", "list"))
         more = {split: file for split, file in others.items() if split not in plainly}
-        return plainly | {split: file for split, file in more.items() if _is_list(file, folder)}
+        return plainly | {
+            split: file for split, file in more.items() if _is_list(file, folder, target)
+        }
     for place in (folder, *children(folder, _FOLDERS)):
         there = split_lists(place, ("", "_list", "list"))
-        if any(_is_list(file, folder) for file in there.values()):
+        if any(_is_list(file, folder, target) for file in there.values()):
             return there
     return {}
 
 
-def _is_list(file: Path, root: Path) -> bool:
+def _is_list(file: Path, root: Path, target: str) -> bool:
     """Whether the first lines of a file name pictures with labels, or pictures that are there in several folders."""
     try:
-        lines = text_of(file).split("\n")[:LINES_SEEN]
-        rows = parse("\n".join(lines), str(file))
+        text = "\n".join(text_of(file).split("\n")[:LINES_SEEN])
+        if target == "tags":
+            tagged = parse_tagged(text, str(file))
+            some = any(line.text for line in tagged)
+            return some and all(is_picture(line.name) for line in tagged)
+        rows = parse(text, str(file))
     except DataError:
         return False
     if not rows:
@@ -245,23 +347,23 @@ def _is_list(file: Path, root: Path) -> bool:
     return several and bool(Pictures([root]).named(rows[0].name))
 
 
-def _named(root: Path) -> tuple[str, dict[str, Path]]:
+def _named(root: Path, target: str) -> tuple[str, dict[str, Path]]:
     """The split that a named list file is of, or ""; and the lists of the splits that are there."""
     if not os.path.isdir(root):
         own, there = files_beside(root)
         if not own:
             return own, there
         others = [file for file in files_in(root.parent, ".txt") if file not in there.values()]
-        lists = [file for file in others if _is_list(file, root.parent)]
+        lists = [file for file in others if _is_list(file, root.parent, target)]
         return own, of_other_names(root, there, lists)
-    there = _lists(root)
+    there = _lists(root, target)
     if not there:
         raise DataError(f"no list file in {str(root)!r}; expected {EXPECTS}")
     return "", there
 
 
 def _images(
-    path: Path, rows: Sequence[Row], split: str, root: Path, elsewhere: str | None
+    path: Path, rows: Sequence[Row | Tagged], split: str, root: Path, elsewhere: str | None
 ) -> list[Path]:
     """The image of each line; where none lies at its path, those of these names beside the list, or `elsewhere`."""
     home = path.parent if elsewhere is None else Path(elsewhere)
@@ -287,7 +389,7 @@ def _homes(file: Path, root: Path) -> list[Path]:
     return [home, home.parent] if of_lists else [home]
 
 
-def _inside(home: Path, path: Path, row: Row) -> Path:
+def _inside(home: Path, path: Path, row: Row | Tagged) -> Path:
     """The image at the path of a line, below the folder of the list or of the images, `home`."""
     name = row.name
     if "\\" in name and not os.path.isfile(home / name):
@@ -302,15 +404,30 @@ def _inside(home: Path, path: Path, row: Row) -> Path:
 # ---- classes ---------------------------------------------------------------------------------------------------------
 
 
-def _classes(train: Path, rows: Sequence[Row], root: Path, notes: Notes) -> tuple[Names, str]:
+def _classes(
+    train: Path, rows: Sequence[Row], root: Path, notes: Notes, fewest: int = 2
+) -> tuple[Names, str]:
     """The names of the classes, from the list of train and a file of names; and what declares them."""
     file = _name_file(train, root)
     words = {row.label for row in rows if isinstance(row.label, str)}
     numbers = {row.label for row in rows if isinstance(row.label, int)}
     names = numbered_names(file, numbers, train, notes) if file else None
     if file is None or names is None or not words <= set(names.names):
-        return _undeclared(train, rows, words, numbers), "the list of the train split"
+        return _undeclared(train, rows, words, numbers, fewest), "the list of the train split"
     return names, str(file)
+
+
+def _names_of_columns(train: Path, columns: int, root: Path) -> tuple[Names, str]:
+    """The names of classes that have a column of 0 and 1 each: of a file of names, else their numbers."""
+    file = _name_file(train, root)
+    if file is None:
+        return Names([str(i) for i in range(columns)], 0), str(train)
+    names = parse_names(text_of(file), str(file)).names
+    if len(names) != columns:
+        raise DataError(
+            f"{train}: its lines have {columns} times 0 or 1, and {file} names {len(names)} classes"
+        )
+    return Names(names, 0), str(file)
 
 
 def numbered_names(file: Path, numbers: set[int], labels_of: Path, notes: Notes) -> Names:
@@ -339,11 +456,16 @@ def numbered_names(file: Path, numbers: set[int], labels_of: Path, notes: Notes)
     return names
 
 
-def _undeclared(train: Path, rows: Sequence[Row], words: set[str], numbers: set[int]) -> Names:
+def _undeclared(
+    train: Path, rows: Sequence[Row], words: set[str], numbers: set[int], fewest: int
+) -> Names:
     """The classes where no file names them: the words of the list, or its numbers."""
     if not words:
         return _numbered(train, rows, numbers)
-    if len(words) < 2:
+    several = a_list(words) if fewest > 1 else None
+    if several is not None:
+        raise DataError(f"{train}: the label {shorten(several)!r} is a list: {WAY_OUT}")
+    if len(words) < fewest:
         raise DataError(
             f"{train}, line {rows[0].line}: label {shorten(rows[0].label)!r} is not a number from 0 "
             "up, and no other line names another class"
@@ -389,7 +511,7 @@ def _label(row: Row, classes: Names, index: Mapping[str, int], declared: str, pa
         if row.label not in index:
             raise DataError(
                 f"{path}, line {row.line}: label {shorten(row.label)!r} is not known; {declared} "
-                f"has {few(classes.names, 10)}"
+                f"has {few(classes.names, 10)}{nearest(row.label, index)}"
             )
         return index[row.label]
     first = classes.first or 0
