@@ -159,6 +159,17 @@ def examine(path: File) -> tuple[tuple[int, int], int]:
         raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
 
 
+def extension_of(path: File) -> str:
+    """The usual extension of a file's format, as ".jpg", by its content; raises as `load` does."""
+    usual = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}
+    try:
+        with _opened(path) as file:
+            name = _open(file).format or ""
+            return usual.get(name, f".{name.lower()}")
+    except Exception as error:  # as in `load`
+        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
+
+
 def thumbnail(path: File, side: int) -> np.ndarray:
     """The picture in a file as gray levels, (side, side) uint8, to compare it with others; raises as `load` does.
 

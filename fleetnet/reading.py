@@ -154,9 +154,9 @@ class Member:
             raise OSError(errno.EIO, f"{str(self.archive.path)!r} ends before it does")
         return content
 
-    def open(self) -> BinaryIO:
-        """The member as a file open for reading, of which only what is asked for is read; `OSError`."""
-        return cast(BinaryIO, io.BufferedReader(_Inside(self), WINDOW))
+    def open(self, window: int = WINDOW) -> BinaryIO:
+        """The member as a file open for reading, of which `window` bytes are read at a time; `OSError`."""
+        return cast(BinaryIO, io.BufferedReader(_Inside(self), window))
 
 
 class _Inside(io.RawIOBase):

@@ -15,7 +15,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "fetching": "",
     "reading": "",
     "images": "bands errors fetching reading",
-    "data": "data errors find images reading",
+    "data": "data errors files find images reading",
     "recipes": "errors reading",
     "boxes": "errors",
     "geometry": "",

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError
-from ..images import examine, read_labels
+from ..images import File, examine, read_labels
 from . import (
     IGNORE,
     Notes,
@@ -278,7 +278,7 @@ def _is_voc(root: Path) -> bool:
 
 
 def read(
-    path: Path, image: Path, classes: int, colors: Colors | None = None, first: int = 0
+    path: File, image: File, classes: int, colors: Colors | None = None, first: int = 0
 ) -> np.ndarray:
     """The label map of an image: (height, width) uint8, values below `classes`, or IGNORE.
 
