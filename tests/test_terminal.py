@@ -96,6 +96,7 @@ def tables(
             "models": [],
             "doctor": [],
             "data check": ["--data", str(photos)],
+            "data convert": ["--data", str(photos), "--to", "list", "--out", str(folder / "list")],
         }  # fmt: skip
         for verb, given in words.items():
             assert main([*verb.split(), *given]) == 0, verb

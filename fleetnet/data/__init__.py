@@ -37,12 +37,22 @@ from ._conventions import (
     split_lists,
     split_of,
 )
-from ._splits import Part, files_beside, hold_out, hold_out_of_each, of_other_names, part_of
+from ._splits import (
+    NoSplit,
+    Part,
+    files_beside,
+    hold_out,
+    hold_out_of_each,
+    of_other_names,
+    part_of,
+)
 
 # kinds of annotation: of the image (one label, or any number of tags), objects, their masks, each
 # pixel
 TARGETS = "label", "tags", "boxes", "masks", "semantic"
 OF_PICTURES = "label", "tags"  # what a whole picture shows, wherever it lies
+# Boxes, each with its mask where it has one: for conversions, which lose nothing by it.
+OBJECTS = "objects"
 WORDS = {
     "label": "label of an image",
     "tags": "tags of an image",
@@ -61,6 +71,7 @@ LETTERS = 200  # of a user's own text in a message
 
 __all__ = [
     "IGNORE",
+    "OBJECTS",
     "OF_PICTURES",
     "SPLITS",
     "TARGETS",
@@ -68,6 +79,7 @@ __all__ = [
     "WORDS",
     "Annotations",
     "Format",
+    "NoSplit",
     "Notes",
     "Object",
     "Part",
@@ -303,22 +315,24 @@ def load(
     """
     if split is not None and split not in SPLITS:
         raise UsageError(f"no split {split!r}: {suggest(split, SPLITS)}")
-    if target not in TARGETS:
+    if target not in (*TARGETS, OBJECTS):
         raise UsageError(f"no target {target!r}: {suggest(target, TARGETS)}")
     root = str(root)
+    asked = "boxes" if target == OBJECTS else target
     if masks is not None and format is None:
         # The folder may hold nothing but pictures.
-        format = {"semantic": "masks", "masks": "instances", "boxes": "instances"}.get(target)
-    name, place = format_of(root, format, target)
+        format = {"semantic": "masks", "masks": "instances", "boxes": "instances"}.get(asked)
+    name, place = format_of(root, format, asked)
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
-    kind = kind_for(name, target) or target
-    loaded = _read(name, place, split, kind, elsewhere)
+    kind = kind_for(name, asked) or asked
+    with_masks = target == OBJECTS and "masks" in find(name).TARGETS
+    loaded = _read(name, place, split, OBJECTS if with_masks else kind, elsewhere)
     if loaded.source is not None and format is None:
         lines = _unused(loaded, loaded.source, Path(place))
         beside = [] if find(name).FALLBACK else _beside(loaded.source, place, name, kind)
         loaded = replace(loaded, skipped=[*beside, *loaded.skipped, *lines])
-    if kind != target:
+    if kind != asked:
         loaded = _tagged(loaded)
     if place == root:
         return loaded

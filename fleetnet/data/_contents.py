@@ -144,13 +144,8 @@ def check_usable(
     """
     where = f"{split.source.split} ({split.source})" if split.source else "the split"
     aim = "learn from" if learn else "measure on"
-    lost, read = split.annotations.lost(), split.annotations.read
     first = f". The first: {split.skipped[0]}" if split.skipped else ""
-    if lost > max_bad * read:
-        raise DataError(
-            f"{where}: {split.annotations}, more than the share of {max_bad:g} that --max-bad "
-            f"allows{first}"
-        )
+    check_lost(split, max_bad)
     if not contents.total:
         what = (
             "pixel of any class" if contents.unit == "pixels" else contents.unit.removesuffix("s")
@@ -193,6 +188,18 @@ def _check_tags(contents: Contents, where: str) -> None:
             f"{where}: all {contents.pictures} pictures have the same tags ({tags} of "
             f"{len(contents.counts)} classes), so there is nothing to tell apart; --max-bad 1 takes "
             "the data as they are"
+        )
+
+
+def check_lost(split: Split, max_bad: float) -> None:
+    """Raise `DataError` where more than a share of a split's annotations fell away while they were read."""
+    lost, read = split.annotations.lost(), split.annotations.read
+    if lost > max_bad * read:
+        where = f"{split.source.split} ({split.source})" if split.source else "the split"
+        first = f". The first: {split.skipped[0]}" if split.skipped else ""
+        raise DataError(
+            f"{where}: {split.annotations}, more than the share of {max_bad:g} that --max-bad "
+            f"allows{first}"
         )
 
 

@@ -31,6 +31,10 @@ LISTED = 4  # lists in a message
 _Item = TypeVar("_Item")
 
 
+class NoSplit(DataError):
+    """A split that the data do not have, or "all" of data that have several."""
+
+
 @dataclass(frozen=True)
 class Part:
     """What to read where a split is asked for."""
@@ -45,7 +49,7 @@ def part_of(split: str | None, there: Mapping[str, Path], root: str, own: str = 
 
     `own` is the split that `root` itself is the folder or file of, if it is one: then it is read
     whole. Else None asks for what is there to measure on: "val", else "test", else everything.
-    Raises `DataError`, naming the splits that are there, for one that is not.
+    Raises `NoSplit`, naming the splits that are there, for one that is not.
     """
     if own and split in (None, "all"):
         return Part(own, own)
@@ -64,14 +68,14 @@ def part_of(split: str | None, there: Mapping[str, Path], root: str, own: str = 
         _check_no_lists(root)
         return Part(split, "", split)
     if not there:
-        raise DataError(
+        raise NoSplit(
             f"no split {split!r} in {root!r}, which has no splits; allowed: all, or train and val, "
             "which is every tenth"
         )
     has = ", ".join(f"{name} ({str(path)!r})" for name, path in there.items())
     if split == "all":
-        raise DataError(f"{root!r} has the splits {has}: choose one")
-    raise DataError(f"no split {split!r} in {root!r}; there is {has}")
+        raise NoSplit(f"{root!r} has the splits {has}: choose one")
+    raise NoSplit(f"no split {split!r} in {root!r}; there is {has}")
 
 
 def hold_out(items: Sequence[_Item], take: str) -> list[_Item]:

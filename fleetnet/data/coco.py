@@ -70,7 +70,8 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
     """The samples of a split, in the order of the file; images without objects are among them.
 
     Images that are not there, cannot be read, or are not of the size that the file says, are left
-    out with a line in `skipped`. With target "masks" each object has a mask, with "boxes" none has.
+    out with a line in `skipped`. With target "masks" each object has a mask, with "boxes" none has,
+    with OBJECTS those that are annotated with one.
     Raises `DataError` naming file and entry for whatever does not parse, and where none of the
     images is there, or below the folder of the data.
     """
@@ -299,20 +300,31 @@ def _object(
     fitted = fit_box(box, size, entry, notes)
     if not fitted:
         return None
-    if target == "masks":
-        try:
-            check_segmentation(mask, size)
-        except NoMask as error:
-            notes.drop("without a usable mask", f"{entry}: dropped, {error}")
+    if target != "boxes":
+        problem = _problem(mask, size, entry)
+        if problem and target == "masks":
+            notes.drop("without a usable mask", f"{entry}: dropped, {problem}")
             return None
-        except DataError as error:
-            raise DataError(f"{entry}: {error}") from error
+        if problem and mask:
+            notes.say(f"{entry}: its box alone is used, {problem}")
+        mask = None if problem else mask
     area = number(row.get("area"))
     crowd = number(row.get("iscrowd") or 0)
     if crowd is None and not isinstance(row["iscrowd"], bool):
         raise DataError(f"{entry}: iscrowd is {shorten(repr(row['iscrowd']))}; expected 0 or 1")
     area = area if area is not None and 0 <= area < math.inf else None
-    return Object(fitted, label, mask if target == "masks" else None, crowd != 0, area)
+    return Object(fitted, label, mask if target != "boxes" else None, crowd != 0, area)
+
+
+def _problem(mask: Any, size: tuple[int, int], entry: str) -> str:
+    """Why a segmentation is no mask of a picture of `size` (height, width); "" where it is one."""
+    try:
+        check_segmentation(mask, size)
+    except NoMask as error:
+        return str(error)
+    except DataError as error:
+        raise DataError(f"{entry}: {error}") from error
+    return ""
 
 
 def _box(

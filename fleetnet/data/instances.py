@@ -128,7 +128,7 @@ def load(root: str, split: str | None, target: str = "masks", elsewhere: Places 
     if not an_object:
         home = path if elsewhere == USUAL else Path(elsewhere.masks or root).parent
         _check_numbers(there.values(), home, path, notes)
-    samples = parse(pictures, notes, target == "masks", an_object)
+    samples = parse(pictures, notes, target != "boxes", an_object)
     return Split(samples, classes, notes.lines, source=source, annotations=notes.annotations())
 
 

@@ -98,7 +98,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         return Split(
             samples, ["background", *CLASSES], source=source, annotations=Annotations(number)
         )
-    masks = target == "masks"
+    masks = target != "boxes"
     shown = [several(i, first).objects for i in range(number)]
     if target == "tags":
         samples = [

@@ -275,14 +275,17 @@ def _object(
     if len(shares) == 4:
         box = xs[0] - xs[1] / 2, ys[0] - ys[1] / 2, xs[0] + xs[1] / 2, ys[0] + ys[1] / 2
     polygon = None
-    if target == "masks":
+    if target == "masks" or (target != "boxes" and len(shares) > 4):
         polygon = [[value for pair in zip(xs, ys, strict=True) for value in pair]]
         try:
             check_segmentation(polygon, size)
         except NoMask as error:
-            reason = str(error) if len(shares) > 4 else "it is a box without a polygon"
-            notes.drop("without a usable mask", f"{entry}: dropped, {reason}")
-            return None
+            if target == "masks":
+                reason = str(error) if len(shares) > 4 else "it is a box without a polygon"
+                notes.drop("without a usable mask", f"{entry}: dropped, {reason}")
+                return None
+            notes.say(f"{entry}: its box alone is used, {error}")
+            polygon = None
     fitted = fit_box(box, size, entry, notes)
     return Object(fitted, label, polygon) if fitted else None
 
