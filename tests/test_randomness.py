@@ -1,12 +1,15 @@
 """Random numbers belong to a place in the run: which ones there are, and that nothing else moves."""
 
 import hashlib
+import os
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import benchmark
 
 from fleetnet.data import load
 from fleetnet.inputs.augment import Augmentation, as_input, augmentation
@@ -212,3 +215,16 @@ def test_the_last_epochs_are_plain_in_every_process():
     assert same(images_of(data, draws), images_of(never, draws))
     draws = [Draw(1, index) for index in range(6)]
     assert not same(images_of(data, draws), images_of(never, draws))
+
+
+# How samples are read
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="starting 100 processes takes minutes")
+def test_topologies_change_nothing(tmp_path: Path):
+    """A sample of benchmarks/topologies.py, which reads 100,000."""
+    said: list[str] = []
+    result = benchmark("topologies").compare(2000, 1, tmp_path, said.append)
+    assert (result["topologies"], result["samples"], result["differences"]) == (20, 2000, 0), said
+    assert result["distinct"] == 100

@@ -48,7 +48,7 @@ def settings(**changes: object) -> TrainConfig:
 
 def fit(photos: Path, run: Path, **changes: object) -> dict:
     torch.manual_seed(0)
-    model = build("fasternet_t0", 3)
+    model = build("fasternet_t0", 3, drop_path=changes.get("drop_path", 0.0))
     resume = bool(changes.pop("resume", False))
     return fleetnet.fit(
         model, *splits(photos), settings(**changes), run, resume=resume, report=False
@@ -85,12 +85,21 @@ def test_averaged_weights_lag_behind_and_have_buffers(photos: Path, tmp_path: Pa
     assert any("running_mean" in key and not torch.equal(raw[key], ema[key]) for key in raw)
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_resumed_run_equals_an_uninterrupted_one(workers: int, photos: Path, tmp_path: Path):
-    straight = fit(photos, tmp_path / "a", epochs=3, workers=workers)
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"workers": 0}, {"workers": 1, "cache": True}),
+        ({"workers": 2, "cache": True}, {"workers": 0, "threads": 1}),
+    ],
+)
+def test_resumed_run_equals_an_uninterrupted_one(
+    before: dict, after: dict, photos: Path, tmp_path: Path
+):
+    """Also where other processes read the images, and they are kept in memory or not."""
+    straight = fit(photos, tmp_path / "a", epochs=3, drop_path=0.2, mixup=0.2, workers=0)
     with pytest.raises(KeyboardInterrupt):
-        interrupt_after(photos, tmp_path / "b", epochs=3, workers=workers)
-    resumed = fit(photos, tmp_path / "b", epochs=3, workers=workers, resume=True)
+        interrupt_after(photos, tmp_path / "b", epochs=3, drop_path=0.2, mixup=0.2, **before)
+    resumed = fit(photos, tmp_path / "b", epochs=3, drop_path=0.2, mixup=0.2, resume=True, **after)
     assert resumed == straight
     logs = [
         [
@@ -114,7 +123,7 @@ def interrupt_after(photos: Path, run: Path, **changes: object) -> None:
         raise KeyboardInterrupt
 
     torch.manual_seed(0)
-    model = build("fasternet_t0", 3)
+    model = build("fasternet_t0", 3, drop_path=changes.get("drop_path", 0.0))
     fleetnet.fit(model, *splits(photos), settings(**changes), run, on_epoch=stop, report=False)
 
 

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 
 from fleetnet.data import Sample, Split, shapes
 from fleetnet.errors import ModelError, UsageError
+from fleetnet.images import Picture
 from fleetnet.inputs.augment import AUTO_AUGMENT, Augmentation, as_input, augmentation
 from fleetnet.inputs.dataset import Batch, ImageDataset, Item, collate
 from fleetnet.inputs.decode import AnnotatedPicture
@@ -281,10 +282,34 @@ def test_cache(tmp_path):
     assert "2.png" in kept[2]
 
 
-def test_cache_is_bounded(tmp_path):
+@pytest.mark.parametrize("pictures", [0, 2, 4])
+def test_cache_is_bounded(tmp_path, pictures):
+    """First the files are kept, then as many decoded ones as fit; all give the same pixels."""
     split, preprocess = write(tmp_path, 4), Preprocess((10, 10))
-    data = ImageDataset(split, preprocess, cache=True, limit=2 * 4 * 60 * 40)
-    assert len(data.kept) == 2
-    everything = ImageDataset(split, preprocess, cache=True)
-    # Kept or read again: the same.
-    assert all(torch.equal(data[i][0], everything[i][0]) for i in range(4))
+    sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
+    decoded = 4 * 60 * 40  # bytes
+    limit = sum(sizes[pictures:]) + pictures * decoded
+    data = ImageDataset(split, preprocess, cache=True, limit=limit)
+    assert [type(one) for one in data.kept] == [Picture] * pictures + [bytes] * (4 - pictures)
+    plain = ImageDataset(split, preprocess)
+    assert all(torch.equal(data[i].image, plain[i].image) for i in range(4))
+    less = ImageDataset(split, preprocess, cache=True, limit=limit - 1)
+    assert less.kept != data.kept
+    assert all(torch.equal(less[i].image, plain[i].image) for i in range(4))
+
+
+def test_a_cached_file_that_is_damaged_is_named(tmp_path):
+    """Also where it is not decoded at once, since there is no room for that."""
+    split = write(tmp_path, 3, broken=(2,))
+    sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
+    data = ImageDataset(split, Preprocess((10, 10)), cache=True, limit=sum(sizes))
+    assert data.kept[2] == b"broken"
+    assert "2.png" in data[2]
+
+
+def test_pictures_that_are_made_are_kept_too():
+    made = []
+    sample = Sample(lambda: made.append(1) or Image.new("RGB", (8, 8)), 0)
+    data = ImageDataset(Split([sample], ["a"]), Preprocess((8, 8)), cache=True)
+    assert all(torch.equal(data[0].image, data[0].image) for _ in range(3))
+    assert made == [1]

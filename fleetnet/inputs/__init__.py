@@ -11,6 +11,7 @@
 
 and what the loader needs:
 
+    cache      pictures in memory, as far as there is room
     workers    processes that read, none of which is waited for without end
     handover   batches through shared memory, as long as it holds them
 """

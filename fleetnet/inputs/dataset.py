@@ -14,6 +14,7 @@ from ..errors import DataError
 from ..geometry import Place
 from ..preprocess import Preprocess
 from .augment import Augmentation, as_input
+from .cache import LIMIT, Kept, keep
 from .decode import AnnotatedPicture, Targets, read_picture, read_targets, reduced
 from .randomness import Draw, generator_of, of_others, of_sample, seed_all, states_kept
 
@@ -61,9 +62,9 @@ class ImageDataset(Dataset[Item | str]):
     Samples are asked for by their index, or in training by a `Draw`: random numbers are those of
     `seed` and the draw, in whichever process; of an index alone, those of its first in epoch 0.
 
-    With `cache` images are decoded at once and kept in memory as they are; beyond `limit` bytes the
-    rest is read from disk each time. Processes of a DataLoader share the memory where they are
-    forked (Linux); elsewhere each has a copy.
+    With `cache` pictures are kept in memory, as far as `limit` bytes hold them decoded or as their
+    files (see `cache`): the same pixels, sooner. Processes of a DataLoader share the memory where
+    they are forked (Linux); elsewhere each has a copy.
     """
 
     def __init__(
@@ -76,7 +77,7 @@ class ImageDataset(Dataset[Item | str]):
         seed: int = 0,
         plain_from: int | None = None,
         cache: bool = False,
-        limit: int = 4 * 1024**3,
+        limit: int = LIMIT,
     ):
         self.split = split
         self.preprocess = preprocess
@@ -87,10 +88,9 @@ class ImageDataset(Dataset[Item | str]):
         self.seed = seed
         self.makes_pictures = any(callable(sample.image) for sample in split.samples)
         self.watcher: Watcher | None = None  # where worker processes read
-        # Of the first samples; text is the reason why there is no image.
-        self.kept: list[images.Picture | str] = []
+        self.kept: list[Kept] = []  # of each sample; empty without a cache
         if cache:
-            self._keep(limit)
+            self.kept = keep(split.samples, self._read, limit)
 
     def __len__(self) -> int:
         return len(self.split.samples)
@@ -162,31 +162,22 @@ class ImageDataset(Dataset[Item | str]):
         )
 
     def _picture(self, index: int) -> images.Picture:
-        if index >= len(self.kept):
-            return self._read(index)
-        kept = self.kept[index]
+        kept = self.kept[index] if self.kept else None
+        if isinstance(kept, images.Picture):
+            return kept
         if isinstance(kept, str):
             raise DataError(kept)
-        return kept
+        return self._read(index, kept)
 
-    def _read(self, index: int) -> images.Picture:
+    def _read(self, index: int, file: bytes | None = None) -> images.Picture:
+        """The picture of a sample, from the bytes of its `file` where these are at hand."""
         if self.watcher is not None:
             self.watcher.reads(index)
-        return read_picture(self.split.samples[index], self.preprocess.values)
-
-    def _keep(self, limit: int) -> None:
-        """Read the first samples into memory, as many as `limit` bytes hold."""
-        used = 0
-        for index in range(len(self)):
-            kept: images.Picture | str
-            try:
-                kept = self._read(index)
-                used += 4 * kept.image.width * kept.image.height  # Pillow pads RGB to 4 bytes
-            except DataError as error:
-                kept = str(error)
-            if used > limit:
-                break
-            self.kept.append(kept)
+        values = self.preprocess.values
+        if file is not None:
+            with suppress(DataError):  # which does not name the file, and reading it anew does
+                return images.load(file, values)
+        return read_picture(self.split.samples[index], values)
 
 
 def collate(items: Sequence[Item | str]) -> Batch:

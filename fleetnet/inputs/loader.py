@@ -21,12 +21,15 @@ def batches_of(
     workers: int = 0,
     minutes: float = MINUTES,
     pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
 ) -> Batches:
     """Batches of a data set; go through them with `workers.patient`.
 
     In an `order`, for training, a smaller last batch is left out unless it is the only one; without
     one they are all samples, in the data set's own order. `workers` processes read images, none if
-    it is 0; none of them may take more than `minutes` for a batch.
+    it is 0; none of them may take more than `minutes` for a batch. Of `world` processes that train
+    together each gets its part of every ordered batch, by its `rank`.
     """
     positions = Positions(workers) if workers else None
     data.watcher = positions
@@ -34,7 +37,7 @@ def batches_of(
     if order is None:
         batches = BatchSampler(SequentialSampler(data), batch_size, drop_last=False)
     else:
-        batches = OrderedBatches(order, batch_size)
+        batches = OrderedBatches(order, batch_size, rank, world)
     return DataLoader(
         data,
         batch_sampler=batches,

@@ -329,7 +329,9 @@ class TrainConfig:
         "range of values in files of more than 8 bits, as 0,4095, which becomes 0 to 255; "
         "full: all of 16 bits, floats from 0 to 1; auto: what the training images have",
     )
-    cache: bool = _field(False, "keep decoded images in memory")
+    cache: bool = _field(
+        False, "keep images in memory, decoded or as their files, as far as 4 GiB hold them"
+    )
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
     seed: int = _field(0, "of weights, order and augmentation")
 
