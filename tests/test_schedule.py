@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from fleetnet import data
 from fleetnet.errors import UsageError
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.optimizer import (
@@ -19,6 +21,7 @@ from fleetnet.training.optimizer import (
     parameter_groups,
 )
 from fleetnet.training.schedule import Schedule
+from fleetnet.training.setup import preprocess_of
 
 
 def schedule(batches: int = 10, processes: int = 1, **settings: object) -> Schedule:
@@ -236,3 +239,21 @@ def test_any_optimizer_by_its_dotted_name():
 def test_optimizers_that_there_are_not(settings, message):
     with pytest.raises(UsageError, match=message):
         check_optimizer(TrainConfig(**settings))
+
+
+# What the input looks like --------------------------------------------------------------------------
+
+
+def test_the_input_as_parc_net_has_it():
+    """Blue, green, red from 0 to 1, without mean and std; or only one of these wishes."""
+    model, train = build("fasternet_t0", 6), data.load("shapes:12", "train")
+
+    def wanted(**settings: object) -> Preprocess:
+        return preprocess_of(model, train, TrainConfig(size=32, **settings))
+
+    assert wanted() == wanted(normalize="imagenet", channel_order="RGB")
+    parc = wanted(normalize="none", channel_order="BGR", interpolation="bicubic")
+    assert (parc.mean, parc.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert (parc.channel_order, parc.interpolation) == ("BGR", "bicubic")
+    assert wanted(channel_order="BGR").mean == wanted().mean[::-1]
+    assert wanted(channel_order="BGR", normalize="imagenet") == wanted(channel_order="BGR")

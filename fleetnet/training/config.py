@@ -304,6 +304,17 @@ class TrainConfig:
     mixup: float = _field(0.0, "alpha of mixup; 0 for none", PICTURES)
     cutmix: float = _field(0.0, "alpha of cutmix; 0 for none", PICTURES)
     crop: float = _field(1.0, "share of the shorter side kept in evaluation", CROPPED)
+    interpolation: Literal["bilinear", "bicubic"] | None = _field(
+        None, "how pictures are resized; null: as for the starting weights, else bilinear"
+    )
+    normalize: Literal["imagenet", "none"] | None = _field(
+        None,
+        "mean and std that are taken off the values; none: they stay from 0 to 1; null: those of "
+        "the starting weights, else imagenet",
+    )
+    channel_order: Literal["RGB", "BGR"] | None = _field(
+        None, "of the network's input; null: that of the starting weights, else RGB"
+    )
     max_objects: int | None = _field(
         None, "objects of a picture that evaluation keeps, the best; null: 100", DETECTED
     )

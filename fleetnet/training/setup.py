@@ -118,10 +118,28 @@ def preprocess_of(
     usual = Preprocess(config.size).for_channels(model.channels)
     preprocess = of_run or model.preprocess or usual
     if of_run is None:
+        preprocess = _as_wanted(preprocess, config)
         decided = with_values(config, train)[0].scale_values  # as text, which config.yaml will hold
         preprocess = replace(preprocess, values=parse_values(decided))
     mode = tasks.find(model.task).MODE
     return replace(preprocess, size=config.size, crop=config.crop, mode=mode)
+
+
+def _as_wanted(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
+    """With interpolation, mean and std, and order of the colors as far as settings say them."""
+    if config.interpolation is not None:
+        preprocess = replace(preprocess, interpolation=config.interpolation)
+    if config.channel_order is not None and config.channel_order != preprocess.channel_order:
+        mean, std = preprocess.mean[::-1], preprocess.std[::-1]
+        preprocess = replace(preprocess, channel_order=config.channel_order, mean=mean, std=std)
+    if config.normalize is None:
+        return preprocess
+    usual = Preprocess(preprocess.size)
+    if config.normalize == "none":
+        usual = replace(usual, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+    usual = usual.for_channels(preprocess.channels)
+    step = -1 if preprocess.channel_order == "BGR" else 1
+    return replace(preprocess, mean=usual.mean[::step], std=usual.std[::step])
 
 
 def evaluation_limits(config: TrainConfig, model: Model, classes: list[str]) -> Limits | None:
