@@ -1,19 +1,23 @@
 """Every setting of the training is used by a task, or refused: a walk over all settings x tasks x augmentations."""
 
 import dataclasses
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from fleetnet import data
+from fleetnet import checkpoint, data
 from fleetnet.cli import main
 from fleetnet.cli import train as verb
 from fleetnet.data import Split
 from fleetnet.errors import UsageError
 from fleetnet.find import find, names
+from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build
 from fleetnet.training import checks, config
 from fleetnet.training.checks import check_settings
@@ -30,6 +34,7 @@ from fleetnet.training.config import (
 from fleetnet.training.fit import fit
 
 TASKS = names("tasks")
+TEACHER = Path(tempfile.gettempdir()) / f"teacher-of-test-settings-{os.getpid()}.safetensors"
 VALUES: dict[
     str, Any
 ] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
@@ -51,6 +56,10 @@ VALUES: dict[
     "nms": 0.01,
     "score": 0.5,
     "timeout": 9.0,
+    "teacher": str(TEACHER),
+    "distill": "soft",
+    "distill_weight": 0.9,
+    "distill_temperature": 3.0,
     "step_epochs": "1",
     "step_factor": 0.5,
     "cooldown_epochs": 0.5,
@@ -133,6 +142,16 @@ def seen_in_training(
     return tuple(seen)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _teacher() -> Iterator[None]:
+    """A classifier of generated data where VALUES names it."""
+    classes = data.load("shapes:40", "train").classes
+    model = model_of("classification").eval()
+    checkpoint.save(TEACHER, model, classes=classes, preprocess=Preprocess((64, 64)))
+    yield
+    TEACHER.unlink()
+
+
 @pytest.fixture(scope="module")
 def usual(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], tuple[float, ...]]:
     """What is seen with each task and augmentation without any other setting."""
@@ -181,7 +200,7 @@ def test_what_is_refused_makes_no_difference(
     """Without the refusal, all that is refused changes nothing: so nothing of use is refused."""
     monkeypatch.setattr(checks, "check_settings", lambda *_, **__: None)
     # these would fail where they are refused
-    fails = "norm", "auto_augment", "mixup", "cutmix", "class_weights", "balance"
+    fails = "teacher", "norm", "auto_augment", "mixup", "cutmix", "class_weights", "balance"
     fails += ("crop",)  # and this would move pictures in a letterbox, which nobody wants
     for augment in ("default", "none"):
         refused = {

@@ -93,6 +93,7 @@ WEIGHTED = Condition(
 DETECTED = Condition("by detectors", lambda now: now.task.LIMITS is not None)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
+TAUGHT = Condition("where there is a teacher", lambda now: now.config.teacher is not None)
 WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)
 STEPS = Condition("with schedule step", lambda now: now.config.schedule == "step")
 WSD = Condition("with schedule wsd", lambda now: now.config.schedule == "wsd")
@@ -165,9 +166,13 @@ RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         lambda value: 0 < value <= LONGEST_WAIT,
         f"above 0, at most {LONGEST_WAIT:g} minutes",
     ),
-    ("lr head_lr clip agc step_factor", lambda value: value > 0, "positive"),
+    ("lr head_lr clip agc step_factor distill_temperature", lambda value: value > 0, "positive"),
     ("label_smoothing momentum multi_scale", lambda value: 0 <= value < 1, "from 0 to below 1"),
-    ("flip erasing mosaic max_bad nms score", lambda value: 0 <= value <= 1, "from 0 to 1"),
+    (
+        "flip erasing mosaic max_bad nms score distill_weight",
+        lambda value: 0 <= value <= 1,
+        "from 0 to 1",
+    ),
     ("scale crop layer_decay", lambda value: 0 < value <= 1, "above 0, at most 1"),
     ("ema", lambda value: 0 < value < 1, "between 0 and 1"),
 ]
@@ -191,6 +196,19 @@ class TrainConfig:
     )
     weights: str | None = _field(
         None, "starting weights: a file, hf-hub:OWNER/NAME, or `default` (published)"
+    )
+    teacher: str | None = _field(
+        None,
+        "classifier that is learned from beside the labels: a run, a checkpoint, or timm/NAME "
+        "(published weights)",
+        LABELS,
+    )
+    distill: Literal["hard", "soft"] = _field(
+        "hard", "what is learned of the teacher: its most probable class, or probabilities", TAUGHT
+    )
+    distill_weight: float = _field(0.5, "share of the teacher in the loss", TAUGHT)
+    distill_temperature: float = _field(
+        1.0, "what logits are divided by for soft distillation", TAUGHT
     )
     epochs: int = _field(30, "passes over the training images")
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")

@@ -19,10 +19,11 @@ from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..tasks import Model
 from .config import TrainConfig
+from .distill import objective_of
 from .evaluate import evaluate
 from .freezing import freeze, freeze_norms
 from .log import Result, State
-from .objective import Objective, Targets, task_objective
+from .objective import Objective, Targets
 from .optimizer import average_of, clip_adaptively, optimizer_of
 from .run import Before, Training
 from .schedule import Schedule
@@ -160,7 +161,8 @@ def set_up(
     """
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
-    objective = task_objective(model, config, train) if objective is None else objective
+    if objective is None:
+        objective = objective_of(model, config, train, preprocess, accelerator.device)
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
     augment = augmentation_of(task, preprocess, config) if augment is None else augment

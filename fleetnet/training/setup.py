@@ -1,7 +1,9 @@
 """What a run is made of, from its settings: device, preprocessing, augmentation, batches."""
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -71,6 +73,8 @@ def resolved(
     config: TrainConfig, model: Model, train: Split, preprocess: Preprocess
 ) -> TrainConfig:
     """The settings with what was left open in them, so that a run folder says how to repeat it."""
+    if config.teacher is not None and Path(config.teacher).exists():
+        config = replace(config, teacher=os.path.abspath(config.teacher))
     if not config.data and train.source is not None:
         config = replace(config, data=train.source.root, format=train.source.format)
     return replace(
