@@ -95,6 +95,13 @@ def softmax(values, axis):
     return powers / powers.sum(axis, keepdims=True)
 
 
+def sigmoid(values, axis):
+    return 1 / (1 + np.exp(-values))
+
+
+ACTIVATIONS = {"softmax": softmax, "sigmoid": sigmoid}
+
+
 def corners(centers, sizes):
     return np.concatenate([centers - sizes / 2, centers + sizes / 2], -1)
 
@@ -215,7 +222,9 @@ def answer(outputs, about, place, size):
         return {"classes": class_map(outputs, about, place)}
     if "boxes" in about:
         return objects(outputs, about, place, size)
-    return {"scores": softmax(outputs[about["scores"]["output"]], about["scores"]["axis"])[0]}
+    scores = about["scores"]
+    activation = ACTIVATIONS[scores["activation"]]
+    return {"scores": activation(outputs[scores["output"]], scores["axis"])[0]}
 
 
 def check_golden(file, about, session):

@@ -69,7 +69,8 @@ class Predict:
             otherwise={
                 "score": About(
                     help="lowest score that is shown, 0 to 1 (default, of detectors: that of the "
-                    "best F1 on the validation set, or 0.3 where the model does not know it)"
+                    "best F1 on the validation set, or 0.3 where the model does not know it; of "
+                    "tags 0.5)"
                 )
             },
         ),
@@ -157,12 +158,13 @@ Way = Callable[["Predictor", list[Source], list[str], Predict], list[Entry]]
 def _way(settings: Predict, predictor: "Predictor") -> Way:
     """What makes the results of images: by what is asked for, and by what the task predicts."""
     from .. import tasks
-    from ..predictions import Detections, LabelMap, Labels, Prediction
+    from ..predictions import Detections, LabelMap, Labels, Prediction, Tags
 
     if settings.embed:
         return _embed
     of_type: dict[type[Prediction], Way] = {
         Labels: _classify,
+        Tags: _tag,
         Detections: _detect,
         LabelMap: _segment,
     }
@@ -295,8 +297,16 @@ def _classify(
     small: dict[str, dict[str, Image.Image]] = {}
     results = _each(predictor, sources, skipped, names)
     if settings.out:
+        header = ["file", "rank", "name", "score"]
+        lines = [
+            [result["file"], rank, p["name"], f"{p['score']:.6f}"]
+            for result in results
+            for rank, p in enumerate(result["predictions"], 1)
+        ]
         document = {"model": settings.model, "results": results, "skipped": skipped}
-        _write(Path(settings.out), document, _of_all_classes(small))
+        shown = _of_all_classes(small)
+        captions = {r["file"]: _caption(r["predictions"][:1], 1) for r in results}
+        _write(Path(settings.out), document, [header, *lines], shown, captions)
     rows = [
         [r["file"], *(f"{p['name']} {p['score']:.3f}" for p in r["predictions"])] for r in results
     ]
@@ -306,6 +316,39 @@ def _classify(
             ["file", *(f"top {i}" for i in range(1, max(map(len, rows))))],
             rows,
         )
+    return results
+
+
+def _tag(
+    predictor: "Predictor", sources: list[Source], skipped: list[str], settings: Predict
+) -> list[Entry]:
+    """The tags of each picture, which may be none; predictions.csv can be read as tagged pictures."""
+    small: dict[str, Image.Image] = {}  # file -> the picture, of the first
+
+    def tags(source: Source, picture: "Picture") -> Entry:
+        named = predictor.predict([picture], threshold=settings.score)[0]
+        if settings.out and len(small) < SHOWN:
+            small[str(source)] = picture.image.resize((160, 160))
+        return {"predictions": [{"name": name, "score": score} for name, score in named]}
+
+    results = _each(predictor, sources, skipped, tags)
+    if settings.out:
+        lines = [
+            [
+                result["file"],
+                "|".join(p["name"] for p in result["predictions"]),
+                "|".join(f"{p['score']:.6f}" for p in result["predictions"]),
+            ]
+            for result in results
+        ]
+        document = {"model": settings.model, "results": results, "skipped": skipped}
+        captions = {r["file"]: _caption(r["predictions"], 3) or "no tag" for r in results}
+        _write(Path(settings.out), document, [["file", "tags", "scores"], *lines], small, captions)
+    rows = [
+        [r["file"], ", ".join(f"{p['name']} {p['score']:.2f}" for p in r["predictions"])]
+        for r in results[:ROWS]
+    ]
+    _table(["file", "tags"], rows, len(results))
     return results
 
 
@@ -531,27 +574,24 @@ def _name_at(address: str) -> str:
     return re.sub("[^A-Za-z0-9_-]", "_", last[0] or last[2])[:100] or "picture"
 
 
-def _write(folder: Path, document: Mapping[str, Any], small: "dict[str, Image.Image]") -> None:
-    """predictions.json and .csv, and predictions.png of the pictures in `small`, by their names in the results."""
+def _write(
+    folder: Path,
+    document: Mapping[str, Any],
+    lines: list[list[Any]],
+    small: "dict[str, Image.Image]",
+    captions: dict[str, str],
+) -> None:
+    """predictions.json, the lines as .csv, and .png of the pictures in `small`, by file with captions."""
     from ..files import write_text
     from ..report import figures
 
     folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / "predictions.json", to_json(document, indent=2) + "\n")
     text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["file", "rank", "name", "score"])
-    for result in document["results"]:
-        for rank, p in enumerate(result["predictions"], 1):
-            writer.writerow([result["file"], rank, p["name"], f"{p['score']:.6f}"])
+    csv.writer(text).writerows(lines)
     write_text(folder / "predictions.csv", text.getvalue())
     if small:
-        best = {
-            result["file"]: result["predictions"][0]
-            for result in document["results"]
-            if result["predictions"]
-        }
-        names = [f"{best[file]['name']} {best[file]['score']:.2f}" for file in small]
+        names = [captions[file] for file in small]
         figures.predictions(
             list(small.values()), [None] * len(small), names, folder / "predictions.png"
         )
@@ -559,3 +599,10 @@ def _write(folder: Path, document: Mapping[str, Any], small: "dict[str, Image.Im
         f"written: {folder}/predictions.json, predictions.csv, predictions.png ({len(small)} "
         "images)"
     )
+
+
+def _caption(predictions: list[dict[str, Any]], most: int) -> str:
+    """The most probable names, one a line."""
+    lines = [f"{p['name']} {p['score']:.2f}" for p in predictions[:most]]
+    more = len(predictions) - most
+    return "\n".join(lines) + (f" and {more} more" if more > 0 else "")
