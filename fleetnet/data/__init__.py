@@ -150,8 +150,8 @@ class Sample:
     def __post_init__(self) -> None:
         if self.label is not None and self.label < 0:
             raise DataError(f"label is {self.label} for {self.image}: class indices start at 0")
-        tags = self.tags or ()
-        if list(tags) != sorted(set(tags)) or min(tags, default=0) < 0:
+        tags = self.tags
+        if tags and (list(tags) != sorted(set(tags)) or min(tags) < 0):
             raise DataError(
                 f"tags are {self.tags} for {self.image}; allowed: class indices from 0 up, each "
                 "once and in ascending order"

@@ -71,8 +71,8 @@ class Index:
 
     def member(self, part: Part, sample: int) -> Member:
         """The picture or label map of a sample, which has one: its `place` is not 0."""
-        name = self.keys[sample] + self.suffixes[part.suffix[sample]]
-        return Member(self.archive, int(part.place[sample]), int(part.length[sample]), name)
+        name = self.keys[sample] + self.suffixes[part.suffix.item(sample)]
+        return Member(self.archive, part.place.item(sample), part.length.item(sample), name)
 
 
 def index_of(path: Path, lines: list[str] | None = None) -> Index:
