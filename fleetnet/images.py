@@ -73,8 +73,8 @@ if hasattr(os, "register_at_fork"):
         before=_OPENING.acquire, after_in_parent=_OPENING.release, after_in_child=_OPENING.release
     )
 
-File = str | Path | Member
-Source = File | bytes | Image.Image | np.ndarray
+File = str | Path | Member | bytes
+Source = File | Image.Image | np.ndarray
 Range = tuple[float, float]
 Arguments = tuple[Any, ...] | str | None  # of a decoder of Pillow; the mode of the pixels is first
 
@@ -122,13 +122,15 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
             return _of_array(source, values, channels)
         if isinstance(source, Image.Image):
             return _of_image(source, values)
-        with io.BytesIO(source) if isinstance(source, bytes) else _opened(source) as file:
+        with _opened(source) as file:
             return _of_file(file, values)
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise DataError(f"cannot read image {_name(source)}: {_reason(error, source)}") from error
 
 
 def _opened(file: File) -> BinaryIO:
+    if isinstance(file, bytes):
+        return io.BytesIO(file)
     return file.open() if isinstance(file, Member) else open_regular(file)
 
 
@@ -156,7 +158,7 @@ def examine(path: File) -> tuple[tuple[int, int], int]:
             swapped = orientation >= 5 and image.format != "TIFF"
             return (image.size[::-1] if swapped else image.size), orientation
     except Exception as error:  # as in `load`
-        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
+        raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
 
 
 def extension_of(path: File) -> str:
@@ -167,7 +169,7 @@ def extension_of(path: File) -> str:
             name = _open(file).format or ""
             return usual.get(name, f".{name.lower()}")
     except Exception as error:  # as in `load`
-        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
+        raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
 
 
 def thumbnail(path: File, side: int) -> np.ndarray:
@@ -185,7 +187,7 @@ def thumbnail(path: File, side: int) -> np.ndarray:
                 image = _of_file(file, None).image
             return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
     except Exception as error:  # as in `load`
-        raise DataError(f"cannot read image {str(path)!r}: {_reason(error, path)}") from error
+        raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
 
 
 def value_range(paths: Sequence[Path | Member], look: int = 64) -> tuple[Range | None, str]:
@@ -272,7 +274,7 @@ def read_labels(path: File, colors: dict[tuple[int, int, int], int] | None = Non
                 labels = labels if by_gray is None else by_gray
             return labels
     except Exception as error:  # as in `load`
-        raise DataError(f"cannot read labels {str(path)!r}: {_reason(error, path)}") from error
+        raise DataError(f"cannot read labels {_name(path)}: {_reason(error, path)}") from error
 
 
 def read_ids(path: str | Path) -> np.ndarray:

@@ -93,7 +93,9 @@ __all__ = [
     "files_beside",
     "find",
     "fit_box",
+    "from_hugging_face",
     "from_samples",
+    "from_torchvision",
     "hold_out",
     "hold_out_of_each",
     "inside",
@@ -534,6 +536,42 @@ def from_samples(
     from . import _samples
 
     return _samples.from_samples(samples, classes, sample)
+
+
+def from_torchvision(dataset: object, classes: Sequence[str] | None = None) -> Split:
+    """The split of a data set of torchvision, or of any that gives (picture, target) by number.
+
+    Targets may be a label, tags (a tensor or list), a label map (a picture), or a mapping with
+    `boxes` and `labels`. Classes are those that the data set names, unless they are given. Labels
+    that it keeps are taken from there, and no picture is decoded for them; ImageFolder and
+    CocoDetection give the paths of their files. Of other data sets each item is asked for once.
+    Pictures are asked for when they are learned from, by worker processes too, which need the data
+    set to be picklable. Raises `UsageError` for a data set with a transform to tensors, and for
+    targets that are none of these.
+    """
+    from . import _wrapped
+
+    return _wrapped.from_torchvision(dataset, classes)
+
+
+def from_hugging_face(
+    dataset: object,
+    classes: Sequence[str] | None = None,
+    *,
+    label: str | None = None,
+    boxes: str = "xywh",
+) -> Split:
+    """The split of a data set of Hugging Face's `datasets`, such as dataset["train"].
+
+    Its columns say what they hold: a picture; a ClassLabel, or a list of them (tags); objects with
+    bbox and category, whose `boxes` are a corner with width and height ("xywh") or corners
+    ("xyxy"); or a second picture, the label map. `label` names the column where there are several.
+    Pictures are read as they are stored, when they are learned from. Raises `UsageError` where the
+    columns do not say it, `DataError` where most boxes are outside of their pictures.
+    """
+    from . import _wrapped
+
+    return _wrapped.from_hugging_face(dataset, classes, label, boxes)
 
 
 def _check_places(name: str, elsewhere: Places) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -45,6 +45,13 @@ class HeldMap:
         return _map(self.labels, self.classes, self.where)
 
 
+class Asked(Protocol):
+    """A data set that is asked for its items by number."""
+
+    def item(self, index: int) -> Item:
+        """A sample with its picture."""
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set that is asked for its items by number, and what makes a sample of an item."""
@@ -63,7 +70,7 @@ class Source:
 class Drawn:
     """The picture of an item, which the data set is asked for each time."""
 
-    source: Source
+    source: Asked
     index: int
 
     def __call__(self) -> Image.Image:
@@ -74,7 +81,7 @@ class Drawn:
 class DrawnMap:
     """The label map of an item, which the data set is asked for each time."""
 
-    source: Source
+    source: Asked
     index: int
     classes: int
 
@@ -108,7 +115,13 @@ def from_samples(
     """The split of `fleetnet.data.from_samples`, which says what is taken."""
     by_number = hasattr(samples, "__getitem__") and hasattr(samples, "__len__")
     source = Source(samples, sample) if sample is not None and by_number else None
-    items = source.all() if source else _items(samples, sample)
+    return split_of(source.all() if source else _items(samples, sample), source, classes)
+
+
+def split_of(
+    items: Iterable[Item], source: Asked | None, classes: Sequence[str] | None = None
+) -> Split:
+    """The split of items with their annotations; pictures that they have none of are asked of `source`."""
     notes = Notes()
     rows = [row for i, item in enumerate(items) if (row := _row(item, i, source, notes))]
     names = _classes([row.item for row in rows], classes, any(row.has_map for row in rows))
@@ -141,9 +154,9 @@ def _are_several(value: object) -> bool:
     return isinstance(value, list | tuple | set | frozenset) or getattr(value, "ndim", 0) == 1
 
 
-def _row(item: Item, index: int, source: Source | None, notes: Notes) -> _Row | None:
+def _row(item: Item, index: int, source: Asked | None, notes: Notes) -> _Row | None:
     """What is kept of an item; None, and said, for a picture that cannot be read where its size is needed."""
-    picture = item["image"]
+    picture: Any = item.get("image")
     size = None
     if item.get("boxes") is not None or item.get("masks") is not None:
         try:
@@ -164,11 +177,11 @@ def _row(item: Item, index: int, source: Source | None, notes: Notes) -> _Row | 
     return _Row(image, size, {k: v for k, v in item.items() if k not in large}, has_map, index)
 
 
-def _size(picture: str | Path | Image.Image | np.ndarray) -> tuple[int, int]:
+def _size(picture: str | Path | bytes | Image.Image | np.ndarray) -> tuple[int, int]:
     """(width, height) of a picture, upright."""
     if isinstance(picture, str | os.PathLike):
         return examine(str(picture))[0]
-    return read(picture).size
+    return examine(picture)[0] if isinstance(picture, bytes) else read(picture).size
 
 
 def _classes(items: Sequence[Item], classes: Sequence[str] | None, maps: bool) -> list[str]:
@@ -241,7 +254,7 @@ def _label(value: Any, classes: _Classes, where: str) -> int:
     return index
 
 
-def _sample(row: _Row, classes: _Classes, source: Source | None, notes: Notes) -> Sample:
+def _sample(row: _Row, classes: _Classes, source: Asked | None, notes: Notes) -> Sample:
     where, item = f"sample {row.number}", row.item
     label = item.get("label")
     semantic: HeldMap | DrawnMap | None = None
