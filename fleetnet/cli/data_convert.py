@@ -23,12 +23,14 @@ BETWEEN = 10.0  # seconds between two lines of progress
 @dataclass(frozen=True, kw_only=True)
 class DataConvert:
     data: str = field(metadata=About(help="folder, list or annotation file of images, or `shapes`"))
-    to: str = field(metadata=About(help="format to write: coco, folder, list, masks, voc or yolo"))
+    to: str = field(
+        metadata=About(help="format to write: coco, folder, list, masks, shards, voc or yolo")
+    )
     out: str = field(metadata=About(help="folder to write, which is empty or not there yet"))
     target: str | None = field(
         default=None,
         metadata=About(
-            help="annotations to convert, where there are several: label, boxes, masks or semantic"
+            help="annotations to convert, where there are several: label, tags, boxes, masks or semantic"
         ),
     )
     split: str | None = field(

@@ -81,6 +81,20 @@ def box_around(mask: np.ndarray) -> tuple[float, float, float, float]:
     return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
 
 
+def why_no_mask(segmentation: object, size: tuple[int, int], entry: str) -> str:
+    """Why there is nothing that could be meant as a mask; "" where there is.
+
+    Raises `DataError` naming the entry for run lengths that are wrong.
+    """
+    try:
+        check_segmentation(segmentation, size)
+    except NoMask as error:
+        return str(error)
+    except DataError as error:
+        raise DataError(f"{entry}: {error}") from error
+    return ""
+
+
 def run_lengths(counts: object) -> np.ndarray:
     """The run lengths of an RLE, of pixels outside and inside in turn, from a list of them or from COCO's string.
 

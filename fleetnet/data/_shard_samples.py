@@ -23,7 +23,7 @@ from . import (
     shorten,
 )
 from ._conventions import split_of
-from ._masks import NoMask, check_segmentation
+from ._masks import why_no_mask
 from ._shard_classes import Classes, declared, fitted, missing, of_labels
 from ._shard_index import Index
 from ._shard_texts import Label, Told, box_of, label_of_object, label_of_text, parse
@@ -191,20 +191,17 @@ class Reader:
         if not fitted_box:
             return None
         mask = row.get("segmentation")
-        if self.target == "masks":
-            try:
-                check_segmentation(mask, size)
-            except NoMask as error:
-                self.notes.drop("without a usable mask", f"{entry}: dropped, {error}")
-                return None
-            except DataError as error:
-                raise DataError(f"{entry}: {error}") from error
+        problem = "" if self.target == "boxes" else why_no_mask(mask, size, entry)
+        if problem and self.target == "masks":
+            self.notes.drop("without a usable mask", f"{entry}: dropped, {problem}")
+            return None
         area, crowd = number(row.get("area")), row.get("crowd", row.get("iscrowd", 0))
         if not isinstance(crowd, bool) and number(crowd) is None:
             raise DataError(f"{entry}: crowd is {shorten(repr(crowd))}; expected true or false")
         area = area if area is not None and 0 <= area < math.inf else None
         is_crowd = crowd if isinstance(crowd, bool) else number(crowd) != 0
-        return Object(fitted_box, label, mask if self.target == "masks" else None, is_crowd, area)
+        mask = None if problem or self.target == "boxes" else mask
+        return Object(fitted_box, label, mask, is_crowd, area)
 
     def _with_maps(self, rows: Sequence[Row], take: str) -> tuple[list[Sample], Classes] | None:
         pairs = [

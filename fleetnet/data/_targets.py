@@ -30,4 +30,4 @@ def targets_of(root: str, format: str | None = None, masks: str | None = None) -
         (fallback if find(name).FALLBACK else certain).append(target)
     if len(refusals) == len(IN_TURN):
         raise refusals[-1]
-    return [*certain, *fallback]
+    return certain or fallback

@@ -39,7 +39,7 @@ from . import (
     whole,
 )
 from ._conventions import USUAL, Places
-from ._masks import POINTS, NoMask, box_around, check_segmentation, mask_of
+from ._masks import POINTS, box_around, check_segmentation, mask_of, why_no_mask
 from ._places import Pictures, image_folders
 
 EXPECTS = (
@@ -301,7 +301,7 @@ def _object(
     if not fitted:
         return None
     if target != "boxes":
-        problem = _problem(mask, size, entry)
+        problem = why_no_mask(mask, size, entry)
         if problem and target == "masks":
             notes.drop("without a usable mask", f"{entry}: dropped, {problem}")
             return None
@@ -314,17 +314,6 @@ def _object(
         raise DataError(f"{entry}: iscrowd is {shorten(repr(row['iscrowd']))}; expected 0 or 1")
     area = area if area is not None and 0 <= area < math.inf else None
     return Object(fitted, label, mask if target != "boxes" else None, crowd != 0, area)
-
-
-def _problem(mask: Any, size: tuple[int, int], entry: str) -> str:
-    """Why a segmentation is no mask of a picture of `size` (height, width); "" where it is one."""
-    try:
-        check_segmentation(mask, size)
-    except NoMask as error:
-        return str(error)
-    except DataError as error:
-        raise DataError(f"{entry}: {error}") from error
-    return ""
 
 
 def _box(

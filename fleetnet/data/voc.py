@@ -114,7 +114,7 @@ def detect(root: str, target: str = "boxes") -> bool:
         return False
     maps = next((path / "SegmentationClass").glob("*.png"), None)
     xml = next((path / "Annotations").glob("*.xml"), None)
-    if (xml or maps) and os.path.isdir(path / "JPEGImages"):
+    if (xml if target == "boxes" else maps) and os.path.isdir(path / "JPEGImages"):
         return True
     if target != "boxes":
         return False

@@ -29,7 +29,7 @@ class Album:
         self.count = 0  # of pictures to put
         self.linked = 0
         self.renamed = 0
-        self.placed: dict[Path, Sample] = {}
+        self.placed: dict[str, Sample] = {}  # by where their pictures are now
         self.left_out: list[str] = []  # a line for each sample whose files cannot be read
         self._sizes: dict[int, tuple[int, int]] = {}  # by the identity of a sample's `image`
 
@@ -77,7 +77,11 @@ class Album:
             self._copy(sample.image, path)
         name = _written(sample)
         self.renamed += name is not None and name != path.name
-        self.placed[path] = sample
+        self.was_put(sample, str(path))
+
+    def was_put(self, sample: Sample, place: str) -> None:
+        """Note where the picture of a sample is now, as its path or `Member` is written."""
+        self.placed[place] = sample
         if self.progress is not None:
             self.progress(len(self.placed), self.count)
 

@@ -143,12 +143,12 @@ def _target(
     if not both:
         raise DataError(
             f"{data!r} has {_named(there)}, and {to} holds {_named(writer.TARGETS)}: convert it to "
-            "another format"
+            "another format, or say with --target what else it has"
         )
     objects = [name for name in both if name in OBJECT_TARGETS]
     if objects == both:
         return OBJECTS if "boxes" in objects else "masks"
-    if len(both) == 1 or both == there[:1]:
+    if len(both) == 1:
         return both[0]
     raise UsageError(
         f"{data!r} may be read with {_named(both)}, and {to} holds them all: say which with --target"

@@ -27,22 +27,27 @@ def check(
         raise _error(str(error)) from error
     if len(back) != len(splits):
         raise _error(f"it has the splits {', '.join(back)}, not {', '.join(splits)}")
-    read: dict[Path, Sample] = {}
+    read: dict[str, Sample] = {}
     for one, other in zip(splits.values(), back.values(), strict=True):
         if one.classes != other.classes:
             raise _error(f"its classes are {shorten(other.classes)}, not {shorten(one.classes)}")
-        read |= {sample.image: sample for sample in other.samples if isinstance(sample.image, Path)}
-    missing = next((path for path in album.placed if path not in read), None)
-    if missing is not None:
+        read |= {str(sample.image): sample for sample in other.samples}
+    differ = next(iter(album.placed.keys() ^ read.keys()), None)
+    if differ is not None:
         line = next((line for split in back.values() for line in split.skipped), "")
-        raise _error(f"{missing.name!r} is not among its pictures. {line}")
+        among = "not " if differ in album.placed else ""
+        raise _error(f"{_name(differ)!r} is {among}among its pictures. {line}")
     every = max(len(read) // MAPS, 1)
     for number, (path, sample) in enumerate(album.placed.items()):
         difference = _difference(
             sample, read[path], album.size(sample), with_map=number % every == 0
         )
         if difference:
-            raise _error(f"{path.name!r} has {difference}")
+            raise _error(f"{_name(path)!r} has {difference}")
+
+
+def _name(place: str) -> str:
+    return place.rpartition("/")[2]
 
 
 def _error(problem: str) -> DataError:
@@ -55,6 +60,8 @@ def _difference(one: Sample, other: Sample, size: Size, with_map: bool) -> str:
     """What is not the same of two samples, in words; "" for nothing."""
     if one.label is not None and one.label != other.label:
         return f"the label {other.label}, not {one.label}"
+    if one.tags is not None and one.tags != other.tags:
+        return f"the tags {other.tags}, not {one.tags}"
     if with_map and one.semantic is not None:
         same = other.semantic is not None and np.array_equal(one.semantic(), other.semantic())
         return "" if same else "another label map"

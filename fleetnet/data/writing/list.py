@@ -1,4 +1,4 @@
-"""List files: a line a picture, `path label`, as PaddleClas and mmpretrain read them.
+"""List files: a line a picture, `path label`, as PaddleClas and mmpretrain read them; of tags `path 0,1,1`.
 
 FOLDER/train_list.txt  FOLDER/label_list.txt (`number name`)  FOLDER/images/train/*
 """
@@ -6,14 +6,14 @@ FOLDER/train_list.txt  FOLDER/label_list.txt (`number name`)  FOLDER/images/trai
 from collections.abc import Mapping
 from pathlib import Path
 
-from .. import Split
+from .. import Sample, Split
 from ..listfile import parse_names
 from ._album import Album, check_names, names_for
 from ._reading import WHOLE
 
 FORMAT = "listfile"
 WRITES = "train_list.txt and label_list.txt with images/train"
-TARGETS: tuple[str, ...] = ("label",)
+TARGETS: tuple[str, ...] = ("label", "tags")
 HOLDS: tuple[str, ...] = ("order", "unused")
 
 
@@ -27,6 +27,13 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
         lines = []
         for sample, file in zip(split.samples, names_for(split.samples), strict=True):
             album.put(sample, folder / place / file)
-            lines.append(f"{place}/{file} {sample.label}\n")
+            lines.append(f"{place}/{file} {_text(sample, len(classes))}\n")
         name = "train_list.txt" if part == WHOLE else f"{part}_list.txt"
         (folder / name).write_text("".join(lines), encoding="utf-8")
+
+
+def _text(sample: Sample, classes: int) -> str:
+    """What stands behind the path: the number of the class; of tags 0 or 1 for each class."""
+    if sample.tags is None:
+        return str(sample.label)
+    return ",".join("1" if label in sample.tags else "0" for label in range(classes))
