@@ -30,8 +30,9 @@ import numpy as np
 from PIL import Image
 
 from fleetnet.data import load
-from fleetnet.data._contents import check_usable, contents_of
+from fleetnet.data._contents import contents_of
 from fleetnet.errors import FleetnetError
+from fleetnet.review.usable import check_usable
 
 SECONDS = 20.0  # for one case
 MEGABYTES = 300  # that a case may add to the peak of the process

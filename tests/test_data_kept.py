@@ -18,10 +18,11 @@ from test_formats import document, make_voc, make_yolo, picture, xml
 
 from fleetnet.cli import main
 from fleetnet.data import Notes, Sample, Split, coco, load, voc, yolo
-from fleetnet.data._contents import Contents, check_usable, contents_of
+from fleetnet.data._contents import Contents, contents_of
 from fleetnet.data._record import names_of
 from fleetnet.errors import DataError
 from fleetnet.images import read_labels
+from fleetnet.review.usable import check_usable
 
 
 def usable(split: Split, target: str, max_bad: float = 0.5, learn: bool = True) -> Contents:

@@ -26,6 +26,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "sizes": "errors",
     "preprocess": "channels errors geometry images sizes",
     "inputs": "data errors geometry images inputs preprocess reading",
+    "review": "data errors images inputs reading review",
     "reparam": "errors",
     "layers": "errors reparam",
     "parc": "errors reparam",
@@ -41,15 +42,15 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs predictions "
-    "preprocess reading report sizes tasks training weights",
+    "preprocess reading report review sizes tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
     "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
-    "reading reparam runtimes sizes tasks training weights",
+    "reading reparam review runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
-    "int8 measure predictions preprocess proof reading recipes reparam report rle runtimes sizes synonyms "
-    "tasks training weights",
+    "int8 measure predictions preprocess proof reading recipes reparam report review rle runtimes sizes "
+    "synonyms tasks training weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))

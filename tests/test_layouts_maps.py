@@ -13,9 +13,10 @@ from support.layouts import CLASSES, HEIGHT, MANY, SPLITS, WIDTH, Shot, save, wr
 
 from fleetnet.cli import main
 from fleetnet.data import IGNORE, Split, load
-from fleetnet.data._contents import check_usable, contents_of
+from fleetnet.data._contents import contents_of
 from fleetnet.errors import DataError
 from fleetnet.images import read
+from fleetnet.review.usable import check_usable
 
 NAMES = ["background", *CLASSES]
 COLORS = {"background": (0, 0, 0), "bus": (250, 50, 83), "car": (51, 221, 255), "dog": (0, 250, 9)}

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fleetnet.data._shared import shared_by
 from PIL import Image
 
 from fleetnet import images
 from fleetnet.data import Sample, Split
 from fleetnet.data._record import names_of
-from fleetnet.data._shared import shared_by
 from fleetnet.errors import DataError
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.loader import batches_of

@@ -225,7 +225,8 @@ def test_tags_that_cannot_be_right_are_refused(case: str, tmp_path: Path) -> Non
 
 
 def test_pictures_without_one_tag_and_all_the_same_tags() -> None:
-    from fleetnet.data._contents import check_usable, contents_of
+    from fleetnet.data._contents import contents_of
+    from fleetnet.review.usable import check_usable
 
     same = from_samples(
         [("a.png", ["cat", "dog"]), ("b.png", ["dog", "cat"])], ["cat", "dog", "bus"]

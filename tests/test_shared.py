@@ -7,7 +7,7 @@ from PIL import Image
 
 from fleetnet.cli import main
 from fleetnet.data import Sample, Split, load
-from fleetnet.data._shared import shared_by
+from fleetnet.review.copies import shared_by
 
 
 def scene(seed: int, size: tuple[int, int] = (160, 120)) -> Image.Image:
@@ -70,7 +70,7 @@ def test_it_is_said_before_the_training(tmp_path, capsys):
     words += ["--epochs", "1", "--batch-size", "2", "--run", str(tmp_path / "run")]
     assert main(words) == 0
     text = "".join(capsys.readouterr())
-    assert "2 of 6 validation pictures are the same as pictures of train" in text
+    assert "2 validation pictures of 6 are the same as pictures of train" in text
     assert "nearly" not in text
 
 

@@ -1,5 +1,6 @@
 """What the verbs say of the data that they read, and pictures of it for proofs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,12 @@ if TYPE_CHECKING:
     from ..data import Split
     from ..data._contents import Contents
     from ..deploy.predictor import One
+    from ..review import Finding
 
 SHOWN = 10  # lines of what was left out
+EXAMPLES = 3  # of what a finding is about
+# kinds of findings that are lines of what was left out, or the line on lost annotations
+SAID_BEFORE = ("lost-annotations", "left-out", "unused", "turned", "unreadable")
 PICTURES = 16  # at most, for the proof of a file
 # Images that are evaluated at a time, by the kind of annotation, and where every pixel has one.
 IMAGES, OF_PIXELS = {"label": 32, "tags": 32, "boxes": 16}, 4
@@ -53,17 +58,11 @@ def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list
     ]
 
 
-def say_shared(train: "Split", val: "Split") -> None:
-    """Pictures that train and val have both, which make every figure of val better than it is."""
-    from ..data import few
-    from ..data._shared import shared_by
-
-    shared = shared_by(train, val)
-    for pairs, kind in ((shared.same, "the same as"), (shared.near, "nearly the same as")):
-        if pairs:
-            named = few((f"{str(one)!r} ({str(other)!r})" for one, other in pairs), 3)
-            are = "picture is" if len(pairs) == 1 else "pictures are"
-            say(
-                f"careful: {len(pairs)} of {len(val.samples)} validation {are} {kind} pictures of "
-                f"train, so figures of val are better than they should be: {named}"
-            )
+def say_findings(findings: "Iterable[Finding]") -> None:
+    """What is worth a look before a training; `say_data` has said what was left out."""
+    for one in findings:
+        if one.level == "warning" and one.kind not in SAID_BEFORE:
+            named = ", ".join(one.examples[:EXAMPLES])
+            more = one.count - EXAMPLES
+            ending = f" and {more} more" if named and more > 0 else ""
+            say(f"careful: {one.text}" + (f": {named}{ending}" if named else ""))

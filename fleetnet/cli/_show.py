@@ -168,6 +168,35 @@ def rate(images_per_second: float) -> str:
     return f"{1 / images_per_second:.1f} s/image" if images_per_second > 0 else "- images/s"
 
 
+class Counting:
+    """Progress in files: a bar in a terminal, a line every few seconds elsewhere."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.bar: Any = None
+        self.task: Any = None
+        self.last = time.monotonic()
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import Progress as Bar
+
+            self.bar = Bar(console=Console(stderr=True), transient=True)
+            self.task = self.bar.add_task(what, total=None)
+            self.bar.start()
+
+    def __call__(self, count: int, of: int) -> None:
+        now = time.monotonic()
+        if self.bar is not None:
+            self.bar.update(self.task, completed=count, total=of)
+        elif now - self.last >= SECONDS_BETWEEN_LINES and count < of:
+            self.last = now
+            say(f"{self.what}: {count} of {of}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+
 class TrainingProgress:
     """A bar in a terminal, a line every few seconds elsewhere: call it with each `Progress` of `fit`."""
 

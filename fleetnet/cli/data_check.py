@@ -1,22 +1,38 @@
 """`fleetnet data check`: what images and annotations are, and whether a training on them is right."""
 
+import contextlib
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import ClosedUnitInterval
+from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 
 from ..errors import DataError
 from ..training.config import TrainConfig
-from ._data import SHOWN
 from ._settings import About
-from ._show import table, tell
+from ._show import Counting, table, tell
 
 if TYPE_CHECKING:
     from ..data import Split
     from ..data._contents import Contents
+    from ..review import Finding
+    from ..review.pictures import Sizes
+    from ..review.whole import Review
 
 EXAMPLE = "fleetnet data check --data photos/"
 PARTS = "train", "val", "test"
+# Of each kind of annotation, the task whose training it is checked for, unless a model is named.
+TASKS = {
+    "label": "classification",
+    "tags": "multilabel",
+    "boxes": "yolo",
+    "masks": "maskrcnn",
+    "semantic": "deeplabv3",
+}
+ROWS = 12  # of the table of classes: the largest and the smallest
+EXAMPLES = 3  # of a finding
+LINES = 30  # of findings, beyond which examples are left out
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +42,15 @@ class DataCheck:
         default=None,
         metadata=About(
             help="the model that is to be trained, or its task alone, as yolo",
-            usual="one that learns from the annotations that there are",
+            usual="of a task that learns from the annotations that there are",
+        ),
+    )
+    size: str | None = field(
+        default=None,
+        metadata=About(
+            help="height and width of its input, as 192x256, or one number for both",
+            usual="that of the task",
+            null=True,
         ),
     )
     format: str | None = field(
@@ -48,51 +72,80 @@ class DataCheck:
     max_bad: float = field(
         default=TrainConfig.max_bad,
         metadata=About(
-            help="largest share of the annotations that may be unusable", kind=ClosedUnitInterval
+            help="largest share of the annotations or pictures that may be unusable",
+            kind=ClosedUnitInterval,
         ),
+    )
+    workers: int = field(
+        default=2, metadata=About(help="processes that read images", kind=NonNegativeInt)
     )
 
 
 def run(settings: DataCheck) -> dict[str, object]:
-    from ..data import WORDS
-    from ..data._contents import contents_of
-    from ..data._record import describe
-    from ..data._targets import targets_of
+    from .. import tasks
+    from ..review.whole import review
+    from ..sizes import parse_size
 
-    target = _target(settings.model)
-    if target is None:
-        target = targets_of(settings.data, settings.format, settings.masks)[0]
-    splits = {name: split for name in PARTS if (split := _split(settings, name, target))}
-    contents = {name: contents_of(split, target) for name, split in splits.items()}
-    errors = [
-        f"{name}: {text}"
-        for name, split in splits.items()
-        if (text := _refusal(split, contents[name], settings.max_bad, learn=name == "train"))
-    ]
-    _show(settings.data, WORDS[target], splits, contents)
-    for text in errors:
-        tell(f"error: {text}")
+    task, splits, others = _read(settings)
+    target, size = tasks.find(task).TARGET, tasks.find(task).SIZE
+    if settings.size is not None:
+        size = parse_size(settings.size)
+    progress = Counting("reading images")
+    try:
+        reviewed = review(
+            splits, target, size, settings.max_bad, settings.workers, on_progress=progress
+        )
+    finally:
+        progress.close()
+    _show(settings.data, task, reviewed)
+    _show_ending(settings, task, others, reviewed)
     return {
         "data": settings.data,
-        "target": target,
-        "splits": {name: describe(split, contents[name]) for name, split in splits.items()},
-        "errors": errors,
-        "exit_code": DataError.exit_code if errors else 0,
+        "task": task,
+        "size": list(size),
+        "other_tasks": others,
+        **reviewed.to_dict(),
+        "exit_code": DataError.exit_code if reviewed.is_wrong else 0,
     }
 
 
-def _target(model: str | None) -> str | None:
-    """The annotation that a model learns from, given by its name or by that of its task."""
-    from .. import tasks
+def _read(settings: DataCheck) -> "tuple[str, dict[str, Split], list[str]]":
+    """The task whose training is checked for, what it learns from, and other tasks for the data."""
+    task, others = _task(settings)
+    try:
+        return task, _splits(settings, task), others
+    except DataError:
+        if settings.model is not None or task != "classification":
+            raise
+        # A table or list may have several labels a picture, which only reading it says.
+        with contextlib.suppress(DataError):
+            return "multilabel", _splits(settings, "multilabel"), others
+        raise
+
+
+def _task(settings: DataCheck) -> tuple[str, list[str]]:
+    """The task whose training is checked for, and others that the data have annotations for."""
+    from ..data._targets import targets_of
     from ..find import names
     from ..tasks import check_name, split_name
 
-    if model is None:
-        return None
-    if model in names("tasks"):
-        return tasks.find(model).TARGET
-    check_name(model)
-    return tasks.find(split_name(model)[0]).TARGET
+    if settings.model is None:
+        targets = targets_of(settings.data, settings.format, settings.masks)
+        # Whether boxes have masks too is known only once they are read for them.
+        others = [TASKS[target] for target in targets[1:] if target != "masks"]
+        return TASKS[targets[0]], others
+    if settings.model in names("tasks"):
+        return settings.model, []
+    check_name(settings.model)
+    return split_name(settings.model)[0], []
+
+
+def _splits(settings: DataCheck, task: str) -> "dict[str, Split]":
+    """The splits that the data have, with the annotations that a task learns from."""
+    from .. import tasks
+
+    target = tasks.find(task).TARGET
+    return {name: split for name in PARTS if (split := _split(settings, name, target))}
 
 
 def _split(settings: DataCheck, name: str, target: str) -> "Split | None":
@@ -109,29 +162,110 @@ def _split(settings: DataCheck, name: str, target: str) -> "Split | None":
         raise
 
 
-def _refusal(split: "Split", contents: "Contents", max_bad: float, *, learn: bool) -> str | None:
-    """Why a split is neither learned from nor, without `learn`, measured on."""
-    from ..data._contents import check_usable
-
-    try:
-        check_usable(split, contents, max_bad, learn)
-    except DataError as error:
-        return str(error)
-    return None
+# The report -----------------------------------------------------------------------------------
 
 
-def _show(
-    root: str, words: str, splits: "dict[str, Split]", contents: "dict[str, Contents]"
-) -> None:
-    rows = [
-        [name, len(split.samples), contents[name].total, len(split.skipped), str(split.source)]
-        for name, split in splits.items()
+def _show(root: str, task: str, reviewed: "Review") -> None:
+    from ..data import WORDS
+
+    formats = {split.source.format for split in reviewed.splits.values() if split.source}
+    read_as = f", read as {', '.join(sorted(formats))}" if formats else ""
+    unit = next(iter(reviewed.contents.values())).unit
+    columns = {
+        "images": ["images"],
+        "objects": ["images", "objects", "images without"],
+        "tags": ["images", "tags", "images without"],
+        "pixels": ["images", "pixels of no class"],
+    }
+    table(
+        f"{root}: {WORDS[reviewed.target]}{read_as}, for {task}",
+        ["split", *columns[unit], "left out", "read from"],
+        [_row(name, reviewed) for name in reviewed.splits],
+        ("left out",),
+    )
+    for name, sizes in reviewed.sizes.items():
+        if sizes is not None:
+            tell(_of_sizes(name, sizes))
+    _show_classes(reviewed.splits, reviewed.contents, unit)
+    _show_findings(reviewed.findings)
+
+
+def _row(name: str, reviewed: "Review") -> list[object]:
+    from ..data._contents import percent
+
+    split, contents = reviewed.splits[name], reviewed.contents[name]
+    cells: list[object] = [name, len(split.samples)]
+    if contents.unit in ("objects", "tags"):
+        cells += [contents.total, sum(not sample.labels() for sample in split.samples)]
+    if contents.unit == "pixels":
+        cells.append(percent(contents.ignored, contents.total + contents.ignored))
+    return [*cells, len(split.skipped), str(split.source or "")]
+
+
+def _of_sizes(name: str, sizes: "Sizes") -> str:
+    """Smallest, median and largest width, height and ratio, in a line."""
+    sides = {"width": sizes.width, "height": sizes.height, "width / height": sizes.ratio}
+    ranges = [
+        f"{what} {least:.4g} to {most:.4g} (median {middle:.4g})"
+        for what, (least, middle, most) in sides.items()
     ]
-    unit = next(iter(contents.values())).unit
-    table(f"{root}: {words}", ["split", "images", unit, "left out", "read from"], rows)
-    for name, split in splits.items():
-        tell(f"{name}: {unit} by class: {contents[name].text(split.classes)}")
-        for line in split.skipped[:SHOWN]:
-            tell(f"  left out: {line}")
-        if len(split.skipped) > SHOWN:
-            tell(f"  and {len(split.skipped) - SHOWN} more")
+    return f"{name}: {', '.join(ranges)}"
+
+
+def _show_classes(
+    splits: "Mapping[str, Split]", contents: "Mapping[str, Contents]", unit: str
+) -> None:
+    """How much there is of each class; of many classes the most and the least frequent."""
+    counts = {name: contents[name].by_class(split.classes) for name, split in splits.items()}
+    first = next(iter(counts))
+    names = sorted(counts[first], key=lambda name: -counts[first][name])
+    title = f"{unit} by class"
+    if len(names) > ROWS:
+        title += f": the most and the least of {len(names)} (--json has all)"
+        names = [*names[: ROWS // 2], *names[-ROWS // 2 :]]
+    totals = {name: max(contents[name].total, 1) for name in splits}
+    rows = [
+        [name, *(_share(of.get(name, 0), totals[split], unit) for split, of in counts.items())]
+        for name in names
+    ]
+    table(title, ["class", *counts], rows)
+
+
+def _share(count: int, total: int, unit: str) -> str:
+    share = f"{100 * count / total:.3g} %"
+    return share if unit == "pixels" else f"{count} ({share})"
+
+
+def _show_findings(findings: "list[Finding]") -> None:
+    examples = EXAMPLES if sum(1 + min(EXAMPLES, one.count) for one in findings) <= LINES else 1
+    for one in findings:
+        tell(f"{one.level}: {one.text}")
+        for example in one.examples[:examples]:
+            tell(f"    {example}")
+        more = one.count - examples
+        if one.examples and more > 0:
+            tell(f"    and {more} more")
+
+
+def _show_ending(settings: DataCheck, task: str, others: list[str], reviewed: "Review") -> None:
+    """How many findings of each level there are, and what to type next."""
+    from ..review import LEVELS
+
+    counts = [
+        f"{number} {level}" + "s" * (number != 1)
+        for level in LEVELS
+        if (number := sum(one.level == level for one in reviewed.findings))
+    ]
+    said = ", ".join(counts) or "nothing looks wrong"
+    model = settings.model if settings.model and settings.model != task else _model_of(task)
+    command = f"fleetnet train --model {model} --data {shlex.quote(settings.data)}"
+    if reviewed.is_wrong:
+        tell(f"{said}: a training on these data would be wrong; mend the errors first")
+    else:
+        tell(f"{said}; to train: {command}")
+    if others:
+        tell(f"these data can be read for {', '.join(others)} too: give --model {others[0]}")
+
+
+def _model_of(task: str) -> str:
+    return "repvit_m0_9" if task == "classification" else f"{task}/repvit_m0_9"

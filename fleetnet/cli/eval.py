@@ -130,11 +130,12 @@ def run(settings: Eval) -> dict[str, object]:
     import torch
 
     from .. import tasks
-    from ..data._contents import check_usable, contents_of
+    from ..data._contents import contents_of
     from ..data._record import describe
     from ..deploy.predictor import load
     from ..predictions import Detections
     from ..report import figures
+    from ..review.usable import check_usable
     from ..sizes import parse_size
     from ..training.evaluate import evaluate
 

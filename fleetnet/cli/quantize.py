@@ -170,9 +170,10 @@ def _check_runtimes(runtimes: Sequence[str]) -> None:
 
 def _validation(settings: Quantize, path: Path, facts: "Facts", target: str) -> "Split":
     """What the int8 file is judged on, with the classes of the model."""
-    from ..data._contents import check_usable, contents_of
+    from ..data._contents import contents_of
     from ..data._names import by_name
     from ..data._record import to_measure
+    from ..review.usable import check_usable
 
     split = to_measure(settings.data, "val", settings.format, target, path, facts.settings)
     split = by_name(split, facts.classes, str(path))

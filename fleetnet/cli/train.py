@@ -17,7 +17,7 @@ from ..training.config import TrainConfig, read_recipe
 from ..training.folder import BEST, CONFIG, HASHED, STATE, environment_of
 from . import Terminated
 from ._arguments import check_types, flag
-from ._data import say_data, say_shared
+from ._data import say_data, say_findings
 from ._settings import About
 from ._show import say
 
@@ -256,17 +256,22 @@ def _folder_apart(
 def _counted(
     train: "Split", val: "Split", config: TrainConfig, task: str
 ) -> "tuple[Contents, Contents]":
-    """What there is of each class, which is said; `DataError` where it is too little."""
+    """What there is of each class and what looks wrong, which is said; `DataError` where it is."""
     from .. import tasks
-    from ..data._contents import check_usable, contents_of
+    from ..data._contents import contents_of
+    from ..review import enforce
+    from ..review.annotated import annotated
+    from ..review.copies import shared_files
 
     target = tasks.find(task).TARGET
-    contents = contents_of(train, target), contents_of(val, target)
-    for name, split, content in zip(("train", "val"), (train, val), contents, strict=True):
-        say_data(name, split, content)
-        check_usable(split, content, config.max_bad, learn=name == "train")
-    say_shared(train, val)
-    return contents
+    splits = {"train": train, "val": val}
+    contents = {name: contents_of(split, target) for name, split in splits.items()}
+    for name, split in splits.items():
+        say_data(name, split, contents[name])
+    findings = annotated(splits, contents, config.max_bad)
+    enforce(findings)
+    say_findings([*findings, *shared_files(train, val)])
+    return contents["train"], contents["val"]
 
 
 def _starting_weights(config: TrainConfig, run: Path | None) -> str | None:

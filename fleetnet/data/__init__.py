@@ -108,6 +108,7 @@ __all__ = [
     "part_of",
     "shorten",
     "text_of",
+    "turned_line",
     "whole",
 ]
 
@@ -196,6 +197,9 @@ class Annotations:
 
     read: int = 0
     dropped: dict[str, int] = field(default_factory=dict)  # reason -> how many
+    cut: int = 0  # boxes that left the picture, of which the part inside is kept
+    turned: tuple[Path | Member, ...] = ()  # annotated pictures that their EXIF orientation turns
+    unreadable: tuple[str, ...] = ()  # of each picture that could not be measured, why
 
     def lost(self) -> int:
         return sum(self.dropped.values())
@@ -214,6 +218,9 @@ class Notes:
         self.lines: list[str] = []
         self.read = 0  # annotations so far, dropped ones too
         self.dropped: Counter[str] = Counter()  # reason -> how many
+        self.cut = 0  # boxes
+        self.turned: tuple[Path | Member, ...] = ()
+        self.unreadable: list[str] = []
 
     def say(self, line: str) -> None:
         self.lines.append(line)
@@ -225,7 +232,9 @@ class Notes:
             self.lines.append(line)
 
     def annotations(self) -> Annotations:
-        return Annotations(self.read, dict(self.dropped))
+        return Annotations(
+            self.read, dict(self.dropped), self.cut, self.turned, tuple(self.unreadable)
+        )
 
 
 @dataclass(frozen=True)
@@ -240,6 +249,8 @@ class Split:
     # None: not read from data, but put together
     source: Source | None = field(default=None, compare=False)
     annotations: Annotations = field(default=Annotations(), compare=False)
+    # those of `skipped` that name a list or folder beside the data which is not used
+    unused: list[str] = field(default_factory=list, compare=False)
 
     def __post_init__(self) -> None:
         if not self.samples:
@@ -333,7 +344,8 @@ def load(
     if loaded.source is not None and format is None:
         lines = _unused(loaded, loaded.source, Path(place))
         beside = [] if find(name).FALLBACK else _beside(loaded.source, place, name, kind)
-        loaded = replace(loaded, skipped=[*beside, *loaded.skipped, *lines])
+        skipped = [*beside, *loaded.skipped, *lines]
+        loaded = replace(loaded, skipped=skipped, unused=[*beside, *lines])
     if kind != asked:
         loaded = _tagged(loaded)
     if place == root:
@@ -452,9 +464,10 @@ def _unused(loaded: Split, source: Source, root: Path) -> list[str]:
     if not os.path.isdir(root):
         return []
     file, lines = split_lists(root).get(source.split), []
-    if file is not None and file.name not in source.files and _holds_names(file):
-        lines.append(f"{str(file)!r}: a list that is not used; {source.split} is {source.files}")
     images = [sample.image for sample in loaded.samples if isinstance(sample.image, Path)]
+    is_read = file is None or file.name in source.files or not _holds_names(file)
+    if file is not None and not is_read and not _lists(file, images):
+        lines.append(f"{str(file)!r}: a list that is not used; {source.split} is {source.files}")
     folders = {os.path.abspath(image.parent) for image in images}
     for folder in _folders_of(source.split, root):
         below = os.path.abspath(folder)
@@ -490,6 +503,16 @@ def _folders_of(split: str, root: Path) -> list[Path]:
         for place in (folder, *children(folder, IMAGE_FOLDERS))
     ]
     return [folder for folder in inner if images_in(folder)]
+
+
+def _lists(file: Path, images: Sequence[Path]) -> bool:
+    """Whether the lines of a file begin with the names of these images, and of no others."""
+    try:
+        lines = text_of(file).split("\n")
+    except DataError:
+        return False
+    first_words = [re.split(r"[\s,;]", line.strip(), maxsplit=1)[0] for line in lines]
+    return {Path(word).stem for word in first_words if word} == {image.stem for image in images}
 
 
 def _holds_names(file: Path) -> bool:
@@ -626,9 +649,18 @@ def format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
             f"{root!r} is of the format {unable}, which has no {WORDS[target]}; formats that "
             f"have: {', '.join(able)}"
         )
+    raise NoFormat(no_format(root, able, f" that has {WORDS[target]}"))
+
+
+class NoFormat(DataError):
+    """Nothing is at a place that any format would read."""
+
+
+def no_format(root: str, able: Iterable[str], which: str = "") -> str:
+    """What the formats `able` look for, `which` says which they are, and what is there instead."""
     expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
-    raise DataError(
-        f"{root!r} fits no format. What each expects that has {WORDS[target]}:{expected}\n"
+    return (
+        f"{root!r} fits no format. What each expects{which}:{expected}\n"
         f"What is there: {_there(root)}{_below(root)}"
     )
 
@@ -739,6 +771,7 @@ def measured(image: OneFile, notes: Notes, turned: list[OneFile]) -> tuple[int, 
         (width, height), orientation = examine(image)
     except DataError as error:
         notes.say(f"{error}; left out")
+        notes.unreadable.append(str(error))
         return None
     if orientation != 1:
         turned.append(image)
@@ -751,16 +784,23 @@ def note_turned(turned: Sequence[Path | Member], notes: Notes) -> None:
     That their annotations were drawn on the upright picture cannot be seen from the files, where
     the sizes agree.
     """
+    notes.turned = tuple(turned)
     if turned:
-        pictures, are, their = (
-            ("picture", "is", "its") if len(turned) == 1 else ("pictures", "are", "their")
-        )
-        notes.lines.insert(
-            0,
-            f"{len(turned)} {pictures}, as {str(turned[0])!r}, {are} turned or mirrored by {their} "
-            f"EXIF orientation: {their} annotations are taken as of the upright picture; check "
-            "that they lie right",
-        )
+        notes.lines.insert(0, turned_line(turned))
+
+
+def turned_line(turned: Sequence[Path | Member]) -> str:
+    """What is said of annotated pictures that their EXIF orientation turns or mirrors."""
+    if not turned:
+        return ""
+    pictures, are, their = (
+        ("picture", "is", "its") if len(turned) == 1 else ("pictures", "are", "their")
+    )
+    return (
+        f"{len(turned)} {pictures}, as {str(turned[0])!r}, {are} turned or mirrored by {their} "
+        f"EXIF orientation: {their} annotations are taken as of the upright picture; check "
+        "that they lie right"
+    )
 
 
 def text_of(path: Path) -> str:
@@ -845,6 +885,7 @@ def fit_box(
         line = f"{entry}: dropped, its box {box} is outside of the picture of {width}x{height}"
         notes.drop("outside of the picture", line)
         return None
+    notes.cut += 1
     notes.say(
         f"{entry}: its box {box} (x0, y0, x1, y1) leaves the picture of {width}x{height} and is cut"
     )

@@ -1,10 +1,4 @@
-"""What a split has to learn from: counts by class before the first step, and errors where too little is left.
-
-A task that lost its targets looks perfect: its loss falls to zero and its metric has nothing to be
-wrong about. So data are refused where most annotations fell away, where nothing is left to learn or
-to measure, and where label maps have pixels of no class instead of those of a class that was
-declared, as gray masks of 0 and 255 do.
-"""
+"""What a split has to learn from: counts by class, before the first step."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -51,7 +45,7 @@ class Contents:
         ranked = sorted(self.by_class(classes).items(), key=lambda item: -item[1])
         if self.unit == "pixels":
             named = [
-                f"{name} {_percent(count, self.total + self.ignored)}" for name, count in ranked
+                f"{name} {percent(count, self.total + self.ignored)}" for name, count in ranked
             ]
         else:
             named = [f"{name} {count}" for name, count in ranked]
@@ -64,7 +58,7 @@ class Contents:
         ending = ""
         if self.ignored:
             what = (
-                _percent(self.ignored, self.total + self.ignored)
+                percent(self.ignored, self.total + self.ignored)
                 if self.unit == "pixels"
                 else self.ignored
             )
@@ -106,7 +100,7 @@ def _of_maps(split: Split) -> Contents:
     rest = sorted(set(range(pictures)) - set(first))
     counts, looked_at = np.zeros(256, np.int64), 0
     for place, index in enumerate([*first, *rest]):
-        if place >= len(first) and not _suspicious(counts[:classes], int(counts[IGNORE])):
+        if place >= len(first) and not suspicious(counts[:classes], int(counts[IGNORE])):
             break
         semantic = split.samples[index].semantic
         try:
@@ -119,7 +113,7 @@ def _of_maps(split: Split) -> Contents:
     )
 
 
-def _suspicious(counts: np.ndarray, ignored: int) -> bool:
+def suspicious(counts: np.ndarray, ignored: int) -> bool:
     """Whether pixels of no class may be those of a class that has none.
 
     Only one class has pixels, or a single one has none and it is the first or the last, as white or
@@ -134,90 +128,28 @@ def _suspicious(counts: np.ndarray, ignored: int) -> bool:
     return abound and len(missing) == 1 and missing[0] in (0, len(counts) - 1)
 
 
-def check_usable(
-    split: Split, contents: Contents, max_bad: float = 0.5, learn: bool = True
-) -> None:
-    """Raise `DataError` where a split has too little left to learn from, or, without `learn`, to measure on.
-
-    `max_bad` is the largest share of annotations that may have fallen away; with 1 only an empty
-    split is refused.
-    """
-    where = f"{split.source.split} ({split.source})" if split.source else "the split"
-    aim = "learn from" if learn else "measure on"
-    first = f". The first: {split.skipped[0]}" if split.skipped else ""
-    check_lost(split, max_bad)
-    if not contents.total:
-        what = (
-            "pixel of any class" if contents.unit == "pixels" else contents.unit.removesuffix("s")
-        )
-        crowds = (
-            f"; {contents.ignored} crowds do not count"
-            if contents.ignored and contents.unit == "objects"
-            else ""
-        )
-        raise DataError(
-            f"{where}: nothing to {aim}: no {what} in {contents.pictures} images{crowds}{first}"
-        )
-    objects = contents.total + contents.ignored
-    if contents.unit == "objects" and contents.tiny > max_bad * objects:
-        raise DataError(
-            f"{where}: {contents.tiny} of {objects} boxes have no side above a pixel, more than "
-            f"the share of {max_bad:g} that --max-bad allows. Are they shares of the picture (0 to "
-            "1), where this format has pixels?"
-        )
-    if contents.unit == "tags" and learn and max_bad < 1:
-        _check_tags(contents, where)
-    if contents.unit in ("objects", "tags") or len(contents.counts) < 2 or max_bad >= 1:
-        return
-    if contents.unit == "pixels":
-        _check_maps(split, contents, where, learn)
-    present = [name for name, count in zip(split.classes, contents.counts, strict=True) if count]
-    if learn and len(present) == 1:
-        raise DataError(
-            f"{where}: all {contents.unit} are of the class {shorten(present[0])!r}, so there is "
-            f"nothing to tell apart, though {len(contents.counts)} classes are declared; --max-bad "
-            "1 takes the data as they are"
-        )
-
-
-def _check_tags(contents: Contents, where: str) -> None:
-    """Raise `DataError` where all pictures have the same tags, so that there is no picture without."""
-    if set(contents.counts) <= {0, contents.pictures}:
-        tags = sum(map(bool, contents.counts))
-        raise DataError(
-            f"{where}: all {contents.pictures} pictures have the same tags ({tags} of "
-            f"{len(contents.counts)} classes), so there is nothing to tell apart; --max-bad 1 takes "
-            "the data as they are"
-        )
-
-
 def check_lost(split: Split, max_bad: float) -> None:
     """Raise `DataError` where more than a share of a split's annotations fell away while they were read."""
+    if text := too_much_lost(split, max_bad):
+        raise DataError(text)
+
+
+def too_much_lost(split: Split, max_bad: float) -> str:
+    """What `check_lost` says; "" where enough is left."""
     lost, read = split.annotations.lost(), split.annotations.read
-    if lost > max_bad * read:
-        where = f"{split.source.split} ({split.source})" if split.source else "the split"
-        first = f". The first: {split.skipped[0]}" if split.skipped else ""
-        raise DataError(
-            f"{where}: {split.annotations}, more than the share of {max_bad:g} that --max-bad "
-            f"allows{first}"
-        )
-
-
-def _check_maps(split: Split, contents: Contents, where: str, learn: bool) -> None:
-    counts = np.array(contents.counts)
-    missing = [split.classes[i] for i in np.flatnonzero(counts == 0)]
-    alone = len(missing) == len(counts) - 1
-    if not _suspicious(counts, contents.ignored) or not (alone or learn):
-        return
-    share = _percent(contents.ignored, contents.total + contents.ignored)
-    raise DataError(
-        f"{where}: no pixel is of the class {', '.join(map(shorten, missing[:5]))}, but {share} of "
-        f"the pixels have the value {IGNORE}, which is of no class and neither learned nor "
-        f"measured. If {IGNORE} (white) is meant as a class, write a line `255 255 255 NAME` and "
-        "one for each other color into colors.txt, or save the label maps with indices 0, 1, 2, "
-        "...; if it is not, --max-bad 1 takes the data as they are"
+    if lost <= max_bad * read:
+        return ""
+    first = f". The first: {split.skipped[0]}" if split.skipped else ""
+    return (
+        f"{named(split)}: {split.annotations}, more than the share of {max_bad:g} that --max-bad "
+        f"allows{first}"
     )
 
 
-def _percent(part: int, whole: int) -> str:
+def named(split: Split) -> str:
+    """What a split is called in a message."""
+    return f"{split.source.split} ({split.source})" if split.source else "the split"
+
+
+def percent(part: int, whole: int) -> str:
     return f"{100 * part / max(whole, 1):.3g} %"

@@ -1,7 +1,8 @@
 """Which kind of annotation data have, where nobody says which is wanted."""
 
 from ..errors import DataError
-from . import find, format_of
+from ..find import names
+from . import NoFormat, find, format_of, no_format
 
 # Annotation files say more of a picture than the folder that it lies in.
 IN_TURN = ("boxes", "masks", "semantic", "label")
@@ -28,6 +29,8 @@ def targets_of(root: str, format: str | None = None, masks: str | None = None) -
             refusals.append(error)
             continue
         (fallback if find(name).FALLBACK else certain).append(target)
-    if len(refusals) == len(IN_TURN):
-        raise refusals[-1]
+    if all(isinstance(error, NoFormat) for error in refusals) and not certain and not fallback:
+        raise NoFormat(no_format(root, names("data")))
+    if not certain and not fallback:
+        raise next(error for error in refusals if not isinstance(error, NoFormat))
     return certain or fallback

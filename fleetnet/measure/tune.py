@@ -171,8 +171,9 @@ def alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
 def judge_of(reference: "Predictor", root: str, format: str | None) -> Judge:
     """By the labels of the data, or of pictures without labels by agreement with the model."""
     from .. import data, tasks
-    from ..data._contents import check_usable, contents_of
+    from ..data._contents import contents_of
     from ..data._names import by_name
+    from ..review.usable import check_usable
 
     target = tasks.find(reference.task).TARGET
     if format is None and Path(root).is_dir() and not _is_of_a_format(root, target):

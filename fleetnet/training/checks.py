@@ -8,9 +8,11 @@ import torch
 
 from .. import tasks
 from ..data import WORDS, Split
-from ..data._contents import Contents, check_usable, contents_of
+from ..data._contents import Contents, contents_of
 from ..errors import DataError, UsageError
 from ..find import names
+from ..review import enforce
+from ..review.annotated import annotated
 from ..tasks import Model
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .optimizer import check_optimizer
@@ -44,8 +46,8 @@ def check(
     for split in (train, val):
         check_annotated(split, target)
     counted = contents or (contents_of(train, target), contents_of(val, target))
-    check_usable(train, counted[0], config.max_bad)
-    check_usable(val, counted[1], config.max_bad, learn=False)
+    by_split = dict(zip(("train", "val"), counted, strict=True))
+    enforce(annotated({"train": train, "val": val}, by_split, config.max_bad))
     return counted
 
 
