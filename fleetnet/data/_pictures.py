@@ -13,10 +13,13 @@ class Pictures:
     def __init__(self, folders: Sequence[Path]) -> None:
         self.folders = folders
         self._by_name: dict[str, list[Path]] = {}  # by the last part, with and without extension
-        self._split: dict[Path, str] = {}  # that a folder around a picture says
+        self._split: dict[Path, str] = {}  # folder of pictures -> the split that its path says
         for folder in folders:
+            below: set[Path] = set()
             for path in find_images(folder)[0]:
-                self._split[path] = _split_around(path, folder)
+                if path.parent not in below:
+                    below.add(path.parent)
+                    self._split[path.parent] = _split_said_by(path.parent, folder)
                 for name in {path.name, path.stem}:
                     self._by_name.setdefault(name.lower(), []).append(path)
         self._splits = set(self._split.values())
@@ -36,18 +39,18 @@ class Pictures:
         stem = last.rpartition(".")[0] if is_picture(last) else last
         paths = list(dict.fromkeys(self._by_name.get(last) or self._by_name.get(stem) or ()))
         if split and split in self._splits:
-            paths = [path for path in paths if self._split[path] in ("", split)]
+            paths = [path for path in paths if self._split[path.parent] in ("", split)]
         if len(paths) > 1:
             paths = _most(paths, [_shared(path, parts) for path in paths])
         if len(paths) > 1:
-            paths = _most(paths, [int(self._split[path] == split) for path in paths])
+            paths = _most(paths, [int(self._split[path.parent] == split) for path in paths])
         if len(paths) > 1:
             paths = _most(paths, [-len(path.parts) for path in paths])
         return paths
 
     def split_of(self, path: Path) -> str:
         """The split that a folder around a picture is called as; "" for none."""
-        return self._split[path]
+        return self._split[path.parent]
 
 
 def _parts(name: str) -> list[str]:
@@ -73,9 +76,9 @@ def _shared(path: Path, parts: Sequence[str]) -> int:
     return count
 
 
-def _split_around(path: Path, folder: Path) -> str:
-    """The split that a folder around a picture is called as, as train or train_images; "" for none."""
-    for name in path.relative_to(folder).parts[:-1]:
+def _split_said_by(place: Path, root: Path) -> str:
+    """The split that a folder, or one around it below `root`, is called as, as train or train_images; "" for none."""
+    for name in place.relative_to(root).parts:
         split = split_said_by(name, IMAGE_FOLDERS)
         if split:
             return split

@@ -227,7 +227,7 @@ def _is_submission(file: Path) -> bool:
 def _is_table(file: Path, root: Path | None = None) -> bool:
     """Whether a file is a table of pictures, by its columns and the pictures that its first lines name."""
     try:
-        lines = [cells for _, cells in lines_of(_start_of(text_of(file)), str(file))]
+        lines = [cells for _, cells in _first_lines(file)]
     except DataError:
         return False
     header, columns = columns_of(lines)
@@ -240,8 +240,9 @@ def _is_table(file: Path, root: Path | None = None) -> bool:
     return any(pictures.named(name) for name in names)
 
 
-def _start_of(text: str) -> str:
-    return "".join(text.splitlines(keepends=True)[: 1 + ROWS_SEEN])
+def _first_lines(file: Path) -> list[tuple[int, list[str]]]:
+    text = "".join(text_of(file).splitlines(keepends=True)[: 1 + ROWS_SEEN])
+    return lines_of(text, str(file))
 
 
 def _folders(table: Path, root: Path | None) -> list[Path]:
@@ -257,9 +258,10 @@ def _folders(table: Path, root: Path | None) -> list[Path]:
 
 def _has_boxes(table: Path) -> bool:
     try:
-        return parse(text_of(table), str(table)).has_boxes
+        _, columns = columns_of([cells for _, cells in _first_lines(table)])
     except DataError:  # told when it is read as data
         return True
+    return columns is not None and columns.has_boxes
 
 
 def _are_classes(root: Path, table: Path) -> bool:

@@ -222,7 +222,7 @@ def _images(
     if missing:
         notes.say(
             f"{len(missing)} of {len(annotated)} images are not there and are left out, of "
-            f"{few(str(row.xml) for row in missing)}"
+            f"{few(f'{row.xml} ({annotated[row].filename})' for row in missing)}"
         )
     return images
 
