@@ -27,6 +27,7 @@ import torch
 from PIL import Image
 
 from fleetnet.data import Split, load
+from fleetnet.data.shards import write
 from fleetnet.inputs.augment import Augmentation, InTurn, augmentation
 from fleetnet.inputs.dataset import Batch, ImageDataset
 from fleetnet.inputs.decode import AnnotatedPicture
@@ -54,8 +55,16 @@ def write_folder(root: Path, count: int) -> Path:
     return root
 
 
-# Where the same pictures lie: writes `count` of them into a folder, and gives what is loaded.
-SOURCES: dict[str, Callable[[Path, int], Path]] = {"folder": write_folder}
+def write_shards(root: Path, count: int) -> Path:
+    """The same pictures in tar files."""
+    folder = write_folder(root / "of", count)
+    splits = {split: load(str(folder), split) for split in ("train", "val")}
+    write(splits, root / "shards")
+    return root / "shards"
+
+
+# Where the same pictures lie: writes `count` of them below a folder, and gives what is loaded.
+SOURCES: dict[str, Callable[[Path, int], Path]] = {"folder": write_folder, "shards": write_shards}
 
 
 @dataclass(frozen=True)
@@ -76,12 +85,12 @@ class Topology:
 def topologies(sources: Sequence[str] = tuple(SOURCES)) -> list[Topology]:
     """All 20 pairs of processes and workers, with everything else in turn."""
     pairs = [(processes, workers) for processes in range(1, 5) for workers in range(5)]
-    return [
-        Topology(
-            processes, workers, index % 2 == 1, 1 + index // 2 % 2, sources[index % len(sources)]
-        )
-        for index, (processes, workers) in enumerate(pairs)
-    ]
+    made = []
+    for index, (processes, workers) in enumerate(pairs):
+        source = sources[index // 2 % len(sources)]
+        threads = 1 + index // 4 % 2
+        made.append(Topology(processes, workers, index % 2 == 1, threads, source))
+    return made
 
 
 class Beside(Augmentation):
@@ -146,8 +155,8 @@ def compare(
     count += -count % BATCH  # whole batches
     show(f"{len(ways)} topologies, {epochs} x {count} pictures each, torch {torch.__version__}")
     splits = {}
-    for name, write in SOURCES.items():
-        splits[name] = load(str(write(folder / name, count)), "train")
+    for name, source in SOURCES.items():
+        splits[name] = load(str(source(folder / name, count)), "train")
     expected: list[bytes] = []
     differences = samples = 0
     for how in ways:
