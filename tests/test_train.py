@@ -145,7 +145,8 @@ def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: 
         checkpoint.load(run / f"{name}.safetensors")  # whole
     kept = epochs_of(run)
     assert kept >= before - 1
-    assert main(["train", "--resume", str(run), "--epochs", str(kept + 2)]) == 0
+    words = ["train", "--resume", str(run), "--workers", "1", "--cache", "true"]
+    assert main([*words, "--epochs", str(kept + 2)]) == 0
     assert [line["epoch"] for line in log_of(run)] == list(range(1, kept + 3))
 
 
