@@ -33,6 +33,7 @@ class Draw(NamedTuple):
     epoch: int  # from 0
     sample: int  # its index in the split
     turn: int = 0  # how often it came up in this epoch before
+    size: tuple[int, int] | None = None  # height, width of the input; None: the usual one
 
 
 class Numbers(NamedTuple):
@@ -56,14 +57,19 @@ def of_order(seed: int, epoch: int) -> Numbers:
     return numbers("order", seed, epoch)
 
 
+def of_size(seed: int, epoch: int, step: int) -> Numbers:
+    """For the size of a step's inputs."""
+    return numbers("size", seed, epoch, step)
+
+
 def of_sample(seed: int, draw: Draw) -> Numbers:
     """For what is done to a sample before a network learns from it."""
-    return numbers("sample", seed, *draw)
+    return numbers("sample", seed, draw.epoch, draw.sample, draw.turn)
 
 
 def of_others(seed: int, draw: Draw) -> Numbers:
     """For which other samples it is shown with."""
-    return numbers("others", seed, *draw)
+    return numbers("others", seed, draw.epoch, draw.sample, draw.turn)
 
 
 def of_batch(seed: int, epoch: int, step: int) -> Numbers:

@@ -3,6 +3,7 @@
 Order            indices of samples: `Shuffled`, `Balanced`, or one that a user gives
 Draws            the same, with the epoch and how often a sample came up in it before
 OrderedBatches   what a process gets of each batch
+SizedBatches     the same, where each step has a size and a number of images of its own
 """
 
 from collections import Counter, defaultdict
@@ -14,6 +15,7 @@ import torch
 from torch.utils.data import Sampler
 
 from ..data import Split
+from .curriculum import Sizes
 from .randomness import Draw, generator_of, of_order
 
 T = TypeVar("T")
@@ -47,6 +49,22 @@ class Shuffled(Sampler[int]):
 
     def __iter__(self) -> Iterator[int]:
         return iter(torch.randperm(self.count, generator=self.generator()).tolist())
+
+
+class Repeated(Shuffled):
+    """As many indices as there are samples, each several times in a row, in an order of each epoch.
+
+    So a batch has a sample several times, each augmented on its own, and an epoch goes through a
+    part of the samples: Hoffer et al., arXiv:1901.09335, as RepViT is trained.
+    """
+
+    def __init__(self, count: int, seed: int, times: int):
+        super().__init__(count, seed)
+        self.times = times
+
+    def __iter__(self) -> Iterator[int]:
+        repeated = (index for index in super().__iter__() for _ in range(self.times))
+        return islice(repeated, self.count)
 
 
 class Balanced(Shuffled):
@@ -122,6 +140,38 @@ class OrderedBatches(Sampler[list[Draw]]):
             if len(batch) < self.batch_size and self.drop_last:
                 return
             yield list(share_of(batch, self.rank, self.world))
+
+
+class SizedBatches(Sampler[list[Draw]]):
+    """What the process `rank` of each batch gets where each step has a size of its own.
+
+    An epoch has always as many steps; where small sizes come up more often than others, the order
+    begins again at its end, and where large ones do, a part of it is left out.
+    """
+
+    def __init__(self, order: Order, sizes: Sizes, rank: int = 0):
+        self.draws = Draws(order)
+        self.sizes = sizes
+        self.rank = rank
+
+    def __len__(self) -> int:
+        return self.sizes.steps(len(self.draws))
+
+    def __iter__(self) -> Iterator[list[Draw]]:
+        epoch, world = self.draws.order.epoch, self.sizes.world
+        draws = self._without_end()
+        for step in range(len(self)):
+            size = self.sizes.at(epoch, step)
+            batch = list(islice(draws, self.sizes.images(size) * world))
+            yield [draw._replace(size=size) for draw in share_of(batch, self.rank, world)]
+
+    def _without_end(self) -> Iterator[Draw]:
+        """The draws of the epoch, again and again; the turns count on."""
+        turns: Counter[int] = Counter()
+        while True:
+            for draw in self.draws:
+                yield draw._replace(turn=turns[draw.sample])
+                turns[draw.sample] += 1
 
 
 def share_of(batch: Sequence[T], rank: int, world: int) -> Sequence[T]:
