@@ -90,7 +90,7 @@ def main() -> None:
                 line = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
                 result = {
                     "best_top1": best["top1"], "correct": best["correct"], "images": best["images"],
-                    "last_raw": line["raw"]["top1"], "last_ema": line["ema"]["top1"],
+                    "last_ema": line["ema"]["top1"],
                     "minutes": (time.monotonic() - began) / 60, "threads": args.threads, "epochs": config.epochs,
                 }  # fmt: skip
                 (run / "result.json").write_text(json.dumps(result))

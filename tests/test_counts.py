@@ -213,7 +213,7 @@ def test_the_state_of_a_run_holds_figures_alone(run: Path) -> None:
     assert best_of(run, {**best, "epoch": 7}) == {**best, "epoch": 7}
     assert best_of(run / "plots", best) == best
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
-    assert not any(isinstance(value, list | dict) for value in lines[0]["raw"].values())
+    assert not any(isinstance(value, list | dict) for value in lines[0]["ema"].values())
 
 
 def test_many_classes_are_small(tmp_path: Path) -> None:

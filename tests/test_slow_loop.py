@@ -333,7 +333,7 @@ def test_the_best_weights(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ):
-    data, config = photos_of(photos), settings(ema=0.9, epochs=3)
+    data, config = photos_of(photos), settings(ema=0.9, epochs=3, evaluate="both")
     in_order = [score for of_epoch in scores for score in of_epoch]
     course = slow("classification", *data, config, iter(in_order))
     assert course.best_of[:2] == best

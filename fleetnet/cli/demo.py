@@ -144,7 +144,7 @@ def _train(config: "TrainConfig", train: "Split", val: "Split", folder: Path) ->
 
     def on_epoch(line: "Line") -> None:
         log.append(line)
-        top1 = f" top-1 {line['raw']['top1']:.1f} %" if "raw" in line else ""
+        top1 = f" top-1 {line['ema']['top1']:.1f} %" if "ema" in line else ""
         say(f"  {line['epoch']}/{config.epochs} loss {line['train']['loss']:.3f}{top1}")
 
     try:

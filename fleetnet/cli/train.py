@@ -84,6 +84,7 @@ AFTER_RESUME = (
     "threads",
     "workers",
     "cache",
+    "evaluate",
     "eval_every",
     "patience",
     "timeout",

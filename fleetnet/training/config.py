@@ -361,6 +361,9 @@ class TrainConfig:
     cache: bool = _field(
         False, "keep images in memory, decoded or as their files, as far as 4 GiB hold them"
     )
+    evaluate: Literal["average", "raw", "both"] = _field(
+        "average", "which weights are evaluated: their average where there is one, else the others"
+    )
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
     seed: int = _field(0, "of weights, order and augmentation")
 

@@ -94,9 +94,11 @@ class Learner:
             self.average.update_parameters(self.model)
 
     def forms(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
-        """Which weights there are: "raw" or "ema", the network to evaluate, the model to save."""
-        yield "raw", self.network, self.model
-        if self.average is not None:
+        """What is evaluated: "raw" or "ema", the network to evaluate, the model to save."""
+        wanted = self.config.evaluate
+        if wanted != "average" or self.average is None:
+            yield "raw", self.network, self.model
+        if wanted != "raw" and self.average is not None:
             yield "ema", self.average.module, self.average.module
 
     def is_evaluated_after(self, epoch: int) -> bool:

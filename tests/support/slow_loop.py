@@ -109,8 +109,11 @@ def train_slowly(  # noqa: C901, PLR0915
         line: dict[str, Any] = {"loss": mean, "lr": rate, "images": images}
         course.log.append(line)
         if (epoch + 1) % config.eval_every == 0 or epoch + 1 == config.epochs:
+            wanted = {"both": ("raw", "ema"), "raw": ("raw",), "average": ("ema",)}[config.evaluate]
+            if config.ema is None:
+                wanted = ("raw",)
             for form, net in (("raw", model), ("ema", averaged)):
-                if form == "raw" or config.ema is not None:
+                if form in wanted:
                     line[form] = score(net)
                     best = course.best_of[2]
                     if best == 0 or line[form] > best:  # of nothing right, the last
