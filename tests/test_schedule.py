@@ -204,6 +204,11 @@ def test_adaptive_clipping_is_by_the_unit():
     # norm 50 beside weights of norm 5: down to 0.5; weights of nothing count as 1e-3
     torch.testing.assert_close(layer.weight.grad, torch.tensor([[0.3, 0.4], [6e-5, 8e-5]]))
     torch.testing.assert_close(layer.bias.grad, torch.tensor([0.003, 0.004]))  # small enough
+    conv = nn.Conv2d(1, 2, 2, bias=False)
+    conv.weight.data = torch.tensor([[[[1.0, 1.0], [1.0, 1.0]]], [[[2.0, 2.0], [2.0, 2.0]]]])
+    conv.weight.grad = torch.ones(2, 1, 2, 2)
+    clip_adaptively(conv.parameters(), 0.5)
+    torch.testing.assert_close(conv.weight.grad[:, 0, 0, 0], torch.tensor([0.5, 1.0]))
 
 
 def test_a_plain_average_is_the_papers():

@@ -48,6 +48,10 @@ PLAIN: dict[str, Any] = {
 }
 ALONE: dict[str, dict[str, Any]] = {
     "seed": {"seed": 7},
+    "lowest rate": {"min_lr": 0.02},
+    "annealed decay": {"weight_decay": 0.5, "decay_end": 0.01, "decay_norms": True},
+    "clipping by the unit": {"agc": 0.02},
+    "plain average": {"ema": 0.7, "ema_warmup": False},
     "one smaller batch": {"batch_size": 30},
     "warm-up": {"warmup_epochs": 1.0},
     "warm-up longer than half of the run": {"warmup_epochs": 2.5},
@@ -69,7 +73,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "evaluated at times": {"eval_every": 2, "ema": 0.9},
     "memory format": {"channels_last": True},
 }
-LEAVES_WEIGHTS = ("average", "evaluated at times")  # the raw ones, as they are
+LEAVES_WEIGHTS = ("average", "plain average", "evaluated at times")  # the raw ones, as they are
 TOGETHER: dict[str, Any] = {
     "accumulate": 2,
     "clip": 0.5,

@@ -142,8 +142,8 @@ def clip_adaptively(parameters: Iterable[Tensor], largest: float) -> None:
 def _unit_norms(values: Tensor) -> Tensor:
     """The norm of each unit, of a shape that goes with the values: (out, 1, ...) or ()."""
     if values.ndim <= 1:
-        return values.norm()
-    return values.norm(dim=tuple(range(1, values.ndim)), keepdim=True)
+        return torch.linalg.vector_norm(values)
+    return torch.linalg.vector_norm(values, dim=tuple(range(1, values.ndim)), keepdim=True)
 
 
 # The average --------------------------------------------------------------------------------------

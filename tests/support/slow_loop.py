@@ -76,7 +76,7 @@ def train_slowly(  # noqa: C901, PLR0915
             part.eval()
         groups = chunks(batches, config.accumulate)
         sums: dict[str, float] = {}
-        images, rate, step = 0, 0.0, -1
+        images, rate, decay, step = 0, 0.0, 0.0, -1
         for update, group in enumerate(groups):
             learned = False
             for samples in group:
@@ -86,6 +86,7 @@ def train_slowly(  # noqa: C901, PLR0915
                     continue  # of unreadable files
                 learned = True
                 rate = rate_of(epoch * len(groups) + update, len(groups), config)
+                decay = decay_of(epoch * len(groups) + update, len(groups), config)
                 seed_all(f"batch {config.seed} {epoch} {step}")
                 inputs, targets = mixed_and_sized(batch, model.classes, config)
                 seed_all(f"network {config.seed} {epoch} {step}")
@@ -97,13 +98,23 @@ def train_slowly(  # noqa: C901, PLR0915
                     sums[name] = sums.get(name, 0.0) + len(batch.images) * value.item()
             if not learned:
                 continue
-            clip([p.grad for p in model.parameters() if p.grad is not None], config.clip)
+            learned_from = [p for p in model.parameters() if p.grad is not None]
+            if config.agc is not None:
+                clip_by_unit(learned_from, config.agc)
+            clip([p.grad for p in learned_from], config.clip)
             for parameters in optimizer.param_groups:
                 parameters["lr"] = rate * parameters["multiple"]
+                parameters["weight_decay"] = decay * parameters["decays"]
             optimizer.step()
             optimizer.zero_grad()
             if config.ema is not None:
-                average(averaged.state_dict(), model.state_dict(), config.ema, averagings)
+                average(
+                    averaged.state_dict(),
+                    model.state_dict(),
+                    config.ema,
+                    averagings,
+                    config.ema_warmup,
+                )
                 averagings += 1
         mean = sum(value / images for value in sums.values())
         line: dict[str, Any] = {"loss": mean, "lr": rate, "images": images}
@@ -189,7 +200,8 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
         {
             "params": [parameter],
             # not of norms and biases
-            "weight_decay": config.weight_decay if parameter.ndim > 1 else 0.0,
+            "weight_decay": config.weight_decay,
+            "decays": parameter.ndim > 1 or config.decay_norms,
             "multiple": config.head_lr if name.startswith("head.") else 1.0,
         }
         for name, parameter in model.named_parameters()
@@ -207,7 +219,27 @@ def rate_of(update: int, updates_an_epoch: int, config: TrainConfig) -> float:
     warmup = min(config.warmup_epochs * updates_an_epoch, updates / 2)
     if update < warmup:
         return config.lr * (update + 1) / (warmup + 1)
-    return config.lr * (1 + math.cos(math.pi * (update - warmup) / (updates - warmup))) / 2
+    share = (1 + math.cos(math.pi * (update - warmup) / (updates - warmup))) / 2
+    return config.min_lr + (config.lr - config.min_lr) * share
+
+
+def decay_of(update: int, updates_an_epoch: int, config: TrainConfig) -> float:
+    """Weight decay, which may fall in half a cosine from the first update on."""
+    end = config.weight_decay if config.decay_end is None else config.decay_end
+    share = (1 + math.cos(math.pi * update / (config.epochs * updates_an_epoch))) / 2
+    return end + (config.weight_decay - end) * share
+
+
+def clip_by_unit(parameters: list[nn.Parameter], largest: float) -> None:
+    """The norm of the gradient of each output channel, as a share of that of its weights."""
+    for parameter in parameters:
+        units = [parameter] if parameter.ndim == 1 else list(parameter)
+        gradients = [parameter.grad] if parameter.ndim == 1 else list(parameter.grad)
+        for unit, gradient in zip(units, gradients, strict=True):
+            limit = largest * torch.linalg.vector_norm(unit.detach()).clamp(min=1e-3)
+            norm = torch.linalg.vector_norm(gradient)
+            if norm > limit:
+                gradient.mul_(limit / norm)
 
 
 def mixed_and_sized(
@@ -239,9 +271,16 @@ def clip(gradients: list[Tensor], largest: float | None) -> None:
             gradient.mul_(largest / (norm + 1e-6))
 
 
-def average(averages: Weights, weights: Weights, decay: float, before: int) -> None:
-    """Move averages toward weights: all of the way at first, then by less, down to 1 - `decay`."""
-    share = 1.0 if before == 0 else 1 - min(decay, (1 + before) / (10 + before))
+def average(
+    averages: Weights, weights: Weights, decay: float, before: int, warmup: bool = True
+) -> None:
+    """Move averages toward weights: all of the way at first, then by less, down to 1 - `decay`.
+
+    Without `warmup` by 1 - `decay` from the second time on.
+    """
+    share = 1 - min(decay, (1 + before) / (10 + before)) if warmup else 1 - decay
+    if before == 0:
+        share = 1.0
     for name, value in averages.items():
         if value.is_floating_point():
             value.lerp_(weights[name], share)
