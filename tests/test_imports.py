@@ -25,7 +25,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "files": "errors",
     "sizes": "errors",
     "preprocess": "channels errors geometry images sizes",
-    "inputs": "data errors geometry images inputs preprocess reading",
+    "inputs": "data errors geometry images inputs preprocess sizes reading",
     "review": "data errors images inputs reading review",
     "reparam": "errors",
     "layers": "errors reparam",
