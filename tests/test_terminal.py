@@ -96,6 +96,7 @@ def tables(
             "models": [],
             "doctor": [],
             "data check": ["--data", str(photos)],
+            "data show": ["--data", str(photos), "--size", "32", "--out", str(folder / "sheet.png")],
             "data convert": ["--data", str(photos), "--to", "list", "--out", str(folder / "list")],
         }  # fmt: skip
         for verb, given in words.items():

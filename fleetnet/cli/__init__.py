@@ -39,6 +39,7 @@ VERBS = {  # in the order of use
     "models": "the networks, their size and published accuracy",
     "data check": "what your images and annotations are, and all that would make a training wrong",
     "recipes": "the settings of published runs, and of ours, for train --recipe",
+    "data show": "a sheet of samples as the network will see them, with their annotations",
     "data convert": "any data set as coco, yolo, voc, masks, folder, list or shards, read back and compared",
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }

@@ -46,15 +46,27 @@ class TrainingBatches(Hook):
         if not self.files:  # all are drawn
             return
         file = self.files.pop(0)
-        sheet = []
-        for i, image in enumerate(images[:SHOWN]):
-            picture = preprocess.picture_of(image.detach().cpu())
-            truth = {key: value[i] for key, value in targets.items()}
-            drawn, words = self.kind.show(picture, truth, self.classes, SIDE)
-            sheet.append(captioned(drawn, words, SIDE))
+        sheet = drawn(images[:SHOWN], targets, self.kind, self.classes, preprocess)
         with writing(file.parent):
             file.parent.mkdir(exist_ok=True)  # a run folder that is gone is not made again
         grid(sheet, 4, file)
+
+
+def drawn(
+    images: Tensor,
+    targets: Targets,
+    kind: type[Prediction],
+    classes: Sequence[str],
+    preprocess: Preprocess,
+) -> list[Image.Image]:
+    """Each image (N, 3, H, W) of a batch with its annotation on it, and that in words above it."""
+    sheet = []
+    for i, image in enumerate(images):
+        picture = preprocess.picture_of(image.detach().cpu())
+        truth = {key: value[i] for key, value in targets.items()}
+        shown, words = kind.show(picture, truth, classes, SIDE)
+        sheet.append(captioned(shown, words, SIDE))
+    return sheet
 
 
 def samples(run: Path, val: Split) -> None:

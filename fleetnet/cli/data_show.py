@@ -1,0 +1,113 @@
+"""`fleetnet data show`: a sheet of samples as a training would see them, with their annotations."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast, get_type_hints
+
+from jsonargparse.typing import PositiveInt
+
+from ..errors import UsageError
+from ..training.config import TrainConfig
+from ._data import SHOWN
+from ._settings import About, switch
+from ._show import say, tell
+
+EXAMPLE = "fleetnet data show --data photos/ --model yolo --out sheet.png"
+FORMATS = (".png", ".jpg", ".jpeg")
+READ = (  # the settings of a training that decide what its network sees
+    *("format", "images", "masks", "size", "augment", "mosaic", "multi_scale", "scale", "flip"),
+    *("color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "balance", "scale_values"),
+    "seed",
+)
+
+
+def _part_of_training() -> type:
+    """A dataclass of these settings, as `train` has them."""
+    hints = get_type_hints(TrainConfig)
+    fields = {one.name: one for one in dataclasses.fields(TrainConfig)}
+    return dataclasses.make_dataclass(
+        "Seen",
+        [
+            (name, hints[name], field(default=fields[name].default, metadata=fields[name].metadata))
+            for name in READ
+        ],
+        frozen=True,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataShow:
+    data: str = field(metadata=About(help="folder, list or annotation file of images, or `shapes`"))
+    model: str | None = field(
+        default=None,
+        metadata=About(
+            help="the model that is to be trained, or its task alone, as yolo",
+            usual="one that learns from the annotations that there are",
+        ),
+    )
+    split: str = field(default="train", metadata=About(help="train, val, test or all"))
+    count: int = field(default=16, metadata=About(help="samples on the sheet", kind=PositiveInt))
+    out: str = field(default="sheet.png", metadata=About(help="the sheet, a PNG or JPEG file"))
+    plain: bool = switch("each whole picture with its annotation beside it, as it is on disk")
+    training: Mapping[str, object] = field(
+        default_factory=dict,
+        metadata=About(help="settings of the training", given_of=_part_of_training()),
+    )
+
+
+def run(settings: DataShow) -> dict[str, object]:
+    from .. import data, tasks
+    from ..data._record import names_of
+    from ..files import check_writable
+    from ..training.checks import check_settings
+    from ..training.preview import preview
+
+    file = Path(settings.out)
+    if file.suffix.lower() not in FORMATS:
+        raise UsageError(f"--out is {settings.out!r}; allowed: a name that ends in {_ends()}")
+    check_writable(file, "--out")
+    task = _task(settings)
+    module = tasks.find(task)
+    config = TrainConfig(**cast(dict[str, Any], {"size": module.SIZE, **settings.training}))
+    check_settings(config, task, settings.training)
+    split = data.load(
+        settings.data, settings.split, config.format, module.TARGET, config.images, config.masks
+    )
+    shown = preview(split, task, config, settings.count, file, settings.plain)
+    names = names_of(split)
+    listed = [names[index] for index in shown.indices]
+    for line in shown.skipped[:SHOWN]:
+        say(f"skipped {line}")
+    for number, name in enumerate(listed, 1):
+        tell(f"{number:3}  {name}")
+    tell(f"{file}: {len(listed)} of {len(names)} samples of {split.source}, as {task} sees them")
+    return {
+        "sheet": str(file),
+        "task": task,
+        "split": settings.split,
+        "samples": listed,
+        "skipped": shown.skipped,
+    }
+
+
+def _ends() -> str:
+    return ", ".join(FORMATS)
+
+
+def _task(settings: DataShow) -> str:
+    """The task of the model that is named, or the first that learns from what the data have."""
+    from .. import tasks
+    from ..data._targets import targets_of
+    from ..find import names
+    from ..tasks import check_name, split_name
+
+    if settings.model in names("tasks"):
+        return settings.model
+    if settings.model is not None:
+        check_name(settings.model)
+        return split_name(settings.model)[0]
+    given = {key: settings.training.get(key) for key in ("format", "masks")}
+    target = targets_of(settings.data, *cast(list[str | None], [*given.values()]))[0]
+    return next(name for name in names("tasks") if target == tasks.find(name).TARGET)

@@ -1,0 +1,70 @@
+"""Samples as a training would see them, before there is one: `fleetnet data show`.
+
+They are drawn as a run with the same settings would draw its first batch: in the order, with the
+crops and the mixing of its seed.
+"""
+
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image
+
+from .. import tasks
+from ..data import Split
+from ..errors import DataError
+from ..inputs.dataset import ImageDataset, collate
+from ..inputs.randomness import of_batch, seed_all, states_kept
+from ..inputs.samplers import Draws
+from ..preprocess import Preprocess
+from ..report.draw import captioned, grid
+from .config import TrainConfig, parse_values
+from .objective import mixed_and_sized
+from .pictures import SIDE, drawn
+from .setup import augmentation_of, order_of, with_values
+
+COLUMNS = 4
+
+
+class Preview(NamedTuple):
+    """Which samples a sheet shows."""
+
+    indices: list[int]  # in the split, in the order of the sheet
+    skipped: list[str]  # a line for each that cannot be read, with the reason
+
+
+def preview(
+    split: Split, name: str, config: TrainConfig, count: int, file: Path, plain: bool = False
+) -> Preview:
+    """Write a sheet of up to `count` samples as the task `name` learns from them.
+
+    With `plain` each has the whole picture with its annotation beside it, as it is on disk. Raises
+    `DataError` where none of the samples can be read.
+    """
+    task = tasks.find(name)
+    values = parse_values(with_values(config, split)[0].scale_values)
+    preprocess = replace(Preprocess(config.size), values=values, mode=task.MODE)
+    augment = augmentation_of(task, preprocess, config)
+    data = ImageDataset(split, preprocess, augment, target=task.TARGET, seed=config.seed)
+    draws = list(islice(Draws(order_of(config, split)), count))
+    batch = collate(data.__getitems__(draws))
+    if not batch.indices:
+        raise DataError(f"no sample can be read; the first: {batch.skipped[0]}")
+    with states_kept():
+        generator = seed_all(of_batch(config.seed, 0, 0))
+        images, targets = mixed_and_sized(batch, len(split.classes), config, generator)
+    sheet = drawn(images, targets, task.PREDICTION, split.classes, preprocess)
+    if plain:
+        whole = ImageDataset(split, preprocess, target=task.TARGET)
+        pairs = zip((_plain(whole, index, name) for index in batch.indices), sheet, strict=True)
+        sheet = [picture for pair in pairs for picture in pair]
+    grid(sheet, COLUMNS, file)
+    return Preview(batch.indices, batch.skipped)
+
+
+def _plain(data: ImageDataset, index: int, name: str) -> Image.Image:
+    """The whole picture of a sample with its annotation, as it is without augmentation."""
+    picture, truth = data.annotated(index)
+    shown, words = tasks.find(name).PREDICTION.show(picture, truth, data.split.classes, SIDE)
+    return captioned(shown, f"as it is: {words}", SIDE)
