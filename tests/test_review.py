@@ -328,25 +328,25 @@ def test_the_page_has_the_table_of_kinds():
     assert set(LEVELS) == {level for levels in KINDS.values() for level in levels}
 
 
-def test_examples_are_few_and_counts_are_whole(tmp_path: Path):
+def test_what_a_finding_is_about_is_named(tmp_path: Path):
     one = next(
         one for one in of_labels(_broken(*range(9)))(tmp_path).findings if one.kind == "unreadable"
     )
-    assert (one.count, len(one.examples), one.split) == (9, 5, "train")
-    assert "0.png" in one.examples[0]
+    assert (one.count, len(one.items), one.split) == (9, 9, "train")
+    assert "0.png" in one.items[0]
 
 
 def test_contradictions_between_splits_and_of_boxes(tmp_path: Path):
     train, val = labeled(tmp_path / "train", "ab"), labeled(tmp_path / "val", "ab", "val", first=50)
     scene(0).save(tmp_path / "val" / "1.png")
     (one,) = [one for one in reviewed(train, val).findings if one.kind == "labeled-twice"]
-    assert one.examples[0].endswith("0.png (a), " + f"{tmp_path / 'val' / '1.png'} (b)")
+    assert one.items[0].endswith("0.png (a), " + f"{tmp_path / 'val' / '1.png'} (b)")
     train = boxed(tmp_path / "boxes", (*BOX, 0))
     scene(0).save(tmp_path / "boxes" / "1.png")
     train.samples[1] = replace(train.samples[1], objects=())
     (one,) = [one for one in reviewed(train, None, "boxes").findings if one.kind == "labeled-twice"]
-    assert "(1 objects)" in one.examples[0]
-    assert "(0 objects)" in one.examples[0]
+    assert "(1 objects)" in one.items[0]
+    assert "(0 objects)" in one.items[0]
 
 
 # --- what training says and does is the same
@@ -452,8 +452,8 @@ def test_real_data_have_no_false_alarm(capsys):
     assert main(words) == 0
     (one,) = json.loads(capsys.readouterr().out.splitlines()[-1])["findings"]
     assert (one["kind"], one["count"]) == ("shared-nearly", 1)
-    assert "00037.jpg" in one["examples"][0]
-    assert "00038.jpg" in one["examples"][0]
+    assert "00037.jpg" in one["items"][0]
+    assert "00038.jpg" in one["items"][0]
 
 
 # --- near copies

@@ -62,7 +62,7 @@ def say_findings(findings: "Iterable[Finding]") -> None:
     """What is worth a look before a training; `say_data` has said what was left out."""
     for one in findings:
         if one.level == "warning" and one.kind not in SAID_BEFORE:
-            named = ", ".join(one.examples[:EXAMPLES])
+            named = ", ".join(one.items[:EXAMPLES])
             more = one.count - EXAMPLES
             ending = f" and {more} more" if named and more > 0 else ""
             say(f"careful: {one.text}" + (f": {named}{ending}" if named else ""))

@@ -240,10 +240,10 @@ def _show_findings(findings: "list[Finding]") -> None:
     examples = EXAMPLES if sum(1 + min(EXAMPLES, one.count) for one in findings) <= LINES else 1
     for one in findings:
         tell(f"{one.level}: {one.text}")
-        for example in one.examples[:examples]:
-            tell(f"    {example}")
+        for item in one.items[:examples]:
+            tell(f"    {item}")
         more = one.count - examples
-        if one.examples and more > 0:
+        if one.items and more > 0:
             tell(f"    and {more} more")
 
 

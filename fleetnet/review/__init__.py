@@ -14,12 +14,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from ..data import Sample, shorten
+from ..data import Sample
 from ..errors import DataError
 
 Level = Literal["error", "warning", "note"]
 LEVELS: tuple[Level, ...] = "error", "warning", "note"
-SHOWN = 5  # examples of a finding
 
 # kind -> the levels that it may have. An error makes a training or its figures wrong; a warning is
 # worth a look; a note says what may be as it should be.
@@ -63,7 +62,7 @@ class Finding:
     level: Level
     text: str  # a sentence: what it is, and the way out
     count: int = 1  # pictures, objects, classes or files that it is about
-    examples: tuple[str, ...] = ()  # the first of them
+    items: tuple[str, ...] = ()  # these by name, where they have names
     split: str = ""  # that it is about; "" for all of them
 
     def __post_init__(self) -> None:
@@ -77,19 +76,16 @@ class Finding:
             "split": self.split,
             "text": self.text,
             "count": self.count,
-            "examples": list(self.examples),
+            "items": list(self.items),
         }
 
 
 def finding(
     kind: str, level: Level, text: str, things: Iterable[object], split: str = ""
 ) -> list[Finding]:
-    """A finding about some things, of which the first are its examples; none where there is none."""
-    named = list(things)
-    if not named:
-        return []
-    examples = tuple(shorten(one) for one in named[:SHOWN])
-    return [Finding(kind, level, text, len(named), examples, split)]
+    """A finding about some things; none where there is none."""
+    items = tuple(map(str, things))
+    return [Finding(kind, level, text, len(items), items, split)] if items else []
 
 
 def name_of(sample: Sample) -> str:

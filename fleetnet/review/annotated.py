@@ -116,7 +116,11 @@ def _names(train: Split) -> list[Finding]:
     groups: dict[str, list[str]] = {}
     for name in dict.fromkeys(train.classes):
         groups.setdefault(re.sub(r"[\s_-]+", " ", name.strip()).casefold(), []).append(name)
-    alike = [" and ".join(map(repr, group)) for group in groups.values() if len(group) > 1]
+    alike = [
+        " and ".join(repr(shorten(name)) for name in group)
+        for group in groups.values()
+        if len(group) > 1
+    ]
     text = "names of classes that differ by case, spaces or dashes alone: are they one class?"
     return finding("alike-names", "warning", text, alike)
 
@@ -124,7 +128,7 @@ def _names(train: Split) -> list[Finding]:
 def _classes(splits: Splits, contents: Mapping[str, Contents]) -> list[Finding]:
     """What there is of each class to learn from, and whether it is measured too."""
     learned, unit = splits["train"], contents["train"].unit
-    counts = contents["train"].by_class(learned.classes)
+    counts = _by_class(contents["train"], learned)
     total = contents["train"].total
     thing = unit.removesuffix("s")
     # Of label maps a sample is counted; the full look counts them all.
@@ -152,9 +156,13 @@ def _classes(splits: Splits, contents: Mapping[str, Contents]) -> list[Finding]:
             "train",
         )
     if "val" in splits and total:
-        measured = contents["val"].by_class(splits["val"].classes)
+        measured = _by_class(contents["val"], splits["val"])
         findings += _between(counts, measured, thing)
     return findings
+
+
+def _by_class(contents: Contents, split: Split) -> dict[str, int]:
+    return {shorten(name): count for name, count in contents.by_class(split.classes).items()}
 
 
 def _dominating(counts: Mapping[str, int], total: int, unit: str) -> list[Finding]:
@@ -162,7 +170,7 @@ def _dominating(counts: Mapping[str, int], total: int, unit: str) -> list[Findin
     if len(counts) < 2 or count == total or count <= DOMINATES * total:
         return []
     text = (
-        f"train: {100 * count / total:.2f} % of the {unit} are of the class {shorten(largest)!r}: "
+        f"train: {100 * count / total:.2f} % of the {unit} are of the class {largest!r}: "
         "a network that says nothing else is nearly always right"
     )
     return [Finding("one-class-dominates", "warning", text, count, (), "train")]
