@@ -16,10 +16,13 @@ from PIL import Image
 from support.tiny_backbone import offer_tiny, tiny
 
 from fleetnet import checkpoint, data
+from fleetnet.cli import main
+from fleetnet.cli.train import _place
 from fleetnet.data import Object, Sample, Split, _shard_index, shards
 from fleetnet.data._shard_files import expanded
 from fleetnet.data._shard_index import SUFFIX, index_of, unpacked
 from fleetnet.data._tar import Damaged, entries
+from fleetnet.deploy.predictor import each, read_picture
 from fleetnet.errors import DataError, UsageError, WriteError
 from fleetnet.reading import Archive, Member
 from fleetnet.training.config import TrainConfig
@@ -570,3 +573,28 @@ def test_a_training_from_shards_is_the_one_from_a_folder(photos, tmp_path, monke
     assert len({float(value.sum()) for value in states[0].values()}) > 5
     lines = list(lines_of(data.load(roots["shards"], "train")))
     assert lines[0].startswith("train-000000.tar: 000000-")
+
+
+def test_a_run_on_a_pattern_finds_its_shards_again(photos, tmp_path, monkeypatch, capsys):
+    """From another folder, and after the run and they have moved."""
+    splits = {name: data.load(str(photos), name) for name in ("train", "val")}
+    shards.write(splits, tmp_path / "a/shards", samples=12)
+    monkeypatch.chdir(tmp_path / "a")
+    pattern = "shards/train-{000000..000001}.tar"
+    settings = ["--size", "32", "--batch-size", "8", "--workers", "0", "--epochs", "1"]
+    where = ["--data", pattern, "--run", "run"]
+    assert main(["train", "--model", "fasternet_t0", *where, *settings]) == 0
+    said = capsys.readouterr().err
+    assert "val: 12 images, 3 classes, 0 skipped from shards/val-000000.tar" in said
+    monkeypatch.chdir(tmp_path)
+    assert _place(tmp_path / "a/run", pattern, False) == str(tmp_path / "a" / pattern)
+    (tmp_path / "a").rename(tmp_path / "b")
+    assert _place(tmp_path / "b/run", pattern, False) == str(tmp_path / "b" / pattern)
+    assert not data.is_there("nowhere/x-{0..9}.tar")
+
+
+def test_a_member_is_a_picture_for_a_predictor(tmp_path):
+    tar(tmp_path / "train-0.tar", classified([0, 1]))
+    images = [sample.image for sample in data.load(str(tmp_path), "all").samples]
+    assert list(each(images)) == images  # type: ignore[arg-type]
+    assert [read_picture(image).width for image in images] == [12, 12]  # type: ignore[arg-type]

@@ -597,12 +597,14 @@ def _place(run: Path, given: str, anew: bool) -> str:
 
     They may have moved together with the run. Raises `DataError` where they are not.
     """
+    from ..data import is_there
+
     path = environment_of(run).get("data_path")
     if anew or path is None:  # of a version that kept no record, or generated
         return given
     with_run = os.path.normpath(run / environment_of(run).get("data_from_run", "."))
     for place in (path, with_run):
-        if os.path.exists(place):
+        if is_there(place):
             return place
     raise DataError(
         f"the data of {run} were at {path}, and are not there: say where they are now with --data"

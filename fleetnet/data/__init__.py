@@ -99,6 +99,7 @@ __all__ = [
     "hold_out",
     "hold_out_of_each",
     "inside",
+    "is_there",
     "load",
     "measured",
     "note_turned",
@@ -726,6 +727,15 @@ def shorten(text: object) -> str:
 
 def _more(count: int) -> str:
     return f" and {count} more" if count > 0 else ""
+
+
+def is_there(root: str) -> bool:
+    """Whether data are named by a path at which they are, which may be a pattern of shards."""
+    from ._shard_files import is_pattern
+
+    return os.path.exists(root) or (
+        is_pattern(root) and os.path.isdir(os.path.dirname(os.path.abspath(root)))
+    )
 
 
 def check_exists(root: str) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
-from . import WORDS, Notes, Source, Split, check_exists, few, part_of
+from . import OBJECTS, WORDS, Notes, Source, Split, check_exists, few, part_of
 from ._conventions import USUAL, Places
 from ._shard_classes import about
 from ._shard_files import (
@@ -126,7 +126,8 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     reader = Reader(target, part.there or "all", files, lambda: _every(others), notes)
     made = reader.samples(rows, part.take)
     if made is None:
-        raise DataError(_nothing(indices, files, f"no {WORDS[target]}"))
+        kind = WORDS["boxes" if target == OBJECTS else target]
+        raise DataError(_nothing(indices, files, f"no {kind}"))
     samples, classes = made
     source = Source(root, "shards", part.split, _named(files), part.take)
     return Split(samples, classes.names, notes.lines, classes.ids, source, notes.annotations())

@@ -24,6 +24,7 @@ from ..geometry import Place, Scale
 from ..images import Picture, Range, Source
 from ..predictions import OfInput, Prediction
 from ..preprocess import Preprocess
+from ..reading import Member
 from ..runtimes import Guarded, by_suffix, metadata
 from ..runtimes import load as load_file
 from ..tasks import Limiting, Model, limits_of, named
@@ -306,7 +307,7 @@ def _check_follows(path: Path, of_file: Limits, wanted: Limits, classes: Sequenc
 
 def each(pictures: Pictures) -> Iterator[One]:
     """The pictures one after the other, of one or many in any form; see `Predictor.predict`."""
-    if isinstance(pictures, (str, Path, bytes, Image.Image, Picture)):
+    if isinstance(pictures, (str, Path, Member, bytes, Image.Image, Picture)):
         yield pictures
     elif isinstance(pictures, (np.ndarray, Tensor)):
         if pictures.ndim == 4:

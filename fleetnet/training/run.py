@@ -21,7 +21,7 @@ from types import TracebackType
 from torch import nn
 
 from .. import __version__, checkpoint
-from ..data import Split
+from ..data import Split, is_there
 from ..data._contents import Contents
 from ..data._record import RECORD, record
 from ..errors import DataError, UsageError, WriteError
@@ -191,7 +191,7 @@ class Run:
         if self.from_python and not self.began_before:
             environment["from_python"] = self.from_python
         is_new = not self.began_before or other_data or "data_path" not in environment
-        if is_new and os.path.exists(config.data):
+        if is_new and is_there(config.data):
             place = os.path.abspath(config.data)
             environment |= {
                 "data_path": place,
