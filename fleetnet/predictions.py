@@ -33,6 +33,7 @@ from .rle import Rle, encode, encode_enlarged
 
 WHOLE: Scale = (1.0, 1.0)  # of an image that is not reduced
 IGNORE = 255  # in class maps of annotations: a pixel of no known class
+MASKS = 1 << 24  # bytes of all masks of a picture whose image is reduced: 100 of 400x400 pixels
 ROWS = 256  # of a picture at a time, where all at once would take a gigabyte
 PRESENT = 0.5  # probability from which a tag counts as there
 NO_TAG = "no tag"
@@ -367,7 +368,8 @@ class Detections:
     def restore(self, place: Place, scale: Scale = WHOLE) -> "Detections":
         """Boxes that lie outside of the picture are dropped, others clipped to it.
 
-        Masks are those of its image.
+        Masks are those of its image; of a reduced one they are reduced further where all of them
+        would take more than `MASKS` bytes.
         """
         of_image = place if self.box_masks is None else place.reduced(scale)
         boxes = of_image.back(self.boxes)
@@ -375,8 +377,11 @@ class Detections:
         kept = replace(self, boxes=boxes).at(solid)
         if kept.box_masks is None:
             return kept
-        unclipped = of_image.back(self.boxes[solid], clip=False)
-        masks = paste(kept.box_masks, unclipped, (of_image.height, of_image.width))
+        of_masks = (
+            of_image if scale == WHOLE else place.reduced(_scale_of_masks(kept, of_image, scale))
+        )
+        unclipped = of_masks.back(self.boxes[solid], clip=False)
+        masks = paste(kept.box_masks, unclipped, (of_masks.height, of_masks.width))
         of_picture = kept.boxes / kept.boxes.new_tensor([scale[1], scale[0]] * 2)
         return replace(kept, boxes=of_picture, masks=masks, box_masks=None)
 
@@ -485,6 +490,16 @@ class Detections:
             elif not (overlap[i][~single] > 0).any():
                 wrong += 1
         return int(free.sum()), wrong
+
+
+def _scale_of_masks(detections: Detections, of_image: Place, scale: Scale) -> Scale:
+    """How much smaller than the picture its masks are, of an image that is reduced by `scale`."""
+    whole = len(detections) * of_image.height * of_image.width
+    smaller = min(1.0, (MASKS / max(whole, 1)) ** 0.5)
+    # of a picture of one pixel in a direction, one is left
+    down = max(scale[0] * smaller, 1 / (of_image.height / scale[0]))
+    across = max(scale[1] * smaller, 1 / (of_image.width / scale[1]))
+    return down, across
 
 
 def _encoded(masks: Tensor, size: tuple[int, int] | None) -> list[Rle]:

@@ -23,13 +23,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from conftest import SHARED, benchmark
 from support.tiny_backbone import Tiny
 from test_formats import LABELS, MAPS
 from torch import nn
 
 import fleetnet
-from fleetnet import tasks
+from fleetnet import checkpoint, tasks
 from fleetnet.backbones import fasternet
 from fleetnet.cli import main
 from fleetnet.data._contents import contents_of
@@ -461,6 +462,17 @@ BOMBS = (
 )
 
 
+def save_masked(folder: Path) -> None:
+    """A detector with masks that finds as many objects as are kept."""
+    torch.manual_seed(0)
+    small = {"channels": 16, "hidden": 16}
+    model = tasks.build("maskrcnn/tiny", 2, options=small).eval()
+    folder.mkdir()
+    checkpoint.save(
+        *(folder / "best.safetensors", model), classes=["a", "b"], preprocess=Preprocess((64, 64))
+    )
+
+
 def of_bombs(folder: Path) -> dict[str, float]:
     """Bytes over the baseline that each verb takes on the bombs, in a process of its own."""
     hostile = benchmark("hostile")
@@ -478,6 +490,7 @@ def of_bombs(folder: Path) -> dict[str, float]:
     for name in ("voc_entity_bomb.xml", "voc_control.xml"):
         put(f"labels/{name}", folder / "xml" / "Annotations" / name)
     put("images/00_control.jpg", folder / "xml" / "JPEGImages" / "00_control.jpg")
+    save_masked(folder / "masked")
     one = ("--threads", 1)  # torch begins no others in a process that was forked
     verbs: Mapping[str, tuple[object, ...]] = {
         "data check": ("data", "check", "--data", root, "--workers", 0),
@@ -485,6 +498,10 @@ def of_bombs(folder: Path) -> dict[str, float]:
         "train": ("train", "--model", "tiny", "--data", root, "--run", folder / "other", *words),
         "eval": ("eval", "--model", run, "--data", root, "--split", "train", *one),
         "predict": ("predict", "--model", run, bombs, "--out", folder / "out", *one),
+        "predict, masks": (
+            *("predict", "--model", folder / "masked", bombs / "png_large_10000x10000_1bit.png"),
+            *("--out", folder / "masks", "--score", 0, "--max-objects", 20, *one),
+        ),
     }
 
     def verb(name: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from conftest import benchmark
 from PIL import Image
 
-from fleetnet import bands, images
+from fleetnet import bands, images, predictions
 from fleetnet.data import Object, Sample, Split
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError
@@ -257,6 +257,12 @@ def test_predictions_of_large_pictures(tmp_path, monkeypatch, name):
         assert (full.labels[1::3, 1::3] == reduced.labels[:83, :110]).float().mean() > 0.9
     if isinstance(full, Detections) and full.masks is not None:
         assert reduced.masks.shape[1:] == (84, 111)
+        monkeypatch.setattr(predictions, "MASKS", 2_500 * len(full))
+        (smaller,) = load(tmp_path).predictions(tmp_path / "x.png")
+        assert torch.equal(smaller.boxes, reduced.boxes)
+        assert 10 * len(smaller.masks) < smaller.masks.numel() <= 1.1 * predictions.MASKS
+        shares = [one.masks.float().mean((1, 2)) for one in (smaller, reduced)]
+        assert torch.allclose(*shares, atol=0.03)
     words = [
         "predict",
         "--model",

@@ -81,14 +81,35 @@ def draw_objects(
 def _with_masks(
     picture: Image.Image, masks: np.ndarray, shades: Mapping[int, tuple[int, int, int]]
 ) -> Image.Image:
-    """A copy of the picture under its masks (n, height, width), the first in `shades` on top."""
-    pixels = np.array(picture)
+    """A copy of the picture under its masks (n, rows, columns), the first in `shades` on top.
+
+    Masks may be smaller than the picture. Some rows at a time are laid on it, so that it is in
+    memory as often as it has to be.
+    """
+    drawn = picture.copy()
     for i in reversed(list(shades)):
-        rows, columns = (np.flatnonzero(masks[i].any(axis)) for axis in (1, 0))
-        if len(rows):
-            part = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-            _cover(pixels[part], masks[i][part] > 0, shades[i])
-    return Image.fromarray(pixels)
+        across, down = (_shown(masks[i].any(axis), size) for axis, size in enumerate(picture.size))
+        for start in range(0, len(down), COVERED_ROWS):
+            rows = down[start : start + COVERED_ROWS]
+            place = across[0][0], rows[0][0], across[-1][0] + 1, rows[-1][0] + 1
+            part = np.array(drawn.crop(place))
+            _cover(part, masks[i][rows[:, 1][:, None], across[:, 1]] > 0, shades[i])
+            drawn.paste(Image.fromarray(part), place[:2])
+    return drawn
+
+
+def _shown(marked: np.ndarray, size: int) -> np.ndarray:
+    """(row of a picture with `size` rows, row of the mask there), from the first to the last that is marked.
+
+    Columns likewise. `marked` (rows,) says in which rows of the mask there is something.
+    """
+    places = np.arange(size)
+    of_mask = places * len(marked) // size
+    inside = np.flatnonzero(marked[of_mask])
+    if not len(inside):
+        return np.empty((0, 2), int)
+    part = slice(inside[0], inside[-1] + 1)
+    return np.stack([places[part], of_mask[part]], 1)
 
 
 def _name_boxes(
