@@ -8,16 +8,21 @@ import random
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from pycocotools.coco import COCO
+from torchvision.datasets import ImageFolder, VOCDetection
 
 from fleetnet import data
 from fleetnet.cli import main
 from fleetnet.data import writing
-from fleetnet.data._masks import runs_of
+from fleetnet.data._masks import mask_of, runs_of
 from fleetnet.data.writing import _album, convert, write
+from fleetnet.data.writing._outlines import outlines_of
 from fleetnet.data.writing._reading import splits_of
 from fleetnet.errors import DataError, UsageError, WriteError
 from fleetnet.find import names
@@ -370,7 +375,8 @@ def test_what_is_lost_is_asked_for_and_counted(tmp_path: Path) -> None:
     assert crowds
     assert converted.lost["crowds, which are left out"] == crowds
     runs = [item for item in objects if isinstance(item.segmentation, dict) and not item.crowd]
-    assert converted.lost["masks that are no polygons, of which the boxes stay"] == len(runs)
+    words = "masks as run lengths, which become polygons around the same pixels"
+    assert converted.lost[words] == len(runs)
     written = splits_of(str(tmp_path / "out"), None, data.OBJECTS, data.USUAL)
     kept = [item for split in written.values() for one in split.samples for item in one.objects]
     assert len(kept) == len(objects) - crowds
@@ -385,8 +391,6 @@ def test_boxes_alone_lose_no_masks(tmp_path: Path) -> None:
 
 
 def test_polygons_become_one_that_covers_the_same(tmp_path: Path) -> None:
-    from fleetnet.data._masks import mask_of
-
     parts = [[2, 2, 12, 2, 12, 12, 2, 12], [20, 4, 30, 4, 30, 20, 20, 20]]
     picture(tmp_path / "a.png", random.Random(0), (40, 30))
     sample = {"image": tmp_path / "a.png", "masks": [parts], "labels": [0]}
@@ -397,6 +401,57 @@ def test_polygons_become_one_that_covers_the_same(tmp_path: Path) -> None:
     assert item.box == pytest.approx((2, 2, 30, 20))
     differ = mask_of(item.segmentation, (30, 40)) != mask_of(parts, (30, 40))
     assert differ.sum() <= 10  # of the line between them
+
+
+def mask_with(hole: bool) -> np.ndarray:
+    """Two pixels that touch at a corner, and a square, with a hole or without."""
+    mask = np.zeros((30, 40), bool)
+    mask[4:12, 5:15] = True
+    mask[12, 15] = True
+    mask[6:9, 8:11] = not hole
+    return mask
+
+
+def test_masks_of_pixels_become_polygons_unless_they_have_a_hole(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", random.Random(0), (40, 30))
+    masks = [mask_with(hole=False), mask_with(hole=True)]
+    sample = {"image": tmp_path / "a.png", "masks": masks, "labels": [0, 0]}
+    split = data.from_samples([sample], ["x"])
+    with pytest.raises(DataError, match="1 masks with holes, of which the boxes stay"):
+        write({"all": split}, data.OBJECTS, "yolo", tmp_path / "out")
+    write({"all": split}, data.OBJECTS, "yolo", tmp_path / "out", lossy=True)
+    (back,) = splits_of(str(tmp_path / "out"), None, data.OBJECTS, data.USUAL)["all"].samples
+    whole, holed = back.objects
+    assert np.array_equal(mask_of(whole.segmentation, (30, 40)), masks[0])
+    assert holed.segmentation is None
+    assert holed.box == pytest.approx((5, 4, 16, 13))
+
+
+def test_outlines_cover_the_pixels_of_their_masks() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        mask = rng.random((9, 12)) < 0.3
+        polygons = outlines_of(mask)
+        if polygons is None:
+            assert has_hole(mask)
+        elif polygons:
+            assert not has_hole(mask)
+            assert np.array_equal(mask_of(polygons, mask.shape), mask)
+
+
+def has_hole(mask: np.ndarray) -> bool:
+    """Whether pixels outside cannot be reached from the border, also by corners."""
+    outside = np.pad(~mask, 1, constant_values=True)
+    reached = np.zeros_like(outside)
+    reached[0, 0] = True
+    while True:
+        wider = np.pad(reached, 1)
+        rows, columns = outside.shape
+        around = [wider[y : y + rows, x : x + columns] for y in range(3) for x in range(3)]
+        grown = np.logical_or.reduce(around) & outside
+        if np.array_equal(grown, reached):
+            return bool((outside & ~reached).any())
+        reached = grown
 
 
 def test_folders_order_classes_by_name_and_have_none_without_a_picture(tmp_path: Path) -> None:
@@ -548,3 +603,51 @@ def test_the_command_says_what_it_wrote(tmp_path: Path, capsys: pytest.CaptureFi
     assert sum(document["lost"].values()) > 0
     assert main(words) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+# ---- read by the tools of others
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # pycocotools'
+def test_others_read_the_coco_file(tmp_path: Path) -> None:
+    made = with_all(tmp_path / "made")
+    convert(str(made), "coco", tmp_path / "out")
+    for file in sorted((tmp_path / "out" / "annotations").iterdir()):
+        coco = COCO(str(file))
+        split = file.stem.removeprefix("instances_").replace("default", "all")
+        ours = data.load(str(tmp_path / "out"), split, target=data.OBJECTS)
+        assert [row["name"] for row in coco.loadCats(coco.getCatIds())] == ours.classes
+        for sample in ours.samples:
+            rows = coco.loadAnns(coco.getAnnIds(imgIds=[sample.id]))
+            assert len(rows) == len(sample.objects)
+            size = tuple(coco.imgs[sample.id][side] for side in ("height", "width"))
+            for row, item in zip(rows, sample.objects, strict=True):
+                assert row["area"] > 0
+                if item.segmentation is not None:
+                    mask = mask_of(item.segmentation, size)
+                    assert np.array_equal(coco.annToMask(row), mask)
+
+
+def test_others_read_the_other_files(tmp_path: Path) -> None:
+    made = objects_in(tmp_path / "made", 3, set())
+    splits = splits_of(str(made), None, "boxes", data.USUAL)
+    convert(str(made), "yolo", tmp_path / "yolo")
+    described = yaml.safe_load((tmp_path / "yolo" / "data.yaml").read_text(encoding="utf-8"))
+    assert list(described["names"].values()) == CLASSES
+    for name, split in splits.items():  # as paths beside the file
+        folder = tmp_path / "yolo" / described["train" if name == "all" else name]
+        assert len(list(folder.iterdir())) == len(split.samples)
+    convert(str(made), "voc", tmp_path / "voc")
+    lists = sorted((tmp_path / "voc" / "ImageSets" / "Main").iterdir())
+    listed = [name for file in lists for name in file.read_text().split("\n") if name]
+    assert len(listed) == sum(len(split.samples) for split in splits.values())
+    for name in listed:
+        root = ElementTree.parse(tmp_path / "voc" / "Annotations" / f"{name}.xml").getroot()
+        said = VOCDetection.parse_voc_xml(root)["annotation"]
+        assert (tmp_path / "voc" / "JPEGImages" / said["filename"]).is_file()
+        assert all(one["name"] in CLASSES for one in said["object"])
+    convert("shapes:12", "folder", tmp_path / "folder")
+    ours = data.load(str(tmp_path / "folder"), "train")
+    theirs = ImageFolder(str(tmp_path / "folder" / "train"))
+    assert theirs.classes == ours.classes
+    assert theirs.samples == [(str(one.image), one.label) for one in ours.samples]

@@ -207,7 +207,7 @@ def _check_losses(lost: Mapping[str, int], to: str, writer: Writer, lossy: bool)
     ]
     if not grave or lossy:
         return
-    boxes = {"mask", "runs", "parts"} & lost.keys() and "boxes" in writer.TARGETS
+    boxes = {"mask", "holes", "parts"} & lost.keys() and "boxes" in writer.TARGETS
     other = " --target boxes converts the boxes alone;" if boxes else ""
     raise DataError(
         f"{to} cannot hold all of it: {'; '.join(grave)}.{other} --lossy writes what it can hold, "

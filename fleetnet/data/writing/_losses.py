@@ -13,6 +13,7 @@ import numpy as np
 from .. import Notes, Object, Split, fit_box
 from .._masks import mask_of
 from ._album import Album
+from ._outlines import outlines_of
 
 Size = tuple[int, int]  # (height, width)
 
@@ -34,6 +35,17 @@ def _without_crowd(item: Object, size: Size) -> Object | None:
 
 def _without_mask(item: Object, size: Size) -> Object:
     return item if item.segmentation is None else replace(item, segmentation=None)
+
+
+def _outlined(item: Object, size: Size) -> Object:
+    """The object with polygons in place of run lengths, if they cover the same pixels."""
+    if not isinstance(item.segmentation, dict):
+        return item
+    mask = mask_of(item.segmentation, size)
+    polygons = outlines_of(mask)
+    if polygons is None or not np.array_equal(mask_of(polygons, size), mask):
+        return item
+    return replace(item, segmentation=polygons)
 
 
 def _without_runs(item: Object, size: Size) -> Object:
@@ -81,7 +93,10 @@ def area_of(item: Object, size: Size) -> float:
 PARTS = {  # in this order: the box is that of the polygon which the others leave
     "crowd": Part("crowds, which are left out", _without_crowd),
     "mask": Part("masks, of which the boxes stay", _without_mask),
-    "runs": Part("masks that are no polygons, of which the boxes stay", _without_runs),
+    "runs": Part(
+        "masks as run lengths, which become polygons around the same pixels", _outlined, True
+    ),
+    "holes": Part("masks with holes, of which the boxes stay", _without_runs),
     "parts": Part("masks of several polygons, which become one", _joined),
     "box": Part(
         "boxes that are not quite those of their masks, which they become", _without_own_box, True

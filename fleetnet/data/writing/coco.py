@@ -22,7 +22,17 @@ from ._reading import WHOLE
 FORMAT = "coco"
 WRITES = "annotations/instances_train.json with images/train"
 TARGETS: tuple[str, ...] = ("boxes", "masks")
-HOLDS: tuple[str, ...] = ("crowd", "mask", "runs", "parts", "box", "area", "order", "unused")
+HOLDS: tuple[str, ...] = (
+    "crowd",
+    "mask",
+    "runs",
+    "holes",
+    "parts",
+    "box",
+    "area",
+    "order",
+    "unused",
+)
 DIGITS = 16  # after the point, which any number needs at most
 
 

@@ -14,7 +14,17 @@ from ._album import Album
 FORMAT = "shards"
 WRITES = "train-000000.tar, ... and dataset.json"
 TARGETS: tuple[str, ...] = ("boxes", "masks", "semantic", "label", "tags")
-HOLDS: tuple[str, ...] = ("crowd", "mask", "runs", "parts", "box", "area", "order", "unused")
+HOLDS: tuple[str, ...] = (
+    "crowd",
+    "mask",
+    "runs",
+    "holes",
+    "parts",
+    "box",
+    "area",
+    "order",
+    "unused",
+)
 
 
 def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
