@@ -82,6 +82,18 @@ def in_lines(root: Path) -> None:
     (root / "labels.csv").write_text("\n".join(["image,label", *lines]) + "\n")
 
 
+def open_images(root: Path) -> None:
+    """A line for each label that somebody looked for, with 0 where it is not there."""
+    lines = [
+        f"{name[:-4]},verification,{tag},{int(tag in tags)}"
+        for name, tags in TRUTH.items()
+        for tag in CLASSES
+    ]
+    (root / "labels.csv").write_text(
+        "\n".join(["ImageID,Source,LabelName,Confidence", *lines]) + "\n"
+    )
+
+
 def coco(root: Path) -> None:
     images = [{"id": i, "file_name": name, "width": 8, "height": 8} for i, name in enumerate(TRUTH)]
     pairs = [
@@ -144,6 +156,7 @@ LAYOUTS: dict[str, tuple[Write, Mapping[str, Sequence[str]]]] = {
     "with spaces": (table("image_name,tags", lambda n, t: f"{n},{' '.join(t)}", PLAIN), PLAIN),
     "no extension": (table("image_name,tags", lambda n, t: f"{n[:-4]},{' '.join(t)}", PLAIN), PLAIN),
     "lines": (in_lines, TRUTH),
+    "open images": (open_images, TRUTH),
     "coco": (coco, TRUTH),
     "yolo": (yolo, TRUTH),
     "voc": (voc, TRUTH),
@@ -200,6 +213,15 @@ def test_where_one_label_is_learned_the_message_names_the_task(
     LAYOUTS[layout][0](tmp_path)
     with pytest.raises(DataError, match=message):
         load(str(tmp_path), None)
+
+
+def test_labels_of_several_words_in_a_column_of_tags_are_named(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    LAYOUTS["with spaces"][0](tmp_path)
+    split = load(str(tmp_path), None)
+    assert "cat dog seal" in split.classes
+    (line,) = [line for line in split.skipped if "multilabel/BACKBONE" in line]
+    assert "labels as 'cat dog seal' are taken as one class each" in line
 
 
 UNREADABLE: dict[str, tuple[Mapping[str, str], str]] = {

@@ -54,6 +54,7 @@ _SIDES = (  # left, top, width, height
 _BOX = ("bbox", "box", "boundingbox")  # four numbers in one cell: left, top, width, height
 _WIDTH, _HEIGHT = ("imagewidth", "imgwidth", "width"), ("imageheight", "imgheight", "height")
 _CROWD = ("isgroupof", "iscrowd")
+_CONFIDENCE = ("confidence",)  # Open Images': 0 where somebody saw that the label is not there
 _CENTERS = (  # of boxes, from left and from the top
     ("xcenter", "centerx", "cx", "bboxcx", "bboxcenterx", "bboxxcenter"),
     ("ycenter", "centery", "cy", "bboxcy", "bboxcentery", "bboxycenter"),
@@ -105,6 +106,7 @@ class Columns:
     width: int | None = None
     height: int | None = None
     crowd: int | None = None
+    confidence: int | None = None
     split: int | None = None
     held: int | None = None  # true where the line is of val
 
@@ -226,6 +228,7 @@ def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | Non
         width=_first(plain, _WIDTH),
         height=_first(plain, _HEIGHT),
         crowd=_first(plain, _CROWD),
+        confidence=_first(plain, _CONFIDENCE),
         split=_split_column(plain, lines[1:]),
         held=_held_column(plain, lines[1:]),
     )
@@ -310,6 +313,8 @@ def _row(
     name, label = cell(cells, columns.name), cell(cells, columns.label)
     if not name:
         raise DataError(f"{entry}: no picture is named")
+    if not columns.has_boxes and number(cell(cells, columns.confidence)) == 0:
+        label = ""
     more: tuple[str, ...] = ()
     if classes:
         label, *others = _flagged(cells, columns.classes, classes, entry) or [""]

@@ -78,6 +78,16 @@ def a_list(labels: Collection[str]) -> str | None:
     return None
 
 
+def several_words(labels: Collection[str]) -> str | None:
+    """The first label of several words of which other labels have each; None where there is none."""
+    for label in sorted(labels):
+        words = label.split()
+        others = {word for other in labels if other != label for word in other.split()}
+        if len(words) > 1 and others.issuperset(words):
+            return label
+    return None
+
+
 def nearest(word: str, names: Iterable[str]) -> str:
     """The end of a message on an unknown name: the one that is spelled nearly so, if any."""
     near = get_close_matches(word, list(names), n=1)

@@ -64,9 +64,10 @@ from ._tables import (
     form_of_tags,
     lines_of,
     one_tag_each,
+    plain_name,
 )
 from ._tables import parse as parse
-from ._tags import WAY_OUT, a_list, nearest
+from ._tags import WAY_OUT, a_list, nearest, several_words
 from .listfile import numbered_names
 
 EXPECTS = (
@@ -75,6 +76,7 @@ EXPECTS = (
 TARGETS: tuple[str, ...] = ("label", "tags", "boxes")
 FALLBACK = True  # tables lie beside data of all kinds
 PLACES: tuple[str, ...] = ("images",)
+_SEVERAL = "tags", "labels"  # names of columns that may hold several labels
 MANY = 20  # pictures from which on a class for every second one is a column of something else
 _EXTENSIONS = (".csv", ".tsv")
 _FOLDERS = (
@@ -134,6 +136,12 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
         form, file = form_of_tags(first), str(files[name])
         first, table = (one_tag_each(one, form, file) for one in (first, table))
     classes = _classes(first, files[name], target)
+    doubtful = several_words(classes) if plain_name(first.column) in _SEVERAL else None
+    if target == "label" and doubtful is not None:
+        notes.say(
+            f"{files[name]}: labels as {shorten(doubtful)!r} are taken as one class each; if they are "
+            "several, train multilabel/BACKBONE"
+        )
     if pictures is None:
         pictures = Pictures(places or _folders(files[name], top))
     reader = _Reader(files[name], pictures, part.there, classes, notes)
@@ -327,6 +335,7 @@ def _classes(table: Table, file: Path, target: str) -> list[str]:
         raise DataError(
             f"{file}: the column {table.column!r} has {len(labels)} different values for "
             f"{pictures} pictures, so they are no classes; call the column of the labels `label`"
+            + (f". If they are lists of tags, {WAY_OUT}" if target == "label" else "")
         )
     if not labels and table.has_boxes:
         return ["object"]
