@@ -1,7 +1,8 @@
 """Pictures, as users have them: any file or array in, upright 8-bit RGB out, or a `DataError`.
 
     load      a path, a member of an archive, the bytes of a file, a PIL image or an array -> `Picture`
-    read      its image alone
+    look      the same, but of a JPEG only the head is decoded -> `Encoded`
+    read      its image alone, for Pillow
     measure   the size of that picture, from the head of the file
 
 Nothing here hangs, and no file makes it spend memory before its size is known: only regular files
@@ -18,13 +19,14 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, UnidentifiedImageError
 
-from . import bands
+from . import bands, jpeg
 from .bands import Band
 from .errors import DataError, UsageError
 from .fetching import receive
@@ -36,6 +38,7 @@ BANDED = 1 << 24  # pixels from which PNG and TIFF are decoded in bands
 # bytes that decoding may take whatever the file; beyond, as many as the next line allows
 MEMORY = 256 << 20
 SPENT = 64  # bytes of memory for each byte of the file
+LONGEST = 1 << 28  # bytes of a JPEG that are read at once
 # content decides, not the name
 FORMATS = "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", "AVIF"
 EXTENSIONS = {
@@ -50,14 +53,16 @@ IGNORED = {
 }
 
 _ORIENTATION = 0x0112  # the tag of EXIF
-_UPRIGHT = {  # EXIF orientation -> what makes the picture upright; other values mean nothing
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+# EXIF orientation -> what makes the picture upright: whether rows become columns, then the steps
+# through both, -1 for backwards; other values mean nothing
+_UPRIGHT = {
+    2: (False, 1, -1),
+    3: (False, -1, -1),
+    4: (False, -1, 1),
+    5: (True, 1, 1),
+    6: (True, 1, -1),
+    7: (True, -1, -1),
+    8: (True, -1, 1),
 }
 # bytes of memory for each pixel that a decoder takes besides the picture itself
 _DECODERS = {"WEBP": 8, "AVIF": 12, "JPEG2000": 16, "GIF": 1, "BMP": 1, "PPM": 4, "HEIF": 12}
@@ -82,12 +87,64 @@ Arguments = tuple[Any, ...] | str | None  # of a decoder of Pillow; the mode of 
 class Picture(NamedTuple):
     """An upright picture.
 
-    Beyond `LARGE` pixels `image` is a reduced copy, and only the size is the picture's own.
+    Of a reduced copy, as of every picture beyond `LARGE` pixels, only the size is the picture's
+    own.
     """
 
-    image: Image.Image  # RGB, 8 bits a channel
+    pixels: np.ndarray  # (rows, columns, 3) uint8, RGB
     height: int
     width: int
+
+    @property
+    def image(self) -> Image.Image:
+        """The same pixels, to draw on."""
+        return Image.fromarray(self.pixels)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return self.pixels.size
+
+    def decoded(self, by: int = 1) -> "Picture":
+        """Itself, whatever `by` is: as `Encoded.decoded`."""
+        return self
+
+
+class Encoded(NamedTuple):
+    """An upright picture in a JPEG of which the head alone was read and checked."""
+
+    content: bytes
+    height: int
+    width: int
+    orientation: int  # of EXIF
+    gray: bool
+    name: str  # for messages
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return len(self.content)
+
+    def decoded(self, by: int = 1) -> Picture:
+        """The picture, shrunk `by` 1, 2, 4 or 8, more if it is large; `DataError` as of `load`."""
+        while self.height * self.width > LARGE * by * by:
+            by *= 2
+        stored = (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
+        pixels = jpeg.decode(self.content, stored, gray=self.gray, by=by)
+        if pixels is None:
+            with _errors_of(self.name):
+                pixels = self._by_pillow(by)
+        if pixels.shape[2] == 1:
+            pixels = pixels.repeat(3, axis=2)
+        return Picture(_upright(pixels, self.orientation), self.height, self.width)
+
+    def _by_pillow(self, by: int) -> np.ndarray:
+        with io.BytesIO(self.content) as file:
+            image = _open(file)
+            if by > 1:
+                # by the same decoder, which averages, and knows halves, quarters and eighths
+                image.draft(image.mode, (image.width // by, image.height // by))
+            return _assembled(_bands(file, image), image.size, None, True)
 
 
 def load(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture:
@@ -108,6 +165,14 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
     truncated, has more than `MAX_PIXELS`, needs far more memory than its file has bytes, or cannot
     be opened; `UsageError` for other types.
     """
+    return look(source, values, channels).decoded()
+
+
+def look(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture | Encoded:
+    """As `load`, but a JPEG waits to be decoded, at the scale that is wanted.
+
+    Raises as `load` does; of a JPEG damaged behind its head, `Encoded.decoded` raises.
+    """
     if channels not in ("RGB", "BGR"):
         raise UsageError(
             f"channels is {channels!r}; allowed: 'RGB' or 'BGR', the order of colors in an array"
@@ -117,15 +182,25 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
             "a picture is a path, the bytes of a file, a PIL image, or an array (height, width, "
             f"3), not {type(source).__name__}"
         )
-    try:
+    with _errors_of(_name(source), source):
         if isinstance(source, np.ndarray):
             return _of_array(source, values, channels)
         if isinstance(source, Image.Image):
             return _of_image(source, values)
         with _opened(source) as file:
-            return _of_file(file, values)
+            image = _open(file)
+            if _is_plain_jpeg(file, image):
+                return _encoded(file, image, _name(source))
+            return _of_file(file, image, values)
+
+
+@contextmanager
+def _errors_of(name: str, source: Source = b"") -> Iterator[None]:
+    """Whatever is raised inside becomes a `DataError` about the image of this name."""
+    try:
+        yield
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(f"cannot read image {_name(source)}: {_reason(error, source)}") from error
+        raise DataError(f"cannot read image {name}: {_reason(error, source)}") from error
 
 
 def _opened(file: File) -> BinaryIO:
@@ -135,7 +210,7 @@ def _opened(file: File) -> BinaryIO:
 
 
 def read(source: Source, values: Range | None = None) -> Image.Image:
-    """The image of `load`: upright RGB, 8 bits a channel, of at most `LARGE` pixels."""
+    """The image of `load` for Pillow: upright RGB, 8 bits a channel, of at most `LARGE` pixels."""
     return load(source, values).image
 
 
@@ -179,12 +254,13 @@ def thumbnail(path: File, side: int) -> np.ndarray:
     """
     try:
         with _opened(path) as file:
-            image: Image.Image = _open(file)
-            if image.format in ("JPEG", "MPO") and isinstance(image, ImageFile.ImageFile):
-                _check_memory(image, file)
-                image.draft("L", (4 * side, 4 * side))
+            opened = _open(file)
+            image: Image.Image = opened
+            if opened.format in ("JPEG", "MPO"):
+                _check_memory(opened, file)
+                opened.draft("L", (4 * side, 4 * side))
             else:
-                image = _of_file(file, None).image
+                image = _of_file(file, opened, None).image
             return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
     except Exception as error:  # as in `load`
         raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
@@ -442,8 +518,24 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
 # ---- forms of a picture ------------------------------------------------------------------------
 
 
-def _of_file(file: BinaryIO, values: Range | None) -> Picture:
-    image = _open(file)
+def _is_plain_jpeg(file: BinaryIO, image: ImageFile.ImageFile) -> bool:
+    """Whether a file, opened and not loaded, is a JPEG that simplejpeg may know, to be read whole."""
+    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
+        return False
+    return file.seek(0, os.SEEK_END) <= LONGEST
+
+
+def _encoded(file: BinaryIO, image: ImageFile.ImageFile, name: str) -> Encoded:
+    _check_memory(image, file)
+    orientation, (width, height) = _orientation(image), image.size
+    if orientation >= 5:
+        height, width = width, height
+    file.seek(0)
+    return Encoded(file.read(), height, width, orientation, image.mode == "L", name)
+
+
+def _of_file(file: BinaryIO, image: ImageFile.ImageFile, values: Range | None) -> Picture:
+    """The picture of an opened file; `image` is what Pillow made of its head."""
     laid = True
     if image.format == "TIFF" and image.has_transparency_data:
         laid = _is_transparency(_bands(file, image))
@@ -461,7 +553,6 @@ def _of_file(file: BinaryIO, values: Range | None) -> Picture:
         image.draft(image.mode, (width // factor, height // factor))
         stored = image.size
     rgb = _assembled(_bands(file, image), stored, values, laid)
-    del image  # whose pixels may take as much again
     upright = _upright(rgb, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
 
@@ -472,16 +563,17 @@ def _of_image(image: Image.Image, values: Range | None) -> Picture:
     laid = not (image.format == "TIFF" and image.has_transparency_data) or _is_transparency(
         _parts(image)
     )
-    rgb = _assembled(_parts(image), image.size, values, laid)
-    upright = _upright(image.copy() if rgb is image else rgb, orientation)
+    upright = _upright(_assembled(_parts(image), image.size, values, laid), orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The image turned, and without the orientation itself, so that nobody turns it again."""
-    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    upright.info = {}
-    return upright
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Pixels (rows, columns, channels) as stored, turned."""
+    if orientation not in _UPRIGHT:
+        return pixels
+    swaps, rows, columns = _UPRIGHT[orientation]
+    turned = pixels.swapaxes(0, 1) if swaps else pixels
+    return np.ascontiguousarray(turned[::rows, ::columns])
 
 
 def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture:
@@ -498,6 +590,8 @@ def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture
     if channels == "BGR" and array.ndim == 3 and array.shape[2] >= 3:
         array = array[..., [2, 1, 0, 3][: array.shape[2]]]
     height, width = array.shape[:2]
+    if array.dtype == np.uint8 and array.shape[2:] == (3,) and height * width <= LARGE:
+        return Picture(np.array(array, order="C"), height, width)
     return Picture(_assembled(_parts(array), (width, height), values, True), height, width)
 
 
@@ -598,19 +692,15 @@ def _factor(width: int, height: int) -> int:
 
 def _assembled(
     parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool
-) -> Image.Image:
-    """One RGB image of the bands of a picture of `size` (width, height), reduced if it is large."""
+) -> np.ndarray:
+    """RGB (rows, columns, 3) of the bands of a picture of `size` (width, height), reduced if it is large."""
     factor = _factor(*size)
-    whole: Image.Image | None = None
+    whole = np.empty((-(-size[1] // factor), -(-size[0] // factor), 3), np.uint8)
     waiting: list[Image.Image] = []  # bands, of fewer rows than can be reduced
     row = 0  # of the picture: how many came
-    pasted = 0  # rows of the image that are drawn
+    drawn = 0  # rows of the whole that are there
     for part in parts:
         band = _rgb(part, values, laid)
-        if band.size == size and factor == 1:
-            return band
-        if whole is None:
-            whole = Image.new("RGB", (-(-size[0] // factor), -(-size[1] // factor)))
         if band.width != size[0]:
             raise DataError(f"a part is {band.width} pixels wide, the picture {size[0]}")
         row += band.height
@@ -622,12 +712,19 @@ def _assembled(
         band = waiting[0] if len(waiting) == 1 else _stacked(waiting)
         ready = rows if last else rows - rows % factor
         reduced = band.crop((0, 0, band.width, ready)).reduce(factor) if factor > 1 else band
-        whole.paste(reduced, (0, pasted))
-        pasted += reduced.height
+        _copy(reduced, whole[drawn : drawn + reduced.height])
+        drawn += reduced.height
         waiting = [band.crop((0, ready, band.width, rows))] if ready < rows else []
-    if whole is None or row != size[1]:
+    if row != size[1]:
         raise DataError(f"image file is truncated: {row} of {size[1]} rows")
     return whole
+
+
+def _copy(image: Image.Image, rows: np.ndarray) -> None:
+    """Write an RGB image into rows of an array, a band at a time, so that no other copy is made."""
+    for top, bottom in bands.rows_of(*image.size):
+        whole = top == 0 and bottom == image.height
+        rows[top:bottom] = image if whole else image.crop((0, top, image.width, bottom))
 
 
 def _stacked(parts: Sequence[Image.Image]) -> Image.Image:

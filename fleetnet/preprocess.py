@@ -1,7 +1,7 @@
 """How a picture becomes a network's input; kept with the weights, because they are worth little without it.
 
-Pictures stay PIL while they are cropped and resized, and become tensors last: that is the fastest
-on a CPU.
+Pictures stay bytes while they are cropped and resized, and through whole batches: `normalize` makes
+floats of them last, on the device that computes.
 """
 
 import dataclasses
@@ -14,16 +14,16 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from . import images
 from .channels import MOST, RGB
 from .errors import ModelError, UsageError, suggest
 from .geometry import Place
+from .resizing import Interpolation, array_of, resized, resized_plain, tensor_of, window
 from .sizes import LARGEST_SIDE
 
 Mode = Literal["crop", "stretch", "letterbox"]
-INTERPOLATION = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+INTERPOLATIONS = "bilinear", "bicubic"
 MODES = ("crop", "stretch", "letterbox")
 ADDED = ("mode", "values")  # fields that older files do not have
 _RANGE_OF_16_BITS = "0 to 65535, and floats from 0 to 1, become 0 to 255"
@@ -69,6 +69,11 @@ _RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * s
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 
 
+def blank(size: tuple[int, int], channels: int = 3) -> Tensor:
+    """An input of (height, width) without a picture: gray, with the channels last in memory."""
+    return torch.full((*size, channels), PADDING, dtype=torch.uint8).permute(2, 0, 1)
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
@@ -90,7 +95,7 @@ class Preprocess:
 
     size: tuple[int, int]  # height, width
     crop: float = 1.0  # share of the covered size that is kept: 0.875 is 256 -> 224
-    interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    interpolation: Interpolation = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # as many as there are channels
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     channel_order: Literal["RGB", "BGR"] = "RGB"  # BGR only of three
@@ -114,8 +119,8 @@ class Preprocess:
             ("crop", _is_number(self.crop) and 0.01 <= self.crop <= 1, "0.01 to 1"),
             (
                 "interpolation",
-                self.interpolation in list(INTERPOLATION),
-                " or ".join(INTERPOLATION),
+                self.interpolation in INTERPOLATIONS,
+                " or ".join(INTERPOLATIONS),
             ),
             (
                 "mean",
@@ -169,9 +174,9 @@ class Preprocess:
         mean, std = (_of_channels(of_rgb[::step], channels) for of_rgb in (self.mean, self.std))
         return dataclasses.replace(self, mean=mean, std=std, channel_order="RGB")
 
-    def __call__(self, image: Image.Image | images.Picture) -> Tensor:
-        """(3, height, width), float32, of an RGB picture of any size."""
-        return self.tensor(self.picture(image))
+    def __call__(self, image: Image.Image | images.Picture | Tensor) -> Tensor:
+        """(C, height, width), float32, of a picture of any size, in a form that `pixels` takes."""
+        return self.normalize(self.pixels(image)).contiguous()
 
     def read(self, source: images.Source, channels: str = "RGB") -> images.Picture:
         """A picture in any form as upright RGB, with the range of values that belongs to the weights."""
@@ -197,62 +202,68 @@ class Preprocess:
         top, left = -round((cover_h - h) / 2), -round((cover_w - w) / 2)
         return Place(height, width, cover_h / height, cover_w / width, top, left)
 
-    def picture(self, image: Image.Image | images.Picture) -> Image.Image:
-        """The picture at `size`, in one step: of a long thin one that is cropped, only what is kept is enlarged."""
-        if isinstance(image, images.Picture):  # whose image may be a reduced copy
-            image, place = image.image, self.place(image.height, image.width)
+    def pixels(self, image: Image.Image | images.Picture | Tensor) -> Tensor:
+        """A picture of any size, a tensor (C, h, w), at `size`: (C, height, width), uint8."""
+        if isinstance(image, images.Picture):  # whose pixels may be a reduced copy
+            picture, place = tensor_of(image.pixels), self.place(image.height, image.width)
         else:
-            place = self.place(image.height, image.width)
+            picture = image if isinstance(image, Tensor) else tensor_of(np.array(image))
+            place = self.place(picture.shape[1], picture.shape[2])
+        if not self.antialias:
+            return self._plain(picture, place)
+        rows, columns = round(place.height * place.scale_y), round(place.width * place.scale_x)
         if self.mode == "letterbox":
-            rows, columns = round(place.height * place.scale_y), round(place.width * place.scale_x)
-            canvas = Image.new("RGB", self.size[::-1], (PADDING,) * 3)
-            canvas.paste(
-                self._resize(image, (rows, columns), None), (int(place.left), int(place.top))
-            )
-            return canvas
-        (h, w) = self.size
-        x = image.width / place.width / place.scale_x  # pixels of the image in one of the result
-        y = image.height / place.height / place.scale_y
+            placed = resized(picture, (rows, columns), self.interpolation)
+            return self._padded(placed, place)
+        corner = -int(place.top), -int(place.left)
+        return window(picture, (rows, columns), corner, self.size, self.interpolation)
+
+    def _plain(self, picture: Tensor, place: Place) -> Tensor:
+        """The same without antialiasing."""
+        rows, columns = picture.shape[-2:]
+        if self.mode == "letterbox":
+            size = round(place.height * place.scale_y), round(place.width * place.scale_x)
+            box = 0.0, 0.0, float(columns), float(rows)
+            return self._padded(resized_plain(picture, size, box, self.interpolation), place)
+        x = columns / place.width / place.scale_x  # pixels of the picture in one of the result
+        y = rows / place.height / place.scale_y
         left, top = -place.left * x, -place.top * y
-        return self._resize(image, (h, w), (left, top, left + w * x, top + h * y))
+        box = left, top, left + self.size[1] * x, top + self.size[0] * y
+        return resized_plain(picture, self.size, box, self.interpolation)
 
-    def _resize(
-        self,
-        image: Image.Image,
-        size: tuple[int, int],
-        box: tuple[float, float, float, float] | None,
-    ) -> Image.Image:
-        if self.antialias:
-            if box is not None:  # rounding must not leave the picture
-                box = (
-                    max(box[0], 0.0),
-                    max(box[1], 0.0),
-                    min(box[2], image.width),
-                    min(box[3], image.height),
-                )
-            return image.resize(size[::-1], INTERPOLATION[self.interpolation], box=box)
-        return _resize_plain(
-            image, size, box or (0, 0, image.width, image.height), self.interpolation
-        )
+    def _padded(self, picture: Tensor, place: Place) -> Tensor:
+        """A picture (C, rows, columns) at its place in the input, with gray around it."""
+        canvas = blank(self.size, len(picture))
+        (top, left), (rows, columns) = (int(place.top), int(place.left)), picture.shape[-2:]
+        canvas[:, top : top + rows, left : left + columns] = picture
+        return canvas
 
-    def tensor(self, image: Image.Image) -> Tensor:
-        """Channel order and scale of values: RGB picture (height, width) -> (3, height, width) float32."""
-        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)  # (3, h, w) uint8
-        pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
-        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
-        return (
-            pixels.to(torch.float32, memory_format=torch.contiguous_format)
-            .div_(255)
-            .sub_(mean)
-            .div_(std)
-        )
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """What the network gets: channel order and scale of values, float32, of (..., C, h, w) uint8.
+
+        On the device that the pixels are on, in the memory format that they have.
+        """
+        pixels = pixels.flip(-3) if self.channel_order == "BGR" else pixels
+        mean, std = self._mean_and_std(pixels.device)
+        width, channels = pixels.shape[-1], pixels.shape[-3]
+        rows = pixels.movedim(-3, -1)  # (..., h, w, C)
+        if not rows.is_contiguous():
+            return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
+        # Whole rows at once: with three values at a time, the same takes three times as long.
+        mean, std = (values.flatten().repeat(width) for values in (mean, std))
+        scaled = rows.flatten(-2).to(torch.float32).div_(255).sub_(mean).div_(std)
+        return scaled.unflatten(-1, (width, channels)).movedim(-1, -3)
+
+    def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        mean, std = (torch.tensor(value, device=device) for value in (self.mean, self.std))
+        return mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
     def picture_of(self, image: Tensor) -> Image.Image:
-        """What `tensor` made of a picture, (3, height, width) float, as a picture again; for the eye."""
-        mean, std = (torch.tensor(value).view(-1, 1, 1) for value in (self.mean, self.std))
+        """What `normalize` made of a picture, (3, height, width) float, as a picture again; for the eye."""
+        mean, std = self._mean_and_std(image.device)
         pixels = (image.float() * std + mean).mul(255).round().clamp(0, 255).byte()
         pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
-        return Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        return Image.fromarray(array_of(pixels))
 
     def for_pixels(self) -> "Preprocess":
         """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""
@@ -349,56 +360,3 @@ def _is_range(values: Any) -> bool:
     return (
         numbers and math.isfinite(values[0]) and math.isfinite(values[1]) and values[0] < values[1]
     )
-
-
-def _resize_plain(
-    image: Image.Image,
-    size: tuple[int, int],
-    box: tuple[float, float, float, float],
-    interpolation: str,
-) -> Image.Image:
-    """A part of a picture (box: x0, y0, x1, y1 in its pixels), resized without antialiasing, in whole values.
-
-    Only the rows and columns that count are taken from the picture, which may be large.
-    """
-    left, top, right, bottom = box
-    reach = {"bilinear": 1, "bicubic": 2}[interpolation]  # neighbors of a point on each side
-    rows, y = _neighbors(top, bottom, size[0], image.height, reach)
-    columns, x = _neighbors(left, right, size[1], image.width, reach)
-    pixels = _taken(image, rows, columns)  # (h * 2 reach, w * 2 reach, 3)
-    # grid_sample wants -1 and 1 at the outer edges
-    grid = torch.stack(
-        torch.meshgrid(2 * x / len(columns) - 1, 2 * y / len(rows) - 1, indexing="xy"), dim=-1
-    )  # (h, w, 2)
-    result = F.grid_sample(
-        torch.from_numpy(pixels).permute(2, 0, 1)[None].float(), grid[None], interpolation, padding_mode="border",
-        align_corners=False,
-    )  # fmt: skip
-    return Image.fromarray(result[0].round().clamp(0, 255).byte().permute(1, 2, 0).numpy())
-
-
-def _neighbors(
-    start: float, end: float, count: int, length: int, reach: int
-) -> tuple[np.ndarray, Tensor]:
-    """The pixels of a side of `length` around each of `count` centers between `start` and `end`, 2 * reach for each.
-
-    With them the centers among these pixels, put one after the other. Beyond the border its pixel
-    is repeated.
-    """
-    # 0 is the center of the first pixel
-    centers = (np.arange(count) + 0.5) * ((end - start) / count) + start - 0.5
-    before = np.floor(centers).astype(np.int64)
-    # (count, 2 reach)
-    pixels = (before[:, None] + np.arange(1 - reach, reach + 1)).clip(0, length - 1)
-    among = np.arange(count) * 2 * reach + reach - 1 + (centers - before) + 0.5
-    return pixels.reshape(-1), torch.from_numpy(among).float()
-
-
-def _taken(image: Image.Image, rows: np.ndarray, columns: np.ndarray, step: int = 64) -> np.ndarray:
-    """Some rows and columns of a picture: (len(rows), len(columns), 3) uint8, without a copy of the whole."""
-    parts = []
-    for some in (rows[i : i + step] for i in range(0, len(rows), step)):
-        first = int(some.min())
-        band = image.crop((0, first, image.width, int(some.max()) + 1))
-        parts.append(np.asarray(band)[some - first][:, columns])
-    return np.concatenate(parts)

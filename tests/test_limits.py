@@ -345,7 +345,7 @@ def test_a_run_keeps_the_score_of_its_best_f1(tmp_path: Path) -> None:
     batches = batches_of(
         ImageDataset(some, predictor.preprocess, target="boxes"), config.batch_size
     )
-    inputs = torch.cat([batch.images for batch in batches])
+    inputs = torch.cat([batch.inputs() for batch in batches])
     done = quantize(
         prepare(tmp_path, inputs, batches), "onnx", tmp_path / "int8" / "model.onnx", max_drop=100
     )

@@ -98,15 +98,18 @@ def forms_of(content: bytes, format: str, folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("mode", MODES)
 def test_every_form_gives_the_same_pixels(tmp_path, mode):
     image, format = MODES[mode]
-    preprocess = Preprocess((16, 20), mode="letterbox")
     for orientation in ORIENTATIONS:
-        inputs = {}
-        for name, form in forms_of(bytes_of(image, format, orientation), format, tmp_path).items():
-            picture = read_picture(form, channels="BGR" if name == "BGR" else "RGB")
-            assert picture.image.mode == "RGB", name
-            inputs[name] = preprocess(picture)
-        for name, value in inputs.items():
-            assert torch.equal(value, inputs["str"]), (name, orientation)
+        forms = forms_of(bytes_of(image, format, orientation), format, tmp_path)
+        pictures = {
+            name: read_picture(form, channels="BGR" if name == "BGR" else "RGB")
+            for name, form in forms.items()
+        }
+        for of_input in ("crop", "stretch", "letterbox"):
+            preprocess = Preprocess((16, 20), mode=of_input, antialias=of_input != "stretch")
+            expected = preprocess(pictures["str"])
+            for name, picture in pictures.items():
+                assert picture.image.mode == "RGB", name
+                assert torch.equal(preprocess(picture), expected), (name, orientation, of_input)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import benchmark
+from torchvision.transforms import v2
 
 from fleetnet.data import load
 from fleetnet.inputs.augment import Augmentation, as_input, augmentation
@@ -141,8 +142,8 @@ class Foreign(Augmentation):
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
         shown = pictures[int(np.random.randint(len(pictures)))].picture
-        turned = shown.rotate(random.uniform(-30, 30))
-        faded = turned.point(lambda value: int(value * float(torch.rand((), generator=generator))))
+        turned = v2.functional.rotate(shown, random.uniform(-30, 30))
+        faded = (turned * float(torch.rand((), generator=generator))).byte()
         return AnnotatedPicture(faded, pictures[0].targets)
 
 

@@ -20,6 +20,7 @@ from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.inputs.mixing import mix
 from fleetnet.inputs.randomness import Draw
 from fleetnet.preprocess import Preprocess
+from fleetnet.resizing import array_of, tensor_of
 
 
 def noise(width, height, seed=0):
@@ -30,7 +31,9 @@ def noise(width, height, seed=0):
 def trained_on(image: Image.Image, preprocess: Preprocess, **settings) -> torch.Tensor:
     """What a classifier sees of a picture in training."""
     augment = augmentation("classify", preprocess, **settings)
-    return as_input(augment, preprocess, [AnnotatedPicture(image, {})])[0]
+    picture = tensor_of(np.array(image))
+    made, _ = as_input(augment, preprocess, [AnnotatedPicture(picture, {})])
+    return preprocess.normalize(made)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -79,14 +82,13 @@ def test_plain_resize_is_opencvs_rule():
     image = noise(40, 24)
     pixels = np.asarray(image, float)
     # to half: centers fall between pixels, each result is the mean of a 2x2 square
-    half = np.asarray(Preprocess((12, 20), antialias=False).picture(image), float)
+    half = array_of(Preprocess((12, 20), antialias=False).pixels(image)).astype(float)
     assert np.abs(half - pixels.reshape(12, 2, 20, 2, 3).mean((1, 3))).max() <= 0.5
     # to a third: centers fall on pixels, the rest is not looked at
-    third = np.asarray(
-        Preprocess((8, 13), antialias=False).picture(image.crop((0, 0, 39, 24))), float
-    )
+    part = image.crop((0, 0, 39, 24))
+    third = array_of(Preprocess((8, 13), antialias=False).pixels(part)).astype(float)
     assert np.abs(third - pixels[1::3, 1:39:3]).max() <= 0.5
-    smooth = np.asarray(Preprocess((8, 13)).picture(image.crop((0, 0, 39, 24))), float)
+    smooth = array_of(Preprocess((8, 13)).pixels(part)).astype(float)
     assert smooth.std() < 0.7 * third.std()
 
 
@@ -148,12 +150,13 @@ def test_preprocess_is_checked(wrong):
 def test_random_crops(auto_augment):
     preprocess = Preprocess((48, 64))
     augment = augmentation("classify", preprocess, auto_augment=auto_augment, erasing=0.5)
-    pictures = [AnnotatedPicture(shapes.draw(3), {"label": torch.tensor(2)})]
+    picture = tensor_of(np.array(shapes.draw(3)))
+    pictures = [AnnotatedPicture(picture, {"label": torch.tensor(2)})]
     torch.manual_seed(0)
     (first, targets), (second, _) = (as_input(augment, preprocess, pictures) for _ in range(2))
     assert targets == {"label": torch.tensor(2)}
     assert first.shape == (3, 48, 64)
-    assert first.dtype == torch.float32
+    assert first.dtype == torch.uint8
     assert not torch.equal(first, second)
     torch.manual_seed(0)
     # In worker processes, and in repeated runs.
@@ -165,6 +168,7 @@ def test_random_crops(auto_augment):
 def test_random_crops_are_torchvisions(auto_augment):
     """The same numbers are drawn in the same order as by its transforms in turn."""
     preprocess, image = Preprocess((48, 64)), shapes.draw(3)
+    std = torch.tensor(preprocess.std).view(3, 1, 1)
     policy = AUTO_AUGMENT[auto_augment]
     theirs = v2.Compose(
         [
@@ -172,7 +176,7 @@ def test_random_crops_are_torchvisions(auto_augment):
             v2.RandomHorizontalFlip(0.4),
             *([] if policy is None else [policy()]),
             v2.ColorJitter(0.3, 0.3, 0.3),
-            preprocess.tensor,
+            lambda image: preprocess.normalize(tensor_of(np.array(image))),
             v2.RandomErasing(0.5),
         ]
     )
@@ -182,7 +186,10 @@ def test_random_crops_are_torchvisions(auto_augment):
         expected = theirs(image)
         torch.manual_seed(seed)
         made = trained_on(image, preprocess, auto_augment=auto_augment, **settings)
-        assert torch.equal(made, expected)
+        # levels: the policies multiply by numbers from 0.1 to 2, jitter by 0.7 to 1.3
+        levels = (made - expected).abs() * 255 * std
+        assert levels.mean() < 2
+        assert levels.quantile(0.99) < 16
 
 
 def test_random_crops_without_chance_is_a_resize():
@@ -238,7 +245,10 @@ def test_files_that_cannot_be_read_are_named(tmp_path, workers):
 
 
 def test_collate():
-    items = [Item(torch.zeros(3, 2, 2), {"label": torch.tensor(i)}, i, None) for i in range(3)]
+    items = [
+        Item(torch.zeros(3, 2, 2, dtype=torch.uint8), {"label": torch.tensor(i)}, i, None)
+        for i in range(3)
+    ]
     batch = collate(items)
     assert isinstance(batch, Batch)
     assert batch.images.shape == (3, 3, 2, 2)
@@ -287,14 +297,14 @@ def test_cache_is_bounded(tmp_path, pictures):
     """First the files are kept, then as many decoded ones as fit; all give the same pixels."""
     split, preprocess = write(tmp_path, 4), Preprocess((10, 10))
     sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
-    decoded = 4 * 60 * 40  # bytes
+    decoded = 3 * 60 * 40  # bytes
     limit = sum(sizes[pictures:]) + pictures * decoded
     data = ImageDataset(split, preprocess, cache=True, limit=limit)
     assert [type(one) for one in data.kept] == [Picture] * pictures + [bytes] * (4 - pictures)
     plain = ImageDataset(split, preprocess)
     assert all(torch.equal(data[i].image, plain[i].image) for i in range(4))
     less = ImageDataset(split, preprocess, cache=True, limit=limit - 1)
-    assert less.kept != data.kept
+    assert list(map(type, less.kept)) != list(map(type, data.kept))
     assert all(torch.equal(less[i].image, plain[i].image) for i in range(4))
 
 

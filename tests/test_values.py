@@ -176,7 +176,7 @@ def test_the_range_goes_with_the_weights(scans, tmp_path, capsys):
     predictor = load(tmp_path / "run")
     assert predictor.preprocess.values == (0, 4095)
     file = scans / "val" / "up" / "0.png"
-    expected = predictor.preprocess(images.Picture(images.read(file, (0, 4095)), 20, 24))
+    expected = predictor.preprocess(images.load(file, (0, 4095)))
     split = data.load(str(scans), "val", None, "label")
     item = ImageDataset(split, predictor.preprocess)[1]
     assert any(

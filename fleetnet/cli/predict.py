@@ -543,7 +543,8 @@ def _present(
 
 def _draw(picture: "Picture", prediction: "Prediction", classes: list[str]) -> "Image.Image":
     """A prediction on the image of a picture: of a large one, that is a reduced copy."""
-    scale = picture.image.height / picture.height, picture.image.width / picture.width
+    rows, columns, _ = picture.pixels.shape
+    scale = rows / picture.height, columns / picture.width
     return prediction.draw(picture.image, classes, scale=scale)
 
 

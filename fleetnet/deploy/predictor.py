@@ -262,9 +262,8 @@ class Predictor(Limiting):
             picture = read_picture(one, self.preprocess.values, channels)
             inputs.append(self.preprocess(picture))
             places.append(self.preprocess.place(picture.height, picture.width))
-            scales.append(
-                (picture.image.height / picture.height, picture.image.width / picture.width)
-            )
+            rows, columns, _ = picture.pixels.shape
+            scales.append((rows / picture.height, columns / picture.width))
             if len(inputs) == BATCH:
                 yield torch.stack(inputs), places, scales
                 inputs, places, scales = [], [], []

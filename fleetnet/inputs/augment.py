@@ -6,7 +6,7 @@
         def __call__(self, pictures, generator):
             picture, targets = pictures[0]
             if torch.rand((), generator=generator) < 0.2:
-                picture = picture.convert("L").convert("RGB")
+                picture = rgb_to_grayscale(picture, 3)
             return AnnotatedPicture(picture, targets)
 
     fleetnet.fit(model, train, val, config, "runs/gray", augment=Gray())
@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -26,9 +27,11 @@ from torchvision.transforms import v2
 
 from ..errors import UsageError, suggest
 from ..geometry import Place
-from ..preprocess import INTERPOLATION, PADDING, Preprocess
+from ..preprocess import Preprocess, blank
+from ..resizing import array_of, tensor_of
+from .colors import Distortion, Jitter
 from .decode import AnnotatedPicture, Targets
-from .layouts import Crop, Layout, Mosaic, Part, Zoom, draw, mirrored, move, together
+from .layouts import Crop, Layout, Mosaic, Part, Zoom, draw, mirrored, move, to_decode, together
 
 AUTO_AUGMENT = {
     "none": None,
@@ -36,7 +39,7 @@ AUTO_AUGMENT = {
     "trivial": v2.TrivialAugmentWide,
     "autoaugment": v2.AutoAugment,
 }
-Recolor = Callable[[Image.Image], Image.Image]
+Recolor = Callable[[Tensor], Tensor]
 
 
 class Augmentation(Protocol):
@@ -50,7 +53,7 @@ class Augmentation(Protocol):
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
-        """One picture, RGB, with its annotation in its pixels; what came in stays as it is.
+        """One picture, (C, h, w) uint8, with its annotation in its pixels; what came in stays as it is.
 
         There are fewer than `pictures` where files could not be read, and at least one. The
         annotation has the keys of the task, see `decode.Targets`. `generator` is torch's own, which
@@ -59,10 +62,6 @@ class Augmentation(Protocol):
         what is drawn from any of them belongs to the sample. So keep nothing between two calls.
         """
         ...
-
-    def finish(self, image: Tensor) -> Tensor:
-        """The last step, after scaling of values: the network's input (3, H, W) float32."""
-        return image
 
     def plain(self) -> "Augmentation":
         """What the last `plain_epochs` of a training use in its place."""
@@ -90,11 +89,6 @@ class InTurn(Augmentation):
             pictures = [step(pictures, generator)]
         return pictures[0]
 
-    def finish(self, image: Tensor) -> Tensor:
-        for step in self.steps:
-            image = step.finish(image)
-        return image
-
     def plain(self) -> Augmentation:
         return InTurn(*(step.plain() for step in self.steps))
 
@@ -113,12 +107,12 @@ class Arranged(Augmentation):
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
         parts = self.layout(pictures, generator)
-        height, width = self.preprocess.size
-        canvas = Image.new("RGB", (width, height), (PADDING,) * 3)
+        size = self.preprocess.size
+        canvas = blank(size, self.preprocess.channels)
         moved = []
-        for (picture, targets), part in zip(pictures, parts, strict=False):
-            draw(canvas, picture, part.place, INTERPOLATION[self.preprocess.interpolation])
-            moved.append(move(targets, part, (height, width)))
+        for annotated, part in zip(pictures, parts, strict=False):
+            draw(canvas, annotated, part.place, self.preprocess.interpolation)
+            moved.append(move(annotated.targets, part, size))
         return AnnotatedPicture(canvas, together(moved))
 
     def plain(self) -> Augmentation:
@@ -134,20 +128,23 @@ class RandomCrop(Augmentation):
     at_input_size = True
 
     def __init__(self, preprocess: Preprocess, scale: float):
-        self.size = preprocess.size
-        interpolation = v2.InterpolationMode(preprocess.interpolation)
-        self.crop = v2.RandomResizedCrop(self.size, (scale, 1.0), interpolation=interpolation)
+        self.preprocess = preprocess
+        self.crop = v2.RandomResizedCrop(preprocess.size, (scale, 1.0))
 
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
-        picture, targets = pictures[0]
-        part = self.crop.make_params([picture])  # top, left, height, width, in its pixels
-        scale_y, scale_x = self.size[0] / part["height"], self.size[1] / part["width"]
-        top, left = -part["top"] * scale_y, -part["left"] * scale_x
-        place = Place(picture.height, picture.width, scale_y, scale_x, top, left)
-        cropped: Image.Image = self.crop.transform(picture, part)
-        return AnnotatedPicture(cropped, move(targets, Part(place), self.size))
+        annotated, size = pictures[0], self.preprocess.size
+        whole = annotated.height, annotated.width
+        drawn = self.crop.make_params([torch.empty(()).expand(1, *whole)])  # in its pixels
+        x0, y0 = drawn["left"], drawn["top"]
+        crop = x0, y0, x0 + drawn["width"], y0 + drawn["height"]
+        x0, y0, x1, y1 = to_decode(crop, annotated, size)
+        scale_y, scale_x = size[0] / (y1 - y0), size[1] / (x1 - x0)
+        place = Place(*whole, scale_y, scale_x, -y0 * scale_y, -x0 * scale_x)
+        cropped = blank(size, self.preprocess.channels)
+        draw(cropped, annotated, place, self.preprocess.interpolation)
+        return AnnotatedPicture(cropped, move(annotated.targets, Part(place), size))
 
 
 class Flip(Augmentation):
@@ -162,8 +159,7 @@ class Flip(Augmentation):
         picture, targets = pictures[0]
         if torch.rand(1, generator=generator) >= self.probability:
             return pictures[0]
-        mirror = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        return AnnotatedPicture(mirror, mirrored(targets, picture.width))
+        return AnnotatedPicture(picture.flip(-1), mirrored(targets, picture.shape[-1]))
 
 
 class Recolored(Augmentation):
@@ -179,20 +175,33 @@ class Recolored(Augmentation):
         return AnnotatedPicture(self.recolor(picture), targets)
 
 
-class Erased(Augmentation):
-    """A rectangle of the input without content, with a probability; the annotation stays."""
+class ByPillow:
+    """A function of PIL images as one of tensors: its policies are twice as fast with them."""
 
-    def __init__(self, probability: float):
-        self.erase = v2.RandomErasing(probability)
+    def __init__(self, change: Callable[[Image.Image], Image.Image]):
+        self.change = change
+
+    def __call__(self, picture: Tensor) -> Tensor:
+        changed = self.change(Image.fromarray(array_of(picture)))
+        return tensor_of(np.array(changed))
+
+
+class Erased(Augmentation):
+    """A rectangle of the picture without content, with a probability; the annotation stays.
+
+    It gets the mean color, which is zero for the network.
+    """
+
+    def __init__(self, preprocess: Preprocess, probability: float):
+        mean = preprocess.mean[::-1] if preprocess.channel_order == "BGR" else preprocess.mean
+        color = [round(255 * min(max(value, 0.0), 1.0)) for value in mean]
+        self.erase = v2.RandomErasing(probability, value=color)
 
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
-        return pictures[0]
-
-    def finish(self, image: Tensor) -> Tensor:
-        erased: Tensor = self.erase(image)
-        return erased
+        picture, targets = pictures[0]
+        return AnnotatedPicture(self.erase(picture), targets)
 
 
 def check_augmentation(augment: object) -> None:
@@ -211,22 +220,21 @@ def as_input(
     pictures: Sequence[AnnotatedPicture],
     generator: torch.Generator = torch.default_generator,
 ) -> tuple[Tensor, Targets]:
-    """The network's input (3, H, W) float32 that an augmentation makes, and its annotation.
+    """The network's input (C, H, W) that an augmentation makes, as bytes, and its annotation.
 
     The annotation is in pixels of the input, of what is visible of the objects; there may be none.
     """
     height, width = preprocess.size
-    picture, targets = augment(pictures, generator)
+    made = augment(pictures, generator)
     if not augment.at_input_size:
-        part = Part(preprocess.place(picture.height, picture.width))
-        targets = move(targets, part, (height, width))
-        picture = preprocess.picture(picture)
-    elif picture.size != (width, height):
+        part = Part(preprocess.place(made.height, made.width))
+        return preprocess.pixels(made.picture), move(made.targets, part, (height, width))
+    if (made.height, made.width) != (height, width):
         raise UsageError(
-            f"augment gave a picture of {picture.height}x{picture.width}, and says that it is at "
+            f"augment gave a picture of {made.height}x{made.width}, and says that it is at "
             f"the input's size, {height}x{width}: leave out at_input_size"
         )
-    return augment.finish(preprocess.tensor(picture)), targets
+    return made.picture, made.targets
 
 
 # The usual ones -----------------------------------------------------------------------------------
@@ -279,9 +287,10 @@ def augmentation(
         layout = layout_of(name, preprocess, scale, mosaic)
         steps = [Arranged(preprocess, layout), Flip(flip)]
     if color_jitter:
-        steps.append(Recolored(_colors(name, color_jitter)))
+        recolor = Distortion(color_jitter) if name == "ssd" else Jitter(color_jitter)
+        steps.append(Recolored(recolor))
     if erasing:
-        steps.append(Erased(erasing))
+        steps.append(Erased(preprocess, erasing))
     return InTurn(*steps)
 
 
@@ -301,7 +310,7 @@ def _cropped(preprocess: Preprocess, scale: float, flip: float, policy: str) -> 
         steps.append(Flip(flip))
     make_policy = AUTO_AUGMENT[policy]
     if make_policy is not None:
-        steps.append(Recolored(make_policy()))
+        steps.append(Recolored(ByPillow(make_policy())))
     return steps
 
 
@@ -314,16 +323,3 @@ def layout_of(name: str, preprocess: Preprocess, scale: float, mosaic: float) ->
         return Zoom(preprocess, max(side, 0.75), 1 / side, cover=True)
     zoom = Zoom(preprocess, side, 1 / side)
     return Mosaic(zoom, mosaic) if name == "mosaic" and mosaic > 0 else zoom
-
-
-def _colors(name: str, strength: float) -> Recolor:
-    """SSD's photometric distortion, at a strength of 0.5 as ParC-Net has it, or plain jitter."""
-    around = (max(0.0, 1 - strength), 1 + strength)
-    if name == "ssd":
-        lights = (max(0.0, 1 - 0.4 * strength), 1 + 0.4 * strength)
-        hue = min(0.1 * strength, 0.5)
-        distort: Recolor = v2.RandomPhotometricDistort(lights, around, around, (-hue, hue))
-        return distort
-    # No hue: that takes longer than all the rest.
-    jitter: Recolor = v2.ColorJitter(strength, strength, strength)
-    return jitter

@@ -2,7 +2,8 @@
 
 What is kept of a picture depends on the room: all of the files first, since that spares reading
 them from a disk that may be slow or far, and then in their place what is decoded of the first ones,
-since that spares decoding, and takes about ten times as much.
+since that spares decoding, and takes about ten times as much. JPEG files stay files: at which scale
+they are decoded depends on the crop.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,18 +11,18 @@ from pathlib import Path
 
 from ..data import Sample
 from ..errors import DataError
-from ..images import Picture
+from ..images import Encoded, Picture
 from ..reading import Member, open_regular
 
 LIMIT = 4 << 30  # bytes
 
-# What is kept of a sample: its picture, the bytes of its file, in words why it has no picture, or
-# nothing, where there was no room.
-Kept = Picture | bytes | str | None
+# What is kept of a sample: its picture, one in a JPEG, the bytes of its file, in words why it has no
+# picture, or nothing, where there was no room.
+Kept = Picture | Encoded | bytes | str | None
 
 
 def keep(
-    samples: Sequence[Sample], decoded: Callable[[int, bytes | None], Picture], limit: int
+    samples: Sequence[Sample], decoded: Callable[[int, bytes | None], Picture | Encoded], limit: int
 ) -> list[Kept]:
     """What `limit` bytes hold of each sample's picture.
 
@@ -37,7 +38,7 @@ def keep(
         except DataError as error:
             kept[index] = str(error)
             continue
-        left -= _size(picture) - len(file or b"")
+        left -= picture.size - len(file or b"")
         if left < 0:
             break
         kept[index] = picture
@@ -62,7 +63,3 @@ def _content(image: Path | Member, most: int) -> bytes | None:
             return file.read()
     except OSError:  # no room, or not to be opened, which is said where it is decoded
         return None
-
-
-def _size(picture: Picture) -> int:
-    return 4 * picture.image.width * picture.image.height  # Pillow pads RGB to 4 bytes

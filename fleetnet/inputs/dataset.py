@@ -13,9 +13,10 @@ from ..data import OF_PICTURES, Split
 from ..errors import DataError
 from ..geometry import Place
 from ..preprocess import Preprocess
+from ..resizing import tensor_of
 from .augment import Augmentation, as_input
 from .cache import LIMIT, Kept, keep
-from .decode import AnnotatedPicture, Targets, read_picture, read_targets, reduced
+from .decode import AnnotatedPicture, Targets, look_at, read_targets, reduced
 from .randomness import Draw, generator_of, of_others, of_sample, seed_all, states_kept
 
 # "label": (N,), or mixed (N, classes); "tags": (N, classes); "semantic": (N, H, W), in evaluation a
@@ -29,20 +30,28 @@ class Batch(NamedTuple):
     In training targets are in pixels of the input, in evaluation in those of the picture.
     """
 
-    images: Tensor  # (N, 3, H, W); N is 0, and the shape (0,), if none of the files could be read
+    # (N, C, H, W) uint8, channels last in memory; N is 0, and the shape (0,), if none of the files
+    # could be read
+    images: Tensor
     targets: BatchTargets
     skipped: list[str]  # a line for each file that could not be read, with the reason
     indices: list[int]  # of the samples in the split
     places: list[Place]  # where each picture lies in the input; empty in training
+    preprocess: Preprocess | None = None  # how values are scaled; None where they are already
+
+    def inputs(self) -> Tensor:
+        """What the network gets, (N, C, H, W) float32, on the device that the images are on."""
+        return self.images if self.preprocess is None else self.preprocess.normalize(self.images)
 
 
 class Item(NamedTuple):
     """One input of a batch."""
 
-    image: Tensor  # (3, H, W)
+    image: Tensor  # (C, H, W) uint8
     targets: Targets
     sample: int  # its index in the split
     place: Place | None  # where the picture lies in the input; None in training
+    preprocess: Preprocess | None = None
 
 
 class Watcher(Protocol):
@@ -117,15 +126,16 @@ class ImageDataset(Dataset[Item | str]):
             return str(error)
 
     def _for_evaluation(self, index: int) -> Item:
-        picture = self._picture(index)
+        picture = self._picture(index).decoded()
         place = self.preprocess.place(picture.height, picture.width)
-        return Item(self.preprocess(picture), self._targets(index, picture), index, place)
+        targets = self._targets(index, picture)
+        return Item(self.preprocess.pixels(picture), targets, index, place, self.preprocess)
 
     def _for_training(self, draw: Draw, augment: Augmentation) -> Item:
         pictures = self._pictures(draw, augment.pictures)
         generator = seed_all(of_sample(self.seed, draw))
         image, targets = as_input(augment, self.preprocess, pictures, generator)
-        return Item(image, targets, draw.sample, None)
+        return Item(image, targets, draw.sample, None, self.preprocess)
 
     def _pictures(self, draw: Draw, count: int) -> list[AnnotatedPicture]:
         """The sample, and random others as far as they can be read."""
@@ -146,12 +156,16 @@ class ImageDataset(Dataset[Item | str]):
         """
         picture = self._picture(index)
         targets = self._targets(index, picture)
-        whole, image = (picture.height, picture.width), picture.image
-        if whole != (image.height, image.width):  # of a large picture, a reduced copy
-            targets = reduced(targets, whole, (image.height, image.width))
-        return AnnotatedPicture(image, targets)
+        if isinstance(picture, images.Encoded):
+            if picture.height * picture.width <= images.LARGE:
+                return AnnotatedPicture(picture, targets)
+            picture = picture.decoded()
+        whole, smaller = (picture.height, picture.width), picture.pixels.shape[:2]
+        if whole != smaller:  # of a large picture, a reduced copy
+            targets = reduced(targets, whole, smaller)
+        return AnnotatedPicture(tensor_of(picture.pixels), targets)
 
-    def _targets(self, index: int, picture: images.Picture) -> Targets:
+    def _targets(self, index: int, picture: images.Picture | images.Encoded) -> Targets:
         """In the picture's own pixels, also where its image is reduced."""
         return read_targets(
             self.split.samples[index],
@@ -161,23 +175,25 @@ class ImageDataset(Dataset[Item | str]):
             learned=self.augment is not None,
         )
 
-    def _picture(self, index: int) -> images.Picture:
+    def _picture(self, index: int) -> images.Picture | images.Encoded:
         kept = self.kept[index] if self.kept else None
-        if isinstance(kept, images.Picture):
+        if isinstance(kept, images.Picture | images.Encoded):
             return kept
         if isinstance(kept, str):
             raise DataError(kept)
         return self._read(index, kept)
 
-    def _read(self, index: int, file: bytes | None = None) -> images.Picture:
+    def _read(self, index: int, file: bytes | None = None) -> images.Picture | images.Encoded:
         """The picture of a sample, from the bytes of its `file` where these are at hand."""
         if self.watcher is not None:
             self.watcher.reads(index)
-        values = self.preprocess.values
+        values, sample = self.preprocess.values, self.split.samples[index]
         if file is not None:
             with suppress(DataError):  # which does not name the file, and reading it anew does
-                return images.load(file, values)
-        return read_picture(self.split.samples[index], values)
+                looked = images.look(file, values)
+                is_encoded = isinstance(looked, images.Encoded)
+                return looked._replace(name=repr(str(sample.image))) if is_encoded else looked
+        return look_at(sample, values)
 
 
 def collate(items: Sequence[Item | str]) -> Batch:
@@ -196,5 +212,7 @@ def collate(items: Sequence[Item | str]) -> Batch:
         # In evaluation label maps have the sizes of their pictures.
         same_size = key in OF_PICTURES or (key == "semantic" and not places)
         targets[key] = torch.stack(of_items) if same_size else of_items
-    images_together = torch.stack([item.image for item in good])  # (N, 3, H, W)
-    return Batch(images_together, targets, skipped, [item.sample for item in good], places)
+    # (N, H, W, C): stacked as they lie in memory
+    rows = torch.stack([item.image.permute(1, 2, 0) for item in good])
+    indices = [item.sample for item in good]
+    return Batch(rows.permute(0, 3, 1, 2), targets, skipped, indices, places, good[0].preprocess)

@@ -3,12 +3,11 @@
 Nothing is random here, and nothing is resized but by `reduced`, for pictures that are too large.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_area
 from torchvision.transforms import v2
@@ -16,27 +15,76 @@ from torchvision.transforms import v2
 from .. import images
 from ..data import Object, Sample
 from ..data._masks import mask_of
-from ..errors import DataError
+from ..errors import DataError, UsageError
 from ..geometry import Place
+from ..jpeg import reduction
+from ..resizing import tensor_of
 
 # What is known of a picture, by kind: "label" (); "tags" (classes,) float32, 1 for each class that
 # it shows and else 0; "boxes" (n, 4) float32 xyxy in pixels, with "labels" (n,) int64 and where there
-# are masks "masks" (n, height, width); "semantic" (height, width) int64, IGNORE where unknown. In
+# are masks "masks" (n, height, width); "semantic" (height, width), IGNORE where unknown, uint8 before
+# an augmentation and int64 in an input. In
 # evaluation, with boxes: "area" (n,) and "crowd" (n,) bool.
 Targets = dict[str, Tensor]
 
 
-class AnnotatedPicture(NamedTuple):
-    """A picture with what is known of it."""
+class AnnotatedPicture:
+    """A picture with what is known of it, which is in its pixels.
 
-    picture: Image.Image  # RGB
-    targets: Targets  # in pixels of the picture
+    It is given as a tensor (C, height, width) uint8, and may be one that waits to be decoded: then
+    `height` and `width` are known at once, and `shrunk` costs less than `picture`. It can be
+    unpacked: `picture, targets = annotated`.
+    """
+
+    def __init__(self, picture: Tensor | images.Encoded, targets: Targets):
+        if isinstance(picture, Tensor):
+            if picture.ndim != 3 or picture.dtype != torch.uint8:
+                raise UsageError(
+                    f"a picture is {picture.dtype} {tuple(picture.shape)}; allowed: torch.uint8 "
+                    "(channels, height, width)"
+                )
+            self.height, self.width = picture.shape[1:]
+        elif isinstance(picture, images.Encoded):
+            self.height, self.width = picture.height, picture.width
+        else:
+            raise UsageError(
+                f"a picture is {type(picture).__name__}; allowed: a tensor (channels, height, "
+                "width) of uint8, as torchvision's pil_to_tensor makes of a PIL image"
+            )
+        self.targets = targets
+        self._source = picture
+
+    @property
+    def picture(self) -> Tensor:
+        """The picture (C, height, width), uint8."""
+        return self.shrunk(1)
+
+    def reduction(self, part: tuple[float, float], size: tuple[int, int]) -> int:
+        """The largest `by` for `shrunk` that leaves a part (rows, columns) at least `size`."""
+        return 1 if isinstance(self._source, Tensor) else reduction(part, size)
+
+    def shrunk(self, by: int) -> Tensor:
+        """The picture with its sides divided by 1, 2, 4 or 8, rounded up; `by` is of `reduction`."""
+        if isinstance(self._source, Tensor):
+            return self._source
+        pixels = tensor_of(self._source.decoded(by).pixels)
+        if by == 1:
+            self._source = pixels
+        return pixels
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.picture, self.targets))
+
+
+def look_at(sample: Sample, values: images.Range | None) -> images.Picture | images.Encoded:
+    """The picture of a sample, decoded or not; `values` is the range in files of more than 8 bits."""
+    source = sample.image() if callable(sample.image) else sample.image
+    return images.look(source, values)
 
 
 def read_picture(sample: Sample, values: images.Range | None) -> images.Picture:
-    """The picture of a sample; `values` is the range in files of more than 8 bits."""
-    source = sample.image() if callable(sample.image) else sample.image
-    return images.load(source, values)
+    """The same, decoded."""
+    return look_at(sample, values).decoded()
 
 
 def read_targets(
@@ -53,7 +101,8 @@ def read_targets(
     if target == "tags":
         return {} if sample.tags is None else {"tags": _multi_hot(sample.tags, classes)}
     if target == "semantic":
-        return {"semantic": _label_map(sample, size)}
+        labels = _label_map(sample, size)
+        return {"semantic": labels if learned else labels.long()}
     if sample.objects is None:
         raise DataError(
             f"{sample.image} is not annotated with objects: load the data with target={target!r}"
@@ -99,7 +148,7 @@ def _areas(objects: Sequence[Object], targets: Targets) -> Tensor:
 
 
 def _label_map(sample: Sample, size: tuple[int, int]) -> Tensor:
-    """The class of each pixel, (height, width) int64."""
+    """The class of each pixel, (height, width) uint8."""
     if sample.semantic is None:
         raise DataError(f"{sample.image} has no label map")
     labels = sample.semantic()
@@ -108,7 +157,7 @@ def _label_map(sample: Sample, size: tuple[int, int]) -> Tensor:
             f"{sample.image} is {size[1]}x{size[0]}, its label map "
             f"{labels.shape[1]}x{labels.shape[0]}"
         )
-    return torch.from_numpy(labels.astype(np.int64))
+    return torch.from_numpy(labels.astype(np.uint8))
 
 
 def reduced(targets: Targets, size: tuple[int, int], smaller: tuple[int, int]) -> Targets:

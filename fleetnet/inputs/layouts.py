@@ -9,21 +9,23 @@ where ParC-Net's enlarges it.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import reduce
+from math import ceil
 from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, masks_to_boxes
 
 from ..data import IGNORE, OF_PICTURES
 from ..geometry import Place
 from ..preprocess import Preprocess
+from ..resizing import BEYOND, Interpolation, interpolated, part_of
 from .decode import AnnotatedPicture, Targets
 from .randomness import choice, uniform, whole
 
 SIDE = 2.0  # pixels of the input: objects with a shorter side are dropped
+WHOLE = 1e-6  # pixels: what rounding takes from a whole number, or adds
 VISIBLE = 0.15  # and those of which a smaller share of the area is left
 OVERLAPS = (
     0.0,
@@ -72,7 +74,7 @@ class Zoom(Layout):
     high: float = 1.0
     cover: bool = False
 
-    def scaled(self, picture: Image.Image, factor: float) -> Place:
+    def scaled(self, picture: AnnotatedPicture, factor: float) -> Place:
         """`picture` in its scale, in whole pixels, at the corner of the input."""
         height, width = self.preprocess.size
         place = self.preprocess.place(picture.height, picture.width)
@@ -89,7 +91,7 @@ class Zoom(Layout):
     ) -> list[Part]:
         height, width = self.preprocess.size
         factor = uniform(self.low, self.high, generator)
-        place = self.scaled(pictures[0].picture, factor)
+        place = self.scaled(pictures[0], factor)
         # Pixels that the picture leaves free, below 0 where it is the larger of the two.
         free_y = height - round(place.height * place.scale_y)
         free_x = width - round(place.width * place.scale_x)
@@ -122,7 +124,7 @@ class Mosaic(Layout):
         y = self._meeting_point(height, factor, generator)
         x = self._meeting_point(width, factor, generator)
         parts = []
-        for index, (picture, _) in enumerate(pictures[:4]):
+        for index, picture in enumerate(pictures[:4]):
             place = self.zoom.scaled(picture, factor)
             below, right = divmod(index, 2)
             top = y if below else y - round(place.height * place.scale_y)
@@ -156,11 +158,11 @@ class Crop(Layout):
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> list[Part]:
-        picture, targets = pictures[0]
-        boxes = targets.get("boxes", torch.zeros(0, 4))
+        picture = pictures[0]
+        boxes = picture.targets.get("boxes", torch.zeros(0, 4))
         crop, keep = self._choose(boxes, picture.height, picture.width, generator)
         height, width = self.preprocess.size
-        x0, y0, x1, y1 = crop.tolist()
+        x0, y0, x1, y1 = to_decode(crop.tolist(), picture, (height, width))
         scale_y, scale_x = height / (y1 - y0), width / (x1 - x0)
         place = Place(picture.height, picture.width, scale_y, scale_x, -y0 * scale_y, -x0 * scale_x)
         return [Part(place, keep)]
@@ -191,23 +193,69 @@ class Crop(Layout):
         return torch.cat([whole - whole, whole]), None
 
 
+def to_decode(
+    crop: Sequence[float], picture: AnnotatedPicture, size: tuple[int, int]
+) -> tuple[float, float, float, float]:
+    """A crop x0, y0, x1, y1 of a picture, at whole pixels of what its decoder shrinks it to.
+
+    `size` (height, width) is that of the input, of which it moves by half a pixel at most.
+    """
+    x0, y0, x1, y1 = crop
+    by = picture.reduction((y1 - y0, x1 - x0), size)
+    right, bottom = (
+        min(round(x1 / by) * by, picture.width),
+        min(round(y1 / by) * by, picture.height),
+    )
+    return round(x0 / by) * by, round(y0 / by) * by, right, bottom
+
+
 # What an input shows ------------------------------------------------------------------------------
 
 
 def draw(
-    canvas: Image.Image, picture: Image.Image, place: Place, interpolation: Image.Resampling
+    canvas: Tensor, annotated: AnnotatedPicture, place: Place, interpolation: Interpolation
 ) -> None:
-    """Draw a picture at its place in the input; only what is seen of it is resampled."""
-    x0, y0, x1, y1 = seen(place, (canvas.height, canvas.width))
+    """Draw a picture at its place in an input (C, H, W) uint8; only what is seen of it is resampled."""
+    x0, y0, x1, y1 = seen(place, (canvas.shape[1], canvas.shape[2]))
     if x1 <= x0 or y1 <= y0:
         return
-    box = (  # of the picture; rounding would go beyond it
-        max((x0 - place.left) / place.scale_x, 0.0),
-        max((y0 - place.top) / place.scale_y, 0.0),
-        min((x1 - place.left) / place.scale_x, place.width),
-        min((y1 - place.top) / place.scale_y, place.height),
+    by = annotated.reduction((1 / place.scale_y, 1 / place.scale_x), (1, 1))
+    picture = annotated.shrunk(by)
+    canvas[:, y0:y1, x0:x1] = _resampled(picture, by, place, (x0, y0, x1, y1), interpolation)
+
+
+def _resampled(
+    picture: Tensor,
+    by: int,
+    place: Place,
+    part: tuple[int, int, int, int],
+    interpolation: Interpolation,
+) -> Tensor:
+    """A part (x0, y0, x1, y1) of the input, of a picture that was shrunk `by` a whole number."""
+    x0, y0, x1, y1 = part
+    size = y1 - y0, x1 - x0
+    scale = place.scale_y * by, place.scale_x * by  # pixels of the input for one of the picture
+    height, width = place.height / by, place.width / by  # of the whole
+    box = (  # in pixels of the picture; rounding would go beyond it
+        max((x0 - place.left) / scale[1], 0.0),
+        max((y0 - place.top) / scale[0], 0.0),
+        min((x1 - place.left) / scale[1], width),
+        min((y1 - place.top) / scale[0], height),
     )
-    canvas.paste(picture.resize((x1 - x0, y1 - y0), interpolation, box=box), (x0, y0))
+    left, top = round(box[0]), round(box[1])
+    if abs(box[0] - left) + abs(box[1] - top) < WHOLE:  # a crop at whole pixels
+        crop = picture[:, top : ceil(box[3] - WHOLE), left : ceil(box[2] - WHOLE)]
+        exact = size[0] / (box[3] - top), size[1] / (box[2] - left)
+        return interpolated(crop, size, interpolation, exact)
+    # Else the whole picture would become whole pixels, of which some are seen.
+    whole = round(place.height * place.scale_y), round(place.width * place.scale_x)
+    corner = y0 - place.top, x0 - place.left
+    is_near = whole[0] * whole[1] <= BEYOND * size[0] * size[1]
+    if is_near and corner == (int(corner[0]), int(corner[1])):
+        resized = interpolated(picture, whole, interpolation, scale)
+        y, x = int(corner[0]), int(corner[1])
+        return resized[:, y : y + size[0], x : x + size[1]]
+    return part_of(picture, box, size, interpolation)
 
 
 def seen(place: Place, size: tuple[int, int]) -> tuple[int, int, int, int]:

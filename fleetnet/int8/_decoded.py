@@ -2,9 +2,8 @@
 
 import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from ..inputs.dataset import Batch, ImageDataset
@@ -13,20 +12,6 @@ from ..inputs.loader import MINUTES, batches_of
 from ..inputs.workers import patient
 
 LIMIT = 2 * 1024**3  # bytes that the kept batches may take
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A batch whose images are the 8-bit pixels they were made of: a quarter of the memory."""
-
-    batch: Batch  # with the images, where they are no such pixels
-    pixels: Tensor | None  # (N, C, H, W) uint8, in the network's order of channels
-
-    @property
-    def size(self) -> int:
-        """Bytes of its images and targets."""
-        images = self.batch.images if self.pixels is None else self.pixels
-        return _bytes([images, *self.batch.targets.values()])
 
 
 class DecodedOnce:
@@ -47,9 +32,7 @@ class DecodedOnce:
     ) -> None:
         self.data, self.batch_size, self.limit = data, batch_size, limit
         self.workers, self.minutes = workers, minutes
-        mean, std = torch.tensor(data.preprocess.mean), torch.tensor(data.preprocess.std)
-        self.mean, self.std = mean.view(1, -1, 1, 1), std.view(1, -1, 1, 1)
-        self.kept: list[_Kept] = []
+        self.kept: list[Batch] = []
         self.used = 0
         self.full = False
 
@@ -63,8 +46,7 @@ class DecodedOnce:
         return len(self.kept) * self.batch_size
 
     def __iter__(self) -> Iterator[Batch]:
-        for kept in list(self.kept):
-            yield self._whole(kept)
+        yield from list(self.kept)
         start = self._first_that_is_read
         if start >= len(self.data):
             return
@@ -81,24 +63,13 @@ class DecodedOnce:
         if self.full:
             return
         # What a worker handed over is shared memory, with an open file for each large tensor.
-        kept = _Kept(_owned(batch), None)
-        pixels = (batch.images * self.std + self.mean).mul(255).round().clamp(0, 255).byte()
-        if len(batch.images) and torch.equal(self._normalized(pixels), batch.images):
-            kept = _Kept(kept.batch._replace(images=torch.empty(0)), pixels)
-        if self.used + kept.size > self.limit:
+        kept = _owned(batch)
+        size = _bytes([kept.images, *kept.targets.values()])
+        if self.used + size > self.limit:
             self.full = True
             return
-        self.used += kept.size
+        self.used += size
         self.kept.append(kept)
-
-    def _whole(self, kept: _Kept) -> Batch:
-        if kept.pixels is None:
-            return kept.batch
-        return kept.batch._replace(images=self._normalized(kept.pixels))
-
-    def _normalized(self, pixels: Tensor) -> Tensor:
-        """As `Preprocess.tensor` does, so that the values are the same to the last bit."""
-        return pixels.to(torch.float32).div_(255).sub_(self.mean).div_(self.std)
 
 
 def _owned(batch: Batch) -> Batch:

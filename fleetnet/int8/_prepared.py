@@ -123,7 +123,7 @@ def prepare(
 
     def watched() -> Iterator[Batch]:
         for batch in patient(batches):
-            held.extend(batch.images[:1])
+            held.extend(batch.inputs()[:1])
             yield batch
 
     classes = trained.facts.classes

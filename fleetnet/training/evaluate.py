@@ -48,7 +48,7 @@ def evaluate(
             skipped += batch.skipped
             if len(batch.images) == 0:
                 continue
-            outputs = named(model(batch.images))
+            outputs = named(model(batch.inputs().contiguous()))
             _check_finite(outputs)
             height, width = batch.images.shape[-2:]
             decoded = of_task.decode(outputs, (height, width), limits)

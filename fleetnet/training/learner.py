@@ -71,8 +71,8 @@ class Learner:
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """What is to be minimized of a batch, images (N, 3, H, W), in sum."""
-        if self.channels_last:
-            images = images.contiguous(memory_format=torch.channels_last)
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.contiguous(memory_format=order)
         return self.objective.losses(self.network, images, targets)
 
     def update(self, rate: float, decay: float) -> None:

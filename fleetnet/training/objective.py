@@ -83,7 +83,7 @@ def mixed_and_sized(
 
     `generator` is torch's own, which torchvision's mixing draws from.
     """
-    images, targets = batch.images, batch.targets
+    images, targets = batch.inputs(), batch.targets
     if config.mixup or config.cutmix:
         images, targets = mix(images, targets, classes, config.mixup, config.cutmix)
     if config.multi_scale:

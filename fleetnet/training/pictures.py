@@ -19,6 +19,7 @@ from ..inputs.dataset import ImageDataset
 from ..predictions import Judged, Prediction
 from ..preprocess import Preprocess
 from ..report.draw import captioned, grid
+from ..resizing import array_of
 from ..tasks import limits_of, named
 from .folder import BEST
 from .hooks import Hook
@@ -85,9 +86,10 @@ def samples(run: Path, val: Split) -> None:
         if time.monotonic() - began > SECONDS:
             break
         try:
-            picture, truth = data.annotated(index)
+            pixels, truth = data.annotated(index)
         except DataError:  # named when it was evaluated
             continue
+        picture = Image.fromarray(array_of(pixels))
         prediction = _found(best, picture, limits)
         looked.append(prediction.judge(picture, truth, best.classes, threshold, SIDE))
     if not looked:
