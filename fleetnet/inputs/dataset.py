@@ -191,8 +191,9 @@ class ImageDataset(Dataset[Item | str]):
         if file is not None:
             with suppress(DataError):  # which does not name the file, and reading it anew does
                 looked = images.look(file, values)
-                is_encoded = isinstance(looked, images.Encoded)
-                return looked._replace(name=repr(str(sample.image))) if is_encoded else looked
+                if isinstance(looked, images.Encoded):
+                    looked = looked._replace(name=repr(str(sample.image)))
+                return looked
         return look_at(sample, values)
 
 

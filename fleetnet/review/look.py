@@ -99,6 +99,6 @@ def _look(sample: Sample, target: str, classes: int, values: Range | None) -> Lo
         return Look(fault=str(error))
     semantic = targets.get("semantic")
     pixels = None if semantic is None else np.bincount(semantic.numpy().ravel(), minlength=256)
-    digest = hashlib.blake2b(picture.image.tobytes(), digest_size=16)
+    digest = hashlib.blake2b(picture.pixels.tobytes(), digest_size=16)
     digest.update(repr(size).encode())
     return Look("", size, digest.digest(), print_of(picture.image), pixels)
