@@ -102,10 +102,12 @@ class Beside(Augmentation):
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
         picture, targets = pictures[0]
-        joined = picture.copy()
+        joined = picture.clone()
         if random.random() < 0.5:
-            place = int(np.random.randint(picture.width)), int(np.random.randint(picture.height))
-            joined.paste(pictures[-1].picture, place)
+            y, x = (int(np.random.randint(side)) for side in picture.shape[1:])
+            height, width = (side - at for side, at in zip(picture.shape[1:], (y, x), strict=True))
+            other = pictures[-1].picture[:, :height, :width]
+            joined[:, y : y + other.shape[1], x : x + other.shape[2]] = other
         return AnnotatedPicture(joined, targets)
 
 

@@ -246,7 +246,7 @@ def mixed_and_sized(
     batch: Batch, classes: int, config: TrainConfig
 ) -> tuple[Tensor, dict[str, Any]]:
     """What the network sees of a batch in training, and the targets that go with it."""
-    images, targets = batch.inputs(), dict(batch.targets)  # (N, 3, H, W)
+    images, targets = batch.inputs().contiguous(), dict(batch.targets)  # (N, 3, H, W)
     if config.mixup or config.cutmix:
         images, targets = mix(images, targets, classes, config.mixup, config.cutmix)
     if config.multi_scale:
