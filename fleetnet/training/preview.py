@@ -19,6 +19,7 @@ from ..inputs.randomness import of_batch, seed_all, states_kept
 from ..inputs.samplers import Draws
 from ..preprocess import Preprocess
 from ..report.draw import captioned, grid
+from ..resizing import array_of
 from .config import TrainConfig, parse_values
 from .objective import mixed_and_sized
 from .pictures import SIDE, drawn
@@ -65,6 +66,7 @@ def preview(
 
 def _plain(data: ImageDataset, index: int, name: str) -> Image.Image:
     """The whole picture of a sample with its annotation, as it is without augmentation."""
-    picture, truth = data.annotated(index)
+    pixels, truth = data.annotated(index)
+    picture = Image.fromarray(array_of(pixels))
     shown, words = tasks.find(name).PREDICTION.show(picture, truth, data.split.classes, SIDE)
     return captioned(shown, f"as it is: {words}", SIDE)
