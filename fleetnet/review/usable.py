@@ -86,14 +86,14 @@ def _of_one_class(
         return []
     ignored = _ignored(split, contents, where, part, learn) if contents.unit == "pixels" else []
     present = [name for name, count in zip(split.classes, contents.counts, strict=True) if count]
-    if not learn or len(present) > 1:
+    if ignored or not learn or len(present) > 1:
         return ignored
     text = (
         f"{where}: all {contents.unit} are of the class {shorten(present[0])!r}, so there is "
         f"nothing to tell apart, though {len(contents.counts)} classes are declared; --max-bad 1 "
         "takes the data as they are"
     )
-    return [*ignored, Finding("one-class-only", "error", text, contents.total, (), part)]
+    return [Finding("one-class-only", "error", text, contents.total, (), part)]
 
 
 def _same_tags(contents: Contents, where: str, part: str) -> list[Finding]:
