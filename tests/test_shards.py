@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import os
 import pickle
 import random
@@ -212,6 +213,8 @@ def test_splits_by_name_by_folder_and_by_pattern(tmp_path):
     with pytest.raises(DataError, match=r"2 of 4 shards are not there: .*003.tar, .*004.tar"):
         read(str(tmp_path / "a/set-train-{001..004}.tar"), "train")
     (tmp_path / "a/set-train-001.tar").unlink()
+    pattern = str(tmp_path / "a/set-train-{000,002}.tar")
+    assert read(pattern, "train").skipped == []  # not all, and meant so
     assert "no shards of the numbers 1" in read(str(tmp_path / "a"), "train").skipped[0]
     tar(tmp_path / "c/x-{0..3}.tar", classified([0, 1]))  # a file that is called so
     assert len(read(str(tmp_path / "c/x-{0..3}.tar"), "all").samples) == 2
@@ -279,6 +282,13 @@ def test_what_no_task_can_learn_from_is_said(tmp_path):
     tar(tmp_path / "none/0.tar", [("a.cls", "0")])
     with pytest.raises(DataError, match="no pictures"):
         data.load(str(tmp_path / "none/0.tar"), "all")
+    tar(tmp_path / "folders.tar", [("train/cat/1.jpg", picture(0, kind="JPEG"))])
+    with pytest.raises(DataError, match="where the folders in it are classes, unpack it"):
+        data.load(str(tmp_path / "folders.tar"), "all")
+    empty = [("a.jpg", picture(0, kind="JPEG")), ("a.json", '{"objects": []}')]
+    tar(tmp_path / "empty.tar", empty)
+    with pytest.raises(DataError, match="none of its samples shows anything, and no file names"):
+        data.load(str(tmp_path / "empty.tar"), "all", target="boxes")
     (tmp_path / "packed").mkdir()
     with tarfile.open(tmp_path / "packed/x-0.tar.gz", "w:gz"):
         pass
@@ -362,6 +372,27 @@ def test_an_index_that_cannot_be_kept_is_said(tmp_path, monkeypatch):
     assert len(loaded.samples) == 2
     assert "kept in memory alone" in loaded.skipped[0]
     assert os.listdir(tmp_path) == ["train-0.tar"]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="by fork, so that all begin at once")
+def test_processes_may_make_an_index_at_once(tmp_path):
+    path = tar(tmp_path / "train-0.tar", classified([0, 1] * 20))
+    context = multiprocessing.get_context("fork")
+    start = context.Event()
+
+    def make() -> None:
+        start.wait(20)
+        assert len(index_of(path).keys) == 40
+
+    makers = [context.Process(target=make) for _ in range(4)]
+    for maker in makers:
+        maker.start()
+    start.set()
+    for maker in makers:
+        maker.join(20)
+    assert [maker.exitcode for maker in makers] == [0] * 4
+    assert sorted(os.listdir(tmp_path)) == ["train-0.tar", f"train-0.tar{SUFFIX}"]
+    assert len(unpacked(Path(f"{path}{SUFFIX}").read_bytes(), Archive.at(path)).keys) == 40
 
 
 def test_damaged_shards_are_named_and_counted(tmp_path):

@@ -106,6 +106,11 @@ def of_labels(labels: set[Label], names: Mapping[int, str], where: str) -> Class
     """The classes of labels that no file names: names in their order, or numbers; `names` are of numbers."""
     words = {label for label in labels if isinstance(label, str)}
     numbers = {label for label in labels if isinstance(label, int)}
+    if not labels:
+        raise DataError(
+            f"{where}: none of its samples shows anything, and no file names the classes: put them "
+            "into classes.txt beside the shards, one a line"
+        )
     if words and numbers:
         raise DataError(
             f"{where}: some labels are numbers, as {min(numbers)}, and some are names, as "

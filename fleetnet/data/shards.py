@@ -121,7 +121,8 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     _say_left_over(root, there, notes)
     indices = _indices(files, notes)
     rows = _with_picture(indices, files, notes)
-    _say_missing(files, part.there or "all", len(rows), notes)
+    if os.path.isdir(root):  # what is named otherwise may be a part
+        _say_missing(files, part.there or "all", len(rows), notes)
     others = [file for name, more in there.items() if name != part.there for file in more]
     reader = Reader(target, part.there or "all", files, lambda: _every(others), notes)
     made = reader.samples(rows, part.take)
@@ -183,9 +184,11 @@ def _nothing(indices: Sequence[Index], files: Sequence[Path], what: str) -> str:
         parts.update({f".{name}": sum(map(bool, texts)) for name, texts in index.texts.items()})
         parts.update(index.others)
     there = few((f"{count} {name}" for name, count in parts.items() if count), 10)
-    captions = "; .txt are captions, which are not learned" if parts[".txt"] else ""
+    hint = "; .txt are captions, which are not learned" if parts[".txt"] else ""
+    if any("/" in index.keys[0] for index in indices if index.keys):
+        hint += "; where the folders in it are classes, unpack it, and name the folder"
     return (
-        f"{_named(files)}: {what}; in its samples there are: {there or 'none'}{captions}. Expected: "
+        f"{_named(files)}: {what}; in its samples there are: {there or 'none'}{hint}. Expected: "
         ".jpg with .cls (a class), .json (label, tags or objects) or .seg.png (label map)"
     )
 
