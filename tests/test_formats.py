@@ -935,3 +935,17 @@ def test_label_maps_of_the_stored_frame_are_refused(tmp_path, format):
     split = load(str(tmp_path), "train", None, target)
     with pytest.raises(DataError, match="is 20x40, turned by its EXIF orientation"):
         split.samples[0].semantic()
+
+
+def test_voc_boxes_of_a_picture_of_another_size(tmp_path):
+    """They were drawn on a larger one where they fit that alone; where they fit both, the picture is right."""
+    make_voc(tmp_path, 3)
+    text = xml(("cat", 1, 2, 70, 50), size=(80, 60))
+    (tmp_path / "Annotations" / "01.xml").write_text(text)
+    (tmp_path / "Annotations" / "02.xml").write_text(xml(("cat", 1, 2, 30, 20), size=(80, 60)))
+    split = load(str(tmp_path), "all", None, "boxes")
+    assert [sample.id for sample in split.samples] == ["00", "02"]
+    assert split.annotations.dropped == {"of pictures left out": 1}
+    assert "01.png': left out, it is 40x30; " in split.skipped[0]
+    assert "says 80x60, and its boxes fit that alone" in split.skipped[0]
+    assert "the image is (30, 40), and right" in split.skipped[1]

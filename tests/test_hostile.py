@@ -323,3 +323,27 @@ def test_the_bytes_of_a_file_bound_its_memory(monkeypatch):
         out, "webp", lossless=True
     )
     assert images.read(out.getvalue()).size == (400, 400)  # a photograph of that size has the bytes
+
+
+def test_pictures_for_a_proof_that_cannot_be_read_are_left_out(tmp_path, capsys):
+    from fleetnet import checkpoint
+    from fleetnet.cli._data import pictures_of
+    from fleetnet.tasks import build
+
+    for name in ("a/1.png", "a/2.png", "b/1.png"):
+        (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
+        picture("RGB").save(tmp_path / "data" / name)
+    broken = tmp_path / "data" / "a" / "2.png"
+    broken.write_bytes(broken.read_bytes()[:500])
+    file = tmp_path / "best.safetensors"
+    model = build("fasternet_t0", 2)
+    checkpoint.save(file, model, classes=["a", "b"], preprocess=Preprocess((32, 32)))
+    names = [str(one) for one in pictures_of(str(tmp_path / "data"), None, file)]
+    assert names == [str(tmp_path / "data" / name) for name in ("a/1.png", "b/1.png")]
+    said = capsys.readouterr().err
+    assert f"skipped cannot read image {str(broken)!r}" in said
+    assert "1 of 3 pictures could not be read" in said
+    for good in names:
+        Path(good).write_bytes(b"")
+    with pytest.raises(DataError, match="none of 3 pictures"):
+        pictures_of(str(tmp_path / "data"), None, file)

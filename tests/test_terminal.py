@@ -208,3 +208,19 @@ def test_rates_below_one_image_a_second():
     assert [_show.rate(r) for r in (123.4, 2.345, 0.25, 0.0)] == [
         "123 images/s", "2.3 images/s", "4.0 s/image", "- images/s",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("epoch", "early", "closed"), [(1, False, False), (2, False, True), (1, True, True)]
+)
+def test_the_progress_line_ends_before_figures_are_drawn(epoch, early, closed):
+    from types import SimpleNamespace
+
+    from fleetnet.cli._training import Terminal
+
+    terminal, ended = Terminal(), []
+    terminal.progress = SimpleNamespace(close=lambda: ended.append(True))
+    terminal.run = SimpleNamespace(epochs=epoch, stopped_early=lambda: early)
+    terminal.epochs = 2
+    terminal.epoch({"epoch": epoch, "train": {"loss": 1.0}, "skipped": [], "seconds": 1.0})
+    assert bool(ended) is closed

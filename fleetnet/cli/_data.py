@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..errors import DataError
 from ._show import say
 
 if TYPE_CHECKING:
@@ -44,18 +45,33 @@ def images_at_a_time(target: str) -> int:
 
 
 def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list[One]":
-    """Pictures of the data for a checkpoint, spread over the list; none where there are no data."""
+    """Pictures of the data for a checkpoint, spread over the list; none where there are no data.
+
+    Those that cannot be read are named and left out; `DataError` where none can.
+    """
     from .. import data, tasks
     from ..checkpoint import read_facts
+    from ..deploy.predictor import read_picture
 
     if not root:
         return []
-    target = tasks.find(read_facts(checkpoint).task).TARGET
-    samples = data.load(root, None, format, target).samples
-    return [
-        sample.image() if callable(sample.image) else sample.image
-        for sample in samples[:: -(-len(samples) // PICTURES)]
-    ]
+    facts = read_facts(checkpoint)
+    samples = data.load(root, None, format, tasks.find(facts.task).TARGET).samples
+    some = samples[:: -(-len(samples) // PICTURES)]
+    readable: list[One] = []
+    for sample in some:
+        try:
+            picture = sample.image() if callable(sample.image) else sample.image
+            read_picture(picture, facts.preprocess.values)
+        except DataError as error:
+            say(f"skipped {error}")
+            continue
+        readable.append(picture)
+    if not readable:
+        raise DataError(f"none of {len(some)} pictures of {root!r} can be read")
+    if len(readable) < len(some):
+        say(f"{len(some) - len(readable)} of {len(some)} pictures could not be read (see above)")
+    return readable
 
 
 def say_findings(findings: "Iterable[Finding]") -> None:

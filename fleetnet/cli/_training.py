@@ -23,6 +23,8 @@ class Terminal(Hook):
     def __init__(self) -> None:
         self.progress: TrainingProgress | None = None  # None: it has not begun
         self.config: TrainConfig | None = None  # until its schedule was said
+        self.run: Run | None = None
+        self.epochs = 0  # that are asked for
 
     def start(self, run: Run, config: TrainConfig) -> None:
         if run.epochs == config.epochs:
@@ -33,6 +35,7 @@ class Terminal(Hook):
         say(f"run folder: {run.folder}")
         self.progress = TrainingProgress()
         self.config = config
+        self.run, self.epochs = run, config.epochs
 
     def step(self, progress: Progress) -> None:
         if self.config is not None:
@@ -43,6 +46,8 @@ class Terminal(Hook):
 
     def epoch(self, line: Line) -> None:
         say_epoch(line)
+        if self.run and (self.run.epochs >= self.epochs or self.run.stopped_early()):
+            self.close()  # figures are drawn now, which takes a while
 
     def close(self) -> None:
         if self.progress is not None:

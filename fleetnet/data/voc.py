@@ -230,7 +230,10 @@ def _images(
 def _upright_size(
     file: Path, annotation: Annotation, image: Path, notes: Notes, turned: list[Path]
 ) -> tuple[int, int] | None:
-    """(height, width) of an image; None, and said, where it is damaged or its boxes are of the picture as stored."""
+    """(height, width) of an image; None, and said, where it is damaged or its boxes are of another picture.
+
+    That is the picture as it is stored, before EXIF turns it, or one of the size that the file says.
+    """
     of_this: list[Path] = []
     size = measured(image, notes, of_this)
     if size is None:
@@ -241,10 +244,24 @@ def _upright_size(
             f"{file} says {annotation.size[1]}x{annotation.size[0]}"
         )
         return None
+    if annotation.size not in (None, size) and _fits_only(annotation, annotation.size, size):
+        notes.say(
+            f"{str(image)!r}: left out, it is {size[1]}x{size[0]}; {file} says "
+            f"{annotation.size[1]}x{annotation.size[0]}, and its boxes fit that alone"
+        )
+        return None
     turned += of_this
     if annotation.size not in (None, size):
         notes.say(f"{file}: says {annotation.size} (height, width); the image is {size}, and right")
     return size
+
+
+def _fits_only(annotation: Annotation, said: tuple[int, int], size: tuple[int, int]) -> bool:
+    """Whether all boxes are in a picture of the size (height, width) that is `said`, and not in one of `size`."""
+    boxes = [box for _, box, _ in annotation.objects if box is not None]
+    right, bottom = (max((box[side] for box in boxes), default=0.0) for side in (2, 3))
+    is_of = [right < width + 1 and bottom < height + 1 for height, width in (said, size)]
+    return is_of == [True, False]
 
 
 def parse(text: str, source: str) -> Annotation:
