@@ -139,11 +139,13 @@ class ImageDataset(Dataset[Item | str]):
 
     def _pictures(self, draw: Draw, count: int) -> list[AnnotatedPicture]:
         """The sample, and random others as far as they can be read."""
-        seeds = of_others(self.seed, draw)
         if self.makes_pictures:  # what makes them may draw numbers
-            seed_all(seeds)
+            seed_all(of_others(self.seed, draw))
         pictures = [self.annotated(draw.sample)]
-        others = torch.randint(len(self), (count - 1,), generator=generator_of(seeds))
+        if count == 1:
+            return pictures
+        generator = generator_of(of_others(self.seed, draw))
+        others = torch.randint(len(self), (count - 1,), generator=generator)
         for other in others.tolist():
             with suppress(DataError):  # named when it is an item itself
                 pictures.append(self.annotated(other))
