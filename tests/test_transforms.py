@@ -11,10 +11,11 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.transforms import v2
 
-from fleetnet.data import Sample, Split, shapes
+from fleetnet.data import Object, Sample, Split, shapes
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.images import Picture
+from fleetnet.images import Encoded, Picture
 from fleetnet.inputs.augment import AUTO_AUGMENT, Augmentation, as_input, augmentation
+from fleetnet.inputs.cache import Decoded
 from fleetnet.inputs.dataset import Batch, ImageDataset, Item, collate
 from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.inputs.mixing import mix
@@ -292,10 +293,17 @@ def test_cache(tmp_path):
     assert "2.png" in kept[2]
 
 
+def make_flat(folder) -> None:
+    """Pictures of one color in place of the others: files of fewer bytes than pixels."""
+    for index, path in enumerate(sorted(folder.iterdir())):
+        Image.new("RGB", (60, 40), (index, 0, 200)).save(path)
+
+
 @pytest.mark.parametrize("pictures", [0, 2, 4])
 def test_cache_is_bounded(tmp_path, pictures):
     """First the files are kept, then as many decoded ones as fit; all give the same pixels."""
     split, preprocess = write(tmp_path, 4), Preprocess((10, 10))
+    make_flat(tmp_path)
     sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
     decoded = 3 * 60 * 40  # bytes
     limit = sum(sizes[pictures:]) + pictures * decoded
@@ -308,9 +316,45 @@ def test_cache_is_bounded(tmp_path, pictures):
     assert all(torch.equal(less[i].image, plain[i].image) for i in range(4))
 
 
+def test_cache_of_jpeg_files(tmp_path):
+    """Also pixels at smaller scales, to which large pictures are decoded as the crop allows."""
+    for index, side in enumerate((30, 90, 200)):
+        noise(side, side, index).save(tmp_path / f"{index}.jpg")
+    split = Split([Sample(tmp_path / f"{i}.jpg", 0) for i in range(3)], ["a"])
+    preprocess = Preprocess((24, 24))
+    augment = augmentation("classify", preprocess, scale=0.1)
+    plain, kept = (ImageDataset(split, preprocess, augment, cache=cache) for cache in (False, True))
+    assert [type(one) for one in kept.kept] == [Decoded, Encoded, Encoded]
+    assert kept.kept[0].size == 30 * 30 * 3 + len((tmp_path / "0.jpg").read_bytes())
+    for draw in [Draw(epoch, sample) for epoch in range(20) for sample in range(3)]:
+        assert torch.equal(kept[draw].image, plain[draw].image)
+    whole = pickle.loads(pickle.dumps(kept)).kept[0]  # for a worker process that is no fork
+    assert np.array_equal(whole.decoded().pixels, kept.kept[0].decoded().pixels)
+    assert whole.decoded(2).pixels.shape == (15, 15, 3)
+
+
+def test_another_picture_of_a_mosaic_that_is_damaged_harms_no_sample(tmp_path):
+    """Behind the head of a JPEG that is seen as late as it is drawn."""
+    samples = []
+    for index in range(4):
+        path = tmp_path / f"{index}.jpg"
+        noise(80, 60, index).save(path)
+        samples.append(Sample(path, objects=(Object((5.0, 5.0, 60.0, 50.0), 0),)))
+    path.write_bytes(path.read_bytes()[:2000])
+    preprocess = Preprocess((32, 32), mode="letterbox")
+    augment = augmentation("mosaic", preprocess)
+    data = ImageDataset(Split(samples, ["a"]), preprocess, augment, target="boxes")
+    for epoch in range(6):
+        items = [data[Draw(epoch, sample)] for sample in range(4)]
+        assert [isinstance(item, Item) for item in items] == [True, True, True, False]
+        assert "3.jpg" in items[3]
+
+
 def test_a_cached_file_that_is_damaged_is_named(tmp_path):
     """Also where it is not decoded at once, since there is no room for that."""
-    split = write(tmp_path, 3, broken=(2,))
+    split = write(tmp_path, 3)
+    make_flat(tmp_path)
+    (tmp_path / "2.png").write_bytes(b"broken")
     sizes = [path.stat().st_size for path in sorted(tmp_path.iterdir())]
     data = ImageDataset(split, Preprocess((10, 10)), cache=True, limit=sum(sizes))
     assert data.kept[2] == b"broken"

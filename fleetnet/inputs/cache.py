@@ -2,8 +2,9 @@
 
 What is kept of a picture depends on the room: all of the files first, since that spares reading
 them from a disk that may be slow or far, and then in their place what is decoded of the first ones,
-since that spares decoding, and takes about ten times as much. JPEG files stay files: at which scale
-they are decoded depends on the crop.
+since that spares decoding, and takes about ten times as much. Of a JPEG both are kept, since it may
+be decoded at a smaller scale, which depends on the crop; the file alone where it usually is, as a
+picture of twice the input's size.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 from ..data import Sample
 from ..errors import DataError
 from ..images import Encoded, Picture
+from ..jpeg import reduction
 from ..reading import Member, open_regular
 
 LIMIT = 4 << 30  # bytes
@@ -21,12 +23,35 @@ LIMIT = 4 << 30  # bytes
 Kept = Picture | Encoded | bytes | str | None
 
 
-def keep(
-    samples: Sequence[Sample], decoded: Callable[[int, bytes | None], Picture | Encoded], limit: int
-) -> list[Kept]:
-    """What `limit` bytes hold of each sample's picture.
+class Decoded(Encoded):
+    """A picture in a JPEG together with its pixels, for crops that need all of them."""
 
-    `decoded` gives the picture of the sample of an index, from the bytes of its file where these
+    whole: Picture
+
+    @classmethod
+    def of(cls, encoded: Encoded) -> "Decoded":
+        """`DataError` for a file that is damaged."""
+        both = cls(*encoded)
+        both.whole = encoded.decoded()
+        return both
+
+    @property
+    def size(self) -> int:
+        return len(self.content) + self.whole.size
+
+    def decoded(self, by: int = 1) -> Picture:
+        return self.whole if by == 1 else super().decoded(by)
+
+
+def keep(
+    samples: Sequence[Sample],
+    looked_at: Callable[[int, bytes | None], Picture | Encoded],
+    size: tuple[int, int],
+    limit: int,
+) -> list[Kept]:
+    """What `limit` bytes hold of each sample's picture, for inputs of `size` (height, width).
+
+    `looked_at` gives the picture of the sample of an index, from the bytes of its file where these
     are kept; or raises `DataError`.
     """
     files = _files(samples, limit)
@@ -34,7 +59,10 @@ def keep(
     left = limit - sum(len(file) for file in files if file is not None)
     for index, file in enumerate(files):
         try:
-            picture = decoded(index, file)
+            picture = looked_at(index, file)
+            whole = picture.height, picture.width
+            if isinstance(picture, Encoded) and reduction(whole, size) == 1:
+                picture = Decoded.of(picture)
         except DataError as error:
             kept[index] = str(error)
             continue

@@ -99,7 +99,7 @@ class ImageDataset(Dataset[Item | str]):
         self.watcher: Watcher | None = None  # where worker processes read
         self.kept: list[Kept] = []  # of each sample; empty without a cache
         if cache:
-            self.kept = keep(split.samples, self._read, limit)
+            self.kept = keep(split.samples, self._read, preprocess.size, limit)
 
     def __len__(self) -> int:
         return len(self.split.samples)
@@ -133,6 +133,18 @@ class ImageDataset(Dataset[Item | str]):
 
     def _for_training(self, draw: Draw, augment: Augmentation) -> Item:
         pictures = self._pictures(draw, augment.pictures)
+        try:
+            return self._augmented(draw, augment, pictures)
+        except DataError:
+            if len(pictures) == 1:
+                raise
+            # One of them is a JPEG that is damaged behind its head. Where it is the sample's own,
+            # it is named now; another one is named when it is an item itself.
+            return self._augmented(draw, augment, pictures[:1])
+
+    def _augmented(
+        self, draw: Draw, augment: Augmentation, pictures: Sequence[AnnotatedPicture]
+    ) -> Item:
         generator = seed_all(of_sample(self.seed, draw))
         image, targets = as_input(augment, self.preprocess, pictures, generator)
         return Item(image, targets, draw.sample, None, self.preprocess)
