@@ -12,7 +12,7 @@ from ..errors import UsageError
 from ..training.config import TrainConfig
 from ._data import SHOWN
 from ._settings import About, switch
-from ._show import say, tell
+from ._show import say, table
 
 EXAMPLE = "fleetnet data show --data photos/ --model yolo --out sheet.png"
 FORMATS = (".png", ".jpg", ".jpeg")
@@ -80,9 +80,8 @@ def run(settings: DataShow) -> dict[str, object]:
     listed = [names[index] for index in shown.indices]
     for line in shown.skipped[:SHOWN]:
         say(f"skipped {line}")
-    for number, name in enumerate(listed, 1):
-        tell(f"{number:3}  {name}")
-    tell(f"{file}: {len(listed)} of {len(names)} samples of {split.source}, as {task} sees them")
+    title = f"{file}: {len(listed)} of {len(names)} samples of {split.source}, as {task} sees them"
+    table(title, ["place on the sheet", "image"], [*enumerate(listed, 1)])
     return {
         "sheet": str(file),
         "task": task,
