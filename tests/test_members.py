@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fleetnet.data._shared import shared_by
 from PIL import Image
 
 from fleetnet import images
@@ -18,6 +17,7 @@ from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.loader import batches_of
 from fleetnet.preprocess import Preprocess
 from fleetnet.reading import OPEN_ARCHIVES, Archive, Member
+from fleetnet.review.copies import shared_by
 from fleetnet.training.fingerprint import lines_of
 
 
