@@ -3,12 +3,14 @@
 import pickle
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from fleetnet.data import Sample, Split, folder, hold_out, listfile, load, shapes, voc
+from fleetnet.data._pictures import PicturesByName
 from fleetnet.errors import DataError, UsageError
 
 SHARED = Path(__file__).parents[1].parent / "shared" / "data"
@@ -477,3 +479,17 @@ def test_labels_are_not_searched_for(tmp_path, monkeypatch):
     monkeypatch.setattr(voc, "_classes", lambda *_: Searched(["cat", "dog"]))
     (sample,) = load(str(tmp_path), "all", target="boxes").samples
     assert [item.label for item in sample.objects or ()] == [1]
+
+
+def test_names_are_not_looked_for_among_all_pictures(tmp_path):
+    """A hundred thousand names of a list would be compared with as many pictures each."""
+
+    class Scanned(dict[Path, str]):
+        def values(self) -> Any:
+            raise AssertionError("all pictures are gone through for a name")
+
+    make(tmp_path, "images/1.jpg", "val/2.jpg")
+    pictures = PicturesByName([tmp_path])
+    pictures._split = Scanned(pictures._split)
+    assert pictures.named("1.jpg", "train") == [tmp_path / "images" / "1.jpg"]
+    assert pictures.named("2.jpg", "val") == [tmp_path / "val" / "2.jpg"]

@@ -365,6 +365,21 @@ def test_coco_places(tmp_path):
         load(str(tmp_path / "x_train.json"), "test", None, "boxes")
 
 
+@pytest.mark.parametrize("folder", ["annotations", "."])
+def test_coco_file_beside_that_of_val(tmp_path, folder):
+    """Whether it is of train, or of all pictures, its name does not say: the message says what to call it."""
+    picture(tmp_path / "images" / "1.png")
+    (tmp_path / folder).mkdir(exist_ok=True)
+    for name in ("instances.json", "instances_val.json"):
+        (tmp_path / folder / name).write_text(document({}))
+    for root in (tmp_path, tmp_path / folder / "instances.json"):
+        with pytest.raises(
+            DataError, match=r"instances\.json' says no split, .*instances_train\.json"
+        ):
+            load(str(root), "train", None, "boxes")
+    assert len(load(str(tmp_path), "val", None, "boxes").samples) == 1
+
+
 def test_coco_leaves_out_images_of_another_size(tmp_path):
     images = [{"id": i, "file_name": f"{i}.png", "width": 40, "height": 30} for i in range(1, 5)]
     packed = {"size": [30, 40], "counts": [100, 50, 1050]}

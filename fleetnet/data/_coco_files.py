@@ -106,6 +106,13 @@ def check_alone(file: Path) -> None:
             )
 
 
+def check_train(root: Path) -> None:
+    """As `check_alone`, for the file of a folder in which no name says that it is of train."""
+    for folder in (*children(root, FOLDERS), root):
+        for file in _without_word(folder):
+            check_alone(file)
+
+
 def _rank(kind: tuple[str, str]) -> int:
     """How likely a name is that of objects: "instances" and a bare name first, captions last."""
     text = "".join(kind)

@@ -1,4 +1,9 @@
-"""The pictures of a data set by what a list or table may call them, wherever below its folder they lie."""
+"""The pictures of a data set by what a list or table may call them, wherever below its folder they lie.
+
+A list names many pictures that lie alike: the one whose path has most in common with the name is
+meant. An annotation file names each at a path first, and is asked about names alone where nothing
+is there: see `_places.Pictures`.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -7,7 +12,7 @@ from ..images import EXTENSIONS, find_images
 from ._conventions import IMAGE_FOLDERS, split_said_by
 
 
-class Pictures:
+class PicturesByName:
     """The pictures below a folder. Only these are ever given back, whatever a name says."""
 
     def __init__(self, folders: Sequence[Path]) -> None:

@@ -77,6 +77,8 @@ def load(root: str, split: str | None, target: str = "boxes", elsewhere: Places 
     """
     check_exists(root)
     own, there = _named(Path(root))
+    if split == "train" and there and "train" not in there and os.path.isdir(root):
+        _coco_files.check_train(Path(root))
     part = part_of(split, there, root, own)
     path = there.get(part.there) or _one_file(Path(root))
     if part.take != "all" and not part.there:

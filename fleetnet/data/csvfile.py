@@ -5,7 +5,7 @@
 
 Columns are told by their names (`filename`, `image_id`, `path`, ...; `label`, `class`, `species`,
 ...), in any case; without such names, the column of file names is the picture, and of two columns
-the other is the label. Pictures are looked for below the folder of the table by name, with or
+the other is the label. PicturesByName are looked for below the folder of the table by name, with or
 without extension, whatever folder the table names; nothing else is opened. Boxes are corners, or a
 corner with width and height, in pixels, or all in shares of the picture. Splits are the tables of
 several names (train.csv, val.csv), those in folders of splits, or a column `split`, or `is_valid`,
@@ -54,7 +54,7 @@ from ._conventions import (
     split_of,
     word_in,
 )
-from ._pictures import Pictures, is_picture
+from ._pictures import PicturesByName, is_picture
 from ._tables import (
     ROWS_SEEN,
     Row,
@@ -123,7 +123,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     places = [Path(elsewhere.images)] if elsewhere.images else None
     pictures = None
     if set(tables) == {""}:
-        pictures = Pictures(places or _folders(files[""], top))
+        pictures = PicturesByName(places or _folders(files[""], top))
         files, tables = _by_folder(files[""], tables[""], pictures)
     there = {name: file for name, file in files.items() if name}
     part = part_of(split, there, root, own)
@@ -143,7 +143,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
             "several, train multilabel/BACKBONE"
         )
     if pictures is None:
-        pictures = Pictures(places or _folders(files[name], top))
+        pictures = PicturesByName(places or _folders(files[name], top))
     reader = _Reader(files[name], pictures, part.there, classes, notes)
     samples = reader.samples(table, target)
     source = Source(root, "csvfile", part.split, str(files[name]), part.take)
@@ -244,7 +244,7 @@ def _is_table(file: Path, root: Path | None = None) -> bool:
     names = [cell(cells, columns.name) for cells in lines[1 if header else 0 :]]
     if names and all(is_picture(name) for name in names):
         return True
-    pictures = Pictures(_folders(file, root))
+    pictures = PicturesByName(_folders(file, root))
     return any(pictures.named(name) for name in names)
 
 
@@ -309,7 +309,7 @@ def _by_column(
 
 
 def _by_folder(
-    file: Path, table: Table, pictures: Pictures
+    file: Path, table: Table, pictures: PicturesByName
 ) -> tuple[dict[str, Path], dict[str, Table]]:
     """One table for each split whose folder has pictures of the table; the whole where not all are in such folders."""
     rows: dict[str, list[Row]] = {}
@@ -355,7 +355,7 @@ class _Reader:
     """Makes samples of the lines of one table."""
 
     def __init__(
-        self, file: Path, pictures: Pictures, split: str, classes: list[str], notes: Notes
+        self, file: Path, pictures: PicturesByName, split: str, classes: list[str], notes: Notes
     ) -> None:
         self.file = file
         self.notes = notes

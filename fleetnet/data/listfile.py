@@ -39,7 +39,7 @@ from . import (
     text_of,
 )
 from ._conventions import NAME_FILES, USUAL, Places, children, file_called, files_in, split_lists
-from ._pictures import Pictures, is_picture
+from ._pictures import PicturesByName, is_picture
 from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
 from ._tags import WAY_OUT, Form, a_list, form_of, nearest, tags_of
 
@@ -344,7 +344,7 @@ def _is_list(file: Path, root: Path, target: str) -> bool:
     if labeled and all(is_picture(row.name) for row in rows):
         return True
     several = len({_folder_of(row.name) for row in rows}) > 1
-    return several and bool(Pictures([root]).named(rows[0].name))
+    return several and bool(PicturesByName([root]).named(rows[0].name))
 
 
 def _named(root: Path, target: str) -> tuple[str, dict[str, Path]]:
@@ -372,7 +372,7 @@ def _images(
     if not missing:
         return images
     if len(missing) == len(rows):
-        pictures = Pictures(_homes(path, root) if elsewhere is None else [home])
+        pictures = PicturesByName(_homes(path, root) if elsewhere is None else [home])
         named = [pictures.named(row.name, split) for row in rows]
         missing = [row for row, paths in zip(rows, named, strict=True) if len(paths) != 1]
         images = [paths[0] for paths in named if paths]
