@@ -120,7 +120,9 @@ def of_fleetnet(kind: str, photos: list[Path]) -> Load:
     )
 
     def load(indices: list[int]) -> object:
-        batch = collate([data[index] for index in indices])
+        # as a DataLoader asks for them, of checkouts that have it
+        together = getattr(data, "__getitems__", None)
+        batch = collate(together(indices) if together else [data[index] for index in indices])
         if batch.skipped:
             raise SystemExit(batch.skipped[0])
         # before pictures stayed bytes, the images of a batch were scaled already
