@@ -11,7 +11,7 @@ import itertools
 import struct
 import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageFile
@@ -276,6 +276,24 @@ def tiff_kind(file: BinaryIO) -> str:
     return f"{count} band{'s' if count > 1 else ''} of {bits} bit{'s' if bits > 1 else ''}"
 
 
+class TiffNumbers:
+    """The numbers in the head of a TIFF's first page, by tag; KeyError and struct.error as there."""
+
+    def __init__(self, file: BinaryIO):
+        start = _content(file, 0, 16)
+        self.order: Literal["<", ">"] = "<" if start[:2] == b"II" else ">"
+        self.tags = _tags(file, start, self.order)
+
+    def has(self, tag: int) -> bool:
+        return tag in self.tags
+
+    def all(self, tag: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
+        return _numbers(self.tags, tag, self.order, default)
+
+    def first(self, tag: int, default: int | None = None) -> int:
+        return self.all(tag, None if default is None else (default,))[0]
+
+
 def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
     """The tags of the first page of a TIFF, or of a BigTIFF, whose numbers are wider."""
     big = start[2:4] in (b"\x2b\0", b"\0\x2b")
@@ -296,6 +314,7 @@ def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
             _STRIP_BYTES,
             _TILE_OFFSETS,
             _TILE_BYTES,
+            _ORIENTATION,
         }:
             continue
         content = table[at + size - inline : at + size]

@@ -1,4 +1,4 @@
-"""Pictures, as users have them: any file or array in, upright 8-bit RGB out, or a `DataError`.
+"""Pictures, as users have them: any file or array in, upright 8 bits a channel out, or a `DataError`.
 
     load      a path, a member of an archive, the bytes of a file, a PIL image or an array -> `Picture`
     look      the same, but of a JPEG only the head is decoded -> `Encoded`
@@ -19,7 +19,7 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -28,9 +28,11 @@ from PIL import Image, ImageFile, UnidentifiedImageError
 
 from . import bands, jpeg
 from .bands import Band
+from .channels import MOST, RGB, colors_of
 from .errors import DataError, UsageError
 from .fetching import receive
 from .reading import Member, open_regular
+from .stacks import Stack, stack_in
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
 LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
@@ -46,6 +48,8 @@ EXTENSIONS = {
     *(".tif", ".tiff", ".jp2", ".j2k", ".avif", ".ppm", ".pgm", ".pbm", ".pnm"),
     *(".heic", ".heif", ".hif"),
 }
+# arrays; a folder of pictures may hold others beside them, see `find_images`
+STACKS = {".npy"}
 # left by file managers, systems and NAS boxes; names that begin with a dot too
 IGNORED = {
     *("thumbs.db", "desktop.ini", "__macosx", "$recycle.bin", "system volume information"),
@@ -91,14 +95,16 @@ class Picture(NamedTuple):
     own.
     """
 
-    pixels: np.ndarray  # (rows, columns, 3) uint8, RGB
+    pixels: np.ndarray  # (rows, columns, channels) uint8: gray, RGB, or more
     height: int
     width: int
 
     @property
     def image(self) -> Image.Image:
-        """The same pixels, to draw on."""
-        return Image.fromarray(self.pixels)
+        """What an eye sees of the same pixels, in RGB, to draw on: gray or the first three channels."""
+        colors = colors_of(self.pixels.shape[2])
+        seen = np.ascontiguousarray(self.pixels[..., :colors])
+        return Image.fromarray(seen if colors == RGB else seen.repeat(RGB, axis=2))
 
     @property
     def size(self) -> int:
@@ -119,6 +125,7 @@ class Encoded(NamedTuple):
     orientation: int  # of EXIF
     gray: bool
     name: str  # for messages
+    channels: int = RGB  # that are wanted
 
     @property
     def size(self) -> int:
@@ -134,8 +141,8 @@ class Encoded(NamedTuple):
         if pixels is None:
             with _errors_of(self.name):
                 pixels = self._by_pillow(by)
-        if pixels.shape[2] == 1:
-            pixels = pixels.repeat(3, axis=2)
+        with _errors_of(self.name):
+            pixels = _brought_to(pixels, self.channels, "a JPEG")
         return Picture(_upright(pixels, self.orientation), self.height, self.width)
 
     def _by_pillow(self, by: int) -> np.ndarray:
@@ -147,7 +154,13 @@ class Encoded(NamedTuple):
             return _assembled(_bands(file, image), image.size, None, True)
 
 
-def load(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture:
+class OtherChannels(DataError):
+    """A picture whose number of channels is not the wanted one, nor can be made that."""
+
+
+def load(
+    source: Source, values: Range | None = None, channels: str = "RGB", count: int = RGB
+) -> Picture:
     """The picture in whatever form it comes: the same pixels of each.
 
     `source` is the path of a file (its first frame counts), a member of an archive, the bytes of a
@@ -161,14 +174,21 @@ def load(source: Source, values: Range | None = None, channels: str = "RGB") -> 
     becomes 0 to 255, of pictures with more than 8 bits a channel (what lies outside is cut): unless
     given, all of 16 bits, and floats from 0 to 1, outside of which is an error.
 
+    `count` is the number of channels that are wanted. Colors become gray, and gray becomes colors;
+    of two channels, and of four and more, a picture has to have as many itself, which are then as
+    they are stored: alpha too. Such pictures are PNG, TIFF and .npy files (see `stacks`), and
+    arrays.
+
     Raises `DataError`, naming the file and the reason, for whatever is no picture, is damaged or
     truncated, has more than `MAX_PIXELS`, needs far more memory than its file has bytes, or cannot
     be opened; `UsageError` for other types.
     """
-    return look(source, values, channels).decoded()
+    return look(source, values, channels, count).decoded()
 
 
-def look(source: Source, values: Range | None = None, channels: str = "RGB") -> Picture | Encoded:
+def look(
+    source: Source, values: Range | None = None, channels: str = "RGB", count: int = RGB
+) -> Picture | Encoded:
     """As `load`, but a JPEG waits to be decoded, at the scale that is wanted.
 
     Raises as `load` does; of a JPEG damaged behind its head, `Encoded.decoded` raises.
@@ -184,14 +204,17 @@ def look(source: Source, values: Range | None = None, channels: str = "RGB") -> 
         )
     with _errors_of(_name(source), source):
         if isinstance(source, np.ndarray):
-            return _of_array(source, values, channels)
+            return _of_array(source, values, channels, count)
         if isinstance(source, Image.Image):
-            return _of_image(source, values)
+            return _of_image(source, values, count)
         with _opened(source) as file:
+            stack = _stack(file, count)
+            if stack is not None:
+                return _of_stack(stack, values, count)
             image = _open(file)
             if _is_plain_jpeg(file, image):
-                return _encoded(file, image, _name(source))
-            return _of_file(file, image, values)
+                return _encoded(file, image, _name(source), count)
+            return _of_file(file, image, values, count)
 
 
 @contextmanager
@@ -200,7 +223,8 @@ def _errors_of(name: str, source: Source = b"") -> Iterator[None]:
     try:
         yield
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise DataError(f"cannot read image {name}: {_reason(error, source)}") from error
+        kind = OtherChannels if isinstance(error, OtherChannels) else DataError
+        raise kind(f"cannot read image {name}: {_reason(error, source)}") from error
 
 
 def _opened(file: File) -> BinaryIO:
@@ -214,9 +238,19 @@ def read(source: Source, values: Range | None = None) -> Image.Image:
     return load(source, values).image
 
 
-def measure(path: File) -> tuple[int, int]:
-    """(width, height) of the picture in a file, upright, from its head; raises as `load` does."""
-    return examine(path)[0]
+def measure(source: Source) -> tuple[int, int]:
+    """(width, height) of a picture, upright; of a file from its head. Raises as `load` does."""
+    if isinstance(source, np.ndarray):
+        height, width = source.shape[:2] if source.ndim in (2, 3) else (0, 0)
+        if not height * width:
+            raise DataError(f"cannot read image {_name(source)}: its shape is {source.shape}")
+        return width, height
+    if isinstance(source, Image.Image):
+        return source.size[::-1] if _orientation(source) >= 5 else source.size
+    if isinstance(source, bytes):
+        picture = look(source)
+        return picture.width, picture.height
+    return examine(source)[0]
 
 
 def examine(path: File) -> tuple[tuple[int, int], int]:
@@ -227,6 +261,10 @@ def examine(path: File) -> tuple[tuple[int, int], int]:
     """
     try:
         with _opened(path) as file:
+            stack = _stack(file)
+            if stack is not None:
+                size, turned = (stack.width, stack.height), _checked(stack.orientation)
+                return (size[::-1] if turned >= 5 else size), turned
             image = _open(file)
             orientation = _stored_orientation(file, image)
             # Pillow gives the size of a TIFF as turned already
@@ -241,6 +279,9 @@ def extension_of(path: File) -> str:
     usual = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}
     try:
         with _opened(path) as file:
+            stack = _stack(file)
+            if stack is not None:
+                return ".tif" if stack.is_tiff else ".npy"
             name = _open(file).format or ""
             return usual.get(name, f".{name.lower()}")
     except Exception as error:  # as in `load`
@@ -254,16 +295,24 @@ def thumbnail(path: File, side: int) -> np.ndarray:
     """
     try:
         with _opened(path) as file:
-            opened = _open(file)
-            image: Image.Image = opened
-            if opened.format in ("JPEG", "MPO"):
-                _check_memory(opened, file)
-                opened.draft("L", (4 * side, 4 * side))
-            else:
-                image = _of_file(file, opened, None).image
+            image = _small(file, 4 * side)
             return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
     except Exception as error:  # as in `load`
         raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
+
+
+def _small(file: BinaryIO, side: int) -> Image.Image:
+    """The picture in an opened file; of a JPEG it may be a smaller one, but not below `side`."""
+    stack = _stack(file)
+    if stack is not None:
+        values = None if stack.dtype == np.uint8 else _extremes_of(stack.rows())
+        return _of_stack(stack, values, stack.channels).image
+    opened = _open(file)
+    if opened.format not in ("JPEG", "MPO"):
+        return _of_file(file, opened, None).image
+    _check_memory(opened, file)
+    opened.draft("L", (side, side))
+    return opened
 
 
 def value_range(paths: Sequence[Path | Member], look: int = 64) -> tuple[Range | None, str]:
@@ -307,6 +356,10 @@ def value_range(paths: Sequence[Path | Member], look: int = 64) -> tuple[Range |
 def _extremes(path: File) -> tuple[float, float, bool] | None:
     """(smallest, largest, whether floats) of a picture of more than 8 bits; None of others."""
     with _opened(path) as file:
+        stack = _stack(file)
+        if stack is not None:
+            is_deep = stack.dtype not in (np.uint8, np.bool_)
+            return (*_extremes_of(stack.rows()), stack.dtype.kind == "f") if is_deep else None
         image = _open(file)
         if not _is_deep(image):
             return None
@@ -318,6 +371,12 @@ def _extremes(path: File) -> tuple[float, float, bool] | None:
             extremes.append((float(colors.min()), float(colors.max())))
         lows, highs = zip(*extremes, strict=True)
         return min(lows), max(highs), values.dtype.kind == "f"
+
+
+def _extremes_of(parts: Iterable[np.ndarray]) -> Range:
+    """The smallest and the largest value of all."""
+    lows, highs = zip(*((float(part.min()), float(part.max())) for part in parts), strict=True)
+    return min(lows), max(highs)
 
 
 def read_labels(path: File, colors: dict[tuple[int, int, int], int] | None = None) -> np.ndarray:
@@ -525,16 +584,48 @@ def _is_plain_jpeg(file: BinaryIO, image: ImageFile.ImageFile) -> bool:
     return file.seek(0, os.SEEK_END) <= LONGEST
 
 
-def _encoded(file: BinaryIO, image: ImageFile.ImageFile, name: str) -> Encoded:
+def _encoded(file: BinaryIO, image: ImageFile.ImageFile, name: str, count: int) -> Encoded:
     _check_memory(image, file)
     orientation, (width, height) = _orientation(image), image.size
     if orientation >= 5:
         height, width = width, height
     file.seek(0)
-    return Encoded(file.read(), height, width, orientation, image.mode == "L", name)
+    return Encoded(file.read(), height, width, orientation, image.mode == "L", name, count)
 
 
-def _of_file(file: BinaryIO, image: ImageFile.ImageFile, values: Range | None) -> Picture:
+def _stack(file: BinaryIO, count: int = RGB) -> Stack | None:
+    """A .npy file, or a TIFF of which all bands are wanted as they are, or that Pillow does not read."""
+    stack = stack_in(file)
+    if stack is None:
+        return None
+    if stack.is_tiff and count in (1, RGB):
+        with suppress(UnidentifiedImageError):
+            _open(file)
+            return None
+    if stack.height * stack.width > MAX_PIXELS:
+        raise DataError(
+            f"{stack.width}x{stack.height} pixels are more than the limit of {MAX_PIXELS}"
+        )
+    if stack.height * stack.width * stack.channels > RGB * MAX_PIXELS:
+        raise DataError(
+            f"{stack.width}x{stack.height} pixels of {stack.channels} channels are more values "
+            f"than the limit of {RGB * MAX_PIXELS}"
+        )
+    return stack
+
+
+def _of_stack(stack: Stack, values: Range | None, count: int) -> Picture:
+    _check_count(stack.channels, count, stack.shape)
+    parts = (_flat_eight_bits(rows, values) for rows in stack.rows())
+    pixels = _brought_to(_gathered(parts, (stack.width, stack.height)), count, stack.shape)
+    orientation, height, width = _checked(stack.orientation), stack.height, stack.width
+    upright = _upright(pixels, orientation)
+    return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
+
+
+def _of_file(
+    file: BinaryIO, image: ImageFile.ImageFile, values: Range | None, count: int = RGB
+) -> Picture:
     """The picture of an opened file; `image` is what Pillow made of its head."""
     laid = True
     if image.format == "TIFF" and image.has_transparency_data:
@@ -552,18 +643,19 @@ def _of_file(file: BinaryIO, image: ImageFile.ImageFile, values: Range | None) -
         factor = 1 << math.ceil(math.log2(_factor(width, height)))
         image.draft(image.mode, (width // factor, height // factor))
         stored = image.size
-    rgb = _assembled(_bands(file, image), stored, values, laid)
-    upright = _upright(rgb, orientation)
+    pixels = _of_bands(_bands(file, image), stored, values, laid, count)
+    upright = _upright(pixels, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
 
 
-def _of_image(image: Image.Image, values: Range | None) -> Picture:
+def _of_image(image: Image.Image, values: Range | None, count: int) -> Picture:
     image.load()
     orientation, (width, height) = _orientation(image), image.size
     laid = not (image.format == "TIFF" and image.has_transparency_data) or _is_transparency(
         _parts(image)
     )
-    upright = _upright(_assembled(_parts(image), image.size, values, laid), orientation)
+    pixels = _of_bands(_parts(image), image.size, values, laid, count)
+    upright = _upright(pixels, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
 
 
@@ -576,23 +668,21 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(turned[::rows, ::columns])
 
 
-def _of_array(array: np.ndarray, values: Range | None, channels: str) -> Picture:
-    if (
-        array.ndim not in (2, 3)
-        or (array.ndim == 3 and array.shape[2] not in (1, 2, 3, 4))
-        or 0 in array.shape
-    ):
+def _of_array(array: np.ndarray, values: Range | None, channels: str, count: int) -> Picture:
+    most = 4 if count in (1, RGB) else MOST
+    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (most,):
         raise DataError(
             f"its shape is {array.shape}; allowed: (height, width), or (height, width, "
-            "1 to 4 channels)"
+            f"1 to {most} channels)"
         )
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
-    if channels == "BGR" and array.ndim == 3 and array.shape[2] >= 3:
-        array = array[..., [2, 1, 0, 3][: array.shape[2]]]
+    if channels == "BGR" and array.ndim == 3 and array.shape[2] >= RGB:
+        array = array[..., [2, 1, 0, *range(RGB, array.shape[2])]]
     height, width = array.shape[:2]
-    if array.dtype == np.uint8 and array.shape[2:] == (3,) and height * width <= LARGE:
+    if array.dtype == np.uint8 and array.shape[2:] == (count,) and height * width <= LARGE:
         return Picture(np.array(array, order="C"), height, width)
-    return Picture(_assembled(_parts(array), (width, height), values, True), height, width)
+    pixels = _of_bands(_parts(array), (width, height), values, True, count)
+    return Picture(pixels, height, width)
 
 
 def _parts(whole: Band) -> Iterator[Band]:
@@ -680,6 +770,97 @@ def _is_deep(image: ImageFile.ImageFile) -> bool:
     return image.format in ("PNG", "TIFF") and any(
         ";16" in _rawmode(tile.args) for tile in image.tile
     )
+
+
+# ---- channels ----------------------------------------------------------------------------------
+
+
+def _of_bands(
+    parts: Iterable[Band], size: tuple[int, int], values: Range | None, laid: bool, count: int
+) -> np.ndarray:
+    """(rows, columns, count) of the bands of a picture of `size` (width, height)."""
+    if count in (1, RGB):
+        return _brought_to(_assembled(parts, size, values, laid), count, "")
+    return _gathered((_as_stored(part, values, count) for part in parts), size)
+
+
+def _as_stored(band: Band, values: Range | None, count: int) -> np.ndarray:
+    """8 bits of each channel, (rows, width, channels); alpha is one of them."""
+    if isinstance(band, Image.Image):
+        shape = f"mode {band.mode}"
+        if band.mode == "1":
+            band = band.convert("L")
+        elif band.mode not in ("L", "LA", "RGB", "RGBA", "RGBX", "F") and band.mode[:1] != "I":
+            band = band.convert("RGBA" if band.has_transparency_data else "RGB")
+        band = np.asarray(band)
+    else:
+        shape = f"{band.dtype} {band.shape}"
+    stored = band[..., None] if band.ndim == 2 else band
+    _check_count(stored.shape[2], count, shape)
+    return _flat_eight_bits(stored, values)
+
+
+def _check_count(channels: int, count: int, shape: str) -> None:
+    """`OtherChannels` unless a picture of so many channels can be one of `count`."""
+    if channels != count and not {channels, count} <= {1, RGB}:
+        said = f" ({shape})" if shape else ""
+        raise OtherChannels(
+            f"it has {channels} channel{'s' if channels > 1 else ''}{said}, and {count} are wanted;"
+            f" --channels {channels} (in Python channels={channels}) makes a network for its own"
+        )
+
+
+def _brought_to(pixels: np.ndarray, count: int, shape: str) -> np.ndarray:
+    """Pixels (rows, columns, channels) uint8 with `count` channels: gray of colors, or the reverse."""
+    channels = pixels.shape[2]
+    _check_count(channels, count, shape)
+    if channels == count:
+        return pixels
+    if count == RGB:
+        return pixels.repeat(RGB, axis=2)
+    return np.array(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def _flat_eight_bits(pixels: np.ndarray, values: Range | None) -> np.ndarray:
+    """Pixels (rows, width, channels) as uint8, all channels alike."""
+    return _eight_bits(pixels.reshape(len(pixels), -1), values).reshape(pixels.shape)
+
+
+def _gathered(parts: Iterable[np.ndarray], size: tuple[int, int]) -> np.ndarray:
+    """One picture of `size` (width, height) of parts (rows, width, channels), reduced if it is large."""
+    whole = np.empty(0, np.uint8)
+    waiting: list[np.ndarray] = []  # fewer rows than can be reduced
+    row = drawn = 0  # rows of the picture that came, and of the whole that are there
+    for part in parts:
+        channels = part.shape[2]
+        factor = _factor(size[0] * max(1, channels // RGB), size[1])
+        if row == 0:
+            whole = np.empty((-(-size[1] // factor), -(-size[0] // factor), channels), np.uint8)
+        if part.shape[1] != size[0]:
+            raise DataError(f"a part is {part.shape[1]} pixels wide, the picture {size[0]}")
+        row += len(part)
+        waiting.append(part)
+        band = np.concatenate(waiting)
+        ready = len(band) if row == size[1] else len(band) - len(band) % factor
+        reduced = _averaged(band[:ready], factor)
+        whole[drawn : drawn + len(reduced)] = reduced
+        drawn += len(reduced)
+        waiting = [band[ready:]]
+    if row != size[1]:
+        raise DataError(f"image file is truncated: {row} of {size[1]} rows")
+    return whole
+
+
+def _averaged(pixels: np.ndarray, factor: int) -> np.ndarray:
+    """The mean of each factor x factor pixels, of fewer at the edges: (rows, width, channels) uint8."""
+    if factor == 1 or not len(pixels):
+        return pixels
+    sums, counts = pixels.astype(np.uint32), np.ones((*pixels.shape[:2], 1), np.uint32)
+    for axis in (0, 1):
+        starts = np.arange(0, pixels.shape[axis], factor)
+        sums = np.add.reduceat(sums, starts, axis)
+        counts = np.add.reduceat(counts, starts, axis)
+    return ((sums + counts // 2) // counts).astype(np.uint8)
 
 
 # ---- pixels ------------------------------------------------------------------------------------
@@ -951,17 +1132,23 @@ def _unidentified(file: BinaryIO) -> str:
 def find_images(folder: str | Path) -> tuple[list[Path], list[str]]:
     """The image files below a folder, by name, and a line for each entry that was left out.
 
-    The line says why. Files are told by their extension, in any case. Hidden files and those that
+    The line says why. Files are told by their extension, in any case; arrays (.npy) are images
+    where there are no others. Hidden files and those that
     file managers leave behind are left out without a line. Linked folders are followed, but not in
     circles. Raises `DataError` if the folder cannot be listed.
     """
-    images, skipped = [], []
+    images, stacks, skipped = [], [], []
     for path, reason in _walk(Path(folder), ()):
         if reason:
             skipped.append(f"{str(path)!r}: {reason}")
+        elif path.suffix.lower() in STACKS:
+            stacks.append(path)
         else:
             images.append(path)
-    return images, skipped
+    if not images:
+        return stacks, skipped
+    beside = [f"{str(path)!r}: an array beside images of other formats" for path in stacks]
+    return images, skipped + beside
 
 
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, str]]:
@@ -979,7 +1166,7 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Pa
         yield folder, "a link back to a folder that holds it"
         return
     for entry in entries:
-        path, image = folder / entry.name, os.path.splitext(entry.name)[1].lower() in EXTENSIONS
+        path, image = folder / entry.name, _extension(entry.name) in EXTENSIONS | STACKS
         if hidden(entry.name):
             continue
         try:
@@ -995,6 +1182,10 @@ def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Pa
             yield path, "not a regular file"
         else:
             yield path, "" if image else "not the extension of an image"
+
+
+def _extension(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
 
 
 def hidden(name: str) -> bool:

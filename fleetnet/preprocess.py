@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from . import images
-from .channels import MOST, RGB
+from .channels import MOST, RGB, names_of
 from .errors import ModelError, UsageError, suggest
 from .geometry import Place
 from .resizing import Interpolation, array_of, resized, resized_plain, tensor_of, window
@@ -179,8 +179,8 @@ class Preprocess:
         return self.normalize(self.pixels(image)).contiguous()
 
     def read(self, source: images.Source, channels: str = "RGB") -> images.Picture:
-        """A picture in any form as upright RGB, with the range of values that belongs to the weights."""
-        return images.load(source, self.values, channels)
+        """A picture in any form, upright, with the channels and the range of values of the weights."""
+        return images.load(source, self.values, channels, self.channels)
 
     def place(self, height: int, width: int) -> Place:
         """Where a picture of this size lies in the input."""
@@ -263,7 +263,7 @@ class Preprocess:
         mean, std = self._mean_and_std(image.device)
         pixels = (image.float() * std + mean).mul(255).round().clamp(0, 255).byte()
         pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
-        return Image.fromarray(array_of(pixels))
+        return images.Picture(array_of(pixels), *pixels.shape[-2:]).image
 
     def for_pixels(self) -> "Preprocess":
         """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""
@@ -296,8 +296,7 @@ class Preprocess:
         return {
             "picture": {
                 "orientation": "turned upright by its EXIF orientation, before anything else",
-                "channels": "RGB, 8 bits each; gray is repeated; transparent pixels are laid on "
-                "white",
+                "channels": self._channels_in_words(),
                 "more_than_8_bits": first,
             },
             "resize": {
@@ -312,9 +311,9 @@ class Preprocess:
                 "names": f"{names}; round takes halves to the even number, floor goes down",
             },
             "crop": self.crop if self.mode == "crop" else None,
-            "padding": [PADDING] * 3 if self.mode == "letterbox" else None,
+            "padding": [PADDING] * self.channels if self.mode == "letterbox" else None,
             "input": {
-                "channel_order": "RGB" if embedded else self.channel_order,
+                **self._order_in_words(embedded),
                 "layout": "NCHW",
                 "dtype": "float32",
                 "range": [0, 255] if embedded else [0, 1],
@@ -325,6 +324,25 @@ class Preprocess:
                 else "(pixel / 255 - mean) / std, in channel_order",
             },
         }
+
+    def _channels_in_words(self) -> str:
+        if self.channels == RGB:
+            return "RGB, 8 bits each; gray is repeated; transparent pixels are laid on white"
+        if self.channels == 1:
+            return (
+                "gray, 8 bits; of colors it is (19595 R + 38470 G + 7471 B + 32768) / 65536, "
+                "rounded down; transparent pixels are laid on white"
+            )
+        return (
+            f"{', '.join(names_of(self.channels))}, 8 bits each, as they are stored; a picture has "
+            "to have as many, of which alpha may be one"
+        )
+
+    def _order_in_words(self, embedded: bool) -> dict[str, object]:
+        """Of three channels RGB or BGR; of others their names, in the order of the picture."""
+        if self.channels == RGB:
+            return {"channel_order": "RGB" if embedded else self.channel_order}
+        return {"channel_order": "as in the picture", "channels": names_of(self.channels)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocess":

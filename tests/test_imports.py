@@ -14,7 +14,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "channels": "errors",
     "fetching": "",
     "reading": "",
-    "images": "bands errors fetching jpeg reading",
+    "stacks": "bands channels errors",
+    "images": "bands channels errors fetching jpeg reading stacks",
     "data": "data errors files find images reading",
     "recipes": "errors reading",
     "boxes": "errors",
@@ -27,8 +28,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "jpeg": "",
     "resizing": "",
     "preprocess": "channels errors geometry images resizing sizes",
-    "inputs": "data errors geometry images inputs jpeg preprocess reading resizing sizes",
-    "review": "data errors images inputs reading review",
+    "inputs": "channels data errors geometry images inputs jpeg preprocess reading resizing sizes",
+    "review": "channels data errors images inputs reading review",
     "reparam": "errors",
     "layers": "errors reparam",
     "parc": "errors reparam",
@@ -40,13 +41,13 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "checkpoint": "errors facts files preprocess reading reparam tasks weights",
     "proof": "errors predictions proof reparam",
     "runtimes": "errors facts find parc proof reading runtimes sizes",
-    "deploy": "boxes checkpoint deploy errors facts files find geometry images predictions "
+    "deploy": "boxes channels checkpoint deploy errors facts files find geometry images predictions "
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs predictions "
     "preprocess reading report resizing review sizes tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
-    "int8": "deploy errors facts files find inputs int8 predictions preprocess proof reading reparam "
+    "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
     "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
     "reading reparam review runtimes sizes tasks training weights",

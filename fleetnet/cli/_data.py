@@ -62,7 +62,7 @@ def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list
     for sample in some:
         try:
             picture = sample.image() if callable(sample.image) else sample.image
-            read_picture(picture, facts.preprocess.values)
+            read_picture(picture, facts.preprocess.values, count=facts.channels)
         except DataError as error:
             say(f"skipped {error}")
             continue

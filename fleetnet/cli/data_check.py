@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 
+from ..channels import RGB, parse_channels
 from ..errors import DataError
 from ..training.config import TrainConfig
 from ._settings import About
@@ -76,6 +77,12 @@ class DataCheck:
             kind=ClosedUnitInterval,
         ),
     )
+    channels: int | str | None = field(
+        default=None,
+        metadata=About(
+            help="of the pictures: gray, rgb, rgba, or a number such as 5", usual="3", null=True
+        ),
+    )
     workers: int = field(
         default=2, metadata=About(help="processes that read images", kind=NonNegativeInt)
     )
@@ -93,7 +100,13 @@ def run(settings: DataCheck) -> dict[str, object]:
     progress = Counting("reading images")
     try:
         reviewed = review(
-            splits, target, size, settings.max_bad, settings.workers, on_progress=progress
+            splits,
+            target,
+            size,
+            settings.max_bad,
+            settings.workers,
+            progress,
+            RGB if settings.channels is None else parse_channels(settings.channels),
         )
     finally:
         progress.close()

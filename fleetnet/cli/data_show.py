@@ -17,7 +17,18 @@ from ._show import say, table
 EXAMPLE = "fleetnet data show --data photos/ --model yolo --out sheet.png"
 FORMATS = (".png", ".jpg", ".jpeg")
 READ = (  # the settings of a training that decide what its network sees
-    *("format", "images", "masks", "size", "augment", "mosaic", "multi_scale", "scale", "flip"),
+    *(
+        "format",
+        "images",
+        "masks",
+        "channels",
+        "size",
+        "augment",
+        "mosaic",
+        "multi_scale",
+        "scale",
+        "flip",
+    ),
     *("color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "balance", "scale_values"),
     "seed",
 )

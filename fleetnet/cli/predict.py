@@ -231,7 +231,8 @@ def _each(
     results = []
     for source in sources:
         try:
-            picture = read_picture(source, predictor.preprocess.values)
+            preprocess = predictor.preprocess
+            picture = read_picture(source, preprocess.values, count=preprocess.channels)
         except DataError as error:
             skipped.append(str(error))
             continue

@@ -24,7 +24,6 @@ from ._show import say, table
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
 
     from ..data import Split
     from ..facts import Facts
@@ -188,10 +187,11 @@ def _calibration(
 ) -> "tuple[torch.Tensor, str]":
     """Pictures to calibrate on, as the network gets them (N, 3, H, W), and where they are from."""
     from .. import data
+    from ..images import Source as OfPicture
     from ..images import find_images
     from ..int8._prepared import calibration
 
-    sources: Sequence[Path | Member | Callable[[], Image.Image]]
+    sources: Sequence[Path | Member | Callable[[], OfPicture]]
     if settings.calibrate_on:
         sources, source = find_images(settings.calibrate_on)[0], settings.calibrate_on
     else:

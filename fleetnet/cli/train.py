@@ -152,7 +152,12 @@ def run(settings: Train) -> dict[str, object]:
     start = None if begun else _starting_weights(config, path if resuming else None)
     model = _model(config, train.classes, start)
     # the weights decide these too
-    config = dataclasses.replace(config, options=model.options, output_stride=model.output_stride)
+    config = dataclasses.replace(
+        config,
+        options=model.options,
+        output_stride=model.output_stride,
+        channels=model.channels,
+    )
     with _claimed(path, _usual_folder(config, task), resuming=resuming, begun=begun) as mine:
         return _train(
             mine,
@@ -303,6 +308,7 @@ def _model(config: TrainConfig, classes: list[str], start: str | None) -> "Model
         drop_path=config.drop_path,
         output_stride=config.output_stride,
         options=config.options,
+        channels=config.channels,
     )
     if model.report is not None:
         say(model.report.summary())

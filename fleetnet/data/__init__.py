@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 import numpy as np
-from PIL import Image
 
 from ..errors import DataError, UsageError, named_arguments, suggest
 from ..find import find as find_module
 from ..find import names
+from ..images import Source as OfPicture
 from ..images import examine, hidden
 from ..reading import ANNOTATIONS, Member, is_below, read_bytes
 from . import _native
@@ -138,11 +138,11 @@ class Object:
 class Sample:
     """One image and what is known of it.
 
-    `image` is a path, a member of an archive (`shards`), or a picklable function that draws it
-    (`shapes`).
+    `image` is a path, a member of an archive (`shards`), or a picklable function that gives the
+    picture (`shapes`, `from_samples`).
     """
 
-    image: Path | Member | Callable[[], Image.Image]
+    image: Path | Member | Callable[[], OfPicture]
     label: int | None = None  # class index, of classification
     objects: tuple[Object, ...] | None = None  # None: not annotated with objects; (): it shows none
     # reads the label map (height, width) uint8, IGNORE where unknown
@@ -542,7 +542,7 @@ def from_samples(
     Each of `samples` is a pair (picture, label), a pair (picture, tags), or a mapping with `image`
     and the annotations that there are:
 
-        image   a path, an array (height, width, 3), or a PIL image
+        image   a path, an array (height, width, channels), or a PIL image
         label   of the picture: a name or a number
         tags    of the picture: any number of names or numbers, or 0 or 1 for each class
         boxes   (x0, y0, x1, y1) in pixels, with `labels`, one each; `crowd` may say which are crowds

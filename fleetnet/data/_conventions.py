@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
-from ..images import EXTENSIONS, hidden
+from ..images import EXTENSIONS, STACKS, hidden
 
 # "all" is for data without a split of its own: nothing is held back
 SPLITS = "train", "val", "test", "all"
@@ -174,7 +174,10 @@ def files_in(folder: Path, *extensions: str) -> list[Path]:
 
 def images_in(folder: Path) -> list[Path]:
     """The images that lie in a folder itself, by their extensions."""
-    return files_in(folder, *EXTENSIONS)
+    images = files_in(folder, *EXTENSIONS)
+    if images or folders_in(folder):
+        return images
+    return files_in(folder, *STACKS)
 
 
 def split_folders(folder: Path, kinds: Collection[str] = ()) -> dict[str, Path]:

@@ -8,7 +8,7 @@ is there: see `_places.Pictures`.
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from ..images import EXTENSIONS, find_images
+from ..images import EXTENSIONS, STACKS, find_images
 from ._conventions import IMAGE_FOLDERS, split_said_by
 
 
@@ -92,4 +92,4 @@ def _split_said_by(place: Path, root: Path) -> str:
 
 def is_picture(name: str) -> bool:
     """Whether a name ends as that of an image file does."""
-    return PurePosixPath(name.replace("\\", "/")).suffix.lower() in EXTENSIONS
+    return PurePosixPath(name.replace("\\", "/")).suffix.lower() in EXTENSIONS | STACKS

@@ -14,7 +14,8 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError, suggest
-from ..images import examine, read, read_labels
+from ..images import Source as OfPicture
+from ..images import measure, read_labels
 from . import IGNORE, Given, Notes, Object, Sample, Split, fit_box, shorten, whole
 from ._masks import NoMask, box_around, check_segmentation, mask_of, runs_of
 
@@ -29,8 +30,8 @@ class Held:
 
     picture: Image.Image | np.ndarray
 
-    def __call__(self) -> Image.Image:
-        return read(self.picture)
+    def __call__(self) -> OfPicture:
+        return self.picture
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,9 @@ class Drawn:
     source: Asked
     index: int
 
-    def __call__(self) -> Image.Image:
-        return read(self.source.item(self.index)["image"])
+    def __call__(self) -> OfPicture:
+        picture: OfPicture = self.source.item(self.index)["image"]
+        return picture
 
 
 @dataclass(frozen=True)
@@ -179,9 +181,7 @@ def _row(item: Item, index: int, source: Asked | None, notes: Notes) -> _Row | N
 
 def _size(picture: str | Path | bytes | Image.Image | np.ndarray) -> tuple[int, int]:
     """(width, height) of a picture, upright."""
-    if isinstance(picture, str | os.PathLike):
-        return examine(str(picture))[0]
-    return examine(picture)[0] if isinstance(picture, bytes) else read(picture).size
+    return measure(str(picture) if isinstance(picture, os.PathLike) else picture)
 
 
 def _classes(items: Sequence[Item], classes: Sequence[str] | None, maps: bool) -> list[str]:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import DataError, UsageError, named_arguments
 from ..files import beside, writing
-from ..images import EXTENSIONS, examine, extension_of, read
+from ..images import EXTENSIONS, extension_of, measure, read
 from ..reading import MODEL, Member, read_bytes, to_json
 from . import Object, Sample, Split, shorten
 from ._shard_classes import ABOUT
@@ -189,7 +189,7 @@ def _row(sample: Sample) -> dict[str, object]:
 def _size_of(sample: Sample) -> dict[str, object]:
     """The upright size of a picture; nothing where it cannot be read, which is said when it is."""
     try:
-        width, height = sample.image().size if callable(sample.image) else examine(sample.image)[0]
+        width, height = measure(sample.image() if callable(sample.image) else sample.image)
     except DataError:
         return {}
     return {"height": height, "width": width}

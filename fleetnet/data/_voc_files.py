@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
-from ..images import EXTENSIONS, find_images, hidden
+from ..images import EXTENSIONS, STACKS, find_images, hidden
 from ..reading import ANNOTATIONS, head_of, read_bytes
 from . import Part, few, inside, shorten, text_of
 from ._conventions import (
@@ -24,7 +24,7 @@ from ._places import Pictures, image_folders
 HEAD = 4096  # bytes of a file that are looked at
 LOOKED_AT = 3  # files of a folder that are looked at
 # Of the images, the likeliest first.
-SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}))
+SUFFIXES = (".jpg", ".jpeg", ".png", *sorted(EXTENSIONS - {".jpg", ".jpeg", ".png"}), *STACKS)
 _PAIR = re.compile(r"(\S.*?\.\w+)[\s,]+(\S.*\.xml)", re.IGNORECASE)
 
 
@@ -209,7 +209,7 @@ class _Listed:
 
 def _without_extension(name: str) -> str:
     stem, extension = os.path.splitext(name)
-    return stem if extension.lower() in (*EXTENSIONS, ".xml") else name
+    return stem if extension.lower() in (*EXTENSIONS, *STACKS, ".xml") else name
 
 
 def pictures_of(tree: Tree, split: str, images: str | None) -> Pictures:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DataError
-from ..images import EXTENSIONS
+from ..images import EXTENSIONS, STACKS
 from ..reading import is_below
 from . import (
     Notes,
@@ -50,7 +50,7 @@ PLACES: tuple[str, ...] = ("images",)
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 LINES_SEEN = 20  # of a list, to tell whether it is one
 _FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
-_ENDS = "|".join(sorted(end[1:] for end in EXTENSIONS))
+_ENDS = "|".join(sorted(end[1:] for end in EXTENSIONS | STACKS))
 _LINE = re.compile(rf'"?(.+?\.(?:{_ENDS}))"?[ \t]*[ \t,;][ \t]*(\S.*?)\s*', re.IGNORECASE)
 _NAME_ALONE = re.compile(rf'\s*"?(.+?\.(?:{_ENDS}))"?[\s,;]*', re.IGNORECASE)
 _LABEL_FIRST = re.compile(rf'([0-9]{{1,18}})[ \t,;]+"?(.+\.(?:{_ENDS}))"?\s*', re.IGNORECASE)

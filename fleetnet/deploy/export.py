@@ -86,7 +86,8 @@ class Deployable:
             preprocess = self.preprocess.for_pixels()
             inputs = [torch.rand(shape, generator=generator) * 255 for _ in range(RANDOM)]
         for one in self.pictures:
-            inputs.append(preprocess(read_picture(one, preprocess.values))[None])
+            picture = read_picture(one, preprocess.values, count=preprocess.channels)
+            inputs.append(preprocess(picture)[None])
         like = next(self.model.parameters())
         return [image.to(like) for image in inputs]
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from .. import checkpoint, images, runtimes, tasks
 from ..boxes import Limits
+from ..channels import RGB
 from ..errors import DataError, ModelError, UsageError, named_arguments
 from ..facts import Facts
 from ..geometry import Place, Scale
@@ -259,7 +260,7 @@ class Predictor(Limiting):
         places: list[Place] = []
         scales: list[Scale] = []
         for one in each(pictures):
-            picture = read_picture(one, self.preprocess.values, channels)
+            picture = read_picture(one, self.preprocess.values, channels, self.preprocess.channels)
             inputs.append(self.preprocess(picture))
             places.append(self.preprocess.place(picture.height, picture.width))
             rows, columns, _ = picture.pixels.shape
@@ -339,19 +340,21 @@ def _check_one_file(path: Path) -> None:
     )
 
 
-def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -> Picture:
-    """A picture in any form as upright RGB; see `Predictor.predict` and `images.load`."""
+def read_picture(
+    one: One, values: Range | None = None, channels: str = "RGB", count: int = RGB
+) -> Picture:
+    """A picture in any form, upright, of `count` channels; see `Predictor.predict` and `images.load`."""
     if isinstance(one, Picture):
         return one
     if isinstance(one, Tensor):
-        if one.ndim not in (2, 3) or (one.ndim == 3 and one.shape[0] not in (1, 2, 3, 4)):
+        if one.ndim not in (2, 3) or (one.ndim == 3 and one.shape[0] not in (1, 2, 3, 4, count)):
             hint = (
                 "; an array has its channels last"
-                if one.ndim == 3 and one.shape[-1] in (1, 3, 4)
+                if one.ndim == 3 and one.shape[-1] in (1, 3, 4, count)
                 else ""
             )
             raise DataError(
-                f"a tensor of shape {tuple(one.shape)} is no picture; allowed: (3, "
+                f"a tensor of shape {tuple(one.shape)} is no picture; allowed: ({count}, "
                 f"height, width){hint}"
             )
         array = one.detach().cpu()
@@ -361,7 +364,7 @@ def read_picture(one: One, values: Range | None = None, channels: str = "RGB") -
         one = images.fetch(one)
     if isinstance(one, (str, Path)):
         _check_one_file(Path(one))
-    return images.load(one, values, channels)
+    return images.load(one, values, channels, count)
 
 
 def _path_of(path: str | Path | Trained) -> Path:

@@ -25,6 +25,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import v2
 
+from ..channels import RGB
 from ..errors import UsageError, suggest
 from ..geometry import Place
 from ..preprocess import Preprocess, blank
@@ -182,8 +183,11 @@ class ByPillow:
         self.change = change
 
     def __call__(self, picture: Tensor) -> Tensor:
-        changed = self.change(Image.fromarray(array_of(picture)))
-        return tensor_of(np.array(changed))
+        pixels = array_of(picture)
+        if len(picture) == RGB:
+            return tensor_of(np.array(self.change(Image.fromarray(pixels))))
+        changed = self.change(Image.fromarray(pixels.repeat(RGB, axis=2)))  # of gray
+        return tensor_of(np.array(changed.convert("L"))[..., None])
 
 
 class Erased(Augmentation):
@@ -266,7 +270,8 @@ def augmentation(
 
     flip          probability of a horizontal flip
     scale         smallest share of a picture's area that fills the input; above 0, 1 for none
-    color_jitter  range of brightness, contrast and saturation around 1; 0 for none
+    color_jitter  range of brightness, contrast and saturation around 1; 0 for none. Saturation,
+                  and hue of "ssd", are those of RGB
     erasing       probability of erasing a rectangle
     mosaic        probability of four pictures in one
     auto_augment  one of AUTO_AUGMENT; with "classify" alone, since boxes would not move with it
@@ -274,7 +279,7 @@ def augmentation(
     "none" shows what evaluation sees, whatever the settings are. Raises `UsageError` for unknown
     names.
     """
-    _check_names(name, auto_augment or "none")
+    _check_names(name, auto_augment or "none", preprocess.channels)
     if name == "none":
         return InTurn()
     if scale is None:
@@ -294,13 +299,18 @@ def augmentation(
     return InTurn(*steps)
 
 
-def _check_names(name: str, policy: str) -> None:
+def _check_names(name: str, policy: str, channels: int) -> None:
     if name not in DEFAULTS:
         raise UsageError(f"no augmentation {name!r}: {suggest(name, DEFAULTS)}")
     if policy not in AUTO_AUGMENT:
         raise UsageError(f"no auto_augment {policy!r}: {suggest(policy, AUTO_AUGMENT)}")
     if policy != "none" and name not in ("classify", "none"):
         raise UsageError(f"auto_augment is {policy!r}; allowed with boxes and masks: none")
+    if policy != "none" and channels not in (1, RGB):
+        raise UsageError(
+            f"auto_augment is {policy!r}, which changes colors; allowed with {channels} channels: "
+            "none"
+        )
 
 
 def _cropped(preprocess: Preprocess, scale: float, flip: float, policy: str) -> list[Augmentation]:

@@ -49,8 +49,13 @@ class Distortion:
         self.numbers = v2.RandomPhotometricDistort(lights, around, around, (-hue, hue))
 
     def __call__(self, picture: Tensor) -> Tensor:
-        """A picture (3, h, w) uint8 -> another; what came in stays as it is."""
+        """A picture (C, h, w) uint8 -> another; what came in stays as it is.
+
+        Hue and the order of colors are those of RGB, and others stay without.
+        """
         drawn: dict[str, Any] = self.numbers.make_params([picture])
+        if len(picture) != RGB:
+            drawn |= {"hue_factor": None, "channel_permutation": None}
         values = _floats(picture)
         if drawn["brightness_factor"] is not None:
             brighten(values, drawn["brightness_factor"])

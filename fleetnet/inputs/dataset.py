@@ -201,14 +201,15 @@ class ImageDataset(Dataset[Item | str]):
         """The picture of a sample, from the bytes of its `file` where these are at hand."""
         if self.watcher is not None:
             self.watcher.reads(index)
-        values, sample = self.preprocess.values, self.split.samples[index]
+        preprocess, sample = self.preprocess, self.split.samples[index]
+        values, channels = preprocess.values, preprocess.channels
         if file is not None:
             with suppress(DataError):  # which does not name the file, and reading it anew does
-                looked = images.look(file, values)
+                looked = images.look(file, values, count=channels)
                 if isinstance(looked, images.Encoded):
                     looked = looked._replace(name=repr(str(sample.image)))
                 return looked
-        return look_at(sample, values)
+        return look_at(sample, values, channels)
 
 
 def collate(items: Sequence[Item | str]) -> Batch:

@@ -13,6 +13,7 @@ from torchvision.ops import box_area
 from torchvision.transforms import v2
 
 from .. import images
+from ..channels import RGB
 from ..data import Object, Sample
 from ..data._masks import mask_of
 from ..errors import DataError, UsageError
@@ -76,15 +77,19 @@ class AnnotatedPicture:
         return iter((self.picture, self.targets))
 
 
-def look_at(sample: Sample, values: images.Range | None) -> images.Picture | images.Encoded:
+def look_at(
+    sample: Sample, values: images.Range | None, channels: int = RGB
+) -> images.Picture | images.Encoded:
     """The picture of a sample, decoded or not; `values` is the range in files of more than 8 bits."""
     source = sample.image() if callable(sample.image) else sample.image
-    return images.look(source, values)
+    return images.look(source, values, count=channels)
 
 
-def read_picture(sample: Sample, values: images.Range | None) -> images.Picture:
+def read_picture(
+    sample: Sample, values: images.Range | None, channels: int = RGB
+) -> images.Picture:
     """The same, decoded."""
-    return look_at(sample, values).decoded()
+    return look_at(sample, values, channels).decoded()
 
 
 def read_targets(

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from ..deploy.export import Deployable, facts_of_use
@@ -21,6 +20,7 @@ from ..deploy.predictor import Predictor
 from ..deploy.trained import Trained
 from ..errors import DataError, ModelError
 from ..facts import Facts
+from ..images import Source as OfPicture
 from ..inputs.dataset import Batch
 from ..inputs.workers import patient
 from ..predictions import Labels, Prediction
@@ -82,7 +82,7 @@ def source_of(model: str | Path) -> Path:
 
 
 def calibration(
-    sources: Sequence[Path | Member | Callable[[], Image.Image]],
+    sources: Sequence[Path | Member | Callable[[], OfPicture]],
     preprocess: Preprocess,
     count: int = IMAGES,
 ) -> Tensor:

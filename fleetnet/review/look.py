@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..channels import RGB
 from ..data import Sample
 from ..errors import DataError, FleetnetError
 from ..images import Range
@@ -39,10 +40,11 @@ def look_at(
     values: Range | None = None,
     workers: int = 0,
     on_progress: Progress | None = None,
+    channels: int = RGB,
 ) -> list[Look]:
     """A look at each sample, in their order, annotated with `classes` classes.
 
-    `values` is the range of pixels as in `images.load`.
+    `values` is the range of pixels as in `images.load`, `channels` what is wanted of pictures.
 
     `workers` processes read, or this one where it is 0. Raises `FleetnetError` if one of them dies.
     """
@@ -50,14 +52,14 @@ def look_at(
     looks: list[Look] = []
     if not workers:
         for sample in samples:
-            looks.append(_look(sample, target, classes, values))
+            looks.append(_look(sample, target, classes, values, channels))
             say(len(looks), len(samples))
         return looks
     parts = [range(i, min(i + AT_ONCE, len(samples))) for i in range(0, len(samples), AT_ONCE)]
     pool = ProcessPoolExecutor(
         min(workers, len(parts)) or 1,
         initializer=_begin,
-        initargs=(samples, target, classes, values),
+        initargs=(samples, target, classes, values, channels),
     )
     try:
         for part in pool.map(_looks, parts):
@@ -74,25 +76,28 @@ def look_at(
     return looks
 
 
-_given: tuple[Sequence[Sample], str, int, Range | None] = ([], "", 0, None)  # of a worker process
+# of a worker process
+_given: tuple[Sequence[Sample], str, int, Range | None, int] = ([], "", 0, None, RGB)
 
 
-def _begin(samples: Sequence[Sample], target: str, classes: int, values: Range | None) -> None:
+def _begin(
+    samples: Sequence[Sample], target: str, classes: int, values: Range | None, channels: int
+) -> None:
     global _given
-    _given = samples, target, classes, values
+    _given = samples, target, classes, values, channels
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for us ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _looks(part: range) -> list[Look]:
-    samples, target, classes, values = _given
-    return [_look(samples[i], target, classes, values) for i in part]
+    samples, target, classes, values, channels = _given
+    return [_look(samples[i], target, classes, values, channels) for i in part]
 
 
-def _look(sample: Sample, target: str, classes: int, values: Range | None) -> Look:
+def _look(sample: Sample, target: str, classes: int, values: Range | None, channels: int) -> Look:
     try:
-        picture = read_picture(sample, values)
+        picture = read_picture(sample, values, channels)
         size = picture.height, picture.width
         targets = read_targets(sample, size, target, classes=classes)
     except DataError as error:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from ..channels import RGB
 from ..data import Split
 from ..data._contents import Contents, contents_of
 from ..data._record import describe
@@ -52,17 +53,21 @@ def review(
     max_bad: float = 0.5,
     workers: int = 0,
     on_progress: Progress | None = None,
+    channels: int = RGB,
 ) -> Review:
     """Read every picture of some splits, "train" first, and say what they are.
 
     `target` is the kind of annotation of `data.load`, `size` the (height, width) of the input of
-    the network that is to be trained, `max_bad` the largest share of bad annotations or pictures.
+    the network that is to be trained, `max_bad` the largest share of bad annotations or pictures,
+    `channels` those of its pictures.
     """
     train = next(iter(splits.values()))
     files = [sample.image for sample in train.samples if not callable(sample.image)]
     values, why = value_range(files)
     samples = [sample for split in splits.values() for sample in split.samples]
-    in_turn = iter(look_at(samples, target, len(train.classes), values, workers, on_progress))
+    classes = len(train.classes)
+    looked = look_at(samples, target, classes, values, workers, on_progress, channels)
+    in_turn = iter(looked)
     looks = {name: [next(in_turn) for _ in split.samples] for name, split in splits.items()}
     contents = {
         name: pixels_of(split, looks[name]) if target == "semantic" else contents_of(split, target)

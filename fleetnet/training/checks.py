@@ -11,6 +11,8 @@ from ..data import WORDS, Split
 from ..data._contents import Contents, contents_of
 from ..errors import DataError, UsageError
 from ..find import names
+from ..images import OtherChannels
+from ..inputs.decode import read_picture
 from ..review import enforce
 from ..review.annotated import annotated
 from ..tasks import Model
@@ -41,6 +43,7 @@ def check(
     if not resume:
         check_settings(config, model.task, processes=processes)
         check_made(config, model)
+    check_channels(train, model.channels)
     check_batch(model, config, len(train.samples) if samples is None else samples)
     target = tasks.find(model.task).TARGET
     for split in (train, val):
@@ -92,7 +95,7 @@ def check_settings(
 
 def check_made(config: TrainConfig, model: Model) -> None:
     """`UsageError` for a setting of how a model is made that the model was not made with."""
-    for key in ("drop_path", "output_stride"):
+    for key in ("drop_path", "output_stride", "channels"):
         wanted, made = getattr(config, key), getattr(model, key)
         if wanted and wanted != made:
             raise UsageError(
@@ -106,6 +109,17 @@ def check_made(config: TrainConfig, model: Model) -> None:
         raise UsageError(
             f"weights is {config.weights!r}, but none were loaded into the model: {MADE_BEFORE}"
         )
+
+
+def check_channels(train: Split, channels: int) -> None:
+    """`OtherChannels` where the first picture has not the channels that the model takes."""
+    for sample in train.samples[:1]:
+        try:
+            read_picture(sample, None, channels)
+        except OtherChannels:
+            raise
+        except DataError:  # counted when it is met in training
+            continue
 
 
 def check_batch(model: Model, config: TrainConfig, images: int) -> None:

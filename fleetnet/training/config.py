@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, get_type_hints
 
+from ..channels import parse_channels
 from ..errors import UsageError, named_arguments, suggest
 from ..reading import SMALL, read_text
 from ..sizes import parse_size
@@ -211,6 +212,10 @@ class TrainConfig:
         1.0, "what logits are divided by for soft distillation", TAUGHT
     )
     epochs: int = _field(30, "passes over the training images")
+    channels: int | str | None = _field(
+        None,
+        "of the pictures: gray, rgb, rgba, or a number such as 5; null: those of the weights, or 3",
+    )
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
     batch_size: int = _field(32, "images a step on each device")
     accumulate: int = _field(1, "steps whose gradients are summed before an update")
@@ -380,8 +385,7 @@ class TrainConfig:
             if isinstance(value, float) and not math.isfinite(value):
                 raise UsageError(f"{key} is {value}; allowed: a finite number")
         self._check_optimizer()
-        object.__setattr__(self, "size", parse_size(self.size))
-        parse_values(self.scale_values)
+        self._parse()
         for keys, is_allowed, allowed in RANGES:
             for key in keys.split():
                 null = ", or null" if type(None) in get_args(hints[key]) else ""
@@ -425,6 +429,13 @@ class TrainConfig:
     def steps_after(self) -> list[float]:
         """The epochs after which schedule step lowers the rate."""
         return parse_epochs(self.step_epochs)
+
+    def _parse(self) -> None:
+        """Read what is written as a text; `UsageError` for what is not written so."""
+        object.__setattr__(self, "size", parse_size(self.size))
+        if self.channels is not None:
+            object.__setattr__(self, "channels", parse_channels(self.channels))
+        parse_values(self.scale_values)
 
     def _check_range(self, key: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
         value = getattr(self, key)

@@ -15,6 +15,7 @@ from ..boxes import Limits
 from ..data import Sample, Split
 from ..errors import DataError
 from ..files import writing
+from ..images import Picture
 from ..inputs.dataset import ImageDataset
 from ..predictions import Judged, Prediction
 from ..preprocess import Preprocess
@@ -89,8 +90,8 @@ def samples(run: Path, val: Split) -> None:
             pixels, truth = data.annotated(index)
         except DataError:  # named when it was evaluated
             continue
-        picture = Image.fromarray(array_of(pixels))
-        prediction = _found(best, picture, limits)
+        picture = Picture(array_of(pixels), *pixels.shape[1:]).image
+        prediction = _found(best, pixels, limits)
         looked.append(prediction.judge(picture, truth, best.classes, threshold, SIDE))
     if not looked:
         return
@@ -109,11 +110,12 @@ def samples(run: Path, val: Split) -> None:
 
 
 @torch.inference_mode()
-def _found(best: checkpoint.Checkpoint, image: Image.Image, limits: Limits | None) -> Prediction:
-    """What the weights find in an image, in its pixels."""
-    outputs = named(best.model(best.preprocess(image)[None]))
+def _found(best: checkpoint.Checkpoint, picture: Tensor, limits: Limits | None) -> Prediction:
+    """What the weights find in a picture (C, height, width) uint8, in its pixels."""
+    outputs = named(best.model(best.preprocess(picture)[None]))
     (decoded,) = tasks.find(best.model.task).decode(outputs, best.preprocess.size, limits)
-    return decoded.restore(best.preprocess.place(image.height, image.width))
+    height, width = picture.shape[1:]
+    return decoded.restore(best.preprocess.place(height, width))
 
 
 def spread(split: Split, count: int) -> list[Sample]:

@@ -12,8 +12,10 @@ from typing import NamedTuple
 from PIL import Image
 
 from .. import tasks
+from ..channels import RGB, parse_channels
 from ..data import Split
 from ..errors import DataError
+from ..images import Picture
 from ..inputs.dataset import ImageDataset, collate
 from ..inputs.randomness import of_batch, seed_all, states_kept
 from ..inputs.samplers import Draws
@@ -45,7 +47,9 @@ def preview(
     """
     task = tasks.find(name)
     values = parse_values(with_values(config, split)[0].scale_values)
-    preprocess = replace(Preprocess(config.size), values=values, mode=task.MODE)
+    channels = RGB if config.channels is None else parse_channels(config.channels)
+    usual = Preprocess(config.size).for_channels(channels)
+    preprocess = replace(usual, values=values, mode=task.MODE)
     augment = augmentation_of(task, preprocess, config)
     data = ImageDataset(split, preprocess, augment, target=task.TARGET, seed=config.seed)
     draws = list(islice(Draws(order_of(config, split)), count))
@@ -67,6 +71,6 @@ def preview(
 def _plain(data: ImageDataset, index: int, name: str) -> Image.Image:
     """The whole picture of a sample with its annotation, as it is without augmentation."""
     pixels, truth = data.annotated(index)
-    picture = Image.fromarray(array_of(pixels))
+    picture = Picture(array_of(pixels), *pixels.shape[1:]).image
     shown, words = tasks.find(name).PREDICTION.show(picture, truth, data.split.classes, SIDE)
     return captioned(shown, f"as it is: {words}", SIDE)

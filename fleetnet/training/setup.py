@@ -83,6 +83,7 @@ def resolved(
         drop_path=model.drop_path,
         output_stride=model.output_stride,
         options=model.options,
+        channels=model.channels,
         scale_values=_in_words(preprocess.values),
     )
 
@@ -192,7 +193,7 @@ def sizes_and_boxes(train: Split, preprocess: Preprocess) -> Iterator[Annotated]
     """Of each readable picture its (height, width), and its boxes (n, 4) in pixels of the input."""
     for sample in train.samples:
         try:
-            width, height = sample.image().size if callable(sample.image) else measure(sample.image)
+            width, height = measure(sample.image() if callable(sample.image) else sample.image)
         except DataError:  # counted when it is met in training
             continue
         boxes = torch.tensor([item.box for item in sample.objects or () if not item.crowd])

@@ -61,7 +61,7 @@ def seen(split: Split) -> dict[str, list[Thing]]:
     names = {shot.gray: shot.name for shot in MANY}
     shown: dict[str, list[Thing]] = {}
     for sample in split.samples:
-        image = sample.image() if callable(sample.image) else read(sample.image)
+        image = read(sample.image() if callable(sample.image) else sample.image)
         assert image.size == (WIDTH, HEIGHT)
         things = [
             (split.classes[item.label], *map(_pixel, item.box)) for item in sample.objects or ()

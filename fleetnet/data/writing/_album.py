@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ...errors import DataError
-from ...images import EXTENSIONS, examine, read
+from ...images import EXTENSIONS, measure, read
 from ...reading import Member
 from .. import Sample, Split, shorten
 
@@ -50,10 +50,7 @@ class Album:
         """(height, width) of the upright picture of a sample."""
         key = id(sample.image)
         if key not in self._sizes:
-            if callable(sample.image):
-                width, height = sample.image().size
-            else:
-                width, height = examine(sample.image)[0]
+            width, height = measure(sample.image() if callable(sample.image) else sample.image)
             self._sizes[key] = height, width
         return self._sizes[key]
 
