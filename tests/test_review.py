@@ -417,6 +417,20 @@ def test_data_check_reports_what_is_there(tmp_path: Path, capsys):
     assert len(lines) < 40
 
 
+def test_tags_are_found_in_a_table_of_them(tmp_path: Path, capsys):
+    drawn(tmp_path / "images", *(f"{i:02}.png" for i in range(20)))
+    rows = "".join(f"images/{i:02}.png,{i % 2},{int(i % 4 < 3)}\n" for i in range(20))
+    (tmp_path / "train.csv").write_text("filename,cat,dog\n" + rows)
+    assert main(["data", "check", "--data", str(tmp_path), "--workers", "0", "--json"]) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    report = json.loads(last)
+    assert (report["task"], report["target"]) == ("multilabel", "tags")
+    assert report["splits"]["train"]["by_class"] == {"cat": 8, "dog": 14}
+    assert any("14 (77.8 %)" in line for line in lines)
+    few = next(one for one in report["findings"] if one["kind"] == "few-examples")
+    assert "1 class of 2 is there with fewer than 10 images in train" in few["text"]
+
+
 def test_workers_change_nothing(tmp_path: Path):
     train = labeled(tmp_path / "train", "ab" * 20)
     (tmp_path / "train" / "7.png").write_bytes(b"no picture")

@@ -232,11 +232,13 @@ def _show_classes(
     counts = {name: contents[name].by_class(split.classes) for name, split in splits.items()}
     first = next(iter(counts))
     names = sorted(counts[first], key=lambda name: -counts[first][name])
-    title = f"{unit} by class"
+    title = "images by tag" if unit == "tags" else f"{unit} by class"
     if len(names) > ROWS:
         title += f": the most and the least of {len(names)} (--json has all)"
         names = [*names[: ROWS // 2], *names[-ROWS // 2 :]]
-    totals = {name: max(contents[name].total, 1) for name in splits}
+    totals = {  # a picture may have several tags
+        name: max(of.pictures if unit == "tags" else of.total, 1) for name, of in contents.items()
+    }
     rows = [
         [name, *(_share(of.get(name, 0), totals[split], unit) for split, of in counts.items())]
         for name in names

@@ -127,7 +127,8 @@ def _names(train: Split) -> list[Finding]:
 
 def _classes(splits: Splits, contents: Mapping[str, Contents]) -> list[Finding]:
     """What there is of each class to learn from, and whether it is measured too."""
-    learned, unit = splits["train"], contents["train"].unit
+    learned = splits["train"]
+    unit = {"tags": "images"}.get(contents["train"].unit, contents["train"].unit)
     counts = _by_class(contents["train"], learned)
     total = contents["train"].total
     thing = unit.removesuffix("s")
@@ -145,7 +146,7 @@ def _classes(splits: Splits, contents: Mapping[str, Contents]) -> list[Finding]:
             empty,
             "train",
         )
-        findings += _dominating(counts, total, unit)
+        findings += _dominating(counts, total, contents["train"].unit)
     if unit != "pixels":
         few = [f"{name} ({count})" for name, count in counts.items() if 0 < count < FEW]
         findings += finding(
