@@ -62,9 +62,6 @@ def in_terminal(width: int, call: Callable[[], object]) -> list[str]:
     return text.replace("\r\n", "\n").splitlines()
 
 
-TABLED = [verb for verb in VERBS if verb != "data show"]  # which prints a line for each picture
-
-
 @pytest.fixture(scope="module")
 def tables(
     run: Path, photos: Path, tmp_path_factory: pytest.TempPathFactory
@@ -121,12 +118,12 @@ def tables(
         )
     finally:
         patch.undo()
-    assert set(tables) == set(TABLED)
+    assert set(tables) == set(VERBS)
     return tables
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("verb", TABLED)
+@pytest.mark.parametrize("verb", VERBS)
 def test_tables_are_never_cut(verb: str, width: int, tables: dict[str, list[Call]]):
     for title, columns, rows, least in tables[verb]:
         lines = in_terminal(width, lambda: _show.table(title, columns, rows, least))  # noqa: B023
