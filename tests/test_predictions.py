@@ -17,8 +17,9 @@ KEYS = {"boxes", "scores", "labels", "masks", "semantic", "logits"}
 # What goes by name: raw outputs of a network, the annotation of pictures, and how many images of a
 # kind of annotation are read at a time.
 BY_NAME = {"outputs", "truth", "targets", "batch.targets", "IMAGES"}
-# Here only such is at work, under other names too: the graphs of networks, and annotations.
-NETWORKS_AND_ANNOTATIONS = ("tasks/", "inputs/", "proof/verify.py", "cli/reparam.py")
+# Here only such is at work, under other names too: the graphs of networks, and annotations (data/ is
+# below all that predicts).
+NETWORKS_AND_ANNOTATIONS = ("tasks/", "inputs/", "data/", "proof/verify.py", "cli/reparam.py")
 
 
 def some(count: int = 3) -> dict[str, Tensor]:
