@@ -223,7 +223,7 @@ def test_annotations_of_large_pictures_follow(tmp_path, monkeypatch):
     assert after.place == before.place
     assert torch.equal(after.targets["boxes"], before.targets["boxes"])
     image, targets = ImageDataset(split, preprocess, InTurn(), target="boxes").annotated(0)
-    assert image.size == (111, 84)
+    assert image.shape == (3, 84, 111)
     assert torch.allclose(targets["boxes"], torch.tensor([[10.0, 20.0, 30.0, 40.0]]), atol=0.4)
 
 

@@ -114,14 +114,14 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
 ) -> None:
     data = dataset(photos)
     culprit = str(data.split.samples[9].image)
-    read = images.load
+    read = images.look
 
     def reading(source: Any, *more: Any) -> Any:
         if str(source) == culprit:
             FATES[fate][0]()
         return read(source, *more)
 
-    monkeypatch.setattr(images, "load", reading)
+    monkeypatch.setattr(images, "look", reading)
     said: list[str] = []
     monkeypatch.setattr(workers, "SAID_EVERY", 1.0)
     began = time.monotonic()

@@ -33,15 +33,15 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """How often each picture is decoded."""
+    """How often each picture is read."""
     counts: Counter[str] = Counter()
-    load = images.load
+    look = images.look
 
-    def counting(source: images.Source, *others: Any) -> images.Picture:
+    def counting(source: images.Source, *others: Any) -> images.Picture | images.Encoded:
         counts[str(source)] += 1
-        return load(source, *others)
+        return look(source, *others)
 
-    monkeypatch.setattr(images, "load", counting)
+    monkeypatch.setattr(images, "look", counting)
     return counts
 
 
