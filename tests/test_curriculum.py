@@ -2,12 +2,21 @@
 
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
 import pytest
+import torch
 
+import fleetnet
+from fleetnet import data
 from fleetnet.errors import UsageError
+from fleetnet.inputs import augment
 from fleetnet.inputs.curriculum import Sizes, parse_curriculum, parse_sizes
+from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.inputs.samplers import OrderedBatches, Repeated, Shuffled, SizedBatches
+from fleetnet.preprocess import Preprocess
+from fleetnet.tasks import build
+from fleetnet.training.config import TrainConfig
 
 PARC = parse_sizes("160,192,256,288,320")
 
@@ -75,3 +84,62 @@ def test_repeated_samples_stand_beside_each_other():
     assert [draw.turn for draw in batch] == [0, 1, 2, 0, 1, 2]
     order.epoch = 1
     assert list(order) != indices
+
+
+def test_inputs_have_the_sizes_of_their_steps(photos: Path, tmp_path: Path):
+    """A training by a curriculum, and one with a size a step: what the network sees."""
+    train, val = (data.load(str(photos), split) for split in ("train", "val"))
+    usual = {"size": 64, "batch_size": 2, "epochs": 2, "ema": None, "device": "cpu"}
+
+    def seen(name: str, **settings: object) -> list[tuple[int, ...]]:
+        shapes: list[tuple[int, ...]] = []
+        torch.manual_seed(0)
+        fleetnet.fit(
+            build("fasternet_t0", 3),
+            train,
+            val,
+            TrainConfig(**usual, **settings),
+            tmp_path / name,
+            report=False,
+            on_batch=lambda images, *_: shapes.append(tuple(images.shape)),
+        )
+        return shapes
+
+    grown = seen("grown", curriculum="0:32:0.5,1:64", auto_augment="randaugment")
+    half = len(grown) // 2
+    assert grown == [(2, 3, 32, 32)] * half + [(2, 3, 64, 64)] * half
+    changing = seen("changing", sizes="32,64x96")
+    assert set(changing) == {(8, 3, 32, 32), (2, 3, 64, 96)}
+    repeated = seen("repeated", repeats=2, flip=0.5)
+    assert set(repeated) == {(2, 3, 64, 64)}
+
+
+def test_policies_of_timm_are_scaled_by_the_strength(monkeypatch: pytest.MonkeyPatch):
+    auto_augment = pytest.importorskip("timm.data.auto_augment")
+    asked = []
+    monkeypatch.setattr(
+        auto_augment, "rand_augment_transform", lambda policy, _: asked.append(policy)
+    )
+    augment.timm_policy("rand-m9-mstd0.5-inc1", Preprocess((64, 64)), 0.5)
+    assert asked == ["rand-m4.5-mstd0.5-inc1"]
+
+
+def test_policies_that_there_are_not():
+    with pytest.raises(UsageError, match="did you mean 'randaugment'"):
+        augment.check_policy("randaugmint")
+    with pytest.raises(UsageError, match="which timm does not read"):
+        augment.check_policy("rand-x9")
+    picture = torch.randint(0, 256, (3, 40, 40), dtype=torch.uint8)
+    policy = augment.augmentation(
+        "classify", Preprocess((32, 32)), auto_augment="rand-m9-mstd0.5-inc1", color_jitter=0
+    )
+    made, _ = augment.as_input(policy, Preprocess((32, 32)), [AnnotatedPicture(picture, {})])
+    assert made.shape == (3, 32, 32)
+    assert made.dtype == torch.uint8
+
+
+def test_sizes_are_said_once():
+    with pytest.raises(UsageError, match="both say the size of a step"):
+        TrainConfig(sizes="32,64", curriculum="0:32")
+    with pytest.raises(UsageError, match="both say the order of the samples"):
+        TrainConfig(balance=True, repeats=3)

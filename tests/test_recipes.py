@@ -8,7 +8,10 @@ import pytest
 
 from fleetnet import recipes
 from fleetnet.cli import main
+from fleetnet.cli._table import SIZES
 from fleetnet.errors import UsageError
+from fleetnet.tasks import split_name
+from fleetnet.training.checks import check_settings
 from fleetnet.training.config import TrainConfig, read_recipe
 
 
@@ -19,7 +22,11 @@ def test_a_recipe_says_what_it_is_and_can_be_read(name: str):
     assert recipe.command.startswith(f"fleetnet train --recipe {name} ")
     assert recipe.hardware
     assert recipe.differs or not recipe.is_published
-    TrainConfig(**{"model": "fasternet_t0", "data": "shapes", **read_recipe(recipes.locate(name))})
+    settings = read_recipe(recipes.locate(name))
+    config = TrainConfig(**{"model": "fasternet_t0", "data": "shapes", **settings})
+    task, backbone = split_name(config.model)
+    check_settings(config, task, settings, processes=8)
+    assert backbone in SIZES
 
 
 def test_recipes_are_listed_and_shown(capsys):

@@ -16,6 +16,7 @@ small ones below.
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -40,6 +41,7 @@ AUTO_AUGMENT = {
     "trivial": v2.TrivialAugmentWide,
     "autoaugment": v2.AutoAugment,
 }
+OF_TIMM = "rand-"  # how the names of its policies begin that are taken
 Recolor = Callable[[Tensor], Tensor]
 
 
@@ -197,15 +199,34 @@ class Erased(Augmentation):
     """
 
     def __init__(self, preprocess: Preprocess, probability: float):
-        mean = preprocess.mean[::-1] if preprocess.channel_order == "BGR" else preprocess.mean
-        color = [round(255 * min(max(value, 0.0), 1.0)) for value in mean]
-        self.erase = v2.RandomErasing(probability, value=color)
+        self.erase = v2.RandomErasing(probability, value=_mean_color(preprocess))
 
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
         picture, targets = pictures[0]
         return AnnotatedPicture(self.erase(picture), targets)
+
+
+def _mean_color(preprocess: Preprocess) -> list[int]:
+    """What becomes zero for the network, in the picture's own order."""
+    mean = preprocess.mean[::-1] if preprocess.channel_order == "BGR" else preprocess.mean
+    return [round(255 * min(max(value, 0.0), 1.0)) for value in mean]
+
+
+class AtTimes(Augmentation):
+    """Another augmentation of one picture, with a probability."""
+
+    def __init__(self, step: Augmentation, probability: float):
+        self.step = step
+        self.probability = probability
+
+    def __call__(
+        self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
+    ) -> AnnotatedPicture:
+        if torch.rand((), generator=generator) >= self.probability:
+            return pictures[0]
+        return self.step(pictures, generator)
 
 
 def check_augmentation(augment: object) -> None:
@@ -265,6 +286,7 @@ def augmentation(
     erasing: float = 0.0,
     mosaic: float = 1.0,
     auto_augment: str | None = None,
+    strength: float = 1.0,
 ) -> Augmentation:
     """One of DEFAULTS for inputs as `preprocess` makes them.
 
@@ -274,7 +296,10 @@ def augmentation(
                   and hue of "ssd", are those of RGB
     erasing       probability of erasing a rectangle
     mosaic        probability of four pictures in one
-    auto_augment  one of AUTO_AUGMENT; with "classify" alone, since boxes would not move with it
+    auto_augment  one of AUTO_AUGMENT, or timm's RandAugment, as rand-m9-mstd0.5-inc1; with
+                  "classify" alone, since boxes would not move with it
+    strength      share of the pictures that a policy changes, from 0 to 1; timm's changes all of
+                  them, by this share of its magnitude
 
     "none" shows what evaluation sees, whatever the settings are. Raises `UsageError` for unknown
     names.
@@ -287,7 +312,7 @@ def augmentation(
     if color_jitter is None:
         color_jitter = DEFAULTS[name]["color_jitter"]
     if name == "classify":
-        steps = _cropped(preprocess, scale, flip, auto_augment or "none")
+        steps = _cropped(preprocess, scale, flip, auto_augment or "none", strength)
     else:
         layout = layout_of(name, preprocess, scale, mosaic)
         steps = [Arranged(preprocess, layout), Flip(flip)]
@@ -302,8 +327,7 @@ def augmentation(
 def _check_names(name: str, policy: str, channels: int) -> None:
     if name not in DEFAULTS:
         raise UsageError(f"no augmentation {name!r}: {suggest(name, DEFAULTS)}")
-    if policy not in AUTO_AUGMENT:
-        raise UsageError(f"no auto_augment {policy!r}: {suggest(policy, AUTO_AUGMENT)}")
+    check_policy(policy)
     if policy != "none" and name not in ("classify", "none"):
         raise UsageError(f"auto_augment is {policy!r}; allowed with boxes and masks: none")
     if policy != "none" and channels not in (1, RGB):
@@ -313,14 +337,54 @@ def _check_names(name: str, policy: str, channels: int) -> None:
         )
 
 
-def _cropped(preprocess: Preprocess, scale: float, flip: float, policy: str) -> list[Augmentation]:
+def check_policy(policy: str) -> None:
+    """`UsageError` for a policy that there is not, or that timm would have to be there for."""
+    if not policy.startswith(OF_TIMM):
+        if policy not in AUTO_AUGMENT:
+            raise UsageError(f"no auto_augment {policy!r}: {suggest(policy, AUTO_AUGMENT)}")
+        return
+    try:
+        from timm.data.auto_augment import rand_augment_transform  # here: an extra
+    except ImportError as error:
+        raise UsageError(
+            f"auto_augment {policy!r} is timm's: pip install 'fleetnet[timm]', or take randaugment"
+        ) from error
+    try:
+        rand_augment_transform(policy, {})
+    except (AssertionError, ValueError, KeyError) as error:
+        raise UsageError(
+            f"auto_augment is {policy!r}, which timm does not read ({error}); allowed: such as "
+            "rand-m9-mstd0.5-inc1"
+        ) from error
+
+
+def timm_policy(
+    policy: str, preprocess: Preprocess, strength: float
+) -> Callable[[Image.Image], Image.Image]:
+    """timm's RandAugment by its name (arXiv:1909.13719), its magnitude times a strength."""
+    from timm.data.auto_augment import rand_augment_transform
+
+    scaled = re.sub(r"-m([\d.]+)", lambda level: f"-m{strength * float(level[1]):g}", policy)
+    color = tuple(_mean_color(preprocess))
+    shortest = min(preprocess.size)
+    change: Callable[[Image.Image], Image.Image] = rand_augment_transform(
+        scaled, {"translate_const": int(0.45 * shortest), "img_mean": color}
+    )
+    return change
+
+
+def _cropped(
+    preprocess: Preprocess, scale: float, flip: float, policy: str, strength: float
+) -> list[Augmentation]:
     """The first steps of "classify"."""
     steps: list[Augmentation] = [RandomCrop(preprocess, scale)]
     if flip:
         steps.append(Flip(flip))
-    make_policy = AUTO_AUGMENT[policy]
-    if make_policy is not None:
-        steps.append(Recolored(ByPillow(make_policy())))
+    if policy.startswith(OF_TIMM):
+        steps.append(Recolored(ByPillow(timm_policy(policy, preprocess, strength))))
+    elif (make_policy := AUTO_AUGMENT[policy]) is not None:
+        recolored = Recolored(ByPillow(make_policy()))
+        steps.append(recolored if strength == 1 else AtTimes(recolored, strength))
     return steps
 
 

@@ -1,8 +1,8 @@
 """Samples as network inputs, and batches of them: `ImageDataset`, `collate`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ..preprocess import Preprocess
 from ..resizing import tensor_of
 from .augment import Augmentation, as_input
 from .cache import LIMIT, Kept, keep
+from .curriculum import Curriculum, Size
 from .decode import AnnotatedPicture, Targets, look_at, read_targets, reduced
 from .randomness import Draw, generator_of, of_others, of_sample, seed_all, states_kept
 
@@ -54,6 +55,17 @@ class Item(NamedTuple):
     preprocess: Preprocess | None = None
 
 
+class Look(NamedTuple):
+    """What is done to samples at one size of the input, in training."""
+
+    preprocess: Preprocess
+    augment: Augmentation
+
+
+# Of a size, and the strength of the augmentation from 0 to 1.
+MakeLook = Callable[[Size, float], Look]
+
+
 class Watcher(Protocol):
     """What is told which sample is read, before it is."""
 
@@ -66,7 +78,8 @@ class ImageDataset(Dataset[Item | str]):
     `target` is the kind of annotation that comes with them (see `data`). With `augment` they are
     for training: its random changes move the annotation with the picture, into pixels of the input,
     and from the epoch `plain_from` on its plain form does. Without, they are for evaluation, and
-    the annotation stays in the picture's pixels.
+    the annotation stays in the picture's pixels. Where sizes change in a training, by a
+    `curriculum` or by the draw, `at` makes what is used at another size.
 
     Samples are asked for by their index, or in training by a `Draw`: random numbers are those of
     `seed` and the draw, in whichever process; of an index alone, those of its first in epoch 0.
@@ -85,14 +98,18 @@ class ImageDataset(Dataset[Item | str]):
         target: str = "label",
         seed: int = 0,
         plain_from: int | None = None,
+        curriculum: Curriculum | None = None,
+        at: "MakeLook | None" = None,
         cache: bool = False,
         limit: int = LIMIT,
     ):
         self.split = split
         self.preprocess = preprocess
         self.augment = augment
-        self.plain = None if augment is None else augment.plain()
         self.plain_from = plain_from
+        self.curriculum = curriculum
+        self.at = at
+        self.looks: dict[tuple[Size, float], Look] = {}  # those that were asked for
         self.target = target
         self.seed = seed
         self.makes_pictures = any(callable(sample.image) for sample in split.samples)
@@ -116,14 +133,27 @@ class ImageDataset(Dataset[Item | str]):
 
     def _item(self, key: int | Draw) -> Item | str:
         draw = key if isinstance(key, Draw) else Draw(0, key)
-        is_plain = self.plain_from is not None and draw.epoch >= self.plain_from
-        augment = self.plain if is_plain else self.augment
         try:
-            if augment is None:
+            if self.augment is None:
                 return self._for_evaluation(draw.sample)
-            return self._for_training(draw, augment)
+            return self._for_training(draw)
         except DataError as error:
             return str(error)
+
+    def _look(self, draw: Draw) -> "Look":
+        """What is done to a sample at the size and the strength that it comes up with."""
+        stage = None if self.curriculum is None else self.curriculum.at(draw.epoch)
+        size, strength = draw.size, 1.0
+        if stage is not None:
+            size, strength = stage.size, stage.strength
+        if self.at is None or (size in (None, self.preprocess.size) and strength == 1.0):
+            look = Look(self.preprocess, cast(Augmentation, self.augment))
+        else:
+            which = (size or self.preprocess.size, strength)
+            look = self.looks.get(which) or self.at(*which)
+            self.looks[which] = look
+        is_plain = self.plain_from is not None and draw.epoch >= self.plain_from
+        return look._replace(augment=look.augment.plain()) if is_plain else look
 
     def _for_evaluation(self, index: int) -> Item:
         picture = self._picture(index).decoded()
@@ -131,7 +161,8 @@ class ImageDataset(Dataset[Item | str]):
         targets = self._targets(index, picture)
         return Item(self.preprocess.pixels(picture), targets, index, place, self.preprocess)
 
-    def _for_training(self, draw: Draw, augment: Augmentation) -> Item:
+    def _for_training(self, draw: Draw) -> Item:
+        preprocess, augment = self._look(draw)
         pictures = self._pictures(draw, augment.pictures)
         try:
             return self._augmented(draw, augment, pictures)
@@ -146,8 +177,8 @@ class ImageDataset(Dataset[Item | str]):
         self, draw: Draw, augment: Augmentation, pictures: Sequence[AnnotatedPicture]
     ) -> Item:
         generator = seed_all(of_sample(self.seed, draw))
-        image, targets = as_input(augment, self.preprocess, pictures, generator)
-        return Item(image, targets, draw.sample, None, self.preprocess)
+        image, targets = as_input(augment, preprocess, pictures, generator)
+        return Item(image, targets, draw.sample, None, preprocess)
 
     def _pictures(self, draw: Draw, count: int) -> list[AnnotatedPicture]:
         """The sample, and random others as far as they can be read."""

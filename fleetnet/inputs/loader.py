@@ -3,10 +3,11 @@
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
 
+from .curriculum import Sizes
 from .dataset import ImageDataset, Item
 from .handover import HandOver
 from .randomness import Draw
-from .samplers import Order, OrderedBatches
+from .samplers import Order, OrderedBatches, SizedBatches
 from .workers import Positions
 
 Batches = DataLoader[Item | str]  # which gives a `Batch` at a time
@@ -23,19 +24,23 @@ def batches_of(
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
+    sizes: Sizes | None = None,
 ) -> Batches:
     """Batches of a data set; go through them with `workers.patient`.
 
     In an `order`, for training, a smaller last batch is left out unless it is the only one; without
     one they are all samples, in the data set's own order. `workers` processes read images, none if
     it is 0; none of them may take more than `minutes` for a batch. Of `world` processes that train
-    together each gets its part of every ordered batch, by its `rank`.
+    together each gets its part of every ordered batch, by its `rank`. With `sizes` each ordered
+    batch has one of them, and as many images as go with it.
     """
     positions = Positions(workers) if workers else None
     data.watcher = positions
     batches: Sampler[list[int]] | Sampler[list[Draw]]
     if order is None:
         batches = BatchSampler(SequentialSampler(data), batch_size, drop_last=False)
+    elif sizes is not None:
+        batches = SizedBatches(order, sizes, rank)
     else:
         batches = OrderedBatches(order, batch_size, rank, world)
     return DataLoader(

@@ -149,13 +149,18 @@ def parse_epochs(text: str) -> list[float]:
 
 
 OPTIMIZERS = "sgd", "adamw"
+POLICIES = "none", "randaugment", "trivial", "autoaugment"
 OF_SCHEDULES = {  # which schedules read a setting
     "min_lr": ("cosine", "wsd"),
     "cosine_from": ("cosine",),
 }
 # Settings, what their values have to be, and how an error says that.
 RANGES: list[tuple[str, Callable[[float], bool], str]] = [
-    ("epochs batch_size accumulate eval_every max_objects", lambda value: value >= 1, "at least 1"),
+    (
+        "epochs batch_size accumulate repeats eval_every max_objects",
+        lambda value: value >= 1,
+        "at least 1",
+    ),
     (
         "weight_decay warmup_epochs mixup cutmix color_jitter workers threads patience "
         "plain_epochs decay_end warmup_steps warmup_lr min_lr rate_lag cooldown_epochs lr_batch",
@@ -308,6 +313,19 @@ class TrainConfig:
         1.0, "probability of joining four images, where the augmentation is mosaic", MOSAIC
     )
     plain_epochs: int = _field(0, "last epochs without mosaic", MOSAIC, SOME_MOSAIC)
+    curriculum: str = _field(
+        "",
+        "sizes of the input by epoch, and strengths of auto_augment from 0 to 1, as "
+        "0:160:0.3,39:192:0.6,114:224",
+    )
+    sizes: str = _field(
+        "",
+        "sizes of which each step has one by chance, with as many images as have the pixels of "
+        "batch_size at size, as 160,192,256",
+    )
+    repeats: int = _field(
+        1, "how often a sample stands in a batch, each time augmented anew; an epoch has fewer"
+    )
     multi_scale: float = _field(
         0.0, "each step at a size of its own, at most this share smaller or larger"
     )
@@ -320,8 +338,12 @@ class TrainConfig:
     color_jitter: float | None = _field(
         None, "range of brightness, contrast and saturation; null: the usual one", AUGMENTED
     )
-    auto_augment: Literal["none", "randaugment", "trivial", "autoaugment"] = _field(
-        "none", "torchvision's policies", PICTURES, AUGMENTED
+    auto_augment: str = _field(
+        "none",
+        "none, torchvision's randaugment, trivial or autoaugment, or timm's RandAugment, such as "
+        "rand-m9-mstd0.5-inc1",
+        PICTURES,
+        AUGMENTED,
     )
     erasing: float = _field(0.0, "probability of erasing a rectangle", AUGMENTED)
     mixup: float = _field(0.0, "alpha of mixup; 0 for none", PICTURES)
@@ -391,6 +413,7 @@ class TrainConfig:
                 null = ", or null" if type(None) in get_args(hints[key]) else ""
                 self._check_range(key, is_allowed, f"{allowed}{null}")
         self._check_schedule()
+        self._check_order()
         if self.balance and self.class_weights != "none":
             raise UsageError(
                 "balance and class_weights both make up for classes of few samples: "
@@ -407,6 +430,18 @@ class TrainConfig:
             for key, value in getattr(self, mapping).items():
                 if isinstance(value, float) and not math.isfinite(value):
                     raise UsageError(f"{mapping}.{key} is {value}; allowed: a finite number")
+
+    def _check_order(self) -> None:
+        """`UsageError` where two settings say the same thing of the samples or of their size."""
+        if self.sizes and self.curriculum:
+            raise UsageError("sizes and curriculum both say the size of a step: give one of them")
+        if self.auto_augment not in POLICIES and not self.auto_augment.startswith("rand-"):
+            raise UsageError(
+                f"auto_augment is {self.auto_augment!r}: {suggest(self.auto_augment, POLICIES)}, "
+                "or timm's RandAugment, such as rand-m9-mstd0.5-inc1"
+            )
+        if self.balance and self.repeats > 1:
+            raise UsageError("balance and repeats both say the order of the samples: give one")
 
     def _check_schedule(self) -> None:
         """`UsageError` for settings of a schedule that is not this one, or that lacks its own."""

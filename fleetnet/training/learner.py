@@ -11,7 +11,9 @@ from torch.optim.swa_utils import AveragedModel
 from .. import tasks
 from ..boxes import Limits
 from ..data import Split
+from ..errors import UsageError
 from ..inputs.augment import Augmentation
+from ..inputs.curriculum import parse_curriculum
 from ..inputs.dataset import ImageDataset
 from ..inputs.loader import Batches, batches_of
 from ..inputs.samplers import Order
@@ -28,11 +30,13 @@ from .optimizer import average_of, clip_adaptively, optimizer_of
 from .run import Before, Training
 from .schedule import Schedule
 from .setup import (
+    at_other_sizes,
     augmentation_of,
     evaluation_limits,
     may_be_channels_last,
     order_of,
     sizes_and_boxes,
+    sizes_of,
 )
 
 if TYPE_CHECKING:
@@ -167,7 +171,14 @@ def set_up(
         objective = objective_of(model, config, train, preprocess, accelerator.device)
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
-    augment = augmentation_of(task, preprocess, config) if augment is None else augment
+    curriculum, sizes = parse_curriculum(config.curriculum), sizes_of(config)
+    if augment is None:
+        augment = augmentation_of(task, preprocess, config)
+    elif curriculum is not None or sizes is not None:
+        raise UsageError(
+            "sizes and curriculum need the augmentation at other sizes, which `augment` is not: "
+            "leave out one of them"
+        )
     data = ImageDataset(
         train,
         preprocess,
@@ -175,6 +186,8 @@ def set_up(
         target=task.TARGET,
         seed=config.seed,
         plain_from=config.epochs - config.plain_epochs,
+        curriculum=curriculum,
+        at=at_other_sizes(task, preprocess, config),
         cache=config.cache,
     )
     val_data = ImageDataset(val, preprocess, target=task.TARGET)
@@ -194,6 +207,7 @@ def set_up(
             images,
             config.batch_size,
             order=order,
+            sizes=sizes,
             workers=config.workers,
             minutes=config.timeout,
             pin_memory=torch.cuda.is_available() and config.device != "cpu",

@@ -18,7 +18,9 @@ from ..facts import Source
 from ..images import Range, measure
 from ..images import value_range as range_of_files
 from ..inputs.augment import Augmentation, augmentation
-from ..inputs.samplers import Balanced, Order, Shuffled, labels_of
+from ..inputs.curriculum import Size, Sizes, parse_sizes
+from ..inputs.dataset import Look, MakeLook
+from ..inputs.samplers import Balanced, Order, Repeated, Shuffled, labels_of
 from ..preprocess import Preprocess
 from ..tasks import Annotated, Model, Task
 from .checks import check_device
@@ -162,7 +164,9 @@ def evaluation_limits(config: TrainConfig, model: Model, classes: list[str]) -> 
 # Inputs ----------------------------------------------------------------------------------------
 
 
-def augmentation_of(task: Task, preprocess: Preprocess, config: TrainConfig) -> Augmentation:
+def augmentation_of(
+    task: Task, preprocess: Preprocess, config: TrainConfig, strength: float = 1.0
+) -> Augmentation:
     """What the setting `augment` names, with the settings that it reads; `task` is its file."""
     name = task.AUGMENT if config.augment == "default" else config.augment
     if (name == "classify") != (task.TARGET in OF_PICTURES) and name != "none":
@@ -179,13 +183,32 @@ def augmentation_of(task: Task, preprocess: Preprocess, config: TrainConfig) -> 
         erasing=config.erasing,
         mosaic=config.mosaic,
         auto_augment=config.auto_augment,
+        strength=strength,
     )
+
+
+def at_other_sizes(task: Task, preprocess: Preprocess, config: TrainConfig) -> MakeLook:
+    """What makes preprocessing and augmentation of a training at another size and strength."""
+
+    def make(size: Size, strength: float) -> Look:
+        resized = replace(preprocess, size=size)
+        return Look(resized, augmentation_of(task, resized, config, strength))
+
+    return make
+
+
+def sizes_of(config: TrainConfig, world: int = 1) -> Sizes | None:
+    """The sizes of which each step has one; None where all steps have the same."""
+    sizes = parse_sizes(config.sizes)
+    return Sizes(sizes, config.size, config.batch_size, config.seed, world) if sizes else None
 
 
 def order_of(config: TrainConfig, train: Split) -> Order:
     """In which order an epoch goes through the samples, unless `fit` gets another sampler."""
     if config.balance:
         return Balanced(labels_of(train), config.seed)
+    if config.repeats > 1:
+        return Repeated(len(train.samples), config.seed, config.repeats)
     return Shuffled(len(train.samples), config.seed)
 
 
