@@ -162,23 +162,21 @@ class ImageDataset(Dataset[Item | str]):
         return Item(self.preprocess.pixels(picture), targets, index, place, self.preprocess)
 
     def _for_training(self, draw: Draw) -> Item:
-        preprocess, augment = self._look(draw)
-        pictures = self._pictures(draw, augment.pictures)
+        look = self._look(draw)
+        pictures = self._pictures(draw, look.augment.pictures)
         try:
-            return self._augmented(draw, augment, pictures)
+            return self._augmented(draw, look, pictures)
         except DataError:
             if len(pictures) == 1:
                 raise
             # One of them is a JPEG that is damaged behind its head. Where it is the sample's own,
             # it is named now; another one is named when it is an item itself.
-            return self._augmented(draw, augment, pictures[:1])
+            return self._augmented(draw, look, pictures[:1])
 
-    def _augmented(
-        self, draw: Draw, augment: Augmentation, pictures: Sequence[AnnotatedPicture]
-    ) -> Item:
+    def _augmented(self, draw: Draw, look: "Look", pictures: Sequence[AnnotatedPicture]) -> Item:
         generator = seed_all(of_sample(self.seed, draw))
-        image, targets = as_input(augment, preprocess, pictures, generator)
-        return Item(image, targets, draw.sample, None, preprocess)
+        image, targets = as_input(look.augment, look.preprocess, pictures, generator)
+        return Item(image, targets, draw.sample, None, look.preprocess)
 
     def _pictures(self, draw: Draw, count: int) -> list[AnnotatedPicture]:
         """The sample, and random others as far as they can be read."""
