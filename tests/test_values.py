@@ -176,13 +176,14 @@ def test_the_range_goes_with_the_weights(scans, tmp_path, capsys):
     predictor = load(tmp_path / "run")
     assert predictor.preprocess.values == (0, 4095)
     file = scans / "val" / "up" / "0.png"
-    expected = predictor.preprocess(images.load(file, (0, 4095)))
+    expected = predictor.preprocess.pixels(images.load(file, (0, 4095)))
     split = data.load(str(scans), "val", None, "label")
     item = ImageDataset(split, predictor.preprocess)[1]
     assert any(
         torch.equal(ImageDataset(split, predictor.preprocess)[i].image, expected) for i in range(4)
     ), item
-    assert torch.equal(calibration([file], predictor.preprocess)[0], expected)
+    normalized = predictor.preprocess.normalize(expected)
+    assert torch.equal(calibration([file], predictor.preprocess)[0], normalized)
     assert predictor.predict(file) == predictor.predict(images.read(file, (0, 4095)))
     assert predictor.predict(file) == predictor.predict(deep(4000))
     assert main(["predict", "--model", str(tmp_path / "run"), str(file), "--json"]) == 0

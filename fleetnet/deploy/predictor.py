@@ -215,7 +215,8 @@ class Predictor(Limiting):
         floats from 0 to 1, as `images.load` says; several are a list of such, an array (N, height,
         width, 3), or a tensor (N, 3, height, width). The same pixels reach the network in every
         form. `channels` is the order of colors in arrays and tensors: "RGB", or "BGR" as OpenCV
-        gives them.
+        gives them. A network of other than three channels takes pictures of as many, and gray ones
+        of colors too.
 
         Of a classifier the `top` classes as (name, probability), most probable first; with tags all
         classes of a probability of at least `threshold` (0.5 unless given). Of a detector
