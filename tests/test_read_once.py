@@ -120,6 +120,6 @@ def test_kept_batches_hold_no_open_files_of_workers() -> None:
                 ours.targets["semantic"], theirs.targets["semantic"], strict=True
             ):
                 assert torch.equal(our_map, their_map)
-    kept = [kept.batch for kept in batches.kept]
+    kept = batches.kept
     assert len(kept) == len(handed_over)
     assert not any(tensor.is_shared() for batch in kept for tensor in batch.targets["semantic"])
