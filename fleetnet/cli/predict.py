@@ -544,9 +544,13 @@ def _present(
 
 def _draw(picture: "Picture", prediction: "Prediction", classes: list[str]) -> "Image.Image":
     """A prediction on the image of a picture: of a large one, that is a reduced copy."""
-    rows, columns, _ = picture.pixels.shape
-    scale = rows / picture.height, columns / picture.width
-    return prediction.draw(picture.image, classes, scale=scale)
+    from ..predictions import Detections
+
+    image = picture.image
+    if isinstance(prediction, Detections) and image.height < picture.height:
+        image = image.reduce(2)  # there is no room for several copies as large
+    scale = image.height / picture.height, image.width / picture.width
+    return prediction.draw(image, classes, scale=scale)
 
 
 def _table(columns: list[str], rows: list[list[str]], images: int) -> None:
