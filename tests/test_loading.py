@@ -72,6 +72,7 @@ def test_batches_of_workers_are_those_of_this_process(
     if free is not None:
         # The workers are forks of this process.
         monkeypatch.setattr(handover, "free_shared_memory", lambda: free)
+    monkeypatch.setattr(handover, "SMALL", 1 << 10)  # so that images of bytes are large
     data = shapes(target)
     here = list(batches_of(data, 4))
     there = list(patient(batches_of(data, 4, workers=2)))
@@ -146,7 +147,7 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
 def test_an_error_of_the_code_in_a_worker_stays_what_it_is(
     photos: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(images, "load", lambda *_: 1 / 0)
+    monkeypatch.setattr(images, "look", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         list(patient(batches_of(dataset(photos), 4, workers=1)))
 
