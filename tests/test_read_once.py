@@ -37,9 +37,11 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     look = images.look
 
-    def counting(source: images.Source, *others: Any) -> images.Picture | images.Encoded:
+    def counting(
+        source: images.Source, *others: Any, **named: Any
+    ) -> images.Picture | images.Encoded:
         counts[str(source)] += 1
-        return look(source, *others)
+        return look(source, *others, **named)
 
     monkeypatch.setattr(images, "look", counting)
     return counts
