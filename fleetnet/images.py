@@ -208,11 +208,14 @@ def look(
         if isinstance(source, Image.Image):
             return _of_image(source, values, count)
         with _opened(source) as file:
+            plain = _plain_jpeg(file, _name(source), count)
+            if plain is not None:
+                return plain
             stack = _stack(file, count)
             if stack is not None:
                 return _of_stack(stack, values, count)
             image = _open(file)
-            if _is_plain_jpeg(file, image):
+            if _may_wait(file, image):
                 return _encoded(file, image, _name(source), count)
             return _of_file(file, image, values, count)
 
@@ -577,7 +580,20 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
 # ---- forms of a picture ------------------------------------------------------------------------
 
 
-def _is_plain_jpeg(file: BinaryIO, image: ImageFile.ImageFile) -> bool:
+def _plain_jpeg(file: BinaryIO, name: str, count: int) -> Encoded | None:
+    """A JPEG of which nothing is unusual, without Pillow; None for any other file."""
+    is_jpeg = file.read(3) == b"\xff\xd8\xff"
+    if not is_jpeg or file.seek(0, os.SEEK_END) > LONGEST:
+        return None
+    file.seek(0)
+    content = file.read()
+    head = jpeg.head(content)
+    if head is None or head.height * head.width > MAX_PIXELS:
+        return None
+    return Encoded(content, head.height, head.width, 1, head.gray, name, count)
+
+
+def _may_wait(file: BinaryIO, image: ImageFile.ImageFile) -> bool:
     """Whether a file, opened and not loaded, is a JPEG that simplejpeg may know, to be read whole."""
     if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
         return False

@@ -251,7 +251,14 @@ class Preprocess:
             return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
         # Whole rows at once: with three values at a time, the same takes three times as long.
         mean, std = (values.flatten().repeat(width) for values in (mean, std))
-        scaled = rows.flatten(-2).to(torch.float32).div_(255).sub_(mean).div_(std)
+        rows = rows.flatten(-2)  # (..., h, w * C)
+        scaled = torch.empty(rows.shape, dtype=torch.float32, device=rows.device)
+        # On a CPU picture by picture, each of which stays in its cache: of a batch of 64 pictures
+        # of 224 pixels, all at once take four times as long.
+        one_by_one = rows.device.type == "cpu" and rows.ndim > 2
+        parts = zip(rows, scaled, strict=True) if one_by_one else [(rows, scaled)]
+        for pixels_of, result in parts:
+            result.copy_(pixels_of).div_(255).sub_(mean).div_(std)
         return scaled.unflatten(-1, (width, channels)).movedim(-1, -3)
 
     def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 
 from fleetnet import images
 from fleetnet.inputs import colors
-from fleetnet.inputs.augment import RandomCrop
+from fleetnet.inputs.augment import RandomCrop, random_part
 from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.inputs.layouts import to_decode
 from fleetnet.preprocess import Preprocess
@@ -77,16 +77,14 @@ def encoded(height: int, width: int) -> images.Encoded:
 def test_crops_of_what_is_decoded_smaller_are_those_of_torchvision():
     """Moved by half a pixel of the input at most, so that areas and places are spread alike."""
     size, whole = (32, 32), (301, 402)
-    crop = RandomCrop(Preprocess(size), 0.08)
     annotated, moved = AnnotatedPicture(encoded(*whole), {}), []
     for seed in range(200):
         torch.manual_seed(seed)
-        drawn = crop.crop.make_params([torch.empty(1, *whole)])
-        box = [drawn["left"], drawn["top"]]
-        box += [drawn["left"] + drawn["width"], drawn["top"] + drawn["height"]]
-        by = annotated.reduction((drawn["height"], drawn["width"]), size)
+        box = random_part(*whole, 0.08, torch.default_generator)
+        height, width = box[3] - box[1], box[2] - box[0]
+        by = annotated.reduction((height, width), size)
         ours = to_decode(box, annotated, size)
-        scale = np.array([drawn["width"] / size[1], drawn["height"] / size[0]] * 2)
+        scale = np.array([width / size[1], height / size[0]] * 2)
         inputs = (np.array(ours) - box) / scale  # in pixels of the input
         assert np.abs(inputs).max() <= 0.5
         at_edge = np.isin(ours, [0, *whole])

@@ -1,6 +1,7 @@
 """Pillow is the measure: the decoder gives its pixels, and resizing what it gives to one level."""
 
 import io
+import random
 
 import numpy as np
 import pytest
@@ -148,3 +149,45 @@ def test_values_are_scaled_alike_in_both_orders_of_memory(order):
     turned = pixels.flip(1) if order == "BGR" else pixels
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (preprocess.mean, preprocess.std))
     assert torch.equal(first, (turned.float() / 255 - mean) / std)
+
+
+def saved(image: Image.Image, **settings: object) -> bytes:
+    content = io.BytesIO()
+    image.save(content, "JPEG", **settings)
+    return content.getvalue()
+
+
+def test_heads_of_plain_jpegs_are_as_pillow_reads_them():
+    color = Image.effect_noise((37, 21), 50).convert("RGB")
+    exif = Image.Exif()
+    exif[274] = 6
+    plain = [
+        saved(color, quality=30),
+        saved(color, subsampling=0, comment="a comment"),
+        saved(color.convert("L")),
+        saved(color, icc_profile=b"profile" * 9000),  # of several segments
+    ]
+    for content in plain:
+        image = Image.open(io.BytesIO(content))
+        assert jpeg.head(content) == (image.height, image.width, image.mode == "L")
+    others = [
+        saved(color, exif=exif),
+        saved(color, progressive=True),
+        saved(color.convert("CMYK")),
+        plain[0][:100],
+        b"",
+        b"\xff\xd8\xff",
+    ]
+    assert [jpeg.head(content) for content in others] == [None] * 6
+
+
+def test_a_damaged_head_is_none_or_of_a_picture():
+    content = saved(Image.new("RGB", (8, 8)))
+    generator = random.Random(0)
+    for _ in range(3000):
+        changed = bytearray(content[: generator.randrange(len(content))])
+        for _ in range(generator.randrange(4)):
+            if changed:
+                changed[generator.randrange(len(changed))] = generator.randrange(256)
+        head = jpeg.head(bytes(changed))
+        assert head is None or head.height * head.width > 0

@@ -14,7 +14,13 @@ from torchvision.transforms import v2
 from fleetnet.data import Object, Sample, Split, shapes
 from fleetnet.errors import ModelError, UsageError
 from fleetnet.images import Encoded, Picture
-from fleetnet.inputs.augment import AUTO_AUGMENT, Augmentation, as_input, augmentation
+from fleetnet.inputs.augment import (
+    AUTO_AUGMENT,
+    Augmentation,
+    as_input,
+    augmentation,
+    random_part,
+)
 from fleetnet.inputs.cache import Decoded
 from fleetnet.inputs.dataset import Batch, ImageDataset, Item, collate
 from fleetnet.inputs.decode import AnnotatedPicture
@@ -367,3 +373,18 @@ def test_pictures_that_are_made_are_kept_too():
     data = ImageDataset(Split([sample], ["a"]), Preprocess((8, 8)), cache=True)
     assert all(torch.equal(data[0].image, data[0].image) for _ in range(3))
     assert made == [1]
+
+
+@pytest.mark.parametrize("size", [(375, 500), (40, 400), (400, 30), (1, 1), (3, 2)])
+def test_random_parts_are_torchvisions(size: tuple[int, int]):
+    """From the same numbers, on ordinary pictures and where no part of a usual shape fits."""
+    for seed in range(200):
+        torch.manual_seed(seed)
+        theirs = v2.RandomResizedCrop((8, 8), (0.08, 1.0)).make_params([torch.empty(3, *size)])
+        torch.manual_seed(seed)
+        x0, y0, x1, y1 = random_part(*size, 0.08, torch.default_generator)
+        drawn = theirs["left"], theirs["top"], theirs["width"], theirs["height"]
+        apart = [abs(a - b) for a, b in zip(drawn, (x0, y0, x1 - x0, y1 - y0), strict=True)]
+        assert max(apart) <= 1, (seed, drawn)  # it takes the exponential in single precision
+        assert 0 <= x0 < x1 <= size[1]
+        assert 0 <= y0 < y1 <= size[0]

@@ -42,6 +42,8 @@ AUTO_AUGMENT = {
     "autoaugment": v2.AutoAugment,
 }
 OF_TIMM = "rand-"  # how the names of its policies begin that are taken
+TRIES = 10  # for a random part of a picture
+WIDEST = math.log(4 / 3)  # of its shape, width / height
 Recolor = Callable[[Tensor], Tensor]
 
 
@@ -122,27 +124,53 @@ class Arranged(Augmentation):
         return Arranged(self.preprocess, self.layout.plain())
 
 
-class RandomCrop(Augmentation):
-    """A part of a picture, of a random area and shape, stretched to the input: torchvision's.
+def random_part(
+    height: int, width: int, scale: float, generator: torch.Generator
+) -> tuple[int, int, int, int]:
+    """A part of a picture as x0, y0, x1, y1: of `scale` to all of its area, 3:4 to 4:3 in shape.
 
-    `scale` is its smallest area, as a share of the picture's.
+    After ten tries that do not lie within the picture it is the largest one in the middle.
+    """
+
+    def uniform(low: float, high: float) -> float:
+        return torch.empty(1).uniform_(low, high, generator=generator).item()
+
+    for _ in range(TRIES):
+        area = height * width * uniform(scale, 1.0)
+        shape = math.exp(uniform(-WIDEST, WIDEST))  # width / height
+        w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = (
+                int(torch.randint(0, room + 1, (1,), generator=generator))
+                for room in (height - h, width - w)
+            )
+            return left, top, left + w, top + h
+    shape = min(max(width / height, math.exp(-WIDEST)), math.exp(WIDEST))
+    w, h = min(width, round(height * shape)), min(height, round(width / shape))
+    top, left = (height - h) // 2, (width - w) // 2
+    return left, top, left + w, top + h
+
+
+class RandomCrop(Augmentation):
+    """A part of a picture, of a random area and shape, stretched to the input.
+
+    `scale` is its smallest area, as a share of the picture's. Parts are those of torchvision's
+    RandomResizedCrop, from the same numbers, in a tenth of the time: it takes as long as a resize.
     """
 
     at_input_size = True
 
     def __init__(self, preprocess: Preprocess, scale: float):
         self.preprocess = preprocess
-        self.crop = v2.RandomResizedCrop(preprocess.size, (scale, 1.0))
+        self.scale = scale
 
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
         annotated, size = pictures[0], self.preprocess.size
         whole = annotated.height, annotated.width
-        drawn = self.crop.make_params([torch.empty(()).expand(1, *whole)])  # in its pixels
-        x0, y0 = drawn["left"], drawn["top"]
-        crop = x0, y0, x0 + drawn["width"], y0 + drawn["height"]
-        x0, y0, x1, y1 = to_decode(crop, annotated, size)
+        part = random_part(*whole, self.scale, generator)  # in its pixels
+        x0, y0, x1, y1 = to_decode(part, annotated, size)
         scale_y, scale_x = size[0] / (y1 - y0), size[1] / (x1 - x0)
         place = Place(*whole, scale_y, scale_x, -y0 * scale_y, -x0 * scale_x)
         cropped = blank(size, self.preprocess.channels)
