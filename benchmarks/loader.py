@@ -5,10 +5,12 @@
 JPEG files of 500 x 375 and of 4000 x 3000 pixels are made (noise with the spectrum of photographs,
 quality 90), or `--photos` is a folder of them. Each contender is a process with one thread; they
 take turns, a batch each, and what counts is the time of the CPU, so that other work on the machine
-disturbs all alike. All end at scaled values, (N, 3, H, W) float32.
+disturbs all alike. All end at scaled values, (N, 3, H, W) float32, but one.
 
     classify    a random crop of 8 to 100 % of the area to 224, a flip; against torchvision's
                 ImageFolder with RandomResizedCrop, flip, ToTensor and Normalize of PIL images
+    classify-bytes    the same, but ours ends at bytes, as a batch is handed over: they become
+                scaled values on the device
     ssd, yolo   crops with boxes to 300, four pictures in one at 320; against --before
     segment     a random scale and a window of 512, with a label map in a PNG; against --before
     evaluate    the middle 224 of 256; against --before
@@ -32,9 +34,17 @@ import numpy as np
 from PIL import Image
 
 HERE = Path(__file__).parents[1]
-KINDS = {"classify": 224, "ssd": 300, "yolo": 320, "segment": 512, "evaluate": 224}
+KINDS = {
+    "classify": 224,
+    "classify-bytes": 224,
+    "ssd": 300,
+    "yolo": 320,
+    "segment": 512,
+    "evaluate": 224,
+}
 TARGETS = {"ssd": "boxes", "yolo": "boxes", "segment": "semantic"}
 SIZES = {"500x375": (375, 500, 24, 8), "4000x3000": (3000, 4000, 2, 2)}  # files, and a batch
+JPEG = ".jpg", ".jpeg"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -110,7 +120,7 @@ def of_fleetnet(kind: str, photos: list[Path]) -> Load:
         size, 0.875 if kind == "evaluate" else 1.0, mode=modes.get(kind, "crop")
     )
     augment = None
-    if kind == "classify":
+    if kind.startswith("classify"):
         augment = augmentation("classify", preprocess, scale=0.08, color_jitter=0.0)
     elif kind != "evaluate":
         augment = augmentation({"yolo": "mosaic"}.get(kind, kind), preprocess)
@@ -125,6 +135,8 @@ def of_fleetnet(kind: str, photos: list[Path]) -> Load:
         batch = collate(together(indices) if together else [data[index] for index in indices])
         if batch.skipped:
             raise SystemExit(batch.skipped[0])
+        if kind == "classify-bytes":
+            return batch.images
         # before pictures stayed bytes, the images of a batch were scaled already
         return batch.inputs() if hasattr(batch, "inputs") else batch.images
 
@@ -219,7 +231,8 @@ def main() -> None:
             if options.photos and size == "500x375":
                 for path in (folder / "photos").iterdir():
                     path.unlink()
-                for path in sorted(options.photos.rglob("*.jp*g"))[:200]:
+                files = [p for p in options.photos.rglob("*") if p.suffix.lower() in JPEG]
+                for path in sorted(files)[:200]:
                     (folder / "photos" / path.name).symlink_to(path.resolve())
             kilobytes = [path.stat().st_size / 1e3 for path in (folder / "photos").iterdir()]
             print(f"{size}: {len(kilobytes)} photos of {statistics.mean(kilobytes):.0f} kB")
@@ -227,7 +240,7 @@ def main() -> None:
                 if options.photos and kind == "segment":
                     continue
                 names = {"fleetnet": HERE}
-                if kind == "classify":
+                if kind.startswith("classify"):
                     names["torchvision"] = HERE
                 if options.before:
                     names["before"] = options.before
