@@ -148,7 +148,7 @@ def contend(kind: str, name: str, folder: Path, batch: int) -> None:
     import torch
 
     torch.set_num_threads(1)
-    photos = sorted((folder / "photos").glob("*.jp*g"), key=lambda path: (len(path.name), path))
+    photos = sorted((folder / "photos").iterdir(), key=lambda path: (len(path.name), path))
     load = of_torchvision(photos) if name == "torchvision" else of_fleetnet(kind, photos)
     for number, _ in enumerate(sys.stdin):
         indices = [(number * batch + i) % len(photos) for i in range(batch)]
