@@ -16,6 +16,7 @@ from PIL import Image, ImageEnhance
 from test_formats import document
 
 from fleetnet.cli import main
+from fleetnet.cli.data_check import DataCheck, _read
 from fleetnet.data import Annotations, Object, Sample, Source, Split
 from fleetnet.errors import DataError, FleetnetError
 from fleetnet.review import KINDS, LEVELS, Finding, by_level, counted, enforce
@@ -179,6 +180,21 @@ def _turned(root: Path) -> Review:
     return of_boxes(annotations=Annotations(4, turned=(root / "train" / "0.png",)))(root)
 
 
+def _several_labels(root: Path) -> Review:
+    """A table in which two pictures have two labels, read without naming a model."""
+    table_of(root, ("0", "a"), ("1", "a"), ("0", "b"), ("1", "b"), *[(str(i), "a") for i in "2345"])
+    read = _read(DataCheck(data=str(root)))
+    return replace(review(read.splits, "tags", SIZE), findings=read.findings)
+
+
+def table_of(root: Path, *rows: tuple[str, str]) -> Path:
+    """A table of pictures and labels, of which pictures may have several."""
+    drawn(root, *sorted({f"{name}.png" for name, _ in rows}))
+    lines = "".join(f"{name}.png,{label}\n" for name, label in rows)
+    (root / "labels.csv").write_text("image,label\n" + lines)
+    return root
+
+
 def _named(*classes: str) -> Callable[[Split, Path], Split]:
     return lambda train, root: replace(train, classes=list(classes))
 
@@ -226,10 +242,15 @@ CASES: dict[tuple[str, str], tuple[Callable[[Path], Review], str]] = {
         ),
         "beside the data, and not used",
     ),
+    ("several-labels", "warning"): (_several_labels, "2 pictures of 6 have several labels"),
     ("turned", "warning"): (_turned, "1 annotated picture is turned or mirrored"),
     ("empty-class", "warning"): (
         of_labels(_named("a", "b", "c")),
         "1 class of 3 is declared without one image in train",
+    ),
+    ("class-not-learned", "error"): (
+        with_labels("ab", "abc"),
+        "val: the data has a class that the training data does not know: 'c' (1 times)",
     ),
     ("class-not-learned", "warning"): (
         lambda root: reviewed(
@@ -429,6 +450,88 @@ def test_tags_are_found_in_a_table_of_them(tmp_path: Path, capsys):
     assert any("14 (77.8 %)" in line for line in lines)
     few = next(one for one in report["findings"] if one["kind"] == "few-examples")
     assert "1 class of 2 is there with fewer than 10 images in train" in few["text"]
+
+
+def report_of(capsys: pytest.CaptureFixture[str], root: Path, *words: str) -> tuple[int, dict]:
+    """Exit code and document of `data check`."""
+    command = ["data", "check", "--data", str(root), "--workers", "0", "--size", "32", "--json"]
+    code = main([*command, *words])
+    return code, json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def coco_in(root: Path, **splits: list[str]) -> Path:
+    """Twelve pictures of each split, the same in all of them, whose only boxes are of these classes in turn.
+
+    The class that comes last in the names has the first number.
+    """
+    for split, names in splits.items():
+        drawn(root / split, *(f"{i:02}.png" for i in range(12)))
+        numbers = {name: i for i, name in enumerate(reversed(dict.fromkeys(names)), 1)}
+        images, boxes = [], []
+        for i in range(12):
+            name = names[i % len(names)]
+            images.append({"id": i, "file_name": f"{i:02}.png", "width": WIDTH, "height": HEIGHT})
+            box = {"bbox": [1, 2, 30, 30], "area": 900, "iscrowd": 0}
+            boxes.append({"id": i, "image_id": i, "category_id": numbers[name], **box})
+        categories = [{"id": number, "name": name} for name, number in numbers.items()]
+        text = {"images": images, "annotations": boxes, "categories": categories}
+        (root / split / "_annotations.coco.json").write_text(json.dumps(text))
+    return root
+
+
+def test_classes_of_val_go_by_their_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Val has the categories of train in another order: its pictures are those of train, annotated alike."""
+    root = coco_in(tmp_path, train=["dog", "cat"], valid=["dog", "cat"])
+    file = root / "valid" / "_annotations.coco.json"
+    text = json.loads(file.read_text())
+    text["categories"] = [{"id": 8, "name": "dog"}, {"id": 9, "name": "cat"}]
+    for i, box in enumerate(text["annotations"]):
+        box["category_id"] = 8 + i % 2
+    file.write_text(json.dumps(text))
+    code, report = report_of(capsys, root)
+    assert code == 0
+    kinds = [one["kind"] for one in report["findings"]]
+    assert "shared" in kinds
+    assert "labeled-twice" not in kinds
+    assert report["splits"]["val"]["by_class"] == report["splits"]["train"]["by_class"]
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_a_class_that_train_lacks_is_an_error(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], split: str
+):
+    root = coco_in(tmp_path, train=["dog", "cat"], valid=["dog", "cat"])
+    coco_in(tmp_path, **{split: ["cow", "dog", "cat"]})
+    for words in ((), ("--model", "multilabel")):
+        code, report = report_of(capsys, root, *words)
+        assert code == DataError.exit_code
+        errors = [one for one in report["findings"] if one["level"] == "error"]
+        assert [(one["kind"], one["items"]) for one in errors] == [("class-not-learned", ["cow"])]
+        twice = [one for one in report["findings"] if one["kind"] == "labeled-twice"]
+        assert "(cow)" in twice[0]["items"][0] or not words
+
+
+def test_a_test_that_cannot_be_read_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root = coco_in(tmp_path, train=["dog", "cat"], valid=["dog", "cat"])
+    assert "left-out" not in [one["kind"] for one in report_of(capsys, root)[1]["findings"]]
+    coco_in(tmp_path, test=["dog"])
+    (root / "test" / "_annotations.coco.json").write_text('{"images": [')
+    _, report = report_of(capsys, root)
+    (one,) = [one for one in report["findings"] if one["kind"] == "left-out"]
+    assert (one["level"], one["split"]) == ("warning", "test")
+    assert "not JSON" in one["text"]
+
+
+def test_two_labels_by_mistake_are_no_tags(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    rows = [(str(i), "ab"[i % 2]) for i in range(20)]
+    root = table_of(tmp_path, *rows, ("0", "b"))
+    assert main(["data", "check", "--data", str(root), "--workers", "0"]) == DataError.exit_code
+    assert "'0.png' has several labels" in capsys.readouterr().err
+    table_of(tmp_path, *rows, ("0", "b"), ("2", "b"))
+    code, report = report_of(capsys, root)
+    assert (code, report["task"]) == (0, "multilabel")
+    (one,) = [one for one in report["findings"] if one["kind"] == "several-labels"]
+    assert "has several labels" in one["text"]
 
 
 def test_workers_change_nothing(tmp_path: Path):

@@ -1,9 +1,8 @@
 """`fleetnet data check`: what images and annotations are, and whether a training on them is right."""
 
-import contextlib
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
     from ..review.whole import Review
 
 EXAMPLE = "fleetnet data check --data photos/"
-PARTS = "train", "val", "test"
 # Of each kind of annotation, the task whose training it is checked for, unless a model is named.
 TASKS = {
     "label": "classification",
@@ -90,17 +88,19 @@ class DataCheck:
 
 def run(settings: DataCheck) -> dict[str, object]:
     from .. import tasks
+    from ..review import by_level
     from ..review.whole import review
     from ..sizes import parse_size
 
-    task, splits, others = _read(settings)
+    data = _read(settings)
+    task, others = data.task, data.others
     target, size = tasks.find(task).TARGET, tasks.find(task).SIZE
     if settings.size is not None:
         size = parse_size(settings.size)
     progress = Counting("reading images")
     try:
         reviewed = review(
-            splits,
+            data.splits,
             target,
             size,
             settings.max_bad,
@@ -110,6 +110,7 @@ def run(settings: DataCheck) -> dict[str, object]:
         )
     finally:
         progress.close()
+    reviewed = replace(reviewed, findings=by_level([*data.findings, *reviewed.findings]))
     _show(settings.data, task, reviewed)
     _show_ending(settings, task, others, reviewed)
     return {
@@ -122,18 +123,50 @@ def run(settings: DataCheck) -> dict[str, object]:
     }
 
 
-def _read(settings: DataCheck) -> "tuple[str, dict[str, Split], list[str]]":
-    """The task whose training is checked for, what it learns from, and other tasks for the data."""
+@dataclass
+class _Data:
+    """What is to be checked, and what reading it said."""
+
+    task: str  # whose training it is checked for
+    splits: "dict[str, Split]"
+    others: list[str]  # other tasks that the data can be read for
+    findings: "list[Finding]"
+
+
+def _read(settings: DataCheck) -> _Data:
+    """The splits with the annotations of the task that is named, or that they have annotations for."""
     task, others = _task(settings)
     try:
-        return task, _splits(settings, task), others
-    except DataError:
+        splits, findings = _splits(settings, task)
+    except DataError as error:
         if settings.model is not None or task != "classification":
             raise
-        # A table or list may have several labels a picture, which only reading it says.
-        with contextlib.suppress(DataError):
-            return "multilabel", _splits(settings, "multilabel"), others
-        raise
+        return _with_tags(settings, others, error)
+    return _Data(task, splits, others, findings)
+
+
+def _with_tags(settings: DataCheck, others: list[str], why: DataError) -> _Data:
+    """Data that were not read for classification, read for several labels a picture.
+
+    A table or list may have them, which only reading it says. Raises `why` where at most one
+    picture has several: that is rather a slip of the pen.
+    """
+    from ..review import Finding
+
+    try:
+        splits, findings = _splits(settings, "multilabel")
+    except DataError:
+        raise why from None
+    samples = [sample for split in splits.values() for sample in split.samples]
+    several = sum(len(sample.labels()) > 1 for sample in samples)
+    if several < 2:
+        raise why
+    text = (
+        f"{several} pictures of {len(samples)} have several labels, so the data are checked for "
+        f"multilabel; they cannot be read for classification: {why}"
+    )
+    said = Finding("several-labels", "warning", text, several)
+    return _Data("multilabel", splits, others, [said, *findings])
 
 
 def _task(settings: DataCheck) -> tuple[str, list[str]]:
@@ -153,26 +186,29 @@ def _task(settings: DataCheck) -> tuple[str, list[str]]:
     return split_name(settings.model)[0], []
 
 
-def _splits(settings: DataCheck, task: str) -> "dict[str, Split]":
-    """The splits that the data have, with the annotations that a task learns from."""
-    from .. import tasks
+def _splits(settings: DataCheck, task: str) -> "tuple[dict[str, Split], list[Finding]]":
+    """The splits that the data have, with the annotations that a task learns from; and what is wrong with test.
+
+    A training reads train and val, and ends where it cannot; test is not needed for it.
+    """
+    from .. import data, tasks
+    from ..review import Finding
 
     target = tasks.find(task).TARGET
-    return {name: split for name in PARTS if (split := _split(settings, name, target))}
 
-
-def _split(settings: DataCheck, name: str, target: str) -> "Split | None":
-    """A split of the data; None for one for testing that they do not have."""
-    from .. import data
-
-    try:
+    def split(name: str) -> "Split":
         return data.load(
             settings.data, name, settings.format, target, settings.images, settings.masks
         )
-    except DataError:
-        if name == "test":
-            return None
-        raise
+
+    splits = {name: split(name) for name in ("train", "val")}
+    try:
+        splits["test"] = split("test")
+    except data.NoSplit:
+        pass
+    except DataError as error:
+        return splits, [Finding("left-out", "warning", f"test: left out: {error}", split="test")]
+    return splits, []
 
 
 # The report -----------------------------------------------------------------------------------

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 
 from ..data import Object, Split, shorten, turned_line
 from ..data._contents import Contents
+from ..data._names import by_name
+from ..errors import DataError
 from . import Finding, counted, finding, name_of
 from .usable import usable
 
@@ -26,6 +28,7 @@ def annotated(
     learned = splits.get("train")
     if learned is not None:
         findings += _names(learned)
+        findings += _unknown(splits, learned)
         findings += _classes(splits, contents)
     return findings
 
@@ -166,6 +169,19 @@ def _by_class(contents: Contents, split: Split) -> dict[str, int]:
     return {shorten(name): count for name, count in contents.by_class(split.classes).items()}
 
 
+def _unknown(splits: Splits, learned: Split) -> list[Finding]:
+    """Classes of other splits that train does not even declare: a network cannot be measured with them."""
+    findings = []
+    for name, split in splits.items():
+        try:
+            by_name(split, learned.classes, "the training data")
+        except DataError as error:
+            unknown = tuple(one for one in split.classes if one not in learned.classes)
+            text = f"{name}: {error}"
+            findings += [Finding("class-not-learned", "error", text, len(unknown), unknown, name)]
+    return findings
+
+
 def _dominating(counts: Mapping[str, int], total: int, unit: str) -> list[Finding]:
     largest, count = max(counts.items(), key=lambda item: item[1])
     if len(counts) < 2 or count == total or count <= DOMINATES * total:
@@ -179,7 +195,8 @@ def _dominating(counts: Mapping[str, int], total: int, unit: str) -> list[Findin
 
 def _between(learned: Mapping[str, int], measured: Mapping[str, int], thing: str) -> list[Finding]:
     """Classes that only one of train and val has something of."""
-    only_val = [name for name, count in measured.items() if count and not learned.get(name)]
+    # Those that train does not declare are errors, see `_unknown`.
+    only_val = [name for name, count in measured.items() if count and learned.get(name) == 0]
     only_train = [name for name, count in learned.items() if count and not measured.get(name)]
     return [
         *finding(

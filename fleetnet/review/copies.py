@@ -149,6 +149,7 @@ class _Picture(NamedTuple):
     split: str
     sample: Sample
     look: Look
+    classes: Sequence[str]  # of its split; labels are the same in all of them
 
     def __str__(self) -> str:
         return name_of(self.sample)
@@ -157,7 +158,7 @@ class _Picture(NamedTuple):
 def copies(splits: Mapping[str, Split], looks: Mapping[str, Sequence[Look]]) -> list[Finding]:
     """Pictures that are there twice by their pixels, within splits and between train and others."""
     pictures = [
-        _Picture(name, sample, look)
+        _Picture(name, sample, look, split.classes)
         for name, split in splits.items()
         for sample, look in zip(split.samples, looks[name], strict=True)
         if not look.fault and isinstance(sample.image, File)
@@ -169,10 +170,9 @@ def copies(splits: Mapping[str, Split], looks: Mapping[str, Sequence[Look]]) -> 
         if name != "train":
             exact, nearly = (_of_other(pairs, name, "train") for pairs in (same, near))
             findings += _of_shared(exact, nearly, name, len(split.samples))
-    classes = next(iter(splits.values())).classes
-    findings += _labeled_twice([*same, *near], classes)
+    findings += _labeled_twice([*same, *near])
     for name in splits:
-        exact, nearly = (_alike_in(pairs, name, classes) for pairs in (same, near))
+        exact, nearly = (_alike_in(pairs, name) for pairs in (same, near))
         findings += _within(exact, nearly, name)
     return findings
 
@@ -213,10 +213,10 @@ def _of_other(pairs: Sequence[_Two], name: str, other: str) -> list[_Two]:
     return list(of_picture.values())
 
 
-def _alike_in(pairs: Sequence[_Two], name: str, classes: Sequence[str]) -> list[_Two]:
+def _alike_in(pairs: Sequence[_Two], name: str) -> list[_Two]:
     """Pairs within a split, but for those that are annotated differently."""
     of_split = _of_other(pairs, name, name)
-    return [pair for pair in of_split if not _annotations(*pair, classes)]
+    return [pair for pair in of_split if not _annotations(*pair)]
 
 
 def _within(same: Sequence[_Two], near: Sequence[_Two], name: str) -> list[Finding]:
@@ -231,11 +231,11 @@ def _within(same: Sequence[_Two], near: Sequence[_Two], name: str) -> list[Findi
     ]
 
 
-def _labeled_twice(pairs: Sequence[_Two], classes: Sequence[str]) -> list[Finding]:
+def _labeled_twice(pairs: Sequence[_Two]) -> list[Finding]:
     differing = [
         f"{one!s} ({said[0]}), {other!s} ({said[1]})"
         for one, other in pairs
-        if (said := _annotations(one, other, classes))
+        if (said := _annotations(one, other))
     ]
     text = (
         f"{counted(len(differing), 'picture')} there twice, and annotated differently: one of both "
@@ -244,7 +244,7 @@ def _labeled_twice(pairs: Sequence[_Two], classes: Sequence[str]) -> list[Findin
     return finding("labeled-twice", "warning", text, differing)
 
 
-def _annotations(one: _Picture, other: _Picture, classes: Sequence[str]) -> tuple[str, str] | None:
+def _annotations(one: _Picture, other: _Picture) -> tuple[str, str] | None:
     """What two pictures are annotated with, in words, where that differs.
 
     Two frames of one film may show other objects, and not another class: of nearly the same
@@ -252,7 +252,10 @@ def _annotations(one: _Picture, other: _Picture, classes: Sequence[str]) -> tupl
     """
     first, second = one.sample, other.sample
     if first.objects is None and first.labels() != second.labels():
-        named = [", ".join(classes[i] for i in sample.labels()) for sample in (first, second)]
+        named = [
+            ", ".join(picture.classes[i] for i in picture.sample.labels())
+            for picture in (one, other)
+        ]
         return named[0] or "nothing", named[1] or "nothing"
     if one.look.digest != other.look.digest:
         return None

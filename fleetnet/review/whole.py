@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass
 from ..channels import RGB
 from ..data import Split
 from ..data._contents import Contents, contents_of
+from ..data._names import by_name
 from ..data._record import describe
+from ..errors import DataError
 from ..images import value_range
 from . import Finding, by_level
 from .annotated import annotated
@@ -61,11 +63,12 @@ def review(
     the network that is to be trained, `max_bad` the largest share of bad annotations or pictures,
     `channels` those of its pictures.
     """
+    splits = _of_one_order(splits)
     train = next(iter(splits.values()))
     files = [sample.image for sample in train.samples if not callable(sample.image)]
     values, why = value_range(files)
     samples = [sample for split in splits.values() for sample in split.samples]
-    classes = len(train.classes)
+    classes = max(len(split.classes) for split in splits.values())
     looked = look_at(samples, target, classes, values, workers, on_progress, channels)
     in_turn = iter(looked)
     looks = {name: [next(in_turn) for _ in split.samples] for name, split in splits.items()}
@@ -83,3 +86,19 @@ def review(
     findings += [*copies(splits, looks), *deep_values(values, why)]
     sizes = {name: sizes_of(looks[name]) for name in splits}
     return Review(target, splits, contents, sizes, by_level(findings))
+
+
+def _of_one_order(splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The splits with the first one's classes, as a training takes them; behind these, what only another has.
+
+    So the same label is the same class in all of them, and those that are not learned keep a name.
+    """
+    first = next(iter(splits.values())).classes
+    ordered = {}
+    for name, split in splits.items():
+        try:
+            ordered[name] = by_name(split, first, "the training data")
+        except DataError:  # a finding of `annotated`
+            unknown = [one for one in split.classes if one not in first]
+            ordered[name] = by_name(split, [*first, *unknown], "all")
+    return ordered
