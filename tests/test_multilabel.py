@@ -22,7 +22,7 @@ from torchmetrics.functional.classification import (
 import fleetnet
 from fleetnet import checkpoint
 from fleetnet.cli import main
-from fleetnet.data import Split, from_samples, load
+from fleetnet.data import Split, from_samples, from_torchvision, load
 from fleetnet.data._contents import contents_of
 from fleetnet.deploy.predictor import Predictor
 from fleetnet.errors import DataError, ModelError, UsageError
@@ -300,6 +300,23 @@ def test_tags_from_python(form: str) -> None:
     split = from_samples([("a.png", tags), {"image": "b.png", "tags": []}], classes)
     assert [sample.tags for sample in split.samples] == [(0, 1), ()]
     assert split.classes == classes
+
+
+@pytest.mark.parametrize("classes", [["p", "q"], None])
+@pytest.mark.parametrize("made", [np.array, torch.tensor, list])
+def test_flags_of_two_classes_are_no_numbers_of_classes(
+    made: Callable[[Sequence[int]], object], classes: list[str] | None
+) -> None:
+    rows = [[1, 0], [0, 1], [0, 0], [1, 1]]
+    split = from_samples([("a.png", made(row)) for row in rows], classes)
+    assert [sample.tags for sample in split.samples] == [(0,), (1,), (), (0, 1)]
+    only = from_samples([("a.png", made([1, 0]))], classes)
+    assert [sample.tags for sample in only.samples] == [(0,)]
+    wrapped = from_torchvision([(Image.new("RGB", (4, 4)), made([1, 0]))], classes)
+    assert [sample.tags for sample in wrapped.samples] == [(0,)]
+    numbers = from_samples([("a.png", made([1, 0])), ("b.png", made([1]))], classes)
+    assert [sample.tags for sample in numbers.samples] == [(0, 1), (1,)]
+    assert from_samples([("a.png", {0, 1})], ["p", "q"]).samples[0].tags == (0, 1)
 
 
 def test_tags_from_python_name_the_classes() -> None:

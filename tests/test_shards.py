@@ -192,6 +192,31 @@ def test_labels_of_others(tmp_path, name):
         assert labels_of(every)[0].startswith(labels[0])
 
 
+def test_labels_of_all_splits_say_whether_they_count_from_one(tmp_path):
+    objects = [json.dumps({"objects": [{"box": [1, 1, 6, 6], "label": i}]}) for i in (1, 2, 3)]
+    for split, labels in {"train": [1, 2, 3], "val": [1, 2]}.items():
+        tar(tmp_path / f"cls/{split}-0.tar", classified(labels))
+        members = [
+            part
+            for i in labels
+            for part in ((f"{i}.png", picture(i)), (f"{i}.json", objects[i - 1]))
+        ]
+        tar(tmp_path / f"boxes/{split}-0.tar", members)
+    for kind in ("cls", "boxes"):
+        (tmp_path / kind / "classes.txt").write_text("cat\ndog\nbird\n")
+    val = data.load(str(tmp_path / "cls"), "val")
+    assert (labels_of(val), val.skipped) == (["cat", "dog"], [])
+    assert labels_of(data.load(str(tmp_path / "cls/val-0.tar"), "val")) == ["cat", "dog"]
+    boxes = data.load(str(tmp_path / "boxes"), "val", target="boxes")
+    assert [item.label for sample in boxes.samples for item in sample.objects or ()] == [0, 1]
+    (tmp_path / "cls/classes.txt").unlink()
+    counted = "the least label is 1: labels are counted from 0"
+    tar(tmp_path / "cls/train-0.tar", classified([1, 2, 3]))
+    assert counted in data.load(str(tmp_path / "cls"), "val").skipped[0]
+    tar(tmp_path / "cls/train-0.tar", classified([0, 1, 2]))
+    assert data.load(str(tmp_path / "cls"), "val").skipped == []
+
+
 def test_splits_by_name_by_folder_and_by_pattern(tmp_path):
     for i in range(3):
         tar(tmp_path / f"a/set-train-{i:03d}.tar", classified([0, 1], 2 * i))

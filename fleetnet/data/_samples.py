@@ -107,6 +107,7 @@ class _Classes(NamedTuple):
 
     total: int
     labels: Mapping[str, int]  # of each name; of a name that is there twice the first
+    flags: bool  # whether tags say 0 or 1 of each class
 
 
 def from_samples(
@@ -126,8 +127,11 @@ def split_of(
     """The split of items with their annotations; pictures that they have none of are asked of `source`."""
     notes = Notes()
     rows = [row for i, item in enumerate(items) if (row := _row(item, i, source, notes))]
-    names = _classes([row.item for row in rows], classes, any(row.has_map for row in rows))
-    classes_of = _Classes(len(names), {name: i for i, name in reversed([*enumerate(names)])})
+    items_of_rows = [row.item for row in rows]
+    flags = _are_flags(items_of_rows, None if classes is None else len(classes))
+    names = _classes(items_of_rows, classes, any(row.has_map for row in rows), flags)
+    labels = {name: i for i, name in reversed([*enumerate(names)])}
+    classes_of = _Classes(len(names), labels, flags)
     made = [_sample(row, classes_of, source, notes) for row in rows]
     return Split(made, names, notes.lines, annotations=notes.annotations())
 
@@ -140,7 +144,7 @@ def _items(samples: Iterable[Given], sample: Callable[[Given], object] | None) -
 def _item(value: object, index: int) -> Item:
     """A sample as a mapping; a pair is a picture and its label, or several: its tags."""
     if isinstance(value, tuple) and len(value) == 2:
-        value = {"image": value[0], "tags" if _are_several(value[1]) else "label": value[1]}
+        value = {"image": value[0], "tags" if are_several(value[1]) else "label": value[1]}
     if not isinstance(value, Mapping) or "image" not in value:
         raise UsageError(
             f"sample {index} is {type(value).__name__}; expected a pair (picture, label), or a "
@@ -152,7 +156,7 @@ def _item(value: object, index: int) -> Item:
     return value
 
 
-def _are_several(value: object) -> bool:
+def are_several(value: object) -> bool:
     return isinstance(value, list | tuple | set | frozenset) or getattr(value, "ndim", 0) == 1
 
 
@@ -184,14 +188,16 @@ def _size(picture: str | Path | bytes | Image.Image | np.ndarray) -> tuple[int, 
     return measure(str(picture) if isinstance(picture, os.PathLike) else picture)
 
 
-def _classes(items: Sequence[Item], classes: Sequence[str] | None, maps: bool) -> list[str]:
+def _classes(
+    items: Sequence[Item], classes: Sequence[str] | None, maps: bool, flags: bool
+) -> list[str]:
     """The names of the classes: as given, else those of the labels, sorted, or their numbers."""
     if classes is not None:
         return [str(name) for name in classes]
     labels = [
         label
         for number, item in enumerate(items)
-        for label in (*_labels_of(item), *_tags_of(item, f"sample {number}"))
+        for label in (*_labels_of(item), *_tags_of(item, f"sample {number}", flags))
     ]
     if maps or not labels:
         raise UsageError("from_samples needs classes=[...], the names in the order of the labels")
@@ -210,23 +216,42 @@ def _labels_of(item: Item) -> list[object]:
     return [] if labels is None else list(labels)
 
 
-def _tags_of(item: Item, where: str, total: int | None = None) -> list[object]:
+def _are_flags(items: Iterable[Item], total: int | None) -> bool:
+    """Whether the tags of all items say 0 or 1 of each of `total` classes, and are no numbers of classes.
+
+    They do where all are 0 or 1 and as many in each item, as many as there are classes; and where
+    one of them is a bool or a float, or comes twice in an item. A set has no order to say so by.
+    """
+    tagged = [item["tags"] for item in items if item.get("tags") is not None]
+    if any(isinstance(tags, set | frozenset) for tags in tagged):
+        return False
+    rows = [[_plain(tag) for tag in tags] for tags in tagged if are_several(tags)]
+    if any(isinstance(value, str) or value not in (0, 1) for row in rows for value in row):
+        return False
+    if any(isinstance(value, bool | float) for row in rows for value in row):
+        return True
+    if any(len(row) > len(set(row)) for row in rows):
+        return True
+    lengths = {len(row) for row in rows}
+    # without one that comes twice, the numbers are 0 and 1, in either order
+    return lengths == {2} and total in (None, 2)
+
+
+def _tags_of(item: Item, where: str, flags: bool, total: int | None = None) -> list[object]:
     """The names or numbers of the classes that an item is tagged with, of `total` classes.
 
-    Values of 0 and 1, bools or floats, or whole numbers of which one is there twice, say of each
-    class whether it is there. Without a `total`, the last of these is part of the answer.
+    `flags`: its tags say of each class whether it is there, where there are any. Without a `total`,
+    the last of these is then the answer.
     """
     tags = item.get("tags")
     if tags is None:
         return []
-    if not _are_several(tags):
+    if not are_several(tags):
         raise UsageError(
             f"{where}: tags are {shorten(tags)!r}; expected a list of names or numbers"
         )
     values = [_plain(tag) for tag in tags]
-    flags = all(not isinstance(value, str) and value in (0, 1) for value in values)
-    repeated = len(values) > len(set(values))
-    if not values or not flags or not (repeated or isinstance(values[0], bool | float)):
+    if not values or not flags:
         return values
     if total is None:
         return [len(values) - 1]
@@ -275,7 +300,7 @@ def _sample(row: _Row, classes: _Classes, source: Asked | None, notes: Notes) ->
 def _tags(item: Item, classes: _Classes, where: str) -> tuple[int, ...] | None:
     if item.get("tags") is None:
         return None
-    tags = _tags_of(item, where, classes.total)
+    tags = _tags_of(item, where, classes.flags, classes.total)
     return tuple(sorted({_label(tag, classes, where) for tag in tags}))
 
 

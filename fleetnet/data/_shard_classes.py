@@ -131,8 +131,13 @@ def of_labels(labels: set[Label], names: Mapping[int, str], where: str) -> Class
     return Classes(texts, f"the labels of {where}")
 
 
+def may_count_from_one(labels: set[Label]) -> bool:
+    """Whether there are numbers among the labels, of which 0 is none."""
+    return 0 not in labels and any(isinstance(label, int) for label in labels)
+
+
 def fitted(classes: Classes, labels: set[Label]) -> Classes:
-    """The classes with the number of the first one, as the labels that are there say: 0, or 1."""
+    """The classes with the number of the first one, as the labels of all splits say: 0, or 1."""
     numbers = {label for label in labels if isinstance(label, int)}
     from_one = 0 not in numbers and max(numbers, default=0) == len(classes.names)
     return Classes(classes.names, classes.source, int(from_one or classes.first), classes.ids)

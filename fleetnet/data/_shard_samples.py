@@ -24,7 +24,7 @@ from . import (
 )
 from ._conventions import split_of
 from ._masks import why_no_mask
-from ._shard_classes import Classes, declared, fitted, missing, of_labels
+from ._shard_classes import Classes, declared, fitted, may_count_from_one, missing, of_labels
 from ._shard_index import Index
 from ._shard_texts import Label, Told, box_of, label_of_object, label_of_text, parse
 from .masks import read as read_map
@@ -140,13 +140,16 @@ class Reader:
 
     def _classes(self, annotated: Sequence[Annotated]) -> Classes:
         """The classes that a file names, else those of the texts of all splits."""
-        labels = {label for one in annotated for label in one.labels}
+        labels = _labels_in(annotated)
         of_file = declared(self._folders(), self.split)
+        every = annotated
+        if of_file is None or may_count_from_one(labels):
+            # 1 and 2 alone may count from 0 or from 1: the other splits have more numbers
+            every = [*annotated, *self._annotated(self.others())]
+            labels = _labels_in(every)
         if of_file is not None:
             classes = fitted(of_file, labels)
         else:
-            every = [*annotated, *self._annotated(self.others())]
-            labels = {label for one in every for label in one.labels}
             classes = of_labels(labels, _names(every), str(self.files[0].parent))
         line = missing(classes, labels)
         if line:
@@ -227,6 +230,10 @@ class Reader:
 
 def _has_map(row: Row) -> bool:
     return bool(row.index.maps.place[row.number])
+
+
+def _labels_in(annotated: Iterable[Annotated]) -> set[Label]:
+    return {label for one in annotated for label in one.labels}
 
 
 def _names(annotated: Iterable[Annotated]) -> dict[int, str]:

@@ -17,7 +17,7 @@ from ..errors import DataError, UsageError, suggest
 from ..reading import Fields, Member, to_json
 from . import Sample, Split, few, shorten, whole
 from . import coco as coco_format
-from ._samples import Item, split_of
+from ._samples import Item, are_several, split_of
 
 LABELS = (
     "targets",
@@ -133,7 +133,7 @@ def _annotation(target: Any, index: int) -> Item:
         raise UsageError(
             f"the target of item {index} is of {len(target)} parts: have the data set give one"
         )
-    return {"tags" if getattr(target, "ndim", 0) == 1 else "label": target}
+    return {"tags" if are_several(target) else "label": target}
 
 
 def _of_coco(dataset: Any, chosen: Sequence[int]) -> Split:
