@@ -142,7 +142,7 @@ class Encoded(NamedTuple):
             with _errors_of(self.name):
                 pixels = self._by_pillow(by)
         with _errors_of(self.name):
-            pixels = _brought_to(pixels, self.channels, "a JPEG")
+            pixels = brought_to(pixels, self.channels, "a JPEG")
         return Picture(_upright(pixels, self.orientation), self.height, self.width)
 
     def _by_pillow(self, by: int) -> np.ndarray:
@@ -250,9 +250,6 @@ def measure(source: Source) -> tuple[int, int]:
         return width, height
     if isinstance(source, Image.Image):
         return source.size[::-1] if _orientation(source) >= 5 else source.size
-    if isinstance(source, bytes):
-        picture = look(source)
-        return picture.width, picture.height
     return examine(source)[0]
 
 
@@ -633,7 +630,7 @@ def _stack(file: BinaryIO, count: int = RGB) -> Stack | None:
 def _of_stack(stack: Stack, values: Range | None, count: int) -> Picture:
     _check_count(stack.channels, count, stack.shape)
     parts = (_flat_eight_bits(rows, values) for rows in stack.rows())
-    pixels = _brought_to(_gathered(parts, (stack.width, stack.height)), count, stack.shape)
+    pixels = brought_to(_gathered(parts, (stack.width, stack.height)), count, stack.shape)
     orientation, height, width = _checked(stack.orientation), stack.height, stack.width
     upright = _upright(pixels, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
@@ -685,12 +682,13 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _of_array(array: np.ndarray, values: Range | None, channels: str, count: int) -> Picture:
-    most = 4 if count in (1, RGB) else MOST
-    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (most,):
+    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (MOST,):
         raise DataError(
             f"its shape is {array.shape}; allowed: (height, width), or (height, width, "
-            f"1 to {most} channels)"
+            f"1 to {MOST} channels)"
         )
+    if array.ndim == 3 and array.shape[2] > 4:  # up to four may be colors with alpha
+        _check_count(array.shape[2], count, str(array.shape))
     array = array[..., 0] if array.ndim == 3 and array.shape[2] == 1 else array
     if channels == "BGR" and array.ndim == 3 and array.shape[2] >= RGB:
         array = array[..., [2, 1, 0, *range(RGB, array.shape[2])]]
@@ -796,7 +794,7 @@ def _of_bands(
 ) -> np.ndarray:
     """(rows, columns, count) of the bands of a picture of `size` (width, height)."""
     if count in (1, RGB):
-        return _brought_to(_assembled(parts, size, values, laid), count, "")
+        return brought_to(_assembled(parts, size, values, laid), count, "")
     return _gathered((_as_stored(part, values, count) for part in parts), size)
 
 
@@ -826,7 +824,7 @@ def _check_count(channels: int, count: int, shape: str) -> None:
         )
 
 
-def _brought_to(pixels: np.ndarray, count: int, shape: str) -> np.ndarray:
+def brought_to(pixels: np.ndarray, count: int, shape: str) -> np.ndarray:
     """Pixels (rows, columns, channels) uint8 with `count` channels: gray of colors, or the reverse."""
     channels = pixels.shape[2]
     _check_count(channels, count, shape)

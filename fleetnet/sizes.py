@@ -3,6 +3,7 @@
 The command line reads them, so torch is not imported here.
 """
 
+import bisect
 import re
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
@@ -97,3 +98,75 @@ class Sizes:
     def trace(self, example: "Tensor") -> "Tensor":
         """An image of zeros in place of the example, (N, 3, H, W), at which torch sees nothing special."""
         return example.new_zeros(*example.shape[:2], *(self.step * steps for steps in TRACED))
+
+
+# Sizes that change in a training ------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What holds from an epoch on."""
+
+    epoch: int  # from 0
+    size: Size
+    strength: float = 1.0  # of the augmentation, from 0 to 1
+
+
+@dataclass(frozen=True)
+class Curriculum:
+    """Stages of a training, in the order of their epochs; the first begins with the run."""
+
+    stages: tuple[Stage, ...]
+
+    def at(self, epoch: int) -> Stage:
+        """The stage of an epoch, from 0."""
+        begun = bisect.bisect_right([stage.epoch for stage in self.stages], epoch)
+        return self.stages[begun - 1]
+
+
+def parse_curriculum(text: str) -> Curriculum | None:
+    """Stages from "0:160:0.3, 39:192:0.6, 114:224": epoch, size, strength; None from "".
+
+    Sizes are one number or HxW, strengths from 0 to 1, or 1 where they are left out. Raises
+    `UsageError` unless epochs rise from 0.
+    """
+    if not str(text).strip():
+        return None
+    stages = []
+    for part in str(text).split(","):
+        words = part.strip().split(":")
+        try:
+            strength = float(words[2]) if len(words) == 3 else 1.0
+            stage = Stage(_epoch(words[0]), parse_size(words[1]), strength)
+        except (ValueError, IndexError, UsageError) as error:
+            raise _no_curriculum(text, f"{part.strip()!r} is no stage") from error
+        if len(words) > 3 or not 0 <= strength <= 1:
+            raise _no_curriculum(text, f"{part.strip()!r} is no stage")
+        stages.append(stage)
+    epochs = [stage.epoch for stage in stages]
+    if epochs[0] != 0 or epochs != sorted(set(epochs)):
+        raise _no_curriculum(text, "epochs do not rise from 0")
+    return Curriculum(tuple(stages))
+
+
+def _epoch(word: str) -> int:
+    if not word.isdecimal():
+        raise ValueError(word)
+    return int(word)
+
+
+def _no_curriculum(text: str, reason: str) -> UsageError:
+    return UsageError(
+        f"curriculum is {text!r}: {reason}; allowed: EPOCH:SIZE or EPOCH:SIZE:STRENGTH from 0 to 1, "
+        "separated by commas, such as 0:160:0.3,39:192:0.6,114:224"
+    )
+
+
+def parse_sizes(text: str) -> tuple[Size, ...]:
+    """Sizes from "160,192,256"; () from ""; `UsageError` for what is no size."""
+    try:
+        return tuple(parse_size(part.strip()) for part in str(text).split(",") if part.strip())
+    except UsageError as error:
+        raise UsageError(
+            f"sizes is {text!r}: {error}; several are separated by commas, as 160,192,256"
+        ) from error

@@ -1,22 +1,30 @@
 """Sizes that change in a training: by the epoch, and from step to step, as the papers have them."""
 
+import pickle
 from collections import Counter
 from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import fleetnet
 from fleetnet import data
 from fleetnet.errors import UsageError
 from fleetnet.inputs import augment
-from fleetnet.inputs.curriculum import Sizes, parse_curriculum, parse_sizes
+from fleetnet.inputs.curriculum import Sizes
+from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.decode import AnnotatedPicture
+from fleetnet.inputs.randomness import Draw
 from fleetnet.inputs.samplers import OrderedBatches, Repeated, Shuffled, SizedBatches
 from fleetnet.preprocess import Preprocess
+from fleetnet.sizes import parse_curriculum, parse_sizes
 from fleetnet.tasks import build
+from fleetnet.tasks import find as find_task
+from fleetnet.training.checks import check_batch
 from fleetnet.training.config import TrainConfig
+from fleetnet.training.setup import AtOtherSizes, augmentation_of
 
 PARC = parse_sizes("160,192,256,288,320")
 
@@ -114,14 +122,35 @@ def test_inputs_have_the_sizes_of_their_steps(photos: Path, tmp_path: Path):
     assert set(repeated) == {(2, 3, 64, 64)}
 
 
-def test_policies_of_timm_are_scaled_by_the_strength(monkeypatch: pytest.MonkeyPatch):
+def test_policies_of_timm_are_scaled_by_the_strength():
+    """Also where the name has no magnitude; and posterize never asks Pillow for no bits."""
     auto_augment = pytest.importorskip("timm.data.auto_augment")
-    asked = []
-    monkeypatch.setattr(
-        auto_augment, "rand_augment_transform", lambda policy, _: asked.append(policy)
+    for name in ("rand-m9-mstd0.5-inc1", "rand-n2-mstd0.5"):
+        whole, weak = (
+            augment.timm_policy(name, Preprocess((64, 64)), strength) for strength in (1.0, 0.3)
+        )
+        for one, other in zip(whole.ops, weak.ops, strict=True):
+            assert other.magnitude == pytest.approx(0.3 * one.magnitude)
+    picture = Image.new("RGB", (8, 8), (200, 100, 50))
+    posterized = augment._posterized(auto_augment.posterize, picture, 0)
+    assert posterized.getpixel((0, 0)) == (128, 0, 0)
+
+
+def test_a_data_set_with_sizes_goes_to_worker_processes():
+    """Where these are not forked, it is pickled."""
+    task, preprocess = find_task("classification"), Preprocess((64, 64))
+    config = TrainConfig(size=64, auto_augment="randaugment")
+    train = data.load("shapes:8", "train")
+    made = ImageDataset(
+        train,
+        preprocess,
+        augmentation_of(task, preprocess, config),
+        at=AtOtherSizes("classification", preprocess, config),
+        curriculum=parse_curriculum("0:32:0.5"),
     )
-    augment.timm_policy("rand-m9-mstd0.5-inc1", Preprocess((64, 64)), 0.5)
-    assert asked == ["rand-m4.5-mstd0.5-inc1"]
+    again = pickle.loads(pickle.dumps(made))
+    assert torch.equal(again[Draw(0, 1)].image, made[Draw(0, 1)].image)
+    assert made[Draw(0, 1)].image.shape == (3, 32, 32)
 
 
 def test_policies_that_there_are_not():
@@ -136,6 +165,28 @@ def test_policies_that_there_are_not():
     made, _ = augment.as_input(policy, Preprocess((32, 32)), [AnnotatedPicture(picture, {})])
     assert made.shape == (3, 32, 32)
     assert made.dtype == torch.uint8
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"sizes": "abc"}, "sizes is 'abc'"),
+        ({"sizes": "0"}, "sizes is '0'"),
+        ({"curriculum": "0:160:2"}, "curriculum is"),
+        ({"curriculum": "-0:160"}, "is no stage"),
+        ({"curriculum": "0:160:0.5"}, "strengths of auto_augment, which is none"),
+    ],
+)
+def test_sizes_are_checked_at_once(settings: dict[str, str], message: str):
+    with pytest.raises(UsageError, match=message):
+        TrainConfig(**settings)
+
+
+def test_every_size_is_tried_before_the_first_step():
+    model = build("fasternet_t0", 3)
+    config = TrainConfig(size=64, batch_size=1, curriculum="0:64,9:32")
+    with pytest.raises(UsageError, match="batches of one image at 32x32"):
+        check_batch(model, config, images=9)
 
 
 def test_sizes_are_said_once():

@@ -366,6 +366,12 @@ def test_the_loss_is_binary_cross_entropy(smoothing: float, weights: Tensor | No
     assert float(losses["binary_cross_entropy"]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_a_class_that_every_picture_shows_is_learned_too() -> None:
+    """Without anything to set it against, its weight would be 0."""
+    split = from_samples([("0.png", ["cat"]), ("1.png", ["cat", "dog"])], ["cat", "dog"])
+    assert class_weights(split, "tags").tolist() == pytest.approx([1 / 2, 1])
+
+
 def test_balanced_weights_are_pictures_without_to_pictures_with() -> None:
     tags = [["cat"], ["cat", "dog"], ["cat"], []]
     split = from_samples([(f"{i}.png", one) for i, one in enumerate(tags)], ["cat", "dog", "bus"])

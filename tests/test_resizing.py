@@ -10,8 +10,10 @@ from PIL import Image, ImageOps
 from support.pillow import RESAMPLING, input_by_pillow
 
 from fleetnet import images, jpeg
+from fleetnet.deploy.predictor import read_picture
 from fleetnet.errors import DataError
 from fleetnet.images import Encoded
+from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.preprocess import MODES, Preprocess
 from fleetnet.resizing import array_of, interpolated, tensor_of
 
@@ -155,6 +157,30 @@ def saved(image: Image.Image, **settings: object) -> bytes:
     content = io.BytesIO()
     image.save(content, "JPEG", **settings)
     return content.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("side", "orientation", "by"), [(129, 1, 8), (129, 3, 1), (132, 6, 4), (128, 8, 8), (129, 5, 8)]
+)
+def test_turned_jpegs_are_shrunk_by_what_divides_them(side: int, orientation: int, by: int):
+    """Else the narrower pixel at the end comes first, and boxes lie beside what they are of."""
+    exif = Image.Exif()
+    exif[274] = orientation
+    looked = images.look(saved(Image.new("RGB", (side, side)), exif=exif))
+    assert isinstance(looked, Encoded)
+    assert AnnotatedPicture(looked, {}).reduction((side, side), (16, 16)) == by
+
+
+def test_pictures_of_other_channels_are_brought_to_those_of_the_network():
+    color = images.load(saved(Image.new("RGB", (4, 4), (9, 9, 9))))
+    assert read_picture(color, count=1).pixels.shape == (4, 4, 1)
+    with pytest.raises(DataError, match="--channels 3"):
+        read_picture(color, count=5)
+    with pytest.raises(DataError, match="--channels 5"):
+        images.load(np.zeros((4, 4, 5), np.uint8))
+    stack = io.BytesIO()
+    np.save(stack, np.zeros((6, 4, 5), np.uint8))
+    assert images.measure(stack.getvalue()) == (4, 6)
 
 
 def test_heads_of_plain_jpegs_are_as_pillow_reads_them():

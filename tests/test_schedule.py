@@ -84,7 +84,12 @@ def test_the_rate_follows_the_images_of_an_update():
     [
         ({"schedule": "constant", "min_lr": 0.1}, "min_lr is 0.1, but schedule is constant"),
         ({"schedule": "step"}, "give step_epochs"),
-        ({"schedule": "wsd"}, "cooldown_epochs 0; allowed: above 0, below epochs, 30"),
+        ({"schedule": "wsd"}, "cooldown_epochs 0; allowed: above 0, at most the epochs"),
+        (
+            {"schedule": "wsd", "cooldown_epochs": 2.0, "epochs": 3},
+            "at most the epochs without the warm-up, 1",
+        ),
+        ({"lr": 0.1, "min_lr": 1.0}, "allowed: at most lr, 0.1"),
         ({"schedule": "step", "step_epochs": "3", "min_lr": 0.1}, "read by cosine and wsd"),
         ({"schedule": "step", "step_epochs": "60,30"}, "allowed: rising numbers"),
         ({"schedule": "step", "step_epochs": "a"}, "allowed: rising numbers"),
@@ -93,6 +98,12 @@ def test_the_rate_follows_the_images_of_an_update():
 def test_settings_of_another_schedule_are_refused(settings, message):
     with pytest.raises(UsageError, match=message):
         TrainConfig(**settings)
+
+
+def test_a_warm_up_that_ends_within_an_epoch_reaches_the_peak():
+    values = rates(schedule(warmup_epochs=1.5, rate_by="epoch_after_warmup"))
+    assert values[14] < values[15] == 1.0
+    assert values[20] < 1.0
 
 
 # The papers' own runs: rate of (epoch, step of the epoch), and decay --------------------------------
@@ -238,6 +249,11 @@ def test_any_optimizer_by_its_dotted_name():
         ({"optimizer": "adam"}, "did you mean 'adamw'.*or the dotted name"),
         ({"optimizer": "torch.optim.RMSProp"}, "did you mean 'RMSprop'|RMSprop"),
         ({"optimizer": "torch.optimizers.Adam"}, "cannot be imported"),
+        ({"optimizer": "..sgd"}, "cannot be imported"),
+        ({"optimizer": "torch.optim.Optimizer"}, "torch.optim.Optimizer"),
+        ({"optimizer": "torch.optim.LBFGS"}, "cannot be used"),
+        ({"optimizer_options": {"eps": "abc"}}, "cannot be used"),
+        ({"optimizer_options": {"weight_decay": 0.5}}, "give weight_decay itself"),
         ({"optimizer_options": {"epz": 1e-6}}, "optimizer_options.epz: adamw has no such option"),
     ],
 )

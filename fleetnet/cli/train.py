@@ -471,7 +471,7 @@ def _resumed(run: Path, settings: Train) -> TrainConfig:
             )
     if config.epochs != before.epochs:
         say(
-            f"new schedule: cosine from {config.lr:g} to 0 over {config.epochs} epochs instead of "
+            f"new schedule: {config.schedule} over {config.epochs} epochs instead of "
             f"{before.epochs}"
         )
     return config
@@ -532,7 +532,8 @@ def _read_config(run: Path) -> TrainConfig:
     try:
         text = read_text(path, SMALL)
         settings = check_types(TrainConfig, read_recipe(path), str(path))
-        config = TrainConfig(**settings)
+        # Runs of before there was this setting evaluated both, and chose the better one.
+        config = TrainConfig(**{"evaluate": "both", **settings})
     except OSError as error:
         raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (UsageError, ValueError) as error:

@@ -22,7 +22,7 @@ from ..channels import RGB
 from ..errors import DataError, ModelError, UsageError, named_arguments
 from ..facts import Facts
 from ..geometry import Place, Scale
-from ..images import Picture, Range, Source
+from ..images import Picture, Range, Source, brought_to
 from ..predictions import OfInput, Prediction
 from ..preprocess import Preprocess
 from ..reading import Member
@@ -346,7 +346,7 @@ def read_picture(
 ) -> Picture:
     """A picture in any form, upright, of `count` channels; see `Predictor.predict` and `images.load`."""
     if isinstance(one, Picture):
-        return one
+        return one._replace(pixels=brought_to(one.pixels, count, "the picture"))
     if isinstance(one, Tensor):
         if one.ndim not in (2, 3) or (one.ndim == 3 and one.shape[0] not in (1, 2, 3, 4, count)):
             hint = (

@@ -16,9 +16,9 @@ small ones below.
 """
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from functools import partial
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -390,15 +390,25 @@ def timm_policy(
     policy: str, preprocess: Preprocess, strength: float
 ) -> Callable[[Image.Image], Image.Image]:
     """timm's RandAugment by its name (arXiv:1909.13719), its magnitude times a strength."""
-    from timm.data.auto_augment import rand_augment_transform
+    from timm.data import auto_augment
 
-    scaled = re.sub(r"-m([\d.]+)", lambda level: f"-m{strength * float(level[1]):g}", policy)
     color = tuple(_mean_color(preprocess))
     shortest = min(preprocess.size)
-    change: Callable[[Image.Image], Image.Image] = rand_augment_transform(
-        scaled, {"translate_const": int(0.45 * shortest), "img_mean": color}
+    change = auto_augment.rand_augment_transform(
+        policy, {"translate_const": int(0.45 * shortest), "img_mean": color}
     )
-    return change
+    for operation in change.ops:
+        operation.magnitude *= strength
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = partial(_posterized, auto_augment.posterize)
+    return cast(Callable[[Image.Image], Image.Image], change)
+
+
+def _posterized(
+    posterize: Callable[..., Image.Image], picture: Image.Image, bits: int, **more: object
+) -> Image.Image:
+    """timm's posterize, which may ask for no bits at all: Pillow takes 1 to 8 since version 13."""
+    return posterize(picture, max(bits, 1), **more)
 
 
 def _cropped(

@@ -14,9 +14,9 @@ from ..errors import DataError
 from ..geometry import Place
 from ..preprocess import Preprocess
 from ..resizing import tensor_of
+from ..sizes import Curriculum, Size
 from .augment import Augmentation, as_input
 from .cache import LIMIT, Kept, keep
-from .curriculum import Curriculum, Size
 from .decode import AnnotatedPicture, Targets, look_at, read_targets, reduced
 from .randomness import Draw, generator_of, of_others, of_sample, seed_all, states_kept
 
@@ -171,7 +171,8 @@ class ImageDataset(Dataset[Item | str]):
                 raise
             # One of them is a JPEG that is damaged behind its head. Where it is the sample's own,
             # it is named now; another one is named when it is an item itself.
-            return self._augmented(draw, look, pictures[:1])
+            readable = [picture for picture in pictures[1:] if picture.is_readable()]
+            return self._augmented(draw, look, [pictures[0], *readable])
 
     def _augmented(self, draw: Draw, look: "Look", pictures: Sequence[AnnotatedPicture]) -> Item:
         generator = seed_all(of_sample(self.seed, draw))

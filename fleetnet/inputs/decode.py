@@ -61,8 +61,18 @@ class AnnotatedPicture:
         return self.shrunk(1)
 
     def reduction(self, part: tuple[float, float], size: tuple[int, int]) -> int:
-        """The largest `by` for `shrunk` that leaves a part (rows, columns) at least `size`."""
-        return 1 if isinstance(self._source, Tensor) else reduction(part, size)
+        """The largest `by` for `shrunk` that leaves a part (rows, columns) at least `size`.
+
+        The last rows and columns of a file that `by` does not divide become one narrower pixel.
+        That may come first where the picture is turned, and whoever draws it takes it for the last.
+        """
+        if isinstance(self._source, Tensor):
+            return 1
+        by = reduction(part, size)
+        if self._source.orientation not in (1, 5):  # others mirror rows or columns
+            while self.height % by or self.width % by:
+                by //= 2
+        return by
 
     def shrunk(self, by: int) -> Tensor:
         """The picture with its sides divided by 1, 2, 4 or 8, rounded up; `by` is of `reduction`."""
@@ -72,6 +82,14 @@ class AnnotatedPicture:
         if by == 1:
             self._source = pixels
         return pixels
+
+    def is_readable(self) -> bool:
+        """Whether a file that was not decoded yet can be."""
+        try:
+            self.shrunk(1)
+        except DataError:
+            return False
+        return True
 
     def __iter__(self) -> Iterator[Any]:
         return iter((self.picture, self.targets))

@@ -15,6 +15,7 @@ from ..images import OtherChannels
 from ..inputs.decode import read_picture
 from ..review import enforce
 from ..review.annotated import annotated
+from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Model
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .optimizer import check_optimizer
@@ -123,13 +124,33 @@ def check_channels(train: Split, channels: int) -> None:
 
 
 def check_batch(model: Model, config: TrainConfig, images: int) -> None:
-    """`UsageError` where a batch norm would see one value a channel: one image, of few pixels."""
-    count, (height, width) = min(config.batch_size, images), config.size
-    if count > 1:
+    """`UsageError` for sizes that the network does not take, before anything is trained.
+
+    Looked at are sizes that change in the training, and a batch of one image, of few pixels, in
+    which a batch norm would see one value a channel.
+    """
+    count = min(config.batch_size, images)
+    curriculum = parse_curriculum(config.curriculum)
+    changing = {stage.size for stage in curriculum.stages} if curriculum is not None else set()
+    changing |= set(parse_sizes(config.sizes))
+    if count == 1:
+        changing.add(config.size)
+    if not changing:
         return
-    network = copy.deepcopy(model).to("meta")  # shapes alone, without computing
+    network = copy.deepcopy(model).to("meta").train()  # shapes alone, without computing
+    for size in sorted(changing):
+        _check_size(network, model, count, size)
+
+
+def _check_size(network: Model, model: Model, count: int, size: Size) -> None:
+    height, width = size
     try:
-        network.train()(torch.empty(count, model.channels, height, width, device="meta"))
+        network(torch.empty(count, model.channels, height, width, device="meta"))
+    except AssertionError as error:  # timm's networks of one size
+        raise UsageError(
+            f"{model.name} does not take inputs of {height}x{width}, which sizes or curriculum ask "
+            f"for: {error}"
+        ) from error
     except ValueError as error:
         if not re.search("(more than 1|one) value per channel", str(error)):
             raise

@@ -32,11 +32,14 @@ def class_weights(split: Split, target: str) -> Tensor:
 
 
 def _without_to_with(split: Split) -> Tensor:
-    """Of each class the samples without it for one with it, (classes,); 0 where none has it."""
+    """Of each class the samples without it for one with it, (classes,); 0 where none has it.
+
+    A class that all have counts as if one had it not: its weight would be 0, and nothing learned.
+    """
     counts = torch.zeros(len(split.classes))
     for sample in split.samples:
         counts[list(sample.tags or ())] += 1
-    return torch.where(counts > 0, (len(split.samples) - counts) / counts, 0)
+    return torch.where(counts > 0, (len(split.samples) - counts).clamp(min=1) / counts, 0)
 
 
 def _pixels_of_classes(split: Split) -> Tensor:

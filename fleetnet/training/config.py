@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, get_args, get_origin, 
 from ..channels import parse_channels
 from ..errors import UsageError, named_arguments, suggest
 from ..reading import SMALL, read_text
-from ..sizes import parse_size
+from ..sizes import parse_curriculum, parse_size, parse_sizes
 
 if TYPE_CHECKING:
     import yaml
@@ -433,7 +433,14 @@ class TrainConfig:
 
     def _check_order(self) -> None:
         """`UsageError` where two settings say the same thing of the samples or of their size."""
-        if self.sizes and self.curriculum:
+        curriculum = parse_curriculum(self.curriculum)
+        stages = curriculum.stages if curriculum is not None else ()
+        if self.auto_augment == "none" and any(stage.strength != 1 for stage in stages):
+            raise UsageError(
+                f"curriculum is {self.curriculum!r}, with strengths of auto_augment, which is "
+                "none: give a policy, or leave the strengths out"
+            )
+        if parse_sizes(self.sizes) and curriculum is not None:
             raise UsageError("sizes and curriculum both say the size of a step: give one of them")
         if self.auto_augment not in POLICIES and not self.auto_augment.startswith("rand-"):
             raise UsageError(
@@ -454,11 +461,15 @@ class TrainConfig:
                 )
         if self.schedule == "step" and not self.steps_after:
             raise UsageError("schedule is step; give step_epochs, such as 30,60,90")
-        if self.schedule == "wsd" and not 0 < self.cooldown_epochs < self.epochs:
-            raise UsageError(
-                f"schedule is wsd and cooldown_epochs {self.cooldown_epochs:g}; allowed: above 0, "
-                f"below epochs, {self.epochs}"
-            )
+        if self.schedule == "wsd":
+            warmup = 0 if self.warmup_steps else self.warmup_epochs
+            if not 0 < self.cooldown_epochs <= self.epochs - warmup:
+                raise UsageError(
+                    f"schedule is wsd and cooldown_epochs {self.cooldown_epochs:g}; allowed: above "
+                    f"0, at most the epochs without the warm-up, {self.epochs - warmup:g}"
+                )
+        if self.min_lr > self.lr:
+            raise UsageError(f"min_lr is {self.min_lr:g}; allowed: at most lr, {self.lr:g}")
 
     @property
     def steps_after(self) -> list[float]:

@@ -13,12 +13,12 @@ from ..boxes import Limits
 from ..data import Split
 from ..errors import UsageError
 from ..inputs.augment import Augmentation
-from ..inputs.curriculum import parse_curriculum
 from ..inputs.dataset import ImageDataset
 from ..inputs.loader import Batches, batches_of
 from ..inputs.samplers import Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
+from ..sizes import parse_curriculum
 from ..tasks import Model
 from .config import TrainConfig
 from .distill import objective_of
@@ -30,7 +30,7 @@ from .optimizer import average_of, clip_adaptively, optimizer_of
 from .run import Before, Training
 from .schedule import Schedule
 from .setup import (
-    at_other_sizes,
+    AtOtherSizes,
     augmentation_of,
     evaluation_limits,
     may_be_channels_last,
@@ -91,11 +91,19 @@ class Learner:
             self.accelerator.unscale_gradients(self.optimizer)
             clip_adaptively(self.model.parameters(), self.config.agc)
         if self.config.clip is not None:
-            self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip)
+            self._clip(self.config.clip)
         self.optimizer.step()
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
+
+    def _clip(self, largest: float) -> None:
+        """Scale the whole gradient to a norm; accelerate would unscale it a second time."""
+        parameters = self.network.parameters()
+        if self.config.agc is None:
+            self.accelerator.clip_grad_norm_(parameters, largest)
+        else:
+            nn.utils.clip_grad_norm_(parameters, largest)
 
     def forms(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         """What is evaluated: "raw" or "ema", the network to evaluate, the model to save."""
@@ -148,6 +156,20 @@ class Learner:
         self.model.preprocess = self.preprocess
 
 
+def _check_own_parts(config: TrainConfig, objective: Objective | None, order: Order | None) -> None:
+    """`UsageError` where a setting says what was given to `fit` as an object."""
+    if objective is not None and config.teacher is not None:
+        raise UsageError(
+            f"teacher is {config.teacher!r}, but `fit` was given an objective, which has no use "
+            "for it: leave out one of them"
+        )
+    if order is not None and (config.balance or config.repeats > 1):
+        raise UsageError(
+            "balance and repeats say the order of the samples, and so does the order that `fit` "
+            "was given: leave out one of them"
+        )
+
+
 def set_up(
     model: Model,
     train: Split,
@@ -167,6 +189,7 @@ def set_up(
     """
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
+    _check_own_parts(config, objective, order)
     if objective is None:
         objective = objective_of(model, config, train, preprocess, accelerator.device)
     order = order_of(config, train) if order is None else order
@@ -187,7 +210,7 @@ def set_up(
         seed=config.seed,
         plain_from=config.epochs - config.plain_epochs,
         curriculum=curriculum,
-        at=at_other_sizes(task, preprocess, config),
+        at=AtOtherSizes(model.task, preprocess, config),
         cache=config.cache,
     )
     val_data = ImageDataset(val, preprocess, target=task.TARGET)

@@ -90,14 +90,24 @@ def check_optimizer(config: TrainConfig) -> None:
     """`UsageError` for an optimizer that there is not, and for options that it does not take."""
     kind = _class_of(config.optimizer)
     allowed = [
-        name for name in inspect.signature(kind).parameters if name not in ("self", "params", "lr")
+        name
+        for name in inspect.signature(kind).parameters
+        if name not in ("self", "params", "lr", "weight_decay")
     ]
     for name in config.optimizer_options:
         if name not in allowed:
             raise UsageError(
                 f"optimizer_options.{name}: {config.optimizer} has no such option: "
                 f"{suggest(name, allowed)}"
+                + ("; give weight_decay itself" if name == "weight_decay" else "")
             )
+    try:
+        optimizer_of(nn.Linear(1, 1), config).step()
+    except (TypeError, ValueError, AttributeError) as error:
+        raise UsageError(
+            f"optimizer {config.optimizer} with {dict(config.optimizer_options)} cannot be used: "
+            f"{error}"
+        ) from error
 
 
 def _class_of(name: str) -> type[torch.optim.Optimizer]:
@@ -107,14 +117,16 @@ def _class_of(name: str) -> type[torch.optim.Optimizer]:
     place, _, kind = name.rpartition(".")
     try:
         module = importlib.import_module(place)
-    except ImportError as error:
+    except (ImportError, TypeError, ValueError) as error:
         raise UsageError(
             f"optimizer is {name!r}, but {place!r} cannot be imported: {error}"
         ) from error
     classes = {
         key: value
         for key, value in vars(module).items()
-        if isinstance(value, type) and issubclass(value, torch.optim.Optimizer)
+        if isinstance(value, type)
+        and issubclass(value, torch.optim.Optimizer)
+        and value is not torch.optim.Optimizer
     }
     if kind not in classes:
         raise UsageError(f"optimizer is {name!r}: {suggest(kind, classes, place)}")

@@ -112,7 +112,8 @@ class Schedule:
         elif config.cosine_from == "start":
             share = half_cosine(step, self.steps)
         else:
-            share = half_cosine(step - self.warmup, self.steps - self.warmup)
+            # an epoch may begin within the warm-up that ended in it
+            share = half_cosine(max(0, step - self.warmup), self.steps - self.warmup)
         return config.min_lr + (peak - config.min_lr) * share
 
     def text(self) -> str:

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,10 +18,11 @@ from ..facts import Source
 from ..images import Range, measure
 from ..images import value_range as range_of_files
 from ..inputs.augment import Augmentation, augmentation
-from ..inputs.curriculum import Size, Sizes, parse_sizes
-from ..inputs.dataset import Look, MakeLook
+from ..inputs.curriculum import Sizes
+from ..inputs.dataset import Look
 from ..inputs.samplers import Balanced, Order, Repeated, Shuffled, labels_of
 from ..preprocess import Preprocess
+from ..sizes import Size, parse_sizes
 from ..tasks import Annotated, Model, Task
 from .checks import check_device
 from .config import TrainConfig, parse_values
@@ -187,20 +188,26 @@ def augmentation_of(
     )
 
 
-def at_other_sizes(task: Task, preprocess: Preprocess, config: TrainConfig) -> MakeLook:
-    """What makes preprocessing and augmentation of a training at another size and strength."""
+@dataclass(frozen=True)
+class AtOtherSizes:
+    """Makes preprocessing and augmentation of a training at another size and strength.
 
-    def make(size: Size, strength: float) -> Look:
-        resized = replace(preprocess, size=size)
-        return Look(resized, augmentation_of(task, resized, config, strength))
+    It goes to worker processes, so it names the task, whose module does not.
+    """
 
-    return make
+    task: str
+    preprocess: Preprocess
+    config: TrainConfig
+
+    def __call__(self, size: Size, strength: float) -> Look:
+        resized = replace(self.preprocess, size=size)
+        return Look(resized, augmentation_of(tasks.find(self.task), resized, self.config, strength))
 
 
-def sizes_of(config: TrainConfig, world: int = 1) -> Sizes | None:
+def sizes_of(config: TrainConfig) -> Sizes | None:
     """The sizes of which each step has one; None where all steps have the same."""
     sizes = parse_sizes(config.sizes)
-    return Sizes(sizes, config.size, config.batch_size, config.seed, world) if sizes else None
+    return Sizes(sizes, config.size, config.batch_size, config.seed) if sizes else None
 
 
 def order_of(config: TrainConfig, train: Split) -> Order:
