@@ -212,7 +212,7 @@ def test_accumulation_equals_a_larger_batch(photos: Path, tmp_path: Path):
         def __init__(self) -> None:
             nn.Module.__init__(self)
             self.name, self.classes, self.task = "linear", 3, "classification"
-            self.drop_path, self.output_stride, self.options = 0.0, 32, {}
+            self.drop_path, self.output_stride, self.options, self.channels = 0.0, 32, {}, 3
             self.report = self.preprocess = None
             self.head = nn.Identity()
             self.net = nn.Sequential(nn.AvgPool2d(8), nn.Flatten(), nn.Linear(48, 3))
