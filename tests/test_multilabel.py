@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,8 @@ from fleetnet import checkpoint
 from fleetnet.cli import main
 from fleetnet.data import Split, from_samples, from_torchvision, load
 from fleetnet.data._contents import contents_of
+from fleetnet.data._tags import Form, a_list, several_words
+from fleetnet.data._tags import tags_of as words_of
 from fleetnet.deploy.predictor import Predictor
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.inputs.dataset import ImageDataset
@@ -182,6 +185,59 @@ def test_tags_are_read(layout: str, tmp_path: Path) -> None:
     split = load(str(tmp_path), "all" if layout in ("yolo", "voc") else None, target="tags")
     assert tags_of(split) == truth
     assert split.classes == list(CLASSES if truth is TRUTH else ("cat", "dog", "seal"))
+
+
+BESIDE: dict[str, tuple[str, str]] = {  # header and what each line has before the classes
+    "index": ("", "{i}"),
+    "pandas' index": ("Unnamed: 0", "{i}"),
+    "width and height": ("width,height", "32,{i}4"),
+    "an id": ("id", "7{i}"),
+}
+
+
+@pytest.mark.parametrize("words", [("0", "1"), ("False", "True")])
+@pytest.mark.parametrize("beside", BESIDE)
+def test_columns_beside_those_of_classes(
+    beside: str, words: tuple[str, str], tmp_path: Path
+) -> None:
+    pictures(tmp_path)
+    names, cells = BESIDE[beside]
+    lines = [f"{names},filename,\u043a\u043e\u0442,dog"]
+    for i, (cat, dog) in enumerate([(1, 0), (0, 1), (1, 1)]):
+        lines.append(f"{cells.format(i=i)},{'abc'[i]}.png,{words[cat]},{words[dog]}")
+    (tmp_path / "labels.csv").write_text("\n".join(lines), encoding="utf-8")
+    split = load(str(tmp_path), "all", target="tags")
+    assert split.classes == ["\u043a\u043e\u0442", "dog"]
+    assert [sample.tags for sample in split.samples] == [(0,), (1,), (0, 1)]
+
+
+def test_findings_of_chest_x_rays(tmp_path: Path) -> None:
+    pictures(tmp_path)
+    lines = ["Image Index,Finding Labels,Patient Age", "a.png,Mass|Hernia,58", "b.png,Mass,3"]
+    (tmp_path / "labels.csv").write_text("\n".join(lines))
+    split = load(str(tmp_path), "all", target="tags")
+    assert tags_of(split) == {"a.png": ("Hernia", "Mass"), "b.png": ("Mass",)}
+
+
+def test_tags_keep_quotes_of_their_own() -> None:
+    form = Form(",")
+    assert words_of("'cat', \"it's\", very \"big\", 'tis", form, "") == [
+        "cat",
+        "it's",
+        'very "big"',
+        "'tis",
+    ]
+
+
+def test_lists_among_many_labels_are_told_at_once() -> None:
+    many = [f"species {i}, of genus {i}" for i in range(20_000)]
+    began = time.perf_counter()
+    assert a_list(many) is None
+    assert several_words(many) is None
+    assert time.perf_counter() - began < 5  # each with each other took half an hour
+    assert a_list([*many, "cat", "dog", "cat, dog"]) == "cat, dog"
+    assert a_list(["cat", "cat, dog"]) is None
+    assert several_words(["cat", "dog", "dog cat", "polar bear"]) == "dog cat"
 
 
 def test_a_class_folder_is_a_single_tag(tmp_path: Path) -> None:

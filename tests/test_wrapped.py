@@ -1,6 +1,7 @@
 """Data sets of torchvision and Hugging Face, as they are: labels at once, pictures when they are needed."""
 
 import io
+import json
 import pickle
 from collections.abc import Iterator
 from pathlib import Path
@@ -122,6 +123,26 @@ def test_coco_detection_is_its_file(tmp_path, decoded):
     assert seen(split) == truth(TRAIN)
     assert [sample.id for sample in split.samples] == dataset.ids
     assert len(from_torchvision(Subset(dataset, [1])).samples) == 1
+
+
+def test_coco_detection_with_ids_as_text_and_an_object_without_a_mask(tmp_path):
+    pytest.importorskip("pycocotools")
+    save(tmp_path / "a.jpg", TRAIN[0])
+    height, width = 32, 48
+    polygon = [[2, 2, 20, 2, 20, 20]]
+    box = {"image_id": "7", "category_id": 1, "bbox": [2, 2, 18, 18], "iscrowd": 0, "area": 9}
+    document = {
+        "images": [{"id": "7", "file_name": "a.jpg", "width": width, "height": height}],
+        "annotations": [{"id": 1, **box, "segmentation": polygon}, {"id": 2, **box}],
+        "categories": [{"id": 1, "name": "cat"}],
+    }
+    (tmp_path / "x.json").write_text(json.dumps(document))
+    dataset = CocoDetection(str(tmp_path), str(tmp_path / "x.json"))
+    (sample,) = from_torchvision(dataset).samples
+    assert [item.segmentation for item in sample.objects or ()] == [polygon, None]
+    dataset.ids = ["8"]
+    with pytest.raises(DataError, match="no image with the id 8"):
+        from_torchvision(dataset)
 
 
 def test_other_targets_of_torchvision():

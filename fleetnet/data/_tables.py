@@ -33,7 +33,18 @@ NAME_COLUMNS = (  # of the column of pictures, as `plain_name` writes them; the 
 )
 LABEL_COLUMNS = (  # names of classes before their numbers
     *("label", "labels", "class", "classname", "category", "categoryname", "labelname", "target"),
-    *("species", "breed", "variety", "diagnosis", "dx", "tag", "tags", "type", "y"),
+    *(
+        "species",
+        "breed",
+        "variety",
+        "diagnosis",
+        "dx",
+        "findinglabels",
+        "tag",
+        "tags",
+        "type",
+        "y",
+    ),
     *("classid", "classids", "categoryid", "labelid", "classindex", "labelindex"),
 )
 _SPLITS = ("split", "subset", "dataset", "set", "partition", "usage")
@@ -55,6 +66,8 @@ _BOX = ("bbox", "box", "boundingbox")  # four numbers in one cell: left, top, wi
 _WIDTH, _HEIGHT = ("imagewidth", "imgwidth", "width"), ("imageheight", "imgheight", "height")
 _CROWD = ("isgroupof", "iscrowd")
 _CONFIDENCE = ("confidence",)  # Open Images': 0 where somebody saw that the label is not there
+_UNNAMED = re.compile(r"(Unnamed: \d+)?")  # numbers of the lines, as pandas writes them
+_IDS = ("index", "id")
 _CENTERS = (  # of boxes, from left and from the top
     ("xcenter", "centerx", "cx", "bboxcx", "bboxcenterx", "bboxxcenter"),
     ("ycenter", "centery", "cy", "bboxcy", "bboxcentery", "bboxycenter"),
@@ -235,10 +248,28 @@ def columns_of(lines: Sequence[Sequence[str]]) -> tuple[list[str], Columns | Non
     columns = _with_boxes(columns, plain)
     if columns.has_boxes or columns.label is not None:
         return header, columns
-    others = tuple(i for i in range(len(header)) if i not in (name, columns.split, columns.held))
+    return header, _with_others(columns, header, body)
+
+
+def _with_others(
+    columns: Columns, header: Sequence[str], body: Sequence[Sequence[str]]
+) -> Columns | None:
+    """The columns with those of no known name: a class each, or the label; None for neither."""
+    taken = columns.name, columns.split, columns.held
+    others = [i for i, word in enumerate(header) if i not in taken and not _UNNAMED.fullmatch(word)]
+    beside = [i for i in others if _is_beside(i, columns, header, body)]
+    others = [i for i in others if i not in beside]
     if len(others) > 1 and all(_are_flags(cells, others) for cells in body):
-        return header, replace(columns, classes=others)
-    return header, replace(columns, label=others[0]) if len(others) == 1 else None
+        return replace(columns, classes=tuple(others))
+    return replace(columns, label=others[0]) if len(others) == 1 else None
+
+
+def _is_beside(
+    column: int, columns: Columns, header: Sequence[str], body: Sequence[Sequence[str]]
+) -> bool:
+    """Whether a column is a size or an id of the picture, by its name, and not a class called so."""
+    by_name = column in (columns.width, columns.height) or plain_name(header[column]) in _IDS
+    return by_name and not all(_are_flags(cells, [column]) for cells in body)
 
 
 def plain_name(word: str) -> str:
@@ -297,7 +328,13 @@ def _held_column(plain: Sequence[str], body: Sequence[Sequence[str]]) -> int | N
 
 
 def _are_flags(cells: Sequence[str], columns: Sequence[int]) -> bool:
-    return all(number(cell(cells, i)) in (0.0, 1.0) for i in columns)
+    return all(_flag(cell(cells, i)) is not None for i in columns)
+
+
+def _flag(word: str) -> bool | None:
+    """What 0 or 1, or false or true, says; None for another word."""
+    value = number({"true": "1", "false": "0"}.get(word.lower(), word))
+    return value == 1 if value in (0.0, 1.0) else None
 
 
 def cell(cells: Sequence[str], column: int | None) -> str:
@@ -338,8 +375,8 @@ def _flagged(
     cells: Sequence[str], columns: Sequence[int], classes: Sequence[str], entry: str
 ) -> list[str]:
     """The classes of a line with a number a class."""
-    values = [number(cell(cells, column)) for column in columns]
-    if not all(value in (0.0, 1.0) for value in values):
+    values = [_flag(cell(cells, column)) for column in columns]
+    if None in values:
         raise DataError(f"{entry}: expected 0 or 1 for each class, not {shorten(cells)}")
     return [name for name, value in zip(classes, values, strict=True) if value]
 

@@ -7,6 +7,7 @@ names may have spaces; where none does, spaces. Numbers of 0 and 1 alone, as man
 not the tags themselves but say of each class whether it is there.
 """
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -16,6 +17,7 @@ from . import shorten
 
 SEPARATORS = "|", ";", ","
 BRACKETS = "[]", "()", "{}"  # around a list that a program wrote
+QUOTES = "\"'"  # around each name in it
 WAY_OUT = (
     "several labels of a picture are learned by multilabel/BACKBONE, as --model "
     "multilabel/repvit_m0_9; for any other classifier, keep one"
@@ -64,28 +66,31 @@ def a_list(labels: Collection[str]) -> str | None:
 
     One with a | in it is; one with a comma or semicolon, where others have all that it lists.
     """
+    several = {sign: _listed(labels, sign) for sign in SEPARATORS}
     for label in sorted(labels):
         if "|" in label:
             return label
         separator = next((sign for sign in SEPARATORS if sign in label), None)
-        if separator is not None:
-            others = {
-                part for other in labels if other != label for part in _parts(other, separator)
-            }
-            parts = _parts(label, separator)
-            if len(parts) > 1 and others.issuperset(parts):
-                return label
+        if separator is not None and label in several[separator]:
+            return label
     return None
 
 
 def several_words(labels: Collection[str]) -> str | None:
     """The first label of several words of which other labels have each; None where there is none."""
-    for label in sorted(labels):
-        words = label.split()
-        others = {word for other in labels if other != label for word in other.split()}
-        if len(words) > 1 and others.issuperset(words):
-            return label
-    return None
+    return min(_listed(labels, " "), default=None)
+
+
+def _listed(labels: Collection[str], separator: str) -> set[str]:
+    """The labels of several parts of which other labels have each."""
+    parts = {label: _parts(label, separator) for label in labels}
+    labels_with = Counter(part for words in parts.values() for part in set(words))
+    # a label has its own parts: another one has them too where there are two
+    return {
+        label
+        for label, words in parts.items()
+        if len(words) > 1 and all(labels_with[part] > 1 for part in words)
+    }
 
 
 def nearest(word: str, names: Iterable[str]) -> str:
@@ -101,5 +106,12 @@ def _parts(text: str, separator: str | None) -> list[str]:
     parts: Iterable[str] = [text]
     if separator is not None:
         parts = text.split(None if separator == " " else separator)
-    words = (part.strip().strip("\"'").strip() for part in parts)
+    words = (_unquoted(part.strip()) for part in parts)
     return [word for word in words if word]
+
+
+def _unquoted(word: str) -> str:
+    """A word without the quotes around it; those within are its own."""
+    inner = word[1:-1]
+    is_quoted = len(word) > 1 and word[0] == word[-1] and word[0] in QUOTES
+    return inner.strip() if is_quoted and word[0] not in inner else word

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..errors import DataError, UsageError, suggest
 from ..reading import Fields, Member, to_json
-from . import Sample, Split, few, shorten, whole
+from . import OBJECTS, Sample, Split, few, shorten, whole
 from . import coco as coco_format
 from ._samples import Item, are_several, split_of
 
@@ -142,18 +142,23 @@ def _of_coco(dataset: Any, chosen: Sequence[int]) -> Split:
         text = to_json(dataset.coco.dataset)
     except TypeError as error:
         raise DataError(f"the COCO file of the data set cannot be read again: {error}") from error
-    has_masks = any(row.get("segmentation") for row in dataset.coco.dataset["annotations"])
-    split = coco_format.parse(text, "the COCO file of the data set")
-    if has_masks:
-        with_masks = coco_format.parse(text, "the COCO file of the data set", "masks")
-        if not with_masks.annotations.lost():
-            split = with_masks
+    split = coco_format.parse(text, "the COCO file of the data set", OBJECTS)
     by_id = {sample.id: sample for sample in split.samples}
-    wanted = [by_id[dataset.ids[i]] for i in chosen]
+    ids = [_read_id(dataset.ids[i]) for i in chosen]
+    absent = next((id for id in ids if id not in by_id), None)
+    if absent is not None:
+        raise DataError(f"the COCO file of the data set has no image with the id {absent!r}")
+    wanted = [by_id[id] for id in ids]
     root = Path(dataset.root)
     return replace(
         split, samples=[replace(sample, image=_below(root, sample)) for sample in wanted]
     )
+
+
+def _read_id(id: int | str) -> int | str:
+    """An id as the format reads it: "1" is 1."""
+    number = whole(id)
+    return id if number is None else number
 
 
 def _below(root: Path, sample: Sample) -> Path:

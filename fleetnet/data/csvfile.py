@@ -5,7 +5,7 @@
 
 Columns are told by their names (`filename`, `image_id`, `path`, ...; `label`, `class`, `species`,
 ...), in any case; without such names, the column of file names is the picture, and of two columns
-the other is the label. PicturesByName are looked for below the folder of the table by name, with or
+the other is the label. Pictures are looked for below the folder of the table by name, with or
 without extension, whatever folder the table names; nothing else is opened. Boxes are corners, or a
 corner with width and height, in pixels, or all in shares of the picture. Splits are the tables of
 several names (train.csv, val.csv), those in folders of splits, or a column `split`, or `is_valid`,
@@ -76,7 +76,7 @@ EXPECTS = (
 TARGETS: tuple[str, ...] = ("label", "tags", "boxes")
 FALLBACK = True  # tables lie beside data of all kinds
 PLACES: tuple[str, ...] = ("images",)
-_SEVERAL = "tags", "labels"  # names of columns that may hold several labels
+_SEVERAL = "tags", "labels", "findinglabels"  # names of columns that may hold several labels
 MANY = 20  # pictures from which on a class for every second one is a column of something else
 _EXTENSIONS = (".csv", ".tsv")
 _FOLDERS = (
