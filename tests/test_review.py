@@ -370,6 +370,25 @@ def test_contradictions_between_splits_and_of_boxes(tmp_path: Path):
     assert "(0 objects)" in one.items[0]
 
 
+def test_all_near_copies_are_counted(tmp_path: Path):
+    """Two files of one resave, the second with another label, and a darker one are nearly one of train."""
+    train, val = labeled(tmp_path / "train", "ab"), labeled(tmp_path / "val", "baba", "val", 50)
+    larger, twice, darker = (tmp_path / "val" / f"{i}.png" for i in range(3))
+    scene(1).resize((96, 80)).save(larger)
+    twice.write_bytes(larger.read_bytes())
+    ImageEnhance.Brightness(scene(1)).enhance(0.8).save(darker)
+    original = str(tmp_path / "train" / "1.png")
+    expected = {f"{str(path)!r} ({original!r})" for path in (larger, twice, darker)}
+    whole = reviewed(train, val).findings
+    for findings in (whole, shared_files(train, val)):
+        (one,) = [one for one in findings if one.kind == "shared-nearly"]
+        assert set(one.items) == expected
+    counts = {one.kind: one.count for one in whole}
+    assert counts["copies-nearly"] == 1  # the darker one
+    assert counts["labeled-twice"] == 2  # the second file, as its twin and as that of train
+    assert "shared" not in counts
+
+
 # --- what training says and does is the same
 
 

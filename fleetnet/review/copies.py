@@ -121,11 +121,9 @@ def _near(train: list[File], val: list[File]) -> list[Pair]:
     nearly = alike(np.stack([_thumbnail(path) for path in paths])) if val else None
     if nearly is None:
         return []
-    of_val: dict[int, int] = {}
-    for one, other in _pairs(nearly.first, nearly.pairs):
-        if one < len(train) <= other:
-            of_val.setdefault(other, one)
-    return [(paths[other], paths[one]) for other, one in sorted(of_val.items())]
+    splits = ["train"] * len(train) + ["val"] * len(val)
+    partners = _partners(nearly.first, nearly.pairs, splits)
+    return [(paths[other], paths[one]) for one, other in partners if one < len(train) <= other]
 
 
 def _thumbnail(path: File) -> np.ndarray:
@@ -135,11 +133,28 @@ def _thumbnail(path: File) -> np.ndarray:
         return np.zeros((SIDE, SIDE), np.uint8)
 
 
-def _pairs(first: np.ndarray, pairs: np.ndarray) -> list[tuple[int, int]]:
-    """Pairs of numbers of pictures that are alike, the smaller first, of what `alike` gives."""
-    members = np.flatnonzero(first != np.arange(len(first)))
-    together = np.concatenate([np.stack([first[members], members], axis=1), pairs])
-    return [(int(one), int(other)) for one, other in together]
+def _partners(
+    groups: np.ndarray, pairs: np.ndarray, splits: Sequence[str]
+) -> list[tuple[int, int]]:
+    """For each picture the first like it in train, and the first in its own split; (the first, it).
+
+    `groups` (n,) are those of `Alike.first`, `pairs` (m, 2) of groups that are near; all members of
+    such two are taken to be alike. Only the first is taken, since those of a film are many.
+    """
+    members = list(enumerate(zip(groups.tolist(), splits, strict=True)))
+    firsts: dict[int, dict[str, int]] = {}  # group -> split -> its first picture
+    for number, (group, split) in members:
+        firsts.setdefault(group, {}).setdefault(split, number)
+    nearest = {group: dict(of_split) for group, of_split in firsts.items()}
+    for one, other in [*pairs.tolist(), *pairs[:, ::-1].tolist()]:
+        for split, number in firsts[other].items():
+            nearest[one][split] = min(number, nearest[one].get(split, number))
+    return [
+        (nearest[group][other], number)
+        for number, (group, split) in members
+        for other in dict.fromkeys(("train", split))
+        if nearest[group].get(other, number) < number
+    ]
 
 
 # Pixels ----------------------------------------------------------------------------------------
@@ -164,7 +179,7 @@ def copies(splits: Mapping[str, Split], looks: Mapping[str, Sequence[Look]]) -> 
         if not look.fault and isinstance(sample.image, File)
     ]
     same, firsts = _same_pixels(pictures)
-    near = _near_pixels([pictures[i] for i in firsts])
+    near = _near_pixels(pictures, firsts, same)
     findings: list[Finding] = []
     for name, split in splits.items():
         if name != "train":
@@ -197,11 +212,27 @@ def _same_pixels(pictures: Sequence[_Picture]) -> tuple[list[_Two], list[int]]:
     return pairs, list(originals.values())
 
 
-def _near_pixels(pictures: Sequence[_Picture]) -> list[_Two]:
+def _near_pixels(
+    pictures: Sequence[_Picture], firsts: Sequence[int], same: Sequence[_Two]
+) -> list[_Two]:
+    """Pairs that are nearly the same, but for pictures whose pixels are in the other's split anyway.
+
+    Of pictures of the same pixels the first, in `firsts`, is compared for all of them.
+    """
     if not pictures:
         return []
-    nearly = alike(np.stack([picture.look.gray for picture in pictures]))
-    return [(pictures[one], pictures[other]) for one, other in _pairs(nearly.first, nearly.pairs)]
+    nearly = alike(np.stack([pictures[i].look.gray for i in firsts]))
+    first, pairs = np.array(firsts)[nearly.first], np.array(firsts)[nearly.pairs]
+    of_digest = {pictures[i].look.digest: group for i, group in zip(firsts, first, strict=True)}
+    groups = np.array([of_digest[picture.look.digest] for picture in pictures])
+    copied = {(one.split, id(other)) for one, other in same}
+    partners = [
+        (one, other)
+        for one, other in _partners(groups, pairs, [picture.split for picture in pictures])
+        if (pictures[one].split, id(pictures[other])) not in copied
+    ]
+    numbers = dict.fromkeys([*map(tuple, pairs.tolist()), *partners])
+    return [(pictures[one], pictures[other]) for one, other in numbers]
 
 
 def _of_other(pairs: Sequence[_Two], name: str, other: str) -> list[_Two]:

@@ -3,8 +3,10 @@
 The bits are those of a perceptual hash: which of the 64 lowest frequencies (after the mean) of the
 cosine transform are above their median. A copy that was saved anew, resized, made brighter or cut
 by a percent differs from its original in at most four of them, and two other pictures rarely do;
-where they do, the gray levels decide. Measured on six public data sets: of 5,400 such copies 97 %
-are found, and of 2.9 million pairs of pictures two are taken for copies, which they are.
+where they do, the gray levels decide. Measured on photographs, those of six public data sets: of 5,400 such copies
+97 % are found, and of 2.9 million pairs of pictures two are taken for copies, which they are. Of
+smooth drawn pictures fewer are: most of their frequencies are near the median, and change sides. Of
+600 copies of pictures that are 12 x 16 colors, interpolated, 88 % are found, of 6 x 8 colors 50 %.
 """
 
 from itertools import pairwise
