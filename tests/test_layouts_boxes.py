@@ -1366,3 +1366,59 @@ def test_yolo_files_of_labels_among_the_images_are_no_lines(tmp_path, layout):
         write(place / f"{name}.txt", "0 0.5 0.5 0.2 0.2\n")
     said = load(str(tmp_path), "train", None, "boxes").skipped
     assert said == [f"{entry.format(split='train')}: 2 text files are of no image: lost1, lost2"]
+
+
+# ---- one folder too much around the data, called as a part of it is
+
+
+def darknet_export(root: Path) -> None:
+    for split, shots in PARTS.items():
+        for shot in shots:
+            save(root / f"obj_train_data/{shot.name}.jpg", shot)
+            write(root / f"obj_train_data/{shot.name}.txt", yolo(shot))
+        lines = "".join(f"data/obj_train_data/{shot.name}.jpg\n" for shot in shots)
+        write(root / f"{split}.txt", lines)
+    write(root / "obj.names", "\n".join(CLASSES))
+    described = "train = data/train.txt\nvalid = data/val.txt\nnames = data/obj.names\n"
+    write(root / "obj.data", f"classes = {len(CLASSES)}\n{described}")
+
+
+def voc_with_lists(root: Path) -> None:
+    voc_flat(root, "JPEGImages", "Annotations")
+    lists_in(root / "ImageSets/Main", "")
+
+
+def coco_by_split(root: Path) -> None:
+    for split, shots in PARTS.items():
+        for shot in shots:
+            save(root / f"{split}/{shot.name}.jpg", shot)
+        write_coco(root / f"annotations/instances_{split}.json", coco(shots))
+
+
+def roboflow_export(root: Path) -> None:
+    for split, shots in PARTS.items():
+        for shot in shots:
+            save(root / f"{split}/images/{shot.name}.jpg", shot)
+            write(root / f"{split}/labels/{shot.name}.txt", yolo(shot))
+    write(root / "data.yaml", f"train: ../train/images\nval: ../val/images\n{NAMES}")
+
+
+@pytest.mark.parametrize(
+    "written, folder",
+    [
+        (darknet_export, "data"),
+        (voc_with_lists, "annotations"),
+        (voc_with_lists, "train"),
+        (coco_by_split, "train"),
+        (roboflow_export, "images"),
+    ],
+)
+def test_splits_in_the_one_folder_too_much_are_the_users_whatever_it_is_called(
+    tmp_path, written, folder
+):
+    written(tmp_path / folder)
+    for split, shots in PARTS.items():
+        loaded = load(str(tmp_path), split, None, "boxes")
+        assert seen(loaded) == truth(shots)
+        assert loaded.source.take == "all"
+        assert "holds nothing but one folder, so" in loaded.skipped[0]

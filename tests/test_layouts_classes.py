@@ -840,3 +840,26 @@ def test_a_picture_of_another_split_is_not_taken_for_one_that_is_missing(tmp_pat
     split = load(str(tmp_path), "train")
     assert labels_seen(split) == labels(SPLITS["train"][1:])
     assert split.annotations.dropped == {"of pictures that are not there": 1}
+
+
+@pytest.mark.parametrize("kind", ["tables", "class folders"])
+def test_splits_in_the_one_folder_too_much_are_the_users_though_it_is_called_train(tmp_path, kind):
+    for split, shots in SPLITS.items():
+        for shot in shots:
+            folder = f"{split}/{CLASS[shot.name]}" if kind == "class folders" else "pictures"
+            save(tmp_path / f"train/{folder}/{shot.name}.jpg", shot)
+        if kind == "tables":
+            table(tmp_path / f"train/{split}.csv", shots)
+    for split, shots in SPLITS.items():
+        loaded = load(str(tmp_path), split)
+        assert set(labels_seen(loaded)) == set(labels(shots))
+        assert loaded.source.take == "all"
+        assert "holds nothing but one folder, so" in loaded.skipped[0]
+
+
+def test_one_folder_with_a_table_beside_it_is_no_folder_too_much(tmp_path):
+    for split, shots in SPLITS.items():
+        for shot in shots:
+            save(tmp_path / f"train/{split}/{CLASS[shot.name]}s/{shot.name}.jpg", shot)
+    table(tmp_path / "t.csv", MANY)
+    assert load(str(tmp_path), "all").source.format == "csvfile"

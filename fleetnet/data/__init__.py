@@ -30,6 +30,8 @@ from ._conventions import (
     USUAL,
     Places,
     children,
+    describes_itself,
+    files_in,
     folders_in,
     images_in,
     only_folder,
@@ -615,7 +617,7 @@ def format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
     """The format to read with, which can give the target, and the folder: `root`, or the only one in it."""
     formats = names("data")
     able = [name for name in formats if kind_for(name, target)]
-    places = [root, *_folders_too_much(root)]
+    places = _described_first([root, *_folders_too_much(root)])
     if format is not None:
         if format not in able and not kind_for(format, target):
             raise UsageError(
@@ -678,6 +680,28 @@ def _folders_too_much(root: str) -> list[str]:
         if place is not None:
             inner.append(str(place))
     return inner
+
+
+def _described_first(places: list[str]) -> list[str]:
+    """The folders with the outermost first that has splits or a description of its own, if any has.
+
+    The one folder too much may be called `data` or `train`: to the folder around it, it looks like
+    that of the pictures or of a split, and what it says of its splits would be passed over.
+    """
+    if len(places) == 1:
+        return places
+    for place in places:
+        if describes_itself(Path(place)):
+            return list(dict.fromkeys([place, *places]))
+        if _holds_annotations(Path(place)):
+            break
+    return places
+
+
+def _holds_annotations(folder: Path) -> bool:
+    """Whether a file in a folder itself may annotate what is in the folders."""
+    files = files_in(folder, ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".tar")
+    return any(not file.name.lower().startswith(("readme", "license")) for file in files)
 
 
 def _fits(name: str, root: str, target: str) -> bool:

@@ -219,6 +219,22 @@ def only_folder(folder: Path) -> Path | None:
     return folders[0] if len(folders) == 1 and not images_in(folder) else None
 
 
+def describes_itself(folder: Path) -> bool:
+    """Whether files in a folder say what is in it, or which of it is of which split.
+
+    Folders of splits count where the folder is itself called as a split: `train/train` and
+    `train/val` are no data of train alone, while `images/train` and `images/val` are usual.
+    """
+    if children(folder, ("ImageSets",)) or files_in(folder, ".yaml", ".yml", ".data"):
+        return True
+    if split_of(folder.name) and len(split_folders(folder)) > 1:
+        return True
+    places = [folder, *children(folder, ("annotations",))]
+    files = [file for place in places for file in files_in(place, ".csv", ".tsv", ".json", ".tar")]
+    words = {word.split for file in files if (word := word_in(file.stem))}
+    return len(split_lists(folder)) > 1 or len(words) > 1
+
+
 def map_key(stem: str) -> str:
     """What an image and its label map share: the name without extension and without the endings of either.
 
