@@ -1404,7 +1404,7 @@ def roboflow_export(root: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "written, folder",
+    ("written", "folder"),
     [
         (darknet_export, "data"),
         (voc_with_lists, "annotations"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -493,6 +494,28 @@ def test_lists_of_splits_in_vocs_folders(tmp_path, folder):
         assert split.source is not None
         assert split.source.format == "voc"
         assert_same(maps_seen(split), {s.name: np.array(NAMES)[indices(s)] for s in shots})
+
+
+@pytest.mark.parametrize("with_lists", [True, False])
+@pytest.mark.parametrize("composed", [True, False])
+def test_names_in_vocs_folders_may_end_in_capitals_and_compose_marks(
+    tmp_path, with_lists, composed
+):
+    """Pictures and maps are stored in the one form of an umlaut, lists are written in the other."""
+    forms = ("NFC", "NFD") if composed else ("NFD", "NFC")
+    stored, listed = (unicodedata.normalize(form, "ä_{n}") for form in forms)
+    Layout(f"JPEGImages/{stored}.JPG", f"SegmentationClass/{stored}.PNG").write(tmp_path)
+    if with_lists:
+        for word, shots in SPLITS.items():
+            names = "\n".join(listed.format(n=shot.name) for shot in shots)
+            write(tmp_path / f"ImageSets/Segmentation/{word}.txt", names)
+    seen: Maps = {}
+    for word in SPLITS if with_lists else ("train", "val"):
+        split = load(str(tmp_path), word, target="semantic")
+        assert split.source.format == "voc"
+        seen |= maps_seen(split)
+    shots = [shot for part in SPLITS.values() for shot in part]
+    assert_same(seen, {shot.name: np.array(NAMES)[indices(shot)] for shot in shots})
 
 
 def test_vocs_lists_of_boxes_name_pictures_without_maps(tmp_path):

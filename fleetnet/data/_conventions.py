@@ -6,6 +6,7 @@ their case. The functions tell names apart and list what a folder holds; they op
 
 import os
 import re
+import unicodedata
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -71,6 +72,19 @@ class Word(NamedTuple):
     start: str
     word: str
     end: str
+
+
+def same_form(name: str) -> str:
+    """A name with its marks composed: macOS may store an umlaut as two characters, lists have one."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def forms_of(name: str) -> tuple[str, ...]:
+    """A name as it is written, and where it has marks, with these composed and apart."""
+    if name.isascii():
+        return (name,)
+    forms = (unicodedata.normalize(form, name) for form in ("NFC", "NFD"))
+    return tuple(dict.fromkeys((name, *forms)))
 
 
 def split_of(name: str) -> str | None:
@@ -241,6 +255,7 @@ def map_key(stem: str) -> str:
     >>> map_key("a_L"), map_key("b_leftImg8bit"), map_key("b_gtFine_labelIds"), map_key("c.jpg")
     ('a', 'b', 'b', 'c')
     """
+    stem = same_form(stem)
     name, extension = os.path.splitext(stem)
     stem = name if extension.lower() in EXTENSIONS else stem  # a mask may be called x.jpg.png
     low = stem.lower()

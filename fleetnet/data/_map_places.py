@@ -29,6 +29,7 @@ from ._conventions import (
     folders_in,
     images_in,
     map_key,
+    same_form,
     split_of,
 )
 
@@ -182,7 +183,7 @@ def _exact(path: Path, folder: Path) -> str:
 def _key(path: Path, folder: Path) -> str:
     """The name that an image and its label map share, with the folders around it."""
     inside = path.relative_to(folder)
-    return str(inside.parent / map_key(inside.stem))
+    return same_form(str(inside.parent / map_key(inside.stem)))
 
 
 def _loose(maps: list[Path], folder: Path) -> dict[str, Path]:
@@ -302,7 +303,7 @@ def _are_beside(folder: Path) -> bool:
 
 def _maps_among(files: list[Path]) -> list[Path]:
     """The label maps among images: those named as another one with an ending, else the PNG of each other file."""
-    names = {(path.parent, path.stem) for path in files}
+    names = {(path.parent, same_form(path.stem)) for path in files}
     with_ending = [
         path
         for path in files

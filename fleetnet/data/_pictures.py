@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
 from ..images import EXTENSIONS, STACKS, find_images
-from ._conventions import IMAGE_FOLDERS, split_said_by
+from ._conventions import IMAGE_FOLDERS, same_form, split_said_by
 
 
 class PicturesByName:
@@ -26,7 +26,7 @@ class PicturesByName:
                     below.add(path.parent)
                     self._split[path.parent] = _split_said_by(path.parent, folder)
                 for name in {path.name, path.stem}:
-                    self._by_name.setdefault(name.lower(), []).append(path)
+                    self._by_name.setdefault(same_form(name).lower(), []).append(path)
         self._splits = set(self._split.values())
 
     def named(self, name: str, split: str = "") -> list[Path]:
@@ -60,7 +60,7 @@ class PicturesByName:
 
 def _parts(name: str) -> list[str]:
     """The parts of a path or address as any system writes it, without those that go nowhere or up."""
-    plain = name.strip().replace("\\", "/")
+    plain = same_form(name.strip().replace("\\", "/"))
     if "://" in plain:
         plain = plain.partition("?")[0]
     return [part for part in PurePosixPath(plain).parts if part not in ("/", ".", "..")]
@@ -75,7 +75,7 @@ def _shared(path: Path, parts: Sequence[str]) -> int:
     """How many parts a path and a name have in common, from the end."""
     count = 1
     for one, other in zip(path.parts[-2::-1], parts[-2::-1], strict=False):
-        if one.lower() != other.lower():
+        if same_form(one).lower() != other.lower():
             break
         count += 1
     return count

@@ -14,7 +14,15 @@ from urllib.parse import unquote
 from ..images import find_images
 from ..reading import is_below
 from . import few, shorten
-from ._conventions import IMAGE_FOLDERS, children, folders_in, split_of, split_said_by
+from ._conventions import (
+    IMAGE_FOLDERS,
+    children,
+    folders_in,
+    forms_of,
+    same_form,
+    split_of,
+    split_said_by,
+)
 
 
 def image_folders(root: Path, split: str = "", tag: str = "") -> list[Path]:
@@ -96,7 +104,8 @@ class Pictures:
 
     def at(self, written: str) -> Path | None:
         """The image at this path below one of the folders; the folder of the last one is tried first."""
-        for name in dict.fromkeys((written, written.replace("\\", "/"))):
+        plain = written.replace("\\", "/")
+        for name in dict.fromkeys((written, *forms_of(plain))):
             for folder in self.folders:
                 path = folder / name
                 if is_below(path, self.root) and os.path.isfile(path):
@@ -115,13 +124,14 @@ class Pictures:
     def called(self, written: str) -> Path | None:
         """The only image whose name is the last part of `written`, in any case, first of those of the split."""
         self._look()
-        names = dict.fromkeys((_last(written), unquote(_last(written))))
+        names = dict.fromkeys((_last(written), same_form(unquote(_last(written)))))
         paths = (self._only(self._by_name.get(name.lower(), []), name) for name in names)
         return next((path for path in paths if path), None)
 
     def with_stem(self, stem: str) -> Path | None:
         """The only image with this name without extension."""
         self._look()
+        stem = same_form(stem)
         return self._only(self._by_stem.get(stem.lower(), []), stem)
 
     def _only(self, paths: Sequence[Path], name: str) -> Path | None:
@@ -152,19 +162,19 @@ class Pictures:
             splits = {split_of(part) for part in path.relative_to(self.root).parts[:-1]} - {None}
             if self.split and splits - {self.split}:
                 continue
-            self._by_name.setdefault(path.name.lower(), []).append(path)
-            self._by_stem.setdefault(path.stem.lower(), []).append(path)
+            self._by_name.setdefault(same_form(path.name).lower(), []).append(path)
+            self._by_stem.setdefault(same_form(path.stem).lower(), []).append(path)
 
 
 def _ends_so(path: Path, written: str) -> bool:
     """Whether a name as written has the folder of the image too."""
-    parts = written.replace("\\", "/").split("/")
-    return parts[-2:] == [path.parent.name, path.name]
+    parts = same_form(written).replace("\\", "/").split("/")
+    return parts[-2:] == [same_form(path.parent.name), same_form(path.name)]
 
 
 def _last(written: str) -> str:
     """The name of a file in a path of any system, or in an address."""
-    name = written.replace("\\", "/").rstrip("/")
+    name = same_form(written).replace("\\", "/").rstrip("/")
     if "://" in name:
         name = name.partition("#")[0]
         path, _, query = name.partition("?")
@@ -176,7 +186,7 @@ def _last(written: str) -> str:
 
 def _only(paths: Sequence[Path], name: str) -> Path | None:
     """The only one of several paths, or the only one that is called exactly so."""
-    exact = [path for path in paths if name in (path.name, path.stem)]
+    exact = [path for path in paths if name in (same_form(path.name), same_form(path.stem))]
     for some in (exact, paths):
         if len(some) == 1:
             return some[0]

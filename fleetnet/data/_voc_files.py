@@ -16,6 +16,7 @@ from ._conventions import (
     child,
     children,
     files_in,
+    same_form,
     split_folders,
     split_lists,
 )
@@ -49,6 +50,24 @@ class Tree(NamedTuple):
     def splits(self) -> dict[str, Path]:
         """What says which pictures a split has: lists before folders."""
         return self.lists or {split: path for split, path in self.folders.items() if split}
+
+
+class FilesByStem:
+    """The files of a folder by their names without extension, which may be in capitals."""
+
+    def __init__(self, folder: Path, suffixes: Sequence[str]) -> None:
+        self.folder = folder
+        self._suffixes = suffixes  # in small letters, the likeliest first
+        self._listed: dict[Path, dict[str, Path]] = {}  # folder -> name without extension -> file
+
+    def of(self, name: str) -> Path | None:
+        """The file of a name, which may have folders before it; None where there is none."""
+        place = (self.folder / name).parent
+        if place not in self._listed:
+            files = files_in(place, *self._suffixes)
+            files.sort(key=lambda file: self._suffixes.index(file.suffix.lower()), reverse=True)
+            self._listed[place] = {same_form(file.stem): file for file in files}
+        return self._listed[place].get(same_form((self.folder / name).name))
 
 
 def tree_of(root: Path) -> Tree | None:
@@ -202,8 +221,8 @@ class _Listed:
             self._by_stem = {}
             for folder in self.tree.folders.values():
                 for xml in _below(folder):
-                    self._by_stem.setdefault(xml.stem, []).append(xml)
-        paths = self._by_stem.get(name.rpartition("/")[2], [])
+                    self._by_stem.setdefault(same_form(xml.stem), []).append(xml)
+        paths = self._by_stem.get(same_form(name.rpartition("/")[2]), [])
         return paths[0] if len(paths) == 1 else None
 
 
@@ -248,9 +267,9 @@ def without_xml(
     """
     if part.there in tree.lists:
         return []
-    stems = {entry.name.rpartition("/")[2] for entry in rows}
+    stems = {same_form(entry.name.rpartition("/")[2]) for entry in rows}
     images, _ = find_images(pictures.folders[0])
-    alone = [image for image in images if image.stem not in stems and image not in used]
+    alone = [image for image in images if same_form(image.stem) not in stems and image not in used]
     # Where the names of the XML files say nothing, nobody knows of the other part's images.
     return [] if part.take != "all" and len(alone) + len(used) == len(images) else alone
 

@@ -21,7 +21,9 @@ from ._conventions import (
     children,
     file_called,
     files_in,
+    forms_of,
     images_in,
+    same_form,
     split_and_kind,
     split_folders,
     split_lists,
@@ -242,7 +244,12 @@ def _has_files(folder: Path, root: Path) -> bool:
 
 
 def _labels_there(image: Path, root: Path) -> Iterator[Path]:
-    return (file for file in labels_of(image, root) if os.path.isfile(file))
+    return (
+        file.with_name(name)
+        for file in labels_of(image, root)
+        for name in forms_of(file.name)
+        if os.path.isfile(file.with_name(name))
+    )
 
 
 def _begins_so(file: Path) -> bool:
@@ -442,11 +449,11 @@ def check_apart(data: Data, elsewhere: str | None) -> None:
 def _without_labels(left_out: list[str], images: list[Path], entry: str) -> list[str]:
     """The lines of what is no image, without those of labels; one line for text files of no image."""
     texts = [(line, _TEXT.match(line)) for line in left_out]
-    stems = {image.stem for image in images}
+    stems = {same_form(image.stem) for image in images}
     alone = [
         match[1]
         for _, match in texts
-        if match and match[1] not in stems and f"{match[1]}.txt" not in NAME_FILES
+        if match and same_form(match[1]) not in stems and f"{match[1]}.txt" not in NAME_FILES
     ]
     lines = [line for line, match in texts if match is None]
     if alone:

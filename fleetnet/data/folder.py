@@ -15,7 +15,16 @@ from pathlib import Path
 from ..errors import DataError, suggest
 from ..images import find_images, hidden
 from . import Sample, Source, Split, check_exists, few, hold_out, part_of
-from ._conventions import USUAL, Places, by_split, folders_in, images_in, only_folder, split_of
+from ._conventions import (
+    USUAL,
+    Places,
+    by_split,
+    folders_in,
+    images_in,
+    only_folder,
+    same_form,
+    split_of,
+)
 
 EXPECTS = (
     "ROOT/train/CLASS/*.jpg and ROOT/val/CLASS/*.jpg, or ROOT/CLASS/*.jpg with two or more classes"
@@ -59,10 +68,10 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     part = part_of(split, there, root, own)
     folder = there.get(part.there, path)
     first = _inner(there.get("train", next(iter(there.values()), path)))  # names the classes
-    classes = [child.name for child in folders_in(first)]
+    classes = _names_in(first)
     if not classes:
         raise DataError(f"no class folders in {str(first)!r}; expected {EXPECTS}")
-    if not {child.name for child in folders_in(folder)} <= set(classes):
+    if not set(_names_in(folder)) <= set(classes):
         folder = _inner(folder)
     images, skipped = _scan(folder, classes, str(first))
     skipped += unread
@@ -131,6 +140,11 @@ def _inner(folder: Path) -> Path:
     return inside
 
 
+def _names_in(folder: Path) -> list[str]:
+    """The names of the classes whose folders are in a folder, with their marks composed."""
+    return list(dict.fromkeys(same_form(child.name) for child in folders_in(folder)))
+
+
 def _beside(path: Path) -> dict[str, Path]:
     """The folders of splits of which `path` is one, by its name."""
     path = path.absolute()
@@ -146,8 +160,9 @@ def _scan(
     skipped: list[str] = []
     allowed = set(classes)
     for child in folders_in(folder):
-        if child.name not in allowed:
-            near = suggest(child.name, classes)
+        name = same_form(child.name)
+        if name not in allowed:
+            near = suggest(name, classes)
             raise DataError(
                 f"class folder {str(child)!r} has no folder of that name in {first!r}: {near}"
             )
@@ -159,7 +174,7 @@ def _scan(
                 f"class folder {str(child)!r} has no images{reason}. Add images or "
                 "delete the folder"
             )
-        by_class.append((child.name, images))
+        by_class.append((name, images))
     for child in sorted(folder.iterdir()):
         if not os.path.isdir(child) and not hidden(child.name):
             skipped.append(f"{str(child)!r}: not in a class folder")

@@ -50,6 +50,7 @@ from ._conventions import (
     folders_in,
     images_in,
     map_key,
+    same_form,
     split_of,
     word_in,
 )
@@ -266,10 +267,10 @@ def _in_place(place: Place) -> Drawn:
     in_folder: dict[Path, list[Path]] = {}
     for file in files:
         inside = file.relative_to(place.maps)
-        name = inside.with_suffix("").as_posix()
+        name = same_form(inside.with_suffix("").as_posix())
         exact[file] = called.get(name) or called.get(map_key(name), [])
         counted[file] = called.get(_without_number(name), [])
-        in_folder[file] = called.get(inside.parent.as_posix(), [])
+        in_folder[file] = called.get(same_form(inside.parent.as_posix()), [])
     whole = {picture for owners in exact.values() for picture in owners}
     with_numbers = {picture for file in files if not exact[file] for picture in counted[file]}
     masks: dict[Path, list[Path]] = {picture: [] for picture in pictures}
@@ -292,7 +293,7 @@ def _by_name(pictures: Sequence[Path], folder: Path) -> dict[str, list[Path]]:
     """Pictures by their path below a folder without extension, and where none is called so by `map_key` of it."""
     called: dict[str, list[Path]] = {}
     for picture in pictures:
-        name = picture.relative_to(folder).with_suffix("").as_posix()
+        name = same_form(picture.relative_to(folder).with_suffix("").as_posix())
         called.setdefault(name, []).append(picture)
     keys: dict[str, list[Path]] = {}
     for name, some in called.items():

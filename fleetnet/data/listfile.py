@@ -15,7 +15,7 @@ any number of them behind an image, in one of the ways of `_tags.py`.
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,7 +38,16 @@ from . import (
     shorten,
     text_of,
 )
-from ._conventions import NAME_FILES, USUAL, Places, children, file_called, files_in, split_lists
+from ._conventions import (
+    NAME_FILES,
+    USUAL,
+    Places,
+    children,
+    file_called,
+    files_in,
+    forms_of,
+    split_lists,
+)
 from ._pictures import PicturesByName, is_picture
 from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
 from ._tags import WAY_OUT, Form, a_list, form_of, nearest, tags_of
@@ -398,7 +407,13 @@ def _inside(home: Path, path: Path, row: Row | Tagged) -> Path:
         raise DataError(
             f"{path}, line {row.line}: {shorten(row.name)!r} is outside of the folder of the list"
         )
-    return home / name
+    return next((home / form for form in _forms(home, name)), home / name)
+
+
+def _forms(home: Path, name: str) -> Iterator[str]:
+    """A name with marks in the form in which a file has it; nothing for plain names."""
+    forms = forms_of(name)
+    return (form for form in forms if len(forms) > 1 and os.path.isfile(home / form))
 
 
 # ---- classes ---------------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ from . import (
     text_of,
 )
 from ._class_files import OTHER, Colors, Legend, has_colors, legend_of, parse_colors
-from ._conventions import USUAL, Places, children, split_lists, split_of
+from ._conventions import USUAL, Places, children, same_form, split_lists, split_of
 from ._map_places import (
     LOSSY,
     Paired,
@@ -221,9 +221,10 @@ def _listed(words: str, entry: str, root: Path, by_name: Mapping[str, list[Pair]
     """The image and label map that one line names."""
     first, _, second = re.sub(r"[\s,]+", " ", words).partition(" ")
     # a path may have spaces; numbers behind it are labels of the whole image
-    alone = words.removeprefix("./") in by_name or not is_picture(second)
-    name = words if words.removeprefix("./") in by_name else first
-    named = by_name.get(name.removeprefix("./"), [])
+    whole_line = same_form(words).removeprefix("./")
+    alone = whole_line in by_name or not is_picture(second)
+    name = whole_line if whole_line in by_name else same_form(first).removeprefix("./")
+    named = by_name.get(name, [])
     if not alone:
         image, labels = (inside(root / path, root, entry) for path in (first, second))
         there = os.path.isfile(image) and os.path.isfile(labels)
@@ -234,7 +235,7 @@ def _listed(words: str, entry: str, root: Path, by_name: Mapping[str, list[Pair]
             f"{entry}: {'several images are' if named else 'no image with labels is'} called so"
         )
     image, labels = named[0]
-    if not alone and root / second != labels:
+    if not alone and same_form(str(root / second)) != same_form(str(labels)):
         raise DataError(f"{entry}: the labels of that image are {str(labels)!r}")
     return image, labels
 
@@ -243,7 +244,8 @@ def _names(image: Path, root: Path) -> set[str]:
     """What a list may call an image: its path from the root or a folder below, and these without extension."""
     parts = image.relative_to(root).parts if image.is_relative_to(root) else image.parts[1:]
     paths = [Path(*parts[i:]) for i in range(len(parts))]
-    return {name for path in paths for name in (path.as_posix(), path.with_suffix("").as_posix())}
+    names = {name for path in paths for name in (path, path.with_suffix(""))}
+    return {same_form(name.as_posix()) for name in names}
 
 
 def _lists(root: Path, places: Mapping[str, Place]) -> dict[str, Path]:

@@ -53,6 +53,7 @@ from ._conventions import (
     Places,
     file_called,
     files_in,
+    same_form,
     serves_as_val,
     split_lists,
 )
@@ -60,6 +61,7 @@ from ._places import Pictures
 from ._voc_files import (
     SUFFIXES,
     Entry,
+    FilesByStem,
     Tree,
     entries,
     image_of,
@@ -112,7 +114,7 @@ def detect(root: str, target: str = "boxes") -> bool:
     path = Path(root)
     if not os.path.isdir(path):
         return False
-    maps = next((path / "SegmentationClass").glob("*.png"), None)
+    maps = next((path / "SegmentationClass").glob("*.[pP][nN][gG]"), None)
     xml = next((path / "Annotations").glob("*.xml"), None)
     if (xml if target == "boxes" else maps) and os.path.isdir(path / "JPEGImages"):
         return True
@@ -144,13 +146,16 @@ def _load_maps(root: str, split: str | None, elsewhere: Places) -> Split:
     lists = _map_lists(path)
     part = part_of(split, lists, root)
     source = Source(root, "voc", part.split, str(lists.get(part.there, path)), part.take)
-    names = _map_names(path, part, lists, notes)
-    classes = _map_classes(path)
+    maps = FilesByStem(path / "SegmentationClass", (".png",))
+    names = _map_names(path, part, lists, maps, notes)
+    classes = _map_classes(path, maps)
+    pictures = FilesByStem(path / "JPEGImages", SUFFIXES)
     samples: list[Sample] = []
     for name in names:
-        labels, image = path / "SegmentationClass" / f"{name}.png", _image(path, name)
-        if not os.path.isfile(labels):
-            raise DataError(f"no label map {str(labels)!r} for the image {str(image)!r}")
+        labels, image = maps.of(name), _image(pictures, path, name)
+        if labels is None:
+            missing = maps.folder / f"{name}.png"
+            raise DataError(f"no label map {str(missing)!r} for the image {str(image)!r}")
         notes.read += 1
         if measured(image, notes, turned) is None:
             notes.drop("of pictures left out")
@@ -330,27 +335,29 @@ def _map_lists(root: Path) -> dict[str, Path]:
     return next((lists for folder in folders if (lists := split_lists(folder, ("",)))), {})
 
 
-def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) -> list[str]:
+def _map_names(
+    root: Path, part: Part, lists: Mapping[str, Path], maps: FilesByStem, notes: Notes
+) -> list[str]:
     """The names of the images of a part of label maps, without extension."""
     if part.there:
-        file, maps = lists[part.there], root / "SegmentationClass"
+        file = lists[part.there]
         listed = _listed(file, maps)
         names = without_val(lists, part.there, listed, lambda: _listed(lists["val"], maps))
         if len(names) < len(listed):
             notes.say(_left_to_val(lists, len(listed) - len(names)))
         if file.parent.name == "Segmentation":
             return hold_out(names, part.take)
-        with_map = [name for name in names if os.path.isfile(maps / f"{name}.png")]
+        with_map = [name for name in names if maps.of(name)]
         if len(with_map) < len(names):  # lists of boxes name pictures that have no map
             notes.say(
                 f"{file}: {len(names) - len(with_map)} of {len(names)} names have no label map in "
-                f"{str(maps)!r} and are left out"
+                f"{str(maps.folder)!r} and are left out"
             )
         return hold_out(with_map, part.take)
-    names = [file.stem for file in files_in(root / "SegmentationClass", ".png")]
+    names = [file.stem for file in files_in(maps.folder, ".png")]
     pictures, _ = find_images(root / "JPEGImages")
-    mapped_stems = set(names)
-    alone = [file.name for file in pictures if file.stem not in mapped_stems]
+    mapped_stems = {same_form(name) for name in names}
+    alone = [file.name for file in pictures if same_form(file.stem) not in mapped_stems]
     if alone:
         notes.say(
             f"{root / 'JPEGImages'}: {len(alone)} pictures have no label map and are left out: "
@@ -359,15 +366,12 @@ def _map_names(root: Path, part: Part, lists: Mapping[str, Path], notes: Notes) 
     return hold_out(names, part.take)
 
 
-def _listed(file: Path, maps: Path) -> list[str]:
+def _listed(file: Path, maps: FilesByStem) -> list[str]:
     """The names in a list of label maps; a list of one class has lines `name 1`, `name -1` instead."""
     lines = [line.strip() for line in text_of(file).split("\n") if line.strip()]
     if not lines:
         raise DataError(f"{file} is empty: no samples")
-    return [
-        line if os.path.isfile(maps / f"{line}.png") else re.sub(r"\s+(-1|0|1)$", "", line)
-        for line in lines
-    ]
+    return [line if maps.of(line) else re.sub(r"\s+(-1|0|1)$", "", line) for line in lines]
 
 
 def _left_to_val(lists: Mapping[str, Path], count: int) -> str:
@@ -392,7 +396,7 @@ def _classes(tree: Tree, texts: dict[Path, Annotation]) -> list[str]:
     return classes
 
 
-def _map_classes(root: Path) -> list[str]:
+def _map_classes(root: Path, maps: FilesByStem) -> list[str]:
     """The class names of label maps: of classes.txt and the like, or VOC's own if XML files name no others."""
     file = file_called(root, _CLASSES)
     if file:
@@ -408,22 +412,23 @@ def _map_classes(root: Path) -> list[str]:
             raise DataError(
                 f"no class names in {str(root)!r}: put them into classes.txt, one a line"
             )
-        _check_labels(root, named, annotations)
+        _check_labels(root, named, annotations, maps)
         classes = list(NAMES)
     return classes if classes[0].strip("_") == "background" else ["background", *classes]
 
 
-def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Annotation]) -> None:
+def _check_labels(
+    root: Path, classes: list[str], annotations: Mapping[str, Annotation], maps: FilesByStem
+) -> None:
     """Raise `DataError` unless names in XML files are VOC's, and mean there what label maps (ten are read) hold."""
     problem = f"the classes of label maps are not known: put them into {root / 'classes.txt'}, in order, one a line"
     strange = [name for name in classes if name not in NAMES]
     if strange:
         raise DataError(f"{problem}; XML files name {strange[0]!r}, which is none of VOC's classes")
     files = {
-        root / "SegmentationClass" / f"{name}.png": annotations[name].objects
-        for name in sorted(annotations)
+        file: annotations[name].objects for name in sorted(annotations) if (file := maps.of(name))
     }
-    for file in islice(filter(os.path.isfile, files), 10):
+    for file in islice(files, 10):
         named = {NAMES.index(name) + 1 for name, _, _ in files[file]}
         try:
             values = set(np.unique(read_labels(file)).tolist()) - {0, IGNORE}
@@ -436,10 +441,10 @@ def _check_labels(root: Path, classes: list[str], annotations: Mapping[str, Anno
             )
 
 
-def _image(root: Path, name: str) -> Path:
+def _image(pictures: FilesByStem, root: Path, name: str) -> Path:
     """The image of a label map of that name."""
-    for suffix in SUFFIXES:
-        path = inside(root / "JPEGImages" / f"{name}{suffix}", root, name)
-        if os.path.isfile(path):
-            return path
-    raise DataError(f"no such image: {shorten(root / 'JPEGImages' / name)!r} with any extension")
+    inside(pictures.folder / name, root, name)
+    path = pictures.of(name)
+    if path is None:
+        raise DataError(f"no such image: {shorten(pictures.folder / name)!r} with any extension")
+    return inside(path, root, name)
