@@ -1422,3 +1422,23 @@ def test_splits_in_the_one_folder_too_much_are_the_users_whatever_it_is_called(
         assert seen(loaded) == truth(shots)
         assert loaded.source.take == "all"
         assert "holds nothing but one folder, so" in loaded.skipped[0]
+
+
+def test_a_list_of_pictures_and_xml_files_says_that_its_folder_is_what_to_give(tmp_path):
+    voc_flat(tmp_path, "images", "annotations")
+    for split, shots in PARTS.items():
+        lines = "".join(f"images/{s.name}.jpg annotations/{s.name}.xml\n" for s in shots)
+        write(tmp_path / f"{split}.txt", lines)
+    assert seen(load(str(tmp_path), "train", None, "boxes")) == truth(TRAIN)
+    with pytest.raises(DataError, match=f"Its folder has them: give '{tmp_path}' as --data"):
+        load(str(tmp_path / "train.txt"), "train", None, "boxes")
+
+
+def test_coco_sizes_of_zero_are_measured(tmp_path):
+    document = coco(MANY)
+    for image in document["images"]:
+        image["width"] = image["height"] = 0
+    write_coco(tmp_path / "labels.json", document)
+    for shot in MANY:
+        save(tmp_path / f"images/{shot.name}.jpg", shot)
+    assert seen(load(str(tmp_path), "all", None, "boxes")) == truth(MANY)

@@ -863,3 +863,47 @@ def test_one_folder_with_a_table_beside_it_is_no_folder_too_much(tmp_path):
             save(tmp_path / f"train/{split}/{CLASS[shot.name]}s/{shot.name}.jpg", shot)
     table(tmp_path / "t.csv", MANY)
     assert load(str(tmp_path), "all").source.format == "csvfile"
+
+
+def test_a_class_may_be_called_as_a_split_or_a_folder_of_pictures(tmp_path):
+    pictures(tmp_path / "images", MANY)
+    pictures(tmp_path / "train", MANY[:1])
+    names = ["train", "images", "bus"]
+    rows = [f"{shot.name}.jpg,{names[i % 3]}" for i, shot in enumerate(MANY[1:])]
+    write(tmp_path / "labels.csv", "\n".join(["filename,label", *rows]))
+    assert load(str(tmp_path), "all").classes == sorted(names)
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "utf-16"])
+@pytest.mark.parametrize("file", ["labels.csv", "train.csv", "train.txt", "train_list.txt"])
+def test_lists_and_tables_in_another_encoding_are_named(tmp_path, file, encoding):
+    pictures(tmp_path / "images", MANY)
+    joint = "," if file.endswith(".csv") else " "
+    rows = [f"images/{shot.name}.jpg{joint}Käfer" for shot in MANY]
+    header = ["filename,label"] if joint == "," else []
+    write(tmp_path / file, "\n".join([*header, *rows]).encode(encoding))
+    line = 1 if encoding == "utf-16" else 1 + len(header)
+    with pytest.raises(DataError, match=f"{file}, line {line}: not UTF-8 text; save the file"):
+        load(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize("name", ["my_{}", "{}_split1"])
+@pytest.mark.parametrize("folder", [".", "lists"])
+def test_the_word_of_a_split_may_be_anywhere_in_the_name_of_a_list(tmp_path, folder, name):
+    pictures(tmp_path / "images", MANY)
+    for split, shots in SPLITS.items():
+        rows = [f"images/{shot.name}.jpg {CLASS[shot.name]}" for shot in shots]
+        write(tmp_path / folder / f"{name.format(split)}.txt", "\n".join(rows))
+    for split, shots in SPLITS.items():
+        assert labels_seen(load(str(tmp_path), split)) == labels(shots)
+
+
+def test_lists_of_another_kind_beside_class_folders_are_named_and_not_to_be_deleted(tmp_path):
+    for shot in MANY:
+        save(tmp_path / CLASS[shot.name] / f"{shot.name}.jpg", shot)
+    write(tmp_path / "lists/train.lst", "0\t1\ta.jpg\n")
+    with pytest.raises(
+        DataError, match=r"may be lists of splits: train.lst. Lists are read"
+    ) as told:
+        load(str(tmp_path), "train")
+    assert "delete" not in str(told.value)

@@ -82,6 +82,7 @@ __all__ = [
     "Annotations",
     "Format",
     "NoSplit",
+    "NotUtf8",
     "Notes",
     "Object",
     "Part",
@@ -650,9 +651,17 @@ def format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
     if unable and not find(unable).FALLBACK:
         raise DataError(
             f"{root!r} is of the format {unable}, which has no {WORDS[target]}; formats that "
-            f"have: {', '.join(able)}"
+            f"have: {', '.join(able)}{_folder_around(root, able, target)}"
         )
     raise NoFormat(no_format(root, able, f" that has {WORDS[target]}"))
+
+
+def _folder_around(root: str, able: Iterable[str], target: str) -> str:
+    """What to give instead of a file whose folder has what is wanted; "" where it has not."""
+    folder = Path(root).parent
+    if os.path.isdir(root) or not any(_fits(name, str(folder), target) for name in able):
+        return ""
+    return f". Its folder has them: give {str(folder)!r} as --data"
 
 
 class NoFormat(DataError):
@@ -837,6 +846,10 @@ def turned_line(turned: Sequence[Path | Member]) -> str:
     )
 
 
+class NotUtf8(DataError):
+    """A text file in another encoding, which nothing says."""
+
+
 def text_of(path: Path) -> str:
     """The text of an annotation file in UTF-8, with or without BOM; `DataError` names the line that is not."""
     try:
@@ -844,7 +857,10 @@ def text_of(path: Path) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise DataError(f"{path}, line {line}: not UTF-8 text; save the file as UTF-8") from error
+        raise NotUtf8(
+            f"{path}, line {line}: not UTF-8 text; save the file as UTF-8, which Excel calls "
+            "`CSV UTF-8` and editors have as `Encoding` when they save"
+        ) from error
     except OSError as error:
         raise DataError(f"cannot read {shorten(path)!r}: {error.strerror}") from error
     except ValueError as error:  # a null byte in the name

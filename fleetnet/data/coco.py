@@ -439,8 +439,8 @@ def _pictures(rows: list[Fields], source: str) -> Iterator[tuple[Id, _Listed]]:
 
 
 def _size(row: Fields, entry: str) -> tuple[int, int] | None:
-    """(height, width) as the file says it; None where it says neither."""
-    if row.get("width") is None and row.get("height") is None:
+    """(height, width) as the file says it; None where it says neither, or 0 as some tools do."""
+    if all(row.get(side) is None or whole(row.get(side)) == 0 for side in ("width", "height")):
         return None
     width, height = whole(row.get("width")), whole(row.get("height"))
     if width is None or height is None or not (0 < width < 1 << 31 and 0 < height < 1 << 31):

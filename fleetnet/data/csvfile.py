@@ -23,6 +23,7 @@ from pathlib import Path
 from ..errors import DataError
 from . import (
     Notes,
+    NotUtf8,
     Object,
     Sample,
     Source,
@@ -42,6 +43,7 @@ from . import (
     whole,
 )
 from ._conventions import (
+    IMAGE_FOLDERS,
     NAME_FILES,
     USUAL,
     Places,
@@ -50,8 +52,10 @@ from ._conventions import (
     file_called,
     files_in,
     folders_in,
+    same_form,
     split_folders,
     split_of,
+    split_said_by,
     word_in,
 )
 from ._pictures import PicturesByName, is_picture
@@ -79,6 +83,11 @@ PLACES: tuple[str, ...] = ("images",)
 _SEVERAL = "tags", "labels", "findinglabels"  # names of columns that may hold several labels
 MANY = 20  # pictures from which on a class for every second one is a column of something else
 _EXTENSIONS = (".csv", ".tsv")
+_IMAGES = {name.lower() for name in IMAGE_FOLDERS}
+_USUAL_NAMES = (  # of a table, as `plain_name` writes them
+    *("labels", "label", "annotations", "annotation", "classes", "data", "dataset", "metadata"),
+    *("images", "index"),
+)
 _FOLDERS = (
     "annotations",
     "annotation",
@@ -236,6 +245,8 @@ def _is_table(file: Path, root: Path | None = None) -> bool:
     """Whether a file is a table of pictures, by its columns and the pictures that its first lines name."""
     try:
         lines = [cells for _, cells in _first_lines(file)]
+    except NotUtf8:  # which `load` says, with the line
+        return word_in(file.stem) is not None or plain_name(file.stem) in _USUAL_NAMES
     except DataError:
         return False
     header, columns = columns_of(lines)
@@ -274,13 +285,23 @@ def _has_boxes(table: Path) -> bool:
 
 def _are_classes(root: Path, table: Path) -> bool:
     """Whether the folders of pictures are called as the labels of a table: then they say the same as it does."""
+    places = [root, *split_folders(root).values()]
+    folders = {same_form(folder.name) for place in places for folder in folders_in(place)}
+    folders = {name for name in folders if not _is_usual(name)}
     try:
-        labels = {row.label for row in parse(text_of(table), str(table)).rows}
+        rows = parse(text_of(table), str(table)).rows
+    except NotUtf8:
+        return len(folders) > 1
     except DataError:
         return False
-    places = [root, *split_folders(root).values()]
-    folders = {folder.name for place in places for folder in folders_in(place)}
-    return bool(labels & folders)
+    # "train" and "images" may be classes, and the folders so called are of a split or all pictures
+    labels = {same_form(row.label) for row in rows if row.label and not _is_usual(row.label)}
+    return 2 * len(labels & folders) > len(labels)
+
+
+def _is_usual(name: str) -> bool:
+    """Whether a folder of this name is one of a split or of all pictures, sooner than of a class."""
+    return split_said_by(name, IMAGE_FOLDERS) is not None or name.lower() in _IMAGES
 
 
 # ---- samples ---------------------------------------------------------------------------------------------------------

@@ -19,11 +19,13 @@ from ._conventions import (
     USUAL,
     Places,
     by_split,
+    files_in,
     folders_in,
     images_in,
     only_folder,
     same_form,
     split_of,
+    word_in,
 )
 
 EXPECTS = (
@@ -169,6 +171,13 @@ def _scan(
         images, left_out = find_images(child)
         skipped += left_out
         if not images:
+            lists = [file.name for file in files_in(child) if word_in(file.stem)]
+            if lists:
+                raise DataError(
+                    f"{str(child)!r} has no images, but what may be lists of splits: {few(lists)}. "
+                    "Lists are read that are called train.txt and val.txt and have lines `path "
+                    f"label`, in {str(folder)!r} or in a folder `lists`"
+                )
             reason = f"; left out: {left_out[0]}" if left_out else ""
             raise DataError(
                 f"class folder {str(child)!r} has no images{reason}. Add images or "

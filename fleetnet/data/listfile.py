@@ -24,6 +24,7 @@ from ..images import EXTENSIONS, STACKS
 from ..reading import is_below
 from . import (
     Notes,
+    NotUtf8,
     Part,
     Sample,
     Source,
@@ -42,11 +43,14 @@ from ._conventions import (
     NAME_FILES,
     USUAL,
     Places,
+    by_split,
     children,
     file_called,
     files_in,
     forms_of,
     split_lists,
+    split_of,
+    word_in,
 )
 from ._pictures import PicturesByName, is_picture
 from ._tables import LABEL_COLUMNS, NAME_COLUMNS, plain_name
@@ -58,6 +62,7 @@ FALLBACK = False
 PLACES: tuple[str, ...] = ("images",)
 LARGEST = 99_999  # label without a label list: a number beyond is a mistake sooner than a class
 LINES_SEEN = 20  # of a list, to tell whether it is one
+LISTS_SEEN = 20  # files that may be lists by their names
 _FOLDERS = ("meta", "lists", "list", "splits", "annotations", "imagesets", "labels")  # of lists
 _ENDS = "|".join(sorted(end[1:] for end in EXTENSIONS | STACKS))
 _LINE = re.compile(rf'"?(.+?\.(?:{_ENDS}))"?[ \t]*[ \t,;][ \t]*(\S.*?)\s*', re.IGNORECASE)
@@ -333,6 +338,21 @@ def _lists(folder: Path, target: str) -> dict[str, Path]:
         there = split_lists(place, ("", "_list", "list"))
         if any(_is_list(file, folder, target) for file in there.values()):
             return there
+    return _lists_with_word(folder, target)
+
+
+def _lists_with_word(folder: Path, target: str) -> dict[str, Path]:
+    """The lists whose names have the word of a split among others, as my_train.txt; of one set only."""
+    for place in (folder, *children(folder, _FOLDERS)):
+        words = {file: word_in(file.stem) for file in files_in(place, ".txt")}
+        files = sorted((file for file in words if words[file]), key=lambda file: len(file.stem))
+        sets: dict[tuple[str, str], dict[str, Path]] = {}
+        for file in files[:LISTS_SEEN]:  # the texts of boxes may be called so too, and are many
+            word = words[file]
+            if word and _is_list(file, folder, target):
+                sets.setdefault((word.start, word.end), {})[word.word] = file
+        if len(sets) == 1:
+            return by_split(next(iter(sets.values())))
     return {}
 
 
@@ -345,6 +365,9 @@ def _is_list(file: Path, root: Path, target: str) -> bool:
             some = any(line.text for line in tagged)
             return some and all(is_picture(line.name) for line in tagged)
         rows = parse(text, str(file))
+    except NotUtf8:  # which `load` says, with the line; of tags, other formats do
+        plain = re.sub(r"_?list$", "", file.stem.lower())
+        return target == "label" and split_of(plain) is not None
     except DataError:
         return False
     if not rows:
