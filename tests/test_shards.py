@@ -332,6 +332,48 @@ def test_what_no_task_can_learn_from_is_said(tmp_path):
         data.load(str(tmp_path / "mixed"), "all")
 
 
+def test_names_with_dots_are_said(tmp_path):
+    dotted = [("x.v0.png", picture(3)), ("x.v0.cls", "1"), ("y.v1.png", picture(4)), ("z.npy", "")]
+    tar(tmp_path / "0.tar", [*classified([0, 1]), *dotted])
+    split = data.load(str(tmp_path), "all")
+    assert len(split.samples) == 2
+    assert len(split.skipped) == 1
+    assert "3 members are not read: they end in .v0.png, .v0.cls, .v1.png" in split.skipped[0]
+
+
+def test_several_labels_in_a_sample(tmp_path):
+    tagged = [("a.png", picture(0)), ("a.json", '{"label": ["cat", "dog"]}')]
+    more = [("b.png", picture(1)), ("b.json", '{"label": "dog", "target": [0.5, 1]}')]
+    tar(tmp_path / "tags/0.tar", [*tagged, *more])
+    tags = data.load(str(tmp_path / "tags"), "all", target="tags")
+    assert [sample.tags for sample in tags.samples] == [(0, 1), (1,)]
+    flags = [("c.png", picture(1)), ("c.json", '{"labels": [0, 1, 0]}')]
+    tar(tmp_path / "flags/0.tar", flags)
+    with pytest.raises(DataError, match=r"0.tar: c: tags are \[0, 1, 0\], 0 or 1 for each class"):
+        data.load(str(tmp_path / "flags"), "all", target="tags")
+    tar(tmp_path / "cls/0.tar", classified(["0,2", 1]))
+    for target in ("label", "tags"):
+        with pytest.raises(DataError, match=r"the label '0,2' is a list, .*json.*multilabel/"):
+            data.load(str(tmp_path / "cls"), "all", target=target)
+    tar(tmp_path / "cls/0.tar", classified(["tench, Tinca tinca", "tench", "Tinca tinca"]))
+    with pytest.raises(DataError, match="the label 'tench, Tinca tinca' is a list"):
+        data.load(str(tmp_path / "cls"), "all")
+    (tmp_path / "cls/classes.txt").write_text("tench, Tinca tinca\ntench\nTinca tinca\n")
+    assert len(data.load(str(tmp_path / "cls"), "all").samples) == 3
+
+
+def test_shards_that_are_named_or_packed_otherwise(tmp_path):
+    tar(tmp_path / "x-0.tar", classified([0, 1]))
+    for pattern in ("x-*.tar", "x-[0-2].tar", "x-?.tar"):
+        with pytest.raises(DataError, match=r"named by their folder, .* train-\{000000"):
+            data.load(str(tmp_path / pattern), "train")
+    for end, program in {".tar.zst": "zstd", ".tar.xz": "xz", ".TGZ": "gzip"}.items():
+        (tmp_path / end[1:]).mkdir()
+        (tmp_path / end[1:] / f"x-0{end}").write_bytes(b"x")
+        with pytest.raises(DataError, match=f"is compressed .{program}.*`{program} -d`"):
+            data.load(str(tmp_path / end[1:]), "train")
+
+
 def test_other_data_with_tar_files_beside_stay_what_they_are(tmp_path):
     """Archives that were downloaded and unpacked lie beside what came out of them."""
     for i in range(4):

@@ -773,9 +773,16 @@ def is_there(root: str) -> bool:
 
 def check_exists(root: str) -> None:
     """Raise `DataError` if nothing is at `root`, with the nearest name that is there."""
+    from ._shard_files import is_glob
+
     path = Path(root)
     if os.path.exists(path):
         return
+    if is_glob(root):
+        raise DataError(
+            f"no such file: {shorten(root)!r}; several shards are named by their folder, or by a "
+            "pattern as train-{000000..000127}.tar"
+        )
     place = path.absolute()
     while not os.path.isdir(place.parent):
         place = place.parent

@@ -1,6 +1,7 @@
 """The class names of shards: of a file beside them, of their own texts, or the numbers that occur."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,11 +12,13 @@ from ..reading import DESCRIPTION, Fields, from_json, read_bytes
 from . import few, shorten, text_of
 from ._conventions import NAME_FILES, file_called
 from ._shard_texts import Label
+from ._tags import WAY_OUT, a_list
 from .listfile import parse_names
 
 ABOUT = "dataset.json"  # that is written beside shards here
 NAMES_FILES = (*NAME_FILES, "classnames.txt", "class_list.txt", "label_list.txt")
 KEYS = ("classes", "class_names", "classnames", "names", "label_names", "categories", "labels")
+_NUMBERS = re.compile(r"\d+(?:[,;|\s]+\d+)+")  # several in one label
 MOST = 100_000  # classes that numbers may stand for, where nothing names them
 
 
@@ -129,6 +132,18 @@ def of_labels(labels: set[Label], names: Mapping[int, str], where: str) -> Class
         twice = next(text for text in texts if texts.count(text) > 1)
         raise DataError(f"{where}: two numbers of classes have the name {shorten(repr(twice))}")
     return Classes(texts, f"the labels of {where}")
+
+
+def check_lists(labels: set[Label], names: Sequence[str], where: str) -> None:
+    """`DataError` for a label that is rather several, and none of the names that a file gives."""
+    words = {label for label in labels if isinstance(label, str)}.difference(names)
+    several = next((word for word in sorted(words) if _NUMBERS.fullmatch(word)), None)
+    several = several or a_list({str(label) for label in labels})
+    if several in words:
+        raise DataError(
+            f"{where}: the label {shorten(several)!r} is a list, and .cls holds one class: write "
+            'several into .json, as {"tags": [0, 2]}; ' + WAY_OUT
+        )
 
 
 def may_count_from_one(labels: set[Label]) -> bool:

@@ -21,7 +21,13 @@ from ._conventions import (
     word_in,
 )
 
-PACKED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")  # that cannot be read in place
+PACKED = {  # that cannot be read in place: the end of a name -> the program that unpacks it
+    ".tar.gz": "gzip",
+    ".tgz": "gzip",
+    ".tar.bz2": "bzip2",
+    ".tar.xz": "xz",
+    ".tar.zst": "zstd",
+}
 MOST = 100_000  # names that a pattern stands for
 _BRACES = re.compile(r"\{([^{}]*)\}")
 _RANGE = re.compile(r"(\d{1,9})\.\.(\d{1,9})")
@@ -32,6 +38,11 @@ Shards = dict[str, list[Path]]  # split -> its shards in order; "" of data witho
 def is_shard(root: str) -> bool:
     """Whether a name is that of a tar file, of a compressed one, or of several by a pattern."""
     return root.lower().endswith((".tar", *PACKED))
+
+
+def is_glob(root: str) -> bool:
+    """Whether shards are named as a shell names several files, which is no pattern here."""
+    return is_shard(root) and any(sign in root for sign in "*?[")
 
 
 def is_pattern(root: str) -> bool:
@@ -144,7 +155,9 @@ def _check_packed(folder: Path) -> None:
 
     packed = packed_in(folder)
     if packed:
-        raise DataError(compressed(str(packed[0]), "gzip"))
+        name = str(packed[0])
+        program = next(word for end, word in PACKED.items() if name.lower().endswith(end))
+        raise DataError(compressed(name, program))
 
 
 def tars_in(folder: Path) -> list[Path]:
@@ -156,7 +169,10 @@ def packed_in(folder: Path) -> list[Path]:
     """The compressed tar files in a folder, or in those of splits in it."""
     places = [folder, *split_folders(folder).values()]
     return [
-        file for place in places for file in files_in(place) if file.name.lower().endswith(PACKED)
+        file
+        for place in places
+        for file in files_in(place)
+        if file.name.lower().endswith(tuple(PACKED))
     ]
 
 

@@ -24,7 +24,15 @@ from . import (
 )
 from ._conventions import split_of
 from ._masks import why_no_mask
-from ._shard_classes import Classes, declared, fitted, may_count_from_one, missing, of_labels
+from ._shard_classes import (
+    Classes,
+    check_lists,
+    declared,
+    fitted,
+    may_count_from_one,
+    missing,
+    of_labels,
+)
 from ._shard_index import Index
 from ._shard_texts import Label, Told, box_of, label_of_object, label_of_text, parse
 from .masks import read as read_map
@@ -133,6 +141,7 @@ class Reader:
         if self.target == "label":
             return label or None
         if self.target == "tags" and told.tags is not None:
+            _check_no_flags(told.tags, row)
             return told.tags
         if told.objects is not None:
             return [label_of_object(item, row.entry) for item in told.objects]
@@ -147,10 +156,13 @@ class Reader:
             # 1 and 2 alone may count from 0 or from 1: the other splits have more numbers
             every = [*annotated, *self._annotated(self.others())]
             labels = _labels_in(every)
+        where = str(self.files[0].parent)
+        if self.target in ("label", "tags"):
+            check_lists(labels, of_file.names if of_file else [], where)
         if of_file is not None:
             classes = fitted(of_file, labels)
         else:
-            classes = of_labels(labels, _names(every), str(self.files[0].parent))
+            classes = of_labels(labels, _names(every), where)
         line = missing(classes, labels)
         if line:
             self.notes.say(line)
@@ -230,6 +242,15 @@ class Reader:
 
 def _has_map(row: Row) -> bool:
     return bool(row.index.maps.place[row.number])
+
+
+def _check_no_flags(tags: Sequence[Label], row: Row) -> None:
+    """`DataError` for tags that say 0 or 1 of each class: one of them comes twice."""
+    if len(tags) > len(set(tags)) and set(tags) <= {0, 1}:
+        raise DataError(
+            f"{row.entry}: tags are {shorten(tags)}, 0 or 1 for each class; expected the names or "
+            "numbers of those that are there"
+        )
 
 
 def _labels_in(annotated: Iterable[Annotated]) -> set[Label]:

@@ -82,11 +82,15 @@ def label_of(value: object) -> Label:
 
 
 def _tags(row: Mapping[str, object]) -> list[Label] | None:
-    for key in TAGS:
+    for key in (*TAGS, *LABELS):
         values = row.get(key)
-        if isinstance(values, list) and all(_is_label(value) for value in values):
+        if isinstance(values, list) and all(_is_tag(value) for value in values):
             return [label_of(value) for value in values]
     return None
+
+
+def _is_tag(value: object) -> bool:
+    return _is_label(value) and (isinstance(value, str) or whole(value) is not None)
 
 
 def _size(row: Mapping[str, object]) -> tuple[int, int] | None:

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import DataError
+from ..images import EXTENSIONS
 from . import OBJECTS, WORDS, Notes, Source, Split, check_exists, few, part_of
 from ._conventions import USUAL, Places
 from ._shard_classes import about
@@ -38,7 +39,7 @@ from ._shard_files import (
     packed_in,
     shards_of,
 )
-from ._shard_index import Index, first_parts, index_of
+from ._shard_index import TEXTS, Index, first_parts, index_of
 from ._shard_samples import Reader, Row
 from ._shard_texts import NOTHING, Told, parse_json
 from ._shard_texts import parse as parse
@@ -121,6 +122,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     _say_left_over(root, there, notes)
     indices = _indices(files, notes)
     rows = _with_picture(indices, files, notes)
+    _say_unread(indices, files, notes)
     if os.path.isdir(root):  # what is named otherwise may be a part
         _say_missing(files, part.there or "all", len(rows), notes)
     others = [file for name, more in there.items() if name != part.there for file in more]
@@ -168,6 +170,24 @@ def _with_picture(indices: Sequence[Index], files: Sequence[Path], notes: Notes)
     if without:
         notes.say(f"{without[0].entry}: no picture; left out, as {len(without)} in all")
     return rows
+
+
+def _say_unread(indices: Sequence[Index], files: Sequence[Path], notes: Notes) -> None:
+    """Say which members are pictures or texts by their extension, and no part of a sample by what is before it."""
+    unread: Counter[str] = Counter()
+    for index in indices:
+        unread.update({end: count for end, count in index.others.items() if _is_alike(end)})
+    if unread:
+        ends = few(end for end, _ in unread.most_common())
+        notes.say(
+            f"{_named(files)}: {unread.total()} members are not read: they end in {ends}, counted "
+            "from the first dot, up to which what belongs to one sample is called alike"
+        )
+
+
+def _is_alike(end: str) -> bool:
+    last = end.rpartition(".")[2]
+    return last in TEXTS or f".{last}" in EXTENSIONS
 
 
 def _every(files: Sequence[Path]) -> list[Row]:
