@@ -87,6 +87,8 @@ def beside(path: Path, kind: str) -> Iterator[Path]:
     try:
         with writing(path, only_full=True):
             yield folder
+    except WriteError as error:  # of a file in it, which is to be beside `path`
+        raise WriteError(str(error).replace(str(folder), str(path.parent))) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

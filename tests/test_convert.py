@@ -2,9 +2,11 @@
 
 import errno
 import hashlib
+import io
 import json
 import os
 import random
+import tarfile
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -21,10 +23,12 @@ from fleetnet import data
 from fleetnet.cli import main
 from fleetnet.data import writing
 from fleetnet.data._masks import mask_of, runs_of
-from fleetnet.data.writing import _album, convert, write
+from fleetnet.data._targets import targets_of
+from fleetnet.data.writing import _album, _proof, convert, write
 from fleetnet.data.writing._outlines import outlines_of
 from fleetnet.data.writing._reading import splits_of
 from fleetnet.errors import DataError, UsageError, WriteError
+from fleetnet.files import writing as writing_of
 from fleetnet.find import names
 from fleetnet.images import read
 from fleetnet.reading import Member
@@ -251,6 +255,52 @@ def test_pictures_stay_as_they_are(tmp_path: Path, to: str, link: bool) -> None:
     assert len(set(stems)) == len(stems)
     assert not [stem for stem in stems if ":" in stem]
     assert converted.renamed > 0
+
+
+@pytest.mark.parametrize("to", ["folder", "list", "shards"])
+def test_arrays_are_pictures_there_and_back(tmp_path: Path, to: str) -> None:
+    made, rng = tmp_path / "made", np.random.default_rng(0)
+    for split in ("train", "val"):
+        for i in range(4):
+            (made / split / "ab"[i % 2]).mkdir(parents=True, exist_ok=True)
+            pixels = rng.integers(0, 256, (8, 9, 5), np.uint8)
+            np.save(made / split / "ab"[i % 2] / f"{i}.npy", pixels)
+    convert(str(made), to, tmp_path / "one")
+    one = seen(tmp_path / "one", "label", to)
+    assert one == seen(made, "label")
+    convert(str(tmp_path / "one"), "folder", tmp_path / "back")
+    assert seen(tmp_path / "back", "label") == one
+
+
+@pytest.mark.parametrize("to", ["list", "shards"])
+def test_one_tag_is_there_or_not(tmp_path: Path, to: str) -> None:
+    samples = []
+    for i in range(6):
+        picture(tmp_path / f"{i}.png", random.Random(i), (20, 20))
+        samples.append({"image": tmp_path / f"{i}.png", "tags": ["cat"] * (i % 2)})
+    split = data.from_samples(samples, ["cat"])
+    write({"all": split}, "tags", to, tmp_path / "out")
+    back = data.load(str(tmp_path / "out"), "all", target="tags")
+    assert back.classes == ["cat"]
+    assert [one.tags for one in back.samples] == [(), (0,)] * 3
+
+
+def test_an_array_beside_a_picture_in_a_shard_is_not_the_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png", random.Random(0), (20, 20))
+    with tarfile.open(tmp_path / "train-0.tar", "w") as tar:
+        for name, content in {
+            "0.npy": b"features",
+            "0.png": (tmp_path / "0.png").read_bytes(),
+            "0.cls": b"0",
+            "1.img.npy": b"pixels",
+            "1.cls": b"1",
+        }.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    split = data.load(str(tmp_path / "train-0.tar"), "all")
+    assert [sample.image.name for sample in split.samples] == ["0.png", "1.img.npy"]
+    assert "semantic" not in targets_of(str(tmp_path / "train-0.tar"), None, None)
 
 
 def test_what_cannot_be_linked_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -546,13 +596,32 @@ def test_nothing_is_left_of_what_was_not_finished(
     assert os.listdir(tmp_path) == ["made"]
 
 
+def test_a_full_disk_names_the_folder_that_was_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = of_two_folders(tmp_path / "made")
+
+    def full(path: Path, *_: object) -> None:
+        with writing_of(path / "train-000000.tar"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(writing.find("list"), "write", lambda splits, folder, album: full(folder))
+    with pytest.raises(WriteError) as raised:
+        convert(str(made), "list", tmp_path / "out")
+    assert str(raised.value).startswith(f"{tmp_path / 'out' / 'train-000000.tar'} cannot be")
+
+
 def test_what_is_read_otherwise_is_not_handed_over(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(writing.find("coco"), "side", lambda start, end: end - start + 0.01)
     with pytest.raises(DataError, match="does not come back as it was, and was removed"):
         convert(str(with_all(tmp_path / "made")), "coco", tmp_path / "out")
-    assert os.listdir(tmp_path) == ["made"]
+    monkeypatch.setattr(_proof, "splits_of", lambda folder, *_: data.load(f"{folder}/x", None))
+    with pytest.raises(DataError, match=r"was removed: ") as raised:
+        convert(str(with_all(tmp_path / "other")), "yolo", tmp_path / "out", lossy=True)
+    assert str(tmp_path / "out" / "x") in str(raised.value)
+    assert sorted(os.listdir(tmp_path)) == ["made", "other"]
 
 
 def test_what_cannot_be_read_is_left_out_and_said(tmp_path: Path) -> None:

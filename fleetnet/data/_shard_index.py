@@ -27,12 +27,12 @@ import numpy as np
 
 from ..errors import DataError, WriteError
 from ..files import replacing
-from ..images import EXTENSIONS, hidden
+from ..images import EXTENSIONS, STACKS, hidden
 from ..reading import ANNOTATIONS, SMALL, Archive, Fields, Member, open_regular, read_bytes
 from ._tar import Damaged, Entry, Read, entries
 
 SUFFIX = ".index"
-MAGIC = b"fleetnet index 1\n"
+MAGIC = b"fleetnet index 2\n"
 TEXTS = ("cls", "json", "txt")  # parts of a sample whose content is in the index
 TOGETHER = 1 << 30  # bytes of all texts of a shard
 MOST = {"cls": 4096, "json": SMALL, "txt": 512}  # bytes; of a longer text the start is kept
@@ -104,6 +104,7 @@ class _Row:
 
     picture: tuple[int, int, str] | None = None  # (place, length, suffix)
     map: tuple[int, int, str] | None = None
+    array: tuple[int, int, str] | None = None  # the picture, where there is no other
     texts: dict[str, bytes] = field(default_factory=dict)
 
 
@@ -140,6 +141,9 @@ class _Rows:
                     f"{str(self.archive.path)!r} has more than {TOGETHER / 1e9:.1f} GB of text "
                     "(.json, .cls, .txt): write it as several shards"
                 )
+        elif part == "array":
+            self._again(entry, row.array)
+            row.array = entry.offset, entry.size, suffix
         else:
             self._place(row, part, (entry.offset, entry.size, suffix), entry)
 
@@ -192,7 +196,9 @@ def key_of(name: str) -> tuple[str, str]:
 
 
 def part_of_sample(suffix: str) -> str:
-    """What a suffix says that a part is: "picture", "map", one of `TEXTS`, or "" for others.
+    """What a suffix says that a part is: "picture", "map", "array", one of `TEXTS`, or "" for others.
+
+    An array is the picture of a sample that has no other, and else no part that is read.
 
     >>> part_of_sample(".JPEG"), part_of_sample(".seg.png"), part_of_sample(".cls")
     ('picture', 'map', 'cls')
@@ -200,6 +206,8 @@ def part_of_sample(suffix: str) -> str:
     *words, last = suffix.lower().split(".")[1:]
     if not words and last in TEXTS:
         return last
+    if f".{last}" in STACKS and (not words or words[0] in IMAGE_WORDS) and len(words) < 2:
+        return "array"
     if f".{last}" not in EXTENSIONS or len(words) > 1:
         return ""
     if words and words[0] in MAP_WORDS:
@@ -241,6 +249,9 @@ def first_parts(path: Path) -> list[dict[str, bytes]]:
         pass
     except OSError as error:
         raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    for parts in samples.values():
+        if "array" in parts:
+            parts.setdefault("picture", parts.pop("array"))
     return list(samples.values())
 
 
@@ -301,15 +312,18 @@ def _index(rows: _Rows, damage: str) -> Index:
         )
 
     samples = list(rows.rows.values())
+    others = rows.others + Counter(
+        row.array[2].lower() for row in samples if row.picture and row.array
+    )
     return Index(
         rows.archive,
         list(rows.rows),
-        pictures=columns([row.picture for row in samples]),
+        pictures=columns([row.picture or row.array for row in samples]),
         maps=columns([row.map for row in samples]),
         suffixes=list(suffixes),
         texts={name: [row.texts.get(name, b"") for row in samples] for name in TEXTS},
         notes=rows.notes(),
-        others=dict(rows.others),
+        others=dict(others),
         damage=damage,
     )
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..errors import DataError, UsageError, named_arguments
 from ..files import beside, writing
-from ..images import EXTENSIONS, extension_of, measure, read
+from ..images import EXTENSIONS, STACKS, extension_of, measure, read
 from ..reading import MODEL, Member, read_bytes, to_json
 from . import Object, Sample, Split, shorten
 from ._shard_classes import ABOUT
@@ -162,7 +162,7 @@ def _picture(sample: Sample) -> tuple[str, bytes]:
     except OSError as error:
         raise DataError(f"cannot read {str(image)!r}: {error.strerror or error}") from error
     suffix = PurePosixPath(image.name).suffix.lower()
-    if suffix not in EXTENSIONS:
+    if suffix not in EXTENSIONS | STACKS:
         suffix = extension_of(image)
     return suffix, content
 

@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from ...errors import DataError
-from ...images import EXTENSIONS, measure, read
+from ...images import EXTENSIONS, STACKS, measure, read
 from ...reading import Member
 from .. import Sample, Split, shorten
 
@@ -126,7 +126,7 @@ def _plain(sample: Sample, index: int) -> str:
     if name is None:
         return f"{index:06}.png"
     stem, suffix = os.path.splitext(name)
-    if suffix.lower() not in EXTENSIONS:
+    if suffix.lower() not in EXTENSIONS | STACKS:
         raise DataError(
             f"{str(sample.image)!r} does not end as image files do, so that it would not be looked "
             "for among them: rename it"

@@ -20,11 +20,14 @@ Size = tuple[int, int]  # (height, width)
 def check(
     folder: Path, format: str, target: str, splits: Mapping[str, Split], album: Album
 ) -> None:
-    """Raise `DataError` unless the folder is read as these splits with the samples that `album` put there."""
+    """Raise `DataError` unless the folder is read as these splits with the samples that `album` put there.
+
+    It lies in a folder that is gone afterwards; messages name where it was to be.
+    """
     try:
         back = splits_of(str(folder), format, target, Places())
     except DataError as error:
-        raise _error(str(error)) from error
+        raise _error(_as_to_be(str(error), folder)) from None
     if len(back) != len(splits):
         raise _error(f"it has the splits {', '.join(back)}, not {', '.join(splits)}")
     read: dict[str, Sample] = {}
@@ -36,7 +39,8 @@ def check(
     if differ is not None:
         line = next((line for split in back.values() for line in split.skipped), "")
         among = "not " if differ in album.placed else ""
-        raise _error(f"{_name(differ)!r} is {among}among its pictures. {line}")
+        why = _as_to_be(line, folder)
+        raise _error(f"{_name(differ)!r} is {among}among its pictures. {why}")
     every = max(len(read) // MAPS, 1)
     for number, (path, sample) in enumerate(album.placed.items()):
         difference = _difference(
@@ -48,6 +52,11 @@ def check(
 
 def _name(place: str) -> str:
     return place.rpartition("/")[2]
+
+
+def _as_to_be(text: str, folder: Path) -> str:
+    """A text with the path that the folder will have."""
+    return text.replace(str(folder.parent), str(folder.parent.parent))
 
 
 def _error(problem: str) -> DataError:

@@ -27,13 +27,18 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
         lines = []
         for sample, file in zip(split.samples, names_for(split.samples), strict=True):
             album.put(sample, folder / place / file)
-            lines.append(f"{place}/{file} {_text(sample, len(classes))}\n")
+            lines.append(f"{place}/{file} {_text(sample, len(classes))}".rstrip() + "\n")
         name = "train_list.txt" if part == WHOLE else f"{part}_list.txt"
         (folder / name).write_text("".join(lines), encoding="utf-8")
 
 
 def _text(sample: Sample, classes: int) -> str:
-    """What stands behind the path: the number of the class; of tags 0 or 1 for each class."""
+    """What stands behind the path: the number of the class; of tags 0 or 1 for each class.
+
+    Of a single class that would be the number of a class, so there it is: 0, or nothing.
+    """
     if sample.tags is None:
         return str(sample.label)
+    if classes == 1:
+        return "0" if sample.tags else ""
     return ",".join("1" if label in sample.tags else "0" for label in range(classes))
