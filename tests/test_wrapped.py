@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from torchvision.datasets import CIFAR10, CocoDetection, FakeData, Flowers102, ImageFolder
 
 from fleetnet.data import Split, from_hugging_face, from_torchvision
+from fleetnet.deploy.predictor import read_picture
 from fleetnet.errors import DataError, UsageError
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.loader import batches_of
@@ -245,7 +246,7 @@ def test_labels_of_hugging_face():
     split = pickle.loads(pickle.dumps(from_hugging_face(dataset)))
     assert (labels_of(split), split.classes) == ([0, 1, 0, 1], ["cat", "dog"])
     for sample, picture in zip(split.samples, pictures, strict=True):
-        assert np.array_equal(np.asarray(sample.image()), np.asarray(picture))
+        assert np.array_equal(read_picture(sample.image()).pixels, np.asarray(picture))
     several = {**dataset.features, "coarse": ClassLabel(["x"])}
     with pytest.raises(UsageError, match="choose one with label=: label, coarse"):
         from_hugging_face(Rows(several, rows))
@@ -254,6 +255,9 @@ def test_labels_of_hugging_face():
     kinds = {"img": Image_(), "tags": Sequence(ClassLabel(["cat", "dog"]))}
     split = from_hugging_face(Rows(kinds, tagged))
     assert [sample.tags for sample in split.samples] == [(0,), (0, 1)] * 2
+    both = [{"img": row["img"], "tags": [1, 0]} for row in rows]
+    split = from_hugging_face(Rows(kinds, both))  # numbers of classes, and not 0 or 1 for each
+    assert {sample.tags for sample in split.samples} == {(0, 1)}
 
 
 def test_objects_and_maps_of_hugging_face(decoded):

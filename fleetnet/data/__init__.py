@@ -547,7 +547,8 @@ def from_samples(
 
         image   a path, an array (height, width, channels), or a PIL image
         label   of the picture: a name or a number
-        tags    of the picture: any number of names or numbers, or 0 or 1 for each class
+        tags    of the picture: any number of names or numbers, or 0 or 1 for each class; the same
+                in all samples, and pairs of 0 and 1 alone are flags of two classes, unless a set
         boxes   (x0, y0, x1, y1) in pixels, with `labels`, one each; `crowd` may say which are crowds
         masks   of the same objects: bool arrays (height, width), or polygons or run lengths of COCO
         map     the label of each pixel: whole numbers (height, width), or a path; 255 is of no class

@@ -189,6 +189,7 @@ class HuggingFace:
     decoded: Any  # the same with pictures of PIL
     columns: Columns
     form: str  # of boxes: "xywh" or "xyxy"
+    numbered: bool = False  # tags are numbers of classes, as their kind of column says
 
     def item(self, index: int) -> Item:
         row = self.rows[index]
@@ -222,7 +223,8 @@ class HuggingFace:
         if columns.map:
             return {"map": np.asarray(self._map(row[columns.map]))}
         if columns.tags:
-            return {"tags": list(row[columns.tags])}
+            tags = row[columns.tags]
+            return {"tags": frozenset(tags) if self.numbered else list(tags)}
         return {"label": row[columns.label]}
 
     def _map(self, value: Any) -> Any:
@@ -251,7 +253,8 @@ def from_hugging_face(
     if hasattr(dataset, "cast_column"):  # pictures as they are stored, not decoded
         for name in filter(None, (columns.image, columns.map)):
             rows = rows.cast_column(name, type(features[name])(decode=False))
-    source = HuggingFace(rows, dataset, columns, boxes)
+    numbered = bool(columns.tags) and _kind(_element(features[columns.tags])) == "ClassLabel"
+    source = HuggingFace(rows, dataset, columns, boxes, numbered)
     names = classes or _class_names(features, columns)
     split = split_of(source.labels(), source, names)
     if columns.objects:
