@@ -333,7 +333,7 @@ def test_what_no_task_can_learn_from_is_said(tmp_path):
 
 
 def test_names_with_dots_are_said(tmp_path):
-    dotted = [("x.v0.png", picture(3)), ("x.v0.cls", "1"), ("y.v1.png", picture(4)), ("z.npy", "")]
+    dotted = [("x.v0.png", picture(3)), ("x.v0.cls", "1"), ("y.v1.png", picture(4)), ("z.mp3", "")]
     tar(tmp_path / "0.tar", [*classified([0, 1]), *dotted])
     split = data.load(str(tmp_path), "all")
     assert len(split.samples) == 2
