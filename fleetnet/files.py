@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -78,19 +78,26 @@ def writing(path: Path, only_full: bool = False) -> Iterator[None]:
 def beside(path: Path, kind: str) -> Iterator[Path]:
     """A folder to prepare `path` in, beside it, so that renaming cannot cross file systems; gone at the end.
 
-    Makes the folder of `path` where there is none, and removes what killed processes left there.
+    Makes the folder of `path` where there is none, which goes too unless something was put there,
+    and removes what killed processes left there.
     """
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        remove_leftovers(path.parent, deep=False)
-        folder = Path(tempfile.mkdtemp(prefix=f".{kind}-{os.getpid()}-", dir=path.parent))
+    made = [place for place in path.parents if not os.path.lexists(place)]
     try:
-        with writing(path, only_full=True):
-            yield folder
-    except WriteError as error:  # of a file in it, which is to be beside `path`
-        raise WriteError(str(error).replace(str(folder), str(path.parent))) from error
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent, deep=False)
+            folder = Path(tempfile.mkdtemp(prefix=f".{kind}-{os.getpid()}-", dir=path.parent))
+        try:
+            with writing(path, only_full=True):
+                yield folder
+        except WriteError as error:  # of a file in it, which is to be beside `path`
+            raise WriteError(str(error).replace(str(folder), str(path.parent))) from error
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        for place in made:
+            with suppress(OSError):  # it holds something by now
+                place.rmdir()
 
 
 def _words(path: Path, error: OSError) -> str:

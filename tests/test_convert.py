@@ -570,6 +570,45 @@ def test_only_an_empty_folder_outside_of_the_data_is_written(tmp_path: Path) -> 
     assert (tmp_path / "full" / "notes.txt").read_text() == "mine"
 
 
+def test_a_link_to_an_empty_folder_is_that_folder(tmp_path: Path) -> None:
+    made = of_two_folders(tmp_path / "made")
+    for name in ("list", "shards"):
+        (tmp_path / f"{name}-folder").mkdir()
+        (tmp_path / name).symlink_to(tmp_path / f"{name}-folder")
+    convert(str(made), "list", tmp_path / "list")
+    splits = splits_of(str(made), None, "label", data.USUAL)
+    data.shards.write(splits, tmp_path / "shards")
+    for name in ("list", "shards"):
+        assert (tmp_path / name).is_symlink()
+        assert data.load(str(tmp_path / f"{name}-folder"), "all").samples
+    (tmp_path / "inside").symlink_to(made)
+    with pytest.raises(UsageError, match="within the data"):
+        convert(str(made), "list", tmp_path / "inside" / "out")
+
+
+@pytest.mark.parametrize("to", ["folder", "list"])
+def test_a_class_of_val_alone_is_no_class_of_folders(tmp_path: Path, to: str) -> None:
+    """The picture of val whose class has no folder in train is left out, with leave."""
+    rows = {"train": "ab", "val": "abc", "test": "c"}
+    for split, labels in rows.items():
+        for label in labels:
+            picture(tmp_path / f"made/{split}/{label}.png", random.Random(split + label), (20, 20))
+        lines = [f"{split}/{label}.png {'abc'.index(label)}\n" for label in labels]
+        (tmp_path / f"made/{split}_list.txt").write_text("".join(lines))
+    (tmp_path / "made/label_list.txt").write_text("0 a\n1 b\n2 c\n")
+    if to == "list":
+        assert convert(str(tmp_path / "made"), to, tmp_path / "out").lost == {}
+        return
+    message = "1 classes without a picture to learn from.* 2 pictures of these classes.* --to list"
+    with pytest.raises(DataError, match=message):
+        convert(str(tmp_path / "made"), to, tmp_path / "out")
+    converted = convert(str(tmp_path / "made"), to, tmp_path / "out", lossy=True)
+    assert list(converted.lost.values()) == [1, 2]
+    assert list(converted.splits) == ["train", "val"]
+    val = data.load(str(tmp_path / "out"), "val")
+    assert (val.classes, [one.label for one in val.samples]) == (["a", "b"], [0, 1])
+
+
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
@@ -591,7 +630,7 @@ def test_nothing_is_left_of_what_was_not_finished(
 
     monkeypatch.setattr(_album.shutil, "copyfile", copyfile)
     with pytest.raises(expected):
-        convert(str(made), "list", tmp_path / "out")
+        convert(str(made), "list", tmp_path / "new" / "deep" / "out")
     assert len(copied) == 3
     assert os.listdir(tmp_path) == ["made"]
 

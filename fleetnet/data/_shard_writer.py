@@ -1,6 +1,7 @@
 """Shards written: the files of pictures as they are, annotations as texts, the same bytes each time."""
 
 import io
+import os
 import re
 import tarfile
 from collections.abc import Mapping
@@ -41,10 +42,10 @@ def write(
     for a folder that is not empty, `DataError` naming a picture whose file cannot be read,
     `WriteError` where it cannot be written.
     """
-    path = Path(folder)
+    path = Path(os.path.realpath(folder))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{str(path)!r} is not empty: give a new folder")
-    with beside(path.absolute(), "convert") as stage:
+    with beside(path, "convert") as stage:
         inner = stage / path.name
         inner.mkdir()
         write_into(splits, inner, samples, size)

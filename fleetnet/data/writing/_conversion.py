@@ -20,7 +20,8 @@ from ._table import Writer, find
 
 CLASSES = {  # what of classes is lost, as in `_losses.PARTS`
     "order": "classes that get another number, since the format orders them by name",
-    "unused": "classes without a picture, which are left out",
+    "unused": "classes without a picture to learn from, which are left out",
+    "unlearned": "pictures of these classes in other splits, which are left out",
 }
 OBJECT_TARGETS = ("boxes", "masks")
 
@@ -67,7 +68,7 @@ def convert(
     format cannot hold what the data have; `WriteError` where it cannot be written.
     """
     kind = _target(find(to), to, data, format, target, masks)
-    if os.path.isdir(data) and Path(os.path.abspath(out)).is_relative_to(os.path.abspath(data)):
+    if os.path.isdir(data) and Path(os.path.realpath(out)).is_relative_to(os.path.realpath(data)):
         raise UsageError(
             f"--out is {str(out)!r}, within the data, which would then hold all of it twice: give "
             "a folder elsewhere"
@@ -102,7 +103,7 @@ def write(
     fitted, lost = _fitted(splits, writer, album)
     _check_losses(lost, to, writer, lossy)
     album.count = sum(len(one.samples) for one in fitted.values())
-    _stage(writer, fitted, Path(os.path.abspath(out)), target, album, max_bad)
+    _stage(writer, fitted, Path(os.path.realpath(out)), target, album, max_bad)
     left_out = [line for one in fitted.values() for line in one.skipped]
     return Converted(
         str(out),
@@ -172,19 +173,29 @@ def _fitted(
         fitted[name], of_split = reduced(split, writer.HOLDS, album)
         lost += of_split
     if "unused" not in writer.HOLDS:
-        fitted, lost["unused"] = _of_used_classes(fitted)
+        fitted, lost["unused"], lost["unlearned"] = _of_used_classes(fitted)
     if "order" not in writer.HOLDS:
         fitted, lost["order"] = _in_order_of_names(fitted)
     return fitted, +lost
 
 
-def _of_used_classes(splits: Mapping[str, Split]) -> tuple[dict[str, Split], int]:
-    """The splits without the classes that no picture of the first one has, and how many these are."""
+def _of_used_classes(splits: Mapping[str, Split]) -> tuple[dict[str, Split], int, int]:
+    """The splits without the classes that no picture of the first one has.
+
+    And how many these classes are, and how many pictures of them other splits have. A split that
+    has no other pictures is left out.
+    """
     first = next(iter(splits.values()))
-    used = {sample.label for sample in first.samples}
-    classes = [name for label, name in enumerate(first.classes) if label in used]
-    count = len(first.classes) - len(classes)
-    return {name: by_name(split, classes, "train") for name, split in splits.items()}, count
+    used = {first.classes[sample.label] for sample in first.samples if sample.label is not None}
+    classes = [name for name in first.classes if name in used]
+    kept, dropped = {}, 0
+    for name, split in splits.items():
+        is_used = [label for label, of_label in enumerate(split.classes) if of_label in used]
+        samples = [sample for sample in split.samples if sample.label in is_used]
+        dropped += len(split.samples) - len(samples)
+        if samples:
+            kept[name] = by_name(replace(split, samples=samples), classes, "train")
+    return kept, len(first.classes) - len(classes), dropped
 
 
 def _in_order_of_names(splits: Mapping[str, Split]) -> tuple[dict[str, Split], int]:
@@ -209,6 +220,8 @@ def _check_losses(lost: Mapping[str, int], to: str, writer: Writer, lossy: bool)
         return
     boxes = {"mask", "holes", "parts"} & lost.keys() and "boxes" in writer.TARGETS
     other = " --target boxes converts the boxes alone;" if boxes else ""
+    if "unused" in lost:
+        other = " --to list holds them;"
     raise DataError(
         f"{to} cannot hold all of it: {'; '.join(grave)}.{other} --lossy writes what it can hold, "
         "and counts the rest"
