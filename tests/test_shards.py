@@ -347,6 +347,10 @@ def test_several_labels_in_a_sample(tmp_path):
     tar(tmp_path / "tags/0.tar", [*tagged, *more])
     tags = data.load(str(tmp_path / "tags"), "all", target="tags")
     assert [sample.tags for sample in tags.samples] == [(0, 1), (1,)]
+    tar(tmp_path / "tags/0.tar", tagged)
+    for place in ("tags", "tags/0.tar"):
+        with pytest.raises(DataError, match=r"no label of an image, but tags .*multilabel/"):
+            data.load(str(tmp_path / place), "all")
     flags = [("c.png", picture(1)), ("c.json", '{"labels": [0, 1, 0]}')]
     tar(tmp_path / "flags/0.tar", flags)
     with pytest.raises(DataError, match=r"0.tar: c: tags are \[0, 1, 0\], 0 or 1 for each class"):

@@ -44,6 +44,7 @@ from ._shard_samples import Reader, Row
 from ._shard_texts import NOTHING, Told, parse_json
 from ._shard_texts import parse as parse
 from ._shard_writer import write as write
+from ._tags import WAY_OUT
 
 EXPECTS = (
     "ROOT/train-000000.tar and val-000000.tar (WebDataset), or a pattern as train-{000000..000127}"
@@ -58,7 +59,7 @@ def detect(root: str, target: str = "label") -> bool:
     """True for a tar file or a pattern of them, and for a folder of shards; with annotations of the kind."""
     if is_shard(root) and (os.path.isfile(root) or is_pattern(root)):
         kinds = _kinds(root)
-        return target in kinds or not kinds
+        return target in kinds or _is_for_load_to_say(kinds, target)
     folder = Path(root)
     if not os.path.isdir(folder):
         return False
@@ -67,7 +68,12 @@ def detect(root: str, target: str = "label") -> bool:
     except DataError:  # there are none, or only compressed ones
         return bool(packed_in(folder)) and holds_nothing_else(folder)
     kinds = _kinds_in(there)
-    return target in kinds or (not kinds and holds_nothing_else(folder))
+    return target in kinds or (_is_for_load_to_say(kinds, target) and holds_nothing_else(folder))
+
+
+def _is_for_load_to_say(kinds: set[str], target: str) -> bool:
+    """Whether there is nothing of the kind in shards, and `load` says why: nothing at all, or tags."""
+    return not kinds or (kinds == {"tags"} and target == "label")
 
 
 def _kinds(root: str) -> set[str]:
@@ -130,7 +136,9 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     made = reader.samples(rows, part.take)
     if made is None:
         kind = WORDS["boxes" if target == OBJECTS else target]
-        raise DataError(_nothing(indices, files, f"no {kind}"))
+        has_tags = target == "label" and any(row.told().tags for row in rows)
+        way_out = f", but tags ({WAY_OUT})" if has_tags else ""
+        raise DataError(_nothing(indices, files, f"no {kind}{way_out}"))
     samples, classes = made
     source = Source(root, "shards", part.split, _named(files), part.take)
     return Split(samples, classes.names, notes.lines, classes.ids, source, notes.annotations())
