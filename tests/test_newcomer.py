@@ -40,7 +40,7 @@ TYPED = [  # words, exit code, what the answer contains
     (f"{TRAIN} --amp", 2, ["'--precision bf16'"]),
     (f"{TRAIN} --config x.yaml", 2, ["'--recipe'"]),
     (f"{TRAIN} --project out --name x", 2, ["'--run'"]),
-    (f"{TRAIN} --sched cosine", 2, ["schedule is warm-up"]),
+    (f"{TRAIN} --sched cosine", 2, ["did you mean '--schedule'"]),
     (f"{TRAIN} --nonsense 1", 2, ["nearest: ", "fleetnet train --help"]),
     (f"{TRAIN} --device 0", 2, ["--device", "'cuda'"]),
     (f"{TRAIN} --device cuda:0", 2, ["'cuda'"]),
