@@ -209,9 +209,9 @@ def test_the_last_epochs_are_plain_in_every_process():
     """By the epoch of the draw, which a process that began before them has too."""
     data = data_of("mosaic", plain_from=2)
     assert isinstance(data.augment.steps[0].layout, Mosaic)
-    assert isinstance(data.plain.steps[0].layout, Zoom)
+    assert isinstance(data.augment.plain().steps[0].layout, Zoom)
     never = data_of("mosaic")
-    never.augment = data.plain
+    never.augment = data.augment.plain()
     draws = [Draw(epoch, 1) for epoch in (2, 3)]
     assert same(images_of(data, draws), images_of(never, draws))
     draws = [Draw(1, index) for index in range(6)]

@@ -28,7 +28,7 @@ import numpy as np
 from ..errors import DataError, WriteError
 from ..files import replacing
 from ..images import EXTENSIONS, STACKS, hidden
-from ..reading import ANNOTATIONS, SMALL, Archive, Fields, Member, open_regular, read_bytes
+from ..reading import ANNOTATIONS, SMALL, Archive, Fields, Member, open_regular, read_bytes, to_json
 from ._tar import Damaged, Entry, Read, entries
 
 SUFFIX = ".index"
@@ -353,7 +353,7 @@ def packed(index: Index) -> bytes:
         "others": index.others,
         "damage": index.damage,
     }
-    rest = json.dumps(head).encode() + b"\n" + payload
+    rest = to_json(head).encode() + b"\n" + payload
     return MAGIC + f"{zlib.crc32(rest):08x}\n".encode() + rest
 
 

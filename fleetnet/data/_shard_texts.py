@@ -1,12 +1,11 @@
 """What the texts of a sample in a shard say of it: the label, tags or objects, before classes are numbered."""
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ..errors import DataError
-from ..reading import Fields, from_json
+from ..reading import Fields, from_json, to_json
 from . import number, shorten, whole
 
 LABELS = ("label", "cls", "class", "class_id", "target", "class_name", "label_name", "category")
@@ -126,7 +125,7 @@ def box_of(row: Fields, entry: str) -> Box:
     numbers = [value for value in values if value is not None and math.isfinite(value)]
     if len(numbers) != 4 or len(values) != 4:
         form = "[x0, y0, x1, y1]" if key == "box" else "[x, y, width, height]"
-        raise DataError(f"{entry}: {key} is {shorten(json.dumps(box))}; expected {form}")
+        raise DataError(f"{entry}: {key} is {shorten(to_json(box))}; expected {form}")
     x, y, right, below = numbers
     return (x, y, right, below) if key == "box" else (x, y, x + right, y + below)
 

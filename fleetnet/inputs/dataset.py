@@ -109,7 +109,7 @@ class ImageDataset(Dataset[Item | str]):
         self.plain_from = plain_from
         self.curriculum = curriculum
         self.at = at
-        self.looks: dict[tuple[Size, float], Look] = {}  # those that were asked for
+        self.looks: dict[tuple[Size, float, bool], Look] = {}  # those that were asked for
         self.target = target
         self.seed = seed
         self.makes_pictures = any(callable(sample.image) for sample in split.samples)
@@ -146,13 +146,16 @@ class ImageDataset(Dataset[Item | str]):
         size, strength = draw.size, 1.0
         if stage is not None:
             size, strength = stage.size, stage.strength
-        if self.at is None or (size in (None, self.preprocess.size) and strength == 1.0):
-            look = Look(self.preprocess, cast(Augmentation, self.augment))
-        else:
-            which = (size or self.preprocess.size, strength)
-            look = self.looks.get(which) or self.at(*which)
-            self.looks[which] = look
         is_plain = self.plain_from is not None and draw.epoch >= self.plain_from
+        which = size or self.preprocess.size, strength, is_plain
+        if which not in self.looks:
+            self.looks[which] = self._new_look(*which)
+        return self.looks[which]
+
+    def _new_look(self, size: Size, strength: float, is_plain: bool) -> "Look":
+        look = Look(self.preprocess, cast(Augmentation, self.augment))
+        if self.at is not None and (size, strength) != (self.preprocess.size, 1.0):
+            look = self.at(size, strength)
         return look._replace(augment=look.augment.plain()) if is_plain else look
 
     def _for_evaluation(self, index: int) -> Item:

@@ -8,12 +8,11 @@ those of categories where the data have none. Areas that are not annotated are t
 else of the boxes: COCO's evaluation asks for them.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...reading import Fields
+from ...reading import Fields, to_json
 from .. import Object, Sample, Split
 from ._album import Album, names_for
 from ._losses import area_of
@@ -42,7 +41,7 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
         images = folder / "images" if name == WHOLE else folder / "images" / name
         file = f"instances_{'default' if name == WHOLE else name}.json"
         document = _document(split, images, album)
-        (folder / "annotations" / file).write_text(json.dumps(document), encoding="utf-8")
+        (folder / "annotations" / file).write_text(to_json(document), encoding="utf-8")
 
 
 def _document(split: Split, images: Path, album: Album) -> Fields:
