@@ -682,7 +682,11 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _of_array(array: np.ndarray, values: Range | None, channels: str, count: int) -> Picture:
-    if array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (MOST,):
+    # as tensors have them, which is a slip far more often than a picture of very few rows
+    sides = array.shape[1:]
+    channels_first = array.ndim == 3 and array.shape[0] <= 4 < min(sides) and count in (1, RGB)
+    is_no_picture = array.ndim not in (2, 3) or 0 in array.shape or array.shape[2:] > (MOST,)
+    if is_no_picture or channels_first:
         raise DataError(
             f"its shape is {array.shape}; allowed: (height, width), or (height, width, "
             f"1 to {MOST} channels)"

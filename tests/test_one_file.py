@@ -91,7 +91,9 @@ def test_a_backbone(add: Add, tmp_path: Path):
 
 def test_a_head_of_a_known_kind(add: Add, tmp_path: Path):
     add("tasks", "points")
-    assert usual_sizes().startswith("224; deeplabv3 512; maskrcnn 512; points 96; ssd 320")
+    assert usual_sizes().startswith(
+        "224; deeplabv3 512; maskrcnn 512; multilabel 224; points 96; ssd 320"
+    )
     assert "points 6; ssd 80" in usual_classes()
     some = shapes.load("shapes:8", "train", "boxes")
     few = Split(some.samples[:4], some.classes)

@@ -52,10 +52,9 @@ def flag(name: str) -> str:
 
 
 def usual_sizes() -> str:
-    """The size in pixels that tasks are usually trained at, for help texts."""
-    usual = _side("classification")
-    others = [f"{task} {_side(task)}" for task in _heads() if _side(task) != usual]
-    return "; ".join([str(usual), *others])
+    """The size in pixels that each task is usually trained at, for help texts."""
+    sides = [f"{task} {_side(task)}" for task in _heads()]
+    return "; ".join([str(_side("classification")), *sides])
 
 
 def usual_classes() -> str:

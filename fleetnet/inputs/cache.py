@@ -57,9 +57,7 @@ def keep(
     files = _files(samples, limit)
     kept: list[Kept] = list(files)
     left = limit - sum(len(file) for file in files if file is not None)
-    for index, (file, sample) in enumerate(zip(files, samples, strict=True)):
-        if callable(sample.image):  # which may draw it anew each time, by numbers of the draw
-            continue
+    for index, file in enumerate(files):
         try:
             picture = looked_at(index, file)
             whole = picture.height, picture.width

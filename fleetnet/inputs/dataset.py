@@ -116,7 +116,7 @@ class ImageDataset(Dataset[Item | str]):
         self.watcher: Watcher | None = None  # where worker processes read
         self.kept: list[Kept] = []  # of each sample; empty without a cache
         if cache:
-            self.kept = keep(split.samples, self._read, preprocess.size, limit)
+            self.kept = keep(split.samples, self._read_to_keep, preprocess.size, limit)
 
     def __len__(self) -> int:
         return len(self.split.samples)
@@ -229,6 +229,16 @@ class ImageDataset(Dataset[Item | str]):
         if isinstance(kept, str):
             raise DataError(kept)
         return self._read(index, kept)
+
+    def _read_to_keep(
+        self, index: int, file: bytes | None = None
+    ) -> images.Picture | images.Encoded:
+        """As `_read`; what makes pictures may draw numbers, which are those of epoch 0."""
+        if not callable(self.split.samples[index].image):
+            return self._read(index, file)
+        with states_kept():
+            seed_all(of_others(self.seed, Draw(0, index)))
+            return self._read(index, file)
 
     def _read(self, index: int, file: bytes | None = None) -> images.Picture | images.Encoded:
         """The picture of a sample, from the bytes of its `file` where these are at hand."""
