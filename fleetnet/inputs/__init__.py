@@ -2,10 +2,12 @@
 
     decode     a sample from its files: the picture, and its annotation in the picture's pixels
     augment    what is done to both before a network learns from them; `Augmentation`
+    colors     brightness, contrast, saturation and hue of pictures as bytes
     layouts    where pictures lie in an input: crops, scales and mosaics as numbers
     dataset    samples as network inputs, and batches of them
     mixing     what changes a whole batch: mixup, cutmix, sizes
     randomness random numbers that belong to a sample, a batch or a step
+    curriculum sizes of the input that change in a training
     samplers   in which order an epoch goes through the samples, and in which batches
     loader     the one builder of batches
 

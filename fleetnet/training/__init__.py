@@ -6,7 +6,9 @@
     learner      what is trained, together with all that it is trained with
     epoch        one pass over the training images
     objective    the loss of a batch; mixing and sizes
-    schedule     learning rate, groups of parameters, the average of the weights, an early end
+    distill      the loss of a batch with a teacher beside the labels
+    schedule     learning rate and weight decay by step, an early end
+    optimizer    groups of parameters, what changes them, the average of the weights
     evaluate     the figures of a model on annotated images
     run          the run folder: what is written, in which order
     hooks        what listens: loggers, progress
