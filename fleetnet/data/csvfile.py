@@ -288,6 +288,8 @@ def _are_classes(root: Path, table: Path) -> bool:
     places = [root, *split_folders(root).values()]
     folders = {same_form(folder.name) for place in places for folder in folders_in(place)}
     folders = {name for name in folders if not _is_usual(name)}
+    if not folders:  # the usual case: the table is read once, by `load`
+        return False
     try:
         rows = parse(text_of(table), str(table)).rows
     except NotUtf8:
