@@ -201,7 +201,7 @@ def _classes(
     ]
     if maps or not labels:
         raise UsageError("from_samples needs classes=[...], the names in the order of the labels")
-    numbers = [whole(_plain(label)) for label in labels if not isinstance(label, str)]
+    numbers = [whole(plain(label)) for label in labels if not isinstance(label, str)]
     if not numbers:
         return sorted({str(label) for label in labels})
     if len(numbers) < len(labels) or any(number is None or number < 0 for number in numbers):
@@ -225,7 +225,7 @@ def _are_flags(items: Iterable[Item], total: int | None) -> bool:
     tagged = [item["tags"] for item in items if item.get("tags") is not None]
     if any(isinstance(tags, set | frozenset) for tags in tagged):
         return False
-    rows = [[_plain(tag) for tag in tags] for tags in tagged if are_several(tags)]
+    rows = [[plain(tag) for tag in tags] for tags in tagged if are_several(tags)]
     if any(isinstance(value, str) or value not in (0, 1) for row in rows for value in row):
         return False
     if any(isinstance(value, bool | float) for row in rows for value in row):
@@ -250,7 +250,7 @@ def _tags_of(item: Item, where: str, flags: bool, total: int | None = None) -> l
         raise UsageError(
             f"{where}: tags are {shorten(tags)!r}; expected a list of names or numbers"
         )
-    values = [_plain(tag) for tag in tags]
+    values = [plain(tag) for tag in tags]
     if not values or not flags:
         return values
     if total is None:
@@ -260,7 +260,7 @@ def _tags_of(item: Item, where: str, flags: bool, total: int | None = None) -> l
     return [i for i, value in enumerate(values) if value]
 
 
-def _plain(value: object) -> Any:
+def plain(value: object) -> Any:
     """A number of numpy or torch as Python's."""
     return value.item() if hasattr(value, "item") else value
 
@@ -270,7 +270,7 @@ def _label(value: Any, classes: _Classes, where: str) -> int:
         if value not in classes.labels:
             raise DataError(f"{where}: no class {value!r}: {suggest(value, classes.labels)}")
         return classes.labels[value]
-    index = whole(_plain(value))
+    index = whole(plain(value))
     if index is None or not 0 <= index < classes.total:
         raise DataError(
             f"{where}: label is {shorten(value)}; there are {classes.total} classes, so allowed: 0 "
@@ -324,7 +324,7 @@ def _objects(
         box = _covered(mask, size) if boxes[i] is None else _corners(boxes[i], entry)
         fitted = fit_box(box, size, entry, notes)
         if fitted:
-            crowd = bool(_plain(crowds[i])) if crowds[i] is not None else False
+            crowd = bool(plain(crowds[i])) if crowds[i] is not None else False
             objects.append(Object(fitted, _label(label, classes, entry), mask, crowd))
     return tuple(objects)
 

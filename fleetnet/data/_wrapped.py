@@ -17,7 +17,7 @@ from ..errors import DataError, UsageError, suggest
 from ..reading import Fields, Member, to_json
 from . import OBJECTS, Sample, Split, few, shorten, whole
 from . import coco as coco_format
-from ._samples import Item, are_several, split_of
+from ._samples import Item, are_several, plain, split_of
 
 LABELS = (
     "targets",
@@ -113,7 +113,7 @@ def _files(dataset: Any, chosen: Sequence[int]) -> list[Path] | None:
 
 
 def _whole(value: object) -> int | None:
-    return whole(value.item() if hasattr(value, "item") else value)
+    return whole(plain(value))
 
 
 def _annotation(target: Any, index: int) -> Item:
@@ -346,7 +346,7 @@ def _check_form(split: Split, rows: int, form: str) -> None:
     """`DataError` where most boxes are cut or dropped: they are then of the other form."""
     other = FORMS[FORMS.index(form) - 1]
     objects = split.annotations.read
-    wrong = split.annotations.lost() + sum("leaves the picture" in line for line in split.skipped)
+    wrong = split.annotations.lost() + split.annotations.cut
     if objects and 2 * wrong > objects:
         raise DataError(
             f"{wrong} of {objects} boxes in {rows} rows are not inside of their pictures: read as "
