@@ -80,10 +80,7 @@ def index_of(path: Path, lines: list[str] | None = None) -> Index:
 
     Raises `DataError` for what is no tar file.
     """
-    try:
-        archive = Archive.at(path)
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    archive = _archive(path)
     file = path.with_name(path.name + SUFFIX)
     kept = _kept(file, archive)
     if kept is not None:
@@ -93,6 +90,21 @@ def index_of(path: Path, lines: list[str] | None = None) -> Index:
     if line and lines is not None:
         lines.append(line)
     return made
+
+
+def beginning(path: Path) -> Index:
+    """The index of the first members of a shard, which is not kept: it tells what the shard holds.
+
+    Raises `DataError` for what is no tar file.
+    """
+    return _scanned(_archive(path), LOOKED_AT)
+
+
+def _archive(path: Path) -> Archive:
+    try:
+        return Archive.at(path)
+    except OSError as error:
+        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
 
 
 # ---- from the tar file -------------------------------------------------------------------------
@@ -217,42 +229,22 @@ def part_of_sample(suffix: str) -> str:
 
 def scanned(archive: Archive) -> Index:
     """The index of a tar file, from its headers."""
+    return _scanned(archive, None)
+
+
+def _scanned(archive: Archive, most: int | None) -> Index:
+    """The index of the first `most` members of a tar file, or of all."""
     rows = _Rows(archive)
     damage = ""
-    name = str(archive.path)
     try:
         with _reading(archive) as read:
-            for entry in entries(read, archive.size):
+            for entry in islice(entries(read, archive.size), most):
                 rows.add(entry, _text(entry, read))
     except Damaged as error:
         damage = str(error)
     except OSError as error:
-        raise DataError(f"cannot read {name!r}: {error.strerror}") from error
+        raise DataError(f"cannot read {str(archive.path)!r}: {error.strerror}") from error
     return _index(rows, damage)
-
-
-def first_parts(path: Path) -> list[dict[str, bytes]]:
-    """The parts of the first samples of a shard, from the headers at its start; texts with their content.
-
-    Raises `DataError` for what is no tar file.
-    """
-    samples: dict[str, dict[str, bytes]] = {}
-    try:
-        archive = Archive.at(path)
-        with _reading(archive) as read:
-            for entry in islice(entries(read, archive.size), LOOKED_AT):
-                key, suffix = key_of(entry.name)
-                if key and not entry.kind and (part := part_of_sample(suffix)):
-                    other = "map" if part == "picture" and part in samples.get(key, {}) else part
-                    samples.setdefault(key, {})[other] = _text(entry, read)
-    except Damaged:
-        pass
-    except OSError as error:
-        raise DataError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    for parts in samples.values():
-        if "array" in parts:
-            parts.setdefault("picture", parts.pop("array"))
-    return list(samples.values())
 
 
 @contextmanager

@@ -42,7 +42,7 @@ DISTINCT = 0.5  # share of texts that differ, above which .txt are captions and 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A sample of a shard that has a picture."""
+    """A sample of a shard."""
 
     index: Index
     number: int  # in the shard
@@ -50,6 +50,14 @@ class Row:
     @property
     def entry(self) -> str:
         return f"{self.index.archive.path}: {self.index.keys[self.number]}"
+
+    @property
+    def has_picture(self) -> bool:
+        return bool(self.index.pictures.place[self.number])
+
+    @property
+    def has_map(self) -> bool:
+        return bool(self.index.maps.place[self.number])
 
     @property
     def picture(self) -> Member:
@@ -60,7 +68,7 @@ class Row:
 
     def told(self) -> Told:
         cls, text = self.text("cls"), self.text("json")
-        return parse(cls, text, self.entry) if text else _of_class(cls, self.index)
+        return parse(cls, text, self.entry) if text else _alone(cls, self.index.archive.path)
 
 
 class Annotated(NamedTuple):
@@ -73,11 +81,8 @@ class Annotated(NamedTuple):
 
 @lru_cache(maxsize=1 << 12)  # a class has many samples
 def _alone(cls: bytes, shard: Path) -> Told:
+    """What a `.cls` says where there is no `.json`."""
     return parse(cls, b"", str(shard))
-
-
-def _of_class(cls: bytes, index: Index) -> Told:
-    return _alone(cls, index.archive.path)
 
 
 @dataclass
@@ -219,9 +224,7 @@ class Reader:
         return Object(fitted_box, label, mask, is_crowd, area)
 
     def _with_maps(self, rows: Sequence[Row], take: str) -> tuple[list[Sample], Classes] | None:
-        pairs = [
-            (row, row.index.member(row.index.maps, row.number)) for row in rows if _has_map(row)
-        ]
+        pairs = [(row, row.index.member(row.index.maps, row.number)) for row in rows if row.has_map]
         if not pairs:
             return None
         self._say_without(len(rows) - len(pairs), "no label map")
@@ -238,10 +241,6 @@ class Reader:
             for row, labels in hold_out(pairs, take)
         ]
         return samples, classes
-
-
-def _has_map(row: Row) -> bool:
-    return bool(row.index.maps.place[row.number])
 
 
 def _check_no_flags(tags: Sequence[Label], row: Row) -> None:

@@ -39,7 +39,7 @@ from ._shard_files import (
     packed_in,
     shards_of,
 )
-from ._shard_index import TEXTS, Index, first_parts, index_of
+from ._shard_index import TEXTS, Index, beginning, index_of
 from ._shard_samples import Reader, Row
 from ._shard_texts import NOTHING, Told, parse_json
 from ._shard_texts import parse as parse
@@ -86,22 +86,22 @@ def _kinds(root: str) -> set[str]:
 def _kinds_in(there: Shards) -> set[str]:
     """The kinds of annotation that the first samples of the first shard have, beside a picture."""
     try:
-        told = first_parts(next(iter(there.values()))[0])
+        index = beginning(next(iter(there.values()))[0])
     except DataError:
         return set()
     kinds: set[str] = set()
-    for parts in told:
-        if "picture" not in parts:
+    for row in _rows(index):
+        if not row.has_picture:
             continue
-        of_json = _or_nothing(parts.get("json", b""))
-        if "map" in parts:
+        of_json = _or_nothing(row.text("json"))
+        if row.has_map:
             kinds.add("semantic")
         if of_json.objects is not None:
             masks = any(item.get("segmentation") for item in of_json.objects)
             kinds |= {"boxes", "tags"} | ({"masks"} if masks else set())
         if of_json.tags is not None:
             kinds.add("tags")
-        if "cls" in parts or of_json.label is not None or "txt" in parts:
+        if row.text("cls") or of_json.label is not None or row.text("txt"):
             kinds |= {"label", "tags"}
     return kinds
 
@@ -200,7 +200,11 @@ def _is_alike(end: str) -> bool:
 
 def _every(files: Sequence[Path]) -> list[Row]:
     """All samples of some shards."""
-    return [Row(index, i) for index in map(index_of, files) for i in range(len(index.keys))]
+    return [row for index in map(index_of, files) for row in _rows(index)]
+
+
+def _rows(index: Index) -> list[Row]:
+    return [Row(index, i) for i in range(len(index.keys))]
 
 
 def _nothing(indices: Sequence[Index], files: Sequence[Path], what: str) -> str:
