@@ -7,6 +7,7 @@ import os
 import pickle
 import random
 import tarfile
+import zlib
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -425,6 +426,21 @@ def test_an_index_that_leads_out_of_its_shard_is_none(tmp_path):
     index.pictures.length[1] = 1 << 60
     with pytest.raises(ValueError, match="outside"):
         unpacked(_shard_index.packed(index), index.archive)
+
+
+def test_an_index_that_is_nested_too_deep_is_made_anew(tmp_path):
+    path = tar(tmp_path / "train-0.tar", classified([0, 1]))
+    rest = b"[" * 100_000 + b"\n"
+    content = _shard_index.MAGIC + f"{zlib.crc32(rest):08x}\n".encode() + rest
+    (tmp_path / f"train-0.tar{SUFFIX}").write_bytes(content)
+    assert len(index_of(path).keys) == 2
+
+
+def test_a_second_photograph_is_no_label_map(tmp_path):
+    members = [("0.jpg", picture(0)), ("0.jpeg", picture(1)), ("0.cls", b"0")]
+    path = tar(tmp_path / "train-0.tar", members)
+    assert shards.detect(str(path), "label")
+    assert not shards.detect(str(path), "semantic")
 
 
 def test_an_index_that_cannot_be_kept_is_said(tmp_path, monkeypatch):

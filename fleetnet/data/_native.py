@@ -4,7 +4,6 @@ Such a file follows its tool from version to version. Each of these tools export
 read here, and the message says which.
 """
 
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -14,7 +13,7 @@ from pathlib import Path
 
 from ..errors import DataError
 from ..images import hidden
-from ..reading import DESCRIPTION, read_bytes
+from ..reading import DESCRIPTION, from_json, read_bytes
 
 LOOKED_AT = 3  # files of a folder that are opened, of each kind
 FOLDERS = 40  # folders below the root that are looked into
@@ -217,7 +216,7 @@ def _tool_of(file: Path) -> Tool | None:
                 [name.strip().strip('"') for name in text.partition("\n")[0].split(",")]
             )
         if suffix == ".ndjson":
-            return of_document([json.loads(text.partition("\n")[0])])
-        return of_document(json.loads(text))
-    except (OSError, ValueError, RecursionError):
+            return of_document([from_json(text.partition("\n")[0])])
+        return of_document(from_json(text))
+    except (OSError, ValueError):
         return None

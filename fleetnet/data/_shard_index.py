@@ -13,7 +13,6 @@ An index of another size or time than its tar file has, or that is not whole, is
 written beside its name and renamed, so that two processes that do so at once do each other no harm.
 """
 
-import json
 import os
 import zlib
 from collections import Counter
@@ -28,7 +27,17 @@ import numpy as np
 from ..errors import DataError, WriteError
 from ..files import replacing
 from ..images import EXTENSIONS, STACKS, hidden
-from ..reading import ANNOTATIONS, SMALL, Archive, Fields, Member, open_regular, read_bytes, to_json
+from ..reading import (
+    ANNOTATIONS,
+    SMALL,
+    Archive,
+    Fields,
+    Member,
+    from_json,
+    open_regular,
+    read_bytes,
+    to_json,
+)
 from ._tar import Damaged, Entry, Read, entries
 
 SUFFIX = ".index"
@@ -358,7 +367,7 @@ def unpacked(content: bytes, archive: Archive) -> Index:
     ):
         raise ValueError("no index, or not whole")
     end = content.index(b"\n", start)
-    head: Fields = json.loads(content[start:end])
+    head: Fields = from_json(content[start:end])
     if (head["size"], head["modified"]) != (archive.size, archive.modified):
         raise ValueError("of another file")
     payload = whole[end + 1 :]

@@ -174,7 +174,7 @@ def _load_tags(path: Path, train: Path, part: Part, root: str, images: str | Non
 def parse_tagged(text: str, source: str) -> list[Tagged]:
     """The lines that are not blank, of a list of images with any number of tags.
 
-    >>> [tuple(line) for line in parse_tagged("a b.jpg 0,3\nc.jpg", "list")]
+    >>> [tuple(line) for line in parse_tagged("a b.jpg 0,3\\nc.jpg", "list")]
     [(1, 'a b.jpg', '0,3'), (2, 'c.jpg', '')]
     """
     lines = _numbered_lines(text)
