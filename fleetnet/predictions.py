@@ -132,8 +132,8 @@ def _check(name: str, value: Tensor, shape: tuple[int | str, ...], dtype: str) -
 
 
 @dataclass(frozen=True, eq=False)
-class Labels:
-    """What a classifier says of a picture: logits (classes,)."""
+class _OfWhole:
+    """What is said of a whole picture: a logit for each class (classes,)."""
 
     logits: Tensor
 
@@ -142,26 +142,16 @@ class Labels:
     def __post_init__(self) -> None:
         _check("logits of a picture", self.logits, ("classes",), "floats")
 
-    @property
-    def labels(self) -> Tensor:
-        """(1,): the index of the most probable class."""
-        return self.logits.argmax(0, keepdim=True)
-
-    def restore(self, place: Place, scale: Scale = WHOLE) -> "Labels":
-        """The same: what the whole picture shows lies nowhere."""
-        return self
-
-    def present(
-        self, classes: Sequence[str], top: int = 5, threshold: float = 0.0
-    ) -> list[tuple[str, float]]:
-        """The `top` classes as (name, probability), most probable first; none below `threshold`."""
+    def _check_names(self, classes: Sequence[str]) -> None:
+        """`ModelError` unless there is a name for each logit."""
         if len(self.logits) != len(classes):
             raise ModelError(
                 f"there are {len(self.logits)} logits an image, but {len(classes)} class names"
             )
-        scores, indices = self.logits.softmax(0).topk(min(top, len(classes)))
-        best = zip(indices.tolist(), scores.tolist(), strict=True)
-        return [(classes[index], score) for index, score in best if score >= threshold]
+
+    def restore(self, place: Place, scale: Scale = WHOLE) -> Self:
+        """The same: what the whole picture shows lies nowhere."""
+        return self
 
     def draw(
         self,
@@ -172,6 +162,25 @@ class Labels:
     ) -> Image.Image:
         """The image as it is: the classes of a whole picture are written beside it."""
         return image.copy()
+
+
+@dataclass(frozen=True, eq=False)
+class Labels(_OfWhole):
+    """What a classifier says of a picture: logits (classes,)."""
+
+    @property
+    def labels(self) -> Tensor:
+        """(1,): the index of the most probable class."""
+        return self.logits.argmax(0, keepdim=True)
+
+    def present(
+        self, classes: Sequence[str], top: int = 5, threshold: float = 0.0
+    ) -> list[tuple[str, float]]:
+        """The `top` classes as (name, probability), most probable first; none below `threshold`."""
+        self._check_names(classes)
+        scores, indices = self.logits.softmax(0).topk(min(top, len(classes)))
+        best = zip(indices.tolist(), scores.tolist(), strict=True)
+        return [(classes[index], score) for index, score in best if score >= threshold]
 
     @classmethod
     def show(
@@ -208,24 +217,13 @@ class Labels:
 
 
 @dataclass(frozen=True, eq=False)
-class Tags:
+class Tags(_OfWhole):
     """What a multi-label classifier says of a picture: a logit for each class by itself (classes,)."""
-
-    logits: Tensor
-
-    per_pixel = False
-
-    def __post_init__(self) -> None:
-        _check("logits of a picture", self.logits, ("classes",), "floats")
 
     @property
     def labels(self) -> Tensor:
         """(classes,) int64: 1 for each class that is more probable than not, else 0."""
         return (self.logits.sigmoid() >= PRESENT).long()
-
-    def restore(self, place: Place, scale: Scale = WHOLE) -> "Tags":
-        """The same: what the whole picture shows lies nowhere."""
-        return self
 
     def present(
         self, classes: Sequence[str], top: int = 5, threshold: float = PRESENT
@@ -234,23 +232,10 @@ class Tags:
 
         The most probable come first; `top` is unused.
         """
-        if len(self.logits) != len(classes):
-            raise ModelError(
-                f"there are {len(self.logits)} logits an image, but {len(classes)} class names"
-            )
+        self._check_names(classes)
         scores, indices = self.logits.sigmoid().sort(descending=True, stable=True)
         ranked = zip(indices.tolist(), scores.tolist(), strict=True)
         return [(classes[index], score) for index, score in ranked if score >= threshold]
-
-    def draw(
-        self,
-        image: Image.Image,
-        classes: Sequence[str],
-        threshold: float = 0.0,
-        scale: Scale = WHOLE,
-    ) -> Image.Image:
-        """The image as it is: the classes of a whole picture are written beside it."""
-        return image.copy()
 
     @classmethod
     def show(
