@@ -12,7 +12,7 @@ from ..boxes import Limits
 from ..errors import ModelError
 from ..predictions import Labels, Prediction, all_of
 from ..preprocess import Mode
-from . import Outputs, Result
+from . import Outputs, Result, named
 from ._counts import Pairs, by_class, mean, without_truth
 from ._defaults import convert as convert
 from ._defaults import prepare as prepare
@@ -71,7 +71,7 @@ def loss(
     `class_weights` (classes,) multiply what each class adds; the mean over the batch is of weight 1
     an image.
     """
-    logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
+    logits = named(outputs)["logits"]
     if class_weights is None:
         return {
             "cross_entropy": F.cross_entropy(
@@ -92,8 +92,7 @@ def decode(
     outputs: Tensor | Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
 ) -> list[Labels]:
     """Logits (N, classes) -> those of each image."""
-    logits = outputs if isinstance(outputs, Tensor) else outputs["logits"]
-    return [Labels(row) for row in logits.float()]
+    return [Labels(row) for row in named(outputs)["logits"].float()]
 
 
 def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:

@@ -17,8 +17,8 @@ from ..boxes import Limits
 from ..errors import ModelError
 from ..predictions import PRESENT, Prediction, Tags, all_of
 from ..preprocess import Mode
-from . import Outputs
-from ._counts import Result, by_class, mean, scores, without_truth
+from . import Outputs, Result, named
+from ._counts import NAMED, by_class, mean, scores, without_truth
 from ._defaults import convert as convert
 from ._defaults import prepare as prepare
 from .classification import LastFeature
@@ -57,7 +57,7 @@ def loss(
     classes get alike, as with one label. `class_weights` (classes,) multiply what a class adds where
     it is there.
     """
-    logits = _logits(outputs).float()
+    logits = named(outputs)["logits"].float()
     tags = targets["tags"].to(logits)
     smooth = tags * (1 - label_smoothing) + label_smoothing / max(tags.shape[1], 2)
     weights = None
@@ -69,15 +69,11 @@ def loss(
     }
 
 
-def _logits(outputs: Tensor | Outputs) -> Tensor:
-    return outputs if isinstance(outputs, Tensor) else outputs["logits"]
-
-
 def decode(
     outputs: Tensor | Outputs, size: tuple[int, int] | None = None, limits: Limits | None = None
 ) -> list[Tags]:
     """Logits (N, classes) -> those of each image."""
-    return [Tags(row) for row in _logits(outputs).float()]
+    return [Tags(row) for row in named(outputs)["logits"].float()]
 
 
 def decoding(embedded: bool, limits: Limits | None = None) -> dict[str, object]:
@@ -179,7 +175,7 @@ def _always_there(rows: Sequence[Result], images: int) -> list[str]:
     always = [row["class"] for row in rows if images and row["images"] == images]
     if not always:
         return []
-    return [f"all {images} images show {', '.join(always[:10])}: an AP of 100 % tells nothing"]
+    return [f"all {images} images show {', '.join(always[:NAMED])}: an AP of 100 % tells nothing"]
 
 
 def metric(classes: Sequence[str]) -> Metric:
