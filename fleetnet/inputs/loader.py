@@ -1,7 +1,7 @@
 """The one builder of batches: every evaluation and training gets them here."""
 
 import torch
-from torch.utils.data import BatchSampler, DataLoader, Sampler, SequentialSampler
+from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from .curriculum import Sizes
 from .dataset import ImageDataset, Item
@@ -19,6 +19,7 @@ def batches_of(
     batch_size: int,
     *,
     order: Order | None = None,
+    first: int = 0,
     workers: int = 0,
     minutes: float = MINUTES,
     pin_memory: bool = False,
@@ -29,16 +30,16 @@ def batches_of(
     """Batches of a data set; go through them with `workers.patient`.
 
     In an `order`, for training, a smaller last batch is left out unless it is the only one; without
-    one they are all samples, in the data set's own order. `workers` processes read images, none if
-    it is 0; none of them may take more than `minutes` for a batch. Of `world` processes that train
-    together each gets its part of every ordered batch, by its `rank`. With `sizes` each ordered
-    batch has one of them, and as many images as go with it.
+    one they are all samples from the `first` on, in the data set's own order. `workers` processes
+    read images, none if it is 0; none of them may take more than `minutes` for a batch. Of `world`
+    processes that train together each gets its part of every ordered batch, by its `rank`. With
+    `sizes` each ordered batch has one of them, and as many images as go with it.
     """
     positions = Positions(workers) if workers else None
     data.watcher = positions
     batches: Sampler[list[int]] | Sampler[list[Draw]]
     if order is None:
-        batches = BatchSampler(SequentialSampler(data), batch_size, drop_last=False)
+        batches = BatchSampler(range(first, len(data)), batch_size, drop_last=False)
     elif sizes is not None:
         batches = SizedBatches(order, sizes, rank)
     else:

@@ -1,8 +1,6 @@
 """Batches of a data set for several evaluations: each picture is decoded once."""
 
-import copy
 from collections.abc import Iterator
-from dataclasses import replace
 
 from torch import Tensor
 
@@ -50,13 +48,12 @@ class DecodedOnce:
         start = self._first_that_is_read
         if start >= len(self.data):
             return
-        rest = copy.copy(self.data)
-        rest.split = replace(self.data.split, samples=self.data.split.samples[start:])
-        batches = batches_of(rest, self.batch_size, workers=self.workers, minutes=self.minutes)
+        batches = batches_of(
+            self.data, self.batch_size, first=start, workers=self.workers, minutes=self.minutes
+        )
         for batch in patient(batches):
-            numbered = batch._replace(indices=[start + index for index in batch.indices])
-            self._keep(numbered)
-            yield numbered
+            self._keep(batch)
+            yield batch
 
     def _keep(self, batch: Batch) -> None:
         """Keep a batch, the next of those that are kept, unless the limit was reached."""
