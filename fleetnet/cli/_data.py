@@ -1,10 +1,12 @@
-"""What the verbs say of the data that they read, and pictures of it for proofs."""
+"""How the verbs read data, what they say of them, and pictures of them for proofs."""
 
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import DataError
+from ._settings import About
 from ._show import say
 
 if TYPE_CHECKING:
@@ -20,6 +22,28 @@ SAID_BEFORE = ("lost-annotations", "left-out", "unused", "turned", "unreadable")
 PICTURES = 16  # at most, for the proof of a file
 # Images that are evaluated at a time, by the kind of annotation, and where every pixel has one.
 IMAGES, OF_PIXELS = {"label": 32, "tags": 32, "boxes": 16}, 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """Settings of how data are read, of the verbs that take them as people have them."""
+
+    format: str | None = field(
+        default=None,
+        metadata=About(help="format of the data, where finding it out fails", null=True),
+    )
+    images: str | None = field(
+        default=None,
+        metadata=About(
+            help="folder of the images, where they lie apart from their annotations", null=True
+        ),
+    )
+    masks: str | None = field(
+        default=None,
+        metadata=About(
+            help="folder of the label maps, where they lie apart from the images", null=True
+        ),
+    )
 
 
 def say_data(name: str, split: "Split", contents: "Contents") -> None:

@@ -10,6 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 from ..channels import RGB, parse_channels
 from ..errors import DataError
 from ..training.config import TrainConfig
+from ._data import Reading
 from ._settings import About
 from ._show import Counting, table, tell
 
@@ -52,22 +53,7 @@ class DataCheck:
             null=True,
         ),
     )
-    format: str | None = field(
-        default=None,
-        metadata=About(help="format of the data, where finding it out fails", null=True),
-    )
-    images: str | None = field(
-        default=None,
-        metadata=About(
-            help="folder of the images, where they lie apart from their annotations", null=True
-        ),
-    )
-    masks: str | None = field(
-        default=None,
-        metadata=About(
-            help="folder of the label maps, where they lie apart from the images", null=True
-        ),
-    )
+    reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
     max_bad: float = field(
         default=TrainConfig.max_bad,
         metadata=About(
@@ -176,7 +162,7 @@ def _task(settings: DataCheck) -> tuple[str, list[str]]:
     from ..tasks import check_name, split_name
 
     if settings.model is None:
-        targets = targets_of(settings.data, settings.format, settings.masks)
+        targets = targets_of(settings.data, settings.reading.format, settings.reading.masks)
         # Whether boxes have masks too is known only once they are read for them.
         others = [TASKS[target] for target in targets[1:] if target != "masks"]
         return TASKS[targets[0]], others
@@ -194,12 +180,10 @@ def _splits(settings: DataCheck, task: str) -> "tuple[dict[str, Split], list[Fin
     from .. import data, tasks
     from ..review import Finding
 
-    target = tasks.find(task).TARGET
+    target, how = tasks.find(task).TARGET, settings.reading
 
     def split(name: str) -> "Split":
-        return data.load(
-            settings.data, name, settings.format, target, settings.images, settings.masks
-        )
+        return data.load(settings.data, name, how.format, target, how.images, how.masks)
 
     splits = {name: split(name) for name in ("train", "val")}
     try:

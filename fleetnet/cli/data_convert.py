@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from jsonargparse.typing import ClosedUnitInterval
 
 from ..training.config import TrainConfig
-from ._data import SHOWN
+from ._data import SHOWN, Reading
 from ._settings import About, switch
 from ._show import say, table, tell
 
@@ -38,22 +38,7 @@ class DataConvert:
     )
     lossy: bool = switch("leave out what the format cannot hold, as YOLO crowds, and count it")
     link: bool = switch("hard links instead of copies of the images, where the disk has them")
-    format: str | None = field(
-        default=None,
-        metadata=About(help="format of the data, where finding it out fails", null=True),
-    )
-    images: str | None = field(
-        default=None,
-        metadata=About(
-            help="folder of the images, where they lie apart from their annotations", null=True
-        ),
-    )
-    masks: str | None = field(
-        default=None,
-        metadata=About(
-            help="folder of the label maps, where they lie apart from the images", null=True
-        ),
-    )
+    reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
     max_bad: float = field(
         default=TrainConfig.max_bad,
         metadata=About(
@@ -69,10 +54,10 @@ def run(settings: DataConvert) -> dict[str, object]:
         settings.data,
         settings.to,
         settings.out,
-        format=settings.format,
+        format=settings.reading.format,
         target=settings.target,
-        images=settings.images,
-        masks=settings.masks,
+        images=settings.reading.images,
+        masks=settings.reading.masks,
         split=settings.split,
         lossy=settings.lossy,
         link=settings.link,

@@ -11,7 +11,7 @@ from ..errors import UsageError
 from ..reading import to_json
 from ..training.config import TrainConfig
 from ._arguments import OF_OPEN_SIZE, TIMEOUT, TRUST, check_outputs
-from ._data import IMAGES, OF_PIXELS, images_at_a_time, say_data
+from ._data import IMAGES, OF_PIXELS, Reading, images_at_a_time, say_data
 from ._limits import DetectorLimits
 from ._settings import About, switch
 from ._show import say, shown, table
@@ -53,22 +53,7 @@ class Eval:
         default=None, metadata=About(help=OF_OPEN_SIZE, usual="as exported", null=True)
     )
     data: str = field(metadata=About(help="folder, list or annotation file of images, or `shapes`"))
-    format: str | None = field(
-        default=None,
-        metadata=About(help="format of the data, where finding it out fails", null=True),
-    )
-    images: str | None = field(
-        default=None,
-        metadata=About(
-            help="folder of the images, where they lie apart from their annotations", null=True
-        ),
-    )
-    masks: str | None = field(
-        default=None,
-        metadata=About(
-            help="folder of the label maps, where they lie apart from the images", null=True
-        ),
-    )
+    reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
     split: str | None = field(
         default=None,
         metadata=About(
@@ -191,11 +176,11 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
     split = to_measure(
         settings.data,
         settings.split,
-        settings.format,
+        settings.reading.format,
         target,
         settings.model,
         predictor.facts.settings,
-        Places(settings.images, settings.masks),
+        Places(settings.reading.images, settings.reading.masks),
     )
     if settings.limits.only:
         split = only(split, settings.limits.only)
