@@ -46,6 +46,17 @@ class Reading:
     )
 
 
+def task_of(model: str) -> str:
+    """The task of a model, of which a user may give the task alone; `ModelError` where there is none."""
+    from ..find import names
+    from ..tasks import check_name, split_name
+
+    if model in names("tasks"):
+        return model
+    check_name(model)
+    return split_name(model)[0]
+
+
 def say_data(name: str, split: "Split", contents: "Contents") -> None:
     """Where a split comes from, what it has of each class, and the first of what was left out."""
     where = f" from {split.source}" if split.source else ""

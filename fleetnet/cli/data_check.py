@@ -10,7 +10,7 @@ from jsonargparse.typing import ClosedUnitInterval, NonNegativeInt
 from ..channels import RGB, parse_channels
 from ..errors import DataError
 from ..training.config import TrainConfig
-from ._data import Reading
+from ._data import Reading, task_of
 from ._settings import About
 from ._show import Counting, table, tell
 
@@ -158,18 +158,13 @@ def _with_tags(settings: DataCheck, others: list[str], why: DataError) -> _Data:
 def _task(settings: DataCheck) -> tuple[str, list[str]]:
     """The task whose training is checked for, and others that the data have annotations for."""
     from ..data._targets import targets_of
-    from ..find import names
-    from ..tasks import check_name, split_name
 
-    if settings.model is None:
-        targets = targets_of(settings.data, settings.reading.format, settings.reading.masks)
-        # Whether boxes have masks too is known only once they are read for them.
-        others = [TASKS[target] for target in targets[1:] if target != "masks"]
-        return TASKS[targets[0]], others
-    if settings.model in names("tasks"):
-        return settings.model, []
-    check_name(settings.model)
-    return split_name(settings.model)[0], []
+    if settings.model is not None:
+        return task_of(settings.model), []
+    targets = targets_of(settings.data, settings.reading.format, settings.reading.masks)
+    # Whether boxes have masks too is known only once they are read for them.
+    others = [TASKS[target] for target in targets[1:] if target != "masks"]
+    return TASKS[targets[0]], others
 
 
 def _splits(settings: DataCheck, task: str) -> "tuple[dict[str, Split], list[Finding]]":

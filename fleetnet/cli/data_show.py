@@ -10,26 +10,30 @@ from jsonargparse.typing import PositiveInt
 
 from ..errors import UsageError
 from ..training.config import TrainConfig
-from ._data import SHOWN
+from ._data import SHOWN, task_of
 from ._settings import About, switch
 from ._show import say, table
 
 EXAMPLE = "fleetnet data show --data photos/ --model yolo --out sheet.png"
 FORMATS = (".png", ".jpg", ".jpeg")
 READ = (  # the settings of a training that decide what its network sees
-    *(
-        "format",
-        "images",
-        "masks",
-        "channels",
-        "size",
-        "augment",
-        "mosaic",
-        "multi_scale",
-        "scale",
-        "flip",
-    ),
-    *("color_jitter", "auto_augment", "erasing", "mixup", "cutmix", "balance", "scale_values"),
+    "format",
+    "images",
+    "masks",
+    "channels",
+    "size",
+    "augment",
+    "mosaic",
+    "multi_scale",
+    "scale",
+    "flip",
+    "color_jitter",
+    "auto_augment",
+    "erasing",
+    "mixup",
+    "cutmix",
+    "balance",
+    "scale_values",
     "seed",
 )
 
@@ -111,13 +115,9 @@ def _task(settings: DataShow) -> str:
     from .. import tasks
     from ..data._targets import targets_of
     from ..find import names
-    from ..tasks import check_name, split_name
 
-    if settings.model in names("tasks"):
-        return settings.model
     if settings.model is not None:
-        check_name(settings.model)
-        return split_name(settings.model)[0]
-    given = {key: settings.training.get(key) for key in ("format", "masks")}
-    target = targets_of(settings.data, *cast(list[str | None], [*given.values()]))[0]
+        return task_of(settings.model)
+    format, masks = (cast(str | None, settings.training.get(key)) for key in ("format", "masks"))
+    target = targets_of(settings.data, format, masks)[0]
     return next(name for name in names("tasks") if target == tasks.find(name).TARGET)
