@@ -104,6 +104,8 @@ PARTS = {  # in this order: the box is that of the polygon which the others leav
     "area": Part("areas as annotated; they are measured anew", _without_area, True),
 }
 
+EVERYTHING = (*PARTS, "order", "unused")  # `HOLDS` of a writer that keeps all that there is
+
 
 def reduced(split: Split, holds: Sequence[str], album: Album) -> tuple[Split, Counter[str]]:
     """The split as a format can hold it that keeps the parts in `holds`, and how much of each is lost."""

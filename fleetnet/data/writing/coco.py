@@ -15,23 +15,13 @@ from typing import Any
 from ...reading import Fields, to_json
 from .. import Object, Sample, Split
 from ._album import Album, names_for
-from ._losses import area_of
+from ._losses import EVERYTHING, area_of
 from ._reading import WHOLE
 
 FORMAT = "coco"
 WRITES = "annotations/instances_train.json with images/train"
 TARGETS: tuple[str, ...] = ("boxes", "masks")
-HOLDS: tuple[str, ...] = (
-    "crowd",
-    "mask",
-    "runs",
-    "holes",
-    "parts",
-    "box",
-    "area",
-    "order",
-    "unused",
-)
+HOLDS: tuple[str, ...] = EVERYTHING
 DIGITS = 16  # after the point, which any number needs at most
 
 

@@ -10,21 +10,12 @@ from pathlib import Path
 from .. import Sample, Split
 from .._shard_writer import write_into
 from ._album import Album
+from ._losses import EVERYTHING
 
 FORMAT = "shards"
 WRITES = "train-000000.tar, ... and dataset.json"
 TARGETS: tuple[str, ...] = ("boxes", "masks", "semantic", "label", "tags")
-HOLDS: tuple[str, ...] = (
-    "crowd",
-    "mask",
-    "runs",
-    "holes",
-    "parts",
-    "box",
-    "area",
-    "order",
-    "unused",
-)
+HOLDS: tuple[str, ...] = EVERYTHING
 
 
 def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
