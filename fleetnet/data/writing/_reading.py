@@ -41,6 +41,11 @@ def splits_of(
     return _of_one_list(_without_twins({name: there[name] for name in NAMES if name in there}))
 
 
+def part_of(name: str) -> str:
+    """The folder of a split within others, ".../train"; "" of data without splits."""
+    return "" if name == WHOLE else name
+
+
 def _together(rest: Split, held: Split) -> Split:
     """All samples of train, of which we would hold back a part, in the order that they have in the data.
 

@@ -16,7 +16,7 @@ from ...reading import Fields, to_json
 from .. import Object, Sample, Split
 from ._album import Album, names_for
 from ._losses import EVERYTHING, area_of
-from ._reading import WHOLE
+from ._reading import WHOLE, part_of
 
 FORMAT = "coco"
 WRITES = "annotations/instances_train.json with images/train"
@@ -28,7 +28,7 @@ DIGITS = 16  # after the point, which any number needs at most
 def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
     (folder / "annotations").mkdir()
     for name, split in splits.items():
-        images = folder / "images" if name == WHOLE else folder / "images" / name
+        images = folder / "images" / part_of(name)
         file = f"instances_{'default' if name == WHOLE else name}.json"
         document = _document(split, images, album)
         (folder / "annotations" / file).write_text(to_json(document), encoding="utf-8")

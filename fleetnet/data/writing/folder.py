@@ -12,7 +12,7 @@ from ...errors import DataError
 from ...images import hidden
 from .. import Split, shorten
 from ._album import Album, names_for
-from ._reading import WHOLE
+from ._reading import part_of
 
 FORMAT = "folder"
 WRITES = "train/CLASS/*"
@@ -25,7 +25,7 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
     for name in next(iter(splits.values())).classes:
         _check(name)
     for part, split in splits.items():
-        top = folder if part == WHOLE else folder / part
+        top = folder / part_of(part)
         for label, name in enumerate(split.classes):
             samples = [sample for sample in split.samples if sample.label == label]
             for sample, file in zip(samples, names_for(samples), strict=True):

@@ -10,7 +10,7 @@ from .. import Split
 from .._class_files import parse_legend
 from ._album import Album, check_names, names_for
 from ._maps import write_map
-from ._reading import WHOLE
+from ._reading import part_of
 
 FORMAT = "masks"
 WRITES = "images/train with labels/train/*.png and classes.txt"
@@ -24,7 +24,7 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
     check_names(classes, lambda: parse_legend(text, "classes.txt").names, "classes.txt")
     (folder / "classes.txt").write_text(text, encoding="utf-8")
     for name, split in splits.items():
-        part = "" if name == WHOLE else name
+        part = part_of(name)
         for sample, file in zip(split.samples, names_for(split.samples), strict=True):
             labels = album.label_map(sample)
             if labels is not None:

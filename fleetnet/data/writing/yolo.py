@@ -14,7 +14,7 @@ import yaml
 from .. import Object, Split
 from .._yolo_files import parse_yaml
 from ._album import Album, check_names, names_for
-from ._reading import WHOLE
+from ._reading import WHOLE, part_of
 
 FORMAT = "yolo"
 WRITES = "data.yaml with images/train and labels/train"
@@ -25,7 +25,7 @@ DIGITS = range(6, 18)  # after the point: as other tools write, up to what any s
 
 def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
     for name, split in splits.items():
-        images, labels = (folder / kind / _part(name) for kind in ("images", "labels"))
+        images, labels = (folder / kind / part_of(name) for kind in ("images", "labels"))
         labels.mkdir(parents=True)
         for sample, file in zip(split.samples, names_for(split.samples), strict=True):
             album.put(sample, images / file)
@@ -36,14 +36,10 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
     (folder / "data.yaml").write_text(_described(splits), encoding="utf-8")
 
 
-def _part(name: str) -> str:
-    return "" if name == WHOLE else name
-
-
 def _described(splits: Mapping[str, Split]) -> str:
     """The text of data.yaml, without `path`: the folder of the file is what its paths are relative to."""
     entries = {
-        "train" if name == WHOLE else name: f"images/{_part(name)}".rstrip("/") for name in splits
+        "train" if name == WHOLE else name: f"images/{part_of(name)}".rstrip("/") for name in splits
     }
     classes = next(iter(splits.values())).classes
     described = {**entries, "names": dict(enumerate(classes))}
