@@ -100,6 +100,23 @@ def beside(path: Path, kind: str) -> Iterator[Path]:
                 place.rmdir()
 
 
+@contextmanager
+def filling(path: Path, kind: str) -> Iterator[Path]:
+    """A folder to fill, which at the end is `path`, that is empty or not there; on an error `path` stays as it was.
+
+    While it is filled it has the name of `path`, since what a folder is called may say what it
+    holds, in a folder of `beside`. Raises `WriteError` where it cannot be written.
+    """
+    with beside(path, kind) as stage:
+        folder = stage / path.name
+        folder.mkdir()
+        yield folder
+        with writing(path):
+            if path.is_dir():
+                path.rmdir()
+            folder.rename(path)
+
+
 def _words(path: Path, error: OSError) -> str:
     if error.errno in FULL:
         return f"{path} cannot be written: the disk is full ({error.strerror}); free some space, or write elsewhere"

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from ..errors import DataError, UsageError, named_arguments
-from ..files import beside, writing
+from ..files import filling, writing
 from ..images import EXTENSIONS, STACKS, extension_of, measure, read
 from ..reading import MODEL, Member, read_bytes, to_json
 from . import Object, Sample, Split, shorten
@@ -45,14 +45,8 @@ def write(
     path = Path(os.path.realpath(folder))
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UsageError(f"{str(path)!r} is not empty: give a new folder")
-    with beside(path, "convert") as stage:
-        inner = stage / path.name
-        inner.mkdir()
+    with filling(path, "convert") as inner:
         write_into(splits, inner, samples, size)
-        with writing(path):
-            if path.is_dir():
-                path.rmdir()
-            inner.rename(path)
 
 
 def write_into(

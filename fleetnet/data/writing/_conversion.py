@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from ...errors import DataError, UsageError, named_arguments, suggest
-from ...files import beside, check_writable, writing
+from ...files import check_writable, filling
 from .. import OBJECTS, TARGETS, WORDS, Places, Split, few
 from .._contents import check_lost
 from .._names import by_name
@@ -239,10 +239,7 @@ def _stage(
     album: Album,
     max_bad: float,
 ) -> None:
-    with beside(path, "convert") as stage:
-        # Its own name: what a folder is called may say what it holds.
-        folder = stage / path.name
-        folder.mkdir()
+    with filling(path, "convert") as folder:
         writer.write(splits, folder, album)
         bad = len(album.left_out)
         if bad > max_bad * (bad + len(album.placed)):
@@ -251,7 +248,3 @@ def _stage(
                 f"of {max_bad:g} that --max-bad allows. The first: {album.left_out[0]}"
             )
         check(folder, writer.FORMAT, target, splits, album)
-        with writing(path):
-            if path.is_dir():
-                path.rmdir()
-            folder.rename(path)
