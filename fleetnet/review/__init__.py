@@ -108,6 +108,11 @@ def counted(count: int, thing: str, of: int | None = None) -> str:
     )
 
 
+def corners(box: Iterable[float]) -> str:
+    """The corners of a box, as "(x0, y0, x1, y1)"."""
+    return "(" + ", ".join(f"{value:g}" for value in box) + ")"
+
+
 def by_level(findings: Iterable[Finding]) -> list[Finding]:
     """Errors first, then warnings, then notes; otherwise as they come."""
     return sorted(findings, key=lambda one: LEVELS.index(one.level))

@@ -7,7 +7,7 @@ from ..data import Object, Split, shorten, turned_line
 from ..data._contents import Contents
 from ..data._names import by_name
 from ..errors import DataError
-from . import Finding, counted, finding, name_of
+from . import Finding, corners, counted, finding, name_of
 from .usable import usable
 
 DOMINATES = 0.99  # share of one class among several
@@ -87,10 +87,12 @@ def _same_boxes(split: Split, name: str) -> list[Finding]:
             if other is item or item.crowd or other.crowd:
                 continue
             if other.label == item.label:
-                one_class.append(f"{name_of(sample)}: {split.classes[item.label]} {_box(item)}")
+                one_class.append(
+                    f"{name_of(sample)}: {split.classes[item.label]} {corners(item.box)}"
+                )
             else:
                 classes = f"{split.classes[other.label]} and {split.classes[item.label]}"
-                two_classes.append(f"{name_of(sample)}: {classes} {_box(item)}")
+                two_classes.append(f"{name_of(sample)}: {classes} {corners(item.box)}")
     return [
         *finding(
             "same-box",
@@ -108,10 +110,6 @@ def _same_boxes(split: Split, name: str) -> list[Finding]:
             name,
         ),
     ]
-
-
-def _box(item: Object) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in item.box) + ")"
 
 
 def _names(train: Split) -> list[Finding]:

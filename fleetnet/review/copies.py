@@ -117,10 +117,10 @@ def _hash(path: File) -> str:
 
 def _near(train: list[File], val: list[File]) -> list[Pair]:
     """Pictures of val that look like one of train."""
-    paths = [*train, *val]
-    nearly = alike(np.stack([_thumbnail(path) for path in paths])) if val else None
-    if nearly is None:
+    if not val:
         return []
+    paths = [*train, *val]
+    nearly = alike(np.stack([_thumbnail(path) for path in paths]))
     splits = ["train"] * len(train) + ["val"] * len(val)
     partners = _partners(nearly.first, nearly.pairs, splits)
     return [(paths[other], paths[one]) for one, other in partners if one < len(train) <= other]

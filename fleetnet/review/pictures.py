@@ -8,7 +8,7 @@ import numpy as np
 from ..data import IGNORE, Split
 from ..data._contents import Contents
 from ..images import Range
-from . import Finding, Level, counted, finding, name_of
+from . import Finding, Level, corners, counted, finding, name_of
 from .annotated import unreadable
 from .look import Look
 
@@ -108,7 +108,8 @@ def _boxes(
         limit = np.array([width, height])
         leaves = (boxes[:, :2] < -1).any(1) | (boxes[:, 2:] > limit + 1).any(1)
         beyond += [
-            f"{name_of(split.samples[i])}: {_box(box)} of {width}x{height}" for box in boxes[leaves]
+            f"{name_of(split.samples[i])}: {corners(box)} of {width}x{height}"
+            for box in boxes[leaves]
         ]
         with_objects += 1
         whole += bool((sides.prod(1) >= WHOLE * limit.prod()).any())
@@ -119,10 +120,6 @@ def _boxes(
         *_whole(name, whole, with_objects),
         *_small(name, small, objects, size),
     ]
-
-
-def _box(box: np.ndarray) -> str:
-    return "(" + ", ".join(f"{value:g}" for value in box) + ")"
 
 
 def _outside(name: str, beyond: list[str], objects: int, max_bad: float) -> list[Finding]:
