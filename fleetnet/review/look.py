@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -49,17 +50,16 @@ def look_at(
     `workers` processes read, or this one where it is 0. Raises `FleetnetError` if one of them dies.
     """
     say = on_progress or (lambda count, of: None)
+    look = partial(_look, target=target, classes=classes, values=values, channels=channels)
     looks: list[Look] = []
     if not workers:
         for sample in samples:
-            looks.append(_look(sample, target, classes, values, channels))
+            looks.append(look(sample))
             say(len(looks), len(samples))
         return looks
     parts = [range(i, min(i + AT_ONCE, len(samples))) for i in range(0, len(samples), AT_ONCE)]
     pool = ProcessPoolExecutor(
-        min(workers, len(parts)) or 1,
-        initializer=_begin,
-        initargs=(samples, target, classes, values, channels),
+        min(workers, len(parts)) or 1, initializer=_begin, initargs=(samples, look)
     )
     try:
         for part in pool.map(_looks, parts):
@@ -76,23 +76,21 @@ def look_at(
     return looks
 
 
-# of a worker process
-_given: tuple[Sequence[Sample], str, int, Range | None, int] = ([], "", 0, None, RGB)
+# of a worker process: the samples, and what looks at one
+_work: tuple[Sequence[Sample], Callable[[Sample], Look]]
 
 
-def _begin(
-    samples: Sequence[Sample], target: str, classes: int, values: Range | None, channels: int
-) -> None:
-    global _given
-    _given = samples, target, classes, values, channels
+def _begin(samples: Sequence[Sample], look: Callable[[Sample], Look]) -> None:
+    global _work
+    _work = samples, look
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that waits for us ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _looks(part: range) -> list[Look]:
-    samples, target, classes, values, channels = _given
-    return [_look(samples[i], target, classes, values, channels) for i in part]
+    samples, look = _work
+    return [look(samples[i]) for i in part]
 
 
 def _look(sample: Sample, target: str, classes: int, values: Range | None, channels: int) -> Look:
