@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fleetnet.data import Sample, Split, folder, hold_out, listfile, load, shapes, voc
+from fleetnet.data import Sample, Split, _label_lists, folder, hold_out, listfile, load, shapes, voc
 from fleetnet.data._pictures import PicturesByName
 from fleetnet.errors import DataError, UsageError
 
@@ -189,10 +189,10 @@ def test_faulty_list_lines(text, message):
 )
 def test_label_list(text, result):
     if isinstance(result, list):
-        assert listfile.parse_names(text, "labels").names == result
+        assert _label_lists.parse_names(text, "labels").names == result
     else:
         with pytest.raises(DataError, match=result):
-            listfile.parse_names(text, "labels")
+            _label_lists.parse_names(text, "labels")
 
 
 def write_lists(root: Path, train: str, val: str = "", labels: str = "") -> Path:

@@ -11,9 +11,9 @@ from ..errors import DataError, suggest
 from ..reading import DESCRIPTION, Fields, from_json, read_bytes
 from . import few, shorten, text_of
 from ._conventions import NAME_FILES, file_called
+from ._label_lists import parse_names
 from ._shard_texts import Label
 from ._tags import WAY_OUT, a_list
-from .listfile import parse_names
 
 ABOUT = "dataset.json"  # that is written beside shards here
 NAMES_FILES = (*NAME_FILES, "classnames.txt", "class_list.txt", "label_list.txt")

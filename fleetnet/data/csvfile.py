@@ -58,6 +58,7 @@ from ._conventions import (
     split_said_by,
     word_in,
 )
+from ._label_lists import numbered_names
 from ._pictures import PicturesByName, is_picture
 from ._tables import (
     ROWS_SEEN,
@@ -72,7 +73,6 @@ from ._tables import (
 )
 from ._tables import parse as parse
 from ._tags import WAY_OUT, a_list, nearest, several_words
-from .listfile import numbered_names
 
 EXPECTS = (
     "ROOT/train.csv or ROOT/labels.csv with columns for the picture and its label, or its boxes"

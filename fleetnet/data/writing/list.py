@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .. import Sample, Split
-from ..listfile import parse_names
+from .._label_lists import parse_names
 from ._album import Album, check_names, names_for
 from ._reading import WHOLE
 
