@@ -7,7 +7,6 @@ annotations (`annotations`).
 
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,24 +20,9 @@ from ..errors import DataError, UsageError, named_arguments, suggest
 from ..find import find as find_module
 from ..find import names
 from ..images import Source as OfPicture
-from ..images import examine, hidden
-from ..reading import ANNOTATIONS, Member, is_below, read_bytes
-from . import _native
-from ._conventions import (
-    IMAGE_FOLDERS,
-    SPLITS,
-    USUAL,
-    Places,
-    children,
-    describes_itself,
-    files_in,
-    folders_in,
-    images_in,
-    only_folder,
-    split_folders,
-    split_lists,
-    split_of,
-)
+from ..images import examine
+from ..reading import Member, is_below
+from ._conventions import SPLITS, USUAL, Places
 from ._splits import (
     NoSplit,
     Part,
@@ -48,6 +32,7 @@ from ._splits import (
     of_other_names,
     part_of,
 )
+from ._texts import NotUtf8, and_more, few, number, parse_classes, shorten, text_of, whole
 
 # kinds of annotation: of the image (one label, or any number of tags), objects, their masks, each
 # pixel
@@ -66,9 +51,6 @@ WORDS = {
 # picture shows, and a label is a single tag.
 TAGS_FROM = "tags", "boxes", "label"
 IGNORE = 255  # in label maps: a pixel of no known class
-SHOWN = 5  # names in a message, where there may be any number
-LONGEST_NAME = 1000  # letters of a class
-LETTERS = 200  # of a user's own text in a message
 
 
 __all__ = [
@@ -271,7 +253,8 @@ class Split:
         """Why there are no samples, and in what."""
         where = f" for {self.source.split!r} in {self.source}" if self.source else ""
         if self.skipped:
-            return f"no samples{where}; skipped: {self.skipped[0]}" + _more(len(self.skipped) - 1)
+            more = and_more(len(self.skipped) - 1)
+            return f"no samples{where}; skipped: {self.skipped[0]}{more}"
         if self.source and self.source.take == "val":
             return f"no samples{where}: it holds too few pictures to hold one back"
         return f"no samples{where}"
@@ -334,20 +317,24 @@ def load(
         raise UsageError(f"no split {split!r}: {suggest(split, SPLITS)}")
     if target not in (*TARGETS, OBJECTS):
         raise UsageError(f"no target {target!r}: {suggest(target, TARGETS)}")
+    from . import _recognition, _split_folders
+
     root = str(root)
     asked = "boxes" if target == OBJECTS else target
     if masks is not None and format is None:
         # The folder may hold nothing but pictures.
         format = {"semantic": "masks", "masks": "instances", "boxes": "instances"}.get(asked)
-    name, place = format_of(root, format, asked)
+    name, place = _recognition.format_of(root, format, asked)
     elsewhere = Places(*(None if path is None else str(path) for path in (images, masks)))
     _check_places(name, elsewhere)
     kind = kind_for(name, asked) or asked
     with_masks = target == OBJECTS and "masks" in find(name).TARGETS
-    loaded = _read(name, place, split, OBJECTS if with_masks else kind, elsewhere)
+    loaded = _split_folders.read(name, place, split, OBJECTS if with_masks else kind, elsewhere)
     if loaded.source is not None and format is None:
-        lines = _unused(loaded, loaded.source, Path(place))
-        beside = [] if find(name).FALLBACK else _beside(loaded.source, place, name, kind)
+        lines = _split_folders.unused(loaded, loaded.source, Path(place))
+        beside: list[str] = []
+        if not find(name).FALLBACK:
+            beside = _split_folders.beside(loaded.source, place, name, kind)
         skipped = [*beside, *loaded.skipped, *lines]
         loaded = replace(loaded, skipped=skipped, unused=[*beside, *lines])
     if kind != asked:
@@ -372,167 +359,6 @@ def _tagged(split: Split) -> Split:
         for sample in split.samples
     ]
     return replace(split, samples=samples)
-
-
-def _read(name: str, place: str, split: str | None, target: str, elsewhere: Places) -> Split:
-    """The samples of a split as the format reads them, or as the folders of the pictures say."""
-    if find(name).FALLBACK:
-        return find(name).load(place, split, target, elsewhere)
-    try:
-        loaded = find(name).load(place, split, target, elsewhere)
-    except DataError:
-        # One file may annotate all pictures, and only their folders say which are for testing.
-        parts = _by_folders(name, place, target, elsewhere) if split == "test" else None
-        if parts is None or "test" not in parts.groups:
-            raise
-        return parts.of("test")
-    source = loaded.source
-    if source is None or not _is_undivided(source, split, place):
-        return loaded
-    if not _has_other_splits(loaded, _folder_of(place)):
-        return loaded
-    parts = _by_folders(name, place, target, elsewhere)
-    if parts is None:
-        return loaded
-    return parts.of(
-        split or next(name for name in ("val", "test", "train") if name in parts.groups)
-    )
-
-
-def _is_undivided(source: Source, split: str | None, place: str) -> bool:
-    """Whether a format read data without splits of their own: a part of ours, or a folder as a whole to measure on."""
-    is_whole_folder = split is None and source.split == "all" and os.path.isdir(place)
-    return source.take in ("train", "val") or is_whole_folder
-
-
-def _folder_of(place: str) -> Path:
-    return Path(place) if os.path.isdir(place) else Path(place).parent
-
-
-@dataclass(frozen=True)
-class _Parts:
-    """Data that one file annotates, by the folders of splits that their pictures lie in."""
-
-    every: Split
-    source: Source  # of `every`
-    groups: dict[str, list[Sample]]  # split -> its samples; train is there, and another
-
-    def of(self, split: str) -> Split:
-        """The samples of a split; where there is no folder for val, every tenth of train's."""
-        chosen, take = self.groups.get(split, []), "all"
-        if "val" not in self.groups and split in ("train", "val"):
-            take = split
-            chosen = hold_out(self.groups["train"], take)
-        counts = ", ".join(f"{len(group)} {name}" for name, group in self.groups.items())
-        files = self.source.files
-        line = f"{files}: its pictures lie in folders of splits, which are used: {counts}"
-        source = replace(self.source, split=split, take=take, files=f"{files}, pictures of {split}")
-        skipped = [line, *self.every.skipped]
-        return replace(self.every, samples=chosen, skipped=skipped, source=source)
-
-
-def _by_folders(name: str, place: str, target: str, elsewhere: Places) -> _Parts | None:
-    """The user's own splits where the pictures lie in folders of them; None where they do not.
-
-    One file may annotate pictures of images/train and of images/val: those of val are not learned.
-    """
-    root = _folder_of(place)
-    try:
-        every = find(name).load(place, "all", target, elsewhere)
-    except DataError:  # there are several parts, each with a file of its own
-        return None
-    if every.source is None or not _has_other_splits(every, root):
-        return None
-    groups: dict[str, list[Sample]] = {}
-    for sample in every.samples:
-        groups.setdefault(_split_above(sample, root) or "train", []).append(sample)
-    if "train" not in groups or len(groups) < 2:
-        return None
-    return _Parts(every, every.source, groups)
-
-
-def _has_other_splits(loaded: Split, root: Path) -> bool:
-    """Whether pictures lie in the folder of a split that has folders of other splits beside it."""
-    folders = {sample.image.parent for sample in loaded.samples if isinstance(sample.image, Path)}
-    above = {
-        place.parent
-        for folder in folders
-        for place in (folder, *folder.parents)
-        if split_of(place.name) and place != root and place.is_relative_to(root)
-    }
-    return any(len(split_folders(folder)) > 1 for folder in above)
-
-
-def _unused(loaded: Split, source: Source, root: Path) -> list[str]:
-    """A line for a list or folder of the split beside the data that was not read for it."""
-    if not os.path.isdir(root):
-        return []
-    file, lines = split_lists(root).get(source.split), []
-    images = [sample.image for sample in loaded.samples if isinstance(sample.image, Path)]
-    is_read = file is None or file.name in source.files or not _holds_names(file)
-    if file is not None and not is_read and not _lists(file, images):
-        lines.append(f"{str(file)!r}: a list that is not used; {source.split} is {source.files}")
-    folders = {os.path.abspath(image.parent) for image in images}
-    for folder in _folders_of(source.split, root):
-        below = os.path.abspath(folder)
-        is_used = str(folder) in source.files or any(
-            Path(used).is_relative_to(below) for used in folders
-        )
-        if not is_used:
-            lines.append(f"{str(folder)!r}: a folder of images that is not used for {source.split}")
-    return lines
-
-
-def _beside(source: Source, place: str, name: str, target: str) -> list[str]:
-    """A line where we hold back a part of the folder of train, and that of val stands beside it."""
-    root = Path(os.path.abspath(place))
-    if source.take not in ("train", "val") or split_of(root.name) != "train":
-        return []
-    val = split_folders(root.parent).get("val")
-    if val is None or not os.path.isdir(root) or not find(name).detect(str(val), target):
-        return []
-    return [
-        f"{str(val)!r} is beside it and not used: every tenth picture of {place!r} is held back for "
-        f"val; to measure on that folder, give --data {str(root.parent)!r}"
-    ]
-
-
-def _folders_of(split: str, root: Path) -> list[Path]:
-    """The folders with images in them that are a split's by name: val, images/val and val/images."""
-    named = [split_folders(place).get(split) for place in (root, *children(root, IMAGE_FOLDERS))]
-    inner = [
-        place
-        for folder in named
-        if folder is not None
-        for place in (folder, *children(folder, IMAGE_FOLDERS))
-    ]
-    return [folder for folder in inner if images_in(folder)]
-
-
-def _lists(file: Path, images: Sequence[Path]) -> bool:
-    """Whether the lines of a file begin with the names of these images, and of no others."""
-    try:
-        lines = text_of(file).split("\n")
-    except DataError:
-        return False
-    first_words = [re.split(r"[\s,;]", line.strip(), maxsplit=1)[0] for line in lines]
-    return {Path(word).stem for word in first_words if word} == {image.stem for image in images}
-
-
-def _holds_names(file: Path) -> bool:
-    """Whether a text file has lines at all."""
-    try:
-        return os.stat(file).st_size > 0
-    except OSError:
-        return False
-
-
-def _split_above(sample: Sample, root: Path) -> str | None:
-    """The split that the nearest folder of a picture says, below the root."""
-    if not isinstance(sample.image, Path):
-        return None
-    folders = Path(os.path.relpath(sample.image, root)).parts[:-1]
-    return next((split for folder in reversed(folders) if (split := split_of(folder))), None)
 
 
 def from_samples(
@@ -613,154 +439,6 @@ def _check_places(name: str, elsewhere: Places) -> None:
         check_exists(folder)
         if not os.path.isdir(folder):
             raise DataError(f"--{key} {folder!r} is not a folder")
-
-
-def format_of(root: str, format: str | None, target: str) -> tuple[str, str]:
-    """The format to read with, which can give the target, and the folder: `root`, or the only one in it."""
-    formats = names("data")
-    able = [name for name in formats if kind_for(name, target)]
-    places = _described_first([root, *_folders_too_much(root)])
-    if format is not None:
-        if format not in able and not kind_for(format, target):
-            raise UsageError(
-                f"format {format} has no {WORDS[target]}; formats that have: {', '.join(able)}"
-            )
-        return format, next((place for place in places if _fits(format, place, target)), root)
-    unable = ""
-    for fallback in (False, True):
-        among = [name for name in formats if fallback == find(name).FALLBACK]
-        for place in places:
-            usable = [name for name in among if name in able and _fits(name, place, target)]
-            if not fallback:
-                # One that looks for this kind of annotation alone knows it when it sees it.
-                usable = [name for name in usable if len(find(name).TARGETS) == 1] or usable
-            if len(usable) > 1 and not fallback:
-                raise DataError(
-                    f"{root!r} fits several formats: {', '.join(usable)}; choose one with --format"
-                )
-            if usable:
-                if fallback:
-                    # Folders of a tool's own export look like those of classes.
-                    _native.check(root, deep=False)
-                return usable[0], place
-            others = (name for name in among if name not in able)
-            unable = unable or next(
-                (name for name in others if _fits(name, place, find(name).TARGETS[0])), ""
-            )
-    check_exists(root)
-    _native.check(root, deep=True)
-    if unable and not find(unable).FALLBACK:
-        raise DataError(
-            f"{root!r} is of the format {unable}, which has no {WORDS[target]}; formats that "
-            f"have: {', '.join(able)}{_folder_around(root, able, target)}"
-        )
-    raise NoFormat(no_format(root, able, f" that has {WORDS[target]}"))
-
-
-def _folder_around(root: str, able: Iterable[str], target: str) -> str:
-    """What to give instead of a file whose folder has what is wanted; "" where it has not."""
-    folder = Path(root).parent
-    if os.path.isdir(root) or not any(_fits(name, str(folder), target) for name in able):
-        return ""
-    return f". Its folder has them: give {str(folder)!r} as --data"
-
-
-class NoFormat(DataError):
-    """Nothing is at a place that any format would read."""
-
-
-def no_format(root: str, able: Iterable[str], which: str = "") -> str:
-    """What the formats `able` look for, `which` says which they are, and what is there instead."""
-    expected = "".join(f"\n  {name}: {find(name).EXPECTS}" for name in able)
-    return (
-        f"{root!r} fits no format. What each expects{which}:{expected}\n"
-        f"What is there: {_there(root)}{_below(root)}"
-    )
-
-
-def _folders_too_much(root: str) -> list[str]:
-    """The only folder in a folder, and the only one in that, up to three: packing and unpacking leave them."""
-    inner: list[str] = []
-    place: Path | None = Path(root)
-    while place is not None and len(inner) < 3:
-        try:
-            place = only_folder(place)
-        except (DataError, OSError, ValueError):  # no folder, or no name of a file
-            break
-        if place is not None:
-            inner.append(str(place))
-    return inner
-
-
-def _described_first(places: list[str]) -> list[str]:
-    """The folders with the outermost first that has splits or a description of its own, if any has.
-
-    The one folder too much may be called `data` or `train`: to the folder around it, it looks like
-    that of the pictures or of a split, and what it says of its splits would be passed over.
-    """
-    if len(places) == 1:
-        return places
-    for place in places:
-        if describes_itself(Path(place)):
-            return list(dict.fromkeys([place, *places]))
-        if _holds_annotations(Path(place)):
-            break
-    return places
-
-
-def _holds_annotations(folder: Path) -> bool:
-    """Whether a file in a folder itself may annotate what is in the folders."""
-    files = files_in(folder, ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".tar")
-    return any(not file.name.lower().startswith(("readme", "license")) for file in files)
-
-
-def _fits(name: str, root: str, target: str) -> bool:
-    try:
-        return find(name).detect(root, kind_for(name, target) or target)
-    except (OSError, ValueError):  # a name that no file can have
-        return False
-    except DataError:  # it is there and faulty, as `load` says
-        return True
-
-
-def _there(root: str) -> str:
-    """What a folder holds, in a line: its first folders by name, its files by extension."""
-    path = Path(root)
-    if not os.path.isdir(path):
-        return f"a file with the extension {path.suffix or '(none)'}"
-    try:
-        entries = sorted(entry for entry in path.iterdir() if not hidden(entry.name))
-    except OSError as error:
-        raise DataError(f"cannot list folder {root!r}: {error.strerror}") from error
-    folders = [entry.name for entry in entries if os.path.isdir(entry)]
-    suffixes = Counter(
-        entry.suffix.lower() or "(no extension)" for entry in entries if not os.path.isdir(entry)
-    )
-    files = few([f"{count} {suffix}" for suffix, count in suffixes.most_common()])
-    return f"folders: {few(folders) or 'none'}; files: {files or 'none'}"
-
-
-def _below(root: str) -> str:
-    """A line on what each of the first folders in a folder holds."""
-    folders = folders_in(Path(root))[:SHOWN] if os.path.isdir(root) else []
-    lines = [f"\n  {shorten(folder.name)}: {_there(str(folder))}" for folder in folders]
-    return "".join(line for line in lines if "folders: none; files: none" not in line)
-
-
-def few(items: Iterable[object], shown: int = SHOWN) -> str:
-    """The first of some names, and how many more there are: few("abcdefg") -> "a, b, c, d, e and 2 more"."""
-    texts = [shorten(item) for item in items]
-    return ", ".join(texts[:shown]) + _more(len(texts) - shown)
-
-
-def shorten(text: object) -> str:
-    """A user's own text for a message, without its end where it is long."""
-    text = str(text)
-    return text if len(text) <= LETTERS else f"{text[:LETTERS]}... ({len(text)} characters)"
-
-
-def _more(count: int) -> str:
-    return f" and {count} more" if count > 0 else ""
 
 
 def is_there(root: str) -> bool:
@@ -852,71 +530,6 @@ def turned_line(turned: Sequence[Path | Member]) -> str:
         f"EXIF orientation: {their} annotations are taken as of the upright picture; check "
         "that they lie right"
     )
-
-
-class NotUtf8(DataError):
-    """A text file in another encoding, which nothing says."""
-
-
-def text_of(path: Path) -> str:
-    """The text of an annotation file in UTF-8, with or without BOM; `DataError` names the line that is not."""
-    try:
-        data = read_bytes(path, ANNOTATIONS)
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise NotUtf8(
-            f"{path}, line {line}: not UTF-8 text; save the file as UTF-8, which Excel calls "
-            "`CSV UTF-8` and editors have as `Encoding` when they save"
-        ) from error
-    except OSError as error:
-        raise DataError(f"cannot read {shorten(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # a null byte in the name
-        raise DataError(f"cannot read {shorten(path)!r}: {error}") from error
-
-
-def number(value: object) -> float | None:
-    """A number, also one that is written as text ("12", " 1.0"), as some tools do; None for anything else.
-
-    >>> number("12"), number(0.5), number(True), number("x")
-    (12.0, 0.5, None, None)
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        return float(value)
-    except (ValueError, OverflowError):  # no number, or too large for a float
-        return None
-
-
-def whole(value: object) -> int | None:
-    """A whole number, also one that is written as text or as 640.0; None for anything else."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,300}\s*", value):
-        return int(value)  # exactly: ids may have more digits than a float
-    real = number(value)
-    return int(real) if real is not None and real.is_integer() else None
-
-
-def parse_classes(text: str, source: str) -> list[str]:
-    """The class names of a file with one a line.
-
-    A first line `__ignore__`, as in labelme's labels.txt, is no class: it stands for index -1, the
-    pixels of none.
-    """
-    classes = [line.strip() for line in text.split("\n") if line.strip()]
-    if classes and classes[0] == "__ignore__":
-        classes = classes[1:]
-    if not classes:
-        raise DataError(f"{source} is empty: no class names")
-    strange = next((name for name in classes if "\0" in name or len(name) > LONGEST_NAME), None)
-    if strange is not None:
-        raise DataError(f"{source}: no class name: {shorten(repr(strange))}; expected one a line")
-    twice = next((name for name, count in Counter(classes).items() if count > 1), None)
-    if twice is not None:
-        raise DataError(f"{source}: class {shorten(twice)!r} is there twice")
-    return classes
 
 
 def fit_box(

@@ -8,6 +8,7 @@ import numpy as np
 
 from ..errors import DataError, suggest
 from . import IGNORE, Sample, Split
+from ._texts import and_more
 
 SHOWN = 5  # unknown classes that a message names at most
 
@@ -65,7 +66,7 @@ def _check_known(split: Split, index: dict[str, int], whose: str) -> None:
     counted = [
         f"{name!r}" + (f" ({used[name]} times)" if used[name] else "") for name in unknown[:SHOWN]
     ]
-    more = f" and {many - SHOWN} more" if many > SHOWN else ""
+    more = and_more(many - SHOWN)
     what = "a class" if many == 1 else f"{many} classes"
     raise DataError(
         f"the data has {what} that {whose} does not know: {', '.join(counted)}{more}. Labels go by "

@@ -2,7 +2,8 @@
 
 from ..errors import DataError
 from ..find import names
-from . import NoFormat, find, format_of, no_format
+from . import find
+from ._recognition import NoFormat, format_of, no_format
 
 # Annotation files say more of a picture than the folder that it lies in.
 IN_TURN = ("boxes", "masks", "semantic", "label")
