@@ -88,6 +88,13 @@ Range = tuple[float, float]
 Arguments = tuple[Any, ...] | str | None  # of a decoder of Pillow; the mode of the pixels is first
 
 
+def visible(pixels: np.ndarray) -> Image.Image:
+    """What an eye sees of pixels (rows, columns, channels) uint8, in RGB: gray or the first three."""
+    colors = colors_of(pixels.shape[2])
+    seen = np.ascontiguousarray(pixels[..., :colors])
+    return Image.fromarray(seen if colors == RGB else seen.repeat(RGB, axis=2))
+
+
 class Picture(NamedTuple):
     """An upright picture.
 
@@ -101,10 +108,8 @@ class Picture(NamedTuple):
 
     @property
     def image(self) -> Image.Image:
-        """What an eye sees of the same pixels, in RGB, to draw on: gray or the first three channels."""
-        colors = colors_of(self.pixels.shape[2])
-        seen = np.ascontiguousarray(self.pixels[..., :colors])
-        return Image.fromarray(seen if colors == RGB else seen.repeat(RGB, axis=2))
+        """What an eye sees of it, to draw on."""
+        return visible(self.pixels)
 
     @property
     def size(self) -> int:
@@ -208,26 +213,23 @@ def look(
         if isinstance(source, Image.Image):
             return _of_image(source, values, count)
         with _opened(source) as file:
-            plain = _plain_jpeg(file, _name(source), count)
-            if plain is not None:
-                return plain
+            content = _content_of_jpeg(file)
+            if content is not None:
+                return _of_jpeg(content, _name(source), values, count)
             stack = _stack(file, count)
             if stack is not None:
                 return _of_stack(stack, values, count)
-            image = _open(file)
-            if _may_wait(file, image):
-                return _encoded(file, image, _name(source), count)
-            return _of_file(file, image, values, count)
+            return _of_file(file, _open(file), values, count)
 
 
 @contextmanager
-def _errors_of(name: str, source: Source = b"") -> Iterator[None]:
-    """Whatever is raised inside becomes a `DataError` about the image of this name."""
+def _errors_of(name: str, source: Source = b"", what: str = "image") -> Iterator[None]:
+    """Whatever is raised inside becomes a `DataError` about the image, labels ... of this name."""
     try:
         yield
     except Exception as error:  # decoders of damaged files raise nearly anything
         kind = OtherChannels if isinstance(error, OtherChannels) else DataError
-        raise kind(f"cannot read image {name}: {_reason(error, source)}") from error
+        raise kind(f"cannot read {what} {name}: {_reason(error, source)}") from error
 
 
 def _opened(file: File) -> BinaryIO:
@@ -259,33 +261,27 @@ def examine(path: File) -> tuple[tuple[int, int], int]:
     Raises as `load` does. Orientations from 5 on swap the sides: the file itself stores (height,
     width).
     """
-    try:
-        with _opened(path) as file:
-            stack = _stack(file)
-            if stack is not None:
-                size, turned = (stack.width, stack.height), _checked(stack.orientation)
-                return (size[::-1] if turned >= 5 else size), turned
-            image = _open(file)
-            orientation = _stored_orientation(file, image)
-            # Pillow gives the size of a TIFF as turned already
-            swapped = orientation >= 5 and image.format != "TIFF"
-            return (image.size[::-1] if swapped else image.size), orientation
-    except Exception as error:  # as in `load`
-        raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
+    with _errors_of(_name(path), path), _opened(path) as file:
+        stack = _stack(file)
+        if stack is not None:
+            size, turned = (stack.width, stack.height), _checked(stack.orientation)
+            return (size[::-1] if turned >= 5 else size), turned
+        image = _open(file)
+        orientation = _stored_orientation(file, image)
+        # Pillow gives the size of a TIFF as turned already
+        swapped = orientation >= 5 and image.format != "TIFF"
+        return (image.size[::-1] if swapped else image.size), orientation
 
 
 def extension_of(path: File) -> str:
     """The usual extension of a file's format, as ".jpg", by its content; raises as `load` does."""
     usual = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2", "HEIF": ".heic"}
-    try:
-        with _opened(path) as file:
-            stack = _stack(file)
-            if stack is not None:
-                return ".tif" if stack.is_tiff else ".npy"
-            name = _open(file).format or ""
-            return usual.get(name, f".{name.lower()}")
-    except Exception as error:  # as in `load`
-        raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
+    with _errors_of(_name(path), path), _opened(path) as file:
+        stack = _stack(file)
+        if stack is not None:
+            return ".tif" if stack.is_tiff else ".npy"
+        name = _open(file).format or ""
+        return usual.get(name, f".{name.lower()}")
 
 
 def thumbnail(path: File, side: int) -> np.ndarray:
@@ -293,12 +289,9 @@ def thumbnail(path: File, side: int) -> np.ndarray:
 
     It is as stored, not turned upright. A JPEG is decoded at an eighth where that is enough.
     """
-    try:
-        with _opened(path) as file:
-            image = _small(file, 4 * side)
-            return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
-    except Exception as error:  # as in `load`
-        raise DataError(f"cannot read image {_name(path)}: {_reason(error, path)}") from error
+    with _errors_of(_name(path), path), _opened(path) as file:
+        image = _small(file, 4 * side)
+        return np.asarray(image.convert("L").resize((side, side), Image.Resampling.BOX))
 
 
 def _small(file: BinaryIO, side: int) -> Image.Image:
@@ -388,28 +381,25 @@ def read_labels(path: File, colors: dict[tuple[int, int, int], int] | None = Non
     `colors` (but three equal channels are indices), a color that is not in them, and a palette
     whose colors they call otherwise than its indices.
     """
-    try:
-        with _opened(path) as file:
-            image = _open(file)
-            if image.format == "JPEG":
-                raise DataError("labels are in a JPEG, which changes them; save them as PNG")
-            width, height = image.size
-            labels = np.empty((height, width), np.uint8)
-            row = 0
-            for band in _bands(file, image):
-                part = _labels(band, colors)
-                labels[row : row + len(part)] = part
-                row += len(part)
-            if image.format == "GIF":
-                return _of_gif(image, labels, colors)
-            if colors and image.mode == "P":
-                _check_palette(image, labels, colors)
-            elif colors and not image.mode.startswith("RGB"):
-                by_gray = _of_gray(labels * 255 if image.mode == "1" else labels, colors)
-                labels = labels if by_gray is None else by_gray
-            return labels
-    except Exception as error:  # as in `load`
-        raise DataError(f"cannot read labels {_name(path)}: {_reason(error, path)}") from error
+    with _errors_of(_name(path), path, "labels"), _opened(path) as file:
+        image = _open(file)
+        if image.format == "JPEG":
+            raise DataError("labels are in a JPEG, which changes them; save them as PNG")
+        width, height = image.size
+        labels = np.empty((height, width), np.uint8)
+        row = 0
+        for band in _bands(file, image):
+            part = _labels(band, colors)
+            labels[row : row + len(part)] = part
+            row += len(part)
+        if image.format == "GIF":
+            return _of_gif(image, labels, colors)
+        if colors and image.mode == "P":
+            _check_palette(image, labels, colors)
+        elif colors and not image.mode.startswith("RGB"):
+            by_gray = _of_gray(labels * 255 if image.mode == "1" else labels, colors)
+            labels = labels if by_gray is None else by_gray
+        return labels
 
 
 def read_ids(path: str | Path) -> np.ndarray:
@@ -419,17 +409,14 @@ def read_ids(path: str | Path) -> np.ndarray:
     for none. 255 in a palette is the border that VOC draws around objects: none. Raises
     `DataError` for what `load` refuses, and JPEG.
     """
-    try:
-        with open_regular(path) as file:
-            image = _open(file)
-            if image.format == "JPEG":
-                raise DataError("masks are in a JPEG, which changes them; save them as PNG")
-            ids = np.concatenate([_numbers(band) for band in _bands(file, image)])
-            if image.mode == "P":
-                ids[ids == 255] = 0
-            return ids
-    except Exception as error:  # as in `load`
-        raise DataError(f"cannot read mask {str(path)!r}: {_reason(error, path)}") from error
+    with _errors_of(_name(path), path, "mask"), open_regular(path) as file:
+        image = _open(file)
+        if image.format == "JPEG":
+            raise DataError("masks are in a JPEG, which changes them; save them as PNG")
+        ids = np.concatenate([_numbers(band) for band in _bands(file, image)])
+        if image.mode == "P":
+            ids[ids == 255] = 0
+        return ids
 
 
 def _numbers(band: Band) -> np.ndarray:
@@ -577,33 +564,29 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
 # ---- forms of a picture ------------------------------------------------------------------------
 
 
-def _plain_jpeg(file: BinaryIO, name: str, count: int) -> Encoded | None:
-    """A JPEG of which nothing is unusual, without Pillow; None for any other file."""
+def _content_of_jpeg(file: BinaryIO) -> bytes | None:
+    """All of a JPEG that is not too long to be read at once; None for any other file."""
     is_jpeg = file.read(3) == b"\xff\xd8\xff"
     if not is_jpeg or file.seek(0, os.SEEK_END) > LONGEST:
         return None
     file.seek(0)
-    content = file.read()
+    return file.read()
+
+
+def _of_jpeg(content: bytes, name: str, values: Range | None, count: int) -> Picture | Encoded:
+    """A JPEG, which waits to be decoded unless it is of a kind that Pillow alone reads."""
     head = jpeg.head(content)
-    if head is None or head.height * head.width > MAX_PIXELS:
-        return None
-    return Encoded(content, head.height, head.width, 1, head.gray, name, count)
-
-
-def _may_wait(file: BinaryIO, image: ImageFile.ImageFile) -> bool:
-    """Whether a file, opened and not loaded, is a JPEG that simplejpeg may know, to be read whole."""
-    if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB"):
-        return False
-    return file.seek(0, os.SEEK_END) <= LONGEST
-
-
-def _encoded(file: BinaryIO, image: ImageFile.ImageFile, name: str, count: int) -> Encoded:
-    _check_memory(image, file)
-    orientation, (width, height) = _orientation(image), image.size
+    if head is not None and head.height * head.width <= MAX_PIXELS:
+        return Encoded(content, head.height, head.width, 1, head.gray, name, count)
+    with io.BytesIO(content) as file:
+        image = _open(file)
+        if image.mode not in ("L", "RGB"):
+            return _of_file(file, image, values, count)
+        _check_memory(image, file)
+        orientation, (width, height) = _orientation(image), image.size
     if orientation >= 5:
         height, width = width, height
-    file.seek(0)
-    return Encoded(file.read(), height, width, orientation, image.mode == "L", name, count)
+    return Encoded(content, height, width, orientation, image.mode == "L", name, count)
 
 
 def _stack(file: BinaryIO, count: int = RGB) -> Stack | None:
@@ -631,9 +614,7 @@ def _of_stack(stack: Stack, values: Range | None, count: int) -> Picture:
     _check_count(stack.channels, count, stack.shape)
     parts = (_flat_eight_bits(rows, values) for rows in stack.rows())
     pixels = brought_to(_gathered(parts, (stack.width, stack.height)), count, stack.shape)
-    orientation, height, width = _checked(stack.orientation), stack.height, stack.width
-    upright = _upright(pixels, orientation)
-    return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
+    return _upright_picture(pixels, _checked(stack.orientation), stack.height, stack.width)
 
 
 def _of_file(
@@ -657,8 +638,7 @@ def _of_file(
         image.draft(image.mode, (width // factor, height // factor))
         stored = image.size
     pixels = _of_bands(_bands(file, image), stored, values, laid, count)
-    upright = _upright(pixels, orientation)
-    return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
+    return _upright_picture(pixels, orientation, height, width)
 
 
 def _of_image(image: Image.Image, values: Range | None, count: int) -> Picture:
@@ -668,6 +648,11 @@ def _of_image(image: Image.Image, values: Range | None, count: int) -> Picture:
         _parts(image)
     )
     pixels = _of_bands(_parts(image), image.size, values, laid, count)
+    return _upright_picture(pixels, orientation, height, width)
+
+
+def _upright_picture(pixels: np.ndarray, orientation: int, height: int, width: int) -> Picture:
+    """A picture of pixels as stored; height and width are those of the stored one too."""
     upright = _upright(pixels, orientation)
     return Picture(upright, width, height) if orientation >= 5 else Picture(upright, height, width)
 

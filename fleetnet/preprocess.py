@@ -69,7 +69,7 @@ _RESIZING = {  # mode -> the sizes and places, so that x of the picture is x * s
 PADDING = 114  # gray around a letterboxed picture, near the mean of photographs
 
 
-def blank(size: tuple[int, int], channels: int = 3) -> Tensor:
+def blank(size: tuple[int, int], channels: int = RGB) -> Tensor:
     """An input of (height, width) without a picture: gray, with the channels last in memory."""
     return torch.full((*size, channels), PADDING, dtype=torch.uint8).permute(2, 0, 1)
 
@@ -266,11 +266,21 @@ class Preprocess:
         return mean.view(-1, 1, 1), std.view(-1, 1, 1)
 
     def picture_of(self, image: Tensor) -> Image.Image:
-        """What `normalize` made of a picture, (3, height, width) float, as a picture again; for the eye."""
-        mean, std = self._mean_and_std(image.device)
-        pixels = (image.float() * std + mean).mul(255).round().clamp(0, 255).byte()
-        pixels = pixels.flip(0) if self.channel_order == "BGR" else pixels
-        return images.Picture(array_of(pixels), *pixels.shape[-2:]).image
+        """What `normalize` made of a picture, (C, height, width) float, as a picture again; for the eye."""
+        pixels = self.values_of(image.float()).mul(255).round().clamp(0, 255).byte()
+        return images.visible(array_of(pixels))
+
+    def values_of(self, inputs: Tensor) -> Tensor:
+        """What `normalize` made inputs (..., C, h, w) of: values from 0 to 1, in the picture's order."""
+        mean, std = self._mean_and_std(inputs.device)
+        values = inputs * std + mean
+        return values.flip(-3) if self.channel_order == "BGR" else values
+
+    def input_of(self, values: Tensor) -> Tensor:
+        """What `normalize` makes of values from 0 to 1, (..., C, h, w) float: the reverse of `values_of`."""
+        mean, std = self._mean_and_std(values.device)
+        values = values.flip(-3) if self.channel_order == "BGR" else values
+        return (values - mean) / std
 
     def for_pixels(self) -> "Preprocess":
         """The same for a network that does channel order, mean and std itself: RGB pixels from 0 to 255 go in."""

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-RGB = 3
+from ..channels import RGB
+
 GRAY = (0.2989, 0.587, 0.114)  # of red, green and blue, as torchvision has it
 
 

@@ -38,12 +38,12 @@ STORED = 15  # classes of an answer: 2 bytes for each number and 2 for its proba
 class Answers:
     """What a teacher finds in N pictures: the most probable classes, in half precision."""
 
-    classes: Tensor  # (N, k) int16 as uint16, the most probable first
+    classes: Tensor  # (N, k) uint16, the most probable first
     shares: Tensor  # (N, k) float16, their probabilities
 
     def probabilities(self, count: int) -> Tensor:
         """(N, count) float32, which sum up to 1; what is not stored is shared by the others."""
-        numbers = self.classes.long() & 0xFFFF
+        numbers = self.classes.long()
         shares = self.shares.float()
         others = count - shares.shape[1]
         left = (1 - shares.sum(1, keepdim=True)).clamp(min=0)
@@ -58,7 +58,7 @@ def answers_of(logits: Tensor, temperature: float) -> Answers:
     """The answers in logits (N, classes), at a temperature."""
     probabilities = (logits.float() / temperature).softmax(1)
     shares, numbers = probabilities.topk(min(STORED, logits.shape[1]), dim=1)
-    return Answers(numbers.to(torch.int32).to(torch.int16), shares.half())
+    return Answers(numbers.to(torch.uint16), shares.half())
 
 
 class Teacher:
@@ -79,25 +79,14 @@ class Teacher:
 
     @torch.no_grad()
     def logits(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) as the student sees them -> (N, classes), classes as the student's."""
+        """(N, C, H, W) as the student sees them -> (N, classes), classes as the student's."""
+        # with the teacher's mean, std and order of the colors
+        inputs = self.preprocess.input_of(self.student.values_of(images))
         with torch.autocast(images.device.type, self.dtype, enabled=self.dtype is not None):
-            logits = self.model(self._as_seen(images))
+            logits = self.model(inputs)
         if self.columns is None:
             return logits.float()
         return logits.float()[:, self.columns.to(logits.device)]
-
-    def _as_seen(self, images: Tensor) -> Tensor:
-        """The student's input with the teacher's mean, std and order of the colors."""
-        student, own = self.student, self.preprocess
-        mean, std = _as_channels(student.mean, images), _as_channels(student.std, images)
-        values = images * std + mean  # from 0 to 1, in the student's order
-        if student.channel_order != own.channel_order:
-            values = values.flip(1)
-        return (values - _as_channels(own.mean, images)) / _as_channels(own.std, images)
-
-
-def _as_channels(numbers: Sequence[float], like: Tensor) -> Tensor:
-    return like.new_tensor(numbers).view(1, -1, 1, 1)
 
 
 class Distilled:
@@ -129,7 +118,7 @@ class Distilled:
     def distance(self, logits: Tensor, answers: Answers) -> Tensor:
         """How far logits (N, classes) are from the teacher's answers."""
         if self.kind == "hard":
-            return F.cross_entropy(logits, answers.classes[:, 0].long() & 0xFFFF)
+            return F.cross_entropy(logits, answers.classes[:, 0].long())
         own = (logits / self.temperature).log_softmax(1)
         taught = answers.probabilities(logits.shape[1])
         return F.kl_div(own, taught, reduction="batchmean") * self.temperature**2

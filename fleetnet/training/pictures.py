@@ -15,7 +15,7 @@ from ..boxes import Limits
 from ..data import Sample, Split
 from ..errors import DataError
 from ..files import writing
-from ..images import Picture
+from ..images import visible
 from ..inputs.dataset import ImageDataset
 from ..predictions import Judged, Prediction
 from ..preprocess import Preprocess
@@ -90,7 +90,7 @@ def samples(run: Path, val: Split) -> None:
             pixels, truth = data.annotated(index)
         except DataError:  # named when it was evaluated
             continue
-        picture = Picture(array_of(pixels), *pixels.shape[1:]).image
+        picture = visible(array_of(pixels))
         prediction = _found(best, pixels, limits)
         looked.append(prediction.judge(picture, truth, best.classes, threshold, SIDE))
     if not looked:

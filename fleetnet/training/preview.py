@@ -15,7 +15,7 @@ from .. import tasks
 from ..channels import RGB, parse_channels
 from ..data import Split
 from ..errors import DataError
-from ..images import Picture
+from ..images import visible
 from ..inputs.dataset import ImageDataset, collate
 from ..inputs.randomness import of_batch, seed_all, states_kept
 from ..inputs.samplers import Draws
@@ -71,6 +71,6 @@ def preview(
 def _plain(data: ImageDataset, index: int, name: str) -> Image.Image:
     """The whole picture of a sample with its annotation, as it is without augmentation."""
     pixels, truth = data.annotated(index)
-    picture = Picture(array_of(pixels), *pixels.shape[1:]).image
+    picture = visible(array_of(pixels))
     shown, words = tasks.find(name).PREDICTION.show(picture, truth, data.split.classes, SIDE)
     return captioned(shown, f"as it is: {words}", SIDE)
