@@ -114,7 +114,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class Curriculum:
-    """Stages of a training, in the order of their epochs; the first begins with the run."""
+    """Stages of a training, in the order of their epochs; the first begins with the run.
+
+    MobileOne (arXiv:2206.04040) goes from 160 pixels and weak augmentation to 224 and strong;
+    FasterNet (arXiv:2303.03667) from 192 to 224 in its last 20 epochs.
+    """
 
     stages: tuple[Stage, ...]
 

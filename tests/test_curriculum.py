@@ -13,11 +13,10 @@ import fleetnet
 from fleetnet import data
 from fleetnet.errors import UsageError
 from fleetnet.inputs import augment
-from fleetnet.inputs.curriculum import Sizes
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.inputs.randomness import Draw
-from fleetnet.inputs.samplers import OrderedBatches, Repeated, Shuffled, SizedBatches
+from fleetnet.inputs.samplers import OrderedBatches, Repeated, Shuffled, SizedBatches, Sizes
 from fleetnet.preprocess import Preprocess
 from fleetnet.sizes import parse_curriculum, parse_sizes
 from fleetnet.tasks import build

@@ -7,8 +7,8 @@
     dataset    samples as network inputs, and batches of them
     mixing     what changes a whole batch: mixup, cutmix, sizes
     randomness random numbers that belong to a sample, a batch or a step
-    curriculum sizes of the input that change in a training
-    samplers   in which order an epoch goes through the samples, and in which batches
+    samplers   in which order an epoch goes through the samples, in which batches, and at which
+               sizes
     loader     the one builder of batches
 
 and what the loader needs:

@@ -34,6 +34,7 @@ from ..resizing import array_of, tensor_of
 from .colors import Distortion, Jitter
 from .decode import AnnotatedPicture, Targets
 from .layouts import Crop, Layout, Mosaic, Part, Zoom, draw, mirrored, move, to_decode, together
+from .randomness import whole
 
 AUTO_AUGMENT = {
     "none": None,
@@ -140,10 +141,7 @@ def random_part(
         shape = math.exp(uniform(-WIDEST, WIDEST))  # width / height
         w, h = round(math.sqrt(area * shape)), round(math.sqrt(area / shape))
         if 0 < w <= width and 0 < h <= height:
-            top, left = (
-                int(torch.randint(0, room + 1, (1,), generator=generator))
-                for room in (height - h, width - w)
-            )
+            top, left = (whole(0, room, generator) for room in (height - h, width - w))
             return left, top, left + w, top + h
     shape = min(max(width / height, math.exp(-WIDEST)), math.exp(WIDEST))
     w, h = min(width, round(height * shape)), min(height, round(width / shape))

@@ -99,7 +99,7 @@ class ImageDataset(Dataset[Item | str]):
         seed: int = 0,
         plain_from: int | None = None,
         curriculum: Curriculum | None = None,
-        at: "MakeLook | None" = None,
+        at: MakeLook | None = None,
         cache: bool = False,
         limit: int = LIMIT,
     ):
@@ -140,7 +140,7 @@ class ImageDataset(Dataset[Item | str]):
         except DataError as error:
             return str(error)
 
-    def _look(self, draw: Draw) -> "Look":
+    def _look(self, draw: Draw) -> Look:
         """What is done to a sample at the size and the strength that it comes up with."""
         stage = None if self.curriculum is None else self.curriculum.at(draw.epoch)
         size, strength = draw.size, 1.0
@@ -152,7 +152,7 @@ class ImageDataset(Dataset[Item | str]):
             self.looks[which] = self._new_look(*which)
         return self.looks[which]
 
-    def _new_look(self, size: Size, strength: float, is_plain: bool) -> "Look":
+    def _new_look(self, size: Size, strength: float, is_plain: bool) -> Look:
         look = Look(self.preprocess, cast(Augmentation, self.augment))
         if self.at is not None and (size, strength) != (self.preprocess.size, 1.0):
             look = self.at(size, strength)
@@ -177,7 +177,7 @@ class ImageDataset(Dataset[Item | str]):
             readable = [picture for picture in pictures[1:] if picture.is_readable()]
             return self._augmented(draw, look, [pictures[0], *readable])
 
-    def _augmented(self, draw: Draw, look: "Look", pictures: Sequence[AnnotatedPicture]) -> Item:
+    def _augmented(self, draw: Draw, look: Look, pictures: Sequence[AnnotatedPicture]) -> Item:
         generator = seed_all(of_sample(self.seed, draw))
         image, targets = as_input(look.augment, look.preprocess, pictures, generator)
         return Item(image, targets, draw.sample, None, look.preprocess)

@@ -1,13 +1,14 @@
 """The one builder of batches: every evaluation and training gets them here."""
 
+from dataclasses import replace
+
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
-from .curriculum import Sizes
 from .dataset import ImageDataset, Item
 from .handover import HandOver
 from .randomness import Draw
-from .samplers import Order, OrderedBatches, SizedBatches
+from .samplers import Order, OrderedBatches, SizedBatches, Sizes
 from .workers import Positions
 
 Batches = DataLoader[Item | str]  # which gives a `Batch` at a time
@@ -41,7 +42,7 @@ def batches_of(
     if order is None:
         batches = BatchSampler(range(first, len(data)), batch_size, drop_last=False)
     elif sizes is not None:
-        batches = SizedBatches(order, sizes, rank)
+        batches = SizedBatches(order, replace(sizes, world=world), rank)
     else:
         batches = OrderedBatches(order, batch_size, rank, world)
     return DataLoader(

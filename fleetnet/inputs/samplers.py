@@ -7,16 +7,17 @@ SizedBatches     the same, where each step has a size and a number of images of 
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice, repeat
 from typing import Protocol, TypeVar
 
 import torch
 from torch.utils.data import Sampler
 
 from ..data import Split
-from .curriculum import Sizes
-from .randomness import Draw, generator_of, of_order
+from ..sizes import Size
+from .randomness import Draw, choice, generator_of, of_order, of_size
 
 T = TypeVar("T")
 
@@ -111,11 +112,15 @@ class Draws(Sampler[Draw]):
         return len(self.order)
 
     def __iter__(self) -> Iterator[Draw]:
-        epoch = self.order.epoch
-        turns: Counter[int] = Counter()
-        for index in self.order:
-            yield Draw(epoch, index, turns[index])
-            turns[index] += 1
+        return draws_of(self.order, self.order.epoch)
+
+
+def draws_of(indices: Iterable[int], epoch: int) -> Iterator[Draw]:
+    """Samples as keys of an epoch, each with how often it came up before."""
+    turns: Counter[int] = Counter()
+    for index in indices:
+        yield Draw(epoch, index, turns[index])
+        turns[index] += 1
 
 
 class OrderedBatches(Sampler[list[Draw]]):
@@ -142,6 +147,38 @@ class OrderedBatches(Sampler[list[Draw]]):
             yield list(share_of(batch, self.rank, self.world))
 
 
+@dataclass(frozen=True)
+class Sizes:
+    """One of several sizes for each step of a training, and how many images it has there.
+
+    ParC-Net is trained so (CVNets, arXiv:2206.02680, section B). It is a function of the place in
+    the run, so a run that continues needs to remember nothing.
+    `usual` and `batch` are the size and number of images of a process that memory and learning rate
+    are meant for: smaller sizes have as many more as have the same pixels, in multiples of the
+    `world` processes as CVNets has it, and larger ones no fewer.
+    """
+
+    sizes: tuple[Size, ...]
+    usual: Size
+    batch: int
+    seed: int
+    world: int = 1
+
+    def at(self, epoch: int, step: int) -> Size:
+        """The size of a step, for all processes alike."""
+        return choice(self.sizes, generator_of(of_size(self.seed, epoch, step)))
+
+    def images(self, size: Size) -> int:
+        """How many images a step of a size has, in each process."""
+        wanted = self.usual[0] * self.usual[1] * self.batch // (size[0] * size[1])
+        return max(self.batch, round(wanted / self.world) * self.world)
+
+    def steps(self, count: int) -> int:
+        """Of an epoch of so many samples, as if all sizes came equally often; at least one."""
+        mean = sum(self.images(size) for size in self.sizes) / len(self.sizes) * self.world
+        return max(1, int(count / mean))
+
+
 class SizedBatches(Sampler[list[Draw]]):
     """What the process `rank` of each batch gets where each step has a size of its own.
 
@@ -150,28 +187,21 @@ class SizedBatches(Sampler[list[Draw]]):
     """
 
     def __init__(self, order: Order, sizes: Sizes, rank: int = 0):
-        self.draws = Draws(order)
+        self.order = order
         self.sizes = sizes
         self.rank = rank
 
     def __len__(self) -> int:
-        return self.sizes.steps(len(self.draws))
+        return self.sizes.steps(len(self.order))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, world = self.draws.order.epoch, self.sizes.world
-        draws = self._without_end()
+        epoch, world = self.order.epoch, self.sizes.world
+        # the order again and again, while the turns count on
+        draws = draws_of(chain.from_iterable(repeat(self.order)), epoch)
         for step in range(len(self)):
             size = self.sizes.at(epoch, step)
             batch = list(islice(draws, self.sizes.images(size) * world))
             yield [draw._replace(size=size) for draw in share_of(batch, self.rank, world)]
-
-    def _without_end(self) -> Iterator[Draw]:
-        """The draws of the epoch, again and again; the turns count on."""
-        turns: Counter[int] = Counter()
-        while True:
-            for draw in self.draws:
-                yield draw._replace(turn=turns[draw.sample])
-                turns[draw.sample] += 1
 
 
 def share_of(batch: Sequence[T], rank: int, world: int) -> Sequence[T]:

@@ -18,9 +18,8 @@ from ..facts import Source
 from ..images import Range, measure
 from ..images import value_range as range_of_files
 from ..inputs.augment import Augmentation, augmentation
-from ..inputs.curriculum import Sizes
 from ..inputs.dataset import Look
-from ..inputs.samplers import Balanced, Order, Repeated, Shuffled, labels_of
+from ..inputs.samplers import Balanced, Order, Repeated, Shuffled, Sizes, labels_of
 from ..preprocess import Preprocess
 from ..sizes import Size, parse_sizes
 from ..tasks import Annotated, Model, Task
