@@ -156,7 +156,12 @@ class Learner:
         self.model.preprocess = self.preprocess
 
 
-def _check_own_parts(config: TrainConfig, objective: Objective | None, order: Order | None) -> None:
+def _check_own_parts(
+    config: TrainConfig,
+    objective: Objective | None,
+    order: Order | None,
+    augment: Augmentation | None,
+) -> None:
     """`UsageError` where a setting says what was given to `fit` as an object."""
     if objective is not None and config.teacher is not None:
         raise UsageError(
@@ -168,6 +173,48 @@ def _check_own_parts(config: TrainConfig, objective: Objective | None, order: Or
             "balance and repeats say the order of the samples, and so does the order that `fit` "
             "was given: leave out one of them"
         )
+    if augment is not None and (config.sizes or config.curriculum):
+        raise UsageError(
+            "sizes and curriculum need the augmentation at other sizes, which `augment` is not: "
+            "leave out one of them"
+        )
+
+
+def _batches(
+    model: Model,
+    train: Split,
+    val: Split,
+    training: Training,
+    order: Order,
+    augment: Augmentation | None,
+) -> tuple[Batches, Batches]:
+    """Those that are trained on, and those that are evaluated."""
+    config, preprocess = training.config, training.preprocess
+    task = tasks.find(model.task)
+    data = ImageDataset(
+        train,
+        preprocess,
+        augmentation_of(task, preprocess, config) if augment is None else augment,
+        target=task.TARGET,
+        seed=config.seed,
+        plain_from=config.epochs - config.plain_epochs,
+        curriculum=parse_curriculum(config.curriculum),
+        at=AtOtherSizes(model.task, preprocess, config),
+        cache=config.cache,
+    )
+
+    def batches(images: ImageDataset, order: Order | None = None) -> Batches:
+        return batches_of(
+            images,
+            config.batch_size,
+            order=order,
+            sizes=sizes_of(config),
+            workers=config.workers,
+            minutes=config.timeout,
+            pin_memory=torch.cuda.is_available() and config.device != "cpu",
+        )
+
+    return batches(data, order), batches(ImageDataset(val, preprocess, target=task.TARGET))
 
 
 def set_up(
@@ -189,31 +236,12 @@ def set_up(
     """
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
-    _check_own_parts(config, objective, order)
+    _check_own_parts(config, objective, order, augment)
     if objective is None:
         objective = objective_of(model, config, train, preprocess, accelerator.device)
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
-    curriculum, sizes = parse_curriculum(config.curriculum), sizes_of(config)
-    if augment is None:
-        augment = augmentation_of(task, preprocess, config)
-    elif curriculum is not None or sizes is not None:
-        raise UsageError(
-            "sizes and curriculum need the augmentation at other sizes, which `augment` is not: "
-            "leave out one of them"
-        )
-    data = ImageDataset(
-        train,
-        preprocess,
-        augment,
-        target=task.TARGET,
-        seed=config.seed,
-        plain_from=config.epochs - config.plain_epochs,
-        curriculum=curriculum,
-        at=AtOtherSizes(model.task, preprocess, config),
-        cache=config.cache,
-    )
-    val_data = ImageDataset(val, preprocess, target=task.TARGET)
+    batches = _batches(model, train, val, training, order, augment)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
@@ -225,22 +253,10 @@ def set_up(
         model = model.to(memory_format=torch.channels_last)
     frozen_norms = freeze(model, config.freeze) if config.freeze else []
 
-    def batches(images: ImageDataset, order: Order | None = None) -> Batches:
-        return batches_of(
-            images,
-            config.batch_size,
-            order=order,
-            sizes=sizes,
-            workers=config.workers,
-            minutes=config.timeout,
-            pin_memory=torch.cuda.is_available() and config.device != "cpu",
-        )
-
     network, optimizer, train_batches, val_batches = accelerator.prepare(
         model,
         optimizer_of(model, config),
-        batches(data, order),
-        batches(val_data),
+        *batches,
     )
     learner = Learner(
         config=config,
