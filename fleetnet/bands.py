@@ -10,7 +10,8 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from enum import IntEnum
 from typing import BinaryIO, Literal
 
 import numpy as np
@@ -193,8 +194,31 @@ _BYTES = {
     17: 8,
     18: 8,
 }
-_HEIGHT, _STRIP_OFFSETS, _ROWS_PER_STRIP, _STRIP_BYTES, _PLANAR = 257, 273, 278, 279, 284
-_TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES, _ORIENTATION = 323, 324, 325, 274
+
+
+class Tag(IntEnum):
+    """Tags of a TIFF: of what its values are, and where they lie."""
+
+    WIDTH = 256
+    HEIGHT = 257
+    BITS = 258  # of each band
+    COMPRESSION = 259
+    MEANING = 262  # of the values: gray, RGB, and others
+    BIT_ORDER = 266
+    STRIP_OFFSETS = 273
+    ORIENTATION = 274
+    BANDS = 277
+    ROWS_PER_STRIP = 278
+    STRIP_BYTES = 279
+    PLANES = 284  # 1: the bands of a pixel lie beside each other; 2: a plane each
+    PREDICTOR = 317
+    TILE_WIDTH = 322
+    TILE_HEIGHT = 323
+    TILE_OFFSETS = 324
+    TILE_BYTES = 325
+    FORMAT = 339  # of each band: whole numbers, floats
+
+
 _KEPT = {  # what decoders of one strip need to know
     *(
         254,
@@ -222,7 +246,19 @@ _KEPT = {  # what decoders of one strip need to know
     ),
     *(519, 520, 521, 529, 530, 531, 532),
 }
-_Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, values as stored
+_READ = {  # what is read of a page
+    *_KEPT,
+    Tag.HEIGHT,
+    Tag.STRIP_OFFSETS,
+    Tag.ROWS_PER_STRIP,
+    Tag.STRIP_BYTES,
+    Tag.TILE_OFFSETS,
+    Tag.TILE_BYTES,
+    Tag.ORIENTATION,
+}
+# what a file begins with -> the order of the bytes of its numbers
+_ORDERS: dict[bytes, Literal["<", ">"]] = {b"II": "<", b"MM": ">"}
+Tags = dict[int, tuple[int, int, bytes]]  # tag -> type, count, values as stored
 
 
 def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
@@ -231,19 +267,15 @@ def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
     It is not turned. None for files that cannot be taken apart: of a single strip, of separate
     planes, or damaged.
     """
-    start = _content(file, 0, 16)
-    order = {b"II": "<", b"MM": ">"}.get(start[:2])
-    if order is None:
-        return None
     try:
-        tags = _tags(file, start, order)
-        if _numbers(tags, _PLANAR, order, (1,))[0] != 1:
+        numbers = TiffNumbers(file)
+        if numbers.first(Tag.PLANES, 1) != 1:
             return None
-        tiled = _TILE_OFFSETS in tags
-        offsets = _numbers(tags, _TILE_OFFSETS if tiled else _STRIP_OFFSETS, order)
-        lengths = _numbers(tags, _TILE_BYTES if tiled else _STRIP_BYTES, order)
-        height = _numbers(tags, _HEIGHT, order)[0]
-        rows = _numbers(tags, _TILE_HEIGHT if tiled else _ROWS_PER_STRIP, order, (height,))[0]
+        tiled = numbers.has(Tag.TILE_OFFSETS)
+        offsets = numbers.all(Tag.TILE_OFFSETS if tiled else Tag.STRIP_OFFSETS)
+        lengths = numbers.all(Tag.TILE_BYTES if tiled else Tag.STRIP_BYTES)
+        height = numbers.first(Tag.HEIGHT)
+        rows = numbers.first(Tag.TILE_HEIGHT if tiled else Tag.ROWS_PER_STRIP, height)
     except (KeyError, IndexError, struct.error):
         return None
     bands = -(-height // max(1, rows))
@@ -253,8 +285,7 @@ def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
     return (
         _small_tiff(
             file,
-            order,
-            tags,
+            numbers,
             offsets[i : i + across],
             lengths[i : i + across],
             rows,
@@ -266,11 +297,9 @@ def tiff_bands(file: BinaryIO) -> Iterator[BinaryIO] | None:
 
 def tiff_kind(file: BinaryIO) -> str:
     """What a TIFF has for each pixel, such as "6 bands of 8 bits"; empty where it does not say."""
-    start = _content(file, 0, 16)
-    order = "<" if start[:2] == b"II" else ">"
     try:
-        tags = _tags(file, start, order)
-        count, bits = _numbers(tags, 277, order, (1,))[0], _numbers(tags, 258, order, (1,))[0]
+        numbers = TiffNumbers(file)
+        count, bits = numbers.first(Tag.BANDS, 1), numbers.first(Tag.BITS, 1)
     except (KeyError, IndexError, struct.error):
         return ""
     return f"{count} band{'s' if count > 1 else ''} of {bits} bit{'s' if bits > 1 else ''}"
@@ -281,20 +310,23 @@ class TiffNumbers:
 
     def __init__(self, file: BinaryIO):
         start = _content(file, 0, 16)
-        self.order: Literal["<", ">"] = "<" if start[:2] == b"II" else ">"
+        self.order = _ORDERS[start[:2]]
         self.tags = _tags(file, start, self.order)
 
     def has(self, tag: int) -> bool:
         return tag in self.tags
 
     def all(self, tag: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        return _numbers(self.tags, tag, self.order, default)
+        if tag not in self.tags and default is not None:
+            return default
+        kind, count, content = self.tags[tag]
+        return struct.unpack(f"{self.order}{count}{_TYPES[kind]}", content)
 
     def first(self, tag: int, default: int | None = None) -> int:
         return self.all(tag, None if default is None else (default,))[0]
 
 
-def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
+def _tags(file: BinaryIO, start: bytes, order: str) -> Tags:
     """The tags of the first page of a TIFF, or of a BigTIFF, whose numbers are wider."""
     big = start[2:4] in (b"\x2b\0", b"\0\x2b")
     number, entry, inline = ("Q", "HHQ", 8) if big else ("I", "HHI", 4)
@@ -303,19 +335,11 @@ def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
     (count,) = struct.unpack(order + ("Q" if big else "H"), _content(file, place, width))
     size = struct.calcsize(order + entry) + inline
     table = _content(file, place + width, min(count, 4096) * size)
-    tags: _Tags = {}
+    tags: Tags = {}
     for at in range(0, len(table) - size + 1, size):
         tag, kind, values = struct.unpack_from(order + entry, table, at)
         length = values * _BYTES.get(kind, 1)
-        if tag not in _KEPT | {
-            _HEIGHT,
-            _STRIP_OFFSETS,
-            _ROWS_PER_STRIP,
-            _STRIP_BYTES,
-            _TILE_OFFSETS,
-            _TILE_BYTES,
-            _ORIENTATION,
-        }:
+        if tag not in _READ:
             continue
         content = table[at + size - inline : at + size]
         if length > inline:
@@ -325,19 +349,9 @@ def _tags(file: BinaryIO, start: bytes, order: str) -> _Tags:
     return tags
 
 
-def _numbers(
-    tags: _Tags, tag: int, order: str, default: tuple[int, ...] | None = None
-) -> tuple[int, ...]:
-    if tag not in tags and default is not None:
-        return default
-    kind, count, content = tags[tag]
-    return struct.unpack(f"{order}{count}{_TYPES[kind]}", content)
-
-
 def _small_tiff(
     file: BinaryIO,
-    order: str,
-    tags: _Tags,
+    numbers: TiffNumbers,
     offsets: tuple[int, ...],
     lengths: tuple[int, ...],
     rows: int,
@@ -347,34 +361,48 @@ def _small_tiff(
 
     `left` is how many rows of the picture are left.
     """
-    kept = {tag: value for tag, value in tags.items() if tag in _KEPT}
-    kept[_HEIGHT] = 4, 1, struct.pack(order + "I", min(rows, left))
-    places, sizes = (
-        (_STRIP_OFFSETS, _STRIP_BYTES)
-        if _TILE_OFFSETS not in tags
-        else (_TILE_OFFSETS, _TILE_BYTES)
-    )
-    if places == _STRIP_OFFSETS:
-        kept[_ROWS_PER_STRIP] = 4, 1, struct.pack(order + "I", rows)
+    order = numbers.order
+    kept = {tag: value for tag, value in numbers.tags.items() if tag in _KEPT}
+    kept[Tag.HEIGHT] = 4, 1, struct.pack(order + "I", min(rows, left))
+    places, sizes = Tag.TILE_OFFSETS, Tag.TILE_BYTES
+    if not numbers.has(Tag.TILE_OFFSETS):
+        places, sizes = Tag.STRIP_OFFSETS, Tag.STRIP_BYTES
+        kept[Tag.ROWS_PER_STRIP] = 4, 1, struct.pack(order + "I", rows)
     kept[sizes] = 4, len(lengths), struct.pack(f"{order}{len(lengths)}I", *lengths)
-    kept[places] = 4, len(offsets), b"\0" * 4 * len(offsets)
-    values_at = 8 + 2 + 12 * len(kept) + 4
-    data_at = values_at + sum(
-        len(content) + len(content) % 2 for _, _, content in kept.values() if len(content) > 4
+    contents = (
+        _content(file, offset, length) for offset, length in zip(offsets, lengths, strict=True)
     )
+    return tiff_of(order, kept, places, lengths, contents)
+
+
+def tiff_of(
+    order: str, tags: Tags, places: Tag, lengths: Sequence[int], contents: Iterable[bytes]
+) -> BinaryIO:
+    """A TIFF with the contents of some strips or tiles, of these lengths, one behind the other.
+
+    `tags` are all but `places`, the tag of where they begin.
+    """
+    unplaced = 4, len(lengths), b"\0" * 4 * len(lengths)
+    data_at = len(_tiff_head(order, {**tags, places: unplaced}))
     starts = itertools.accumulate(lengths[:-1], initial=data_at)
-    kept[places] = 4, len(offsets), struct.pack(f"{order}{len(offsets)}I", *starts)
+    placed = 4, len(lengths), struct.pack(f"{order}{len(lengths)}I", *starts)
+    whole = io.BytesIO()
+    whole.write(_tiff_head(order, {**tags, places: placed}))
+    for content in contents:
+        whole.write(content)
+    whole.seek(0)
+    return whole
+
+
+def _tiff_head(order: str, tags: Tags) -> bytes:
+    """What stands before the strips or tiles of a TIFF of one page."""
+    values_at = 8 + 2 + 12 * len(tags) + 4
     table, values = b"", b""
-    for tag, (kind, count, content) in sorted(kept.items()):
+    for tag, (kind, count, content) in sorted(tags.items()):
         stored = content.ljust(4, b"\0")
         if len(content) > 4:
             stored = struct.pack(order + "I", values_at + len(values))
             values += content + b"\0" * (len(content) % 2)
         table += struct.pack(order + "HHI", tag, kind, count) + stored
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8)
-    small = io.BytesIO()
-    small.write(head + struct.pack(order + "H", len(kept)) + table + b"\0" * 4 + values)
-    for offset, length in zip(offsets, lengths, strict=True):
-        small.write(_content(file, offset, length))
-    small.seek(0)
-    return small
+    return head + struct.pack(order + "H", len(tags)) + table + b"\0" * 4 + values

@@ -32,7 +32,7 @@ from .channels import MOST, RGB, colors_of
 from .errors import DataError, UsageError
 from .fetching import receive
 from .reading import Member, open_regular
-from .stacks import Stack, stack_in
+from .stacks import TIFF, Stack, stack_in
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
 LARGE = 1 << 25  # pixels; a picture with more is reduced by a whole number, so that 128 MiB hold it
@@ -1123,7 +1123,7 @@ def _unidentified(file: BinaryIO) -> str:
         return "the file is empty"
     if start.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, not the image; `git lfs pull` fetches the image"
-    if start[:4] in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"):
+    if start[:4] in TIFF:
         kind = bands.tiff_kind(file)
         return (
             f"a TIFF of {kind or 'a damaged header'} is not read; allowed: 1, 3 or 4 bands of 8 or "

@@ -26,6 +26,7 @@ import numpy as np
 from PIL import Image
 
 from . import bands
+from .bands import Tag
 from .channels import MOST
 from .errors import DataError
 
@@ -214,14 +215,19 @@ def _tiff(file: BinaryIO) -> Stack | None:
 def _layout(file: BinaryIO) -> tuple[_Layout | None, int]:
     """Where values lie, None where bands are no channels, and the orientation."""
     numbers = bands.TiffNumbers(file)
-    if numbers.first(262) not in _GRAY_OR_RGB or numbers.first(266, 1) != 1:
+    if numbers.first(Tag.MEANING) not in _GRAY_OR_RGB or numbers.first(Tag.BIT_ORDER, 1) != 1:
         return None, 1
-    height, width, count = numbers.first(257), numbers.first(256), numbers.first(277, 1)
-    bits, formats = set(numbers.all(258, (1,))), set(numbers.all(339, (_WHOLE,)))
+    height, width = numbers.first(Tag.HEIGHT), numbers.first(Tag.WIDTH)
+    count = numbers.first(Tag.BANDS, 1)
+    bits, formats = set(numbers.all(Tag.BITS, (1,))), set(numbers.all(Tag.FORMAT, (_WHOLE,)))
     if len(bits) != 1 or len(formats) != 1:
         return None, 1
-    tiled = numbers.has(324)
-    predictor = numbers.first(317, 1)
+    tiled = numbers.has(Tag.TILE_OFFSETS)
+    if tiled:
+        rows, columns = numbers.first(Tag.TILE_HEIGHT), numbers.first(Tag.TILE_WIDTH)
+    else:
+        rows, columns = min(height, numbers.first(Tag.ROWS_PER_STRIP, height)), width
+    predictor = numbers.first(Tag.PREDICTOR, 1)
     layout = _Layout(
         order=numbers.order,
         height=height,
@@ -229,16 +235,16 @@ def _layout(file: BinaryIO) -> tuple[_Layout | None, int]:
         bands=count,
         bits=bits.pop(),
         format=formats.pop(),
-        compression=numbers.first(259, 1),
+        compression=numbers.first(Tag.COMPRESSION, 1),
         differences=predictor == _DIFFERENCES,
-        planes=count if numbers.first(284, 1) == 2 else 1,
-        rows=numbers.first(323) if tiled else min(height, numbers.first(278, height)),
-        columns=numbers.first(322) if tiled else width,
+        planes=count if numbers.first(Tag.PLANES, 1) == 2 else 1,
+        rows=rows,
+        columns=columns,
         tiled=tiled,
-        offsets=numbers.all(324 if tiled else 273),
-        lengths=numbers.all(325 if tiled else 279),
+        offsets=numbers.all(Tag.TILE_OFFSETS if tiled else Tag.STRIP_OFFSETS),
+        lengths=numbers.all(Tag.TILE_BYTES if tiled else Tag.STRIP_BYTES),
     )
-    return (layout if predictor in (1, _DIFFERENCES) else None), numbers.first(274, 1)
+    return (layout if predictor in (1, _DIFFERENCES) else None), numbers.first(Tag.ORIENTATION, 1)
 
 
 def _row_of_tiles(file: BinaryIO, layout: _Layout, down: int) -> np.ndarray:
@@ -276,20 +282,18 @@ def _decoded(file: BinaryIO, layout: _Layout, index: int, rows: int) -> np.ndarr
 
 def _gray_tiff(layout: _Layout, width: int, rows: int, content: bytes) -> BinaryIO:
     """A TIFF of one strip of gray bytes, with the content of a strip or tile."""
-    at = 8 + 2 + 12 * 9 + 4
-    tags = {
-        256: width,
-        257: rows,
-        258: 8,
-        259: layout.compression,
-        262: 1,
-        273: at,
-        277: 1,
-        278: rows,
-        279: len(content),
+    numbers = {
+        Tag.WIDTH: width,
+        Tag.HEIGHT: rows,
+        Tag.BITS: 8,
+        Tag.COMPRESSION: layout.compression,
+        Tag.MEANING: 1,
+        Tag.BANDS: 1,
+        Tag.ROWS_PER_STRIP: rows,
+        Tag.STRIP_BYTES: len(content),
     }
     order = layout.order
-    entries = [struct.pack(order + "HHII", tag, 4, 1, value) for tag, value in tags.items()]
-    magic = b"II" if order == "<" else b"MM"
-    head = magic + struct.pack(order + "HIH", 42, 8, len(entries))
-    return io.BytesIO(head + b"".join(entries) + b"\0" * 4 + content)
+    tags: bands.Tags = {
+        tag: (4, 1, struct.pack(order + "I", value)) for tag, value in numbers.items()
+    }
+    return bands.tiff_of(order, tags, Tag.STRIP_OFFSETS, [len(content)], [content])
