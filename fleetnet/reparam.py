@@ -214,7 +214,7 @@ def _feature_sizes(model: nn.Module, example: Tensor) -> dict[nn.Module, tuple[i
 def reparameterize(model: nn.Module, example: Tensor | None = None) -> nn.Module:
     """The deploy form: a copy of `model` in which every module that can fuse is replaced by what it fuses to.
 
-    `example` is one input of the deployed size, (N, 3, H, W); only networks with size-dependent
+    `example` is one input of the deployed size, (N, C, H, W); only networks with size-dependent
     kernels (ParC) need it. The copy computes the same, keeps dtype, device, memory format and
     `requires_grad`, and may be collapsed again without effect. Raises `ModelError` if any module is
     in training mode, since a batch norm that uses batch statistics is not linear; and if an example

@@ -96,7 +96,7 @@ class Sizes:
         return [corner for corner in dict.fromkeys(corners) if corner != size]
 
     def trace(self, example: "Tensor") -> "Tensor":
-        """An image of zeros in place of the example, (N, 3, H, W), at which torch sees nothing special."""
+        """An image of zeros in place of the example, (N, C, H, W), at which torch sees nothing special."""
         return example.new_zeros(*example.shape[:2], *(self.step * steps for steps in TRACED))
 
 

@@ -119,7 +119,7 @@ def _init(module: nn.Module) -> None:
 
 
 class FasterNet(nn.Module):
-    """image (N, 3, H, W), H and W at least `output_stride` -> four features; see the file's head.
+    """image (N, in_channels, H, W), H and W at least `output_stride` -> four features; see the file's head.
 
     `width`: channels of the first stage; `mixing`: pconv | conv | dwconv | pwconv; `output_norm`: a
     batch norm on each feature, as in the authors' detectors. Their drop path is 0 for t0, .02 t1,

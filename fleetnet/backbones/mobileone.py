@@ -164,7 +164,7 @@ class Convolution(nn.Module):
 
 
 class MobileOne(nn.Module):
-    """image (N, 3, H, W) -> five features; see the file's head.
+    """image (N, in_channels, H, W) -> five features; see the file's head.
 
     `channels` of the stem and the four stages; `branches`: k, at least 1; `se`: how many of the
     last blocks of each stage have squeeze-and-excite, in both of their convolutions; `norm`:

@@ -163,7 +163,7 @@ class Classifier(nn.Module):
 
 
 class RepViT(nn.Module):
-    """image (N, 3, H, W) -> four features; see the file's head.
+    """image (N, in_channels, H, W) -> four features; see the file's head.
 
     `width`: channels of the first stage; `depths`: blocks of each stage without the pre-blocks;
     `version` of RepVGGDW; `distillation`: the classifier has two heads; `taps`: last |

@@ -92,7 +92,7 @@ class Job:
 
     model: nn.Module  # in eval mode, multi-branch: what the file has to compute
     deployed: nn.Module  # its deploy form, which is written
-    example: Tensor  # one batch of the deployed size, (N, 3, H, W)
+    example: Tensor  # one batch of the deployed size, (N, C, H, W)
     path: Path  # of the file, when it is finished
     runtime: str
     precision: str
@@ -228,7 +228,7 @@ def deliver(
 
     `model` is the multi-branch model in eval mode; it stays as it is, and it is what the file is
     compared with, so that one comparison covers collapsing and conversion. `example` is one batch
-    of the deployed size, (N, 3, H, W); `examples` are the batches compared (unless given: the
+    of the deployed size, (N, C, H, W); `examples` are the batches compared (unless given: the
     example and random ones). `dynamic` leaves N open. `facts` (None of a network that cannot
     describe itself) go into the sidecar `<stem>.json` and, where the format can, into the file;
     `golden.npz` (`<stem>.golden.npz` for a stem other than "model") is the example with the model's
@@ -324,7 +324,7 @@ class Package:
     precision: str
     opset: int | None  # that was asked for
     image: TensorFacts  # the description of the input
-    example: Tensor  # (N, 3, H, W)
+    example: Tensor  # (N, C, H, W)
     outputs: Mapping[str, Tensor]  # what the model computes of it, by name
     tolerance: float  # how far the file may be from that: see `golden_tolerance`
     inside: Mapping[str, object]  # what the file says of itself, where the format can

@@ -164,12 +164,12 @@ class Predictor(Limiting):
         return tasks.find(self.task).decode(outputs, size, self.limits)
 
     def raw(self, batch: np.ndarray) -> list[np.ndarray]:
-        """Preprocessed images (N, 3, H, W), float32 -> the network's outputs in order, such as logits (N, classes)."""
+        """Preprocessed images (N, C, H, W), float32 -> the network's outputs in order, such as logits (N, classes)."""
         outputs = self._outputs(torch.from_numpy(np.ascontiguousarray(batch)))
         return [output.numpy() for output in outputs.values()]
 
     def forward(self, batch: Tensor) -> dict[str, Tensor]:
-        """The outputs by name, of preprocessed images (N, 3, H, W)."""
+        """The outputs by name, of preprocessed images (N, C, H, W)."""
         return self._outputs(batch)
 
     def _outputs(self, batch: Tensor) -> Named:
@@ -253,7 +253,7 @@ class Predictor(Limiting):
     def _batches(
         self, pictures: Pictures, channels: str
     ) -> Iterator[tuple[Tensor, list[Place], list[Scale]]]:
-        """Inputs (up to BATCH, 3, H, W), where each picture lies in its own, and how much its image is reduced.
+        """Inputs (up to BATCH, C, H, W), where each picture lies in its own, and how much its image is reduced.
 
         One picture at a time is in memory.
         """

@@ -26,7 +26,7 @@ class Quantizer(Protocol):
     package: str  # the distribution that quantizes: its version goes into the sidecar
 
     def writer(self, float_file: Path, images: np.ndarray) -> Write:
-        """What writes int8 files from a file of the runtime, calibrated on images (N, 3, H, W).
+        """What writes int8 files from a file of the runtime, calibrated on images (N, C, H, W).
 
         Raises `ExportError` where the package is missing.
         """

@@ -30,7 +30,7 @@ def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
     """Pairs (first, second) of layers of a deploy form, by name, where relu(first(x)) is all that `second` takes.
 
     Nothing else reads what is between them; pooling over the pixels may be there too. `example` is
-    (N, 3, H, W).
+    (N, C, H, W).
     """
     program = torch.export.export(model, (example,))
     weights = program.graph_signature.inputs_to_parameters
@@ -117,7 +117,7 @@ def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> di
 def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Module, int]:
     """A copy of a deploy form that computes the same, with feature maps that int8 can hold; and how many changed.
 
-    `images` (N, 3, H, W) are preprocessed and as in use; those of one `batch` pass through at a
+    `images` (N, C, H, W) are preprocessed and as in use; those of one `batch` pass through at a
     time. A model without chains of ReLU comes back as a copy, and 0.
     """
     model = copy.deepcopy(model)

@@ -11,7 +11,7 @@ from ._sensitivity import BATCH
 
 @torch.no_grad()
 def recalibrate(model: nn.Module, images: Tensor, batch: int = BATCH) -> nn.Module:
-    """A copy whose batch norms have the statistics of these images (N, 3, H, W).
+    """A copy whose batch norms have the statistics of these images (N, C, H, W).
 
     They are the mean over batches of `batch`. As in training, every norm sees what the layers before
     it make with the statistics of the batch. All else is in eval mode. Raises `UsageError` for a

@@ -46,8 +46,8 @@ class Prepared:
     facts: Facts  # of the checkpoint, and how its files are used
     model: nn.Module = field(repr=False)  # multi-branch, in float
     deployed: nn.Module = field(repr=False)  # what is written
-    images: Tensor = field(repr=False)  # to calibrate on, (N, 3, H, W)
-    examples: Sequence[Tensor] = field(repr=False)  # the float file is compared on, (1, 3, H, W)
+    images: Tensor = field(repr=False)  # to calibrate on, (N, C, H, W)
+    examples: Sequence[Tensor] = field(repr=False)  # the float file is compared on, (1, C, H, W)
     held: Tensor = field(repr=False)  # some of the validation set
     batches: Iterable[Batch] = field(repr=False)  # of the validation set
     result: dict[str, object] = field(repr=False)  # what the checkpoint reaches on it
@@ -86,7 +86,7 @@ def calibration(
     preprocess: Preprocess,
     count: int = IMAGES,
 ) -> Tensor:
-    """Up to `count` pictures spread over all, as the network gets them: (N, 3, H, W).
+    """Up to `count` pictures spread over all, as the network gets them: (N, C, H, W).
 
     Files that cannot be read are passed over; `DataError` if none can.
     """
@@ -112,7 +112,7 @@ def prepare(
 ) -> Prepared:
     """The deploy form of a checkpoint, made easy to quantize, and what the checkpoint reaches.
 
-    `images` (N, 3, H, W) are preprocessed (see `calibration`); `batches` are those of the validation
+    `images` (N, C, H, W) are preprocessed (see `calibration`); `batches` are those of the validation
     set, whose classes are the checkpoint's, and are gone through once for each evaluation.
     `recalibrating` gives the batch norms the statistics of the images before they are folded (see
     `recalibrate`), `equalizing` makes channels alike (see `_equalize.py`). Raises `ModelError` for

@@ -96,7 +96,7 @@ def _ranges(
 def sensitivity(model: nn.Module, images: Tensor) -> list[Layer]:
     """What each layer with weights does to the outputs when it alone is in int8, the worst first.
 
-    `images` (N, 3, H, W) give the ranges and the outputs compared; the time is that of one pass for
+    `images` (N, C, H, W) give the ranges and the outputs compared; the time is that of one pass for
     each layer.
     """
     model = copy.deepcopy(model)

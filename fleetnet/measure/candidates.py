@@ -182,7 +182,7 @@ def of_file(
 
 @dataclass(frozen=True)
 class _Networks:
-    """A model as it is and in its deploy form, with an image (1, 3, H, W) to run them on."""
+    """A model as it is and in its deploy form, with an image (1, C, H, W) to run them on."""
 
     model: str
     network: "nn.Module"

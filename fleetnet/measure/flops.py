@@ -209,7 +209,7 @@ def _parameters(module: nn.Module) -> int:
 def count(model: nn.Module, size: Tensor | tuple[int, int]) -> Counts:
     """Count one forward pass in eval mode.
 
-    It is that of an input (N, 3, H, W), or of one image of `size` (H, W) in pixels. Runs on shapes
+    It is that of an input (N, C, H, W), or of one image of `size` (H, W) in pixels. Runs on shapes
     alone (device meta), so it takes no memory and no arithmetic, except for Mask R-CNN, whose NMS
     needs values; the model stays as it is, in whatever mode and form. Raises `UsageError` for an
     impossible size, `ModelError` where the network itself does.

@@ -239,7 +239,7 @@ def explain(
 ) -> Divergence | None:
     """The layer of the file that differs from the deploy form, though what goes into it agrees.
 
-    Looked at is the one of the `examples`, each (N, 3, H, W), on which the outputs are furthest
+    Looked at is the one of the `examples`, each (N, C, H, W), on which the outputs are furthest
     apart; `tolerance` is that of the file's precision. None where no layer stands out: then the
     outputs differ by the rounding of many layers, or by what the runtime does when it runs the file
     as a whole. Raises `ExportError` if the runtime cannot show its layers.

@@ -67,7 +67,7 @@ class Parity:
 class Elsewhere:
     """What a file that leaves its size open is compared on at another size than its own."""
 
-    examples: Sequence[Tensor]  # batches (N, 3, H, W) of this one size
+    examples: Sequence[Tensor]  # batches (N, C, H, W) of this one size
     meaning: Meaning | None = None  # of the outputs at this size
 
     @property
@@ -100,9 +100,9 @@ def verify(
     tolerance: float,
     meaning: Meaning | None = None,
 ) -> Parity:
-    """Compare `runner` with `reference` on batches of images, each (N, 3, H, W).
+    """Compare `runner` with `reference` on batches of images, each (N, C, H, W).
 
-    A stack (k, N, 3, H, W) is k batches. Where float32 leaves more of a reference that is a module,
+    A stack (k, N, C, H, W) is k batches. Where float32 leaves more of a reference that is a module,
     more than `tolerance` is allowed: see `reparam.allowed`. Integers must be the same (of class
     maps, nearly all). Padded detections are compared as sets, and so are the boxes, masks and class
     maps that `meaning` finds in the outputs of both sides.

@@ -41,7 +41,7 @@ Opened = TypeVar("Opened", covariant=True)
 
 
 class Opener(Protocol[Opened]):
-    """`load` or `trace` of a runtime: an exported file -> a function of one batch (N, 3, H, W).
+    """`load` or `trace` of a runtime: an exported file -> a function of one batch (N, C, H, W).
 
     Raises `ModelError` for a file that is missing, damaged or has other inputs, `ExportError` where
     a package is missing. Reading some formats can run code that is hidden in the file: they refuse
@@ -165,7 +165,7 @@ def _guard(
 def load(
     name: str, path: Path | str, threads: int = 1, *, trust: bool = False
 ) -> Guarded[np.ndarray, list[np.ndarray]]:
-    """A function of one batch (N, 3, H, W) that runs a file in a runtime and returns its outputs in order.
+    """A function of one batch (N, C, H, W) that runs a file in a runtime and returns its outputs in order.
 
     Any number of threads of this process may call it; a fork of the process may not. Raises what
     the runtime's own `load` raises, and `FleetnetError` for several `threads` in a fork of a

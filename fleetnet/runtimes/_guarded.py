@@ -21,7 +21,7 @@ from ..errors import FleetnetError
 
 # How many calls of loaded files may run at once: any number, one of a file, one of all files.
 Calls = Literal["many", "file", "process"]
-# Functions of one batch (N, 3, H, W): a file's outputs in their order; what its layers put out, by
+# Functions of one batch (N, C, H, W): a file's outputs in their order; what its layers put out, by
 # name.
 Run = Callable[[np.ndarray], list[np.ndarray]]
 Traced = Callable[[np.ndarray], dict[str, np.ndarray]]

@@ -14,7 +14,7 @@ class Input:
     """The one input of a file: a batch of images."""
 
     path: Path | str  # of the file, for messages
-    shape: tuple[int | str | None, ...]  # (N, 3, H, W), with a name or None for what is open
+    shape: tuple[int | str | None, ...]  # (N, C, H, W), with a name or None for what is open
     dtype: np.dtype
 
     def check(self, batch: np.ndarray) -> np.ndarray:

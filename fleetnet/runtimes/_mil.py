@@ -107,7 +107,7 @@ class _Recorder(TorchFunctionMode):
 
 @torch.no_grad()
 def used(model: nn.Module, image: Tensor) -> list[Layer]:
-    """The layers that run for an image (N, 3, H, W), in order."""
+    """The layers that run for an image (N, C, H, W), in order."""
     with _Recorder(model) as mode:
         model(image)
     return mode.found
@@ -247,7 +247,7 @@ def unknown(function: "Function") -> list[str]:
 
 @torch.no_grad()
 def evaluate(function: "Function", image: Tensor) -> dict[str, Tensor]:
-    """The outputs of a program, whose operators must be known, for an image (N, 3, H, W)."""
+    """The outputs of a program, whose operators must be known, for an image (N, C, H, W)."""
     from coremltools.converters.mil.mil.types import builtin_to_string
 
     values: dict[str, Any] = dict.fromkeys(function.inputs, image)

@@ -106,7 +106,7 @@ def capture(
     instead: Mapping[OpOverload, Callable[..., Tensor]] | None = None,
     lacking: Mapping[str, str] | None = None,
 ) -> torch.export.ExportedProgram:
-    """The program of keyword "image" (N, 3, H, W) -> mapping of the outputs; it writes into no tensor.
+    """The program of keyword "image" (N, C, H, W) -> mapping of the outputs; it writes into no tensor.
 
     `instead` maps operators to functions that compute the same of others,
     or return `NotImplemented`. `lacking` maps names of torchvision's operators that the format

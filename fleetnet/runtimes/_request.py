@@ -19,7 +19,7 @@ class Request:
     """
 
     model: nn.Module  # in eval mode
-    example: Tensor  # (N, 3, H, W): the size of the file, unless it is left open by `sizes`
+    example: Tensor  # (N, C, H, W): the size of the file, unless it is left open by `sizes`
     path: Path
     outputs: Sequence[str] = ("logits",)  # the names of the outputs, in their order
     precision: str = "fp32"  # one of those in the runtime's `tolerances`
@@ -32,5 +32,5 @@ class Request:
     def traced(self) -> Tensor:
         """The example for torch.export: two images where N is open, since a size of 1 is a constant."""
         if self.dynamic and len(self.example) == 1:
-            return torch.cat([self.example, self.example])  # (2, 3, H, W)
+            return torch.cat([self.example, self.example])  # (2, C, H, W)
         return self.example

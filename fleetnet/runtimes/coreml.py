@@ -255,7 +255,7 @@ def _scaled(mine: np.ndarray, its: np.ndarray, rounding: float) -> bool:
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W) that runs the file, only on a Mac, and returns its outputs in order.
+    """A function of one batch (N, C, H, W) that runs the file, only on a Mac, and returns its outputs in order.
 
     macOS chooses processor and `threads`. Raises `ExportError` if coremltools is missing or this is
     no Mac, `ModelError` if the package is missing, damaged or has other inputs, and, on the call,

@@ -197,7 +197,7 @@ class _Pool:
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W), of the N of the file, that runs it and returns its outputs in order.
+    """A function of one batch (N, C, H, W), of the N of the file, that runs it and returns its outputs in order.
 
     ExecuTorch has one pool of threads for all files. A call makes it one of `threads`; if it was of
     another size, the file is then read anew, which takes longer than a call: measure different

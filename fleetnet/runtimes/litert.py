@@ -154,7 +154,7 @@ def _feed(path: Path | str, opened: "Interpreter") -> Callable[[np.ndarray], Non
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+    """A function of one batch (N, C, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type. Raises `ExportError` if ai-edge-litert is
     missing, `ModelError` if the file is missing, damaged or has other inputs, and, on the call, for

@@ -268,7 +268,7 @@ def _input(path: Path | str, about: Fields) -> Input:
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order, integers as int64.
+    """A function of one batch (N, C, H, W) that runs the file and returns its outputs in order, integers as int64.
 
     The batch is cast to float32; a file of uint8 pixels takes only those. For one thread at a time.
     Raises `ExportError` if MNN is missing, `ModelError` if the file is missing, damaged or of

@@ -276,7 +276,7 @@ class _Network:
         ]
         try:
             (numbers,) = inputs
-            size = tuple(int(numbers[key]) for key in ("2", "1", "0"))  # (3, H, W)
+            size = tuple(int(numbers[key]) for key in ("2", "1", "0"))  # (C, H, W)
             outputs = [numbers.get(f"-{23300 + i}") for i in range(OUTPUT, 32)]
             self.outputs = [[int(n) for n in text.split(",")][1:] for text in outputs if text]
         except (KeyError, ValueError) as error:
@@ -296,7 +296,7 @@ class _Network:
             raise ModelError(f"{path}: ncnn cannot load this file and the weights beside it")
 
     def start(self, image: np.ndarray) -> "Extractor":
-        """An extractor for one image (3, H, W)."""
+        """An extractor for one image (C, H, W)."""
         extractor = self.net.create_extractor()
         extractor.input("in0", self.ncnn.Mat(image).clone())
         return extractor
@@ -309,7 +309,7 @@ class _Network:
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of a batch (N, 3, H, W) that runs the file on one image after the other and returns its outputs.
+    """A function of a batch (N, C, H, W) that runs the file on one image after the other and returns its outputs.
 
     Raises `ExportError` if ncnn is missing, `ModelError` if a file is missing, damaged or not of
     this library, and, on the call, for images of another shape.
@@ -336,7 +336,7 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 
 
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
-    """A function of one image (1, 3, H, W) that gives what every layer puts out, by its name, in order of execution.
+    """A function of one image (1, C, H, W) that gives what every layer puts out, by its name, in order of execution.
 
     Further outputs of a layer have ":1" and so on behind its name. There is no dimension of the
     batch. Copies for several users of a blob are left out. Raises what `load` raises.

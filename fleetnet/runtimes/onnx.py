@@ -343,7 +343,7 @@ def _input_of(session: "InferenceSession", path: Path | str) -> tuple[str, Input
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+    """A function of one batch (N, C, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Int8
     weights that this CPU would compute wrongly get slower kernels, and a `SlowerWarning`. Raises

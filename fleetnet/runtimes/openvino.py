@@ -280,7 +280,7 @@ def _runner(
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+    """A function of one batch (N, C, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. A
     bfloat16 file is computed in float32 on a CPU without bfloat16; int8 weights that this CPU would

@@ -120,7 +120,7 @@ def _network(
 
 
 def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
-    """A function of one batch (N, 3, H, W) that runs the file and returns its outputs in order.
+    """A function of one batch (N, C, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. During a
     call torch has `threads` threads, in all of the process. Reading such a file can run code that

@@ -10,7 +10,7 @@ from ..preprocess import Preprocess
 
 
 class Decoded(nn.Module):
-    """image (N, 3, H, W) -> what `decode(outputs, (H, W))` makes of the model's outputs; in the model's mode."""
+    """image (N, C, H, W) -> what `decode(outputs, (H, W))` makes of the model's outputs; in the model's mode."""
 
     def __init__(
         self, model: nn.Module, decode: Callable[[Any, tuple[int, int]], dict[str, Tensor]]

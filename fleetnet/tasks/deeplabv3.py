@@ -180,7 +180,7 @@ def _classes(outputs: Outputs, size: tuple[int, int]) -> dict[str, Tensor]:
 
 
 def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
-    """image (N, 3, H, W) -> {"semantic": (N, H, W) int64}, the most probable class of each pixel."""
+    """image (N, C, H, W) -> {"semantic": (N, H, W) int64}, the most probable class of each pixel."""
     return Decoded(model, _classes)
 
 

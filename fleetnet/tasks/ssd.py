@@ -262,7 +262,7 @@ def decode(
 
 
 def embed(model: nn.Module, limits: Limits | None = None) -> nn.Module:
-    """image (N, 3, H, W) -> boxes (N, K, 4) in its pixels, scores (N, K) and labels (N, K), best first."""
+    """image (N, C, H, W) -> boxes (N, K, 4) in its pixels, scores (N, K) and labels (N, K), best first."""
     return Decoded(model, partial(_select, limits=limits or LIMITS))
 
 
