@@ -3,8 +3,8 @@
 timm (PyTorch Image Models, Wightman 2019, github.com/huggingface/pytorch-image-models) is an extra:
 pip install timm.
 
-    classification   image (N, 3, H, W)  ->  timm's forward_features  ->  timm's forward_head  ->  logits (N, classes)
-    other tasks      image (N, 3, H, W)  ->  timm's features_only model  ->  its feature maps, channels first
+    classification   image (N, C, H, W)  ->  timm's forward_features  ->  timm's forward_head  ->  logits (N, classes)
+    other tasks      image (N, C, H, W)  ->  timm's features_only model  ->  its feature maps, channels first
 
 A classifier is timm's whole network, cut in two where timm itself cuts it, so that every tensor of
 timm's weights has a place and the logits are the same. The option {"classifier": "linear"} pools
@@ -74,7 +74,7 @@ class _Classifier(Protocol):
 
 
 class Features(nn.Module):
-    """image (N, 3, H, W) -> the features of a timm features_only model, each (N, C_i, h_i, w_i)."""
+    """image (N, C, H, W) -> the features of a timm features_only model, each (N, C_i, h_i, w_i)."""
 
     def __init__(self, model: nn.Module):
         super().__init__()
@@ -120,7 +120,10 @@ def nearest(name: str) -> str:
 
 
 class Trunk(nn.Module):
-    """image (N, 3, H, W) -> what timm's `forward_features` gives: one feature (N, C, h, w); tokens as (N, C, L, 1)."""
+    """image (N, in_channels, H, W) -> what timm's `forward_features` gives, as one feature.
+
+    It is (N, C, h, w); tokens are (N, C, L, 1).
+    """
 
     def __init__(self, name: str, drop_path: float, output_stride: int, in_channels: int):
         super().__init__()
@@ -304,8 +307,8 @@ def make(
         )
     if classifier == "own":
         return Trunk(name, drop_path, output_stride, in_channels)
-    more = {"features_only": True, "in_chans": in_channels}
-    return Features(create(name, drop_path, output_stride, **more))
+    maps = create(name, drop_path, output_stride, features_only=True, in_chans=in_channels)
+    return Features(maps)
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------
