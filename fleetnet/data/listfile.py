@@ -15,9 +15,9 @@ any number of them behind an image, in one of the ways of `_tags.py`.
 
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from ..errors import DataError
 from ..images import EXTENSIONS, STACKS
@@ -95,6 +95,9 @@ class Tagged(NamedTuple):
     text: str  # the tags, see `_tags.py`; "" for none
 
 
+_Line = TypeVar("_Line", Row, Tagged)
+
+
 def detect(root: str, target: str = "label") -> bool:
     """True for a text file, and for a folder with a list of a split."""
     path = Path(root)
@@ -115,11 +118,8 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
     path = there.get(part.there, Path(root))
     if target == "tags":
         return _load_tags(path, there.get("train", path), part, root, elsewhere.images)
-    rows = parse(text_of(path), str(path))
-    if not rows:
-        raise DataError(f"{path} is empty: no samples")
     train = there.get("train", path)
-    of_train = rows if train == path else parse(text_of(train), str(train)) or rows
+    rows, of_train = _lines(path, train, parse)
     notes = Notes()
     classes, declared = _classes(train, of_train, Path(root), notes)
     images = _images(path, rows, part.there, Path(root), elsewhere.images)
@@ -135,10 +135,7 @@ def load(root: str, split: str | None, target: str = "label", elsewhere: Places 
 
 def _load_tags(path: Path, train: Path, part: Part, root: str, images: str | None) -> Split:
     """The samples of the list at `path` with their tags; how these are written, `train` says."""
-    lines = parse_tagged(text_of(path), str(path))
-    if not lines:
-        raise DataError(f"{path} is empty: no samples")
-    of_train = lines if train == path else parse_tagged(text_of(train), str(train)) or lines
+    lines, of_train = _lines(path, train, parse_tagged)
     several_lines = len({line.name for line in of_train}) < len(of_train)
     form = form_of([line.text for line in of_train if line.text], one_each=several_lines)
     rows = _rows(of_train, form, train)
@@ -163,6 +160,17 @@ def _load_tags(path: Path, train: Path, part: Part, root: str, images: str | Non
 
 
 # ---- lines -----------------------------------------------------------------------------------------------------------
+
+
+def _lines(
+    path: Path, train: Path, parse: Callable[[str, str], list[_Line]]
+) -> tuple[list[_Line], list[_Line]]:
+    """The lines of the list at `path`, and those of the list of train, which say what the classes are."""
+    lines = parse(text_of(path), str(path))
+    if not lines:
+        raise DataError(f"{path} is empty: no samples")
+    of_train = lines if train == path else parse(text_of(train), str(train)) or lines
+    return lines, of_train
 
 
 def parse_tagged(text: str, source: str) -> list[Tagged]:
