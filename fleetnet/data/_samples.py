@@ -18,6 +18,7 @@ from ..images import Source as OfPicture
 from ..images import measure, read_labels
 from . import IGNORE, Given, Notes, Object, Sample, Split, fit_box, shorten, whole
 from ._masks import NoMask, box_around, check_segmentation, mask_of, runs_of
+from ._texts import plain
 
 KEYS = ("image", "label", "tags", "boxes", "labels", "masks", "crowd", "map", "id")
 Item = Mapping[str, Any]  # what one sample is given as
@@ -258,11 +259,6 @@ def _tags_of(item: Item, where: str, flags: bool, total: int | None = None) -> l
     if len(values) != total:
         raise DataError(f"{where}: {len(values)} tags of 0 or 1 for {total} classes")
     return [i for i, value in enumerate(values) if value]
-
-
-def plain(value: object) -> Any:
-    """A number of numpy or torch as Python's."""
-    return value.item() if hasattr(value, "item") else value
 
 
 def _label(value: Any, classes: _Classes, where: str) -> int:

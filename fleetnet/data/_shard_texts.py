@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import DataError
 from ..reading import Fields, from_json, to_json
@@ -42,9 +42,7 @@ def parse(cls: bytes, text: bytes, source: str) -> Told:
     told = parse_json(text, source) if text else NOTHING
     if not cls:
         return told
-    return Told(
-        label_of(_text(cls, source)), told.name, told.tags, told.objects, told.size, told.id
-    )
+    return replace(told, label=label_of(_text(cls, source)))
 
 
 def parse_json(text: bytes, source: str) -> Told:

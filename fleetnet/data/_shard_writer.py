@@ -16,6 +16,7 @@ from ..images import EXTENSIONS, STACKS, extension_of, measure, read
 from ..reading import MODEL, Member, read_bytes, to_json
 from . import Object, Sample, Split, shorten
 from ._shard_classes import ABOUT
+from ._texts import plain
 
 PREFIX = {"all": "shards"}  # of the names of shards of data without splits
 SAMPLES = 10_000  # of a shard, at most
@@ -130,8 +131,8 @@ def key_for(number: int, sample: Sample) -> str:
         if isinstance(image, Member)
         else image.stem
     )
-    plain = re.sub(r"[^A-Za-z0-9_-]", "_", _NUMBERED.sub("", stem))[:LONGEST]
-    return f"{number:06d}-{plain}"
+    name = re.sub(r"[^A-Za-z0-9_-]", "_", _NUMBERED.sub("", stem))[:LONGEST]
+    return f"{number:06d}-{name}"
 
 
 def parts_of(sample: Sample) -> Parts:
@@ -191,20 +192,14 @@ def _size_of(sample: Sample) -> dict[str, object]:
 
 
 def _object(item: Object) -> dict[str, object]:
-    row: dict[str, object] = {"box": [*map(_plain, item.box)], "label": int(item.label)}
+    row: dict[str, object] = {"box": [*map(plain, item.box)], "label": int(item.label)}
     if item.segmentation is not None:
         row["segmentation"] = _plain_mask(item.segmentation)
     if item.crowd:
         row["crowd"] = True
     if item.area is not None:
-        row["area"] = _plain(item.area)
+        row["area"] = plain(item.area)
     return row
-
-
-def _plain(value: float | np.generic) -> float:
-    """A number of numpy as Python's."""
-    plain: float = value.item() if isinstance(value, np.generic) else value
-    return plain
 
 
 def _plain_mask(mask: object) -> object:
@@ -215,4 +210,4 @@ def _plain_mask(mask: object) -> object:
         return [_plain_mask(value) for value in mask]
     if isinstance(mask, bytes):
         return mask.decode("latin-1")
-    return _plain(mask) if isinstance(mask, int | float | np.generic) else shorten(mask)
+    return plain(mask) if isinstance(mask, int | float | np.generic) else shorten(mask)

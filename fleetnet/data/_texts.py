@@ -4,6 +4,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from ..errors import DataError
 from ..reading import ANNOTATIONS, read_bytes
@@ -63,6 +64,11 @@ def number(value: object) -> float | None:
         return float(value)
     except (ValueError, OverflowError):  # no number, or too large for a float
         return None
+
+
+def plain(value: object) -> Any:
+    """A number of NumPy or torch as Python's; anything else as it is."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def whole(value: object) -> int | None:

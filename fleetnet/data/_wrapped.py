@@ -17,7 +17,8 @@ from ..errors import DataError, UsageError, suggest
 from ..reading import Fields, Member, to_json
 from . import OBJECTS, Sample, Split, few, shorten, whole
 from . import coco as coco_format
-from ._samples import Item, are_several, plain, split_of
+from ._samples import Item, are_several, split_of
+from ._texts import plain
 
 LABELS = (
     "targets",
