@@ -1,10 +1,12 @@
 """Segmentations of objects as COCO writes them -> masks of pixels, the same ones as COCO's own tools make."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
 from ..errors import DataError
+from ._texts import number
 
 POINTS = 3  # of a polygon, at least
 
@@ -93,6 +95,12 @@ def why_no_mask(segmentation: object, size: tuple[int, int], entry: str) -> str:
     except DataError as error:
         raise DataError(f"{entry}: {error}") from error
     return ""
+
+
+def area_of(value: object) -> float | None:
+    """The area that an annotation says, in square pixels; None where it is no number from 0 up."""
+    area = number(value)
+    return area if area is not None and 0 <= area < math.inf else None
 
 
 def run_lengths(counts: object) -> np.ndarray:

@@ -1,6 +1,5 @@
 """The samples of shards: what their texts say, with classes as numbers."""
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
@@ -23,7 +22,7 @@ from . import (
     shorten,
 )
 from ._conventions import split_of
-from ._masks import why_no_mask
+from ._masks import area_of, why_no_mask
 from ._shard_classes import (
     Classes,
     check_lists,
@@ -215,13 +214,12 @@ class Reader:
         if problem and self.target == "masks":
             self.notes.drop("without a usable mask", f"{entry}: dropped, {problem}")
             return None
-        area, crowd = number(row.get("area")), row.get("crowd", row.get("iscrowd", 0))
+        crowd = row.get("crowd", row.get("iscrowd", 0))
         if not isinstance(crowd, bool) and number(crowd) is None:
             raise DataError(f"{entry}: crowd is {shorten(repr(crowd))}; expected true or false")
-        area = area if area is not None and 0 <= area < math.inf else None
         is_crowd = crowd if isinstance(crowd, bool) else number(crowd) != 0
         mask = None if problem or self.target == "boxes" else mask
-        return Object(fitted_box, label, mask, is_crowd, area)
+        return Object(fitted_box, label, mask, is_crowd, area_of(row.get("area")))
 
     def _with_maps(self, rows: Sequence[Row], take: str) -> tuple[list[Sample], Classes] | None:
         pairs = [(row, row.index.member(row.index.maps, row.number)) for row in rows if row.has_map]

@@ -10,7 +10,6 @@ https://cocodataset.org/#format-data.
 """
 
 import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -39,7 +38,7 @@ from . import (
     whole,
 )
 from ._conventions import USUAL, Places
-from ._masks import POINTS, box_around, check_segmentation, mask_of, why_no_mask
+from ._masks import POINTS, area_of, box_around, check_segmentation, mask_of, why_no_mask
 from ._places import Pictures, image_folders
 
 EXPECTS = (
@@ -310,12 +309,11 @@ def _object(
         if problem and mask:
             notes.say(f"{entry}: its box alone is used, {problem}")
         mask = None if problem else mask
-    area = number(row.get("area"))
     crowd = number(row.get("iscrowd") or 0)
     if crowd is None and not isinstance(row["iscrowd"], bool):
         raise DataError(f"{entry}: iscrowd is {shorten(repr(row['iscrowd']))}; expected 0 or 1")
-    area = area if area is not None and 0 <= area < math.inf else None
-    return Object(fitted, label, mask if target != "boxes" else None, crowd != 0, area)
+    mask = mask if target != "boxes" else None
+    return Object(fitted, label, mask, crowd != 0, area_of(row.get("area")))
 
 
 def _box(
