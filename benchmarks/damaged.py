@@ -158,7 +158,7 @@ def read(kind: str, folder: Path, file: str) -> Any:
 
     import fleetnet
     from fleetnet import checkpoint
-    from fleetnet.cli.train import _read_config
+    from fleetnet.cli._resuming import _read_config
     from fleetnet.training.log import read_log
 
     if kind == "config":

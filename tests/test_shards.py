@@ -19,7 +19,7 @@ from support.tiny_backbone import offer_tiny, tiny
 
 from fleetnet import checkpoint, data
 from fleetnet.cli import main
-from fleetnet.cli.train import _place
+from fleetnet.cli._resuming import _place
 from fleetnet.data import Object, Sample, Split, _shard_index, shards
 from fleetnet.data._shard_files import expanded
 from fleetnet.data._shard_index import SUFFIX, index_of, unpacked
