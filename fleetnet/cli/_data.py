@@ -96,7 +96,7 @@ def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list
     readable: list[One] = []
     for sample in some:
         try:
-            picture = sample.image() if callable(sample.image) else sample.image
+            picture = sample.source()
             read_picture(picture, facts.preprocess.values, count=facts.channels)
         except DataError as error:
             say(f"skipped {error}")

@@ -146,6 +146,10 @@ class Sample:
                 "once and in ascending order"
             )
 
+    def source(self) -> OfPicture:
+        """What `images` reads the picture from; of a function, the picture that it gives now."""
+        return self.image() if callable(self.image) else self.image
+
     def labels(self) -> list[int]:
         """The classes of all that is annotated but pixels: of the picture, else of its objects."""
         if self.tags is not None:

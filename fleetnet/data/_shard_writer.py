@@ -185,7 +185,7 @@ def _row(sample: Sample) -> dict[str, object]:
 def _size_of(sample: Sample) -> dict[str, object]:
     """The upright size of a picture; nothing where it cannot be read, which is said when it is."""
     try:
-        width, height = measure(sample.image() if callable(sample.image) else sample.image)
+        width, height = measure(sample.source())
     except DataError:
         return {}
     return {"height": height, "width": width}

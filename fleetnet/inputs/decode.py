@@ -99,7 +99,7 @@ def look_at(
     sample: Sample, values: images.Range | None, channels: int = RGB
 ) -> images.Picture | images.Encoded:
     """The picture of a sample, decoded or not; `values` is the range in files of more than 8 bits."""
-    source = sample.image() if callable(sample.image) else sample.image
+    source = sample.source()
     return images.look(source, values, count=channels)
 
 

@@ -186,7 +186,7 @@ def judge_of(reference: "Predictor", root: str, format: str | None) -> Judge:
         score=lambda predictor: _decisive(predictor, split)[1],
         expected=expected,
         by=f"{metric} on {len(split.samples)} images",
-        pictures=[sample.image() if callable(sample.image) else sample.image for sample in samples],
+        pictures=[sample.source() for sample in samples],
     )
 
 

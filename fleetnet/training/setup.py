@@ -222,7 +222,7 @@ def sizes_and_boxes(train: Split, preprocess: Preprocess) -> Iterator[Annotated]
     """Of each readable picture its (height, width), and its boxes (n, 4) in pixels of the input."""
     for sample in train.samples:
         try:
-            width, height = measure(sample.image() if callable(sample.image) else sample.image)
+            width, height = measure(sample.source())
         except DataError:  # counted when it is met in training
             continue
         boxes = torch.tensor([item.box for item in sample.objects or () if not item.crowd])

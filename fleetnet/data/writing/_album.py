@@ -50,7 +50,7 @@ class Album:
         """(height, width) of the upright picture of a sample."""
         key = id(sample.image)
         if key not in self._sizes:
-            width, height = measure(sample.image() if callable(sample.image) else sample.image)
+            width, height = measure(sample.source())
             self._sizes[key] = height, width
         return self._sizes[key]
 
