@@ -196,7 +196,6 @@ def test_a_preprocessing_belongs_to_its_channels(tmp_path: Path):
 def test_a_file_takes_the_channels_and_is_proven(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, embed: bool
 ):
-    pytest.importorskip("onnxruntime")
     offer_tiny(monkeypatch)
     model = create_model("tiny", 3, channels=channels).eval()
     preprocess = IMAGENET.for_channels(channels)

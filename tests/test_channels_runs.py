@@ -46,7 +46,6 @@ def config(**settings: object) -> fleetnet.TrainConfig:
 def test_five_channels_from_training_to_an_exported_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    pytest.importorskip("onnxruntime")
     offer_tiny(monkeypatch)
     data, run = stacks(tmp_path / "data", 5), tmp_path / "run"
     train, val = (load(data, split) for split in ("train", "val"))

@@ -136,7 +136,7 @@ IN_LABELME = ("_background_", *CLASSES)
 
 
 def joined(image: str, labels: str, **more: object) -> Layout:
-    return Layout(f"{image}/{{0}}/{{n}}.jpg", f"{labels}/{{0}}/{{n}}.png", **more)  # type: ignore[arg-type]
+    return Layout(f"{image}/{{0}}/{{n}}.jpg", f"{labels}/{{0}}/{{n}}.png", **more)
 
 
 LAYOUTS: dict[str, Layout] = {

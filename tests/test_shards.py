@@ -74,7 +74,7 @@ def grays(split: Split) -> list[int]:
 
     images = [sample.image for sample in split.samples]
     assert all(isinstance(image, Member) for image in images)
-    return [read(image).getpixel((0, 0))[0] for image in images]  # type: ignore[arg-type, index]
+    return [read(image).getpixel((0, 0))[0] for image in images]
 
 
 # ---- what others write -------------------------------------------------------------------------
@@ -181,7 +181,7 @@ def test_labels_of_others(tmp_path, name):
         if file.endswith(".tar"):
             tar(tmp_path / file, members)
         else:
-            (tmp_path / file).write_bytes(members[0][1].encode())  # type: ignore[union-attr]
+            (tmp_path / file).write_bytes(members[0][1].encode())
     every = data.load(str(tmp_path), None)
     assert every.source is not None
     assert every.source.format == "shards"
@@ -714,5 +714,5 @@ def test_a_run_on_a_pattern_finds_its_shards_again(photos, tmp_path, monkeypatch
 def test_a_member_is_a_picture_for_a_predictor(tmp_path):
     tar(tmp_path / "train-0.tar", classified([0, 1]))
     images = [sample.image for sample in data.load(str(tmp_path), "all").samples]
-    assert list(each(images)) == images  # type: ignore[arg-type]
-    assert [read_picture(image).width for image in images] == [12, 12]  # type: ignore[arg-type]
+    assert list(each(images)) == images
+    assert [read_picture(image).width for image in images] == [12, 12]

@@ -301,7 +301,9 @@ def test_what_is_no_data_set_of_hugging_face_is_said():
 @pytest.mark.filterwarnings("ignore")  # of dill, which it hashes its tables with
 def test_the_real_data_sets_of_hugging_face(tmp_path):
     """Where the library is installed: classes, and objects with boxes."""
-    datasets = pytest.importorskip("datasets")
+    datasets = pytest.importorskip(
+        "datasets", reason="Hugging Face's library is no dependency; a stand-in is tested above"
+    )
     for shot in TRAIN:
         save(tmp_path / f"{shot.name}.png", shot)
     files = [str(tmp_path / f"{shot.name}.png") for shot in TRAIN]

@@ -109,6 +109,7 @@ class _Shards:
     def _opened(self) -> tarfile.TarFile:
         self._path = self.folder / f"{self.prefix}-{self.count:06d}.tar"
         with writing(self._path):
+            # It stays open for many samples: `close` ends it.
             self._tar = tarfile.open(self._path, "w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
         self.count += 1
         self._samples = self._size = 0

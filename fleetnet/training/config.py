@@ -229,7 +229,7 @@ class TrainConfig:
         "sgd (with Nesterov momentum), adamw, or the dotted name of a class, such as "
         "torch.optim.RMSprop or timm.optim.Lamb",
     )
-    optimizer_options: dict[str, bool | int | float | str] = _options(  # noqa: RUF009
+    optimizer_options: dict[str, bool | int | float | str] = _options(  # noqa: RUF009  (it returns a field)
         "the optimizer's own, as --optimizer-options.eps 1e-6"
     )
     lr: float = _field(1e-3, "peak learning rate, for the batch size as given")
