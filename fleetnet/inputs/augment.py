@@ -33,7 +33,19 @@ from ..preprocess import Preprocess, blank
 from ..resizing import array_of, tensor_of
 from .colors import Distortion, Jitter
 from .decode import AnnotatedPicture, Targets
-from .layouts import Crop, Layout, Mosaic, Part, Zoom, draw, mirrored, move, to_decode, together
+from .layouts import (
+    Crop,
+    Layout,
+    Mosaic,
+    Part,
+    Zoom,
+    draw,
+    mirrored,
+    move,
+    resampled,
+    to_decode,
+    together,
+)
 from .randomness import whole
 
 AUTO_AUGMENT = {
@@ -171,8 +183,8 @@ class RandomCrop(Augmentation):
         x0, y0, x1, y1 = to_decode(part, annotated, size)
         scale_y, scale_x = size[0] / (y1 - y0), size[1] / (x1 - x0)
         place = Place(*whole, scale_y, scale_x, -y0 * scale_y, -x0 * scale_x)
-        cropped = blank(size, self.preprocess.channels)
-        draw(cropped, annotated, place, self.preprocess.interpolation)
+        part_of_input = 0, 0, size[1], size[0]  # all of it
+        cropped = resampled(annotated, place, part_of_input, self.preprocess.interpolation)
         return AnnotatedPicture(cropped, move(annotated.targets, Part(place), size))
 
 

@@ -219,19 +219,18 @@ def draw(
     x0, y0, x1, y1 = seen(place, (canvas.shape[1], canvas.shape[2]))
     if x1 <= x0 or y1 <= y0:
         return
-    by = annotated.reduction((1 / place.scale_y, 1 / place.scale_x), (1, 1))
-    picture = annotated.shrunk(by)
-    canvas[:, y0:y1, x0:x1] = _resampled(picture, by, place, (x0, y0, x1, y1), interpolation)
+    canvas[:, y0:y1, x0:x1] = resampled(annotated, place, (x0, y0, x1, y1), interpolation)
 
 
-def _resampled(
-    picture: Tensor,
-    by: int,
+def resampled(
+    annotated: AnnotatedPicture,
     place: Place,
     part: tuple[int, int, int, int],
     interpolation: Interpolation,
 ) -> Tensor:
-    """A part (x0, y0, x1, y1) of the input, of a picture that was shrunk `by` a whole number."""
+    """A part (x0, y0, x1, y1) of the input, which the picture at its place fills."""
+    by = annotated.reduction((1 / place.scale_y, 1 / place.scale_x), (1, 1))
+    picture = annotated.shrunk(by)
     x0, y0, x1, y1 = part
     size = y1 - y0, x1 - x0
     scale = place.scale_y * by, place.scale_x * by  # pixels of the input for one of the picture
