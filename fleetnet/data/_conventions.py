@@ -87,6 +87,12 @@ def forms_of(name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((name, *forms)))
 
 
+def stored(folder: Path, name: str) -> Path | None:
+    """The file of a name, or path, in a folder, in the form in which it has its marks; None without one."""
+    paths = (folder / form for form in forms_of(name))
+    return next((path for path in paths if os.path.isfile(path)), None)
+
+
 def split_of(name: str) -> str | None:
     """The split that a folder, key or file without extension of this name is; None for other names.
 

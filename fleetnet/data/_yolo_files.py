@@ -21,12 +21,12 @@ from ._conventions import (
     children,
     file_called,
     files_in,
-    forms_of,
     images_in,
     same_form,
     split_and_kind,
     split_folders,
     split_lists,
+    stored,
 )
 from ._places import Pictures, image_folders
 
@@ -244,12 +244,8 @@ def _has_files(folder: Path, root: Path) -> bool:
 
 
 def _labels_there(image: Path, root: Path) -> Iterator[Path]:
-    return (
-        file.with_name(name)
-        for file in labels_of(image, root)
-        for name in forms_of(file.name)
-        if os.path.isfile(file.with_name(name))
-    )
+    likely = labels_of(image, root)
+    return (file for path in likely if (file := stored(path.parent, path.name)))
 
 
 def _begins_so(file: Path) -> bool:

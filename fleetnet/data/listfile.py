@@ -15,7 +15,7 @@ any number of them behind an image, in one of the ways of `_tags.py`.
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -47,9 +47,9 @@ from ._conventions import (
     children,
     file_called,
     files_in,
-    forms_of,
     split_lists,
     split_of,
+    stored,
     word_in,
 )
 from ._label_lists import Names, numbered_names, parse_names
@@ -366,10 +366,9 @@ def _images(
 ) -> list[Path]:
     """The image of each line; where none lies at its path, those of these names beside the list, or `elsewhere`."""
     home = path.parent if elsewhere is None else Path(elsewhere)
-    images = [_inside(home, path, row) for row in rows]
-    missing = [row for row, image in zip(rows, images, strict=True) if not os.path.isfile(image)]
-    if not missing:
-        return images
+    at_paths = [_at_path(home, path, row) for row in rows]
+    images = [image for image in at_paths if image is not None]
+    missing = [row for row, image in zip(rows, at_paths, strict=True) if image is None]
     if len(missing) == len(rows):
         pictures = PicturesByName(_homes(path, root) if elsewhere is None else [home])
         named = [pictures.named(row.name, split) for row in rows]
@@ -388,8 +387,8 @@ def _homes(file: Path, root: Path) -> list[Path]:
     return [home, home.parent] if of_lists else [home]
 
 
-def _inside(home: Path, path: Path, row: Row | Tagged) -> Path:
-    """The image at the path of a line, below the folder of the list or of the images, `home`."""
+def _at_path(home: Path, path: Path, row: Row | Tagged) -> Path | None:
+    """The image at the path of a line, below the folder of the list or of the images, `home`; None without one."""
     name = row.name
     if "\\" in name and not os.path.isfile(home / name):
         name = name.replace("\\", "/")
@@ -397,13 +396,7 @@ def _inside(home: Path, path: Path, row: Row | Tagged) -> Path:
         raise DataError(
             f"{path}, line {row.line}: {shorten(row.name)!r} is outside of the folder of the list"
         )
-    return next((home / form for form in _forms(home, name)), home / name)
-
-
-def _forms(home: Path, name: str) -> Iterator[str]:
-    """A name with marks in the form in which a file has it; nothing for plain names."""
-    forms = forms_of(name)
-    return (form for form in forms if len(forms) > 1 and os.path.isfile(home / form))
+    return stored(home, name)
 
 
 # ---- classes ---------------------------------------------------------------------------------------------------------

@@ -36,7 +36,7 @@ from . import (
     shorten,
     text_of,
 )
-from ._conventions import USUAL, Places, forms_of, split_of
+from ._conventions import USUAL, Places, split_of, stored
 from ._masks import NoMask, check_segmentation
 from ._yolo_files import Data, check_apart, data_of, images_of, labels_elsewhere, labels_of
 from ._yolo_files import parse_yaml as parse_yaml
@@ -161,10 +161,9 @@ def _labeled(images: Sequence[Path], root: Path, data: Data, split: str) -> list
             if root not in data.bases:
                 likely += labels_elsewhere(image, root, data.file.parent, split)
             folders[image.parent] = [file.parent for file in likely]
-        names = [f"{stem}.txt" for stem in forms_of(image.stem)]
-        own = [folder / name for folder in folders[image.parent] for name in names]
-        file = next((file for file in own if os.path.isfile(file)), None)
-        listed.append(_Labeled(image, file or own[0], file is not None))
+        name, own = f"{image.stem}.txt", folders[image.parent]
+        file = next((file for folder in own if (file := stored(folder, name))), None)
+        listed.append(_Labeled(image, file or own[0] / name, file is not None))
     return listed
 
 
