@@ -123,7 +123,8 @@ def prepare(
 
     def watched() -> Iterator[Batch]:
         for batch in patient(batches):
-            held.extend(batch.inputs()[:1])
+            # Of one picture: a part of all inputs would keep the memory of all.
+            held.extend(batch._replace(images=batch.images[:1]).inputs())
             yield batch
 
     classes = trained.facts.classes
