@@ -34,7 +34,7 @@ NPY = b"\x93NUMPY"
 TIFF = b"II*\0", b"MM\0*", b"II+\0", b"MM\0+"
 LARGEST_STRIP = 1 << 28  # bytes that one strip or tile of a TIFF may take, decoded
 KINDS = "uint8, uint16, float16, float32, float64 or bool"
-_DTYPES = "?", "u1", "u2", "f2", "f4", "f8"
+_DTYPES = "b1", "u1", "u2", "f2", "f4", "f8"
 # Numbers of a TIFF: of compressions that see bytes, not bands (none, LZW, deflate, PackBits, zstd);
 # of what the values mean (gray, RGB); of sample formats (whole numbers, floats).
 _COMPRESSIONS = 1, 5, 8, 32773, 32946, 50000
@@ -88,7 +88,7 @@ def _npy(file: BinaryIO) -> Stack:
     shape, fortran, dtype = _head(file)
     start = file.tell()
     shown = f"{dtype.name} {shape}"
-    if dtype.hasobject or dtype.str[1:] not in (*_DTYPES, "b1"):
+    if dtype.hasobject or dtype.str[1:] not in _DTYPES:
         raise DataError(f"values of {dtype}; allowed: {KINDS}")
     if len(shape) not in (2, 3) or min(shape, default=0) < 1:
         raise DataError(
