@@ -16,7 +16,6 @@ from ._show import say
 
 if TYPE_CHECKING:
     from ..data import Split
-    from .train import Train
 
 FIRST_KEYS = (  # of config.yaml, from the first version on
     "model",
@@ -80,9 +79,9 @@ AFTER_RESUME = (  # what may change
 )
 
 
-def resumed(run: Path, settings: "Train") -> TrainConfig:
-    """The settings of an earlier run, with those that may change, and where its folders apart are now."""
-    config, typed = _settings(run, settings), settings.training
+def resumed(run: Path, typed: Mapping[str, object]) -> TrainConfig:
+    """The settings of an earlier run, with those `typed` that may change, and where its folders apart are now."""
+    config = _settings(run, typed)
     return dataclasses.replace(
         config,
         images=_folder_apart(run, "images", config.images, typed),
@@ -90,7 +89,7 @@ def resumed(run: Path, settings: "Train") -> TrainConfig:
     )
 
 
-def _settings(run: Path, settings: "Train") -> TrainConfig:
+def _settings(run: Path, typed: Mapping[str, object]) -> TrainConfig:
     """The settings of an earlier run, with those that may change; prints the schedule where it is new.
 
     A run that stopped before its first epoch ended has no state, and starts anew with the same
@@ -99,14 +98,10 @@ def _settings(run: Path, settings: "Train") -> TrainConfig:
     from ..training.claims import refuse_if_claimed
 
     _check_folder(run)
-    if settings.recipe or settings.run:
-        raise UsageError(
-            "--resume takes its settings from the run; --recipe and --run do not go with it"
-        )
-    _check_changes(settings.training)
+    _check_changes(typed)
     refuse_if_claimed(run)
     before = _read_config(run)
-    config = dataclasses.replace(before, **dict[str, Any](settings.training))
+    config = dataclasses.replace(before, **dict[str, Any](typed))
     if not config.data:
         raise UsageError(
             f"{run} was trained from Python, on data that no setting names: say where they are "
@@ -116,7 +111,7 @@ def _settings(run: Path, settings: "Train") -> TrainConfig:
     if not (run / STATE).is_file():
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
         return config
-    if "epochs" in settings.training:
+    if "epochs" in typed:
         from ..training.run import epochs_of
 
         trained = epochs_of(run)

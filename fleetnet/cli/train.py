@@ -57,8 +57,12 @@ def run(settings: Train) -> dict[str, object]:
     path: Path | None
     resuming, anew = settings.resume is not None, "data" in settings.training
     if settings.resume is not None:
+        if settings.recipe or settings.run:
+            raise UsageError(
+                "--resume takes its settings from the run; --recipe and --run do not go with it"
+            )
         path = Path(settings.resume)
-        config = resumed(path, settings)
+        config = resumed(path, settings.training)
     else:
         path = Path(settings.run) if settings.run else None
         config = _settings(settings.training, settings.recipe)
