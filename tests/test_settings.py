@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from fleetnet import checkpoint, data
-from fleetnet.cli import main
-from fleetnet.cli import train as verb
+from fleetnet.cli import _starting, main
 from fleetnet.data import Split
 from fleetnet.errors import UsageError
 from fleetnet.find import find, names
@@ -225,7 +224,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> set[str]:
                 names_read.add(name)
             return super().__getattribute__(name)
 
-    monkeypatch.setattr(verb, "TrainConfig", Recorded)
+    monkeypatch.setattr(_starting, "TrainConfig", Recorded)
     return names_read
 
 

@@ -8,16 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import FleetnetError, ModelError, UsageError, WriteError
-from ..recipes import locate
-from ..training.config import TrainConfig, read_recipe
+from ..errors import FleetnetError, UsageError, WriteError
+from ..training.config import TrainConfig
 from ..training.folder import BEST, CONFIG, STATE
 from . import Terminated
-from ._arguments import check_types
-from ._data import say_data, say_findings
 from ._resuming import resumed, seen_from, splits_to_continue
 from ._settings import About
 from ._show import say
+from ._starting import counted_contents, model_of, splits_of, training_settings
 
 if TYPE_CHECKING:
     from ..data import Split
@@ -65,7 +63,7 @@ def run(settings: Train) -> dict[str, object]:
         config = resumed(path, settings.training)
     else:
         path = Path(settings.run) if settings.run else None
-        config = _settings(settings.training, settings.recipe)
+        config = training_settings(settings.training, settings.recipe, EXAMPLE)
         _check_start(config, path)
 
     from ..tasks import split_name
@@ -79,10 +77,10 @@ def run(settings: Train) -> dict[str, object]:
     if resuming and path is not None:
         train, val = splits_to_continue(config, task, path, settings.training)
     else:
-        train, val = _splits(config, task)
-    contents = _counted(train, val, config, task)
+        train, val = splits_of(config, task)
+    contents = counted_contents(train, val, config, task)
     start = None if begun else _starting_weights(config, path if resuming else None)
-    model = _model(config, train.classes, start)
+    model = model_of(config, train.classes, start)
     # the weights decide these too
     config = dataclasses.replace(
         config,
@@ -122,85 +120,11 @@ def _claimed(path: Path | None, usual: Path, *, resuming: bool, begun: bool) -> 
         yield mine
 
 
-def _settings(given: Mapping[str, object], recipe: str | None) -> TrainConfig:
-    """The settings of a new run: those of the recipe, over which flags win."""
-    settings = check_types(TrainConfig, read_recipe(locate(recipe)), recipe) if recipe else {}
-    settings |= given
-    if "model" in settings:
-        settings |= _resolved(settings)
-    config = TrainConfig(**settings)
-    for key in ("model", "data"):
-        if not getattr(config, key):
-            raise UsageError(f"--{key} is missing; example: {EXAMPLE}")
-    return config
-
-
-def _splits(config: TrainConfig, task: str) -> "tuple[Split, Split]":
-    """Train and val of a new run."""
-    from .. import data, tasks
-    from ..data._names import by_name
-
-    target = tasks.find(task).TARGET
-    train, val = (
-        data.load(config.data, split, config.format, target, config.images, config.masks)
-        for split in ("train", "val")
-    )
-    return train, by_name(val, train.classes, "the training data")
-
-
-def _counted(
-    train: "Split", val: "Split", config: TrainConfig, task: str
-) -> "tuple[Contents, Contents]":
-    """What there is of each class and what looks wrong, which is said; `DataError` where it is."""
-    from .. import tasks
-    from ..data._contents import contents_of
-    from ..review import enforce
-    from ..review.annotated import annotated
-    from ..review.copies import shared_files
-
-    target = tasks.find(task).TARGET
-    splits = {"train": train, "val": val}
-    contents = {name: contents_of(split, target) for name, split in splits.items()}
-    for name, split in splits.items():
-        say_data(name, split, contents[name])
-    findings = annotated(splits, contents, config.max_bad)
-    enforce(findings)
-    say_findings([*findings, *shared_files(train, val)])
-    return contents["train"], contents["val"]
-
-
 def _starting_weights(config: TrainConfig, run: Path | None) -> str | None:
     """Where the weights are that the settings name, also from another working folder than that of the `run`."""
     if run is None or config.weights is None:
         return config.weights
     return seen_from(run, config.weights)
-
-
-def _model(config: TrainConfig, classes: list[str], start: str | None) -> "Model":
-    """The network of the settings; what was loaded into it is said."""
-    import torch
-
-    from ..reparam import form_of
-    from ..weights import create_model
-
-    torch.manual_seed(config.seed)
-    model = create_model(
-        config.model,
-        classes,
-        start,
-        drop_path=config.drop_path,
-        output_stride=config.output_stride,
-        options=config.options,
-        channels=config.channels,
-    )
-    if model.report is not None:
-        say(model.report.summary())
-    if form_of(model) == "deploy":
-        raise ModelError(
-            f"{config.weights} is in deploy form, which has no branches and batch norms to train; "
-            "start from the multi-branch weights"
-        )
-    return model
 
 
 def _train(
@@ -300,21 +224,6 @@ def _check_start(config: TrainConfig, folder: Path | None) -> None:
     check_writable(folder or Path("runs"), "--run", folder=True)
     if folder is not None:
         _check_unused(folder)
-
-
-def _resolved(settings: dict[str, Any]) -> dict[str, Any]:
-    """The model of a layout file by name and options, and the size that its task is usually trained at."""
-    from .. import tasks
-    from ..tasks import check_name, described_by, split_name
-
-    name, _, options = described_by(settings["model"])
-    check_name(name)
-    size = tasks.find(split_name(name)[0]).SIZE
-    return {
-        "model": name,
-        "size": settings.get("size", size),
-        "options": {**options, **settings.get("options", {})},
-    }
 
 
 def _check_unused(run: Path, claimed: bool = False) -> None:
