@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader
 
 from fleetnet import data
 from fleetnet.checkpoint import read_facts
-from fleetnet.cli._data import pictures_of
+from fleetnet.cli._data import Reading, pictures_of
 from fleetnet.deploy.export import export
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import ExportError
@@ -68,7 +68,7 @@ def held(
     head, is_head = name.partition("/")[0], "/" in name
     size, shown, model = HEADS if is_head else SIZE, [], trained
     if trained:
-        size, shown = None, pictures_of(pictures, None, locate(Path(trained)))
+        size, shown = None, pictures_of(pictures, Reading(), locate(Path(trained)))
     else:
         options = OPTIONS.get(head, {}) if is_head else {}
         model = as_if_trained(build(name, 20 if is_head else 1000, options=options), size)

@@ -327,7 +327,7 @@ def test_the_bytes_of_a_file_bound_its_memory(monkeypatch):
 
 def test_pictures_for_a_proof_that_cannot_be_read_are_left_out(tmp_path, capsys):
     from fleetnet import checkpoint
-    from fleetnet.cli._data import pictures_of
+    from fleetnet.cli._data import Reading, pictures_of
     from fleetnet.tasks import build
 
     for name in ("a/1.png", "a/2.png", "b/1.png"):
@@ -338,7 +338,7 @@ def test_pictures_for_a_proof_that_cannot_be_read_are_left_out(tmp_path, capsys)
     file = tmp_path / "best.safetensors"
     model = build("fasternet_t0", 2)
     checkpoint.save(file, model, classes=["a", "b"], preprocess=Preprocess((32, 32)))
-    names = [str(one) for one in pictures_of(str(tmp_path / "data"), None, file)]
+    names = [str(one) for one in pictures_of(str(tmp_path / "data"), Reading(), file)]
     assert names == [str(tmp_path / "data" / name) for name in ("a/1.png", "b/1.png")]
     said = capsys.readouterr().err
     assert f"skipped cannot read image {str(broken)!r}" in said
@@ -346,4 +346,4 @@ def test_pictures_for_a_proof_that_cannot_be_read_are_left_out(tmp_path, capsys)
     for good in names:
         Path(good).write_bytes(b"")
     with pytest.raises(DataError, match="none of 3 pictures"):
-        pictures_of(str(tmp_path / "data"), None, file)
+        pictures_of(str(tmp_path / "data"), Reading(), file)

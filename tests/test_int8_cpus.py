@@ -281,7 +281,7 @@ def test_eval_says_it_in_one_line(
 ) -> None:
     monkeypatch.setattr("fleetnet.int8._search.overflowing", lambda weights: [])
     round_coarsely(monkeypatch)
-    words = f"quantize --model {run} --data {photos} --to onnx --images 8 --max-drop 100 --threads 1 --out {tmp_path}"
+    words = f"quantize --model {run} --data {photos} --to onnx --pictures 8 --max-drop 100 --threads 1 --out {tmp_path}"
     assert main(words.split()) == 0
     monkeypatch.setattr(onnx_runtime, "int8_class", lambda: AVX2)
     capsys.readouterr()

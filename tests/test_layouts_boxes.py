@@ -25,12 +25,15 @@ from support.layouts import (
     yolo,
 )
 
+import fleetnet
 from fleetnet.cli import main
+from fleetnet.cli._data import Reading, pictures_of
 from fleetnet.data import load
 from fleetnet.data._contents import contents_of
 from fleetnet.data._names import by_name
 from fleetnet.data._record import record, to_measure
 from fleetnet.errors import DataError, UsageError
+from fleetnet.measure.tune import judge_of
 
 PARTS = {"train": TRAIN, "val": VAL}
 ALL = {"train": TRAIN, "val": VAL, "test": TEST}
@@ -1032,6 +1035,21 @@ def test_images_elsewhere_in_the_verbs(tmp_path, capsys):
     capsys.readouterr()
     assert main(words) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["read"]["images"] == len(VAL)
+    # what export, verify, bench --tune and quantize read
+    file, reading = Path(run) / "best.safetensors", Reading(images=str(moved))
+    pictures = pictures_of(str(home), reading, file)
+    assert all(Path(str(picture)).is_relative_to(moved) for picture in pictures)
+    assert len(pictures) == len(VAL)
+    judged = judge_of(fleetnet.load(file), str(home), None, reading.elsewhere).by
+    assert judged.endswith(f"on {len(VAL)} images")
+    words = ["quantize", "--model", run, "--data", str(home), "--to", "onnx"]
+    assert main([*words, "--pictures", "1", "--max-drop", "100"]) == 3  # they have moved
+    capsys.readouterr()
+    assert main([*words, "--images", "1"]) == 2
+    assert "--pictures 1" in capsys.readouterr().err
+    moved.rename(disk)  # where the settings of the run say that they lie
+    assert len(pictures_of(str(home), Reading(), file)) == len(VAL)
+    assert judge_of(fleetnet.load(file), str(home), None).by == judged
 
 
 def test_images_elsewhere_of_a_run_that_goes_on(tmp_path, capsys, monkeypatch):

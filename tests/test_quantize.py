@@ -625,7 +625,7 @@ def test_command(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(cli.VERBS, "quantize", "write a network in int8")
-    words = f"quantize --model {run} --data {photos} --to onnx --images 16 --max-drop 10 --threads 1 --sensitivity"
+    words = f"quantize --model {run} --data {photos} --to onnx --pictures 16 --max-drop 10 --threads 1 --sensitivity"
     assert main([*words.split(), "--skip", "head.*", "--out", str(tmp_path), "--json"]) == 0
     captured = capsys.readouterr()
     document: dict[str, Any] = json.loads(captured.out.splitlines()[-1])
@@ -649,7 +649,8 @@ def test_command(
     save_file(
         {key: v.half() if v.is_floating_point() else v for key, v in state.items()}, half, notes
     )
-    words = f"quantize --model {half} --data {photos} --images 16 --max-drop 100 --threads 1 --out {tmp_path / 'half'}"
+    out = tmp_path / "half"
+    words = f"quantize --model {half} --data {photos} --pictures 16 --max-drop 100 --threads 1 --out {out}"
     made_by = int8.find("onnx").writer
     monkeypatch.setattr(int8.find("onnx"), "writer", fails)
     # one is refused, the other is written

@@ -74,7 +74,7 @@ def test_quantizing_with_several_attempts_reads_all_once(
     # The checkpoint has 100 %, the first two int8 files lose too much.
     values: Iterator[float] = iter([100.0, 50.0, 60.0, 100.0])
     monkeypatch.setattr("fleetnet.int8._search.decisive", lambda result: next(values))
-    words = f"quantize --model {run} --data {photos} --to onnx --images 8 --threads 1"
+    words = f"quantize --model {run} --data {photos} --to onnx --pictures 8 --threads 1"
     assert main([*words.split(), "--out", str(tmp_path), "--json"]) == 0
     (made,) = json.loads(capsys.readouterr().out.splitlines()[-1])["quantized"]
     assert len(made["attempts"]) == 3

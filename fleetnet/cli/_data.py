@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import DataError
+from ..errors import DataError, UsageError
+from ..find import names
 from ._settings import About
 from ._show import say
 
 if TYPE_CHECKING:
-    from ..data import Split
+    from ..data import Places, Split
     from ..data._contents import Contents
     from ..deploy.predictor import One
     from ..review import Finding
@@ -24,13 +25,26 @@ PICTURES = 16  # at most, for the proof of a file
 IMAGES, OF_PIXELS = {"label": 32, "tags": 32, "boxes": 16}, 4
 
 
+def _no_runtime(word: str) -> None:
+    """`UsageError` where --format names a runtime, as in other tools."""
+    from ..synonyms import meanings
+
+    runtimes = [name for name in (word.lower(), *meanings(word)) if name in names("runtimes")]
+    if runtimes:
+        raise UsageError(
+            f"--format is that of the data; the runtime of the file is --to {runtimes[0]}"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Reading:
     """Settings of how data are read, of the verbs that take them as people have them."""
 
     format: str | None = field(
         default=None,
-        metadata=About(help="format of the data, where finding it out fails", null=True),
+        metadata=About(
+            help="format of the data, where finding it out fails", null=True, check=_no_runtime
+        ),
     )
     images: str | None = field(
         default=None,
@@ -45,10 +59,16 @@ class Reading:
         ),
     )
 
+    @property
+    def elsewhere(self) -> "Places":
+        """Where images and label maps are that lie apart."""
+        from ..data import Places
+
+        return Places(self.images, self.masks)
+
 
 def task_of(model: str) -> str:
     """The task of a model, of which a user may give the task alone; `ModelError` where there is none."""
-    from ..find import names
     from ..tasks import check_name, split_name
 
     if model in names("tasks"):
@@ -79,19 +99,22 @@ def images_at_a_time(target: str) -> int:
     return IMAGES.get(target, OF_PIXELS)
 
 
-def pictures_of(root: str | None, format: str | None, checkpoint: Path) -> "list[One]":
+def pictures_of(root: str | None, reading: Reading, checkpoint: Path) -> "list[One]":
     """Pictures of the data for a checkpoint, spread over the list; none where there are no data.
 
     Those that cannot be read are named and left out; `DataError` where none can.
     """
     from .. import data, tasks
     from ..checkpoint import read_facts
+    from ..data._record import places_of
     from ..deploy.predictor import read_picture
 
     if not root:
         return []
     facts = read_facts(checkpoint)
-    samples = data.load(root, None, format, tasks.find(facts.task).TARGET).samples
+    target = tasks.find(facts.task).TARGET
+    places = places_of(root, facts.settings, reading.elsewhere)
+    samples = data.load(root, None, reading.format, target, *places).samples
     some = samples[:: -(-len(samples) // PICTURES)]
     readable: list[One] = []
     for sample in some:

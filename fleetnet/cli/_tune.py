@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import UsageError
+from ._data import Reading
 from ._show import say, table, tell
 from ._timing import measure, say_doubts, threads_of, write_csv
 
@@ -27,7 +28,7 @@ def tune(
     models: Sequence[str],
     root: str,
     *,
-    format: str | None,
+    reading: Reading,
     to: str | None,
     threads: str | None,
     limit: float,
@@ -49,7 +50,7 @@ def tune(
     # before what takes minutes
     others = {path: alike(load(path, trust=trust), reference, path) for path in files}
     say(f"judging {model}")
-    judge = judge_of(reference, root, format)
+    judge = judge_of(reference, root, reading.format, reading.elsewhere)
     choices = all_choices() if to is None else [choice(text) for text in to.split(",")]
     with tempfile.TemporaryDirectory() as folder:
         made = candidates(trained, others, judge, choices, numbers, Path(folder), say, trust=trust)

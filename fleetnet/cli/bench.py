@@ -12,6 +12,7 @@ from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
 from ..errors import UsageError, suggest
 from ..measure.candidates import FORMS, Accuracy, Subject, Wanted
 from ._arguments import TRUST, check_outputs, flag, usual_sizes
+from ._data import Reading
 from ._settings import About, switch
 from ._show import say, table, tell
 from ._timing import measure, say_conditions, say_doubts, threads_of, write_csv
@@ -86,9 +87,8 @@ class Bench:
         default=None,
         metadata=About(help="--tune: images with labels, or a folder of images without"),
     )
-    format: str | None = field(
-        default=None,
-        metadata=About(help="--tune: format of the data, where finding it out fails", null=True),
+    reading: Reading = field(
+        default_factory=Reading, metadata=About(help="--tune: how the data are read")
     )
     max_drop: float | None = field(
         default=None,
@@ -121,7 +121,7 @@ def run(settings: Bench) -> dict[str, object]:
         return tune(
             settings.model,
             settings.data,
-            format=settings.format,
+            reading=settings.reading,
             to=settings.to,
             threads=settings.threads,
             limit=MAX_DROP if settings.max_drop is None else settings.max_drop,
@@ -186,7 +186,9 @@ def _check_pairs(settings: Bench) -> None:
     """`UsageError` for a flag without the one that it goes with."""
     pairs = [  # a flag, its value, the one that it needs, and the value of that
         ("data", settings.data, "tune", settings.tune),
-        ("format", settings.format, "tune", settings.tune),
+        ("format", settings.reading.format, "data", settings.data),
+        ("images", settings.reading.images, "data", settings.data),
+        ("masks", settings.reading.masks, "data", settings.data),
         ("max_drop", settings.max_drop, "tune", settings.tune),
         ("binary", settings.binary, "device", settings.device),
         ("device", settings.device, "binary", settings.binary),

@@ -169,7 +169,6 @@ def run(settings: Eval) -> dict[str, object]:
 
 def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
     """The samples to evaluate on, with the classes of the model."""
-    from ..data import Places
     from ..data._names import by_name, only
     from ..data._record import to_measure
 
@@ -180,7 +179,7 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
         target,
         settings.model,
         predictor.facts.settings,
-        Places(settings.reading.images, settings.reading.masks),
+        settings.reading.elsewhere,
     )
     if settings.limits.only:
         split = only(split, settings.limits.only)

@@ -15,7 +15,7 @@ from jsonargparse.typing import PositiveInt
 from ..errors import ExportError, ModelError, UsageError
 from ..find import names
 from ._arguments import flag, output_folder, usual_sizes
-from ._data import pictures_of
+from ._data import Reading, pictures_of
 from ._limits import DetectorLimits
 from ._settings import About, switch
 from ._show import say, table, tell
@@ -29,17 +29,6 @@ if TYPE_CHECKING:
 EXAMPLE = "fleetnet export --model runs/classification/mobileone_s0-photos --to onnx"
 # columns left out first where it is narrow
 LEAST = "images", "largest difference", "input", "allowed"
-
-
-def _no_runtime(word: str) -> None:
-    """`UsageError` where --format names a runtime, as in other tools."""
-    from ..synonyms import meanings
-
-    runtimes = [name for name in (word.lower(), *meanings(word)) if name in names("runtimes")]
-    if runtimes:
-        raise UsageError(
-            f"--format is that of the data; the runtime of the file is --to {runtimes[0]}"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,12 +86,7 @@ class Export:
         default=None,
         metadata=About(help="verify on images of this data too, not on random ones alone"),
     )
-    format: str | None = field(
-        default=None,
-        metadata=About(
-            help="format of the data, where finding it out fails", null=True, check=_no_runtime
-        ),
-    )
+    reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
     explain: bool = switch("name the first layer of a file that differs")
     isolated: bool = switch("make the environments that converters need, where they are missing")
     check: bool = switch("only try whether runtimes can hold the model; a name has random weights")
@@ -150,7 +134,9 @@ def _check_with_check(settings: Export) -> None:
     of_export = {
         "out": settings.out,
         "data": settings.data,
-        "format": settings.format,
+        "format": settings.reading.format,
+        "images": settings.reading.images,
+        "masks": settings.reading.masks,
         "explain": settings.explain,
         "embed_preprocess": settings.embed_preprocess,
     }
@@ -235,7 +221,7 @@ def _export(settings: Export, targets: Sequence[Target]) -> dict[str, object]:
     path = locate(Path(settings.model))
     out = output_folder(path, settings.out)
     trained = Trained.read(path)
-    pictures = pictures_of(settings.data, settings.format, path)
+    pictures = pictures_of(settings.data, settings.reading, path)
     written = [
         _exported(settings, trained, out, name, precision, pictures) for name, precision in targets
     ]

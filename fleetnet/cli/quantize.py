@@ -18,7 +18,7 @@ from ..find import names
 from ..reading import Member
 from ..training.config import TrainConfig
 from ._arguments import TIMEOUT, output_folder
-from ._data import images_at_a_time, say_data
+from ._data import Reading, images_at_a_time, say_data
 from ._settings import About, switch
 from ._show import say, table
 
@@ -45,10 +45,7 @@ class Quantize:
     data: str = field(
         metadata=About(help="folder, list or annotation file: train calibrates, val decides")
     )
-    format: str | None = field(
-        default=None,
-        metadata=About(help="format of the data, where finding it out fails", null=True),
-    )
+    reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
     to: str = field(metadata=About(help="runtimes, separated by commas: onnx, openvino"))
     out: str | None = field(
         default=None, metadata=About(help="folder", usual="export/ beside the checkpoint")
@@ -65,8 +62,8 @@ class Quantize:
             help="largest share of the annotations that may be unusable", kind=ClosedUnitInterval
         ),
     )
-    images: int = field(
-        default=128, metadata=About(help="pictures to calibrate on", kind=PositiveInt)
+    pictures: int = field(
+        default=128, metadata=About(help="how many pictures to calibrate on", kind=PositiveInt)
     )
     calibrate_on: str | None = field(
         default=None,
@@ -101,6 +98,12 @@ class Quantize:
 def run(settings: Quantize) -> dict[str, object]:
     runtimes = [name.strip() for name in settings.to.split(",")]
     _check_runtimes(runtimes)
+    count = settings.reading.images or ""
+    if count.isdecimal() and not Path(count).exists():  # what the flag once meant
+        raise UsageError(
+            f"--images is a folder, and there is no {count!r}; how many pictures to calibrate on "
+            f"is --pictures {count}"
+        )
 
     import torch
 
@@ -114,7 +117,7 @@ def run(settings: Quantize) -> dict[str, object]:
     facts = checkpoint.read_facts(path)
     target = tasks.find(facts.task).TARGET
     val = _validation(settings, path, facts, target)
-    images, source = _calibration(settings, facts.preprocess, target)
+    images, source = _calibration(settings, facts, target)
     say(f"calibrating on {len(images)} pictures of {source}")
     batches = _batches(settings, val, facts.preprocess, target)
     prepared = prepare(
@@ -174,7 +177,10 @@ def _validation(settings: Quantize, path: Path, facts: "Facts", target: str) -> 
     from ..data._record import to_measure
     from ..review.usable import check_usable
 
-    split = to_measure(settings.data, "val", settings.format, target, path, facts.settings)
+    how = settings.reading
+    split = to_measure(
+        settings.data, "val", how.format, target, path, facts.settings, how.elsewhere
+    )
     split = by_name(split, facts.classes, str(path))
     contents = contents_of(split, target)
     say_data("judged on", split, contents)
@@ -182,11 +188,10 @@ def _validation(settings: Quantize, path: Path, facts: "Facts", target: str) -> 
     return split
 
 
-def _calibration(
-    settings: Quantize, preprocess: "Preprocess", target: str
-) -> "tuple[torch.Tensor, str]":
+def _calibration(settings: Quantize, facts: "Facts", target: str) -> "tuple[torch.Tensor, str]":
     """Pictures to calibrate on, as the network gets them (N, 3, H, W), and where they are from."""
     from .. import data
+    from ..data._record import places_of
     from ..images import Source as OfPicture
     from ..images import find_images
     from ..int8._prepared import calibration
@@ -195,9 +200,11 @@ def _calibration(
     if settings.calibrate_on:
         sources, source = find_images(settings.calibrate_on)[0], settings.calibrate_on
     else:
-        samples = data.load(settings.data, "train", settings.format, target).samples
+        how = settings.reading
+        places = places_of(settings.data, facts.settings, how.elsewhere)
+        samples = data.load(settings.data, "train", how.format, target, *places).samples
         sources, source = [sample.image for sample in samples], f"{settings.data}, train"
-    return calibration(sources, preprocess, settings.images), source
+    return calibration(sources, facts.preprocess, settings.pictures), source
 
 
 def _batches(

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ._arguments import TRUST
-from ._data import pictures_of
+from ._data import Reading, pictures_of
 from ._settings import About, switch
 from ._show import say, table
 
@@ -29,9 +29,7 @@ class Verify:
         default=None,
         metadata=About(help="compare on images of this data too, not on random ones alone"),
     )
-    format: str | None = field(
-        default=None, metadata=About(help="format of the data", usual="found out", null=True)
-    )
+    reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
     trust: bool = switch(TRUST)
     explain: bool = switch("where the file differs, name the first layer that does")
 
@@ -50,7 +48,7 @@ def run(settings: Verify) -> dict[str, object]:
     parity = verify(
         path,
         file,
-        pictures=pictures_of(settings.data, settings.format, path),
+        pictures=pictures_of(settings.data, settings.reading, path),
         explain=settings.explain,
         trust=settings.trust,
     )

@@ -101,11 +101,8 @@ def to_measure(
     came since. Other data are measured as `load` reads them: the split that is asked for, or what
     is named.
     """
-    trained_on = settings.get("data")
-    same = isinstance(trained_on, str) and os.path.abspath(trained_on) == os.path.abspath(root)
-    if same and elsewhere == USUAL:
-        named = (settings.get(key) for key in Places._fields)
-        elsewhere = Places(*(folder if isinstance(folder, str) else None for folder in named))
+    same = _is_trained_on(root, settings)
+    elsewhere = places_of(root, settings, elsewhere)
     if split not in (None, "val"):
         return data.load(root, split, format, target, *elsewhere)
     kept = _read_record(Path(model))
@@ -120,6 +117,19 @@ def to_measure(
     ):
         return data.load(root, split, format, target, *elsewhere)
     return _chosen(parts, names, root)
+
+
+def _is_trained_on(root: str, settings: Mapping[str, object]) -> bool:
+    trained_on = settings.get("data")
+    return isinstance(trained_on, str) and os.path.abspath(trained_on) == os.path.abspath(root)
+
+
+def places_of(root: str, settings: Mapping[str, object], elsewhere: Places) -> Places:
+    """Where parts of the data lie: as the user says now, else as a training on the same data had it."""
+    if elsewhere != USUAL or not _is_trained_on(root, settings):
+        return elsewhere
+    of_training = (settings.get(key) for key in Places._fields)
+    return Places(*(folder if isinstance(folder, str) else None for folder in of_training))
 
 
 def _parts(

@@ -16,7 +16,7 @@ from .candidates import Say, Subject, eager, of_file, one_pool
 if TYPE_CHECKING:
     import torch
 
-    from ..data import Split
+    from ..data import Places, Split
     from ..deploy.predictor import One, Predictor
     from ..deploy.trained import Trained
     from .latency import Row
@@ -168,17 +168,26 @@ def alike(file: "Predictor", reference: "Predictor", path: str) -> "Predictor":
     return file
 
 
-def judge_of(reference: "Predictor", root: str, format: str | None) -> Judge:
+def judge_of(
+    reference: "Predictor", root: str, format: str | None, elsewhere: "Places | None" = None
+) -> Judge:
     """By the labels of the data, or of pictures without labels by agreement with the model."""
     from .. import data, tasks
     from ..data._contents import contents_of
     from ..data._names import by_name
+    from ..data._record import places_of
     from ..review.usable import check_usable
 
     target = tasks.find(reference.task).TARGET
-    if format is None and Path(root).is_dir() and not _is_of_a_format(root, target):
+    places = places_of(root, reference.facts.settings, elsewhere or data.Places())
+    if (
+        format is None
+        and places == data.Places()
+        and Path(root).is_dir()
+        and not _is_of_a_format(root, target)
+    ):
         return _by_agreement(reference, root)
-    split = by_name(data.load(root, "val", format, target), reference.classes, "the model")
+    split = by_name(data.load(root, "val", format, target, *places), reference.classes, "the model")
     check_usable(split, contents_of(split, target), max_bad=1.0, learn=False)
     metric, expected = _decisive(reference, split)
     samples = split.samples[:: -(-len(split.samples) // PICTURES)]
