@@ -33,6 +33,30 @@ def test_the_sheet_is_the_first_batch_of_a_training(
     assert sheet.read_bytes() != (run / "plots" / "training_batch_1.jpg").read_bytes()
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        "--interpolation bicubic --normalize none --channel-order BGR --repeats 2",
+        "--sizes 32,64 --auto-augment randaugment",
+        "--curriculum 0:64:0.2,1:32:1 --auto-augment randaugment",
+    ],
+)
+def test_the_sheet_follows_every_setting_that_a_picture_goes_through(
+    settings: str, photos: Path, tmp_path: Path
+) -> None:
+    words = ["--data", str(photos), "--size", "32", *settings.split()]
+    run = ["--epochs", "1", "--batch-size", "8", "--model", "fasternet_t0", "--run", "run"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path)
+        assert main(["train", *words, *run]) == 0
+    first = tmp_path / "run" / "plots" / "training_batch_1.jpg"
+    sheet = tmp_path / "sheet.jpg"
+    assert show(*words, "--count", "8", "--out", str(sheet)) == 0
+    assert sheet.read_bytes() == first.read_bytes()
+    assert show(*words[:4], "--count", "8", "--out", str(sheet)) == 0
+    assert sheet.read_bytes() != first.read_bytes()
+
+
 @pytest.mark.parametrize("task", names("tasks"))
 def test_every_task_shows_its_annotations_beside_the_whole_picture(
     task: str, tmp_path: Path

@@ -95,7 +95,7 @@ def test_defaults_of_int8_are_those_of_the_library():
     assert defaults["most"] == of_quantize["most"].default
     assert defaults["max_drop"] == of_quantize["max_drop"].default
     assert (
-        defaults["images"] == inspect.signature(_prepared.calibration).parameters["count"].default
+        defaults["pictures"] == inspect.signature(_prepared.calibration).parameters["count"].default
     )
     assert defaults["timeout"] == loader.MINUTES
 

@@ -18,7 +18,6 @@ from ..inputs.loader import Batches, batches_of
 from ..inputs.samplers import Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
-from ..sizes import parse_curriculum
 from ..tasks import Model
 from .config import TrainConfig
 from .distill import objective_of
@@ -30,13 +29,12 @@ from .optimizer import average_of, clip_adaptively, optimizer_of
 from .run import Before, Training
 from .schedule import Schedule
 from .setup import (
-    AtOtherSizes,
-    augmentation_of,
     evaluation_limits,
     may_be_channels_last,
     order_of,
     sizes_and_boxes,
     sizes_of,
+    training_set,
 )
 
 if TYPE_CHECKING:
@@ -191,17 +189,7 @@ def _batches(
     """Those that are trained on, and those that are evaluated."""
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
-    data = ImageDataset(
-        train,
-        preprocess,
-        augmentation_of(task, preprocess, config) if augment is None else augment,
-        target=task.TARGET,
-        seed=config.seed,
-        plain_from=config.epochs - config.plain_epochs,
-        curriculum=parse_curriculum(config.curriculum),
-        at=AtOtherSizes(model.task, preprocess, config),
-        cache=config.cache,
-    )
+    data = training_set(model.task, train, preprocess, config, augment)
 
     def batches(images: ImageDataset, order: Order | None = None) -> Batches:
         return batches_of(

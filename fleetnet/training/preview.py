@@ -4,7 +4,6 @@ They are drawn as a run with the same settings would draw its first batch: in th
 crops and the mixing of its seed.
 """
 
-from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
@@ -22,10 +21,10 @@ from ..inputs.samplers import Draws
 from ..preprocess import Preprocess
 from ..report.draw import captioned, grid
 from ..resizing import array_of
-from .config import TrainConfig, parse_values
+from .config import TrainConfig
 from .objective import mixed_and_sized
 from .pictures import SIDE, drawn
-from .setup import augmentation_of, order_of, with_values
+from .setup import as_set, at_size, order_of, sizes_of, training_set
 
 COLUMNS = 4
 
@@ -46,14 +45,14 @@ def preview(
     `DataError` where none of the samples can be read.
     """
     task = tasks.find(name)
-    values = parse_values(with_values(config, split)[0].scale_values)
     channels = RGB if config.channels is None else parse_channels(config.channels)
     usual = Preprocess(config.size).for_channels(channels)
-    preprocess = replace(usual, values=values, mode=task.MODE)
-    augment = augmentation_of(task, preprocess, config)
-    data = ImageDataset(split, preprocess, augment, target=task.TARGET, seed=config.seed)
-    draws = list(islice(Draws(order_of(config, split)), count))
-    batch = collate(data.__getitems__(draws))
+    preprocess = at_size(as_set(usual, split, config), task, config)
+    data = training_set(name, split, preprocess, config)
+    sizes = sizes_of(config)
+    size = None if sizes is None else sizes.at(0, 0)
+    draws = islice(Draws(order_of(config, split)), count)
+    batch = collate(data.__getitems__([draw._replace(size=size) for draw in draws]))
     if not batch.indices:
         raise DataError(f"no sample can be read; the first: {batch.skipped[0]}")
     with states_kept():

@@ -18,10 +18,10 @@ from ..facts import Source
 from ..images import Range, measure
 from ..images import value_range as range_of_files
 from ..inputs.augment import Augmentation, augmentation
-from ..inputs.dataset import Look
+from ..inputs.dataset import ImageDataset, Look
 from ..inputs.samplers import Balanced, Order, Repeated, Shuffled, Sizes, labels_of
 from ..preprocess import Preprocess
-from ..sizes import Size, parse_sizes
+from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Annotated, Model, Task
 from .checks import check_device
 from .config import TrainConfig, parse_values
@@ -123,13 +123,19 @@ def preprocess_of(
     Of a run that goes on, what it began with: `of_run` is the preprocessing in its checkpoints.
     """
     usual = Preprocess(config.size).for_channels(model.channels)
-    preprocess = of_run or model.preprocess or usual
-    if of_run is None:
-        preprocess = _as_wanted(preprocess, config)
-        decided = with_values(config, train)[0].scale_values  # as text, which config.yaml will hold
-        preprocess = replace(preprocess, values=parse_values(decided))
-    mode = tasks.find(model.task).MODE
-    return replace(preprocess, size=config.size, crop=config.crop, mode=mode)
+    preprocess = of_run or as_set(model.preprocess or usual, train, config)
+    return at_size(preprocess, tasks.find(model.task), config)
+
+
+def as_set(preprocess: Preprocess, train: Split, config: TrainConfig) -> Preprocess:
+    """With all that settings say of how values become those of the network."""
+    decided = with_values(config, train)[0].scale_values  # as text, which config.yaml will hold
+    return replace(_as_wanted(preprocess, config), values=parse_values(decided))
+
+
+def at_size(preprocess: Preprocess, task: Task, config: TrainConfig) -> Preprocess:
+    """With size and crop of the settings, and the mode of the task; `task` is its file."""
+    return replace(preprocess, size=config.size, crop=config.crop, mode=task.MODE)
 
 
 def _as_wanted(preprocess: Preprocess, config: TrainConfig) -> Preprocess:
@@ -201,6 +207,28 @@ class AtOtherSizes:
     def __call__(self, size: Size, strength: float) -> Look:
         resized = replace(self.preprocess, size=size)
         return Look(resized, augmentation_of(tasks.find(self.task), resized, self.config, strength))
+
+
+def training_set(
+    task: str,
+    train: Split,
+    preprocess: Preprocess,
+    config: TrainConfig,
+    augment: Augmentation | None = None,
+) -> ImageDataset:
+    """The samples as a training learns from them, by settings or by an `augment` of its own."""
+    module = tasks.find(task)
+    return ImageDataset(
+        train,
+        preprocess,
+        augmentation_of(module, preprocess, config) if augment is None else augment,
+        target=module.TARGET,
+        seed=config.seed,
+        plain_from=config.epochs - config.plain_epochs,
+        curriculum=parse_curriculum(config.curriculum),
+        at=AtOtherSizes(task, preprocess, config),
+        cache=config.cache,
+    )
 
 
 def sizes_of(config: TrainConfig) -> Sizes | None:
