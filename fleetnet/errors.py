@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from .synonyms import instead, meanings, plain
+from .synonyms import SETTINGS, absent, instead, keys, meanings, plain
 
 
 class FleetnetError(Exception):
@@ -96,6 +96,7 @@ def suggest(word: str, allowed: Iterable[str], kind: str = "", listed_by: str = 
     likely = _likely(word, names)
     proposed = instead(kind, word)
     near = [] if proposed else _by_meaning(word, names, kind)
+    proposed = proposed or (None if near else absent(word))
     answered = bool(proposed or near)
     near = near or ([] if proposed else [repr(name) for name in _by_spelling(likely)])
     if near:
@@ -110,8 +111,11 @@ def suggest(word: str, allowed: Iterable[str], kind: str = "", listed_by: str = 
 def _by_meaning(word: str, names: list[str], kind: str) -> list[str]:
     """What the word is called here, as it is to be typed."""
     by_plain = {plain(name): name for name in names}
-    if plain(word) in by_plain and plain(word):
-        return [repr(by_plain[plain(word)])]
+    for key in keys(word):
+        if key and key in by_plain:
+            return [repr(by_plain[key])]
+        if key in SETTINGS:
+            break
     near = []
     for meaning in meanings(word):
         key, _, value = meaning.partition("=")

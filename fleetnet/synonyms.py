@@ -6,6 +6,7 @@ leaves them. `errors.suggest` looks them up.
 """
 
 import re
+from collections.abc import Collection, Iterator, Mapping
 
 # Settings: as flags, as keys of a recipe, as keyword arguments. "name=value" proposes the value
 # too.
@@ -43,6 +44,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "d": ("data",),
     "datasetformat": ("format",),
     "datatype": ("format",),
+    "classes": ("only", "classes"),
     "numclasses": ("classes",),
     "nclasses": ("classes",),
     "classnum": ("classes",),
@@ -179,7 +181,7 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "manualseed": ("seed",),
     "config": ("recipe",),
     "configfile": ("recipe",),
-    "cfg": ("recipe",),
+    "cfg": ("recipe", "model"),
     "hyp": ("recipe",),
     "c": ("recipe",),
     "output": ("out", "run"),
@@ -198,6 +200,64 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "resumefrom": ("resume",),
     "resumepath": ("resume",),
     "continue": ("resume",),
+    # Settings that stand in sections, where their last word alone would mean something else or
+    # nothing.
+    "archname": ("model",),
+    "archpretrained": ("weights=default",),
+    "checkpoints": ("resume",),
+    "optimizername": ("optimizer",),
+    "lrname": ("schedule",),
+    "coeff": ("weight_decay",),
+    "epsilon": ("label_smoothing",),
+    "warmupepoch": ("warmup_epochs",),
+    "warmupstartlr": ("warmup_lr",),
+    "imageroot": ("data",),
+    "clslabelpath": ("data",),
+    "saveinferencedir": ("out",),
+    "useamp": ("precision=fp16",),
+    "resultsloc": ("run",),
+    "runlabel": ("run",),
+    "accumfreq": ("accumulate",),
+    "autoresume": ("resume",),
+    "roottrain": ("data",),
+    "rootval": ("data",),
+    "datasetname": ("format",),
+    "trainbatchsize0": ("batch_size",),
+    "valbatchsize0": ("batch_size",),
+    "evalbatchsize0": ("batch_size",),
+    "classificationname": ("model",),
+    "detectionname": ("model",),
+    "segmentationname": ("model",),
+    "normalizationname": ("norm",),
+    "optimname": ("optimizer",),
+    "beta1": ("momentum",),
+    "nodecaybnfilterbias": ("decay_norms",),
+    "schedulername": ("schedule",),
+    "isiterationbased": ("rate_by",),
+    "emaenable": ("ema",),
+    "samplername": ("sizes",),
+    "vbscropsizewidth": ("size",),
+    "vbscropsizeheight": ("size",),
+    "vbsmincropsizewidth": ("sizes",),
+    "vbsmaxcropsizewidth": ("sizes",),
+    "vbsmaxnscales": ("sizes",),
+    # timm's
+    "inchans": ("channels",),
+    "augrepeats": ("repeats",),
+    "lrbase": ("lr",),
+    "lrbasesize": ("lr_batch",),
+    "schedonupdates": ("rate_by=step",),
+    "decaymilestones": ("step_epochs",),
+    "warmupprefix": ("cosine_from=warmup",),
+    "patienceepochs": ("patience",),
+    "clipmode": ("agc",),
+    "modelemawarmup": ("ema_warmup",),
+    "traininterpolation": ("interpolation",),
+    "ampdtype": ("precision",),
+    "mean": ("normalize",),
+    "std": ("normalize",),
+    # of YOLO's programs
+    "imageweights": ("balance=true",),
     # predict and eval
     "conf": ("score",),
     "confidence": ("score",),
@@ -381,6 +441,8 @@ VALUES: dict[str, tuple[str, ...]] = {
     "mobileone": ("mobileone_s0",),
 }
 
+KEPT = "leave it out: the state is kept after every epoch for --resume, and the best weights"
+
 # Where no word of ours means the same: what to do instead, by the kind of thing that was asked for.
 INSTEAD: dict[str, dict[str, str]] = {
     "runtime": {
@@ -399,6 +461,48 @@ INSTEAD: dict[str, dict[str, str]] = {
         "verbose": "leave it out: what is done is said; --debug shows tracebacks",
         "v": "leave it out: what is done is said; --debug shows tracebacks",
         "lrf": "give --min-lr: the learning rate at the end, not a share of the peak",
+        "emamomentum": "give --ema: what is kept of the average, 1 less this, as --ema 0.9995 for "
+        "0.0005",
+        "warmupmomentum": "leave it out: momentum stays as it is in the warm-up",
+        "warmupbiaslr": "leave it out: biases warm up as all else",
+        "lrbasescale": "leave it out: the rate grows with the images an update (--lr-batch)",
+        "saveinterval": KEPT,
+        "saveperiod": KEPT,
+        "nosave": KEPT,
+        "checkpointhist": KEPT,
+        "recoveryinterval": KEPT,
+        "kbestcheckpoints": KEPT,
+        "printbatchstep": "leave it out: the terminal shows each step, log.jsonl each epoch",
+        "loginterval": "leave it out: the terminal shows each step, log.jsonl each epoch",
+        "logfreq": "leave it out: the terminal shows each step, log.jsonl each epoch",
+        "noval": "give --eval-every: the last epoch is evaluated always",
+        "noplots": "leave it out: figures are drawn once, at the end",
+        "existok": "leave it out: a run folder is never written over; --resume goes on with one",
+        "noautoanchor": "leave it out: anchors are not searched for",
+        "anchort": "leave it out: anchors are not searched for",
+        "rect": "give --size HEIGHTxWIDTH: all pictures have one",
+        "singlecls": "write the labels so: every class of the data is learned",
+        "evolve": "leave it out: settings are not searched for",
+        "entity": "leave it out: runs stay in their folder",
+        "bucket": "leave it out: runs stay in their folder",
+        "source": "the pictures stand by themselves: fleetnet predict --model RUN photos/*.jpg",
+        "inferimgs": "the pictures stand by themselves: fleetnet predict --model RUN photos/*.jpg",
+        "pinmem": "leave it out: memory is pinned where there is a GPU",
+        "pinmemory": "leave it out: memory is pinned where there is a GPU",
+        "persistentworkers": "leave it out: workers are looked after by themselves",
+        "useshm": "leave it out: workers share memory",
+        "usesharedmemory": "leave it out: workers share memory",
+        "noprefetcher": "leave it out: pictures are read by --workers N processes ahead of the step",
+        "reduction": "leave it out: losses are means over the batch",
+        "evalmetric": "leave it out: top-1, AP or mean IoU decides, by the task",
+        "checkpointmetric": "leave it out: top-1, AP or mean IoU decides, by the task",
+        "checkpointmetricmax": "leave it out: top-1, AP or mean IoU decides, by the task",
+        "distbn": "leave it out: process 0 is evaluated and saved; --norm sync shares statistics",
+        "torchcompile": "leave it out: networks are trained as they are",
+        "drop": "leave it out, or --drop-path: stochastic depth",
+        "vflip": "leave it out: pictures are mirrored left to right alone (--flip)",
+        "flipud": "leave it out: pictures are mirrored left to right alone (--flip)",
+        "localrank": "leave it out: the launcher says it by the environment",
         "distributed": "leave it out: one process trains, on one device",
         "worldsize": "leave it out: one process trains, on one device",
         "task": "the task is in the name of the model, as --model yolo/repvit_m0_9",
@@ -420,6 +524,12 @@ INSTEAD: dict[str, dict[str, str]] = {
 }
 INSTEAD["key"] = INSTEAD["argument"] = INSTEAD["flag"]
 
+# The same by our own names, where a setting of that name is not to be had.
+ABSENT = {"classes": "leave it out: the data have their classes"}
+
+# Whose values in the files of other tools are the names of their parts, and none of ours.
+OF_THEIR_PARTS = {"datasetname", "samplername"}
+
 # What other tools call whole detectors and segmenters begins with one of these; here they are heads
 # on a backbone.
 HEADS = {
@@ -436,15 +546,75 @@ def plain(word: str) -> str:
     return re.sub(r"[^a-z0-9]", "", word.lower())
 
 
+def keys(word: str) -> list[str]:
+    """A word as it may stand in a table, whole and without the sections before it.
+
+    >>> keys("--optim.weight-decay")
+    ["optimweightdecay", "weightdecay"]
+    """
+    parts = word.split(".")
+    return [plain("".join(parts[first:])) for first in range(len(parts))]
+
+
+def setting(word: str) -> tuple[str, ...]:
+    """What a setting of another tool is called here, "name" or "name=value"."""
+    return next((SETTINGS[key] for key in keys(word) if key in SETTINGS), ())
+
+
 def meanings(word: str) -> tuple[str, ...]:
     """What a word of another tool is called here, "name" or "name=value"; nothing where it is not known."""
-    key = plain(word)
-    return (*SETTINGS.get(key, ()), *VALUES.get(key, ()))
+    return (*setting(word), *VALUES.get(plain(word), ()))
 
 
 def instead(kind: str, word: str) -> str | None:
     """What to do where there is no such thing here, in a sentence."""
-    return INSTEAD.get(kind, {}).get(plain(word))
+    sentences = INSTEAD.get(kind, {})
+    return next((sentences[key] for key in keys(word) if key in sentences), None)
+
+
+def absent(word: str) -> str | None:
+    """What to do where the setting that a word means is not to be had."""
+    return next((ABSENT[name] for name in setting(word) if name in ABSENT), None)
+
+
+def translated(values: Mapping[str, object], names: Collection[str]) -> dict[str, object]:
+    """The settings of a file that has them in sections, by those of our `names` that mean the same.
+
+    >>> translated({"Global": {"epochs": 20}, "Optimizer": {"lr": {"learning_rate": 0.1}}}, KEYS)
+    {"epochs": 20, "lr": 0.1}
+    """
+    by_plain = {plain(name): name for name in names}
+    ours: dict[str, object] = {}
+    for word, value in _leaves(values):
+        name, usual = _named_here(word, by_plain)
+        if usual and isinstance(value, bool):  # a switch there, a value here
+            value = usual if value else None
+        if name and value is not None:
+            ours.setdefault(name, value)
+    return ours
+
+
+def _named_here(word: str, by_plain: Mapping[str, str]) -> tuple[str, str]:
+    """The first name of ours that a setting of a file means, and the value if it is a switch there; else empty."""
+    for key in keys(word):
+        if key in OF_THEIR_PARTS:
+            break
+        for meaning in (key, *SETTINGS.get(key, ())):
+            name, _, usual = meaning.partition("=")
+            if plain(name) in by_plain:
+                return by_plain[plain(name)], usual
+        if key in SETTINGS:
+            break
+    return "", ""
+
+
+def _leaves(values: Mapping[str, object], section: str = "") -> Iterator[tuple[str, object]]:
+    """Texts and numbers with the sections that they stand in: ("Global.epochs", 20)."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{section}{key}.")
+        elif isinstance(value, str | int | float) and len(key) > 1:  # else a flag, as -m
+            yield f"{section}{key}", value
 
 
 def head(word: str) -> str | None:

@@ -45,7 +45,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs predictions "
-    "preprocess reading report resizing review sizes tasks training weights",
+    "preprocess reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",

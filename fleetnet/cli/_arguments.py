@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 
 from ..errors import UsageError, suggest
 from ..find import constant, names
-from ..synonyms import meanings, plain
+from ..synonyms import SETTINGS, keys, plain
 from . import Verb
 from ._settings import About
 
@@ -273,24 +273,33 @@ def output_folder(checkpoint: Path, out: str | None) -> Path:
 def _check_words(verb: str, parser: ArgumentParser, words: list[str]) -> None:
     """`UsageError` for flags of other tools, and for settings that are written without dashes."""
     flags = _flags(parser)
+    mappings = [flag(action.dest) for action in parser._actions if _is_mapping(_kind(action))]
     for i, word in enumerate(words):
-        name = word.split("=")[0].split(".")[0]
+        name = word.split("=")[0]
+        if name.split(".")[0] in mappings:  # --options.mixing
+            continue
         if name.startswith("--") and len(name) > 2 and name not in flags:
             known = suggest(name, flags, "flag", f"fleetnet {verb} --help")
             raise UsageError(f"{verb} has no flag {name}: {known}")
         if re.fullmatch("-[a-zA-Z]+", name) and name not in ("-h",):
-            following = _as_flags(words[i + 1 :], flags)
-            known = (
-                f"write {following}"
-                if following
-                else suggest(name, flags, "flag", f"fleetnet {verb} --help")
-            )
-            raise UsageError(f"{verb} has no flag {name}: {known}")
+            raise UsageError(f"{verb} has no flag {name}: {_for_short(verb, words[i:], flags)}")
         alone = not word.startswith("-") and (i == 0 or not words[i - 1].startswith("-"))
         if alone and not Path(word).exists():
             settings = _as_flags(words[i:], flags, _positional(parser))
             if settings:
                 raise UsageError(f"{verb} takes its settings as flags: write {settings}")
+
+
+def _for_short(verb: str, words: Sequence[str], flags: Sequence[str]) -> str:
+    """What to type for words that begin with a flag such as -o, behind which settings may stand."""
+    listed_by = f"fleetnet {verb} --help"
+    following = _as_flags(words[1:], flags)
+    if following:
+        return f"write {following}"
+    if len(words) > 1 and re.match(r"[\w.]+=", words[1]):
+        key = words[1].partition("=")[0]
+        return f"of {key}, {suggest(key, flags, 'flag', listed_by)}"
+    return suggest(words[0], flags, "flag", listed_by)
 
 
 def _flags(parser: ArgumentParser) -> list[str]:
@@ -308,8 +317,10 @@ def _positional(parser: ArgumentParser) -> list[str]:
 
 def _as_flags(words: Sequence[str], flags: Sequence[str], positional: Sequence[str] = ()) -> str:
     """Leading words such as "model=x", "Global.epochs=3" as flags; empty if the first is none."""
-    written = []
+    written: list[str] = []
     for word in words:
+        if word == "-o" and written:  # as PaddleClas has it before each
+            continue
         key, equal, value = word.partition("=")
         name = _flag_of(key, flags)
         if not equal or (name is None and key not in positional):
@@ -320,11 +331,13 @@ def _as_flags(words: Sequence[str], flags: Sequence[str], positional: Sequence[s
 
 def _flag_of(key: str, flags: Sequence[str]) -> str | None:
     """The flag of a key such as "epochs", "Global.epochs" or "lr0"; None where there is none."""
-    last = key.split(".")[-1]
     by_plain = {plain(name): name for name in flags}
-    for candidate in (last, *(meaning.partition("=")[0] for meaning in meanings(last))):
-        if plain(candidate) in by_plain:
-            return by_plain[plain(candidate)]
+    for word in keys(key):
+        candidates = [word, *(meaning.partition("=")[0] for meaning in SETTINGS.get(word, ()))]
+        if flag_here := next(
+            (by_plain[plain(c)] for c in candidates if plain(c) in by_plain), None
+        ):
+            return flag_here
     return None
 
 

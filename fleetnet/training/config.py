@@ -29,10 +29,12 @@ from ..channels import parse_channels
 from ..errors import UsageError, named_arguments, suggest
 from ..reading import SMALL, read_text
 from ..sizes import parse_curriculum, parse_size, parse_sizes
+from ..synonyms import translated
 
 if TYPE_CHECKING:
     import yaml
 
+MOST_LINES = 12  # of another tool's file that are shown by our names
 LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot count much longer
 
 
@@ -550,9 +552,16 @@ def read_recipe(path: str | Path) -> dict[str, object]:
             f"{path}: a recipe is a mapping of keys to values, but this is {type(values).__name__}"
         )
     recipe = {str(key).replace("-", "_"): value for key, value in values.items()}
-    for key in recipe:
+    for key, value in recipe.items():
         if key not in KEYS:
-            raise UsageError(
-                f"{path}: unknown key {key!r}: {suggest(key, KEYS, 'key', 'fleetnet train --help')}"
-            )
+            nested = _by_our_names(values) if isinstance(value, Mapping) else ""
+            nearest = suggest(key, KEYS, "key", "fleetnet train --help")
+            raise UsageError(f"{path}: unknown key {key!r}: {nested or nearest}")
     return recipe
+
+
+def _by_our_names(values: Mapping[str, object]) -> str:
+    """What a file of another tool, which has sections, would be as a recipe of ours, in part."""
+    settings = translated(values, KEYS)
+    lines = "; ".join(f"{name}: {value}" for name, value in list(settings.items())[:MOST_LINES])
+    return f"a recipe has no sections. By our names it has {lines}" if lines else ""
