@@ -8,11 +8,12 @@ import torch
 from support.tiny_backbone import offer_tiny
 from torch import Tensor, nn
 
-from fleetnet import checkpoint
+from fleetnet import checkpoint, runtimes
 from fleetnet.channels import MOST, names_of, parse_channels
 from fleetnet.deploy.export import export
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import ModelError, UsageError
+from fleetnet.find import names
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import reparameterize
 from fleetnet.tasks import Model, build
@@ -192,18 +193,31 @@ def test_a_preprocessing_belongs_to_its_channels(tmp_path: Path):
         Preprocess((8, 8), mean=(0.5,) * 4)
 
 
-@pytest.mark.parametrize(("channels", "embed"), [(1, False), (5, True)])
+# litert has tests of its own, in the environment that it needs
+RUNTIMES = [name for name in names("runtimes") if name not in ("onnx", "litert")]
+
+
+@pytest.mark.parametrize(
+    ("runtime", "channels", "embed"),
+    [("onnx", 1, False), ("onnx", 5, True), *((name, 4, False) for name in RUNTIMES)],
+)
 def test_a_file_takes_the_channels_and_is_proven(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, embed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, channels: int, embed: bool
 ):
+    if away := runtimes.find(runtime).missing() or runtimes.find(runtime).cannot_run():
+        pytest.skip(away)
     offer_tiny(monkeypatch)
     model = create_model("tiny", 3, channels=channels).eval()
     preprocess = IMAGENET.for_channels(channels)
     delivered = export(
-        model, "onnx", tmp_path / "model.onnx", preprocess=preprocess, embed_preprocess=embed
+        model,
+        runtime,
+        tmp_path / f"model{runtimes.find(runtime).suffix}",
+        preprocess=preprocess,
+        embed_preprocess=embed,
     )
     assert delivered.parity is not None
-    predictor = load(delivered.path)
+    predictor = load(delivered.path, trust=True)
     assert predictor.facts.channels == channels
     assert predictor.facts.file is not None
     assert predictor.facts.file.inputs[0].shape == (1, channels, SIDE, SIDE)
