@@ -58,25 +58,26 @@ def test_no_curriculum(text: str):
 
 
 @pytest.mark.parametrize(
-    ("world", "images"), [(8, [328, 224, 128, 128, 128]), (1, [327, 227, 128, 128, 128])]
+    ("batch", "images"),
+    [(1024, [8 * 328, 8 * 224, 1024, 1024, 1024]), (128, [328, 224, 128, 128, 128])],
 )
-def test_parc_net_has_as_many_images_as_the_pixels_allow(world: int, images: list[int]):
-    sizes = Sizes(PARC, (256, 256), 128, seed=0, world=world)
+def test_parc_net_has_as_many_images_as_the_pixels_allow(batch: int, images: list[int]):
+    """1024 are 128 of CVNets in each of 8 processes, with 328 and 224 at smaller sizes."""
+    sizes = Sizes(PARC, (256, 256), batch, seed=0)
     assert [sizes.images(size) for size in PARC] == images
 
 
 def test_all_processes_have_the_same_sizes_and_share_the_batch():
-    sizes = Sizes(parse_sizes("32,64"), (64, 64), 4, seed=3, world=2)
-    alone = Sizes(parse_sizes("32,64"), (64, 64), 8, seed=3, world=1)
+    sizes = Sizes(parse_sizes("32,64"), (64, 64), 8, seed=3)
     order = Shuffled(200, seed=3)
     order.epoch = 5
-    whole = list(SizedBatches(order, alone))
-    parts = [list(SizedBatches(order, sizes, rank)) for rank in (0, 1)]
+    whole = list(SizedBatches(order, sizes))
+    parts = [list(SizedBatches(order, sizes, rank, world=2)) for rank in (0, 1)]
     assert [first + second for first, second in zip(*parts, strict=True)] == whole
     used = Counter(draw.size for batch in whole for draw in batch[:1])
     assert set(used) == {(32, 32), (64, 64)}
     assert all(len({draw.size for draw in batch}) == 1 for batch in whole)
-    assert len(whole) == len(SizedBatches(order, alone)) == 10  # of 32 and of 8 images
+    assert len(whole) == len(SizedBatches(order, sizes)) == 10  # of 32 and of 8 images
     draws = [(draw.sample, draw.turn) for batch in whole for draw in batch]
     assert len(set(draws)) == len(draws)  # none comes up twice with the same random numbers
 

@@ -9,6 +9,7 @@ ROOT = Path(__file__).parents[1] / "fleetnet"
 MAY_IMPORT = {  # a module or folder of the package -> what it may import of the package
     "synonyms": "",
     "errors": "synonyms",
+    "processes": "errors",
     "find": "errors",
     "bands": "errors",
     "channels": "errors",
@@ -45,14 +46,14 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs predictions "
-    "preprocess reading report resizing review sizes synonyms tasks training weights",
+    "preprocess processes reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
     "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
     "reading reparam review runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
-    "int8 measure predictions preprocess proof reading recipes reparam report review rle runtimes sizes "
+    "int8 measure predictions preprocess processes proof reading recipes reparam report review rle runtimes sizes "
     "synonyms tasks training weights",
     "__main__": "cli",
 }

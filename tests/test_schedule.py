@@ -24,9 +24,9 @@ from fleetnet.training.schedule import Schedule
 from fleetnet.training.setup import preprocess_of
 
 
-def schedule(batches: int = 10, processes: int = 1, **settings: object) -> Schedule:
+def schedule(batches: int = 10, **settings: object) -> Schedule:
     usual = {"epochs": 10, "lr": 1.0, "warmup_epochs": 0.0}
-    return Schedule(TrainConfig(**{**usual, **settings}), batches, processes)
+    return Schedule(TrainConfig(**{**usual, **settings}), batches)
 
 
 def rates(of: Schedule) -> list[float]:
@@ -71,7 +71,7 @@ def test_a_constant_rate():
 
 def test_the_rate_follows_the_images_of_an_update():
     settings = {"lr": 1e-3, "lr_batch": 512, "batch_size": 256}
-    assert schedule(**settings, processes=8).peak == pytest.approx(4e-3)
+    assert schedule(**{**settings, "batch_size": 2048}).peak == pytest.approx(4e-3)
     assert schedule(**settings, accumulate=4).peak == pytest.approx(2e-3)
     assert (
         "0.002 (0.001 for 512 images an update, here 1024)"

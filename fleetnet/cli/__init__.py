@@ -10,6 +10,7 @@ once.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -20,7 +21,7 @@ from typing import Protocol, TypeVar, cast
 from ..errors import FleetnetError, SlowerWarning, UsageError, suggest
 from ..find import find as find_module
 from ..reading import to_json
-from ._show import say
+from ._show import complain, is_follower, say
 
 VERBS = {  # in the order of use
     "demo": "train, collapse, export, verify and measure a network on generated images (about two "
@@ -44,6 +45,8 @@ VERBS = {  # in the order of use
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }
 
+
+COMMAND: list[str] = []  # the words that were given, for a verb that starts itself several times
 
 Settings_contra = TypeVar("Settings_contra", contravariant=True)
 
@@ -93,6 +96,7 @@ def _help(group: str = "") -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    COMMAND[:] = words
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:
@@ -112,6 +116,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
     """Say what ended a command, and return the exit code for it."""
     if isinstance(error, FleetnetError):
+        if is_follower():
+            _complain_as_follower(error)
+            return error.exit_code
         say(f"fleetnet: {error}")
         if as_json:  # whoever reads the last line of the output finds the reason there
             print(to_json({"error": str(error), "exit_code": error.exit_code}))
@@ -127,6 +134,15 @@ def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
     else:
         say(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)")
     return 1
+
+
+def _complain_as_follower(error: FleetnetError) -> None:
+    """Say what only this process knows: not the first one's errors, nor how a command is used."""
+    from ..processes import SaidElsewhere
+
+    if not isinstance(error, SaidElsewhere | UsageError):
+        rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+        complain(f"fleetnet: process {rank} of {world}: {error}")
 
 
 @contextlib.contextmanager
@@ -193,7 +209,7 @@ def _dispatch(words: list[str]) -> int:
         return 0
     document = module.run(settings)
     exit_code = cast(int, document.pop("exit_code", 0))
-    if as_json:
+    if as_json and not is_follower():
         print(to_json(document))
     return exit_code
 

@@ -1,5 +1,6 @@
 """What the terminal shows: tables on standard output, progress and messages on standard error."""
 
+import os
 import re
 import sys
 import time
@@ -30,14 +31,26 @@ def printable(text: object, stream: TextIO | None = None) -> str:
     return spelled.encode(encoding, "backslashreplace").decode(encoding)
 
 
+def is_follower() -> bool:
+    """Whether this is one of several processes that compute together, and not the first of them."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+
+
 def say(message: object) -> None:
-    """A line on standard error."""
+    """A line on standard error, which the first of several processes says for all."""
+    if not is_follower():
+        complain(message)
+
+
+def complain(message: object) -> None:
+    """A line on standard error of whichever process."""
     print(printable(message, sys.stderr), file=sys.stderr, flush=True)
 
 
 def tell(message: object) -> None:
     """A line on standard output."""
-    print(printable(message, sys.stdout))
+    if not is_follower():
+        print(printable(message, sys.stdout))
 
 
 def table(
@@ -52,6 +65,8 @@ def table(
     """
     from rich.console import Console
 
+    if is_follower():
+        return
     console = Console()
     tell(title)
     columns, cells = _in_a_line(columns), [_in_a_line(row) for row in rows]

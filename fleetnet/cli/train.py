@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jsonargparse.typing import PositiveInt
+
 from ..errors import FleetnetError, UsageError, WriteError
 from ..training.config import TrainConfig
 from ..training.folder import BEST, CONFIG, STATE
-from . import Terminated
+from . import COMMAND, Terminated
+from ._launching import check_devices, is_one_of_several, launch, started
 from ._resuming import resumed, seen_from, splits_to_continue
 from ._settings import About
-from ._show import say
+from ._show import is_follower, say
 from ._starting import counted_contents, model_of, splits_of, training_settings
 
 if TYPE_CHECKING:
@@ -42,6 +45,14 @@ class Train:
     run: str | None = field(
         default=None, metadata=About(help="run folder", usual="runs/TASK/MODEL-DATA")
     )
+    devices: int = field(
+        default=1,
+        metadata=About(
+            help="processes that train together on this machine, one a GPU or a part of the CPU; "
+            "torchrun and accelerate launch start them too, also on many machines",
+            kind=PositiveInt,
+        ),
+    )
     resume: str | None = field(
         default=None,
         metadata=About(
@@ -64,15 +75,22 @@ def run(settings: Train) -> dict[str, object]:
     else:
         path = Path(settings.run) if settings.run else None
         config = training_settings(settings.training, settings.recipe, EXAMPLE)
-        _check_start(config, path)
+        if not is_follower():  # the first process may have claimed the folder by then
+            _check_start(config, path)
+    if settings.devices > 1:
+        check_devices(settings.devices)
+        if not is_one_of_several():
+            raise SystemExit(launch(settings.devices, COMMAND))
 
     from ..tasks import split_name
     from ..training.checks import check_device, check_settings
+    from ..training.distributed import held_by_first, join
 
     task = split_name(config.model)[0]
     if not resuming:
-        check_settings(config, task, settings.training)
+        check_settings(config, task, settings.training, processes=started())
     check_device(config)
+    join(config)
     begun = path is not None and (path / STATE).is_file()
     if resuming and path is not None:
         train, val = splits_to_continue(config, task, path, settings.training)
@@ -88,7 +106,8 @@ def run(settings: Train) -> dict[str, object]:
         output_stride=model.output_stride,
         channels=model.channels,
     )
-    with _claimed(path, _usual_folder(config, task), resuming=resuming, begun=begun) as mine:
+    usual = _usual_folder(config, task)
+    with held_by_first(lambda: _claimed(path, usual, resuming=resuming, begun=begun)) as mine:
         return _train(
             mine,
             model,
@@ -145,6 +164,7 @@ def _train(
     none.
     """
     from ..data._record import describe
+    from ..training.distributed import leave
     from ..training.fit import fit
     from ..training.log import read_log
     from ..training.setup import with_values
@@ -173,10 +193,13 @@ def _train(
         )
     except (Exception, KeyboardInterrupt) as error:
         terminal.close()
-        if terminal.progress is not None:
+        if terminal.progress is not None:  # of the first process
             _say_what_is_kept(path, error, train.classes)
         raise
     terminal.close()
+    leave()
+    if is_follower():
+        return {}
     log = read_log(path)
     say_result(path, config, log, best)
     # without curves of 101 points a class: see plots/

@@ -44,6 +44,14 @@ class Batch(NamedTuple):
         """What the network gets, (N, C, H, W) float32, on the device that the images are on."""
         return self.images if self.preprocess is None else self.preprocess.normalize(self.images)
 
+    def on(self, device: torch.device) -> "Batch":
+        """The same on a device."""
+        if device.type == "cpu":
+            return self
+        from accelerate.utils import send_to_device
+
+        return cast(Batch, send_to_device(self, device, non_blocking=True))
+
 
 class Item(NamedTuple):
     """One input of a batch."""

@@ -1,14 +1,12 @@
 """The one builder of batches: every evaluation and training gets them here."""
 
-from dataclasses import replace
-
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Sampler
 
 from .dataset import ImageDataset, Item
 from .handover import HandOver
 from .randomness import Draw
-from .samplers import Order, OrderedBatches, SizedBatches, Sizes
+from .samplers import Order, OrderedBatches, SizedBatches, Sizes, share_of
 from .workers import Positions
 
 Batches = DataLoader[Item | str]  # which gives a `Batch` at a time
@@ -33,16 +31,18 @@ def batches_of(
     In an `order`, for training, a smaller last batch is left out unless it is the only one; without
     one they are all samples from the `first` on, in the data set's own order. `workers` processes
     read images, none if it is 0; none of them may take more than `minutes` for a batch. Of `world`
-    processes that train together each gets its part of every ordered batch, by its `rank`. With
-    `sizes` each ordered batch has one of them, and as many images as go with it.
+    processes that train together each gets its part of every ordered batch, by its `rank`, and
+    else one block of all samples, in batches of its part. With `sizes` each ordered batch has one
+    of them, and as many images as go with it.
     """
     positions = Positions(workers) if workers else None
     data.watcher = positions
     batches: Sampler[list[int]] | Sampler[list[Draw]]
     if order is None:
-        batches = BatchSampler(range(first, len(data)), batch_size, drop_last=False)
+        block = share_of(range(first, len(data)), rank, world)
+        batches = BatchSampler(block, max(1, batch_size // world), drop_last=False)
     elif sizes is not None:
-        batches = SizedBatches(order, replace(sizes, world=world), rank)
+        batches = SizedBatches(order, sizes, rank, world)
     else:
         batches = OrderedBatches(order, batch_size, rank, world)
     return DataLoader(

@@ -153,29 +153,30 @@ class Sizes:
 
     ParC-Net is trained so (CVNets, arXiv:2206.02680, section B). It is a function of the place in
     the run, so a run that continues needs to remember nothing.
-    `usual` and `batch` are the size and number of images of a process that memory and learning rate
-    are meant for: smaller sizes have as many more as have the same pixels, in multiples of the
-    `world` processes as CVNets has it, and larger ones no fewer.
+    `usual` and `batch` are the size and number of images that memory and learning rate are meant
+    for: smaller sizes have as many more as have the same pixels, in multiples of a sixteenth of the
+    batch (as CVNets has 128 images in each of 8 processes, in multiples of 8 each), and larger ones
+    no fewer.
     """
 
     sizes: tuple[Size, ...]
     usual: Size
     batch: int
     seed: int
-    world: int = 1
 
     def at(self, epoch: int, step: int) -> Size:
         """The size of a step, for all processes alike."""
         return choice(self.sizes, generator_of(of_size(self.seed, epoch, step)))
 
     def images(self, size: Size) -> int:
-        """How many images a step of a size has, in each process."""
-        wanted = self.usual[0] * self.usual[1] * self.batch // (size[0] * size[1])
-        return max(self.batch, round(wanted / self.world) * self.world)
+        """How many images a step of a size has, in all processes together."""
+        wanted = self.usual[0] * self.usual[1] * self.batch / (size[0] * size[1])
+        multiple = max(1, self.batch // 16)
+        return max(self.batch, round(wanted / multiple) * multiple)
 
     def steps(self, count: int) -> int:
         """Of an epoch of so many samples, as if all sizes came equally often; at least one."""
-        mean = sum(self.images(size) for size in self.sizes) / len(self.sizes) * self.world
+        mean = sum(self.images(size) for size in self.sizes) / len(self.sizes)
         return max(1, int(count / mean))
 
 
@@ -186,22 +187,22 @@ class SizedBatches(Sampler[list[Draw]]):
     begins again at its end, and where large ones do, a part of it is left out.
     """
 
-    def __init__(self, order: Order, sizes: Sizes, rank: int = 0):
+    def __init__(self, order: Order, sizes: Sizes, rank: int = 0, world: int = 1):
         self.order = order
         self.sizes = sizes
-        self.rank = rank
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return self.sizes.steps(len(self.order))
 
     def __iter__(self) -> Iterator[list[Draw]]:
-        epoch, world = self.order.epoch, self.sizes.world
+        epoch = self.order.epoch
         # the order again and again, while the turns count on
         draws = draws_of(chain.from_iterable(repeat(self.order)), epoch)
         for step in range(len(self)):
             size = self.sizes.at(epoch, step)
-            batch = list(islice(draws, self.sizes.images(size) * world))
-            yield [draw._replace(size=size) for draw in share_of(batch, self.rank, world)]
+            batch = list(islice(draws, self.sizes.images(size)))
+            yield [draw._replace(size=size) for draw in share_of(batch, self.rank, self.world)]
 
 
 def share_of(batch: Sequence[T], rank: int, world: int) -> Sequence[T]:

@@ -9,7 +9,7 @@ import os
 import shlex
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, Self, cast
 
 from torch import Tensor, nn
 
@@ -48,6 +48,9 @@ class Metric(Protocol):
 
     def add(self, predictions: Sequence[Prediction], targets: Mapping[str, Any]) -> None:
         """Count the predictions of some pictures; `targets` has a value a picture by each name."""
+
+    def join(self, other: Self) -> None:
+        """Count what another process has counted, of the pictures that come after the own ones."""
 
     def result(self) -> Result:
         """The figures by name, of which the first decides; "notes" are sentences about them."""

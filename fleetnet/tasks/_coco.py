@@ -84,6 +84,16 @@ class CocoMetric:
             self.truths += truths
             self._match(detected, truths)
 
+    def join(self, other: "CocoMetric") -> None:
+        before = self.images
+        for truth in other.truths:
+            self.truths.append({**truth, "image_id": before + truth["image_id"]})
+        for item in other.detected:
+            self.detected.append({**item, "image_id": before + int(item["image_id"])})
+        self.sizes += other.sizes
+        self.images += other.images
+        self.matches.join(other.matches)
+
     def _match(self, detected: Sequence[CocoItem], truths: Sequence[Annotation]) -> None:
         """Which objects of a picture were found, for F1."""
         crowd = [truth["iscrowd"] for truth in truths]

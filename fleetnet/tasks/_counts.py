@@ -49,13 +49,24 @@ class Pairs:
         else:
             self._matrix += codes.bincount(minlength=len(self._matrix))
 
+    def join(self, other: "Pairs") -> None:
+        """Add the counts of another one of as many classes."""
+        truth, predicted, counts = other.counted()
+        codes = truth * self.classes + predicted
+        if self._matrix is None:
+            self._add(codes, counts)
+        else:
+            self._matrix.index_add_(0, codes, counts)
+
     def _fold(self) -> None:
         """Add what waits to the counted pairs."""
-        codes, counts = torch.cat(self._waiting).unique(return_counts=True)
+        self._add(*torch.cat(self._waiting).unique(return_counts=True))
+        self._waiting, self._count_waiting = [], 0
+
+    def _add(self, codes: Tensor, counts: Tensor) -> None:
         both = torch.cat([self._counts, counts])
         self._codes, place = torch.cat([self._codes, codes]).unique(return_inverse=True)
         self._counts = torch.zeros_like(self._codes).index_add_(0, place, both)
-        self._waiting, self._count_waiting = [], 0
 
     def counted(self) -> tuple[Tensor, Tensor, Tensor]:
         """Truth (k,), prediction (k,) and count (k,) of the pairs that occur, in the order of the classes."""

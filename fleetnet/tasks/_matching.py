@@ -80,6 +80,10 @@ class Matches:
         taken = np.where(is_crowd[any_class], CROWD, classes[any_class])
         self._rows.append((score, label, right, taken))
 
+    def join(self, other: "Matches") -> None:
+        self._truths += other._truths
+        self._rows += other._rows
+
     def result(self) -> Result:
         """Figures at the score where the F1 of all objects together is best, in percent; None over nothing.
 

@@ -137,6 +137,12 @@ class Metric:
         self.loss += F.cross_entropy(logits, truth, reduction="sum").item()
         self.images += len(truth)
 
+    def join(self, other: "Metric") -> None:
+        self.pairs.join(other.pairs)
+        self.among_five += other.among_five
+        self.loss += other.loss
+        self.images += other.images
+
     def result(self) -> Result:
         """Figures in percent, None over nothing; "by_class" in the order of the classes; see `Pairs.figures`."""
         totals = self.pairs.totals()

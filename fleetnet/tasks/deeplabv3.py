@@ -232,6 +232,10 @@ class Metric:
             self.pairs.add(truth[counts], predicted.long().cpu()[counts])
             self.images += 1
 
+    def join(self, other: "Metric") -> None:
+        self.pairs.join(other.pairs)
+        self.images += other.images
+
     def result(self) -> Result:
         """Percentages, and the number of images. Pixels of label IGNORE do not count; over no pixel all is None.
 

@@ -108,6 +108,10 @@ class Metric:
             self.logits.append(one.logits.detach().float().cpu())
             self.truth.append(truth)
 
+    def join(self, other: "Metric") -> None:
+        self.logits += other.logits
+        self.truth += other.truth
+
     def result(self) -> Result:
         """Figures in percent, None over nothing; "by_class" in the order of the classes.
 

@@ -224,7 +224,7 @@ class TrainConfig:
         "of the pictures: gray, rgb, rgba, or a number such as 5; null: those of the weights, or 3",
     )
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
-    batch_size: int = _field(32, "images a step on each device")
+    batch_size: int = _field(32, "images a step, of all devices together")
     accumulate: int = _field(1, "steps whose gradients are summed before an update")
     optimizer: str = _field(
         "adamw",

@@ -9,6 +9,8 @@ from ..errors import DataError, FleetnetError
 from ..inputs.dataset import Batch
 from ..inputs.randomness import of_batch, of_network, seed_all, states_kept
 from ..inputs.workers import Say, patient
+from ..processes import mean, total
+from .distributed import beat
 from .hooks import Hook, Pace
 from .learner import Learner
 from .log import Result
@@ -31,26 +33,30 @@ def train_one_epoch(
     lr, decay = 0.0, 1.0
     summed = False  # whether there are gradients of a group that has had no update yet
     for step, batch in enumerate(patient(learner.batches, on_wait)):
+        beat()
         skipped += batch.skipped
         usable = not _is_too_small(batch)
+        # a group ends by its place in the epoch, so that batches without an image move no other's
+        group_ends = (step + 1) % accumulate == 0 or step + 1 == len(learner.batches)
         if usable:
             lr = learner.schedule.rate(epoch, step // accumulate)
             decay = learner.schedule.decay(epoch, step // accumulate)
-            losses, images = _losses_of(learner, batch, epoch, step, hook)
-            total = torch.stack(list(losses.values())).sum()
-            loss = total.item()
-            _check_loss(loss, epoch, step, lr)
-            learner.accelerator.backward(total / accumulate)
+            with learner.group(ends=group_ends):
+                losses, images = _losses_of(learner, batch, epoch, step, hook)
+                own = torch.stack(list(losses.values()))
+                parts = mean(own.detach())  # over the processes
+                loss = parts.sum().item()
+                _check_loss(loss, epoch, step, lr)
+                learner.accelerator.backward(own.sum() / accumulate)
             summed = True
-            means.add(losses, images)
-        # a group ends by its place in the epoch, so that batches without an image move no other's
-        group_ends = (step + 1) % accumulate == 0 or step + 1 == len(learner.batches)
+            means.add(dict(zip(losses, parts.tolist(), strict=True)), images)
         if group_ends and summed:
             learner.update(lr, decay)
             summed = False
         if usable:
             hook.step(pace.progress(epoch, step + 1, loss, lr, images))
     if summed:  # an order that ended before its own length
+        learner.share_gradients()
         learner.update(lr, decay)
     if not means.images:
         first = skipped[0] if skipped else "none given"
@@ -67,13 +73,15 @@ def _losses_of(
     earlier steps, in hooks.
     """
     config, device = learner.config, learner.accelerator.device
+    batch = batch.on(device)
     with states_kept(device):
         generator = seed_all(of_batch(config.seed, epoch, step), device)
         # (N, 3, H, W)
         images, targets = mixed_and_sized(batch, learner.model.classes, config, generator)
         hook.batch(images, targets, learner.preprocess)
         seed_all(of_network(config.seed, epoch, step), device)
-        return learner.losses(images, targets), len(images)
+        losses = learner.losses(images, targets)
+    return losses, int(total(torch.tensor(len(images))))
 
 
 class _Means:
@@ -83,10 +91,10 @@ class _Means:
         self.images = 0
         self.sums: dict[str, float] = {}
 
-    def add(self, losses: dict[str, Tensor], images: int) -> None:
+    def add(self, losses: dict[str, float], images: int) -> None:
         self.images += images
         for name, loss in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + images * loss.item()
+            self.sums[name] = self.sums.get(name, 0.0) + images * loss
 
     def result(self) -> dict[str, float]:
         means = {name: total / self.images for name, total in self.sums.items()}

@@ -1,6 +1,7 @@
 """The figures of a model on annotated images, whatever computes it: `evaluate`."""
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,9 @@ from ..errors import DataError, ModelError, named_arguments
 from ..inputs.dataset import Batch
 from ..inputs.workers import Say, patient
 from ..predictions import Detections, OfInput, Prediction, all_of
+from ..processes import by_first, gathered
 from ..tasks import Limiting, Outputs, named
+from .distributed import beat
 from .log import Result
 
 
@@ -25,6 +28,7 @@ def evaluate(
     on_prediction: Callable[[Prediction, int], None] | None = None,
     limits: Limits | None = None,
     on_wait: Say | None = None,
+    device: torch.device | None = None,
 ) -> Result:
     """The task's metric of a model over all batches; a line for each skipped image.
 
@@ -38,16 +42,18 @@ def evaluate(
     the outputs are not finite.
     """
     of_task = tasks.find(task)
-    metric, skipped, count = of_task.metric(classes), [], 0
+    counted = Counted(of_task.metric(classes), Reached())
+    metric, reached = counted.metric, counted.reached
     limits = limits or (model.limits if isinstance(model, Limiting) else None) or of_task.LIMITS
-    reached = Reached()
     training = model.training
     model.eval()
     try:
         for batch in patient(batches, on_wait):
-            skipped += batch.skipped
+            beat()
+            counted.skipped += batch.skipped
             if len(batch.images) == 0:
                 continue
+            batch = batch if device is None else batch.on(device)
             outputs = named(model(batch.inputs().contiguous()))
             _check_finite(outputs)
             height, width = batch.images.shape[-2:]
@@ -64,20 +70,45 @@ def evaluate(
                 if on_prediction is not None:
                     for prediction, sample in zip(predictions, batch.indices[part], strict=True):
                         on_prediction(prediction, sample)
-            count += len(decoded)
+            counted.images += len(decoded)
     finally:
         model.train(training)
-    if not count:
-        first = skipped[0] if skipped else "none given"
-        raise DataError(f"no image could be read for evaluation; the first: {first}")
-    result = metric.result()
-    if limits is not None:
-        result |= reached.result(result["score"], limits.count, result["notes"])
-    decisive = next(iter(result))
-    if result[decisive] is None:
-        notes = "; ".join(result["notes"])
-        raise DataError(f"nothing to measure {decisive} on in {count} images: {notes}")
-    return {**result, "skipped": skipped}
+    of_all = gathered(counted)
+    return by_first(lambda: joined(of_all).result(limits))
+
+
+@dataclass
+class Counted:
+    """What an evaluation has counted, in one process."""
+
+    metric: tasks.Metric
+    reached: "Reached"
+    skipped: list[str] = field(default_factory=list)  # a line for each image
+    images: int = 0
+
+    def result(self, limits: Limits | None) -> Result:
+        if not self.images:
+            first = self.skipped[0] if self.skipped else "none given"
+            raise DataError(f"no image could be read for evaluation; the first: {first}")
+        result = self.metric.result()
+        if limits is not None:
+            result |= self.reached.result(result["score"], limits.count, result["notes"])
+        decisive = next(iter(result))
+        if result[decisive] is None:
+            notes = "; ".join(result["notes"])
+            raise DataError(f"nothing to measure {decisive} on in {self.images} images: {notes}")
+        return {**result, "skipped": self.skipped}
+
+
+def joined(parts: Sequence[Counted]) -> Counted:
+    """The counts of all processes, in the first of them."""
+    first, *others = parts
+    for other in others:
+        first.metric.join(other.metric)
+        first.reached.join(other.reached)
+        first.skipped += other.skipped
+        first.images += other.images
+    return first
 
 
 class Reached:
@@ -92,6 +123,10 @@ class Reached:
         full = [one.scores for one in all_of(Detections, predictions) if len(one) >= most]
         self.lowest += [scores.min().item() for scores in full]
         self.crowded += sum(len(labels) > most for labels in truths)
+
+    def join(self, other: "Reached") -> None:
+        self.lowest += other.lowest
+        self.crowded += other.crowded
 
     def result(self, score: float | None, most: int, notes: Sequence[str]) -> Result:
         """ "at_limit": how many pictures may have more objects of at least a score; with a note."""

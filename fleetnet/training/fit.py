@@ -9,7 +9,8 @@ the epoch in progress. No task is named in this folder.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from itertools import chain
 from pathlib import Path
 
 from torch import Tensor
@@ -22,11 +23,13 @@ from ..inputs.augment import Augmentation, check_augmentation
 from ..inputs.samplers import Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
+from ..processes import by_first, gathered, is_first
 from ..tasks import Model
 from ..tasks import find as find_task
 from .checks import check
 from .claims import Claim, claim
 from .config import TrainConfig
+from .distributed import Follower, explained, held_by_first, join, watch
 from .epoch import check_weights, train_one_epoch
 from .folder import AVERAGE, LAST
 from .hooks import Callbacks, Hook, Hooks, Pace, Progress
@@ -93,6 +96,7 @@ def fit(
     if augment is not None:
         check_augmentation(augment)
     val = by_name(val, train.classes, "the training data")
+    join(config)
     accelerator = accelerator_of(config)
     counted = check(
         model,
@@ -104,8 +108,12 @@ def fit(
         processes=accelerator.num_processes,
         samples=None if order is None else len(order),
     )
-    with claim(Path(run)) if claimed is None else nullcontext(claimed) as mine:
-        before = Before.read(mine.folder) if resume else None
+
+    def hold() -> AbstractContextManager[Claim]:
+        return claim(Path(run)) if claimed is None else nullcontext(claimed)
+
+    with explained(), held_by_first(hold) as mine:
+        before = by_first(lambda: Before.read(mine.folder) if resume else None)
         training = training_of(model, train, config, preprocess, source, before)
         own_parts = {
             "objective": objective,
@@ -114,7 +122,7 @@ def fit(
             "preprocess": preprocess,
         }
         from_python = ["model", *(name for name, part in own_parts.items() if part is not None)]
-        with Run(
+        with (Run if is_first() else Follower)(
             mine,
             training,
             before,
@@ -123,10 +131,11 @@ def fit(
         ) as this_run:
             this_run.begin(train, val, other_data=other_data, described=report)
             pictures = []
-            if report and not resume:
+            if report and not resume and is_first():
                 kind = find_task(model.task).PREDICTION
                 pictures = [TrainingBatches(mine.folder, kind, train.classes)]
-            hook = Hooks([Callbacks(progress, on_epoch, on_batch), *pictures, *hooks], say=on_wait)
+            own_hooks = [Callbacks(progress, on_epoch, on_batch), *pictures, *hooks]
+            hook = Hooks(own_hooks if is_first() else [], say=on_wait)
             hook.start(this_run, training.config)
             learner = set_up(
                 model,
@@ -140,12 +149,14 @@ def fit(
                 before=before,
             )
             this_run.record(train, val, counted)
+            watch(config.timeout)
             pace = Pace(this_run.epochs, config.epochs, len(learner.batches))
             while this_run.epochs < config.epochs and not this_run.stopped_early():
                 hook.epoch(_epoch(learner, this_run, pace, hook, on_wait))
             learner.finish()
-            best = best_of(mine.folder, this_run.best or {})
-            if report:
+            watch(None)
+            best = by_first(lambda: best_of(mine.folder, this_run.best or {}))
+            if report and is_first():
                 this_run.claim.check()
                 samples(mine.folder, val)
                 write_overview(mine.folder, train.classes, read_log(mine.folder), best)
@@ -157,7 +168,7 @@ def _epoch(learner: Learner, run: Run, pace: Pace, hook: Hook, on_wait: Say | No
     """Train, evaluate and keep one epoch; its line of the log."""
     epoch, began = run.epochs, time.monotonic()
     trained = train_one_epoch(learner, epoch, pace, hook, on_wait)
-    skipped = trained.pop("skipped")
+    skipped = sorted(chain.from_iterable(gathered(trained.pop("skipped"))))
     line: Line = {"epoch": epoch + 1, COUNTED: 1, "train": trained}
     check_weights(learner, epoch)
     with run.staging():

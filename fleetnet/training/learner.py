@@ -1,6 +1,7 @@
 """What is trained, with all that it is trained with: `set_up` makes a `Learner`, `fit` runs it."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
@@ -18,9 +19,11 @@ from ..inputs.loader import Batches, batches_of
 from ..inputs.samplers import Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
+from ..processes import mean, rank, world
 from ..tasks import Model
 from .config import TrainConfig
 from .distill import objective_of
+from .distributed import agree
 from .evaluate import evaluate
 from .freezing import freeze, freeze_norms
 from .log import Result, State
@@ -47,7 +50,8 @@ class Learner:
 
     config: TrainConfig
     model: Model
-    network: nn.Module  # the same, as accelerate wraps it: under autocast
+    # the same, as accelerate wraps it: under autocast, and in what averages gradients over processes
+    network: nn.Module
     accelerator: "Accelerator"
     optimizer: torch.optim.Optimizer
     schedule: Schedule
@@ -76,6 +80,18 @@ class Learner:
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.contiguous(memory_format=order)
         return self.objective.losses(self.network, images, targets)
+
+    @contextmanager
+    def group(self, *, ends: bool) -> Iterator[None]:
+        """Around forward and backward of a batch; where a group `ends`, gradients are shared."""
+        with nullcontext() if ends else self.accelerator.no_sync(self.network):
+            yield
+
+    def share_gradients(self) -> None:
+        """Average them over the processes, where a group ended before its place in the epoch."""
+        for parameter in self.model.parameters():
+            if parameter.grad is not None:
+                parameter.grad = mean(parameter.grad)
 
     def update(self, rate: float, decay: float) -> None:
         """Change the weights by the gradients that were summed, and the average with them.
@@ -106,8 +122,9 @@ class Learner:
     def forms(self) -> Iterator[tuple[str, nn.Module, nn.Module]]:
         """What is evaluated: "raw" or "ema", the network to evaluate, the model to save."""
         wanted = self.config.evaluate
+        agree(self.model, *([] if self.average is None else [self.average.module]))
         if wanted != "average" or self.average is None:
-            yield "raw", self.network, self.model
+            yield "raw", self.model, self.model
         if wanted != "raw" and self.average is not None:
             yield "ema", self.average.module, self.average.module
 
@@ -123,6 +140,7 @@ class Learner:
             self.classes,
             limits=self.limits,
             on_wait=on_wait,
+            device=self.accelerator.device,
         )
 
     def state(self) -> State:
@@ -200,6 +218,8 @@ def _batches(
             workers=config.workers,
             minutes=config.timeout,
             pin_memory=torch.cuda.is_available() and config.device != "cpu",
+            rank=rank(),
+            world=world(),
         )
 
     return batches(data, order), batches(ImageDataset(val, preprocess, target=task.TARGET))
@@ -229,7 +249,7 @@ def set_up(
         objective = objective_of(model, config, train, preprocess, accelerator.device)
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
-    batches = _batches(model, train, val, training, order, augment)
+    train_batches, val_batches = _batches(model, train, val, training, order, augment)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
@@ -241,18 +261,14 @@ def set_up(
         model = model.to(memory_format=torch.channels_last)
     frozen_norms = freeze(model, config.freeze) if config.freeze else []
 
-    network, optimizer, train_batches, val_batches = accelerator.prepare(
-        model,
-        optimizer_of(model, config),
-        *batches,
-    )
+    network, optimizer = accelerator.prepare(model, optimizer_of(model, config))
     learner = Learner(
         config=config,
         model=model,
         network=network,
         accelerator=accelerator,
         optimizer=optimizer,
-        schedule=Schedule(config, len(train_batches), accelerator.num_processes),
+        schedule=Schedule(config, len(train_batches)),
         objective=objective,
         average=(
             None if config.ema is None else average_of(model, config.ema, warmup=config.ema_warmup)

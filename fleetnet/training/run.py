@@ -271,9 +271,11 @@ class Run:
         if not is_better:
             return
         which = {"epoch": self.epochs + 1, WHICH_WEIGHTS: form}
-        figures = figures_of(result)
-        self.best = {**figures, **which}
-        self.save(BEST, model, figures, form)
+        self.best = {**figures_of(result), **which}
+        self._save_best(model, result, which)
+
+    def _save_best(self, model: nn.Module, result: Result, which: Result) -> None:
+        self.save(BEST, model, figures_of(result), which[WHICH_WEIGHTS])
         details = to_json(sealed({**result, **which}), ensure_ascii=False)
         write_text(_staged(self.folder, self.epochs + 1) / DETAILS, details + "\n")
 

@@ -32,7 +32,6 @@ class Schedule:
 
     config: TrainConfig
     batches: int  # of an epoch
-    processes: int = 1
 
     @property
     def updates(self) -> int:
@@ -54,7 +53,7 @@ class Schedule:
 
     @property
     def images_an_update(self) -> int:
-        return self.config.batch_size * self.config.accumulate * self.processes
+        return self.config.batch_size * self.config.accumulate
 
     @property
     def warmup(self) -> float:

@@ -32,7 +32,10 @@ if TYPE_CHECKING:
 
 
 def accelerator_of(config: TrainConfig) -> "Accelerator":
-    """The device and precision of the settings; `UsageError` where they are not to be had here."""
+    """The device and precision of the settings; `UsageError` where they are not to be had here.
+
+    Where this is one of several processes, it is theirs, which have met by then.
+    """
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
@@ -43,12 +46,7 @@ def accelerator_of(config: TrainConfig) -> "Accelerator":
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()  # of another trainer, which may have been stopped within a group
     precision = "no" if config.precision == "fp32" else config.precision
-    accelerator = Accelerator(cpu=not gpu, mixed_precision=precision)
-    if accelerator.num_processes > 1:
-        raise UsageError(
-            f"started in {accelerator.num_processes} processes; allowed: one, on one device"
-        )
-    return accelerator
+    return Accelerator(cpu=not gpu, mixed_precision=precision)
 
 
 # Settings that data, model and weights decide --------------------------------------------------

@@ -135,6 +135,9 @@ class Exact:
             counts = prediction.counts.cpu().round()
             self.right.append(counts == labels.cpu().bincount(minlength=len(counts)))
 
+    def join(self, other: "Exact") -> None:
+        self.right += other.right
+
     def result(self) -> dict[str, Any]:
         exact = 100 * torch.stack(self.right).float().mean().item() if self.right else None
         return {"exact": exact, "images": len(self.right), "notes": []}

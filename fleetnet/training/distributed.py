@@ -1,0 +1,236 @@
+"""Training by several processes, one a device, on one machine or on many.
+
+`fleetnet train --devices N`, torchrun and accelerate launch start them alike: each process finds
+its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), and `join`
+meets the others. Any number of them trains the same:
+
+    batches      batch b of an epoch has the same samples: each process takes its slice of it
+    losses       a mean over a batch is over that of all processes (`processes.mean`)
+    gradients    averaged by torch's DistributedDataParallel, which accelerate wraps the model in;
+                 clipping and the average of the weights come after that
+    norms        with `norm: sync` over the batch of all processes, else over the own part of it
+    evaluation   each process counts its block of the samples, the first one adds the counts up
+    writing      by the first process alone: `Follower` is the run folder of the others
+
+What a network draws itself, as dropout does, is drawn by each process for its own part: of the same
+distribution as in one process, but not the same numbers.
+
+A process that dies closes its connections, and the others end with an error. One that hangs makes
+all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and
+ends. Whatever started them then ends those that are left, or starts all again from the last state.
+
+Of GPUs (nccl, a device for each LOCAL_RANK) none of this has been tested.
+"""
+
+import faulthandler
+import os
+import platform
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import TracebackType
+
+import torch
+from torch import distributed, nn
+
+from ..data import Split
+from ..data._contents import Contents
+from ..errors import FleetnetError, UsageError
+from ..processes import by_first, is_first, is_joined, rank, take_from_first, world
+from .checks import check_device
+from .claims import Claim
+from .config import TrainConfig
+from .log import Line, Result, State
+from .run import Run
+
+PARENT = "FLEETNET_PARENT"  # in the environment: the process that ends all others when it is gone
+GRACE = 5.0  # seconds between the stacks of a process that waits too long and its end
+
+
+def join(config: TrainConfig) -> None:
+    """Meet the other processes that the environment tells of; nothing happens where it has none.
+
+    Raises `UsageError` for more processes than this machine has GPUs.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_joined():
+        return
+    local, here = (int(os.environ.get(f"LOCAL_{key}", "0")) for key in ("RANK", "WORLD_SIZE"))
+    gpu = check_device(config)
+    if gpu:
+        if local >= torch.cuda.device_count():
+            raise UsageError(
+                f"{here} processes were started here, which has {torch.cuda.device_count()} GPUs; "
+                "allowed: one process a GPU, or --device cpu"
+            )
+        torch.cuda.set_device(local)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        threads = config.threads or max(1, (os.cpu_count() or 1) // max(here, 1))
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate sets another number
+    # the stacks are printed before anything else ends a process
+    patience = timedelta(minutes=config.timeout, seconds=GRACE / 2)
+    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
+
+
+def leave() -> None:
+    """Part from the other processes, which have come to the end too."""
+    watch(None)
+    if is_joined():
+        distributed.destroy_process_group()
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Say in words that another process is gone, or does not answer."""
+    try:
+        yield
+    except RuntimeError as error:
+        if world() == 1 or not _is_of_connection(error):
+            raise
+        reason = str(error).strip().splitlines()[0]
+        raise FleetnetError(
+            f"process {rank()} of {world()} lost the others: one of them died, or did not answer "
+            f"within --timeout ({reason}). What was trained until the last saved state is kept"
+        ) from error
+
+
+def _is_of_connection(error: RuntimeError) -> bool:
+    """Whether an error is of a collective operation; those of gloo are of no class of their own."""
+    text = str(error)
+    is_of_torch = isinstance(error, distributed.DistError)
+    return is_of_torch or "gloo" in text or "Connection" in text or "NCCL" in text
+
+
+# Where a process stands ---------------------------------------------------------------------------
+
+
+class Watch(threading.Thread):
+    """Ends this process when it has come no further for `seconds`, after it printed its stacks.
+
+    While one process hangs all others wait for it, so all of them print where they stand.
+    """
+
+    def __init__(self, seconds: float):
+        super().__init__(daemon=True, name="watch")
+        self.seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self.over = threading.Event()
+        self.parent = int(os.environ.get(PARENT, "0"))
+        self.start()
+
+    def beat(self) -> None:
+        """Called whenever something was finished."""
+        self.deadline = time.monotonic() + self.seconds
+        # this one needs no Python, which hangs too where a library keeps the interpreter's lock
+        faulthandler.dump_traceback_later(self.seconds + 2 * GRACE, exit=True)
+
+    def run(self) -> None:
+        while not self.over.wait(min(0.5, self.seconds / 4)):
+            if self.parent and os.getppid() != self.parent:
+                self.parent = 0
+                signal.raise_signal(signal.SIGTERM)
+            if time.monotonic() > self.deadline:
+                self._end()
+
+    def _end(self) -> None:
+        who = f"process {rank()} of {world()} ({os.getpid()} on {platform.node()})"
+        head = f"fleetnet: {who} came no further for {self.seconds:g} s and stands here:"
+        sys.stderr.write(f"{head}\n{_stacks()}\n")
+        sys.stderr.flush()
+        if not self.over.wait(GRACE):
+            sys.stderr.write(f"fleetnet: {who} ends\n")
+            sys.stderr.flush()
+            os._exit(FleetnetError.exit_code)
+
+
+def _stacks() -> str:
+    """Where all threads of this process are."""
+    with tempfile.TemporaryFile("w+") as file:
+        faulthandler.dump_traceback(file)
+        file.seek(0)
+        return file.read()
+
+
+_watch: Watch | None = None  # of this process
+
+
+def watch(minutes: float | None) -> None:
+    """Begin to watch that this process comes further; with None end it."""
+    global _watch
+    if _watch is not None:
+        _watch.over.set()
+        faulthandler.cancel_dump_traceback_later()
+    _watch = None if minutes is None or world() == 1 else Watch(60 * minutes)
+
+
+def beat() -> None:
+    """Say that this process came further."""
+    if _watch is not None:
+        _watch.beat()
+
+
+# The run folder -----------------------------------------------------------------------------------
+
+
+@dataclass
+class Elsewhere(Claim):
+    """A run folder that the first process has claimed for all."""
+
+    def check(self) -> None:
+        return
+
+    def release(self) -> None:
+        return
+
+
+@contextmanager
+def held_by_first(hold: Callable[[], AbstractContextManager[Claim]]) -> Iterator[Claim]:
+    """The run folder, claimed by the first process for all of them until the end."""
+    with ExitStack() as stack:
+        mine = by_first(lambda: stack.enter_context(hold()))
+        yield mine if is_first() else Elsewhere(mine.folder, mine.token, mine.made)
+
+
+class Follower(Run):
+    """The run folder as a process sees it that does not write into it."""
+
+    def begin(self, train: Split, val: Split, *, other_data: bool, described: bool) -> None:
+        return
+
+    def record(self, train: Split, val: Split, contents: tuple[Contents, Contents]) -> None:
+        return
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        return
+
+    @contextmanager
+    def staging(self) -> Iterator[None]:
+        yield
+
+    def save(self, name: str, model: nn.Module, figures: Result, form: str) -> None:
+        return
+
+    def _save_best(self, model: nn.Module, result: Result, which: Result) -> None:
+        return
+
+    def save_state(self, state: State, line: Line) -> None:
+        self.log.append(line)
+
+    def deliver(self) -> None:
+        self.epochs += 1
+
+
+def agree(*modules: nn.Module) -> None:
+    """Give all processes the buffers of the first: statistics of norms, unless these are shared."""
+    take_from_first([buffer for module in modules for buffer in module.buffers()])
