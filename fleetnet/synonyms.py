@@ -503,8 +503,8 @@ INSTEAD: dict[str, dict[str, str]] = {
         "vflip": "leave it out: pictures are mirrored left to right alone (--flip)",
         "flipud": "leave it out: pictures are mirrored left to right alone (--flip)",
         "localrank": "leave it out: the launcher says it by the environment",
-        "distributed": "leave it out: one process trains, on one device",
-        "worldsize": "leave it out: one process trains, on one device",
+        "distributed": "give --devices 8, or start it by torchrun",
+        "worldsize": "give --devices 8, or start it by torchrun",
         "task": "the task is in the name of the model, as --model yolo/repvit_m0_9",
     },
     "verb": {

@@ -11,6 +11,7 @@
     optimizer    groups of parameters, what changes them, the average of the weights
     evaluate     the figures of a model on annotated images
     run          the run folder: what is written, in which order
+    distributed  several processes that train together
     hooks        what listens: loggers, progress
 
 and what these need:

@@ -50,7 +50,7 @@ class Learner:
 
     config: TrainConfig
     model: Model
-    # the same, as accelerate wraps it: under autocast, and in what averages gradients over processes
+    # the same, as accelerate wraps it: under autocast, and gradients are averaged over processes
     network: nn.Module
     accelerator: "Accelerator"
     optimizer: torch.optim.Optimizer
