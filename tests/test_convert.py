@@ -258,6 +258,22 @@ def test_pictures_stay_as_they_are(tmp_path: Path, to: str, link: bool) -> None:
 
 
 @pytest.mark.parametrize("to", ["folder", "list", "shards"])
+def test_progress_is_said_while_it_is_written(tmp_path: Path, to: str) -> None:
+    """After each picture, when it is there and the next one is not."""
+    made, out = of_two_folders(tmp_path / "made"), tmp_path / "out"
+    said: list[tuple[int, int]] = []
+    at_the_end = {"list": "train_list.txt", "shards": "dataset.json"}.get(to)
+
+    def progress(count: int, whole: int) -> None:
+        said.append((count, whole))
+        written = [path.name for path in tmp_path.rglob("*") if made not in path.parents]
+        assert at_the_end not in written
+
+    convert(str(made), to, out, progress=progress)
+    assert said == [(count, 6) for count in range(1, 7)]
+
+
+@pytest.mark.parametrize("to", ["folder", "list", "shards"])
 def test_arrays_are_pictures_there_and_back(tmp_path: Path, to: str) -> None:
     made, rng = tmp_path / "made", np.random.default_rng(0)
     for split in ("train", "val"):

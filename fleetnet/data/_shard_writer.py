@@ -4,7 +4,7 @@ import io
 import os
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -51,17 +51,24 @@ def write(
 
 
 def write_into(
-    splits: Mapping[str, Split], folder: Path, samples: int = SAMPLES, size: int = SIZE
-) -> dict[str, list[str]]:
-    """Write shards into an empty folder; of each split "SHARD: MEMBER" of each picture, in order."""
+    splits: Mapping[str, Split],
+    folder: Path,
+    samples: int = SAMPLES,
+    size: int = SIZE,
+    written: Callable[[Sample, str], None] = lambda sample, member: None,
+) -> None:
+    """Write shards into an empty folder.
+
+    `written` is told of each sample, as soon as it is there, its picture as "SHARD: MEMBER".
+    """
     if samples < 1 or size < 1:
         raise UsageError(f"samples is {samples}, size {size}; allowed: at least 1")
-    names: dict[str, list[str]] = {}
     about: dict[str, object] = {}
     for name, split in splits.items():
         shards = _Shards(folder, PREFIX.get(name, name), samples, size)
         try:
-            names[name] = [shards.add(i, sample) for i, sample in enumerate(split.samples)]
+            for number, sample in enumerate(split.samples):
+                written(sample, shards.add(number, sample))
         finally:
             shards.close()
         about[name] = {
@@ -73,7 +80,6 @@ def write_into(
     text = to_json({"format": "shards", "splits": about}, indent=1, ensure_ascii=False) + "\n"
     with writing(folder / ABOUT):
         (folder / ABOUT).write_text(text, encoding="utf-8", errors="surrogatepass")
-    return names
 
 
 class _Shards:

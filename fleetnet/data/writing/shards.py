@@ -23,9 +23,11 @@ def write(splits: Mapping[str, Split], folder: Path, album: Album) -> None:
         name: replace(split, samples=[one for one in split.samples if _has_map(one, album)])
         for name, split in splits.items()
     }
-    for name, names in write_into(readable, folder).items():
-        for sample, member in zip(readable[name].samples, names, strict=True):
-            album.was_put(sample, f"{folder}/{member}")
+
+    def written(sample: Sample, member: str) -> None:
+        album.was_put(sample, f"{folder}/{member}")
+
+    write_into(readable, folder, written=written)
 
 
 def _has_map(sample: Sample, album: Album) -> bool:
