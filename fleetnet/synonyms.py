@@ -241,6 +241,13 @@ SETTINGS: dict[str, tuple[str, ...]] = {
     "vbsmincropsizewidth": ("sizes",),
     "vbsmaxcropsizewidth": ("sizes",),
     "vbsmaxnscales": ("sizes",),
+    "usevisualdl": ("log=tensorboard",),
+    "tensorboardlogging": ("log=tensorboard",),
+    "tensorboard": ("log=tensorboard",),
+    "reportto": ("log=tensorboard",),
+    "logwith": ("log=tensorboard",),
+    "logwandb": ("log=wandb",),
+    "wandb": ("log=wandb",),
     # timm's
     "inchans": ("channels",),
     "augrepeats": ("repeats",),

@@ -45,6 +45,7 @@ def test_it_lists_everything(
     assert {package["name"] for package in document["packages"]} == {
         "timm",
         "huggingface_hub",
+        "tensorboard",
         "nncf",
     }
     assert document["machine"]["processor"].endswith("cores")

@@ -103,8 +103,17 @@ def test_the_logger_of_the_architecture_page_runs(here: Path):
     assert [line["epoch"] for line in received] == [1, 2]
 
 
+def test_the_tracker_of_the_architecture_page_runs(here: Path):
+    _, tracker, *_ = blocks(ROOT / "docs" / "architecture.md", "python")
+    exec(tracker, {})
+    lines = (here / "figures.txt").read_text().splitlines()
+    assert lines[0].startswith("1 step/loss ")
+    assert sum(" ema/top1 " in line for line in lines) == 2
+    assert re.fullmatch(r"\d+ seconds \d+\.\d+", lines[-1])
+
+
 def test_the_augmentation_of_the_architecture_page_runs(here: Path):
-    _, augmentation, *_ = blocks(ROOT / "docs" / "architecture.md", "python")
+    _, _, augmentation, *_ = blocks(ROOT / "docs" / "architecture.md", "python")
     scope: dict = {}
     exec(augmentation, scope)
     assert 0 <= scope["best"]["top1"] <= 100

@@ -72,6 +72,7 @@ AFTER_RESUME = (  # what may change
     "eval_every",
     "patience",
     "timeout",
+    "log",
     "data",
     "format",
     "images",

@@ -24,6 +24,7 @@ EXAMPLE = "fleetnet doctor --test"
 PACKAGES = {  # optional: module -> distribution, extra, what for
     "timm": ("timm", "timm", "backbones timm/NAME"),
     "huggingface_hub": ("huggingface_hub", "hub", "weights from a hub"),
+    "tensorboard": ("tensorboard", "tensorboard", "train --log tensorboard"),
     "nncf": ("nncf", "quantize", "int8 for OpenVINO"),
 }
 

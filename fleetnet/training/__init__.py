@@ -13,6 +13,7 @@
     run          the run folder: what is written, in which order
     distributed  several processes that train together
     hooks        what listens: loggers, progress
+    trackers     TensorBoard and the like
 
 and what these need:
 

@@ -19,6 +19,7 @@ from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Model
 from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .optimizer import check_optimizer
+from .trackers import check_trackers
 
 MADE_BEFORE = "`fit` trains the model as it is, so give this to create_model, or leave it out"
 
@@ -74,6 +75,7 @@ def check_settings(
     value.
     """
     check_optimizer(config)
+    check_trackers(config.log)
     for key, default in KEYS_AND_DEFAULTS.items():
         value = getattr(config, key)
         if value == default and key not in given:

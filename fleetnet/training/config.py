@@ -394,6 +394,11 @@ class TrainConfig:
         "average", "which weights are evaluated: their average where there is one, else the others"
     )
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
+    log: str = _field(
+        "",
+        "trackers that get the figures too, separated by commas: tensorboard, wandb, mlflow and "
+        "whatever else accelerate has",
+    )
     seed: int = _field(0, "of weights, order and augmentation")
 
     def __post_init__(self) -> None:

@@ -40,6 +40,7 @@ from .overview import write_overview
 from .pictures import TrainingBatches, samples
 from .run import Before, Run, best_of
 from .setup import accelerator_of, training_of
+from .trackers import trackers_of
 
 
 @named_arguments
@@ -134,7 +135,8 @@ def fit(
             if report and not resume and is_first():
                 kind = find_task(model.task).PREDICTION
                 pictures = [TrainingBatches(mine.folder, kind, train.classes)]
-            own_hooks = [Callbacks(progress, on_epoch, on_batch), *pictures, *hooks]
+            trackers = trackers_of(config, mine.folder) if is_first() else []
+            own_hooks = [Callbacks(progress, on_epoch, on_batch), *pictures, *trackers, *hooks]
             hook = Hooks(own_hooks if is_first() else [], say=on_wait)
             hook.start(this_run, training.config)
             learner = set_up(

@@ -55,6 +55,11 @@ class Hook(Protocol):
 
     may_stop: ClassVar[bool] = False
 
+    @property
+    def title(self) -> str:
+        """What it is called where it failed."""
+        return type(self).__name__
+
     def start(self, run: "Run", config: TrainConfig) -> None:
         """Before anything is trained: `run` knows its folder, and for how many epochs it was."""
         return
@@ -140,13 +145,13 @@ class Hooks(Hook):
         for hook in self.hooks:
             try:
                 call(hook)
-            except Exception as error:
+            except (Exception, SystemExit) as error:  # some trackers end the process they are in
                 if hook.may_stop:
                     raise
                 if hook not in self.failed:
                     self.failed.append(hook)
                     reason = f"{type(error).__name__}: {error}"
-                    self.say(f"{type(hook).__name__} failed ({reason}); the training goes on")
+                    self.say(f"{hook.title} failed ({reason}); the training goes on")
 
 
 def _warn(message: str) -> None:
