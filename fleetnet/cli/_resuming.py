@@ -73,6 +73,7 @@ AFTER_RESUME = (  # what may change
     "patience",
     "timeout",
     "log",
+    "save_every",
     "data",
     "format",
     "images",

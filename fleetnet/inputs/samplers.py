@@ -127,8 +127,11 @@ class OrderedBatches(Sampler[list[Draw]]):
     """What the process `rank` of `world` gets of each batch of `batch_size` samples.
 
     A smaller last batch is left out unless it is the only one. Batch b of an epoch has the same
-    samples for any number of processes.
+    samples for any number of processes. The `first` is the batch that an epoch goes on with; its
+    length counts those before it too.
     """
+
+    first = 0
 
     def __init__(self, order: Order, batch_size: int, rank: int = 0, world: int = 1):
         self.draws = Draws(order)
@@ -140,6 +143,9 @@ class OrderedBatches(Sampler[list[Draw]]):
         return len(self.draws) // self.batch_size if self.drop_last else min(1, len(self.draws))
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        return islice(self._of_whole_epoch(), self.first, None)
+
+    def _of_whole_epoch(self) -> Iterator[list[Draw]]:
         draws = iter(self.draws)
         while batch := list(islice(draws, self.batch_size)):
             if len(batch) < self.batch_size and self.drop_last:
@@ -184,8 +190,11 @@ class SizedBatches(Sampler[list[Draw]]):
     """What the process `rank` of each batch gets where each step has a size of its own.
 
     An epoch has always as many steps; where small sizes come up more often than others, the order
-    begins again at its end, and where large ones do, a part of it is left out.
+    begins again at its end, and where large ones do, a part of it is left out. The `first` is the
+    batch that an epoch goes on with.
     """
+
+    first = 0
 
     def __init__(self, order: Order, sizes: Sizes, rank: int = 0, world: int = 1):
         self.order = order
@@ -196,6 +205,9 @@ class SizedBatches(Sampler[list[Draw]]):
         return self.sizes.steps(len(self.order))
 
     def __iter__(self) -> Iterator[list[Draw]]:
+        return islice(self._of_whole_epoch(), self.first, None)
+
+    def _of_whole_epoch(self) -> Iterator[list[Draw]]:
         epoch = self.order.epoch
         # the order again and again, while the turns count on
         draws = draws_of(chain.from_iterable(repeat(self.order)), epoch)

@@ -9,6 +9,9 @@
     distill      the loss of a batch with a teacher beside the labels
     schedule     learning rate and weight decay by step, an early end
     optimizer    groups of parameters, what changes them, the average of the weights
+    keeping      the state that is saved within an epoch: every few minutes, and on Ctrl-C
+    so_far       what an epoch has come to
+    signals      Ctrl-C and SIGTERM wait for the end of a step
     evaluate     the figures of a model on annotated images
     run          the run folder: what is written, in which order
     distributed  several processes that train together

@@ -165,7 +165,8 @@ RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     ),
     (
         "weight_decay warmup_epochs mixup cutmix color_jitter workers threads patience "
-        "plain_epochs decay_end warmup_steps warmup_lr min_lr rate_lag cooldown_epochs lr_batch",
+        "plain_epochs decay_end warmup_steps warmup_lr min_lr rate_lag cooldown_epochs lr_batch "
+        "save_every",
         lambda value: value >= 0,
         "at least 0",
     ),
@@ -394,6 +395,9 @@ class TrainConfig:
         "average", "which weights are evaluated: their average where there is one, else the others"
     )
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
+    save_every: float = _field(
+        10.0, "minutes between states that are saved within an epoch; 0: only at its end"
+    )
     log: str = _field(
         "",
         "trackers that get the figures too, separated by commas: tensorboard, wandb, mlflow and "

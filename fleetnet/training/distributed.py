@@ -48,6 +48,7 @@ from .claims import Claim
 from .config import TrainConfig
 from .log import Line, Result, State
 from .run import Run
+from .so_far import EpochSoFar
 
 PARENT = "FLEETNET_PARENT"  # in the environment: the process that ends all others when it is gone
 GRACE = 5.0  # seconds between the stacks of a process that waits too long and its end
@@ -224,11 +225,15 @@ class Follower(Run):
     def _save_best(self, model: nn.Module, result: Result, which: Result) -> None:
         return
 
-    def save_state(self, state: State, line: Line) -> None:
+    def save_state(self, model: nn.Module, state: State, line: Line) -> None:
         self.log.append(line)
+
+    def save_within(self, model: nn.Module, state: State, so_far: EpochSoFar) -> None:
+        so_far.kept = so_far.step
 
     def deliver(self) -> None:
         self.epochs += 1
+        self.so_far = EpochSoFar(self.epochs)
 
 
 def agree(*modules: nn.Module) -> None:

@@ -100,20 +100,22 @@ def _of_file(file: Path | Member, folder: str) -> list[object]:
     return [os.path.relpath(file, folder) if folder else str(file), size]
 
 
-def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> None:
+def check(
+    run: Path, splits: Mapping[str, Split], epochs: int, accept: bool, *, begun: bool
+) -> bool:
     """Compare the splits ("train", "val") with those that the run was trained on, and record them.
 
-    `epochs` have been trained. Raises `DataError` that names what differs unless `accept`, which
-    records the new ones.
+    `epochs` have been trained, and some steps if it has `begun`. Whether they differ: raises
+    `DataError` that names what does unless `accept`, which records the new ones.
     """
     now = {name: lines_of(split) for name, split in splits.items()}
-    records = read(run) if epochs else []
+    records = read(run) if begun else []
     hashes = {name: _hash(lines) for name, lines in now.items()}
     if records:
         before = records[-1]
         differing = [name for name in now if before["splits"][name]["sha256"] != hashes[name]]
         if not differing:
-            return
+            return False
         if not accept:
             text = _named(run)
             counts = {name: before["splits"][name]["samples"] for name in differing}
@@ -133,6 +135,7 @@ def check(run: Path, splits: Mapping[str, Split], epochs: int, accept: bool) -> 
         run / RECORD,
         to_json([*records, {"from_epoch": epochs + 1, "splits": about}], indent=1) + "\n",
     )
+    return bool(records)
 
 
 def read(run: Path) -> list[Fields]:

@@ -2,18 +2,17 @@
 
 Unusual here: the learning rate is a pure function of the step, and so is every random number of
 the place that it is drawn for (`inputs/randomness.py`), so that a run resumed after any epoch
-continues exactly as if it had never stopped.
-The state of a run is one file, replaced atomically once an epoch: killing the process loses at most
-the epoch in progress. No task is named in this folder.
+continues exactly as if it had never stopped, and one resumed within an epoch too.
+The state of a run is one file, replaced atomically at the end of each epoch and every few minutes
+within: killing the process loses at most these. No task is named in this folder.
 """
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..data import Split
 from ..data._contents import Contents
@@ -23,16 +22,17 @@ from ..inputs.augment import Augmentation, check_augmentation
 from ..inputs.samplers import Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
-from ..processes import by_first, gathered, is_first
+from ..processes import by_first, from_first, gathered, is_first
 from ..tasks import Model
 from ..tasks import find as find_task
 from .checks import check
 from .claims import Claim, claim
 from .config import TrainConfig
 from .distributed import Follower, explained, held_by_first, join, watch
-from .epoch import check_weights, train_one_epoch
+from .epoch import train_one_epoch
 from .folder import AVERAGE, LAST
 from .hooks import Callbacks, Hook, Hooks, Pace, Progress
+from .keeping import StateKeeper, check_weights
 from .learner import Learner, set_up
 from .log import COUNTED, Line, Result, figures_of, read_log
 from .objective import Objective, Targets
@@ -40,6 +40,8 @@ from .overview import write_overview
 from .pictures import TrainingBatches, samples
 from .run import Before, Run, best_of
 from .setup import accelerator_of, training_of
+from .signals import Signals
+from .so_far import EpochSoFar
 from .trackers import trackers_of
 
 
@@ -91,8 +93,8 @@ def fit(
     `restart` is for one that was stopped before its first epoch ended. Raises `UsageError` where
     another run goes on in the folder, `DataError` for other samples and for data with too little to
     learn from or to measure on, `WriteError` when the folder is gone or the disk full, and
-    `FleetnetError` when the loss or a weight is not finite or a worker died; then the state of the
-    last whole epoch is kept.
+    `FleetnetError` when the loss or a weight is not finite or a worker died; then the state that
+    was saved last is kept. Ctrl-C and SIGTERM finish the step and save the state first.
     """
     if augment is not None:
         check_augmentation(augment)
@@ -132,9 +134,9 @@ def fit(
         ) as this_run:
             this_run.begin(train, val, other_data=other_data, described=report)
             pictures = []
-            if report and not resume and is_first():
+            if report and not this_run.epochs and is_first():
                 kind = find_task(model.task).PREDICTION
-                pictures = [TrainingBatches(mine.folder, kind, train.classes)]
+                pictures = [TrainingBatches(mine.folder, kind, train.classes, new=not resume)]
             trackers = trackers_of(config, mine.folder) if is_first() else []
             own_hooks = [Callbacks(progress, on_epoch, on_batch), *pictures, *trackers, *hooks]
             hook = Hooks(own_hooks if is_first() else [], say=on_wait)
@@ -151,10 +153,13 @@ def fit(
                 before=before,
             )
             this_run.record(train, val, counted)
+            this_run.so_far = from_first(this_run.so_far)
             watch(config.timeout)
             pace = Pace(this_run.epochs, config.epochs, len(learner.batches))
-            while this_run.epochs < config.epochs and not this_run.stopped_early():
-                hook.epoch(_epoch(learner, this_run, pace, hook, on_wait))
+            with Signals() as signals:
+                keeper = StateKeeper(learner, this_run, signals, config.save_every)
+                while this_run.epochs < config.epochs and not this_run.stopped_early():
+                    hook.epoch(_epoch(learner, this_run, keeper, pace, hook, on_wait))
             learner.finish()
             watch(None)
             best = by_first(lambda: best_of(mine.folder, this_run.best or {}))
@@ -166,24 +171,43 @@ def fit(
     return best
 
 
-def _epoch(learner: Learner, run: Run, pace: Pace, hook: Hook, on_wait: Say | None) -> Line:
-    """Train, evaluate and keep one epoch; its line of the log."""
-    epoch, began = run.epochs, time.monotonic()
-    trained = train_one_epoch(learner, epoch, pace, hook, on_wait)
-    skipped = sorted(chain.from_iterable(gathered(trained.pop("skipped"))))
-    line: Line = {"epoch": epoch + 1, COUNTED: 1, "train": trained}
-    check_weights(learner, epoch)
-    with run.staging():
-        if learner.is_evaluated_after(epoch):
+def _epoch(
+    learner: Learner,
+    run: Run,
+    keeper: StateKeeper,
+    pace: Pace,
+    hook: Hook,
+    on_wait: Say | None,
+) -> Line:
+    """Train an epoch, or the rest of one, evaluate and keep it; its line of the log."""
+    so_far = run.so_far
+    results: list[tuple[str, nn.Module, Result]] = []
+    with keeper.stoppable(so_far):
+        train_one_epoch(learner, so_far, pace, hook, keeper, on_wait)
+        keeper.signals.let_go()
+        check_weights(learner, so_far)
+        if learner.is_evaluated_after(so_far.epoch):
             for form, network, weights in learner.forms():
-                result = learner.evaluate(network, on_wait)
-                skipped = skipped + result.pop("skipped")
-                line[form] = figures_of(result)
-                run.compare(result, weights, form)
-        line |= {"skipped": sorted(set(skipped)), "seconds": round(time.monotonic() - began, 3)}
+                results.append((form, weights, learner.evaluate(network, on_wait)))
+    with keeper.signals.holding():
+        return _keep(learner, run, so_far, results)
+
+
+def _keep(
+    learner: Learner, run: Run, so_far: EpochSoFar, results: Sequence[tuple[str, nn.Module, Result]]
+) -> Line:
+    """Write the files of an epoch with what was measured after it; its line of the log."""
+    skipped = set(chain.from_iterable(gathered(so_far.skipped)))
+    line: Line = {"epoch": so_far.epoch + 1, COUNTED: 1, "train": so_far.result()}
+    with run.staging():
+        for form, weights, result in results:
+            skipped |= set(result.pop("skipped"))
+            line[form] = figures_of(result)
+            run.compare(result, weights, form)
+        line |= {"skipped": sorted(skipped), "seconds": round(so_far.elapsed(), 3)}
         run.save(LAST, learner.model, line.get("raw", {}), "raw")
         if learner.average is not None:
             run.save(AVERAGE, learner.average.module, line.get("ema", {}), "ema")
-        run.save_state(learner.state(), line)
+        run.save_state(learner.model, learner.state(), line)
     run.deliver()
     return line

@@ -16,7 +16,7 @@ from ..errors import UsageError
 from ..inputs.augment import Augmentation
 from ..inputs.dataset import ImageDataset
 from ..inputs.loader import Batches, batches_of
-from ..inputs.samplers import Order
+from ..inputs.samplers import Order, OrderedBatches, SizedBatches
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..processes import mean, rank, world
@@ -66,9 +66,10 @@ class Learner:
     channels_last: bool
     frozen_norms: list[nn.Module] = field(default_factory=list)  # which stay in eval mode
 
-    def begin(self, epoch: int) -> None:
-        """Bring all into the state in which an epoch (from 0) begins, whatever came before it."""
+    def begin(self, epoch: int, first: int = 0) -> None:
+        """Bring all into the state in which an epoch (from 0) goes on with its batch `first`."""
         self.order.epoch = epoch
+        cast(OrderedBatches | SizedBatches, self.batches.batch_sampler).first = first
         self.network.train()
         for norm in self.frozen_norms:
             norm.eval()
@@ -144,7 +145,7 @@ class Learner:
         )
 
     def state(self) -> State:
-        """All that changes from epoch to epoch; random numbers follow from epoch and step."""
+        """All that changes from step to step; random numbers follow from epoch and step."""
         scaler = self.accelerator.scaler
         return {
             "model": self.model.state_dict(),

@@ -39,9 +39,15 @@ class TrainingBatches(Hook):
 
     may_stop = True
 
-    def __init__(self, run: Path, kind: type[Prediction], classes: Sequence[str]):
-        """`kind` is the type of the task's predictions, which knows how to draw its annotation."""
-        self.files = [run / name for name in TRAINING_BATCHES]
+    def __init__(
+        self, run: Path, kind: type[Prediction], classes: Sequence[str], *, new: bool = True
+    ):
+        """`kind` is the type of the task's predictions, which knows how to draw its annotation.
+
+        Of a run that is not `new` only those that were not drawn before.
+        """
+        files = [run / name for name in TRAINING_BATCHES]
+        self.files = [file for file in files if new or not file.is_file()]
         self.kind, self.classes = kind, classes
 
     def batch(self, images: Tensor, targets: Targets, preprocess: Preprocess) -> None:

@@ -3,7 +3,7 @@
 At the end of an epoch the checkpoints are written into state/next-EPOCH/, then the state with the
 whole log in it, and only then the checkpoints are moved to their places and the log gets its line.
 So a kill at any moment leaves files that the state can bring in order: those of an epoch that it
-knows are moved, others removed.
+knows are moved, others removed. Within an epoch the state alone is written anew.
 """
 
 import hashlib
@@ -48,6 +48,7 @@ from .folder import (
 from .log import Line, Result, State, figures_of, read_log
 from .pictures import TRAINING_BATCHES
 from .schedule import stopped_early
+from .so_far import Diverged, EpochSoFar
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
 
@@ -65,7 +66,7 @@ class Training:
 
 @dataclass(frozen=True)
 class Before:
-    """What a run that goes on left: the state after its last epoch, the facts of its weights."""
+    """What a run that goes on left: the state that was saved last, the facts of its weights."""
 
     state: State
     facts: Facts
@@ -73,15 +74,28 @@ class Before:
     @classmethod
     def read(cls, folder: Path) -> "Before":
         """Raises `ModelError` where there is no state."""
-        state = settled(folder)
+        return cls.of(settled(folder), folder)
+
+    @classmethod
+    def of(cls, state: State, folder: Path) -> "Before":
+        """Of a state, which has the facts in it but for those of earlier versions."""
+        if "facts" in state:
+            return cls(state, Facts.from_json(state["facts"], folder / STATE))
         return cls(state, checkpoint.read_facts(folder / LAST))
+
+    @property
+    def so_far(self) -> EpochSoFar | None:
+        """What the epoch in progress had come to; None where the state is of the end of one."""
+        values = self.state.get("so_far")
+        return None if values is None else EpochSoFar(**values)
 
 
 class Run:
     """A run folder that this process trains in.
 
     `epochs` are those that it was trained for so far, `log` has a line for each, and `best` has the
-    figures of the best one. As a context it leaves nothing of a start that failed.
+    figures of the best one; `so_far` is what the next epoch has come to. As a context it leaves
+    nothing of a start that failed.
     """
 
     def __init__(
@@ -107,6 +121,8 @@ class Run:
         self.epochs: int = state["epochs"]
         self.best: Result | None = state["best"]
         self.log: list[Line] = state["log"]
+        so_far = None if before is None else before.so_far
+        self.so_far = so_far or EpochSoFar(self.epochs)
         self.described = False
         self.other_data = False
         self.written: list[str] = []  # before the first epoch has ended
@@ -124,7 +140,8 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        failed = isinstance(error, Exception)  # what was interrupted can be continued
+        # what was interrupted can be continued, and what diverged replayed
+        failed = isinstance(error, Exception) and not isinstance(error, Diverged)
         is_new = not self.began_before and not self.replaces
         if failed and is_new and not (self.folder / STATE).is_file():
             self._clear()
@@ -158,7 +175,10 @@ class Run:
         """Write which samples, settings and environment the run starts with."""
         self.written += [fingerprint.RECORD, fingerprint.NAMES]
         splits = {"train": train, "val": val}
-        fingerprint.check(self.folder, splits, self.epochs, self.other_data)
+        begun = self.before is not None
+        others = fingerprint.check(self.folder, splits, self.epochs, self.other_data, begun=begun)
+        if others:  # an epoch over these has an order of its own
+            self.so_far = EpochSoFar(self.epochs)
         if self.before is None:
             self._forget()
         if self.described:
@@ -279,16 +299,33 @@ class Run:
         details = to_json(sealed({**result, **which}), ensure_ascii=False)
         write_text(_staged(self.folder, self.epochs + 1) / DETAILS, details + "\n")
 
-    def save_state(self, state: State, line: Line) -> None:
+    def save_state(self, model: nn.Module, state: State, line: Line) -> None:
         """Write what is needed to go on after the next epoch, of which `line` is for the log."""
         self.log.append(line)
+        self._save_state(model, {**state, "epochs": self.epochs + 1, "so_far": None})
+
+    def save_within(self, model: nn.Module, state: State, so_far: EpochSoFar) -> None:
+        """Write what is needed to go on within the next epoch."""
+        self._save_state(model, {**state, "epochs": self.epochs, "so_far": so_far.to_state()})
+        so_far.kept = so_far.step
+
+    def _save_state(self, model: nn.Module, state: State) -> None:
         self.claim.check()
-        of_run = {"epochs": self.epochs + 1, "best": self.best, "log": self.log}
+        facts = checkpoint.facts(
+            model,
+            self.training.classes,
+            self.training.preprocess,
+            settings=self.training.config.to_dict(),
+            source=self.training.source,
+            category_ids=self.training.category_ids,
+        )
+        of_run = {"best": self.best, "log": self.log, "facts": facts.to_json()}
         checkpoint.save_state(self.folder / "state", {**of_run, **state})
 
     def deliver(self) -> None:
         """Move the files of the epoch whose state was saved to their places: it is over."""
         self.epochs += 1
+        self.so_far = EpochSoFar(self.epochs)
         _deliver(self.folder, self.epochs)
         append_line(self.folder / LOG, to_json(self.log[-1]))
         self.claim.check()
