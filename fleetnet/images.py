@@ -31,7 +31,7 @@ from .bands import Band
 from .channels import MOST, RGB, colors_of
 from .errors import DataError, UsageError
 from .fetching import receive
-from .reading import Member, open_regular
+from .reading import Member, open_regular, read_if
 from .stacks import TIFF, Stack, stack_in
 
 MAX_PIXELS = 178_956_970  # 512 MiB at 3 bytes: where Pillow's own check ends in an error
@@ -143,11 +143,10 @@ class Encoded(NamedTuple):
             by *= 2
         stored = (self.width, self.height) if self.orientation >= 5 else (self.height, self.width)
         pixels = jpeg.decode(self.content, stored, gray=self.gray, by=by)
-        if pixels is None:
+        if pixels is None or pixels.shape[2] != self.channels:
             with _errors_of(self.name):
-                pixels = self._by_pillow(by)
-        with _errors_of(self.name):
-            pixels = brought_to(pixels, self.channels, "a JPEG")
+                pixels = self._by_pillow(by) if pixels is None else pixels
+                pixels = brought_to(pixels, self.channels, "a JPEG")
         return Picture(_upright(pixels, self.orientation), self.height, self.width)
 
     def _by_pillow(self, by: int) -> np.ndarray:
@@ -212,10 +211,10 @@ def look(
             return _of_array(source, values, channels, count)
         if isinstance(source, Image.Image):
             return _of_image(source, values, count)
+        content = _content_of_jpeg(source)
+        if content is not None:
+            return _of_jpeg(content, _name(source), values, count)
         with _opened(source) as file:
-            content = _content_of_jpeg(file)
-            if content is not None:
-                return _of_jpeg(content, _name(source), values, count)
             stack = _stack(file, count)
             if stack is not None:
                 return _of_stack(stack, values, count)
@@ -564,13 +563,19 @@ def fetch(address: str, limit: int = 64 << 20, seconds: float = 60.0) -> bytes:
 # ---- forms of a picture ------------------------------------------------------------------------
 
 
-def _content_of_jpeg(file: BinaryIO) -> bytes | None:
+def _content_of_jpeg(source: File) -> bytes | None:
     """All of a JPEG that is not too long to be read at once; None for any other file."""
-    is_jpeg = file.read(3) == b"\xff\xd8\xff"
-    if not is_jpeg or file.seek(0, os.SEEK_END) > LONGEST:
-        return None
-    file.seek(0)
-    return file.read()
+    if isinstance(source, str | Path):
+        return read_if(source, jpeg.START, LONGEST)
+    if isinstance(source, bytes):
+        is_jpeg = source.startswith(jpeg.START) and len(source) <= LONGEST
+        return source if is_jpeg else None
+    with source.open() as file:
+        is_jpeg = file.read(len(jpeg.START)) == jpeg.START
+        if not is_jpeg or file.seek(0, os.SEEK_END) > LONGEST:
+            return None
+        file.seek(0)
+        return file.read()
 
 
 def _of_jpeg(content: bytes, name: str, values: Range | None, count: int) -> Picture | Encoded:

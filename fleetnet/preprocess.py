@@ -258,7 +258,7 @@ class Preprocess:
         one_by_one = rows.device.type == "cpu" and rows.ndim > 2
         parts = zip(rows, scaled, strict=True) if one_by_one else [(rows, scaled)]
         for pixels_of, result in parts:
-            result.copy_(pixels_of).div_(255).sub_(mean).div_(std)
+            torch.div(pixels_of, 255, out=result).sub_(mean).div_(std)
         return scaled.unflatten(-1, (width, channels)).movedim(-1, -3)
 
     def _mean_and_std(self, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -58,6 +58,28 @@ def _opened(path: str | Path, most: int | None) -> int:
     return descriptor
 
 
+def read_if(path: str | Path, start: bytes, most: int) -> bytes | None:
+    """The content of a regular file that begins with `start` and has at most `most` bytes.
+
+    None of another one, of which only the start is read. Raises `OSError` as `open_regular`, whose
+    file would take three times as long as this.
+    """
+    descriptor = _opened(path, None)
+    try:
+        if os.read(descriptor, len(start)) != start:
+            return None
+        size = os.lseek(descriptor, 0, os.SEEK_END)
+        if size > most:
+            return None
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        content = os.read(descriptor, size)
+        while len(content) < size and (piece := os.read(descriptor, size - len(content))):
+            content += piece
+        return content
+    finally:
+        os.close(descriptor)
+
+
 def check_regular(path: str | Path, most: int | None = None) -> None:
     """`OSError`, as of `open_regular`, for a file that a library is about to open itself."""
     _check(os.stat(path), path, most)

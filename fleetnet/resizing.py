@@ -50,7 +50,7 @@ def interpolated(
         _batch_of(picture), scale_factor=up, mode=interpolation, antialias=True,
         recompute_scale_factor=False,
     )  # fmt: skip
-    return whole[0, :, : size[0], : size[1]]
+    return whole[0] if whole.shape[2:] == size else whole[0, :, : size[0], : size[1]]
 
 
 def resized(picture: Tensor, size: tuple[int, int], interpolation: Interpolation) -> Tensor:
@@ -78,7 +78,8 @@ def _passes(
 
 def _batch_of(picture: Tensor) -> Tensor:
     """(1, C, h, w), whose strides say that channels are last, as those of `picture[None]` would not."""
-    return picture.permute(1, 2, 0)[None].permute(0, 3, 1, 2)
+    shape, strides = picture.shape, picture.stride()
+    return picture.as_strided((1, *shape), (shape[1] * strides[1], *strides))
 
 
 def window(

@@ -192,14 +192,15 @@ class Flip(Augmentation):
     """Mirrored left to right, with a probability."""
 
     def __init__(self, probability: float):
-        self.probability = probability
+        # as torch would round it to compare it with what is drawn
+        self.probability = torch.tensor(probability, dtype=torch.float32).item()
 
     def __call__(
         self, pictures: Sequence[AnnotatedPicture], generator: torch.Generator
     ) -> AnnotatedPicture:
-        picture, targets = pictures[0]
-        if torch.rand(1, generator=generator) >= self.probability:
+        if torch.rand(1, generator=generator).item() >= self.probability:
             return pictures[0]
+        picture, targets = pictures[0]
         return AnnotatedPicture(picture.flip(-1), mirrored(targets, picture.shape[-1]))
 
 
@@ -265,6 +266,24 @@ class AtTimes(Augmentation):
         if torch.rand((), generator=generator) >= self.probability:
             return pictures[0]
         return self.step(pictures, generator)
+
+
+def draws_from_torch(augment: Augmentation | None) -> bool:
+    """Whether all that an augmentation draws is known to come from torch's generator.
+
+    Then those of Python and NumPy are not seeded for each sample, which takes as long as a read.
+    Of a class that inherits from one of these, nothing is known.
+    """
+    kind = type(augment)
+    if isinstance(augment, InTurn) and kind is InTurn:
+        return all(draws_from_torch(step) for step in augment.steps)
+    if isinstance(augment, AtTimes) and kind is AtTimes:
+        return draws_from_torch(augment.step)
+    if isinstance(augment, Arranged) and kind is Arranged:
+        return type(augment.layout) in (Crop, Mosaic, Zoom)
+    if isinstance(augment, Recolored) and kind is Recolored:
+        return type(augment.recolor) in (Distortion, Jitter)
+    return augment is None or kind in (Erased, Flip, RandomCrop)
 
 
 def check_augmentation(augment: object) -> None:

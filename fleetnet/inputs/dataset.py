@@ -1,8 +1,8 @@
 """Samples as network inputs, and batches of them: `ImageDataset`, `collate`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -15,11 +15,14 @@ from ..geometry import Place
 from ..preprocess import Preprocess
 from ..resizing import tensor_of
 from ..sizes import Curriculum, Size
-from .augment import Augmentation, as_input
+from .augment import Augmentation, as_input, draws_from_torch
 from .cache import LIMIT, Kept, keep
 from .decode import AnnotatedPicture, Targets, look_at, read_targets, reduced
-from .randomness import Draw, generator_of, of_others, of_sample, seed_all, states_kept
+from .randomness import Draw, generator_of, of_others, of_sample, seed_all, seed_torch, states_kept
 
+T = TypeVar("T")
+R = TypeVar("R")
+AHEAD = 1 << 20  # bytes of files that are read before the first of them is decoded
 # "label": (N,), or mixed (N, classes); "tags": (N, classes); "semantic": (N, H, W), in evaluation a
 # list; of objects, lists of N tensors.
 BatchTargets = dict[str, Any]
@@ -68,6 +71,15 @@ class Look(NamedTuple):
 
     preprocess: Preprocess
     augment: Augmentation
+    only_torch: bool = False  # whether nothing draws from Python's generator, or NumPy's
+
+
+class Looked(NamedTuple):
+    """A sample in training whose files were read, most of them not decoded yet."""
+
+    draw: Draw
+    look: Look
+    pictures: list[AnnotatedPicture]  # itself, then others
 
 
 # Of a size, and the strength of the augmentation from 0 to 1.
@@ -134,19 +146,36 @@ class ImageDataset(Dataset[Item | str]):
 
     def __getitems__(self, keys: Sequence[int | Draw]) -> list[Item | str]:
         """A batch, as a `DataLoader` asks for it; the global random states stay as they are."""
+        draws = [key if isinstance(key, Draw) else Draw(0, key) for key in keys]
         if self.augment is None:
-            return [self._item(key) for key in keys]
-        with states_kept():
-            return [self._item(key) for key in keys]
+            return [or_reason(self._for_evaluation, draw.sample) for draw in draws]
+        only_torch = self.at is None and not self.makes_pictures and draws_from_torch(self.augment)
+        items: list[Item | str] = []
+        with states_kept(only_torch=only_torch):
+            for some in self._read_ahead(draws):
+                items += [
+                    one if isinstance(one, str) else or_reason(self._for_training, one)
+                    for one in some
+                ]
+        return items
 
-    def _item(self, key: int | Draw) -> Item | str:
-        draw = key if isinstance(key, Draw) else Draw(0, key)
-        try:
-            if self.augment is None:
-                return self._for_evaluation(draw.sample)
-            return self._for_training(draw)
-        except DataError as error:
-            return str(error)
+    def _read_ahead(self, draws: Sequence[Draw]) -> Iterator[list[Looked | str]]:
+        """Samples whose files were read, a few at a time.
+
+        To read some and then to change some takes a twentieth less than to do both in turn: the
+        caches of a CPU hold the code of the one or of the other.
+        """
+        some: list[Looked | str] = []
+        size = 0  # bytes that are held
+        for draw in draws:
+            looked = or_reason(self._looked, draw)
+            some.append(looked)
+            if not isinstance(looked, str):
+                size += sum(picture.size for picture in looked.pictures)
+            if size > AHEAD:
+                yield some
+                some, size = [], 0
+        yield some
 
     def _look(self, draw: Draw) -> Look:
         """What is done to a sample at the size and the strength that it comes up with."""
@@ -164,7 +193,9 @@ class ImageDataset(Dataset[Item | str]):
         look = Look(self.preprocess, cast(Augmentation, self.augment))
         if self.at is not None and (size, strength) != (self.preprocess.size, 1.0):
             look = self.at(size, strength)
-        return look._replace(augment=look.augment.plain()) if is_plain else look
+        augment = look.augment.plain() if is_plain else look.augment
+        only_torch = draws_from_torch(augment)
+        return look._replace(augment=augment, only_torch=only_torch)
 
     def _for_evaluation(self, index: int) -> Item:
         picture = self._picture(index).decoded()
@@ -172,9 +203,14 @@ class ImageDataset(Dataset[Item | str]):
         targets = self._targets(index, picture)
         return Item(self.preprocess.pixels(picture), targets, index, place, self.preprocess)
 
-    def _for_training(self, draw: Draw) -> Item:
+    def _looked(self, draw: Draw) -> Looked:
         look = self._look(draw)
-        pictures = self._pictures(draw, look.augment.pictures)
+        return Looked(draw, look, self._pictures(draw, look.augment.pictures))
+
+    def _for_training(self, looked: Looked) -> Item:
+        draw, look, pictures = looked
+        if self.watcher is not None:  # others may have been read since
+            self.watcher.reads(draw.sample)
         try:
             return self._augmented(draw, look, pictures)
         except DataError:
@@ -186,7 +222,8 @@ class ImageDataset(Dataset[Item | str]):
             return self._augmented(draw, look, [pictures[0], *readable])
 
     def _augmented(self, draw: Draw, look: Look, pictures: Sequence[AnnotatedPicture]) -> Item:
-        generator = seed_all(of_sample(self.seed, draw))
+        seed = seed_torch if look.only_torch else seed_all
+        generator = seed(of_sample(self.seed, draw))
         image, targets = as_input(look.augment, look.preprocess, pictures, generator)
         return Item(image, targets, draw.sample, None, look.preprocess)
 
@@ -261,6 +298,14 @@ class ImageDataset(Dataset[Item | str]):
                     looked = looked._replace(name=repr(str(sample.image)))
                 return looked
         return look_at(sample, values, channels)
+
+
+def or_reason(make: Callable[[T], R], of: T) -> R | str:
+    """What is made, or as text the reason why it cannot be."""
+    try:
+        return make(of)
+    except DataError as error:
+        return str(error)
 
 
 def collate(items: Sequence[Item | str]) -> Batch:

@@ -4,6 +4,7 @@ Nothing is random here, and nothing is resized but by `reduced`, for pictures th
 """
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,11 @@ class AnnotatedPicture:
     def picture(self) -> Tensor:
         """The picture (C, height, width), uint8."""
         return self.shrunk(1)
+
+    @property
+    def size(self) -> int:
+        """Bytes of memory."""
+        return self._source.numel() if isinstance(self._source, Tensor) else self._source.size
 
     def reduction(self, part: tuple[float, float], size: tuple[int, int]) -> int:
         """The largest `by` for `shrunk` that leaves a part (rows, columns) at least `size`.
@@ -120,7 +126,7 @@ def read_targets(
     Raises `DataError` where there is no annotation of this kind.
     """
     if target == "label":
-        return {} if sample.label is None else {"label": torch.tensor(sample.label)}
+        return {} if sample.label is None else {"label": _label(sample.label)}
     if target == "tags":
         return {} if sample.tags is None else {"tags": _multi_hot(sample.tags, classes)}
     if target == "semantic":
@@ -141,6 +147,12 @@ def read_targets(
         targets["area"] = _areas(objects, targets)
         targets["crowd"] = torch.tensor([one.crowd for one in objects], dtype=torch.bool)
     return targets
+
+
+@lru_cache(maxsize=1 << 12)
+def _label(label: int) -> Tensor:
+    """A class index, (); the same tensor for the same class, which nobody changes."""
+    return torch.tensor(label)
 
 
 def _multi_hot(tags: Sequence[int], classes: int) -> Tensor:

@@ -20,7 +20,7 @@ from torchvision.ops import box_area, box_iou, clip_boxes_to_image, masks_to_box
 from ..data import IGNORE, OF_PICTURES
 from ..geometry import Place
 from ..preprocess import Preprocess
-from ..resizing import BEYOND, Interpolation, interpolated, part_of
+from ..resizing import BEYOND, Interpolation, array_of, interpolated, part_of, tensor_of
 from .decode import AnnotatedPicture, Targets
 from .randomness import choice, uniform, whole
 
@@ -243,7 +243,9 @@ def resampled(
     )
     left, top = round(box[0]), round(box[1])
     if abs(box[0] - left) + abs(box[1] - top) < WHOLE:  # a crop at whole pixels
-        crop = picture[:, top : ceil(box[3] - WHOLE), left : ceil(box[2] - WHOLE)]
+        # NumPy cuts in a tenth of torch's time
+        pixels = array_of(picture)[top : ceil(box[3] - WHOLE), left : ceil(box[2] - WHOLE)]
+        crop = tensor_of(pixels)
         exact = size[0] / (box[3] - top), size[1] / (box[2] - left)
         return interpolated(crop, size, interpolation, exact)
     # Else the whole picture would become whole pixels, of which some are seen.

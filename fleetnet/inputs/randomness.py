@@ -19,12 +19,14 @@ import hashlib
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from struct import Struct
 from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
 
 T = TypeVar("T")
+_SEEDS = Struct("<QQI")  # of 64, 64 and 32 bits
 
 
 class Draw(NamedTuple):
@@ -47,9 +49,8 @@ class Numbers(NamedTuple):
 def numbers(what: str, *place: int) -> Numbers:
     """The seeds of a place; those of other words and places have nothing to do with them."""
     text = " ".join([what, *map(str, place)])
-    digest = hashlib.blake2b(text.encode(), digest_size=20).digest()
-    parts = digest[:8], digest[8:16], digest[16:]
-    return Numbers(*(int.from_bytes(part, "little") for part in parts))
+    digest = hashlib.blake2b(text.encode(), digest_size=_SEEDS.size).digest()
+    return Numbers(*_SEEDS.unpack(digest))
 
 
 def of_order(seed: int, epoch: int) -> Numbers:
@@ -102,22 +103,28 @@ def seed_all(seeds: Numbers, device: torch.device | None = None) -> torch.Genera
     return torch.default_generator.manual_seed(seeds.torch)
 
 
+def seed_torch(seeds: Numbers) -> torch.Generator:
+    """As `seed_all`, for what draws from torch's generator alone: in a fifth of the time."""
+    return torch.default_generator.manual_seed(seeds.torch)
+
+
 @contextmanager
-def states_kept(device: torch.device | None = None) -> Iterator[None]:
+def states_kept(device: torch.device | None = None, *, only_torch: bool = False) -> Iterator[None]:
     """Put the states of these generators back at the end: around a batch, not around a sample.
 
-    NumPy's alone takes 0.1 ms.
+    NumPy's alone takes 0.1 ms; `only_torch` is for what draws from no other.
     """
-    of_torch, of_python = torch.default_generator.get_state(), random.getstate()
-    of_numpy = np.random.get_state()
+    of_torch = torch.default_generator.get_state()
+    others = None if only_torch else (random.getstate(), np.random.get_state())
     gpu = device if device is not None and device.type == "cuda" else None
     of_gpu = None if gpu is None else torch.cuda.get_rng_state(gpu)
     try:
         yield
     finally:
         torch.default_generator.set_state(of_torch)
-        random.setstate(of_python)
-        np.random.set_state(of_numpy)
+        if others is not None:
+            random.setstate(others[0])
+            np.random.set_state(others[1])
         if gpu is not None and of_gpu is not None:
             torch.cuda.set_rng_state(of_gpu, gpu)
 
