@@ -12,16 +12,10 @@ from fleetnet import checkpoint, data
 from fleetnet.errors import DataError, ModelError, UsageError
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import Model, build
+from fleetnet.training.answers import STORED, answers_of
 from fleetnet.training.checks import check_settings
 from fleetnet.training.config import TrainConfig
-from fleetnet.training.distill import (
-    STORED,
-    Distilled,
-    Teacher,
-    answers_of,
-    columns_of,
-    teacher_of,
-)
+from fleetnet.training.distill import Distilled, Teacher, columns_of, teacher_of
 from fleetnet.training.objective import TaskObjective
 
 SIZE = (32, 32)

@@ -98,6 +98,8 @@ def tables(
             "recipes": [],
             "data check": ["--data", str(photos)],
             "data show": ["--data", str(photos), "--size", "32", "--out", str(folder / "sheet.png")],
+            "data reinforce": ["--model", "fasternet_t0", "--data", str(photos), "--teacher", str(run), "--size", "32",
+                               "--epochs", "1", "--out", str(folder / "answers")],
             "data convert": ["--data", str(photos), "--to", "list", "--out", str(folder / "list")],
         }  # fmt: skip
         for verb, given in words.items():

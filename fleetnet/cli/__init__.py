@@ -42,6 +42,8 @@ VERBS = {  # in the order of use
     "data check": "what your images and annotations are, and all that would make a training wrong",
     "data show": "a sheet of samples as the network will see them, with their annotations",
     "data convert": "any data set as coco, yolo, voc, masks, folder, list or shards, read back and compared",
+    "data reinforce": "a larger network's answers to all that a training will see, for training "
+    "without it",
     "doctor": "which runtimes, converters and devices work here, and what would add the others",
 }
 

@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from .. import images
 from ..data import OF_PICTURES, Split
-from ..errors import DataError
+from ..errors import DataError, FleetnetError
 from ..geometry import Place
 from ..preprocess import Preprocess
 from ..resizing import tensor_of
@@ -23,6 +23,7 @@ from .randomness import Draw, generator_of, of_others, of_sample, seed_all, seed
 T = TypeVar("T")
 R = TypeVar("R")
 AHEAD = 1 << 20  # bytes of files that are read before the first of them is decoded
+ANSWER = "answer"  # (N, bytes) uint8 among the targets: what a teacher found, where that is stored
 # "label": (N,), or mixed (N, classes); "tags": (N, classes); "semantic": (N, H, W), in evaluation a
 # list; of objects, lists of N tensors.
 BatchTargets = dict[str, Any]
@@ -86,6 +87,10 @@ class Looked(NamedTuple):
 MakeLook = Callable[[Size, float], Look]
 
 
+# What a teacher found in a sample as it comes up, (bytes,) uint8; None: it was not asked about it.
+AnswerOf = Callable[[Draw], Tensor | None]
+
+
 class Watcher(Protocol):
     """What is told which sample is read, before it is."""
 
@@ -131,6 +136,7 @@ class ImageDataset(Dataset[Item | str]):
         self.at = at
         self.looks: dict[tuple[Size, float, bool], Look] = {}  # those that were asked for
         self.target = target
+        self.answers: AnswerOf | None = None  # where those of a teacher are stored
         self.seed = seed
         self.makes_pictures = any(callable(sample.image) for sample in split.samples)
         self.watcher: Watcher | None = None  # where worker processes read
@@ -157,7 +163,10 @@ class ImageDataset(Dataset[Item | str]):
                     one if isinstance(one, str) else or_reason(self._for_training, one)
                     for one in some
                 ]
-        return items
+        if self.answers is None:
+            return items
+        pairs = zip(items, draws, strict=True)
+        return [_answered(item, draw, self.answers(draw)) for item, draw in pairs]
 
     def _read_ahead(self, draws: Sequence[Draw]) -> Iterator[list[Looked | str]]:
         """Samples whose files were read, a few at a time.
@@ -308,6 +317,24 @@ def or_reason(make: Callable[[T], R], of: T) -> R | str:
         return str(error)
 
 
+def _answered(item: Item | str, draw: Draw, answer: Tensor | None) -> Item | str:
+    """An item with a teacher's answer; `FleetnetError` where there is the one without the other."""
+    if isinstance(item, str):
+        if answer is None:
+            return item
+        raise FleetnetError(
+            f"{item}; it could be read when the teacher was asked, and the stored answers are to "
+            "the same batches: mend the file, or make them anew with fleetnet data reinforce"
+        )
+    if answer is None:
+        raise FleetnetError(
+            f"the stored answers of the teacher have none to sample {draw.sample} in epoch "
+            f"{draw.epoch + 1}: its file could not be read when they were made. Make them anew with "
+            "fleetnet data reinforce"
+        )
+    return item._replace(targets={**item.targets, ANSWER: answer})
+
+
 def collate(items: Sequence[Item | str]) -> Batch:
     """A batch of what `ImageDataset` gives.
 
@@ -322,7 +349,7 @@ def collate(items: Sequence[Item | str]) -> Batch:
     for key in good[0].targets:
         of_items = [item.targets[key] for item in good]
         # In evaluation label maps have the sizes of their pictures.
-        same_size = key in OF_PICTURES or (key == "semantic" and not places)
+        same_size = key in (*OF_PICTURES, ANSWER) or (key == "semantic" and not places)
         targets[key] = torch.stack(of_items) if same_size else of_items
     # (N, H, W, C): stacked as they lie in memory
     rows = torch.stack([item.image.permute(1, 2, 0) for item in good])

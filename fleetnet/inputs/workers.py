@@ -122,6 +122,8 @@ def _watched(batches: "DataLoader[Item | str]", watch: "_Watch") -> Iterator[Bat
                 batch = next(iterator)
             except StopIteration:
                 return
+            except FleetnetError as error:
+                raise _as_in_worker(error) from error
             except (RuntimeError, _WorkerDied) as error:
                 watch.since = None
                 explanation = _explained(error, batches, watch)
@@ -132,6 +134,13 @@ def _watched(batches: "DataLoader[Item | str]", watch: "_Watch") -> Iterator[Bat
                 raise FleetnetError(explanation) from error
             watch.since = None
             yield batch
+
+
+def _as_in_worker(error: FleetnetError) -> FleetnetError:
+    """An error as it was before torch wrote the worker and its traceback before the words."""
+    kind = type(error)
+    _, _, words = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
+    return kind(words.rstrip("\n"))
 
 
 class _WorkerDied(Exception):

@@ -7,6 +7,8 @@
     epoch        one pass over the training images
     objective    the loss of a batch; mixing and sizes
     distill      the loss of a batch with a teacher beside the labels
+    answers      what a teacher finds, and the folder in which that is stored
+    reinforce    asks a teacher before there is a training
     schedule     learning rate and weight decay by step, an early end
     optimizer    groups of parameters, what changes them, the average of the weights
     keeping      the state that is saved within an epoch: every few minutes, and on Ctrl-C

@@ -13,7 +13,8 @@ To add a setting:
    else the setting is refused where it was given (`checks.check_settings`: the command line,
    recipes and `fit`). Zero, null and "none" are never refused: they ask for nothing. A condition
    sees a `Situation`: the whole config, the task's file, the number of processes.
-3. Add its range to the rules in `__post_init__`, and a value other than the default to VALUES in
+3. If it changes what a network sees of a sample, name it in `SEEN` of answers.py.
+4. Add its range to the rules in `__post_init__`, and a value other than the default to VALUES in
    tests/test_settings.py: that test trains with it for every task and shows that it is refused or
    used.
 """
@@ -208,8 +209,8 @@ class TrainConfig:
     )
     teacher: str | None = _field(
         None,
-        "classifier that is learned from beside the labels: a run, a checkpoint, or timm/NAME "
-        "(published weights)",
+        "classifier that is learned from beside the labels: a run, a checkpoint, timm/NAME "
+        "(published weights), or a folder of `fleetnet data reinforce`",
         LABELS,
     )
     distill: Literal["hard", "soft"] = _field(

@@ -9,16 +9,15 @@ two classifiers, as RepViT, learns the labels with the first and the teacher's a
 second.
 
 The teacher sees what the student sees, after augmentation and mixing, with its own mean, std and
-order of the colors, at the student's size. What is learned from is as much of its answers as can be
-stored: the `STORED` most probable classes, in half precision, and the rest shared by all others
-alike. So a teacher that is asked in training and one that was asked before teach the same.
+order of the colors, at the student's size. Its answers may have been stored before (`answers`,
+`reinforce`); a student learns the same from them.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -28,37 +27,18 @@ from ..data import Split
 from ..errors import DataError, ModelError, suggest
 from ..preprocess import Preprocess
 from ..tasks import Model
+from ..weights.read import hash_tensors
+from .answers import Answers, StoredAnswers, answers_of
 from .config import TrainConfig
 from .objective import Objective, Targets, TaskObjective, task_objective
 
-STORED = 15  # classes of an answer: 2 bytes for each number and 2 for its probability
 
+class Source(Protocol):
+    """What has a teacher's answers."""
 
-@dataclass(frozen=True)
-class Answers:
-    """What a teacher finds in N pictures: the most probable classes, in half precision."""
-
-    classes: Tensor  # (N, k) uint16, the most probable first
-    shares: Tensor  # (N, k) float16, their probabilities
-
-    def probabilities(self, count: int) -> Tensor:
-        """(N, count) float32, which sum up to 1; what is not stored is shared by the others."""
-        numbers = self.classes.long()
-        shares = self.shares.float()
-        others = count - shares.shape[1]
-        left = (1 - shares.sum(1, keepdim=True)).clamp(min=0)
-        spread = shares.new_zeros(len(shares), count)
-        if others:
-            spread += left / others
-        spread = spread.scatter(1, numbers, shares)
-        return spread / spread.sum(1, keepdim=True)
-
-
-def answers_of(logits: Tensor, temperature: float) -> Answers:
-    """The answers in logits (N, classes), at a temperature."""
-    probabilities = (logits.float() / temperature).softmax(1)
-    shares, numbers = probabilities.topk(min(STORED, logits.shape[1]), dim=1)
-    return Answers(numbers.to(torch.uint16), shares.half())
+    def answers(self, images: Tensor, targets: Targets, temperature: float) -> Answers:
+        """Of images (N, C, H, W) as the student sees them."""
+        ...
 
 
 class Teacher:
@@ -88,6 +68,15 @@ class Teacher:
             return logits.float()
         return logits.float()[:, self.columns.to(logits.device)]
 
+    def answers(self, images: Tensor, targets: Targets, temperature: float) -> Answers:
+        return answers_of(self.logits(images), temperature)
+
+    def hash(self) -> str:
+        """SHA-256 of all that decides its answers, before it is on another device."""
+        columns = None if self.columns is None else self.columns.tolist()
+        weights = hash_tensors(self.model.state_dict())
+        return hashlib.sha256(f"{weights} {self.preprocess} {columns}".encode()).hexdigest()
+
 
 class Distilled:
     """The objective of a training with a teacher."""
@@ -95,7 +84,7 @@ class Distilled:
     def __init__(
         self,
         usual: TaskObjective,
-        teacher: Teacher,
+        teacher: Source,
         kind: Literal["hard", "soft"],
         weight: float,
         temperature: float = 1.0,
@@ -110,7 +99,7 @@ class Distilled:
         with _outputs_of(_classifiers(self.usual.model)) as logits:
             outputs = network(images)
         first, second = (logits[0], logits[1]) if len(logits) == 2 else (outputs, outputs)
-        answers = answers_of(self.teacher.logits(images), self.temperature)
+        answers = self.teacher.answers(images, targets, self.temperature)
         labels = self.usual.of_outputs(first.float(), targets)
         losses = {name: (1 - self.weight) * loss for name, loss in labels.items()}
         return {**losses, "distillation": self.weight * self.distance(second.float(), answers)}
@@ -149,16 +138,28 @@ def _outputs_of(modules: Sequence[nn.Module]) -> Iterator[list[Tensor]]:
 
 
 def objective_of(
-    model: Model, config: TrainConfig, train: Split, preprocess: Preprocess, device: torch.device
+    model: Model,
+    config: TrainConfig,
+    train: Split,
+    preprocess: Preprocess,
+    device: torch.device,
+    stored: StoredAnswers | None = None,
 ) -> Objective:
-    """The objective of the settings: that of the task, with a teacher where there is one."""
+    """The objective of the settings: that of the task, with a teacher where there is one.
+
+    Its answers are `stored`, or it is asked in each step.
+    """
     usual = task_objective(model, config, train)
     if config.teacher is None:
         return usual
-    teacher = teacher_of(config, train, preprocess)
-    teacher.model.to(device)
+    source: Source
+    if stored is not None:
+        source = stored
+    else:
+        source = teacher_of(config, train, preprocess)
+        source.model.to(device)
     return Distilled(
-        usual, teacher, config.distill, config.distill_weight, config.distill_temperature
+        usual, source, config.distill, config.distill_weight, config.distill_temperature
     )
 
 

@@ -138,6 +138,12 @@ def check(
     return bool(records)
 
 
+def summary(split: Split) -> Fields:
+    """How many samples there are, and a hash of all that is known of them."""
+    lines = lines_of(split)
+    return {"samples": len(lines), "sha256": _hash(lines)}
+
+
 def read(run: Path) -> list[Fields]:
     """What a run was trained on, {"from_epoch", "splits"} for each set of data; empty: unknown."""
     try:

@@ -21,6 +21,7 @@ from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..processes import mean, rank, world
 from ..tasks import Model
+from .answers import StoredAnswers, is_store
 from .config import TrainConfig
 from .distill import objective_of
 from .distributed import agree
@@ -65,11 +66,14 @@ class Learner:
     limits: Limits | None  # of what evaluation keeps of what a detector finds
     channels_last: bool
     frozen_norms: list[nn.Module] = field(default_factory=list)  # which stay in eval mode
+    answers: StoredAnswers | None = None  # of a teacher that is not asked any more
 
     def begin(self, epoch: int, first: int = 0) -> None:
         """Bring all into the state in which an epoch (from 0) goes on with its batch `first`."""
         self.order.epoch = epoch
         cast(OrderedBatches | SizedBatches, self.batches.batch_sampler).first = first
+        if self.answers is not None:
+            self.answers.open(epoch)
         self.network.train()
         for norm in self.frozen_norms:
             norm.eval()
@@ -78,9 +82,12 @@ class Learner:
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """What is to be minimized of a batch, images (N, 3, H, W), in sum."""
+        return self.objective.losses(self.network, self.laid_out(images), targets)
+
+    def laid_out(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) as they lie in memory for the network."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
-        images = images.contiguous(memory_format=order)
-        return self.objective.losses(self.network, images, targets)
+        return images.contiguous(memory_format=order)
 
     @contextmanager
     def group(self, *, ends: bool) -> Iterator[None]:
@@ -190,6 +197,11 @@ def _check_own_parts(
             "balance and repeats say the order of the samples, and so does the order that `fit` "
             "was given: leave out one of them"
         )
+    if (order is not None or augment is not None) and is_store(config.teacher):
+        raise UsageError(
+            f"teacher is {config.teacher}, whose answers are to pictures in the order and with the "
+            "augmentation of the settings; `fit` was given one of its own: leave out one of them"
+        )
     if augment is not None and (config.sizes or config.curriculum):
         raise UsageError(
             "sizes and curriculum need the augmentation at other sizes, which `augment` is not: "
@@ -204,11 +216,13 @@ def _batches(
     training: Training,
     order: Order,
     augment: Augmentation | None,
+    answers: StoredAnswers | None,
 ) -> tuple[Batches, Batches]:
     """Those that are trained on, and those that are evaluated."""
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
     data = training_set(model.task, train, preprocess, config, augment)
+    data.answers = answers
 
     def batches(images: ImageDataset, order: Order | None = None) -> Batches:
         return batches_of(
@@ -246,11 +260,14 @@ def set_up(
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
     _check_own_parts(config, objective, order, augment)
+    answers = None
+    if is_store(config.teacher):
+        answers = StoredAnswers.of_training(config, preprocess, train)
     if objective is None:
-        objective = objective_of(model, config, train, preprocess, accelerator.device)
+        objective = objective_of(model, config, train, preprocess, accelerator.device, answers)
     order = order_of(config, train) if order is None else order
     limits = evaluation_limits(config, model, train.classes)
-    train_batches, val_batches = _batches(model, train, val, training, order, augment)
+    train_batches, val_batches = _batches(model, train, val, training, order, augment, answers)
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
@@ -282,6 +299,7 @@ def set_up(
         limits=limits,
         channels_last=channels_last,
         frozen_norms=frozen_norms,
+        answers=answers,
     )
     if before is not None:
         learner.load(before.state)
