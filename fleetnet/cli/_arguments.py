@@ -386,9 +386,9 @@ def _wrong_value(action: Action, given: str, kind: str) -> str:
     name = flag(action.dest) if kind == "flag" else action.dest
     wanted = _kind(action)
     choices = _choices(wanted)
-    if choices:
-        return f"{name} is {given!r}: {suggest(given, choices)}"
     allowed = _allowed(wanted)
+    if choices and allowed == ", ".join(choices):
+        return f"{name} is {given!r}: {suggest(given, choices)}"
     pointed = given.replace(",", ".")
     if re.fullmatch(r"-?\d*,\d+", given) and "number" in allowed:
         allowed = f"{allowed}; with a point, as {_example(name, pointed, kind)}"

@@ -123,6 +123,7 @@ def run(settings: Eval) -> dict[str, object]:
     from ..review.usable import check_usable
     from ..sizes import parse_size
     from ..training.evaluate import evaluate
+    from ..training.memory import room_at_once
 
     torch.set_num_threads(settings.threads)
     predictor = load(
@@ -142,14 +143,16 @@ def run(settings: Eval) -> dict[str, object]:
     say_data("data", split, contents)
     check_usable(split, contents, settings.max_bad, learn=False)
     results = CocoResults(split)
-    result = evaluate(
-        predictor,
-        predictor.task,
-        _batches(settings, predictor, split, target),
-        split.classes,
-        on_prediction=results.add if settings.predictions else None,
-        on_wait=say,
-    )
+    images = settings.batch_size or images_at_a_time(target)
+    with room_at_once(images):
+        result = evaluate(
+            predictor,
+            predictor.task,
+            _batches(settings, predictor, split, images),
+            split.classes,
+            on_prediction=results.add if settings.predictions else None,
+            on_wait=say,
+        )
     skipped = result.pop("skipped")
     read = describe(split, contents)
     _show(settings, split, result, skipped)
@@ -187,14 +190,15 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
 
 
 def _batches(
-    settings: Eval, predictor: "Predictor", split: "Split", target: str
+    settings: Eval, predictor: "Predictor", split: "Split", images: int
 ) -> "Iterable[Batch]":
+    from .. import tasks
     from ..inputs.dataset import ImageDataset
     from ..inputs.loader import batches_of
 
     return batches_of(
-        ImageDataset(split, predictor.preprocess, target=target),
-        settings.batch_size or images_at_a_time(target),
+        ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET),
+        images,
         workers=settings.workers,
         minutes=settings.timeout,
     )

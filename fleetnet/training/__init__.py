@@ -22,6 +22,7 @@
 
 and what these need:
 
+    memory       how many images a step has room for
     config       the settings, and which of them are read when
     freezing     parts of a model that are not trained
     claims       a run folder belongs to one process at a time

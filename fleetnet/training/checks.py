@@ -17,7 +17,7 @@ from ..review import enforce
 from ..review.annotated import annotated
 from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Model
-from .config import KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
+from .config import AUTO, KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .optimizer import check_optimizer
 from .trackers import check_trackers
 
@@ -131,7 +131,7 @@ def check_batch(model: Model, config: TrainConfig, images: int) -> None:
     Looked at are sizes that change in the training, and a batch of one image, of few pixels, in
     which a batch norm would see one value a channel.
     """
-    count = min(config.batch_size, images)
+    count = min(2 if config.batch_size == AUTO else config.batch_size, images)
     curriculum = parse_curriculum(config.curriculum)
     changing = {stage.size for stage in curriculum.stages} if curriculum is not None else set()
     changing |= set(parse_sizes(config.sizes))

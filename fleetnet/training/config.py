@@ -35,6 +35,7 @@ from ..synonyms import translated
 if TYPE_CHECKING:
     import yaml
 
+AUTO = -1  # batch_size until `fit` knows how many images fit, as other tools write it too
 MOST_LINES = 12  # of another tool's file that are shown by our names
 LONGEST_WAIT = 10_000.0  # minutes: a week; torch counts in seconds, and cannot count much longer
 
@@ -108,8 +109,10 @@ SEVERAL_IF_SYNC = Condition(
 )
 
 
-def _field(default: object, help: str, *read: Condition) -> Any:
-    metadata = {"help": help, "read": read, "null": True}
+def _field(default: object, help: str, *read: Condition, kind: object = None) -> Any:
+    metadata: dict[str, object] = {"help": help, "read": read, "null": True}
+    if kind is not None:  # of what may be typed, where that is more than the type of the field
+        metadata["kind"] = kind
     if default is None:
         metadata["usual"] = "null"
     return dataclasses.field(default=default, metadata=metadata)
@@ -160,9 +163,14 @@ OF_SCHEDULES = {  # which schedules read a setting
 # Settings, what their values have to be, and how an error says that.
 RANGES: list[tuple[str, Callable[[float], bool], str]] = [
     (
-        "epochs batch_size accumulate repeats eval_every max_objects",
+        "epochs accumulate repeats eval_every max_objects",
         lambda value: value >= 1,
         "at least 1",
+    ),
+    (
+        "batch_size",
+        lambda value: value >= 1 or value == AUTO,
+        "at least 1, or auto",
     ),
     (
         "weight_decay warmup_epochs mixup cutmix color_jitter workers threads patience "
@@ -226,7 +234,11 @@ class TrainConfig:
         "of the pictures: gray, rgb, rgba, or a number such as 5; null: those of the weights, or 3",
     )
     size: tuple[int, int] = _field((224, 224), "pixels: 224, or 192x256 for height x width")
-    batch_size: int = _field(32, "images a step, of all devices together")
+    batch_size: int = _field(
+        32,
+        "images a step, of all devices together; auto: as many as there is memory for",
+        kind=int | Literal["auto"] | None,
+    )
     accumulate: int = _field(1, "steps whose gradients are summed before an update")
     optimizer: str = _field(
         "adamw",
@@ -491,6 +503,8 @@ class TrainConfig:
     def _parse(self) -> None:
         """Read what is written as a text; `UsageError` for what is not written so."""
         object.__setattr__(self, "size", parse_size(self.size))
+        if str(self.batch_size) == "auto":
+            object.__setattr__(self, "batch_size", AUTO)
         if self.channels is not None:
             object.__setattr__(self, "channels", parse_channels(self.channels))
         parse_values(self.scale_values)

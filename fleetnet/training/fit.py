@@ -27,7 +27,7 @@ from ..tasks import Model
 from ..tasks import find as find_task
 from .checks import check
 from .claims import Claim, claim
-from .config import TrainConfig
+from .config import AUTO, TrainConfig
 from .distributed import Follower, explained, held_by_first, join, watch
 from .epoch import train_one_epoch
 from .folder import AVERAGE, LAST
@@ -35,11 +35,12 @@ from .hooks import Callbacks, Hook, Hooks, Pace, Progress
 from .keeping import StateKeeper, check_weights
 from .learner import Learner, set_up
 from .log import COUNTED, Line, Result, figures_of, read_log
+from .memory import room_for, with_batch_size
 from .objective import Objective, Targets
 from .overview import write_overview
 from .pictures import TrainingBatches, samples
 from .run import Before, Run, best_of
-from .setup import accelerator_of, training_of
+from .setup import accelerator_of, preprocess_of, training_of
 from .signals import Signals
 from .so_far import EpochSoFar
 from .trackers import trackers_of
@@ -112,10 +113,24 @@ def fit(
         samples=None if order is None else len(order),
     )
 
+    if config.batch_size == AUTO:
+        begun_with = preprocess or preprocess_of(model, train, config)
+        config = with_batch_size(
+            config,
+            model,
+            train,
+            begun_with,
+            accelerator,
+            resume=resume,
+            objective=objective,
+            order=order,
+            say=on_wait,
+        )
+
     def hold() -> AbstractContextManager[Claim]:
         return claim(Path(run)) if claimed is None else nullcontext(claimed)
 
-    with explained(), held_by_first(hold) as mine:
+    with explained(), room_for(config), held_by_first(hold) as mine:
         before = by_first(lambda: Before.read(mine.folder) if resume else None)
         training = training_of(model, train, config, preprocess, source, before)
         own_parts = {

@@ -118,12 +118,9 @@ class Schedule:
     def text(self) -> str:
         """One line for whoever starts a run, or continues it with other epochs."""
         config = self.config
-        peak = f"peak {self.peak:.3g}"
+        peak = f"peak {self.peak:.3g} for {self.images_an_update} images an update"
         if config.lr_batch:
-            peak += (
-                f" ({config.lr:g} for {config.lr_batch} images an update, here "
-                f"{self.images_an_update})"
-            )
+            peak += f" ({config.lr:g} for {config.lr_batch})"
         warmup = f"warm-up {self.warmup:.0f} of {self.steps} updates"
         last = self.rate(config.epochs - 1, self.updates - 1)
         return f"learning rate: {config.schedule}, {peak}, {warmup}, last {last:.3g}"
