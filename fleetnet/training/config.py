@@ -422,6 +422,9 @@ class TrainConfig:
         hints = get_type_hints(TrainConfig)
         for key, hint in hints.items():
             value, allowed_values = getattr(self, key), get_args(hint)
+            if type(value) is int and float in (hint, *allowed_values):
+                value = float(value)  # as 1 in YAML; torch takes no int for some of them
+                object.__setattr__(self, key, value)
             if get_origin(hint) is Literal and value not in allowed_values:
                 raise UsageError(f"{key} is {value!r}: {suggest(str(value), allowed_values)}")
             if value is None and type(None) not in allowed_values:
