@@ -448,7 +448,10 @@ VALUES: dict[str, tuple[str, ...]] = {
     "mobileone": ("mobileone_s0",),
 }
 
-KEPT = "leave it out: the state is kept after every epoch for --resume, and the best weights"
+KEPT = (
+    "leave it out: the state is kept after every epoch for --resume, and within one every "
+    "--save-every minutes"
+)
 
 # Where no word of ours means the same: what to do instead, by the kind of thing that was asked for.
 INSTEAD: dict[str, dict[str, str]] = {
