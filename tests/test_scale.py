@@ -20,6 +20,12 @@ def test_commands_have_flags_and_recipes_that_there_are():
         flags = _flags(new_parser(verb, "", find(verb)))
         assert set(re.findall(r"--[a-z-]+", command)) <= set(flags), command
         assert set(re.findall(r"--recipe (\w+)", command)) <= set(recipes.names())
+    launched = re.findall(r"(?:torchrun|accelerate launch) .*", blocks.replace("\\\n", " "))
+    assert len(launched) == 3
+    for command in launched:
+        assert " -m fleetnet " in command or " -m -- fleetnet " in command
+        # torchrun's own flags may be shortened, --run to --run-path
+        assert command.startswith("accelerate") or " -m -- " in command
     train = _flags(new_parser("train", "", find("train")))
     prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
     others = {"--shm-size", "--build-arg", "--rounds", "--large"}  # docker's, a benchmark's
