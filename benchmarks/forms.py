@@ -28,11 +28,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fleetnet.backbones.fasternet import Block, PConv
+from fleetnet.backbones.fasternet import Block
 from fleetnet.errors import FleetnetError
 from fleetnet.find import find
 from fleetnet.measure import latency
 from fleetnet.parc import with_products
+from fleetnet.pconv import PConv
 from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request, executorch, load

@@ -62,11 +62,13 @@ _HOME = {  # of each name that is loaded when first used: its module, and its na
     "load_weights": "weights",
     "reparameterize": "reparam",
 }
+# for `fleetnet.data.from_samples`, `fleetnet.parc.replace` and `fleetnet.pconv.replace`
+_MODULES = "data", "parc", "pconv"
 
 
 def __getattr__(name: str) -> object:
-    if name == "data":  # for `fleetnet.data.from_samples`
-        return import_module(".data", __name__)
+    if name in _MODULES:
+        return import_module(f".{name}", __name__)
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     module, _, there = _HOME[name].partition(":")

@@ -31,14 +31,14 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from fnmatch import fnmatch
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import ModelError, suggest
+from . import replacing
+from .errors import ModelError
 from .reparam import as_conv, fold_bn_before, scale_shift
 
 HEIGHT, WIDTH = 2, 3  # dimensions of a feature (N, C, H, W)
@@ -96,22 +96,36 @@ def form_for(length: int, images: int, depthwise: bool, learning: bool) -> Form:
 
 
 def circular_convolution(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dim: int, groups: int, form: Form
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    dim: int,
+    groups: int,
+    form: Form,
+    stride: tuple[int, int] = (1, 1),
 ) -> Tensor:
     """y[i] = bias + sum over t of weight[t] x[(i + t) mod n] along `dim`: (N, C, H, W) -> the same.
 
     `weight` (C, C / groups, n, 1) along the height or (C, C / groups, 1, n) along the width, of as
-    many `groups` as channels, or one.
+    many `groups` as channels, or one. With a `stride`, along height and width, every so many rows
+    and columns of that: (N, C, ceil(H / stride), ceil(W / stride)).
     """
     if form == "convolution":
         extended = torch.cat([x, x.narrow(dim, 0, x.shape[dim] - 1)], dim)  # 2n - 1 long
-        return F.conv2d(extended, weight, bias, groups=groups)
+        return F.conv2d(extended, weight, bias, stride, groups=groups)
+    across = HEIGHT + WIDTH - dim
+    x = _every(x, across, stride)
     if form == "product":
-        matrix = circulant(weight.flatten(1))  # (C, to, from)
+        matrix = circulant(weight.flatten(1))[:, :: stride[dim - HEIGHT]]  # (C, to, from)
         y = matrix @ x if dim == HEIGHT else x @ matrix.transpose(1, 2)
     else:
-        y = _by_spectra(x, weight, dim, groups)
+        y = _every(_by_spectra(x, weight, dim, groups), dim, stride)
     return y if bias is None else y + bias.view(-1, 1, 1)
+
+
+def _every(x: Tensor, dim: int, stride: tuple[int, int]) -> Tensor:
+    step = stride[dim - HEIGHT]
+    return x[:, :, ::step] if dim == HEIGHT else x[..., ::step]
 
 
 def _by_spectra(x: Tensor, weight: Tensor, dim: int, groups: int) -> Tensor:
@@ -135,7 +149,10 @@ def circulant(kernel: Tensor) -> Tensor:
 
 
 class CircularConv(nn.Module):
-    """conv(norm(x + position)) along one dimension, all around; norm and position optional. (N, C, H, W) -> same."""
+    """conv(norm(x + position)) along one dimension, all around; norm and position optional.
+
+    (N, C, H, W) -> the same; with a `stride` every so many rows and columns of it.
+    """
 
     def __init__(
         self,
@@ -146,9 +163,10 @@ class CircularConv(nn.Module):
         bias: bool,
         norm: bool,
         position: float,
+        stride: tuple[int, int] = (1, 1),
     ):
         super().__init__()
-        self.dim, self.groups = dim, groups
+        self.dim, self.groups, self.stride = dim, groups, stride
         size = (length, 1) if dim == HEIGHT else (1, length)
         bound = (channels // groups * length) ** -0.5  # PyTorch's own for a convolution
         self.position = (
@@ -168,7 +186,7 @@ class CircularConv(nn.Module):
             x = self.norm(x)
         weight = _resize(self.weight, self.dim, length)
         form = self._form(length, len(x))
-        return circular_convolution(x, weight, self.bias, self.dim, self.groups, form)
+        return circular_convolution(x, weight, self.bias, self.dim, self.groups, form, self.stride)
 
     def _form(self, length: int, images: int) -> Form:
         if forced := _FORCED.get():
@@ -188,15 +206,17 @@ class CircularConv(nn.Module):
         ]
 
     def extra_repr(self) -> str:
-        return f"{tuple(self.weight.shape)}, groups={self.groups}"
+        strided = "" if self.stride == (1, 1) else f", stride={self.stride}"
+        return f"{tuple(self.weight.shape)}, groups={self.groups}{strided}"
 
 
 class ParC(nn.Module):
     """Position-aware circular convolution, (N, C, H, W) -> the same; see the head of this file for the two forms.
 
     `length` is the size of feature that kernels and embeddings are learned at, one number or
-    (height, width). `dense` mixes channels within each half. Raises `ModelError` if `channels` is
-    odd.
+    (height, width). `dense` mixes channels within each half. With a `stride`, along height and
+    width, it gives every so many rows and columns of what it would give without. Raises
+    `ModelError` if `channels` is odd.
     """
 
     def __init__(
@@ -206,6 +226,7 @@ class ParC(nn.Module):
         crossed: bool = False,
         position: bool = True,
         dense: bool = False,
+        stride: tuple[int, int] = (1, 1),
     ):
         super().__init__()
         if channels % 2:
@@ -221,14 +242,21 @@ class ParC(nn.Module):
         # of the embeddings, as in the authors' two codes
         std = (1.0 if crossed else 0.02) * position
 
-        def conv(dim: int, norm: bool = False) -> CircularConv:
+        def conv(dim: int, norm: bool = False, last: bool = True) -> CircularConv:
             return CircularConv(
-                half, lengths[dim], dim, groups, bias=not crossed, norm=norm, position=std
+                half,
+                lengths[dim],
+                dim,
+                groups,
+                bias=not crossed,
+                norm=norm,
+                position=std,
+                stride=stride if last else (1, 1),
             )
 
         if crossed:
-            self.first = nn.Sequential(conv(HEIGHT, norm=True), conv(WIDTH))
-            self.second = nn.Sequential(conv(WIDTH, norm=True), conv(HEIGHT))
+            self.first = nn.Sequential(conv(HEIGHT, norm=True, last=False), conv(WIDTH))
+            self.second = nn.Sequential(conv(WIDTH, norm=True, last=False), conv(HEIGHT))
         else:
             self.first, self.second = nn.Sequential(conv(HEIGHT)), nn.Sequential(conv(WIDTH))
 
@@ -281,6 +309,7 @@ def _freeze(
             channels,
             channels,
             (weight.shape[2], weight.shape[3]),
+            stage.stride,
             groups=stage.groups,
             device="meta",
         )
@@ -295,7 +324,7 @@ def _freeze(
 
 
 class FrozenParC(nn.Module):
-    """The deploy form of `ParC` for features of one size: circular convolutions with fixed kernels, plus a constant."""
+    """The deploy form of `ParC` for features of one `size`: convolutions with fixed kernels, plus a constant."""
 
     def __init__(
         self,
@@ -348,7 +377,8 @@ def with_products(model: nn.Module, least: int) -> tuple[nn.Module, int]:
             for module in getattr(parc, name):
                 wrap = modules[-1] if modules else None
                 depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
-                if depthwise and isinstance(wrap, Wrap) and max(module.kernel_size) >= least:
+                long = depthwise and max(module.kernel_size) >= least and module.stride == (1, 1)
+                if long and isinstance(wrap, Wrap):
                     modules[-1] = CircularProduct(module, wrap.dim)
                     count += 1
                 else:
@@ -367,51 +397,227 @@ class ParCBN(nn.Sequential):
         return cast(ParC, self[0]).fuse_at(size, self[1])
 
 
-def replace(model: nn.Module, example: Tensor, pattern: str = "*") -> list[str]:
-    """Swap depthwise convolutions of anybody's network for ParC, in place; returns their names.
+# ---- in other people's networks
 
-    `pattern` chooses by module name, "stages.3.*": the paper advises the deep stages only.
-    `example` is an input of the training size, which decides the kernels' lengths. Weights of the
-    swapped layers start anew: train afterwards. Only convolutions with stride 1, an even number of
-    channels and an output of the input's size can be swapped; raises `ModelError` if none of them
-    matches.
 
-        names = replace(timm.create_model("mobilenetv3_large_100"), torch.randn(1, 3, 224, 224), "blocks.5.*")
+class ParCTokens(nn.Module):
+    """A ParC in the place of a ViT's attention: tokens (N, first + h w, C) -> the same.
+
+    Attention is project(mixture of value(x)), where queries and keys decide the mixture; here it is
+    project(ParC(value(x))), with attention's own two layers. Its queries and keys go.
+
+    The first tokens (class, registers) have no place on the grid. Each becomes the mean of its own
+    value and of all mixed patches, which is what attention gives for equal scores: linear in the
+    tokens, and no patch is left out. Patches do not read them: they hold nothing but such means.
+
+    `grid` is (h, w) at the learned length, `first` the number of tokens before the grid's; `paired`
+    gives (tokens, None), as `nn.MultiheadAttention` does.
     """
-    convs = {
-        name: conv
-        for name, conv in model.named_modules()
-        if isinstance(conv, nn.Conv2d) and 1 < conv.groups == conv.in_channels == conv.out_channels
-    }
-    lengths: dict[str, tuple[int, int]] = {}
-    # running the example must not move the model's batch-norm statistics
-    probe = copy.deepcopy(model).eval()
-    for name, conv in convs.items():
 
-        def record(
-            _: nn.Module,
-            args: tuple[Tensor, ...],
-            y: Tensor,
-            name: str = name,
-            conv: nn.Conv2d = conv,
-        ) -> None:
-            if args[0].shape == y.shape and conv.stride == (1, 1) and conv.in_channels % 2 == 0:
-                lengths[name] = (y.shape[2], y.shape[3])
+    def __init__(
+        self,
+        value: nn.Linear,
+        project: nn.Linear,
+        drop: nn.Module,
+        grid: tuple[int, int],
+        first: int,
+        paired: bool = False,
+    ):
+        super().__init__()
+        self.value, self.project, self.drop = value, project, drop
+        self.parc = ParC(value.out_features, grid)
+        self.grid, self.first, self.paired = grid, first, paired
 
-        probe.get_submodule(name).register_forward_hook(record)
+    def forward(
+        self,
+        x: Tensor,
+        *more: object,
+        attn_mask: object = None,
+        is_causal: bool = False,
+        **_: object,
+    ) -> Tensor | tuple[Tensor, None]:
+        if attn_mask is not None or is_causal:
+            raise ModelError("ParC in the place of attention sees every token: it takes no mask")
+        values = self.value(x)
+        first, patches = values[:, : self.first], values[:, self.first :]  # (N, h w, C)
+        grid = patches.transpose(1, 2).unflatten(2, self._grid(patches.shape[1]))  # (N, C, h, w)
+        mixed = self.parc(grid).flatten(2).transpose(1, 2)
+        if self.first:
+            means = (first + mixed.sum(1, keepdim=True)) / (1 + mixed.shape[1])
+            mixed = torch.cat([means, mixed], dim=1)
+        tokens = self.drop(self.project(mixed))
+        return (tokens, None) if self.paired else tokens
+
+    def _grid(self, patches: int) -> tuple[int, int]:
+        """Height and width of so many patches: the grid's own, or one of the same shape."""
+        height, width = self.grid
+        if torch.jit.is_tracing() or patches == height * width:
+            return self.grid
+        scale = (patches / (height * width)) ** 0.5
+        resized = round(height * scale), round(width * scale)
+        if resized[0] * resized[1] != patches:
+            raise ModelError(
+                f"{patches} tokens are no grid of the shape {height}x{width}, "
+                "which this ParC was made for"
+            )
+        return resized
+
+    def extra_repr(self) -> str:
+        return f"grid={self.grid}, first={self.first}"
+
+
+def replace(
+    model: nn.Module, where: replacing.Where, size: replacing.Size | None = None
+) -> list[str]:
+    """Put ParC in the place of convolutions and attention of anybody's network, in place; returns their names.
+
+    `where` chooses by module name: a pattern such as "blocks.5.*", a list of them, or a function of
+    name and module; the paper advises the deep stages. Of what a pattern fits are replaced
+
+        depthwise convolutions of any size                         by a depthwise ParC
+        full convolutions that keep the number of channels         by a dense ParC, as in ParC-ResNet50
+        attention of ViTs (timm's Attention, MultiheadAttention)   by `ParCTokens`
+
+    and all else stays. Strides and shapes are kept. A ParC begins with the kernels of its
+    convolution, summed over the direction that it does not look along: the same for features that
+    do not vary in that direction, but around the borders. In the place of attention it begins with
+    equal weights, as attention of equal scores. Train the network afterwards. `size` is that of the
+    images, one number or (height, width), and decides the learned lengths; other sizes run too.
+    Unless given it is timm's for the network, else 224.
+
+    Raises `UsageError` for a pattern that fits nothing, with the nearest names, or only what cannot
+    be replaced, with the reason; `ModelError` for a network in which nothing can be.
+
+        fleetnet.parc.replace(timm.create_model("mobilenetv3_large_100"), "blocks.5.*")
+    """
+    return replacing.replace(model, where, AS_PARC, size)
+
+
+def _concerns(layer: nn.Module) -> bool:
+    return replacing.is_spatial(layer) or _is_attention(layer)
+
+
+def _is_attention(layer: nn.Module) -> bool:
+    """Whether a layer has the parts of timm's `Attention`, or is torch's own."""
+    parts = (getattr(layer, name, None) for name in ("qkv", "proj"))
+    return isinstance(layer, nn.MultiheadAttention) or (
+        hasattr(layer, "num_heads") and all(isinstance(part, nn.Linear) for part in parts)
+    )
+
+
+def _obstacle(site: replacing.Site) -> str:
+    if _is_attention(site.layer):
+        return _obstacle_of_attention(site)
+    channels = cast(nn.Conv2d, site.layer).in_channels
+    odd = f"its {channels} channels cannot be halved" if channels % 2 else ""
+    return replacing.obstacle_of_conv(site) or odd
+
+
+def _layer_for(site: replacing.Site) -> nn.Module:
+    if _is_attention(site.layer):
+        return _tokens_for(site)
+    conv = cast(nn.Conv2d, site.layer)
+    size, gives = (site.takes[2], site.takes[3]), (site.gives[2], site.gives[3])
+    dense = not replacing.is_depthwise(conv)
+    parc = ParC(conv.in_channels, size, dense=dense, stride=replacing.stride_of(conv))
+    if replacing.has_plain_weights(conv):
+        _begin_as(parc, conv, size, gives)
+    return parc
+
+
+@torch.no_grad()
+def _begin_as(parc: ParC, conv: nn.Conv2d, size: tuple[int, int], gives: tuple[int, int]) -> None:
+    """The kernels and biases of a convolution, for features of a size, summed over the direction across."""
+    parc.to(conv.weight)
+    biases = torch.zeros_like(conv.weight[:, 0, 0, 0]) if conv.bias is None else conv.bias
+    for half, stage in enumerate([*_stages(parc.first), *_stages(parc.second)]):
+        kernel = conv.weight.chunk(2)[half]  # (C / 2, C or 1, rows, columns)
+        if stage.groups == 1:  # a dense ParC mixes within each half
+            kernel = kernel.chunk(2, dim=1)[half]
+        taps = kernel.sum(HEIGHT + WIDTH - stage.dim, keepdim=True)
+        side = stage.dim - HEIGHT
+        places = torch.arange(taps.shape[stage.dim], device=taps.device) * conv.dilation[side]
+        places = (places - _before(conv, side, size[side], gives[side])) % size[side]
+        # kernels of more values than the feature wrap around, as ParC does
+        stage.weight.zero_().index_add_(stage.dim, places, taps)
+        cast(Tensor, stage.bias).copy_(biases.chunk(2)[half])
+
+
+def _before(conv: nn.Conv2d, side: int, takes: int, gives: int) -> int:
+    """How far before an output's own place a convolution begins to look, by its padding."""
+    span, stride = conv.dilation[side] * (conv.kernel_size[side] - 1), conv.stride[side]
+    padding = 0 if isinstance(conv.padding, str) else conv.padding[side]
+    if gives == (takes + 2 * padding - span - 1) // stride + 1:
+        return int(padding)
+    return max((gives - 1) * stride + span + 1 - takes, 0) // 2  # "same", TensorFlow's too
+
+
+def _obstacle_of_attention(site: replacing.Site) -> str:
+    """Why a ParC cannot stand for attention: where that is not plain, or not over the whole image."""
+    layer = site.layer
+    if any(isinstance(parent, nn.TransformerEncoderLayer) for parent in site.parents):
+        return "nn.TransformerEncoderLayer reads the weights of its attention"
+    of_its_own = {name.partition(".")[0] for name in layer.state_dict()} - {
+        "qkv", "proj", "q_norm", "k_norm", "in_proj_weight", "in_proj_bias", "out_proj",
+    }  # fmt: skip
+    if of_its_own:
+        return (
+            f"its attention has more than queries, keys and values: {', '.join(sorted(of_its_own))}"
+        )
+    if len(site.takes) != 3 or site.takes[0] != 1 or site.takes != site.gives:
+        return f"its attention is not over all tokens of an image: it takes {site.takes}"
+    if site.takes[2] % 2:
+        return f"its {site.takes[2]} channels cannot be halved"
+    if _tokens_of(site) is None:
+        return f"its {site.takes[1]} tokens are no grid"
+    if isinstance(layer, nn.MultiheadAttention):
+        simple = layer.batch_first and layer.in_proj_weight is not None
+        return "" if simple else "only batch_first attention of one input is replaced"
+    qkv, project = cast(nn.Linear, layer.qkv), cast(nn.Linear, layer.proj)
+    return "" if qkv.out_features == 3 * project.in_features else "its values are of another width"
+
+
+def _tokens_of(site: replacing.Site) -> tuple[tuple[int, int], int] | None:
+    """The grid of patches, and how many tokens stand before it; None where neither can be told."""
+    tokens = site.takes[1]
+    of_host = [getattr(parent, "num_prefix_tokens", None) for parent in site.parents]
+    counts = [count for count in of_host if isinstance(count, int)] or [0, 1]
+    for parent in site.parents:
+        grid = getattr(getattr(parent, "patch_embed", None), "grid_size", None)
+        if isinstance(grid, tuple) and tokens == grid[0] * grid[1] + counts[0]:
+            return grid, counts[0]
+    for first in counts:
+        side = round((tokens - first) ** 0.5)
+        if side * side == tokens - first:
+            return (side, side), first
+    return None
+
+
+def _tokens_for(site: replacing.Site) -> ParCTokens:
+    layer = site.layer
+    grid, first = cast(tuple[tuple[int, int], int], _tokens_of(site))
+    if isinstance(layer, nn.MultiheadAttention):
+        value = _last_third(layer.in_proj_weight, layer.in_proj_bias)
+        tokens = ParCTokens(value, layer.out_proj, nn.Identity(), grid, first, paired=True)
+    else:
+        qkv, project = cast(nn.Linear, layer.qkv), cast(nn.Linear, layer.proj)
+        drop = cast(nn.Module, getattr(layer, "proj_drop", nn.Identity()))
+        tokens = ParCTokens(_last_third(qkv.weight, qkv.bias), project, drop, grid, first)
     with torch.no_grad():
-        probe(example)
-    chosen = [name for name in lengths if fnmatch(name, pattern)]
-    if not chosen:
-        raise ModelError(
-            f"no depthwise convolution to swap is named {pattern!r}: {suggest(pattern, lengths)}"
-        )
-    for name in chosen:
-        parent, _, leaf = name.rpartition(".")
-        parc = (
-            ParC(convs[name].in_channels, lengths[name])
-            .to(convs[name].weight)
-            .train(convs[name].training)
-        )
-        setattr(model.get_submodule(parent), leaf, parc)
-    return chosen
+        for stage in [*_stages(tokens.parc.first), *_stages(tokens.parc.second)]:
+            stage.weight.fill_(1 / stage.weight.shape[stage.dim])
+    return tokens
+
+
+def _last_third(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    """The layer of values of one that makes queries, keys and values, in this order."""
+    outputs, inputs = weight.shape[0] // 3, weight.shape[1]
+    value = nn.Linear(inputs, outputs, bias is not None, device=weight.device, dtype=weight.dtype)
+    with torch.no_grad():
+        value.weight.copy_(weight[-outputs:])
+        if bias is not None:
+            value.bias.copy_(bias[-outputs:])
+    return value
+
+
+AS_PARC = replacing.Kind("ParC", "convolution or attention", _concerns, _obstacle, _layer_for)

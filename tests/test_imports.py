@@ -33,8 +33,10 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "review": "channels data errors images inputs reading review",
     "reparam": "errors",
     "layers": "errors reparam",
-    "parc": "errors reparam",
-    "backbones": "backbones channels errors find layers parc preprocess reparam synonyms",
+    "replacing": "errors",
+    "parc": "errors reparam replacing",
+    "pconv": "replacing",
+    "backbones": "backbones channels errors find layers parc pconv preprocess reparam replacing synonyms",
     "tasks": "backbones boxes channels errors facts find layers predictions preprocess reading rle synonyms "
     "tasks",
     "weights": "backbones channels errors facts fetching files find preprocess reading reparam tasks "

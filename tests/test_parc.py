@@ -1,4 +1,4 @@
-"""The ParC operator: what it computes, at which sizes, frozen and not; and the plug-in for other people's networks."""
+"""The ParC operator: what it computes, at which sizes, frozen and not."""
 
 import warnings
 
@@ -21,7 +21,6 @@ from fleetnet.parc import (
     circular_convolution,
     computed_as,
     form_for,
-    replace,
     with_products,
 )
 from fleetnet.reparam import difference, reparameterize
@@ -176,38 +175,6 @@ def test_frozen_can_be_traced_and_exported():
 def test_odd_channels_are_refused():
     with pytest.raises(ModelError, match="7 must be even"):
         ParC(7, 6)
-
-
-def _host() -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(3, 8, 3, 2, 1),
-        nn.Sequential(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.BatchNorm2d(8)),
-        nn.Conv2d(8, 8, 3, 2, 1, groups=8),  # strided: stays
-        nn.Sequential(nn.Conv2d(8, 8, 5, padding=2, groups=8), nn.BatchNorm2d(8)),
-    )
-
-
-def test_replace_swaps_the_chosen_depthwise_convolutions():
-    model, example = _host(), torch.randn(2, 3, 32, 16)
-    before = model[1][1].running_mean.clone()
-    assert replace(model, example, "3.*") == ["3.0"]
-    assert isinstance(model[3][0], ParC)
-    assert model[3][0].first[0].weight.shape == (4, 1, 8, 1)
-    assert model[3][0].second[0].weight.shape == (4, 1, 1, 4)
-    assert isinstance(model[1][0], nn.Conv2d)
-    assert torch.equal(model[1][1].running_mean, before)
-    assert model(example).shape == (2, 8, 8, 4)
-    model.eval()
-    other = torch.randn(2, 3, 48, 48)
-    assert_same_function(
-        model, lambda model: reparameterize(model, other.to(next(model.parameters()))), other
-    )
-    assert replace(_host(), example) == ["1.0", "3.0"]
-
-
-def test_replace_says_what_could_be_swapped():
-    with pytest.raises(ModelError, match=r"named '2': .*Allowed: 1.0, 3.0"):
-        replace(_host(), torch.randn(1, 3, 32, 32), "2")
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -30,13 +30,13 @@ their dilation. So every second pixel of the dilated feature is the strided netw
 import re
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError, UsageError, suggest
 from ..layers import ConvBN, check_batch, drop_rates
+from ..pconv import PConv
 from ..preprocess import Preprocess
 from . import Option, Pretrained, Recognized, State
 from ._recognition import closest, depths, form_by_norms, has, output_count, sizes
@@ -44,21 +44,6 @@ from ._recognition import closest, depths, form_by_norms, has, output_count, siz
 OPTIONS = ("mixing", "output_norm")
 VERSIONS = ()
 MIXINGS = ("pconv", "conv", "dwconv", "pwconv")
-
-
-class PConv(nn.Module):
-    """3x3 convolution of the first quarter of the channels; the others pass through."""
-
-    def __init__(self, channels: int, dilation: int):
-        super().__init__()
-        self.split = [channels // 4, channels - channels // 4]
-        self.conv = nn.Conv2d(
-            channels // 4, channels // 4, 3, padding=dilation, dilation=dilation, bias=False
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        head, rest = x.split(self.split, dim=1)
-        return torch.cat([self.conv(head), rest], dim=1)
 
 
 def spatial_mixing(kind: str, channels: int, dilation: int) -> nn.Module:

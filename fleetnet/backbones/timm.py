@@ -10,6 +10,10 @@ A classifier is timm's whole network, cut in two where timm itself cuts it, so t
 timm's weights has a place and the logits are the same. The option {"classifier": "linear"} pools
 and classifies the last of the feature maps instead; checkpoints of version 0.1 are built so.
 
+The options {"parc": PATTERNS} and {"pconv": PATTERNS} put ParC or PConv in the place of layers by
+the names that they have in timm's classifier: "blocks.5.*", or several with commas between them.
+The learned lengths of ParC are those of the size of image that timm names for the network.
+
 Differs from the authors' code: the deploy form is what timm's `reparameterize_model` makes of it,
 with dtype and trainability kept.
 """
@@ -25,14 +29,19 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from .. import replacing
 from ..errors import ModelError, UsageError, suggest
+from ..parc import AS_PARC
+from ..pconv import AS_PCONV
 from ..preprocess import Preprocess
 from . import Backbone, Implied, Option, Pretrained, Recognized, State
 from ._defaults import convert as convert
 from ._recognition import output_count
 
 VARIANTS: dict[str, Callable[..., Backbone]] = {}  # timm's own names are not copied: see `make`
-OPTIONS: tuple[str, ...] = ("classifier",)
+# what can be put into a network, by the option whose value says where
+PLUG_INS = {"parc": AS_PARC, "pconv": AS_PCONV}
+OPTIONS: tuple[str, ...] = ("classifier", *PLUG_INS)
 VERSIONS = ()
 WEIGHTS: dict[str, Pretrained] = {}
 # timm's whole network; pooling and one linear layer on its feature maps
@@ -76,9 +85,10 @@ class _Classifier(Protocol):
 class Features(nn.Module):
     """image (N, C, H, W) -> the features of a timm features_only model, each (N, C_i, h_i, w_i)."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, name: str, model: nn.Module):
         super().__init__()
-        self.model = model
+        self.name, self.model = name, model
+        self.plugged: dict[str, list[str]] = {}
         info = cast("_Features", model).feature_info
         self.channels: list[int] = info.channels()
         self.strides: list[int] = info.reduction()
@@ -129,6 +139,7 @@ class Trunk(nn.Module):
         super().__init__()
         whole = create(name, drop_path, output_stride, in_chans=in_channels)
         self.name, self.cut = name, cut_of(name)
+        self.plugged: dict[str, list[str]] = {}
         self.channels: list[int] = [self.cut.channels]
         self.strides: list[int] = [output_stride]
         self.model = _without(whole, self.cut.head_parts)
@@ -177,12 +188,11 @@ def _fused(module: nn.Module) -> nn.Module:
 
     trainable = {name: p.requires_grad for name, p in module.named_parameters()}
     example = next(module.parameters(), torch.zeros(()))
-    fused = copy.copy(module)
-    fused._modules = {
-        "model": reparameterize_model(cast(nn.Module, module.model)).to(
-            example.device, example.dtype
-        )
-    }
+    fused, network = copy.copy(module), cast(nn.Module, module.model)
+    # Layers that `reparameterize` collapses for their size stay the objects whose size it knows.
+    sized = {id(layer): layer for layer in network.modules() if hasattr(type(layer), "fuse_at")}
+    network = reparameterize_model(copy.deepcopy(network, sized), inplace=True)
+    fused._modules = {"model": network.to(example.device, example.dtype)}
     for name, parameter in fused.named_parameters():  # timm freezes what it did not fuse
         parameter.requires_grad_(trainable.get(name, any(trainable.values())))
     return fused
@@ -305,10 +315,54 @@ def make(
             f"option classifier of timm/{name} is {classifier!r}: "
             f"{suggest(str(classifier), CLASSIFIERS)}"
         )
+    backbone: Features | Trunk
     if classifier == "own":
-        return Trunk(name, drop_path, output_stride, in_channels)
-    maps = create(name, drop_path, output_stride, features_only=True, in_chans=in_channels)
-    return Features(maps)
+        backbone = Trunk(name, drop_path, output_stride, in_channels)
+    else:
+        maps = create(name, drop_path, output_stride, features_only=True, in_chans=in_channels)
+        backbone = Features(name, maps)
+    plug_in(backbone, options)
+    return backbone
+
+
+# ---- ParC and PConv in the place of layers ---------------------------------------------------------------------------
+
+
+def plug_in(backbone: Features | Trunk, options: Mapping[str, Option]) -> None:
+    """Replace the layers that the options `parc` and `pconv` name, in place.
+
+    Raises `UsageError` for a pattern that fits none, `ModelError` for a network that has none.
+    """
+    for option, kind in PLUG_INS.items():
+        patterns = [part.strip() for part in str(options.get(option, "")).split(",")]
+        if not any(patterns):
+            continue
+        backbone.plugged[option] = replacing.replace(
+            backbone.model,
+            patterns,
+            kind,
+            _published_size(backbone.name),
+            forward=backbone,
+            names=_module_names(backbone.name) if isinstance(backbone, Features) else None,
+        )
+
+
+@cache
+def _published_size(name: str) -> tuple[int, int]:
+    height, width = _configuration(name)["input_size"][1:]
+    return height, width
+
+
+@cache
+def _module_names(name: str) -> Mapping[str, str]:
+    """The names of modules in timm's features_only model -> those in the classifier."""
+    names = {}
+    for of_classifier, of_features in feature_names(name).items():
+        classifier, features = of_classifier.split("."), of_features.split(".")
+        while len(features) > 1 and len(classifier) > 1 and features[-1] == classifier[-1]:
+            del features[-1], classifier[-1]
+            names[".".join(features)] = ".".join(classifier)
+    return names
 
 
 # ---- weights ---------------------------------------------------------------------------------------------------------

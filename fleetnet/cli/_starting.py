@@ -100,6 +100,8 @@ def model_of(config: TrainConfig, classes: list[str], start: str | None) -> "Mod
     )
     if model.report is not None:
         say(model.report.summary())
+    for option, layers in getattr(model.backbone, "plugged", {}).items():
+        say(f"{option} in the place of {', '.join(layers)}")
     if form_of(model) == "deploy":
         raise ModelError(
             f"{config.weights} is in deploy form, which has no branches and batch norms to train; "

@@ -300,17 +300,20 @@ def defaults(name: str) -> dict[str, Option]:
     task_name, backbone_name = split_name(name)
     task = find(task_name)
     made: list[tuple[Callable[..., object], tuple[str, ...]]] = [(task.head, task.OPTIONS)]
+    of_family = find_family(family(backbone_name)).OPTIONS
+    usual: dict[str, Option] = {}
     if family(backbone_name) != "timm":
-        of_family = find_family(family(backbone_name))
-        made.insert(0, (variants()[backbone_name], of_family.OPTIONS))
-    elif task_name in CLASSIFIERS:
-        # of timm's networks; the other tasks have no use for their classifier
-        return {"classifier": "own"}
-    arguments = [(inspect.signature(make).parameters, options) for make, options in made]
-    return {
+        made.insert(0, (variants()[backbone_name], of_family))
+    else:
+        usual = dict.fromkeys(of_family, "")
+        usual["classifier"] = "own"
+        if task_name not in CLASSIFIERS:
+            del usual["classifier"]  # of timm's networks; the other tasks have no use for it
+    arguments = [(inspect.signature(make).parameters, keys) for make, keys in made]
+    return usual | {
         key: parameters[key].default
-        for parameters, options in arguments
-        for key in options
+        for parameters, keys in arguments
+        for key in keys
         if key in parameters
     }
 

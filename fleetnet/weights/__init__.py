@@ -9,17 +9,19 @@ These three are the parts; what is here is public.
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import cast
 
 from torch import Tensor
 
-from ..backbones import Option, variants
+from ..backbones import Option, family, variants
+from ..backbones.timm import PLUG_INS, Features, Trunk, plug_in
 from ..channels import RGB, parse_channels
 from ..errors import named_arguments
-from ..tasks import Model, build, described_by
-from .identify import deployed, plan_for
+from ..tasks import Model, build, described_by, split_name
+from .identify import deployed, has_backbone, plan_for
 from .place import Report as Report
 from .place import place_weights
-from .read import read_weights
+from .read import Weights, read_weights
 
 
 @named_arguments
@@ -54,7 +56,10 @@ def create_model(
         return build(name, count, drop_path, output_stride, options, asked or RGB)
     name, of_file, described = described_by(name)
     source = read_weights(weights, name)
-    made = plan_for(name, source, output_stride, {**described, **(options or {})})
+    settled = {**described, **(options or {})}
+    later = _plugged_later(name, source, settled)
+    built_with = {option: value for option, value in settled.items() if option not in later}
+    made = plan_for(name, source, output_stride, built_with)
     counts = [number for number in (count, of_file, made.classes) if number is not None]
     model = build(
         name,
@@ -67,9 +72,27 @@ def create_model(
     if made.form == "deploy":
         model = deployed(model, source.size).train()
     model.report = place_weights(model, source, class_names)
+    if later:
+        plug_in(cast(Features | Trunk, model.backbone), later)
+        model.options.update(later)
     expected = source.preprocess or made.preprocess
     model.preprocess = None if expected is None else expected.for_channels(model.channels)
     return model
+
+
+def _plugged_later(name: str, source: Weights, options: Mapping[str, Option]) -> dict[str, Option]:
+    """The options of a network of timm's that put ParC or PConv into it once it has its weights.
+
+    Weights of the network without them have none for ParC, which begins with what it replaces.
+    """
+    plug_ins = {option: value for option, value in options.items() if option in PLUG_INS and value}
+    if not plug_ins or family(split_name(name)[1]) != "timm":
+        return {}
+    if source.facts is not None:
+        of_weights = source.facts.options
+        return {key: value for key, value in plug_ins.items() if not of_weights.get(key)}
+    without = {option: value for option, value in options.items() if option not in plug_ins}
+    return plug_ins if has_backbone(name, source.state, without) else {}
 
 
 def list_models(pattern: str = "*") -> list[str]:

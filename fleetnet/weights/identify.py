@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from .. import backbones, tasks
 from ..backbones import Backbone, Family, Implied, Option, Recognized, State, family
-from ..backbones.timm import convert_for, expected_of_image
+from ..backbones.timm import convert_for, expected_of_image, published
 from ..find import names
 from ..preprocess import Preprocess
 from ..reparam import FORMS, Form, reparameterize
@@ -237,6 +237,12 @@ def _names_in_common(state: State, model: Model) -> float:
     return len(ours & theirs) / max(len(ours | theirs), 1)
 
 
+def has_backbone(name: str, state: State, options: Options) -> bool:
+    """Whether a state in any names has the tensors of the backbone of the model `name`, made with `options`."""
+    model = _without_values(name, FORMS[0], None, options)
+    return _of_backbone(model.state_dict()) == _of_backbone(_with_our_backbone(name, state))
+
+
 # ---- models without values, heads with initial ones
 
 
@@ -247,7 +253,7 @@ def shapes_of(
     options: Options | None = None,
     classes: int = CLASSES,
 ) -> Shapes:
-    """Names and shapes of a model's tensors in a form; of ParC at 256x256."""
+    """Names and shapes of a model's tensors in a form; of ParC at 256x256, or timm's size for a network."""
     return _shapes(_without_values(name, form, output_stride, options, classes))
 
 
@@ -260,7 +266,15 @@ def _without_values(
 ) -> Model:
     with torch.device("meta"):
         model = build(name, classes, 0.0, output_stride, options)
-        return deployed(model, (256, 256)) if form == "deploy" else model
+        return deployed(model, _example_size(name)) if form == "deploy" else model
+
+
+def _example_size(name: str) -> tuple[int, int]:
+    """A size of image that a model runs at: some of timm's networks run at one only."""
+    backbone_name = split_name(name)[1]
+    if family(backbone_name) != "timm":
+        return 256, 256
+    return published(backbone_name.removeprefix("timm/")).preprocess.size
 
 
 def _shapes(module: nn.Module) -> Shapes:

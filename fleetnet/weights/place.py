@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .. import backbones, tasks
 from ..backbones import Implied, State, family
+from ..backbones.timm import PLUG_INS
 from ..errors import ModelError
 from ..reparam import Form, form_of
 from ..tasks import Model, defaults, split_name
@@ -317,6 +318,12 @@ def _misfit(model: Model, source: str, fit: _Fit) -> str:
 
 def _diagnosis(model: Model, weights: Weights) -> str:
     """What weights that do not fit look like, and what to do."""
+    plug_ins = {option: value for option, value in model.options.items() if option in PLUG_INS}
+    if any(plug_ins.values()):
+        return (
+            "Weights of the network without what its options put into it go in before: "
+            f"create_model({model.name!r}, weights=..., options={plug_ins})"
+        )
     if weights.facts is not None and weights.facts.model != model.name:
         return f"This is a checkpoint of {weights.facts.model}"
     variant, form, share = looks_like(weights.state)
