@@ -39,6 +39,7 @@ VALUES: dict[
 ] = {  # of each setting that is not read everywhere: a value that makes a difference where it is
     "label_smoothing": 0.4,
     "class_weights": "balanced",
+    "focal": 2.0,
     "balance": True,
     "norm": "sync",
     "mosaic": 0.01,

@@ -22,7 +22,7 @@ MODE: Mode = "crop"
 SIZE = (224, 224)
 CLASSES = 1000
 OPTIONS: tuple[str, ...] = ()
-SETTINGS: tuple[str, ...] = ("label_smoothing", "class_weights")
+SETTINGS: tuple[str, ...] = ("label_smoothing", "class_weights", "focal")
 CLASS_MAJOR: tuple[str, ...] = ()
 PREDICTION = Labels
 LIMITS = None  # no detector
@@ -65,13 +65,18 @@ def loss(
     targets: Mapping[str, Tensor],
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    focal: float = 0.0,
 ) -> dict[str, Tensor]:
     """Cross-entropy of logits (N, classes) against targets["label"]: (N,) indices or (N, classes) probabilities.
 
     `class_weights` (classes,) multiply what each class adds; the mean over the batch is of weight 1
-    an image.
+    an image. `focal` above 0 is the gamma of `focal_loss`, in its place.
     """
     logits = named(outputs)["logits"]
+    if focal:
+        return {
+            "focal": focal_loss(logits, targets["label"], focal, label_smoothing, class_weights)
+        }
     if class_weights is None:
         return {
             "cross_entropy": F.cross_entropy(
@@ -86,6 +91,30 @@ def loss(
         reduction="none",
     )
     return {"cross_entropy": each.mean()}
+
+
+def focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    gamma: float,
+    label_smoothing: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Tensor:
+    """Cross-entropy whose part of each class counts (1 - its probability) ** gamma times.
+
+    Lin et al., arXiv:1708.02002, over a softmax. `target` is (N,) indices or (N, classes)
+    probabilities, as mixup and smoothing make them: then every class has its part. Class weights
+    stand for the paper's alpha. The mean is over the images.
+    """
+    logits = logits.float()
+    classes = logits.shape[1]
+    shares = target if target.is_floating_point() else F.one_hot(target, classes)
+    shares = shares.to(logits) * (1 - label_smoothing) + label_smoothing / classes
+    if class_weights is not None:
+        shares = shares * class_weights.to(logits)
+    log_p = logits.log_softmax(1)  # (N, classes)
+    each = -shares * (-torch.expm1(log_p)).pow(gamma) * log_p
+    return each.sum(1).mean()
 
 
 def decode(

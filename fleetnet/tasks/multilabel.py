@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.ops import sigmoid_focal_loss
 
 from ..backbones import Backbone
 from ..boxes import Limits
@@ -30,7 +31,7 @@ MODE: Mode = "stretch"
 SIZE = (224, 224)
 CLASSES = 20
 OPTIONS: tuple[str, ...] = ()
-SETTINGS: tuple[str, ...] = ("label_smoothing", "class_weights")
+SETTINGS: tuple[str, ...] = ("label_smoothing", "class_weights", "focal")
 CLASS_MAJOR: tuple[str, ...] = ()
 PREDICTION = Tags
 LIMITS = None  # no detector
@@ -50,12 +51,14 @@ def loss(
     targets: Mapping[str, Tensor],
     label_smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    focal: float = 0.0,
 ) -> dict[str, Tensor]:
     """Binary cross-entropy of logits (N, classes) against targets["tags"] (N, classes), 0 to 1.
 
     The mean is over pictures and classes. `label_smoothing` is the share of each target that all
     classes get alike, as with one label. `class_weights` (classes,) multiply what a class adds where
-    it is there.
+    it is there. `focal` above 0 is the gamma of the focal loss (arXiv:1708.02002) in its place,
+    without its alpha, for which class weights stand.
     """
     logits = named(outputs)["logits"].float()
     tags = targets["tags"].to(logits)
@@ -64,6 +67,9 @@ def loss(
     if class_weights is not None:
         # By what is there, not by the smooth target, of which a class that is not there has a part.
         weights = 1 + (class_weights.to(logits) - 1) * tags  # (N, classes)
+    if focal:
+        each = sigmoid_focal_loss(logits, smooth, alpha=-1, gamma=focal)  # (N, classes)
+        return {"focal": (each if weights is None else each * weights).mean()}
     return {
         "binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, smooth, weight=weights)
     }

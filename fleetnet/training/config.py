@@ -91,6 +91,9 @@ CROPPED = Condition(
 SMOOTHED = Condition(
     "by losses that can smooth labels", lambda now: "label_smoothing" in now.task.SETTINGS
 )
+FOCUSED = Condition(
+    "by losses of what a whole picture shows", lambda now: "focal" in now.task.SETTINGS
+)
 WEIGHTED = Condition(
     "by losses over the classes of an image or a pixel",
     lambda now: "class_weights" in now.task.SETTINGS,
@@ -184,6 +187,8 @@ RANGES: list[tuple[str, Callable[[float], bool], str]] = [
         lambda value: 0 < value <= LONGEST_WAIT,
         f"above 0, at most {LONGEST_WAIT:g} minutes",
     ),
+    # below 1 the loss has no gradient where a probability is 1
+    ("focal", lambda value: value == 0 or value >= 1, "0, or at least 1"),
     ("lr head_lr clip agc step_factor distill_temperature", lambda value: value > 0, "positive"),
     ("label_smoothing momentum multi_scale", lambda value: 0 <= value < 1, "from 0 to below 1"),
     (
@@ -286,6 +291,12 @@ class TrainConfig:
         0.0, "last epochs of schedule wsd, in which the rate falls", WSD
     )
     label_smoothing: float = _field(0.1, "share of the target given to all classes alike", SMOOTHED)
+    focal: float = _field(
+        0.0,
+        "gamma of the focal loss, usually 2, which counts what is already right less; "
+        "0: cross-entropy",
+        FOCUSED,
+    )
     clip: float | None = _field(None, "largest norm of the gradient")
     agc: float | None = _field(
         None, "adaptive clipping: largest norm of a unit's gradient, as a share of its weights'"
