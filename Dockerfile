@@ -30,12 +30,14 @@ RUN pip install -c constraints.txt torch torchvision \
 # Extras of pyproject.toml, as [onnx,openvino]; empty for none.
 ARG EXTRAS=[tensorboard]
 COPY pyproject.toml README.md LICENSE ./
+# An empty package brings what fleetnet needs; what was built of it would count as newer later.
 RUN mkdir fleetnet \
     && touch fleetnet/__init__.py \
     && pip install -c constraints.txt ".${EXTRAS}" \
-    && pip uninstall -y fleetnet
+    && pip uninstall -y fleetnet \
+    && rm -r fleetnet build *.egg-info
 COPY fleetnet fleetnet
-RUN pip install --no-deps .
+RUN pip install --no-deps . && fleetnet --version
 
 USER fleetnet
 WORKDIR /data

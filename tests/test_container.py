@@ -53,6 +53,7 @@ def test_what_changes_least_comes_first_and_nothing_runs_as_root():
     def place(words: str) -> int:
         return next(i for i, step in enumerate(order) if words in step)
 
+    assert "rm -r fleetnet build *.egg-info" in order[place("touch fleetnet/__init__.py")]
     with_stub = place("touch fleetnet/__init__.py")  # the packages that fleetnet needs
     assert place("install -c constraints.txt torch") < with_stub < place("COPY fleetnet fleetnet")
     after_user = STEPS[place("USER fleetnet") :]
