@@ -12,6 +12,7 @@ import torch
 
 from fleetnet import cli
 from fleetnet.cli import main
+from fleetnet.cli._arguments import parse
 from fleetnet.find import names
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request
@@ -383,3 +384,11 @@ def test_a_verb_of_two_words_is_found_by_both(capsys: pytest.CaptureFixture[str]
     assert "data has no action 'chek': did you mean 'check'?" in capsys.readouterr().err
     assert main(["dta", "check"]) == 2
     assert "no verb 'dta': did you mean 'data'?" in capsys.readouterr().err
+
+
+def test_numbers_with_bounds_are_plain_ones_in_the_settings():
+    """A run keeps its settings in files, which hold no classes of a parser."""
+    typed = parse("demo", "", cli.find("demo"), ["--epochs", "1", "--threads", "1"])
+    assert {type(value) for value in (typed.epochs, typed.threads)} == {int}
+    words = ["--model", "x", "--data", "y", "--max-bad", "0.5"]
+    assert type(parse("eval", "", cli.find("eval"), words).max_bad) is float

@@ -194,7 +194,16 @@ def parse(verb: str, text: str, module: Verb[object], words: list[str]) -> objec
     for name, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UsageError(f"{flag(name)} is {value}; allowed: a finite number")
+    values = {name: _of_python(value) for name, value in values.items()}
     return _built(settings_of(module), values, module.EXAMPLE)
+
+
+def _of_python(value: object) -> object:
+    """A number as int or float: those of flags with bounds are of classes that no file may hold."""
+    for kind in (bool, int, float):
+        if isinstance(value, kind):
+            return kind(value)
+    return value
 
 
 def _built(settings: type, values: Mapping[str, object], example: str) -> object:
