@@ -243,6 +243,15 @@ def load_state(folder: str | Path) -> dict[str, Any]:
     return state
 
 
+def size_of(value: object) -> int:
+    """Bytes of the tensors in dicts, lists and tuples, which are nearly all of a state."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 0
+
+
 def _digest(value: object) -> str:
     """A hash of tensors and plain values, in dicts, lists and tuples, with their structure."""
     hashed = hashlib.sha256()

@@ -25,6 +25,10 @@ class WriteError(FleetnetError, OSError):
     """A file that cannot be written: the disk is full, the folder is gone or not ours."""
 
 
+class DiskFull(WriteError):
+    """A file that there is no space for."""
+
+
 class UsageError(FleetnetError, ValueError):
     """An unknown verb, flag, recipe key or option value."""
 

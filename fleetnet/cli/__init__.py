@@ -90,8 +90,8 @@ def _help(group: str = "") -> str:
         f"usage: fleetnet {usage} [options]     (fleetnet {usage} --help shows the options, their "
         f"defaults and an example)\n\n{listed}\n\nEvery verb takes --json (the last line of output "
         "is one JSON document) and --debug (show tracebacks).\nExit codes: 0 done, 1 failure, 2 "
-        "usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted,\n143 terminated "
-        "(SIGTERM). Interrupted or terminated, training keeps its last whole epoch for --resume."
+        "usage, 3 data, 4 model or weights, 5 export or proof, 130 interrupted\n(Ctrl-C or SIGTERM): "
+        "training finishes its step and keeps its state for --resume."
     )
 
 
@@ -127,7 +127,7 @@ def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
         return error.exit_code
     if isinstance(error, Terminated):
         say("fleetnet: terminated (SIGTERM)")
-        return 143
+        return 130
     if isinstance(error, KeyboardInterrupt):
         say("fleetnet: interrupted")
         return 130

@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import shlex
+import signal
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from ..tasks import Model
     from ..training.claims import Claim
 
+FIGURES = 3.0  # seconds for those of a run that was interrupted: it is to end within ten
 EXAMPLE = "fleetnet train --model fasternet_t0 --data photos/ --size 128 --epochs 30"
 
 
@@ -220,18 +223,45 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
         not (path / STATE).is_file() and isinstance(error, Exception)
     ):
         return
-    # whoever sent that may kill soon; resuming writes the figures
-    in_haste = isinstance(error, Terminated)
-    if (path / STATE).is_file() and not in_haste:
+    if (path / STATE).is_file():
         from ..training.overview import write_overview
         from ..training.run import best_of, settled
 
-        try:
-            state = settled(path)
-            write_overview(path, classes, state["log"], best_of(path, state["best"] or {}))
-        except FleetnetError as other:
-            say(f"no figures: {other}")
+        state = settled(path)
+        so_far = state.get("so_far")
+        within = "" if so_far is None else f" and {so_far['step']} steps of the next one"
+        say(f"kept: {state['epochs']} epochs{within}")
+        # whoever sent SIGTERM may kill soon; resuming writes the figures
+        if state["log"] and not isinstance(error, Terminated):
+            is_interrupted = isinstance(error, KeyboardInterrupt)
+            try:
+                with _at_most(FIGURES) if is_interrupted else contextlib.nullcontext():
+                    write_overview(path, classes, state["log"], best_of(path, state["best"] or {}))
+            except (FleetnetError, TimeoutError) as other:
+                say(f"no figures: {other}")
     say(f"to continue: fleetnet train --resume {shlex.quote(str(path))}")
+
+
+@contextlib.contextmanager
+def _at_most(seconds: float) -> Iterator[None]:
+    """`TimeoutError` for what takes longer, where the system has such an alarm."""
+
+    def late(number: int, frame: object) -> None:
+        raise TimeoutError(f"drawing took more than {seconds:g} s; --resume draws them")
+
+    if (
+        not hasattr(signal, "setitimer")
+        or threading.current_thread() is not threading.main_thread()
+    ):
+        yield
+        return
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def _check_start(config: TrainConfig, folder: Path | None) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing import sharedctypes
+from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import torch
@@ -21,6 +22,7 @@ from ..errors import FleetnetError
 from .dataset import Batch, ImageDataset, Item
 from .handover import SHARED_MEMORY
 
+LEFT = 2.0  # seconds that workers get to end by themselves
 SAID_EVERY = 30.0  # seconds of waiting between two lines
 HINT = "--workers 0 reads in this process, and shows where"
 HINTS = {  # by the signal
@@ -40,7 +42,14 @@ class Positions:
         self.samples = sharedctypes.RawArray("q", workers)
 
     def started(self, worker: int) -> None:
+        """Called first in a worker.
+
+        Ctrl-C reaches all processes of a group, and so does what ends a group: workers are in one
+        of their own, since whoever waits for them may need more batches to finish a step.
+        """
         self.pids[worker], self.samples[worker] = os.getpid(), -1
+        with suppress(AttributeError, OSError):  # Windows
+            os.setpgid(0, 0)
 
     def reads(self, index: int) -> None:
         """Called in a worker before it opens the picture of a sample; elsewhere nothing happens."""
@@ -80,10 +89,14 @@ class Positions:
 
     def end(self) -> None:
         """End the workers at once: one that is stopped heeds no other signal."""
-        for child in multiprocessing.active_children():
-            if child.pid in list(self.pids):
-                child.kill()
-                child.join(5)
+        for child in self.children():
+            child.kill()
+            child.join(5)
+
+    def children(self) -> list[BaseProcess]:
+        """The workers that have not ended."""
+        ours = set(self.pids)
+        return [child for child in multiprocessing.active_children() if child.pid in ours]
 
 
 def _named(data: ImageDataset, index: int) -> str:
@@ -113,7 +126,7 @@ def patient(batches: Iterable[Batch], say: Say | None = None) -> Iterator[Batch]
 
 
 def _watched(batches: "DataLoader[Item | str]", watch: "_Watch") -> Iterator[Batch]:
-    with _noticing(watch):
+    with _noticing(watch), _ending(watch):
         iterator = iter(batches)
         while True:
             watch.since = time.monotonic()
@@ -141,6 +154,29 @@ def _as_in_worker(error: FleetnetError) -> FleetnetError:
     kind = type(error)
     _, _, words = str(error).rpartition(f"{kind.__module__}.{kind.__qualname__}: ")
     return kind(words.rstrip("\n"))
+
+
+@contextmanager
+def _ending(watch: "_Watch") -> Iterator[None]:
+    """Leave no worker where whoever goes through the batches stops before the last one.
+
+    Torch lets each of them finish the picture that it reads, and waits up to 5 s for one after the
+    other: that is cut short.
+    """
+    try:
+        yield
+    except BaseException:
+        watch.ended = True
+        threading.Timer(LEFT, _kill, [watch.positions.children()]).start()
+        raise
+
+
+def _kill(children: Sequence[BaseProcess]) -> None:
+    """End what is left of some processes; another thread asks how they ended."""
+    for child in children:
+        with suppress(ValueError):  # it was closed
+            if child.is_alive():
+                child.kill()
 
 
 class _WorkerDied(Exception):

@@ -216,7 +216,7 @@ class Follower(Run):
         return
 
     @contextmanager
-    def staging(self) -> Iterator[None]:
+    def staging(self, needed: Callable[[], int]) -> Iterator[None]:
         yield
 
     def save(self, name: str, model: nn.Module, figures: Result, form: str) -> None:

@@ -214,7 +214,7 @@ def _keep(
     """Write the files of an epoch with what was measured after it; its line of the log."""
     skipped = set(chain.from_iterable(gathered(so_far.skipped)))
     line: Line = {"epoch": so_far.epoch + 1, COUNTED: 1, "train": so_far.result()}
-    with run.staging():
+    with run.staging(learner.bytes_kept):
         for form, weights, result in results:
             skipped |= set(result.pop("skipped"))
             line[form] = figures_of(result)

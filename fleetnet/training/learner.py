@@ -11,6 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from .. import tasks
 from ..boxes import Limits
+from ..checkpoint import size_of
 from ..data import Split
 from ..errors import UsageError
 from ..inputs.augment import Augmentation
@@ -160,6 +161,11 @@ class Learner:
             "average": None if self.average is None else self.average.state_dict(),
             "scaler": None if scaler is None else scaler.state_dict(),
         }
+
+    def bytes_kept(self) -> int:
+        """Of the files that an epoch leaves, at most: its state, and each form of the weights."""
+        forms = 2 if self.average is None else 3  # last, best, and the average
+        return size_of(self.state()) + forms * size_of(self.model.state_dict())
 
     def load(self, state: State) -> None:
         """Go on from a `state`."""

@@ -11,7 +11,7 @@ import os
 import platform
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -24,7 +24,7 @@ from .. import __version__, checkpoint
 from ..data import Split, is_there
 from ..data._contents import Contents
 from ..data._record import RECORD, record
-from ..errors import DataError, UsageError, WriteError
+from ..errors import DataError, DiskFull, UsageError, WriteError
 from ..facts import OWN_HASH, WHICH_WEIGHTS, Facts, Source, check_own_hash, sealed
 from ..files import append_line, write_text, writing
 from ..preprocess import Preprocess
@@ -259,14 +259,30 @@ class Run:
         return stopped_early(self.log, self.best, self.training.config.patience)
 
     @contextmanager
-    def staging(self) -> Iterator[None]:
-        """While it lasts, the files of the next epoch are written; all go again if one fails."""
+    def staging(self, needed: Callable[[], int]) -> Iterator[None]:
+        """While it lasts, the files of the next epoch are written; all go again if one fails.
+
+        They need so many bytes, which is said where the disk is full.
+        """
         staged = _staged(self.folder, self.epochs + 1)
+        with self._fitting(f"the files of epoch {self.epochs + 1}", needed):
+            try:
+                yield
+            except Exception:  # such as a full disk: what is half there would take the space
+                shutil.rmtree(staged, ignore_errors=True)
+                raise
+
+    @contextmanager
+    def _fitting(self, what: str, needed: Callable[[], int]) -> Iterator[None]:
+        """Say how much space something needs that does not fit; nothing of it is left by then."""
         try:
             yield
-        except Exception:  # such as a full disk: what is half there would take the space
-            shutil.rmtree(staged, ignore_errors=True)
-            raise
+        except DiskFull as error:
+            free = shutil.disk_usage(self.folder).free
+            raise DiskFull(
+                f"{error}. {what} need about {needed():,} bytes in {self.folder} beside what is "
+                f"there, and {free:,} are free"
+            ) from error
 
     def save(self, name: str, model: nn.Module, figures: Result, form: str) -> None:
         """Write a checkpoint of the next epoch; `form` is that of its weights, "raw" or "ema"."""
@@ -306,7 +322,9 @@ class Run:
 
     def save_within(self, model: nn.Module, state: State, so_far: EpochSoFar) -> None:
         """Write what is needed to go on within the next epoch."""
-        self._save_state(model, {**state, "epochs": self.epochs, "so_far": so_far.to_state()})
+        what = f"the weights and averages of step {so_far.step}"
+        with self._fitting(what, lambda: checkpoint.size_of(state)):
+            self._save_state(model, {**state, "epochs": self.epochs, "so_far": so_far.to_state()})
         so_far.kept = so_far.step
 
     def _save_state(self, model: nn.Module, state: State) -> None:
