@@ -1,6 +1,5 @@
 """A training that is stopped by a signal, or by a disk that is full: nothing is lost, nothing left behind."""
 
-import json
 import os
 import signal
 import subprocess
@@ -15,10 +14,8 @@ from fleetnet import checkpoint
 from fleetnet.cli import main
 
 kills = benchmark("kills")
-WORDS = (
-    "train --model fasternet_t0 --size 32 --batch-size 4 --optimizer sgd --lr 0.05 --device cpu "
-    "--threads 1"
-).split()
+WORDS = ["train", "--model", "fasternet_t0", "--size", "32", "--batch-size", "4"]
+WORDS += ["--optimizer", "sgd", "--lr", "0.05", "--device", "cpu", "--threads", "1"]
 
 
 def children_of(process: int) -> list[int]:

@@ -174,7 +174,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_state(
         fit(photos, tmp_path, epochs=3, resume=True)
     with pytest.raises(
         FleetnetError,
-        match=r"the loss is nan at step 1 of epoch 1, .* no state was saved yet. .*fleetnet replay",
+        match=r"the loss is nan at step 1 of epoch 1, .* no state was saved yet. ",
     ):
         fit(photos, tmp_path / "first", epochs=3)
     assert epochs_of(tmp_path) == 1

@@ -108,6 +108,5 @@ def _check_loss(loss: float, so_far: EpochSoFar) -> None:
         raise Diverged(
             f"the loss is {loss} at step {step} of epoch {epoch}, at learning rate "
             f"{so_far.lr:.3g}{so_far.where()}. Try a lower lr, a longer warm-up, clip: 1.0, or "
-            f"precision: fp32. Which module it came from: fleetnet replay RUN --epoch {epoch} "
-            f"--step {step}"
+            "precision: fp32"
         )
