@@ -285,7 +285,7 @@ def test_real_weights_keep_their_accuracy_in_int8(
     pretrained: Path, imagenet: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Of 63 photographs: on all 1000, 87.4 % in float and 86.6 % in int8."""
-    words = f"quantize --model {pretrained} --data {imagenet} --to onnx --images 24 --max-drop 5 --out {tmp_path}"
+    words = f"quantize --model {pretrained} --data {imagenet} --to onnx --pictures 24 --max-drop 5 --out {tmp_path}"
     assert main([*words.split(), "--json"]) == 0
     [done] = json.loads(capsys.readouterr().out.splitlines()[-1])["quantized"]
     assert done["macs_in_int8"] == 1

@@ -42,9 +42,7 @@ class Reading:
 
     format: str | None = field(
         default=None,
-        metadata=About(
-            help="format of the data, where finding it out fails", null=True, check=_no_runtime
-        ),
+        metadata=About(help="format of the data", usual="found out", null=True, check=_no_runtime),
     )
     images: str | None = field(
         default=None,

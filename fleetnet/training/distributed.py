@@ -2,18 +2,21 @@
 
 `fleetnet train --devices N`, torchrun and accelerate launch start them alike: each process finds
 its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), and `join`
-meets the others. Any number of them trains the same:
+meets the others. What is done so far:
 
     batches      batch b of an epoch has the same samples: each process takes its slice of it
-    losses       a mean over a batch is over that of all processes (`processes.mean`)
+    losses       the mean of those of the processes: that of the whole batch for a classifier with
+                 equal slices; what a loss of objects or pixels is divided by is counted in each
+                 process alone, and so are pictures that mixup and cutmix mix
     gradients    averaged by torch's DistributedDataParallel, which accelerate wraps the model in;
                  clipping and the average of the weights come after that
-    norms        with `norm: sync` over the batch of all processes, else over the own part of it
+    norms        over the own part of the batch; with `norm: sync`, which needs GPUs, over the whole
     evaluation   each process counts its block of the samples, the first one adds the counts up
     writing      by the first process alone: `Follower` is the run folder of the others
 
-What a network draws itself, as dropout does, is drawn by each process for its own part: of the same
-distribution as in one process, but not the same numbers.
+What a network draws itself, as dropout does, each process draws with the same seed for its own
+part. A picture that cannot be read makes the part of its process smaller; where too little of it is
+left, that process passes over the step, and the others wait for it until the timeout.
 
 A process that dies closes its connections, and the others end with an error. One that hangs makes
 all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and

@@ -48,7 +48,7 @@ from .folder import (
 from .log import Line, Result, State, figures_of, read_log
 from .pictures import TRAINING_BATCHES
 from .schedule import stopped_early
-from .so_far import Diverged, EpochSoFar
+from .so_far import EpochSoFar
 
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy", "pillow", "safetensors")
 
@@ -140,8 +140,7 @@ class Run:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # what was interrupted can be continued, and what diverged replayed
-        failed = isinstance(error, Exception) and not isinstance(error, Diverged)
+        failed = isinstance(error, Exception)  # what was interrupted can be continued
         is_new = not self.began_before and not self.replaces
         if failed and is_new and not (self.folder / STATE).is_file():
             self._clear()
