@@ -6,7 +6,7 @@ import time
 import torch
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, FleetnetError
 from ..inputs.dataset import Batch
 from ..inputs.randomness import of_batch, of_network, seed_all, states_kept
 from ..inputs.workers import Say, patient
@@ -16,7 +16,7 @@ from .hooks import Hook, Pace
 from .keeping import Keeper
 from .learner import Learner
 from .objective import mixed_and_sized
-from .so_far import Diverged, EpochSoFar
+from .so_far import EpochSoFar
 
 
 def train_one_epoch(
@@ -102,10 +102,10 @@ def _is_too_small(batch: Batch) -> bool:
 
 
 def _check_loss(loss: float, so_far: EpochSoFar) -> None:
-    """`Diverged` for a loss that is not finite."""
+    """`FleetnetError` for a loss that is not finite."""
     if not math.isfinite(loss):
         epoch, step = so_far.epoch + 1, so_far.step + 1
-        raise Diverged(
+        raise FleetnetError(
             f"the loss is {loss} at step {step} of epoch {epoch}, at learning rate "
             f"{so_far.lr:.3g}{so_far.where()}. Try a lower lr, a longer warm-up, clip: 1.0, or "
             "precision: fp32"

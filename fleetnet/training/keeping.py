@@ -7,11 +7,12 @@ from itertools import chain
 
 import torch
 
+from ..errors import FleetnetError
 from ..processes import gathered, total, world
 from .learner import Learner
 from .run import Run
 from .signals import Signals
-from .so_far import Diverged, EpochSoFar
+from .so_far import EpochSoFar
 
 
 class Keeper:
@@ -73,9 +74,9 @@ class StateKeeper(Keeper):
 
 
 def check_weights(learner: Learner, so_far: EpochSoFar) -> None:
-    """`Diverged` if the last update broke the weights: no loss would tell."""
+    """`FleetnetError` if the last update broke the weights: no loss would tell."""
     if not all(parameter.isfinite().all() for parameter in learner.model.parameters()):
-        raise Diverged(
+        raise FleetnetError(
             f"a weight is not finite after step {so_far.step} of epoch {so_far.epoch + 1}, though "
             f"the losses were{so_far.where()}. Try a lower lr or clip: 1.0"
         )

@@ -5,12 +5,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..errors import FleetnetError
 from .log import Result
-
-
-class Diverged(FleetnetError):
-    """A loss or a weight that is not finite; the steps that led to it can be replayed."""
 
 
 @dataclass
