@@ -155,7 +155,8 @@ class ImageDataset(Dataset[Item | str]):
         draws = [key if isinstance(key, Draw) else Draw(0, key) for key in keys]
         if self.augment is None:
             return [or_reason(self._for_evaluation, draw.sample) for draw in draws]
-        only_torch = self.at is None and not self.makes_pictures and draws_from_torch(self.augment)
+        of_torch = all(self._look(draw).only_torch for draw in draws)
+        only_torch = of_torch and not self.makes_pictures
         items: list[Item | str] = []
         with states_kept(only_torch=only_torch):
             for some in self._read_ahead(draws):
