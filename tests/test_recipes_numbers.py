@@ -31,22 +31,22 @@ def config_of(recipe: str) -> TrainConfig:
     return TrainConfig(**read_recipe(recipes.locate(recipe)))
 
 
-def check_steps(recipe: str, images: int, processes: int, steps: list[Step]) -> None:
+def check_steps(recipe: str, images: int, steps: list[Step]) -> None:
     """Compare a recipe's rate and decay at some steps with the numbers."""
     config = config_of(recipe)
-    schedule = Schedule(config, steps_of(config, images, processes), processes)
+    schedule = Schedule(config, steps_of(config, images))
     for epoch, step, rate, decay in steps:
         assert schedule.rate(epoch, step) == pytest.approx(rate, rel=1e-5), (recipe, epoch, step)
         annealed = config.weight_decay * schedule.decay(epoch, step)
         assert annealed == pytest.approx(decay, rel=1e-5), (recipe, epoch, step)
 
 
-def steps_of(config: TrainConfig, images: int, processes: int) -> int:
-    """Batches of an epoch on so many processes."""
+def steps_of(config: TrainConfig, images: int) -> int:
+    """Batches of an epoch."""
     if not config.sizes:
-        return images // (config.batch_size * processes)
+        return images // config.batch_size
     sizes = parse_sizes(config.sizes)
-    return Sizes(sizes, config.size, config.batch_size, config.seed, processes).steps(images)
+    return Sizes(sizes, config.size, config.batch_size, config.seed).steps(images)
 
 
 # ParC-Net: 8 GPUs with 128 images of 256 pixels each; AdamW
@@ -63,7 +63,7 @@ def steps_of(config: TrainConfig, images: int, processes: int) -> int:
 def test_parc_net_on_imagenet(recipe: str, decay: float):
     """3000 steps from 4e-4 to 4e-3, then a cosine to 4e-4 by the epoch, counted from the start."""
     config = config_of(recipe)
-    assert steps_of(config, IMAGENET, 8) == 855
+    assert steps_of(config, IMAGENET) == 855
     steps = [
         Step(0, 0, 4e-4, decay),
         Step(1, 645, 2.2e-3, decay),  # the 1500th
@@ -74,9 +74,10 @@ def test_parc_net_on_imagenet(recipe: str, decay: float):
         Step(225, 0, 9.272078e-4, decay),
         Step(299, 854, 4.000987e-4, decay),
     ]
-    check_steps(recipe, IMAGENET, 8, steps)
-    sizes = Sizes(parse_sizes(config.sizes), config.size, config.batch_size, 0, world=8)
-    images = {size: sizes.images(size) for size in sizes.sizes}
+    check_steps(recipe, IMAGENET, steps)
+    sizes = Sizes(parse_sizes(config.sizes), config.size, config.batch_size, 0)
+    assert config.batch_size == 8 * 128
+    images = {size: sizes.images(size) / 8 for size in sizes.sizes}
     expected = {160: 328, 192: 224, 256: 128, 288: 128, 320: 128}
     assert images == {(side, side): count for side, count in expected.items()}
     assert (config.epochs, config.label_smoothing, config.ema) == (300, 0.1, 0.9995)
@@ -99,9 +100,9 @@ def test_parc_net_detects():
         Step(100, 900, 4.505e-4, decay),
         Step(199, 0, 1.055451e-6, decay),
     ]
-    check_steps("ssd_parcnet_s_coco", COCO, 4, steps)
+    check_steps("ssd_parcnet_s_coco", COCO, steps)
     config = config_of("ssd_parcnet_s_coco")
-    assert (config.epochs, config.size, config.batch_size) == (200, (320, 320), 32)
+    assert (config.epochs, config.size, config.batch_size) == (200, (320, 320), 4 * 32)
     assert (config.ema, config.max_objects, config.nms, config.score) == (0.9995, 200, 0.5, 0.01)
 
 
@@ -115,9 +116,9 @@ def test_parc_net_segments():
         Step(25, 0, 4.505e-4, decay),
         Step(49, 300, 1.886986e-6, decay),
     ]
-    check_steps("deeplabv3_parcnet_s_voc", VOC, 4, steps)
+    check_steps("deeplabv3_parcnet_s_voc", VOC, steps)
     config = config_of("deeplabv3_parcnet_s_voc")
-    assert (config.epochs, config.size, config.batch_size) == (50, (512, 512), 8)
+    assert (config.epochs, config.size, config.batch_size) == (50, (512, 512), 4 * 8)
     assert (config.head_lr, config.output_stride, config.ema) == (10, 16, 0.9995)
 
 
@@ -137,7 +138,7 @@ def test_mobileone(variant: str):
         Step(225, 0, 0.01511927, 2.318019e-5),
         Step(299, 5003, 3.835223e-6, 1.000247e-5),
     ]
-    check_steps(recipe, IMAGENET, 8, steps)
+    check_steps(recipe, IMAGENET, steps)
     config = config_of(recipe)
     assert (config.optimizer, config.momentum) == ("sgd", 0.9)
     assert (config.label_smoothing, config.ema, config.ema_warmup) == (0.1, 0.9995, False)
@@ -173,7 +174,7 @@ def test_repvit(recipe: str):
     variant, kind = recipe.removeprefix("repvit_").split("_imagenet_")
     config = config_of(recipe)
     peak = REPVIT_PEAKS[variant][kind == "450e"]
-    processes = config.lr_batch // config.batch_size
+    assert config.batch_size == config.lr_batch
     assert config.lr == peak
     assert config.epochs == (450 if kind == "450e" else 300)
     decay = 0.025
@@ -181,7 +182,7 @@ def test_repvit(recipe: str):
     if kind != "450e":
         pairs = zip((2, 6, 150, 299), REPVIT_300[peak], strict=True)
         steps += [Step(epoch, 5, rate, decay) for epoch, rate in pairs]
-    check_steps(recipe, IMAGENET, processes, steps)
+    check_steps(recipe, IMAGENET, steps)
     assert (config.agc, config.repeats, config.label_smoothing) == (0.02, 3, 0.1)
     assert (config.mixup, config.cutmix, config.erasing) == (0.8, 1, 0.25)
     assert config.auto_augment == "rand-m9-mstd0.5-inc1"
@@ -214,10 +215,10 @@ def test_fasternet(variant: str):
     peak, decay, drop_path, magnitude, mixup, clip, images = FASTERNET[variant]
     recipe = f"fasternet_{variant}_imagenet"
     config = config_of(recipe)
-    assert config.batch_size * 8 == images
+    assert config.batch_size == images
     pairs = zip((10, 20, 150, 299), FASTERNET_RATES[peak], strict=True)
     steps = [Step(epoch, 3, rate, decay) for epoch, rate in pairs]
-    check_steps(recipe, IMAGENET, 8, [Step(0, 0, 1e-6, decay), *steps])
+    check_steps(recipe, IMAGENET, [Step(0, 0, 1e-6, decay), *steps])
     curriculum = parse_curriculum(config.curriculum)
     assert curriculum is not None
     assert [curriculum.at(epoch).size[0] for epoch in (0, 279, 280, 299)] == [192, 192, 224, 224]
