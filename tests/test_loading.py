@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.data import dataloader
 
 from fleetnet import images
 from fleetnet.data import load
@@ -142,6 +143,24 @@ def test_a_worker_that_dies_or_stands_still_is_named_with_its_file(
         for thread in threading.enumerate()
         if isinstance(thread, workers._Watch) and not thread.over.is_set()
     ]
+
+
+def test_a_connection_that_breaks_before_the_signal_of_the_death_is_of_the_worker(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a worker shares is fetched from it, and so it may die in the middle of that."""
+
+    def broken(batches: Any) -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
+        os.kill(batches._workers[0].pid, signal.SIGKILL)
+        raise EOFError
+
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_next_data", broken)
+    try:
+        with pytest.raises(FleetnetError, match=r"SIGKILL .*fewer --workers"):
+            list(patient(batches_of(dataset(photos), 4, workers=2)))
+    finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
 def test_an_error_of_the_code_in_a_worker_stays_what_it_is(

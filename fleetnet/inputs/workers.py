@@ -137,8 +137,9 @@ def _watched(batches: "DataLoader[Item | str]", watch: "_Watch") -> Iterator[Bat
                 return
             except FleetnetError as error:
                 raise _as_in_worker(error) from error
-            except (RuntimeError, _WorkerDied) as error:
+            except (RuntimeError, EOFError, OSError, _WorkerDied) as error:
                 watch.since = None
+                watch.look_for_deaths(error)
                 explanation = _explained(error, batches, watch)
                 if explanation is None:
                     raise
@@ -166,6 +167,7 @@ def _ending(watch: "_Watch") -> Iterator[None]:
     try:
         yield
     except BaseException:
+        watch.since = None  # a signal that comes now raises nothing more
         watch.ended = True
         threading.Timer(LEFT, _kill, [watch.positions.children()]).start()
         raise
@@ -231,6 +233,17 @@ class _Watch(threading.Thread):
             self.deaths = self.positions.died()
             if self.deaths:
                 raise _WorkerDied
+
+    def look_for_deaths(self, error: BaseException) -> None:
+        """Whether a worker died behind a connection that broke.
+
+        It breaks before the worker has ended, and its signal comes after that.
+        """
+        is_of_connection = isinstance(error, EOFError | OSError) and "Caught" not in str(error)
+        deadline = time.monotonic() + LEFT
+        while is_of_connection and not self.deaths and time.monotonic() < deadline:
+            self.deaths = self.positions.died()
+            time.sleep(0.01)
 
     def run(self) -> None:
         said = 0.0
