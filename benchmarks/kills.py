@@ -57,19 +57,13 @@ class Result:
         }  # fmt: skip
 
 
-def start(words: list[str], output: Path, group: bool = False) -> int:
-    """The number of a new process that runs a command, with all it says in a file.
-
-    With `group` it is the first of a group of processes, as those of a terminal are.
-    """
+def start(words: list[str], output: Path) -> int:
+    """The number of a new process that runs a command, with all it says in a file."""
     process = os.fork()
     if process:
         return process
     code = 1
     try:
-        if group:
-            os.setpgid(0, 0)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
         with output.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)

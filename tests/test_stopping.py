@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,15 @@ from fleetnet import checkpoint
 from fleetnet.cli import main
 
 kills = benchmark("kills")
+# A command whose process heeds Ctrl-C, as one of a terminal does and one in the background does not.
+# It is not forked from this process, in which a test may have used torch's threads.
+IN_TERMINAL = """
+import signal, sys
+from fleetnet.cli import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
 WORDS = ["train", "--model", "fasternet_t0", "--size", "32", "--batch-size", "4"]
 WORDS += ["--optimizer", "sgd", "--lr", "0.05", "--device", "cpu", "--threads", "1"]
 
@@ -44,15 +54,22 @@ def test_a_signal_ends_a_training_with_its_workers(
     """As in a terminal: the signal reaches the whole group of processes."""
     run, output = tmp_path / "run", tmp_path / "output.txt"
     words = [*WORDS, "--data", str(photos), "--run", str(run), "--epochs", "1000"]
-    process = kills.start([*words, "--workers", "2"], output, group=True)
+    with output.open("wb") as file:
+        process = subprocess.Popen(
+            [sys.executable, "-c", IN_TERMINAL, *words, "--workers", "2"],
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     deadline = time.monotonic() + 120
-    while not kills.lines_of(run) or len(children_of(process)) < 2:
+    while not kills.lines_of(run) or len(children_of(process.pid)) < 2:
         assert time.monotonic() < deadline, output.read_text()
+        assert process.poll() is None, output.read_text()
         time.sleep(0.05)
-    workers = children_of(process)
+    workers = children_of(process.pid)
     began = time.monotonic()
-    os.killpg(process, number)
-    code = os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+    os.killpg(process.pid, number)
+    code = process.wait()
     assert time.monotonic() - began < 10
     said = output.read_text()
     assert code == 130, said
