@@ -5,6 +5,7 @@ from typing import cast
 from torch import Tensor, nn
 
 from .errors import ModelError
+from .merged import Branch
 from .reparam import Kernel, as_conv, fold_bn, kernel
 
 
@@ -34,6 +35,9 @@ class ConvBN(nn.Sequential):
     @property
     def norm(self) -> nn.BatchNorm2d:
         return cast(nn.BatchNorm2d, self[1])
+
+    def branch(self) -> Branch:
+        return Branch(self.conv.weight, self.conv.bias, self.norm)
 
     def kernel(self) -> Kernel:
         return fold_bn(kernel(self.conv), self.norm)

@@ -32,11 +32,13 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "inputs": "channels data errors geometry images inputs jpeg preprocess reading resizing sizes",
     "review": "channels data errors images inputs reading review",
     "reparam": "errors",
-    "layers": "errors reparam",
+    "merged": "errors",
+    "layers": "errors merged reparam",
     "replacing": "errors",
     "parc": "errors reparam replacing",
     "pconv": "replacing",
-    "backbones": "backbones channels errors find layers parc pconv preprocess reparam replacing synonyms",
+    "backbones": "backbones channels errors find layers merged parc pconv preprocess reparam replacing "
+    "synonyms",
     "tasks": "backbones boxes channels errors facts find layers predictions preprocess reading rle synonyms "
     "tasks",
     "weights": "backbones channels errors facts fetching files find preprocess reading reparam tasks "
@@ -47,8 +49,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "deploy": "boxes channels checkpoint deploy errors facts files find geometry images predictions "
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
-    "training": "__init__ boxes channels checkpoint data errors facts files find images inputs predictions "
-    "preprocess processes reading report resizing review sizes synonyms tasks training weights",
+    "training": "__init__ boxes channels checkpoint data errors facts files find images inputs merged "
+    "predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",

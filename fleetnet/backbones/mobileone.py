@@ -47,6 +47,7 @@ from torch import Tensor, nn
 
 from ..errors import UsageError, suggest
 from ..layers import ConvBN, SqueezeExcite, check_batch
+from ..merged import Branch, BranchSum
 from ..preprocess import Preprocess
 from ..reparam import Kernel, as_conv, fold_bn, identity, kernel, merge
 from . import Option, Pretrained, Recognized, State
@@ -59,7 +60,7 @@ SHARE = 0.2  # of the skip's variance, with which the sum of the other branches 
 DEPTHS = (2, 8, 10, 1)  # of stages 1 to 4; the paper's table shows the third in two halves
 
 
-class Branches(nn.Module):
+class Branches(BranchSum):
     """A sum of linear branches, which is one convolution: (N, inputs, h, w) -> (N, outputs, h / stride, w / stride)."""
 
     def __init__(
@@ -107,7 +108,25 @@ class Branches(nn.Module):
                 conv.weight.data.mul_(gain)
                 nn.init.zeros_(cast(Tensor, conv.bias))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def branches(self) -> list[Branch]:
+        convs = cast(list[ConvBN], list(self.convs))
+        branches = [conv.branch() for conv in convs]
+        if isinstance(self.scale, ConvBN):
+            branches.append(self.scale.branch())
+        elif self.scale is not None:
+            branches.append(Branch(self.scale.weight, self.scale.bias, None))
+        if self.skip is not None:
+            norm = self.skip if isinstance(self.skip, nn.BatchNorm2d) else None
+            branches.append(Branch(None, None, norm))
+        return branches
+
+    def after(self) -> nn.BatchNorm2d | None:
+        return self.norm
+
+    def geometry(self) -> nn.Conv2d:
+        return cast(ConvBN, self.convs[0]).conv
+
+    def branch_by_branch(self, x: Tensor) -> Tensor:
         first, *others = self.convs
         total = first(x)
         for conv in others:

@@ -40,6 +40,7 @@ from torchvision.ops import StochasticDepth
 
 from ..errors import ModelError, UsageError, suggest
 from ..layers import ConvBN, SqueezeExcite, check_batch, drop_rates
+from ..merged import Branch, BranchSum
 from ..preprocess import Preprocess
 from ..reparam import as_conv, as_linear, fold_bn, identity, kernel, linear_kernel, merge
 from . import Option, Pretrained, Recognized, State
@@ -49,7 +50,7 @@ OPTIONS = ("distillation", "taps")
 TAPS = ("last", "before_pre_block")
 
 
-class RepVGGDW(nn.Module):
+class RepVGGDW(BranchSum):
     """Token mixer: a sum of a depthwise 3x3, a depthwise 1x1 and the input; (N, C, h, w) -> the same.
 
     The second version moves the batch norm of the 1x1 behind the sum, which quantizes better.
@@ -68,7 +69,20 @@ class RepVGGDW(nn.Module):
                 nn.BatchNorm2d(channels),
             )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def branches(self) -> list[Branch]:
+        if isinstance(self.conv1, ConvBN):
+            pointwise = self.conv1.branch()
+        else:
+            pointwise = Branch(self.conv1.weight, self.conv1.bias, None)
+        return [self.conv3.branch(), pointwise, Branch(None, None, None)]
+
+    def after(self) -> nn.BatchNorm2d | None:
+        return None if isinstance(self.norm, nn.Identity) else self.norm
+
+    def geometry(self) -> nn.Conv2d:
+        return self.conv3.conv
+
+    def branch_by_branch(self, x: Tensor) -> Tensor:
         return self.norm(self.conv3(x) + self.conv1(x) + x)
 
     def fuse(self) -> nn.Conv2d:

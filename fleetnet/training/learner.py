@@ -19,6 +19,7 @@ from ..inputs.dataset import ImageDataset
 from ..inputs.loader import Batches, batches_of
 from ..inputs.samplers import Order, OrderedBatches, SizedBatches
 from ..inputs.workers import Say
+from ..merged import set_merging
 from ..preprocess import Preprocess
 from ..processes import mean, rank, world
 from ..tasks import Model
@@ -278,6 +279,7 @@ def set_up(
         freeze_norms(model)
     elif config.norm == "sync":
         model = cast(Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+    set_merging(model, config.merge_branches)
     if before is None:
         task.prepare(model.head, sizes_and_boxes(train, preprocess), preprocess.size)
     channels_last = config.channels_last and may_be_channels_last(model, accelerator.device)
