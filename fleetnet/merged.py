@@ -40,8 +40,10 @@ from .errors import UsageError, suggest
 
 Merging = Literal["auto", "on", "off"]
 MERGING: tuple[Merging, ...] = ("auto", "on", "off")
-TAPS = list(itertools.product((-1, 0, 1), repeat=2))  # of a 3x3 kernel: row, column
-LAGS = list(itertools.product((-2, -1, 0, 1, 2), repeat=2))  # between two taps
+# of a 3x3 kernel: row, column
+TAPS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
+# between two taps
+LAGS = [(down, right) for down in range(-2, 3) for right in range(-2, 3)]
 
 
 class Branch(NamedTuple):
@@ -175,7 +177,7 @@ def merged(
 class Moments(NamedTuple):
     """Of the patches of an input, over batch and positions; C is left out where all share it."""
 
-    count: Tensor | int  # of positions
+    positions: Tensor | int  # how many
     mean: Tensor  # ([C,] T)
     covariance: Tensor  # ([C,] T, T)
 
@@ -208,7 +210,7 @@ def _kernel(
         for i, mean, variance in zip(normed, means, variances, strict=True):
             norm = cast(nn.BatchNorm2d, branches[i].norm)
             own = branches[i].bias
-            scale, shift = _learn(norm, mean, variance, own, moments.count)
+            scale, shift = _learn(norm, mean, variance, own, moments.positions)
             scales.append(scale)
             bias = bias + shift
         total = (torch.stack(scales)[..., None] * stacked).sum(0)
@@ -218,7 +220,7 @@ def _kernel(
             bias = bias if branch.bias is None else bias + branch.bias
     if after is not None:
         (mean,), (variance,) = moments.of(total[None])
-        scale, bias = _learn(after, mean, variance, bias, moments.count)
+        scale, bias = _learn(after, mean, variance, bias, moments.positions)
         total = scale[:, None] * total
     return total.view(shape), bias
 
@@ -311,7 +313,7 @@ class _Pixels(torch.autograd.Function):
         return rows.sum(0), rows.t() @ rows
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx, of_sums: Tensor, of_products: Tensor
     ) -> Tensor:
         (x,) = cast(tuple[Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
@@ -454,7 +456,7 @@ class _Neighbors(torch.autograd.Function):
         return lags, sums, rows, columns
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: torch.autograd.function.FunctionCtx,
         of_lags: Tensor,
         of_sums: Tensor,
@@ -589,9 +591,7 @@ class _Summed(torch.autograd.Function):
         return total
 
     @staticmethod
-    def backward(  # type: ignore[override]
-        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
-    ) -> tuple[Tensor, None]:
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
         total = gradient.clone()
         torch.distributed.all_reduce(total, group=ctx.group)  # type: ignore[attr-defined]
         return total, None
