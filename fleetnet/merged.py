@@ -28,7 +28,6 @@ Reading order: `BranchSum` decides, `merged` computes, `_Pixels` and `_Neighbors
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -38,8 +37,8 @@ from torch.nn.grad import conv2d_weight
 
 from .errors import UsageError, suggest
 
-Merging = Literal["auto", "on", "off"]
-MERGING: tuple[Merging, ...] = ("auto", "on", "off")
+Merging = Literal["on", "off"]
+MERGING: tuple[Merging, ...] = ("on", "off")
 # of a 3x3 kernel: row, column
 TAPS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 # between two taps
@@ -58,7 +57,7 @@ class BranchSum(nn.Module):
     """A sum of linear branches of one input, which can be trained as one convolution.
 
     A subclass says what it sums (`branches`, `after`, `geometry`) and how it is computed without
-    merging (`branch_by_branch`). `merging` is "on", "off", or "auto": where it is faster.
+    merging (`branch_by_branch`). With `merging` "on" it is merged wherever that is exact.
     """
 
     merging: Merging = "off"
@@ -80,8 +79,7 @@ class BranchSum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.merging != "off":
             branches, after, conv = self.branches(), self.after(), self.geometry()
-            wanted = self.merging == "on" or pays(x, branches, conv)
-            if wanted and _can_merge(x, branches, after, conv):
+            if _can_merge(x, branches, after, conv):
                 return merged(x, branches, after, conv)
         return self.branch_by_branch(x)
 
@@ -97,18 +95,13 @@ def set_merging(model: nn.Module, merging: Merging) -> None:
     if merging == "on" and not sums:
         raise UsageError(
             "merge_branches is 'on', but the network has no sum of branches, as those of MobileOne "
-            "and RepViT have; allowed: auto, off"
+            "and RepViT have; allowed: off"
         )
     for module in sums:
         module.merging = merging
 
 
 # Whether to merge ------------------------------------------------------------------------------
-
-
-def pays(x: Tensor, branches: Sequence[Branch], conv: nn.Conv2d) -> bool:
-    """Whether merging is faster than branch by branch, by a rule fitted to measurement on CPUs."""
-    return False
 
 
 def _can_merge(
@@ -351,7 +344,7 @@ def _of_windows(x: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
     squares, corner_sums = corners.square().sum((0, 3, 5)), corners.sum((0, 3, 5))
     products = (lags, of_rows, of_columns, squares)
     values = (sums, row_sums, column_sums, corner_sums)
-    of_products, of_values = (each.to(x) for each in _assembly(stride))
+    of_products, of_values = (each.to(x) for each in ASSEMBLY[stride])
     second = torch.cat([part.flatten(1) for part in products], 1) @ of_products
     return torch.cat([part.flatten(1) for part in values], 1) @ of_values, second.view(
         channels, 9, 9
@@ -374,8 +367,7 @@ def _by_phase(lines: Tensor, stride: int) -> Tensor:
     return torch.stack([lines[..., phase::stride].sum((0, 3, 4)) for phase in range(stride)], 2)
 
 
-@lru_cache
-def _assembly(stride: int) -> tuple[Tensor, Tensor]:
+def _assemble(stride: int) -> tuple[Tensor, Tensor]:
     """How sums over pixels become sums over windows: two matrices of 0, 1 and -1.
 
     Products: lags (stride^2, 25), rows (2, stride, 3), columns (2, stride, 3), corners (2, 2) ->
@@ -466,7 +458,7 @@ class _Neighbors(torch.autograd.Function):
         (x,) = cast(tuple[Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
         stride, dilation = ctx.geometry  # type: ignore[attr-defined]
         # (C, stride^2, 25): a product is seen from both of its pixels
-        kernels = of_lags + of_lags.flatten(1)[:, _seen_from_the_other(stride)].view_as(of_lags)
+        kernels = of_lags + of_lags.flatten(1)[:, OTHER_SIDE[stride]].view_as(of_lags)
         kernels = kernels.view(-1, stride**2, 1, 5, 5)
         if stride == 2:
             gradient = torch.empty_like(x)
@@ -493,8 +485,7 @@ class _Neighbors(torch.autograd.Function):
         return gradient, None, None
 
 
-@lru_cache
-def _seen_from_the_other(stride: int) -> list[int]:
+def _find_other_side(stride: int) -> list[int]:
     """For each phase and lag, where the same product stands when it is seen from its other pixel."""
     order = []
     for row, column in itertools.product(range(stride), repeat=2):
@@ -547,11 +538,10 @@ def _lags_between(phases: list[Tensor]) -> Tensor:
         product = conv2d_weight(phases[j], shape, phases[i], 1, 1, 1, channels)[:, 0]
         products[i, j], products[j, i] = product, product.flip(1, 2)
     every = torch.stack([products[i, j] for i in range(4) for j in range(4)], 1)
-    return every.flatten(1)[:, _among_phases()].view(channels, 4, 25)
+    return every.flatten(1)[:, AMONG_PHASES].view(channels, 4, 25)
 
 
-@lru_cache
-def _among_phases() -> list[int]:
+def _find_among_phases() -> list[int]:
     """For each phase and lag: which product of two phases (16) at which lag between them (9)."""
     order = []
     for row, column in itertools.product((0, 1), repeat=2):
@@ -561,6 +551,11 @@ def _among_phases() -> list[int]:
             order.append(9 * pair + 3 * (rows + 1) + columns + 1)
     return order
 
+
+# by stride
+ASSEMBLY = {stride: _assemble(stride) for stride in (1, 2)}
+OTHER_SIDE = {stride: _find_other_side(stride) for stride in (1, 2)}
+AMONG_PHASES = _find_among_phases()
 
 # Several processes -----------------------------------------------------------------------------
 

@@ -116,7 +116,8 @@ class Branches(BranchSum):
         elif self.scale is not None:
             branches.append(Branch(self.scale.weight, self.scale.bias, None))
         if self.skip is not None:
-            norm = self.skip if isinstance(self.skip, nn.BatchNorm2d) else None
+            # a synchronized norm is no BatchNorm2d
+            norm = None if isinstance(self.skip, nn.Identity) else self.skip
             branches.append(Branch(None, None, norm))
         return branches
 
