@@ -63,6 +63,7 @@ VALUES: dict[
     "step_epochs": "1",
     "step_factor": 0.5,
     "cooldown_epochs": 0.5,
+    "eval_mode": "retrieval",
 }
 SMALL = {
     "fasternet_t0": {},
@@ -86,7 +87,9 @@ def splits(task: str) -> tuple[Split, Split]:
     train_split, val = (data.load("shapes:40", split, None, target) for split in ("train", "val"))
     chosen = (0, 1, 2, 6) if task == "classification" else range(4)  # of labels, two of one class
     some = [train_split.samples[i] for i in chosen]
-    return Split(some, train_split.classes), Split(val.samples[:1], val.classes)
+    measured = (0, 1, 6) if task == "classification" else (0,)  # two of one class, for retrieval
+    few = [val.samples[i] for i in measured]
+    return Split(some, train_split.classes), Split(few, val.classes)
 
 
 def config_of(**changes: Any) -> TrainConfig:
@@ -201,6 +204,7 @@ def test_what_is_refused_makes_no_difference(
     monkeypatch.setattr(checks, "check_settings", lambda *_, **__: None)
     # these would fail where they are refused
     fails = "teacher", "norm", "auto_augment", "mixup", "cutmix", "class_weights", "balance"
+    fails += ("eval_mode",)  # this too, where there is no label
     fails += ("crop",)  # and this would move pictures in a letterbox, which nobody wants
     for augment in ("default", "none"):
         refused = {

@@ -1,4 +1,4 @@
-"""`fleetnet eval`: the task's metric of a checkpoint or an exported file, by the same code."""
+"""`fleetnet eval`: the task's metric of a checkpoint or an exported file, or retrieval."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +13,7 @@ from ..training.config import TrainConfig
 from ._arguments import OF_OPEN_SIZE, TIMEOUT, TRUST, check_outputs
 from ._data import IMAGES, OF_PIXELS, Reading, images_at_a_time, say_data
 from ._limits import DetectorLimits
+from ._retrieval import Searched, gallery_of, retrieve, with_both_classes
 from ._settings import About, switch
 from ._show import say, shown, table
 
@@ -38,6 +39,7 @@ BY_CLASS = {  # what a metric knows of a class -> the title of its column
     "IoU": "IoU %",
     "precision": "precision %",
     "recall": "recall %",
+    "recall1": "recall at 1 %",
     "F1": "F1 %",
     "best_F1": "best F1 %",
     "best_score": "at score",
@@ -68,6 +70,7 @@ class Eval:
             help="largest share of the annotations that may be unusable", kind=ClosedUnitInterval
         ),
     )
+    searched: Searched = field(default_factory=Searched, metadata=About(help="what is evaluated"))
     plots: str | None = field(
         default=None,
         metadata=About(help="folder for figures: precision over recall, classes, confusion"),
@@ -110,20 +113,18 @@ class Eval:
 
 
 def run(settings: Eval) -> dict[str, object]:
+    of_answers = {
+        "plots": settings.plots,
+        "predictions": settings.predictions,
+        **settings.limits.to_dict(),
+    }
+    settings.searched.check(of_answers)
     check_outputs({"--plots": settings.plots}, {"--predictions": settings.predictions})
 
     import torch
 
-    from .. import tasks
-    from ..data._contents import contents_of
-    from ..data._record import describe
     from ..deploy.predictor import load
-    from ..predictions import Detections
-    from ..report import figures
-    from ..review.usable import check_usable
     from ..sizes import parse_size
-    from ..training.evaluate import evaluate
-    from ..training.memory import room_at_once
 
     torch.set_num_threads(settings.threads)
     predictor = load(
@@ -133,34 +134,47 @@ def run(settings: Eval) -> dict[str, object]:
         trust=settings.trust,
         size=parse_size(settings.size) if settings.size else None,
     )
-    target = tasks.find(predictor.task).TARGET
-    if settings.predictions and tasks.find(predictor.task).PREDICTION is not Detections:
+    is_search = settings.searched.eval_mode == "retrieval"
+    return (_retrieve if is_search else _evaluate)(settings, predictor)
+
+
+def _evaluate(settings: Eval, predictor: "Predictor") -> dict[str, object]:
+    """The metric of the task, of what a network says."""
+    from .. import tasks
+    from ..data._names import by_name, only
+    from ..predictions import Detections
+    from ..report import figures
+    from ..training.evaluate import evaluate
+    from ..training.memory import room_at_once
+
+    task = tasks.find(predictor.task)
+    if settings.predictions and task.PREDICTION is not Detections:
         raise UsageError(
             f"--predictions is for detectors; {settings.model} is of the task {predictor.task}"
         )
-    split = _split(settings, predictor, target)
-    contents = contents_of(split, target)
-    say_data("data", split, contents)
-    check_usable(split, contents, settings.max_bad, learn=False)
+    split = _split(settings, predictor, task.TARGET)
+    if settings.limits.only:
+        split = only(split, settings.limits.only)
+    split = by_name(split, predictor.classes, settings.model)
+    read = _look_at("data", split, task.TARGET, settings)
     results = CocoResults(split)
-    images = settings.batch_size or images_at_a_time(target)
+    images = settings.batch_size or images_at_a_time(task.TARGET)
     with room_at_once(images):
         result = evaluate(
             predictor,
             predictor.task,
-            _batches(settings, predictor, split, images),
+            _batches(settings, predictor, split, task.TARGET),
             split.classes,
             on_prediction=results.add if settings.predictions else None,
             on_wait=say,
         )
     skipped = result.pop("skipped")
-    read = describe(split, contents)
     _show(settings, split, result, skipped)
     if settings.plots:
         files = figures.metrics(result, split.classes, Path(settings.plots))
         say(f"written: {', '.join(map(str, files))}")
     if settings.predictions:
-        results.write(Path(settings.predictions), masks=target == "masks")
+        results.write(Path(settings.predictions), masks=task.TARGET == "masks")
     return {
         "model": settings.model,
         "data": settings.data,
@@ -170,12 +184,55 @@ def run(settings: Eval) -> dict[str, object]:
     }
 
 
+def _retrieve(settings: Eval, predictor: "Predictor") -> dict[str, object]:
+    """Retrieval by the features of a network; its classes do not matter."""
+    from ..training.memory import room_at_once
+
+    predictor.check_embeds()
+    queries, gallery = _split(settings, predictor, "label"), None
+    read: dict[str, object] = {}
+    where = settings.searched.gallery
+    if where is not None:
+        gallery = gallery_of(where, settings.data, settings.reading)
+        queries, gallery = with_both_classes(queries, gallery)
+        read["gallery"] = _look_at("gallery", gallery, "label", settings)
+    read["read"] = _look_at("queries", queries, "label", settings)
+    with room_at_once(settings.batch_size or images_at_a_time("label")):
+        result = retrieve(
+            predictor,
+            _batches(settings, predictor, queries, "label"),
+            None if gallery is None else _batches(settings, predictor, gallery, "label"),
+            queries.classes,
+            settings.searched.recall_at,
+        )
+    skipped = result.pop("skipped")
+    _show(settings, queries, result, skipped)
+    return {
+        "model": settings.model,
+        "data": settings.data,
+        **read,
+        **result,
+        "skipped": skipped,
+    }
+
+
+def _look_at(name: str, split: "Split", target: str, settings: Eval) -> dict[str, object]:
+    """What is read, said and checked; as `data._record` describes it."""
+    from ..data._contents import contents_of
+    from ..data._record import describe
+    from ..review.usable import check_usable
+
+    contents = contents_of(split, target)
+    say_data(name, split, contents)
+    check_usable(split, contents, settings.max_bad, learn=False)
+    return describe(split, contents)
+
+
 def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
-    """The samples to evaluate on, with the classes of the model."""
-    from ..data._names import by_name, only
+    """The samples to evaluate on."""
     from ..data._record import to_measure
 
-    split = to_measure(
+    return to_measure(
         settings.data,
         settings.split,
         settings.reading.format,
@@ -184,21 +241,17 @@ def _split(settings: Eval, predictor: "Predictor", target: str) -> "Split":
         predictor.facts.settings,
         settings.reading.elsewhere,
     )
-    if settings.limits.only:
-        split = only(split, settings.limits.only)
-    return by_name(split, predictor.classes, settings.model)
 
 
 def _batches(
-    settings: Eval, predictor: "Predictor", split: "Split", images: int
+    settings: Eval, predictor: "Predictor", split: "Split", target: str
 ) -> "Iterable[Batch]":
-    from .. import tasks
     from ..inputs.dataset import ImageDataset
     from ..inputs.loader import batches_of
 
     return batches_of(
-        ImageDataset(split, predictor.preprocess, target=tasks.find(predictor.task).TARGET),
-        images,
+        ImageDataset(split, predictor.preprocess, target=target),
+        settings.batch_size or images_at_a_time(target),
         workers=settings.workers,
         minutes=settings.timeout,
     )
@@ -230,9 +283,12 @@ def _by_class(result: Mapping[str, Any]) -> None:
     names = [name for name in BY_CLASS if name in rows[0]]
     title = "By class"
     if len(rows) > ROWS:
-        measured = [row for row in rows if row["F1"] is not None]
-        rows = sorted(measured, key=lambda row: row["F1"])[:ROWS]
-        title += f": the {len(rows)} lowest F1 of {len(measured)} measured classes (--json has all)"
+        by = "F1" if "F1" in names else "AP"
+        measured = [row for row in rows if row[by] is not None]
+        rows = sorted(measured, key=lambda row: row[by])[:ROWS]
+        title += (
+            f": the {len(rows)} lowest {by} of {len(measured)} measured classes (--json has all)"
+        )
     columns = [BY_CLASS[name] for name in names]
     table(title, columns, [[shown(row[name]) for name in names] for row in rows])
 

@@ -416,9 +416,7 @@ class _TorchRunner:
 
     @torch.inference_mode()
     def embed(self, batch: Tensor) -> Tensor:
-        """The last feature (N, C, h, w) of the backbone, averaged: (N, C) float32."""
-        features = self.model.backbone(batch.to(self.device, self.dtype))
-        return features[-1].float().mean((2, 3)).cpu()
+        return self.model.embed(batch.to(self.device, self.dtype)).cpu()
 
 
 def _opened(

@@ -225,6 +225,10 @@ class Model(nn.Module):
     def forward(self, image: Tensor) -> object:
         return self.head(self.backbone(image), image.shape[-2:])
 
+    def embed(self, image: Tensor) -> Tensor:
+        """The last feature (N, C, h, w) of the backbone, averaged: (N, C) float32."""
+        return self.backbone(image)[-1].float().mean((2, 3))
+
 
 def split_name(name: str) -> tuple[str, str]:
     """The task and the backbone of a model name: "ssd/parcnet_s" -> ("ssd", "parcnet_s")."""

@@ -422,6 +422,12 @@ class TrainConfig:
     evaluate: Literal["average", "raw", "both"] = _field(
         "average", "which weights are evaluated: their average where there is one, else the others"
     )
+    eval_mode: Literal["task", "retrieval"] = _field(
+        "task",
+        "what is evaluated: the answers of the task, or retrieval, whether the pictures most like "
+        "one are of its class",
+        LABELS,
+    )
     eval_every: int = _field(1, "epochs between evaluations; the last is always evaluated")
     save_every: float = _field(
         10.0, "minutes between states that are saved within an epoch; 0: only at its end"

@@ -32,6 +32,7 @@ from .freezing import freeze, freeze_norms
 from .log import Result, State
 from .objective import Objective, Targets
 from .optimizer import average_of, clip_adaptively, optimizer_of
+from .retrieval import evaluate_retrieval
 from .run import Before, Training
 from .schedule import Schedule
 from .setup import (
@@ -143,6 +144,10 @@ class Learner:
         return (epoch + 1) % self.config.eval_every == 0 or epoch + 1 == self.config.epochs
 
     def evaluate(self, network: nn.Module, on_wait: Say | None = None) -> Result:
+        device = self.accelerator.device
+        if self.config.eval_mode == "retrieval":
+            model = cast(Model, network)
+            return evaluate_retrieval(model, self.val_batches, self.classes, on_wait, device)
         return evaluate(
             network,
             self.model.task,
@@ -150,7 +155,7 @@ class Learner:
             self.classes,
             limits=self.limits,
             on_wait=on_wait,
-            device=self.accelerator.device,
+            device=device,
         )
 
     def state(self) -> State:
