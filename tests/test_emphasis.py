@@ -13,7 +13,7 @@ from fleetnet import checkpoint, data
 from fleetnet.data import Sample, Split
 from fleetnet.errors import DataError, UsageError
 from fleetnet.find import find
-from fleetnet.inputs.samplers import Balanced, Shuffled
+from fleetnet.inputs.samplers import Balanced, Shuffled, Weighted, of_rarest_tag
 from fleetnet.tasks import build
 from fleetnet.training import learner, objective
 from fleetnet.training.class_weights import class_weights
@@ -21,6 +21,7 @@ from fleetnet.training.config import TrainConfig
 from fleetnet.training.freezing import freeze
 from fleetnet.training.run import epochs_of
 from fleetnet.training.schedule import stopped_early
+from fleetnet.training.setup import order_of
 
 
 def fit(photos: Path, run: Path, **settings: Any) -> tuple[dict[str, Any], torch.nn.Module]:
@@ -130,6 +131,123 @@ def test_balance_reaches_the_training(
     assert len(weighed) == 1
     with pytest.raises(UsageError, match="give one of them"):
         TrainConfig(balance=True, class_weights="balanced")
+
+
+CATS: Any = {"cat": 2.0, "dog": 0.5, "no": 1.0}
+FILES = {
+    "weights.yaml": "cat: 2\ndog: 0.5\nno: 1\n",
+    "weights.yml": "{dog: 5e-1, no: 1.0, cat: +2}",
+    "weights.json": '{"cat": 2, "no": "1", "dog": 0.5}',
+    "weights.csv": "class,weight\n\ncat,2\nno, 1\ndog,0.5\n",
+    "plain.CSV": "\ufeffcat,2\ndog,0.5\nno,1",
+}
+
+
+@pytest.mark.parametrize(
+    "given", ["cat=2,dog=0.5,no=1", " no=1, dog=5e-1,cat=2", CATS, {"cat": 2, "dog": 0.5, "no": 1}]
+)
+def test_weights_by_name_in_a_list_or_a_mapping(given: Any):
+    config = TrainConfig(class_weights=given)
+    split = Split([Sample(Path("a.jpg"), 0)], ["no", "cat", "dog"])
+    assert class_weights(split, "label", config.class_weights).tolist() == [1, 2, 0.5]
+    # what a run keeps of it is read again as the same
+    assert TrainConfig(class_weights=config.class_weights) == config
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_weights_by_name_in_a_file(name: str, tmp_path: Path):
+    (tmp_path / name).write_text(FILES[name])
+    config = TrainConfig(class_weights=str(tmp_path / name))
+    split = Split([Sample(Path("a.jpg"), 0)], ["no", "cat", "dog"])
+    assert class_weights(split, "label", config.class_weights).tolist() == [1, 2, 0.5]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("balance", "did you mean 'balanced'"),
+        ("cat=2,dgo=1,no=1", "'dgo', which is no class of the data: did you mean 'dog'"),
+        ("cat=2,no=1", "no weight for 'dog'; each class needs one"),
+        ("cat=2,cat=1", "two weights for 'cat'"),
+        ("cat=-1,dog=1,no=1", "'-1' as the weight of 'cat'"),
+        ("cat=nan,dog=1,no=1", "'nan' as the weight of 'cat'"),
+        ("cat=2,dog,no=1", "as the weight of ''"),
+        ("cat=0,dog=0,no=0", "no weight above 0"),
+        ({"cat": 1, "dog": 1, False: 1}, "write it in quotes"),
+        ("nowhere.yaml", "which is no file"),
+        ("twice.yaml", "two weights for 'cat'"),
+        ("lines.yaml", "has to be a mapping of names to weights"),
+        ("nested.json", "has .* as the weight of 'cat'"),
+        ("wide.csv", "has the line 'cat,2,3'"),
+    ],
+)
+def test_weights_that_cannot_be_meant(
+    given: Any, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("twice.yaml").write_text("cat: 1\ncat: 2\n")
+    Path("lines.yaml").write_text("- cat\n- dog\n")
+    Path("nested.json").write_text('{"cat": {"weight": 2}}')
+    Path("wide.csv").write_text("cat,2,3\n")
+    split = Split([Sample(Path("a.jpg"), 0)], ["cat", "dog", "no"])
+
+    def weights() -> torch.Tensor:
+        return class_weights(split, "label", TrainConfig(class_weights=given).class_weights)
+
+    with pytest.raises(UsageError, match=said):
+        weights()
+
+
+def test_a_run_keeps_the_weights_and_not_their_file(photos: Path, tmp_path: Path):
+    classes = data.load(str(photos), "train").classes
+    file = tmp_path / "weights.csv"
+    file.write_text("\n".join(f"{name},{i + 1}" for i, name in enumerate(classes)))
+    lists = ",".join(f"{name}={i + 1}" for i, name in enumerate(classes))
+    seen = [
+        fit(photos, tmp_path / str(i), class_weights=given, epochs=1)[0]["loss"]
+        for i, given in enumerate((str(file), lists, "none"))
+    ]
+    kept = [checkpoint.load(tmp_path / str(i) / "best.safetensors").facts.settings for i in (0, 1)]
+    assert kept[0]["class_weights"] == kept[1]["class_weights"]
+    assert seen[0] == seen[1] != seen[2]
+    file.write_text(f"{classes[0]}x,1")
+    with pytest.raises(UsageError, match=f"did you mean '{classes[0]}'"):
+        fit(photos, tmp_path / "not begun", class_weights=str(file))
+    assert not (tmp_path / "not begun").exists()
+
+
+# Tags
+
+
+def test_pictures_come_as_often_as_their_rarest_tag_asks_for():
+    tags = [(0,)] * 12 + [(0, 1)] * 3 + [(1, 2)] + [()] * 4
+    split = Split([Sample(Path(f"{i}.jpg"), tags=each) for i, each in enumerate(tags)], [*"abc"])
+    weights = of_rarest_tag(split)
+    assert weights.tolist() == pytest.approx([1 / 15] * 12 + [1 / 4] * 3 + [1] + [1 / 4] * 4)
+    sampler, epochs = Weighted(weights, 3), []
+    for sampler.epoch in range(40):
+        epochs.append(list(sampler))
+        assert len(epochs[-1]) == len(sampler) == 20
+        drawn = Counter(epochs[-1])
+        for index, times in enumerate(20 * weights / weights.sum()):
+            assert abs(drawn[index] - times) < 1
+    sampler.epoch = 1
+    assert list(sampler) == epochs[1] != epochs[0]
+    assert list(Weighted(weights, 4)) != epochs[0]
+    # over many epochs each comes as often as its weight says
+    of_all = Counter(index for epoch in epochs for index in epoch)
+    means = torch.tensor([of_all[index] / 40 for index in range(20)])
+    assert means.tolist() == pytest.approx((20 * weights / weights.sum()).tolist(), abs=0.35)
+
+
+def test_balance_reaches_the_training_of_tags():
+    split = data.load("shapes:40", "train", None, "tags")
+    order = order_of(TrainConfig(balance=True), split)
+    assert isinstance(order, Weighted)
+    assert torch.equal(order.times, Weighted(of_rarest_tag(split), 0).times)
+    assert isinstance(
+        order_of(TrainConfig(balance=True), data.load("shapes:40", "train")), Balanced
+    )
 
 
 # Parts that are not trained

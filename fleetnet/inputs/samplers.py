@@ -1,6 +1,6 @@
 """In which order an epoch goes through the samples, and in which batches.
 
-Order            indices of samples: `Shuffled`, `Balanced`, or one that a user gives
+Order            indices of samples: `Shuffled`, `Balanced`, `Weighted`, or one that a user gives
 Draws            the same, with the epoch and how often a sample came up in it before
 OrderedBatches   what a process gets of each batch
 SizedBatches     the same, where each step has a size and a number of images of its own
@@ -13,6 +13,7 @@ from itertools import chain, islice, repeat
 from typing import Protocol, TypeVar
 
 import torch
+from torch import Tensor
 from torch.utils.data import Sampler
 
 from ..data import Split
@@ -20,6 +21,7 @@ from ..sizes import Size
 from .randomness import Draw, choice, generator_of, of_order, of_size
 
 T = TypeVar("T")
+NO_TAG = -1  # no class has this index
 
 
 class Order(Protocol):
@@ -92,6 +94,41 @@ class Balanced(Shuffled):
             chosen += [indices[place] for place in torch.cat(orders)[:turns].tolist()]
         order = torch.randperm(len(chosen), generator=generator)[: self.count]
         return iter([chosen[place] for place in order.tolist()])
+
+
+class Weighted(Shuffled):
+    """As many indices as there are samples, each as often as its weight says, up to one.
+
+    Which of them come once more than others is drawn in each epoch.
+    """
+
+    def __init__(self, weights: Tensor, seed: int):
+        super().__init__(len(weights), seed)
+        # (N,) float64, how often each comes in an epoch on average
+        self.times = weights.double() * (len(weights) / weights.double().sum())
+
+    def __iter__(self) -> Iterator[int]:
+        generator = self.generator()
+        order = torch.randperm(self.count, generator=generator)
+        # Samples lie one after the other on a line, each as long as often it comes, and there is a
+        # mark in each unit of it (systematic sampling).
+        ends = self.times[order].cumsum(0)
+        shift = torch.rand((), generator=generator, dtype=torch.float64)
+        marks = torch.arange(self.count) + shift
+        places = torch.searchsorted(ends, marks, right=True).clamp(max=self.count - 1)
+        chosen = order[places]
+        return iter(chosen[torch.randperm(self.count, generator=generator)].tolist())
+
+
+def of_rarest_tag(split: Split) -> Tensor:
+    """A weight for each sample, (N,): 1 over the samples that have its rarest tag.
+
+    Samples without a tag count as those of a tag of their own.
+    """
+    tags_of = [sample.tags or (NO_TAG,) for sample in split.samples]
+    counts = Counter(chain.from_iterable(tags_of))
+    rarest = [min(counts[tag] for tag in tags) for tags in tags_of]
+    return 1 / torch.tensor(rarest, dtype=torch.float64)
 
 
 def labels_of(split: Split) -> list[int]:

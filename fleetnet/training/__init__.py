@@ -15,6 +15,7 @@
     so_far       what an epoch has come to
     signals      Ctrl-C and SIGTERM wait for the end of a step
     evaluate     the figures of a model on annotated images
+    retrieval    the same by what is most alike
     run          the run folder: what is written, in which order
     distributed  several processes that train together
     hooks        what listens: loggers, progress
@@ -24,6 +25,7 @@ and what these need:
 
     memory       how many images a step has room for
     config       the settings, and which of them are read when
+    named_weights  weights of classes in a list or a file
     freezing     parts of a model that are not trained
     claims       a run folder belongs to one process at a time
     fingerprint  whether a run goes on with the data that it began with

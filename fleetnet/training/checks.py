@@ -17,6 +17,7 @@ from ..review import enforce
 from ..review.annotated import annotated
 from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Model
+from . import named_weights
 from .config import AUTO, KEYS_AND_DEFAULTS, Situation, TrainConfig, unread
 from .optimizer import check_optimizer
 from .trackers import check_trackers
@@ -45,6 +46,8 @@ def check(
     if not resume:
         check_settings(config, model.task, processes=processes)
         check_made(config, model)
+    if config.class_weights not in named_weights.WORDS:
+        named_weights.in_order(config.class_weights, train.classes)
     check_channels(train, model.channels)
     check_batch(model, config, len(train.samples) if samples is None else samples)
     target = tasks.find(model.task).TARGET

@@ -7,9 +7,17 @@ from torch import Tensor
 from ..data import IGNORE, Split
 from ..errors import DataError
 from ..inputs.samplers import labels_of
+from . import named_weights
 
 
-def class_weights(split: Split, target: str) -> Tensor:
+def class_weights(split: Split, target: str, setting: str = "balanced") -> Tensor:
+    """A weight for each class, (classes,): those of the setting, by name, or balanced ones."""
+    if setting == "balanced":
+        return balanced_weights(split, target)
+    return torch.tensor(named_weights.in_order(setting, split.classes))
+
+
+def balanced_weights(split: Split, target: str) -> Tensor:
     """A weight for each class, (classes,), in inverse proportion to its samples or pixels.
 
     Their mean over these is 1. `target` is "label", "semantic" or "tags": of tags it is the number

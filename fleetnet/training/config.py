@@ -31,6 +31,7 @@ from ..errors import UsageError, named_arguments, suggest
 from ..reading import SMALL, read_text
 from ..sizes import parse_curriculum, parse_size, parse_sizes
 from ..synonyms import translated
+from . import named_weights
 
 if TYPE_CHECKING:
     import yaml
@@ -326,13 +327,19 @@ class TrainConfig:
     patience: int = _field(
         0, "epochs without a better one before training stops early; 0 for never"
     )
-    class_weights: Literal["none", "balanced"] = _field(
+    class_weights: str = _field(
         "none",
         "in the loss; balanced: in inverse proportion to the samples or pixels of a class; of "
-        "tags, where one is there, images without to images with",
+        "tags, where one is there, images without to images with; or by name, as cat=2,dog=0.5, "
+        "or a YAML, JSON or CSV file of names and weights",
         WEIGHTED,
+        kind=str | dict[str, float],
     )
-    balance: bool = _field(False, "draw each class equally often", LABELS)
+    balance: bool = _field(
+        False,
+        "draw each class equally often; of tags, an image as often as its rarest one asks for",
+        PICTURES,
+    )
     augment: Literal["default", "none", "classify", "ssd", "jitter", "segment", "mosaic"] = _field(
         "default", "of the training images; default: the task's own"
     )
@@ -531,6 +538,7 @@ class TrainConfig:
             object.__setattr__(self, "batch_size", AUTO)
         if self.channels is not None:
             object.__setattr__(self, "channels", parse_channels(self.channels))
+        object.__setattr__(self, "class_weights", named_weights.as_text(self.class_weights))
         parse_values(self.scale_values)
 
     def _check_range(self, key: str, is_allowed: Callable[[float], bool], allowed: str) -> None:

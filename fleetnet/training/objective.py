@@ -72,7 +72,7 @@ def task_objective(model: Model, config: TrainConfig, train: Split) -> TaskObjec
     task = tasks.find(model.task)
     settings = {key: getattr(config, key) for key in task.SETTINGS if key != "class_weights"}
     if config.class_weights != "none":
-        settings["class_weights"] = class_weights(train, task.TARGET)
+        settings["class_weights"] = class_weights(train, task.TARGET, config.class_weights)
     return TaskObjective(model, settings)
 
 

@@ -19,10 +19,20 @@ from ..images import Range, measure
 from ..images import value_range as range_of_files
 from ..inputs.augment import Augmentation, augmentation
 from ..inputs.dataset import ImageDataset, Look
-from ..inputs.samplers import Balanced, Order, Repeated, Shuffled, Sizes, labels_of
+from ..inputs.samplers import (
+    Balanced,
+    Order,
+    Repeated,
+    Shuffled,
+    Sizes,
+    Weighted,
+    labels_of,
+    of_rarest_tag,
+)
 from ..preprocess import Preprocess
 from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Annotated, Model, Task
+from . import named_weights
 from .checks import check_device
 from .config import TrainConfig, parse_values
 from .run import Before, Training
@@ -75,6 +85,8 @@ def resolved(
     """The settings with what was left open in them, so that a run folder says how to repeat it."""
     if config.teacher is not None and Path(config.teacher).exists():
         config = replace(config, teacher=os.path.abspath(config.teacher))
+    if named_weights.is_file(config.class_weights):
+        config = replace(config, class_weights=named_weights.read(config.class_weights))
     if not config.data and train.source is not None:
         config = replace(config, data=train.source.root, format=train.source.format)
     return replace(
@@ -237,6 +249,8 @@ def sizes_of(config: TrainConfig) -> Sizes | None:
 
 def order_of(config: TrainConfig, train: Split) -> Order:
     """In which order an epoch goes through the samples, unless `fit` gets another sampler."""
+    if config.balance and any(sample.tags is not None for sample in train.samples):
+        return Weighted(of_rarest_tag(train), config.seed)
     if config.balance:
         return Balanced(labels_of(train), config.seed)
     if config.repeats > 1:
