@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .training.config import TrainConfig
     from .training.evaluate import evaluate
     from .training.fit import fit
+    from .training.replay import replay
     from .weights import create_model, list_models, load_weights
 
 __version__ = "0.1.0"
@@ -46,6 +47,7 @@ __all__ = [
     "load_data",
     "load_weights",
     "reparameterize",
+    "replay",
 ]
 
 _HOME = {  # of each name that is loaded when first used: its module, and its name there where that differs
@@ -61,6 +63,7 @@ _HOME = {  # of each name that is loaded when first used: its module, and its na
     "load_data": "data:load",
     "load_weights": "weights",
     "reparameterize": "reparam",
+    "replay": "training.replay",
 }
 # for `fleetnet.data.from_samples`, `fleetnet.parc.replace` and `fleetnet.pconv.replace`
 _MODULES = "data", "parc", "pconv"

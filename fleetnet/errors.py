@@ -17,6 +17,10 @@ class FleetnetError(Exception):
     exit_code = 1  # failure at run time
 
 
+class NotFiniteError(FleetnetError):
+    """A loss or a weight that is not finite; the step that it came from can be replayed."""
+
+
 class SlowerWarning(UserWarning):
     """What was asked for is done rightly, but slower than it could be."""
 

@@ -12,6 +12,7 @@ import fleetnet
 NAMES = [
     "DataError", "ExportError", "FleetnetError", "ModelError", "Preprocess", "Sample", "TrainConfig", "UsageError",
     "create_model", "evaluate", "export", "fit", "list_models", "load", "load_data", "load_weights", "reparameterize",
+    "replay",
 ]  # fmt: skip
 SLOW = (
     "torch",

@@ -96,6 +96,7 @@ def tables(
             "models": [],
             "doctor": [],
             "recipes": [],
+            "replay": [str(run), "--step", "1", "--only-batch"],
             "data check": ["--data", str(photos)],
             "data show": ["--data", str(photos), "--size", "32", "--out", str(folder / "sheet.png")],
             "data reinforce": ["--model", "fasternet_t0", "--data", str(photos), "--teacher", str(run), "--size", "32",

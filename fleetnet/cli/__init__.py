@@ -27,6 +27,8 @@ VERBS = {  # in the order of use
     "demo": "train, collapse, export, verify and measure a network on generated images (about two "
     "minutes)",
     "train": "train a network on your images, or continue with --resume",
+    "replay": "any step of a run once more: what the network saw, and the first module that was not "
+    "finite",
     "eval": "accuracy, AP or IoU of a checkpoint or an exported file on your images",
     "predict": "names, boxes, masks or label maps for image files",
     "reparam": "collapse to the deploy form and prove that nothing changed",

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ..review import Finding
 
 SHOWN = 10  # lines of what was left out
+SHEETS = (".png", ".jpg", ".jpeg")  # files that pictures are drawn into
 EXAMPLES = 3  # of what a finding is about
 # kinds of findings that are lines of what was left out, or the line on lost annotations
 SAID_BEFORE = ("lost-annotations", "left-out", "unused", "turned", "unreadable")

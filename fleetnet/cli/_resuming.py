@@ -62,6 +62,7 @@ FIRST_KEYS = (  # of config.yaml, from the first version on
 )
 # of a run that began in Python
 CONTINUE_THERE = "continue it from there, with fit(..., resume=True)"
+REPLAY_THERE = "replay it from there, with fleetnet.replay"
 AFTER_RESUME = (  # what may change
     "epochs",
     "device",
@@ -103,13 +104,7 @@ def _settings(run: Path, typed: Mapping[str, object]) -> TrainConfig:
     _check_changes(typed)
     refuse_if_claimed(run)
     before = _read_config(run)
-    config = dataclasses.replace(before, **dict[str, Any](typed))
-    if not config.data:
-        raise UsageError(
-            f"{run} was trained from Python, on data that no setting names: say where they are "
-            f"with --data, or {CONTINUE_THERE}"
-        )
-    _check_parts(run)
+    config = _with_changes(run, before, typed, CONTINUE_THERE)
     if not (run / STATE).is_file():
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
         return config
@@ -130,19 +125,49 @@ def _settings(run: Path, typed: Mapping[str, object]) -> TrainConfig:
     return config
 
 
+def to_replay(run: Path, typed: Mapping[str, object]) -> TrainConfig:
+    """The settings of a run that is only read, with those `typed` that change no step of it."""
+    _check_there(run)
+    config = _with_changes(run, _read_config(run), typed, REPLAY_THERE)
+    return dataclasses.replace(
+        config,
+        images=_folder_apart(run, "images", config.images, typed),
+        masks=_folder_apart(run, "masks", config.masks, typed),
+    )
+
+
+def _with_changes(
+    run: Path, before: TrainConfig, typed: Mapping[str, object], there: str
+) -> TrainConfig:
+    """The settings of a run with those `typed`; `there` says what to do where they do not say all."""
+    config = dataclasses.replace(before, **dict[str, Any](typed))
+    if not config.data:
+        raise UsageError(
+            f"{run} was trained from Python, on data that no setting names: say where they are "
+            f"with --data, or {there}"
+        )
+    _check_parts(run, there)
+    return config
+
+
 def _check_folder(run: Path) -> None:
     """`UsageError` if there is no run to continue, `ModelError` if it would be written somewhere else."""
+    _check_there(run)
+    if out := links_out(run):
+        raise ModelError(
+            f"{out[0]} is a link that leads out of the run folder, and --resume would write there: "
+            "replace it by what it stands for, or delete it"
+        )
+
+
+def _check_there(run: Path) -> None:
+    """`UsageError` if there is no run."""
     if not (run / CONFIG).is_file():
         near = (
             [str(p.parent) for p in run.parent.glob(f"*/{CONFIG}")] if run.parent.is_dir() else []
         )
         nearest = f": {suggest(str(run), near)}" if near else ""
         raise UsageError(f"no run in {str(run)!r} ({CONFIG} is missing){nearest}")
-    if out := links_out(run):
-        raise ModelError(
-            f"{out[0]} is a link that leads out of the run folder, and --resume would write there: "
-            "replace it by what it stands for, or delete it"
-        )
 
 
 def _check_changes(given: Mapping[str, object]) -> None:
@@ -186,14 +211,14 @@ def _read_config(run: Path) -> TrainConfig:
     return config
 
 
-def _check_parts(run: Path) -> None:
+def _check_parts(run: Path, there: str) -> None:
     """`UsageError` for a run that was begun from Python with something that no setting names."""
     parts = environment_of(run).get("from_python", [])
     own = [part for part in ("objective", "order", "augmentation") if part in parts]
     if own:
         raise UsageError(
             f"{run} was trained from Python with its own {' and '.join(own)}, which no setting "
-            f"names: {CONTINUE_THERE}"
+            f"names: {there}"
         )
     if parts and not (run / STATE).is_file():
         raise UsageError(
@@ -252,7 +277,7 @@ def _folder_apart(
         say(f"--{name} {folder} of the run is not used with other data: give it again if it is")
         return None
     with_run = environment_of(run).get(f"{name}_from_run")
-    places = [seen_from(run, folder)]
+    places = [_seen_from(run, folder)]
     if isinstance(with_run, str):
         places.append(os.path.normpath(run / with_run))
     for place in places:
@@ -264,7 +289,14 @@ def _folder_apart(
     )
 
 
-def seen_from(run: Path, path: str) -> str:
+def starting_weights(config: TrainConfig, run: Path | None) -> str | None:
+    """Where the weights are that the settings name, also from another working folder than that of the `run`."""
+    if run is None or config.weights is None:
+        return config.weights
+    return _seen_from(run, config.weights)
+
+
+def _seen_from(run: Path, path: str) -> str:
     """A path as the settings of a run have it, seen from the working folder that the run began in, if it is there."""
     there = Path(environment_of(run).get("folder", "."), path)
     return str(there) if there.exists() else path

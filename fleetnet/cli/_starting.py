@@ -1,7 +1,9 @@
 """What a training starts with: settings, data and network, from the arguments of a verb."""
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import field
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from ..errors import ModelError, UsageError
 from ..recipes import locate
@@ -14,6 +16,24 @@ if TYPE_CHECKING:
     from ..data import Split
     from ..data._contents import Contents
     from ..tasks import Model
+
+
+def part_of_training(names: Sequence[str]) -> type:
+    """A dataclass of some settings, as `train` has them, for the flags of another verb."""
+    hints = get_type_hints(TrainConfig)
+    settings = {one.name: one for one in dataclasses.fields(TrainConfig)}
+    return dataclasses.make_dataclass(
+        "PartOfTraining",
+        [
+            (
+                name,
+                hints[name],
+                field(default=settings[name].default, metadata=settings[name].metadata),
+            )
+            for name in names
+        ],
+        frozen=True,
+    )
 
 
 def training_settings(given: Mapping[str, object], recipe: str | None, example: str) -> TrainConfig:

@@ -1,21 +1,20 @@
 """`fleetnet data show`: a sheet of samples as a training would see them, with their annotations."""
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, get_type_hints
+from typing import Any, cast
 
 from jsonargparse.typing import PositiveInt
 
 from ..errors import UsageError
 from ..training.config import TrainConfig
-from ._data import SHOWN, task_of
+from ._data import SHEETS, SHOWN, task_of
 from ._settings import About, switch
 from ._show import say, table
+from ._starting import part_of_training
 
 EXAMPLE = "fleetnet data show --data photos/ --model yolo --out sheet.png"
-FORMATS = (".png", ".jpg", ".jpeg")
 READ = (  # the settings of a training that decide what its network sees
     "format",
     "images",
@@ -44,20 +43,6 @@ READ = (  # the settings of a training that decide what its network sees
 )
 
 
-def _part_of_training() -> type:
-    """A dataclass of these settings, as `train` has them."""
-    hints = get_type_hints(TrainConfig)
-    fields = {one.name: one for one in dataclasses.fields(TrainConfig)}
-    return dataclasses.make_dataclass(
-        "Seen",
-        [
-            (name, hints[name], field(default=fields[name].default, metadata=fields[name].metadata))
-            for name in READ
-        ],
-        frozen=True,
-    )
-
-
 @dataclass(frozen=True, kw_only=True)
 class DataShow:
     data: str = field(metadata=About(help="folder, list or annotation file of images, or `shapes`"))
@@ -74,7 +59,7 @@ class DataShow:
     plain: bool = switch("each whole picture with its annotation beside it, as it is on disk")
     training: Mapping[str, object] = field(
         default_factory=dict,
-        metadata=About(help="settings of the training", given_of=_part_of_training()),
+        metadata=About(help="settings of the training", given_of=part_of_training(READ)),
     )
 
 
@@ -86,7 +71,7 @@ def run(settings: DataShow) -> dict[str, object]:
     from ..training.preview import preview
 
     file = Path(settings.out)
-    if file.suffix.lower() not in FORMATS:
+    if file.suffix.lower() not in SHEETS:
         raise UsageError(f"--out is {settings.out!r}; allowed: a name that ends in {_ends()}")
     check_writable(file, "--out")
     task = _task(settings)
@@ -113,7 +98,7 @@ def run(settings: DataShow) -> dict[str, object]:
 
 
 def _ends() -> str:
-    return ", ".join(FORMATS)
+    return ", ".join(SHEETS)
 
 
 def _task(settings: DataShow) -> str:

@@ -17,7 +17,7 @@ from ..training.config import TrainConfig
 from ..training.folder import BEST, CONFIG, STATE
 from . import COMMAND, Terminated
 from ._launching import check_devices, is_one_of_several, launch, started
-from ._resuming import resumed, seen_from, splits_to_continue
+from ._resuming import resumed, splits_to_continue, starting_weights
 from ._settings import About
 from ._show import is_follower, say
 from ._starting import counted_contents, model_of, splits_of, training_settings
@@ -100,7 +100,7 @@ def run(settings: Train) -> dict[str, object]:
     else:
         train, val = splits_of(config, task)
     contents = counted_contents(train, val, config, task)
-    start = None if begun else _starting_weights(config, path if resuming else None)
+    start = None if begun else starting_weights(config, path if resuming else None)
     model = model_of(config, train.classes, start)
     # the weights decide these too
     config = dataclasses.replace(
@@ -140,13 +140,6 @@ def _claimed(path: Path | None, usual: Path, *, resuming: bool, begun: bool) -> 
         elif begun != (mine.folder / STATE).is_file():
             raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
         yield mine
-
-
-def _starting_weights(config: TrainConfig, run: Path | None) -> str | None:
-    """Where the weights are that the settings name, also from another working folder than that of the `run`."""
-    if run is None or config.weights is None:
-        return config.weights
-    return seen_from(run, config.weights)
 
 
 def _train(

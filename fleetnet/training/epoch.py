@@ -6,7 +6,7 @@ import time
 import torch
 from torch import Tensor
 
-from ..errors import DataError, FleetnetError
+from ..errors import DataError, NotFiniteError
 from ..inputs.dataset import Batch
 from ..inputs.randomness import of_batch, of_network, seed_all, states_kept
 from ..inputs.workers import Say, patient
@@ -15,7 +15,7 @@ from .distributed import beat
 from .hooks import Hook, Pace
 from .keeping import Keeper
 from .learner import Learner
-from .objective import mixed_and_sized
+from .objective import Targets, mixed_and_sized
 from .so_far import EpochSoFar
 
 
@@ -31,7 +31,7 @@ def train_one_epoch(
 
     Gradients are summed over groups of `accumulate` batches; the last group of an epoch may have
     fewer. `hook` sees each batch and each step, `keeper` the end of each group: only there are the
-    weights such that the epoch can go on from them. Raises `FleetnetError` at the first loss that
+    weights such that the epoch can go on from them. Raises `NotFiniteError` at the first loss that
     is not finite, before it reaches the weights.
     """
     epoch = so_far.epoch
@@ -44,7 +44,7 @@ def train_one_epoch(
         beat()
         keeper.group_goes_on()
         so_far.skipped += batch.skipped
-        usable = not _is_too_small(batch)
+        usable = not is_too_small(batch)
         # a group ends by its place in the epoch, so that batches without an image move no other's
         group_ends = (step + 1) % accumulate == 0 or step + 1 == len(learner.batches)
         if usable:
@@ -55,7 +55,7 @@ def train_one_epoch(
                 own = torch.stack(list(losses.values()))
                 parts = mean(own.detach())  # over the processes
                 loss = parts.sum().item()
-                _check_loss(loss, so_far)
+                _check_loss(loss, so_far, keeper)
                 learner.accelerator.backward(own.sum() / accumulate)
             summed = True
             so_far.add(dict(zip(losses, parts.tolist(), strict=True)), images)
@@ -87,26 +87,34 @@ def losses_of(
     config, device = learner.config, learner.accelerator.device
     batch = batch.on(device)
     with states_kept(device):
-        generator = seed_all(of_batch(config.seed, epoch, step), device)
-        # (N, 3, H, W)
-        images, targets = mixed_and_sized(batch, learner.model.classes, config, generator)
+        images, targets = inputs_of(learner, batch, epoch, step)
         hook.batch(images, targets, learner.preprocess)
         seed_all(of_network(config.seed, epoch, step), device)
         losses = learner.losses(images, targets)
     return losses, int(total(torch.tensor(len(images))))
 
 
-def _is_too_small(batch: Batch) -> bool:
+def inputs_of(learner: Learner, batch: Batch, epoch: int, step: int) -> tuple[Tensor, Targets]:
+    """What the network sees of a batch: images (N, C, H, W) and targets, mixed and at their size.
+
+    The global generators are seeded anew for it.
+    """
+    config = learner.config
+    generator = seed_all(of_batch(config.seed, epoch, step), learner.accelerator.device)
+    return mixed_and_sized(batch, learner.model.classes, config, generator)
+
+
+def is_too_small(batch: Batch) -> bool:
     """Whether one image of several is left, which is too few for some batch norms, or none."""
     return len(batch.images) == 0 or (len(batch.images) == 1 and bool(batch.skipped))
 
 
-def _check_loss(loss: float, so_far: EpochSoFar) -> None:
-    """`FleetnetError` for a loss that is not finite."""
+def _check_loss(loss: float, so_far: EpochSoFar, keeper: Keeper) -> None:
+    """`NotFiniteError` for a loss that is not finite."""
     if not math.isfinite(loss):
         epoch, step = so_far.epoch + 1, so_far.step + 1
-        raise FleetnetError(
+        raise NotFiniteError(
             f"the loss is {loss} at step {step} of epoch {epoch}, at learning rate "
             f"{so_far.lr:.3g}{so_far.where()}. Try a lower lr, a longer warm-up, clip: 1.0, or "
-            "precision: fp32"
+            f"precision: fp32{keeper.again(epoch, step)}"
         )

@@ -138,6 +138,25 @@ def check(
     return bool(records)
 
 
+def check_same(run: Path, name: str, split: Split, epochs: range) -> None:
+    """`DataError` where a split is not the one that `epochs` of a run, from 0, were trained on."""
+    records = read(run)
+    lines = lines_of(split)
+    for number, record in enumerate(records):
+        is_last = number + 1 == len(records)
+        first = record["from_epoch"] - 1
+        end = epochs.stop if is_last else records[number + 1]["from_epoch"] - 1
+        if not any(first <= epoch < end for epoch in epochs):
+            continue
+        of_run = record["splits"][name]
+        if of_run["sha256"] != _hash(lines):
+            before = _named(run).get(name) if is_last else None
+            raise DataError(
+                f"the data are not those that {run} was trained on in epoch {first + 1} "
+                f"({name}: {_difference(of_run['samples'], before, lines)})"
+            )
+
+
 def summary(split: Split) -> Fields:
     """How many samples there are, and a hash of all that is known of them."""
     lines = lines_of(split)

@@ -200,7 +200,7 @@ def _epoch(
     with keeper.stoppable(so_far):
         train_one_epoch(learner, so_far, pace, hook, keeper, on_wait)
         keeper.signals.let_go()
-        check_weights(learner, so_far)
+        check_weights(learner, so_far, keeper.again(so_far.epoch + 1, so_far.step))
         if learner.is_evaluated_after(so_far.epoch):
             for form, network, weights in learner.forms():
                 results.append((form, weights, learner.evaluate(network, on_wait)))

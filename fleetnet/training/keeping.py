@@ -7,7 +7,7 @@ from itertools import chain
 
 import torch
 
-from ..errors import FleetnetError
+from ..errors import NotFiniteError
 from ..processes import gathered, total, world
 from .learner import Learner
 from .run import Run
@@ -26,6 +26,10 @@ class Keeper:
 
     def group_ended(self, so_far: EpochSoFar) -> None:
         """The weights are those after `so_far.step` batches of an epoch."""
+
+    def again(self, epoch: int, step: int) -> str:
+        """How to look at a step that broke, both from 1, for the end of a message."""
+        return ""
 
 
 class StateKeeper(Keeper):
@@ -56,6 +60,9 @@ class StateKeeper(Keeper):
         if world() == 1:
             self.signals.let_go()
 
+    def again(self, epoch: int, step: int) -> str:
+        return self.run.again(epoch, step)
+
     @contextmanager
     def stoppable(self, so_far: EpochSoFar) -> Iterator[None]:
         """Save the state when what is done is interrupted between two groups, or after the last."""
@@ -68,15 +75,18 @@ class StateKeeper(Keeper):
             raise
 
     def _save(self, so_far: EpochSoFar) -> None:
-        check_weights(self.learner, so_far)
+        check_weights(self.learner, so_far, self.again(so_far.epoch + 1, so_far.step))
         self.run.save_within(self.learner.model, self.learner.state(), so_far)
         self.saved = time.monotonic()
 
 
-def check_weights(learner: Learner, so_far: EpochSoFar) -> None:
-    """`FleetnetError` if the last update broke the weights: no loss would tell."""
+def check_weights(learner: Learner, so_far: EpochSoFar, again: str) -> None:
+    """`NotFiniteError` if the last update broke the weights: no loss would tell.
+
+    `again` says how to look at its step.
+    """
     if not all(parameter.isfinite().all() for parameter in learner.model.parameters()):
-        raise FleetnetError(
+        raise NotFiniteError(
             f"a weight is not finite after step {so_far.step} of epoch {so_far.epoch + 1}, though "
-            f"the losses were{so_far.where()}. Try a lower lr or clip: 1.0"
+            f"the losses were{so_far.where()}. Try a lower lr or clip: 1.0{again}"
         )

@@ -3,7 +3,7 @@ what was found, and the worst mistakes among them.
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -68,13 +68,22 @@ def drawn(
     preprocess: Preprocess,
 ) -> list[Image.Image]:
     """Each image (N, 3, H, W) of a batch with its annotation on it, and that in words above it."""
-    sheet = []
+    pairs = annotated(images, targets, kind, classes, preprocess)
+    return [captioned(picture, words, SIDE) for picture, words in pairs]
+
+
+def annotated(
+    images: Tensor,
+    targets: Targets,
+    kind: type[Prediction],
+    classes: Sequence[str],
+    preprocess: Preprocess,
+) -> Iterator[tuple[Image.Image, str]]:
+    """Each image (N, 3, H, W) of a batch with its annotation on it, and that in words."""
     for i, image in enumerate(images):
         picture = preprocess.picture_of(image.detach().cpu())
         truth = {key: value[i] for key, value in targets.items()}
-        shown, words = kind.show(picture, truth, classes, SIDE)
-        sheet.append(captioned(shown, words, SIDE))
-    return sheet
+        yield kind.show(picture, truth, classes, SIDE)
 
 
 def samples(run: Path, val: Split) -> None:

@@ -9,6 +9,7 @@ knows are moved, others removed. Within an epoch the state alone is written anew
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +25,7 @@ from .. import __version__, checkpoint
 from ..data import Split, is_there
 from ..data._contents import Contents
 from ..data._record import RECORD, record
-from ..errors import DataError, DiskFull, UsageError, WriteError
+from ..errors import DataError, DiskFull, NotFiniteError, UsageError, WriteError
 from ..facts import OWN_HASH, WHICH_WEIGHTS, Facts, Source, check_own_hash, sealed
 from ..files import append_line, write_text, writing
 from ..preprocess import Preprocess
@@ -84,6 +85,11 @@ class Before:
         return cls(state, checkpoint.read_facts(folder / LAST))
 
     @property
+    def epochs(self) -> int:
+        """Those that were trained."""
+        return int(self.state["epochs"])
+
+    @property
     def so_far(self) -> EpochSoFar | None:
         """What the epoch in progress had come to; None where the state is of the end of one."""
         values = self.state.get("so_far")
@@ -95,7 +101,7 @@ class Run:
 
     `epochs` are those that it was trained for so far, `log` has a line for each, and `best` has the
     figures of the best one; `so_far` is what the next epoch has come to. As a context it leaves
-    nothing of a start that failed.
+    nothing of a start that failed, unless the failure can be replayed.
     """
 
     def __init__(
@@ -141,6 +147,8 @@ class Run:
         trace: TracebackType | None,
     ) -> None:
         failed = isinstance(error, Exception)  # what was interrupted can be continued
+        if isinstance(error, NotFiniteError) and self.described:
+            return  # it can be replayed
         is_new = not self.began_before and not self.replaces
         if failed and is_new and not (self.folder / STATE).is_file():
             self._clear()
@@ -250,6 +258,13 @@ class Run:
         for name in ("state", "plots"):
             with suppress(OSError):  # there is something else in it, or it is not there
                 (self.folder / name).rmdir()
+
+    def again(self, epoch: int, step: int) -> str:
+        """How to look at a step that broke, both from 1: by a command, where it knows all parts."""
+        command = f"fleetnet replay {shlex.quote(str(self.folder))} --epoch {epoch} --step {step}"
+        if not self.described or self.from_python:
+            command = f"fleetnet.replay(model, train, config, run, {step}, epoch={epoch})"
+        return f". To see where it broke: {command}"
 
     # Epoch by epoch
 
@@ -394,6 +409,17 @@ def settled(run: Path) -> State:
     "epochs" are those trained, "log" is a line of each. Raises `ModelError` where there is no
     state.
     """
+    state = state_of(run)
+    for folder in (run / "state").glob("next-*"):
+        if folder == _staged(run, state["epochs"]):
+            _deliver(run, state["epochs"])
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
+    return state
+
+
+def state_of(run: Path) -> State:
+    """The state of a run, whose files stay as they are; epochs in it count from 1."""
     state = checkpoint.load_state(run / "state")
     if "epochs" not in state:  # as version 0.1 wrote it
         epochs = state.pop("epoch") + 1
@@ -404,11 +430,6 @@ def settled(run: Path) -> State:
         )
         log = [line for line in read_log(run) if line["epoch"] <= epochs]
         state |= {"epochs": epochs, "best": best, "log": log}
-    for folder in (run / "state").glob("next-*"):
-        if folder == _staged(run, state["epochs"]):
-            _deliver(run, state["epochs"])
-        else:
-            shutil.rmtree(folder, ignore_errors=True)
     return state
 
 
