@@ -1,5 +1,6 @@
 """One thread in every test: pytest-xdist runs several at once, and oversubscribed threads make all of them slow."""
 
+import functools
 import importlib.util
 import os
 import signal
@@ -39,6 +40,21 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def table_of_operators_made_once() -> None:
+    """The ONNX exporter builds its table of operators anew in every export, two thirds of a second each.
+
+    It depends on the operator set alone, and no export of these tests adds an operator to it.
+    """
+    registration = sys.modules.get("torch.onnx._internal.exporter._registration")
+    if registration is None:  # no test of this process has exported yet
+        return
+    registry = registration.ONNXRegistry
+    if not hasattr(registry.from_torchlib, "cache_info"):
+        # It is called of an instance too, which a static method leaves out.
+        registry.from_torchlib = staticmethod(functools.cache(registry.from_torchlib))
 
 
 @pytest.fixture(autouse=True)
