@@ -19,7 +19,7 @@ from fleetnet.training import learner, objective
 from fleetnet.training.class_weights import class_weights
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.freezing import freeze
-from fleetnet.training.run import epochs_of
+from fleetnet.training.run import state_of
 from fleetnet.training.schedule import stopped_early
 from fleetnet.training.setup import order_of
 
@@ -334,8 +334,8 @@ def test_a_run_that_stopped_early_stays_so(
         learner, "evaluate", lambda *_, **__: {"top1": next(figures), "images": 12, "skipped": []}
     )
     best, _ = fit(photos, tmp_path, epochs=9, patience=2, ema=None)
-    assert (best["epoch"], epochs_of(tmp_path)) == (1, 3)
+    assert (best["epoch"], state_of(tmp_path)["epochs"]) == (1, 3)
     again, _ = fit(photos, tmp_path, epochs=9, patience=2, ema=None, resume=True)
-    assert (again, epochs_of(tmp_path)) == (best, 3)
+    assert (again, state_of(tmp_path)["epochs"]) == (best, 3)
     best, _ = fit(photos, tmp_path, epochs=5, patience=4, ema=None, resume=True)
-    assert (best["epoch"], epochs_of(tmp_path)) == (4, 5)
+    assert (best["epoch"], state_of(tmp_path)["epochs"]) == (4, 5)

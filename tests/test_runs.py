@@ -35,7 +35,7 @@ from fleetnet.training import run as run_folder
 from fleetnet.training.claims import claim, refuse_if_claimed
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.log import read_log
-from fleetnet.training.run import epochs_of, settled
+from fleetnet.training.run import settled, state_of
 
 SHORT = [
     "--model",
@@ -292,7 +292,7 @@ def test_a_run_killed_at_any_moment_comes_to_its_end(
     run, function = tmp_path / "run", getattr(module, name)
 
     def killed(*arguments: Any, **options: Any) -> Any:
-        if (run / "state" / "trainer.pt").exists() and epochs_of(run) == epochs:
+        if (run / "state" / "trainer.pt").exists() and state_of(run)["epochs"] == epochs:
             raise Killed
         return function(*arguments, **options)
 
@@ -450,7 +450,7 @@ def test_signals_keep_the_last_epoch_and_say_so(
     assert f"fleetnet: {word}" in shown
     assert not (run / "claim.json").exists()
     assert not list(run.rglob("*.tmp"))
-    assert epochs_of(run) == 1
+    assert state_of(run)["epochs"] == 1
     # who terminates may kill soon
     assert (run / "report.html").exists() == (number == signal.SIGINT)
     monkeypatch.undo()
@@ -503,7 +503,7 @@ def test_other_data_are_refused_unless_named_anew(
     shown = capsys.readouterr().err
     assert words in shown
     assert "name them anew with --data" in shown
-    assert epochs_of(run) == 3
+    assert state_of(run)["epochs"] == 3
     assert main(["train", "--resume", str(run), "--epochs", "4", "--data", str(root)]) == 0
     assert [record["from_epoch"] for record in fingerprint.read(run)] == [1, 4]
     assert main(["train", "--resume", str(run), "--epochs", "5"]) == 0  # these count from now on

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from fleetnet.training.optimizer import (
     optimizer_of,
     parameter_groups,
 )
-from fleetnet.training.schedule import Schedule
+from fleetnet.training.schedule import Schedule, continued
 from fleetnet.training.setup import preprocess_of
 
 
@@ -54,6 +55,24 @@ def test_a_cosine_ends_at_its_lowest_rate():
 def test_steps():
     values = rates(schedule(schedule="step", step_epochs="3,5.5", step_factor=0.5))
     assert [values[step] for step in (0, 29, 30, 54, 55, 99)] == [1, 1, 0.5, 0.5, 0.25, 0.25]
+
+
+def test_a_run_that_goes_on_says_how():
+    before = TrainConfig(epochs=10, schedule="wsd", cooldown_epochs=3)
+    now = replace(before, epochs=14)
+    new = "new schedule: wsd over 14 epochs instead of 10"
+    peak = f"{new}: the rate stays at its peak until epoch 11"
+    assert continued(before, now, 7) == f"{peak}, as if so many had been planned"
+    assert "from epoch 7 on and begins again at its peak" in continued(before, now, 8)
+    decays = {"decay_end": 0.0, "plain_epochs": 4}
+    before, now = replace(before, **decays), replace(now, **decays)
+    went = "went by the epochs that were planned before"
+    assert continued(before, now, 6) == f"{peak}; weight decay {went}"
+    assert continued(before, now, 7) == f"{peak}; weight decay and augmentation {went}"
+    cosine = TrainConfig(epochs=10)
+    assert continued(cosine, replace(cosine, epochs=12), 4).endswith(
+        "cosine over 12 epochs instead of 10"
+    )
 
 
 def test_the_trunk_of_a_longer_wsd_is_the_same():

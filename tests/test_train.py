@@ -25,7 +25,7 @@ from fleetnet.sizes import parse_size
 from fleetnet.tasks import Model, build
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.optimizer import move_averages, parameter_groups
-from fleetnet.training.run import epochs_of
+from fleetnet.training.run import state_of
 from fleetnet.training.schedule import Schedule
 from fleetnet.training.setup import may_be_channels_last
 
@@ -143,7 +143,7 @@ def test_killed_run_resumes_with_at_most_one_epoch_lost(photos: Path, tmp_path: 
     before = len(log_of(run))
     for name in ("best", "last", "ema"):
         checkpoint.load(run / f"{name}.safetensors")  # whole
-    kept = epochs_of(run)
+    kept = state_of(run)["epochs"]
     assert kept >= before - 1
     words = ["train", "--resume", str(run), "--workers", "1", "--cache", "true"]
     assert main([*words, "--epochs", str(kept + 2)]) == 0
@@ -177,7 +177,7 @@ def test_loss_that_is_not_finite_stops_and_keeps_the_state(
         match=r"the loss is nan at step 1 of epoch 1, .* no state was saved yet. ",
     ):
         fit(photos, tmp_path / "first", epochs=3)
-    assert epochs_of(tmp_path) == 1
+    assert state_of(tmp_path)["epochs"] == 1
     after = checkpoint.load(tmp_path / "last.safetensors").model.state_dict()
     assert all(torch.equal(good[key], after[key]) for key in good)
 

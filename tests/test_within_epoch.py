@@ -84,6 +84,18 @@ def test_a_run_goes_on_within_an_epoch(name: str, photos: Path, tmp_path: Path) 
     assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
 
 
+def test_a_longer_wsd_goes_on_as_if_it_had_been_planned(photos: Path, tmp_path: Path) -> None:
+    """Stopped where two epochs and a part of the third were trained, of four planned and then five."""
+    wsd = replace(CONFIG, schedule="wsd", cooldown_epochs=1.0, warmup_epochs=0.5, eval_every=9)
+    fit(photos, tmp_path / "whole", replace(wsd, epochs=5))
+    often = replace(wsd, epochs=4, save_every=1e-9)
+    with pytest.raises(Stopped):
+        fit(photos, tmp_path / "run", often, progress=at(15, stop))
+    assert checkpoint.load_state(tmp_path / "run" / "state")["so_far"]["step"] == 2
+    fit(photos, tmp_path / "run", replace(wsd, epochs=5), resume=True)
+    assert equal(outcome(tmp_path / "run"), outcome(tmp_path / "whole"))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_waits_for_the_end_of_a_group(number: int, photos: Path, tmp_path: Path) -> None:
     config = replace(CONFIG, accumulate=3, save_every=0.0)

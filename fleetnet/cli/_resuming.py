@@ -109,20 +109,25 @@ def _settings(run: Path, typed: Mapping[str, object]) -> TrainConfig:
         say(f"{run} stopped before its first epoch ended: it starts from the beginning")
         return config
     if "epochs" in typed:
-        from ..training.run import epochs_of
-
-        trained = epochs_of(run)
-        if config.epochs <= trained:
-            raise UsageError(
-                f"{run} has been trained for {trained} epochs; --epochs is {config.epochs}, give "
-                "more to continue"
-            )
-    if config.epochs != before.epochs:
-        say(
-            f"new schedule: {config.schedule} over {config.epochs} epochs instead of "
-            f"{before.epochs}"
-        )
+        _check_epochs(run, before, config)
     return config
+
+
+def _check_epochs(run: Path, before: TrainConfig, config: TrainConfig) -> None:
+    """`UsageError` unless a run goes on for more epochs than it was trained for; says how."""
+    from ..training.run import state_of
+    from ..training.schedule import continued
+
+    state = state_of(run)
+    trained = state["epochs"]
+    if config.epochs <= trained:
+        raise UsageError(
+            f"{run} has been trained for {trained} epochs; --epochs is {config.epochs}, give "
+            "more to continue"
+        )
+    if config.epochs != before.epochs:
+        has_begun = state.get("so_far") is not None
+        say(continued(before, config, trained + has_begun))
 
 
 def to_replay(run: Path, typed: Mapping[str, object]) -> TrainConfig:

@@ -433,13 +433,6 @@ def state_of(run: Path) -> State:
     return state
 
 
-def epochs_of(run: Path) -> int:
-    """How many epochs a run has been trained for, by its state."""
-    state = checkpoint.load_state(run / "state")
-    epochs: int = state["epochs"] if "epochs" in state else state["epoch"] + 1
-    return epochs
-
-
 def best_of(run: Path, best: Result) -> Result:
     """The best result that the state of a run knows, with what DETAILS has of each class.
 

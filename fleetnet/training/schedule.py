@@ -126,6 +126,31 @@ class Schedule:
         return f"learning rate: {config.schedule}, {peak}, {warmup}, last {last:.3g}"
 
 
+def continued(before: TrainConfig, now: TrainConfig, reached: int) -> str:
+    """One line for whoever continues a run with other epochs: how it goes on.
+
+    `reached` are the epochs that it was trained for, with one that has begun.
+    """
+    new = f"new schedule: {now.schedule} over {now.epochs} epochs instead of {before.epochs}"
+    if now.schedule != "wsd":
+        return new
+    end = before.epochs - before.cooldown_epochs
+    if reached > end:
+        return (
+            f"{new}. The rate has fallen from epoch {end:g} on and begins again at its peak, which "
+            f"is not as if {now.epochs} epochs had been planned"
+        )
+    rate = f"the rate stays at its peak until epoch {now.epochs - now.cooldown_epochs:g}"
+    others = []
+    if now.decay_end is not None:
+        others.append("weight decay")
+    if now.plain_epochs and reached > before.epochs - before.plain_epochs:
+        others.append("augmentation")
+    if others:
+        return f"{new}: {rate}; {' and '.join(others)} went by the epochs that were planned before"
+    return f"{new}: {rate}, as if so many had been planned"
+
+
 def stopped_early(log: Sequence[Line], best: Result | None, patience: int) -> bool:
     """Whether the last evaluation came `patience` epochs (0: never) or more after the best one."""
     evaluated = [line["epoch"] for line in log if "raw" in line or "ema" in line]
