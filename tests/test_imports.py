@@ -10,6 +10,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "synonyms": "",
     "errors": "synonyms",
     "processes": "errors",
+    "launched": "errors",
     "find": "errors",
     "bands": "errors",
     "channels": "errors",
@@ -49,7 +50,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "deploy": "boxes channels checkpoint deploy errors facts files find geometry images predictions "
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
-    "training": "__init__ boxes channels checkpoint data errors facts files find images inputs merged "
+    "training": "__init__ boxes channels checkpoint data errors facts files find images inputs launched merged "
     "predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
@@ -57,8 +58,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
     "reading reparam review runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
-    "int8 measure predictions preprocess processes proof reading recipes reparam report review rle runtimes sizes "
-    "synonyms tasks training weights",
+    "int8 launched measure predictions preprocess processes proof reading recipes reparam report review rle "
+    "runtimes sizes synonyms tasks training weights",
     "__main__": "cli",
 }
 FILES = sorted(ROOT.rglob("*.py"))

@@ -28,7 +28,8 @@ def test_commands_have_flags_and_recipes_that_there_are():
         assert command.startswith("accelerate") or " -m -- " in command
     train = _flags(new_parser("train", "", find("train")))
     prose = re.sub(r"^```.*?^```", "", PAGE, flags=re.MULTILINE | re.DOTALL)
-    others = {"--shm-size", "--build-arg", "--rounds", "--large"}  # docker's, a benchmark's
+    # docker's, a benchmark's, torchrun's
+    others = {"--shm-size", "--build-arg", "--rounds", "--large", "--max-restarts"}
     assert set(re.findall(r"(?<=[` ])--[a-z][a-z-]+", prose)) <= {*train, *others}
 
 

@@ -10,7 +10,6 @@ once.
 """
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,7 @@ from typing import Protocol, TypeVar, cast
 
 from ..errors import FleetnetError, SlowerWarning, UsageError, suggest
 from ..find import find as find_module
+from ..launched import launched
 from ..reading import to_json
 from ._show import complain, is_follower, say
 
@@ -119,10 +119,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
     """Say what ended a command, and return the exit code for it."""
+    if is_follower() and isinstance(error, Exception):
+        _complain_as_follower(error)
+        return error.exit_code if isinstance(error, FleetnetError) else 1
     if isinstance(error, FleetnetError):
-        if is_follower():
-            _complain_as_follower(error)
-            return error.exit_code
         say(f"fleetnet: {error}")
         if as_json:  # whoever reads the last line of the output finds the reason there
             print(to_json({"error": str(error), "exit_code": error.exit_code}))
@@ -133,20 +133,17 @@ def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
     if isinstance(error, KeyboardInterrupt):
         say("fleetnet: interrupted")
         return 130
-    if isinstance(error, OSError):
-        say(f"fleetnet: {_of_the_system(error)}")
-    else:
-        say(f"fleetnet: {type(error).__name__}: {error} (--debug shows where)")
+    say(f"fleetnet: {_in_words(error)}")
     return 1
 
 
-def _complain_as_follower(error: FleetnetError) -> None:
+def _complain_as_follower(error: Exception) -> None:
     """Say what only this process knows: not the first one's errors, nor how a command is used."""
     from ..processes import SaidElsewhere
 
     if not isinstance(error, SaidElsewhere | UsageError):
-        rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
-        complain(f"fleetnet: process {rank} of {world}: {error}")
+        how = launched()
+        complain(f"fleetnet: process {how.rank} of {how.world}: {_in_words(error)}")
 
 
 @contextlib.contextmanager
@@ -167,6 +164,15 @@ def _termination() -> Iterator[None]:
     finally:
         if ours:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _in_words(error: Exception) -> str:
+    """What ended a command: our errors are sentences, others are named."""
+    if isinstance(error, FleetnetError):
+        return str(error)
+    if isinstance(error, OSError):
+        return _of_the_system(error)
+    return f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 def _of_the_system(error: OSError) -> str:

@@ -13,68 +13,56 @@ import time
 from collections.abc import Mapping, Sequence
 
 from ..errors import FleetnetError, UsageError
-from ._show import say
+from ..launched import Launched, launched
+from ._show import complain, say
 
-PARENT = "FLEETNET_PARENT"  # in the environment: the process that started this one
-PATIENCE = 30.0  # seconds that processes have to end by themselves
+PROGRAM = (sys.executable, "-m", "fleetnet")  # what is started several times
+# Seconds that processes have to end by themselves: whoever ends this one may kill it after ten.
+PATIENCE = 8.5
 HINTS = {"SIGKILL": "the memory ran out, or somebody ended it"}
-
-
-def started(environment: Mapping[str, str] = os.environ) -> int:
-    """How many processes were started together, this one among them."""
-    return int(environment.get("WORLD_SIZE", "1"))
-
-
-def is_one_of_several(environment: Mapping[str, str] = os.environ) -> bool:
-    return started(environment) > 1
+INTERRUPTED = 130
+Processes = Sequence[subprocess.Popen[bytes]]  # by their ranks
 
 
 def check_devices(devices: int, environment: Mapping[str, str] = os.environ) -> None:
     """`UsageError` where another number of processes was started here than `--devices` says."""
-    here = environment.get("LOCAL_WORLD_SIZE")
-    if is_one_of_several(environment) and here not in (None, str(devices)):
+    how = launched(environment)
+    if how.is_one_of_several and how.local_world not in (0, devices):
         raise UsageError(
-            f"--devices is {devices}, but this is one of {here} processes that were started here "
-            "already (by torchrun or accelerate): leave --devices out"
+            f"--devices is {devices}, but this is one of {how.local_world} processes that were "
+            "started here already (by torchrun or accelerate): leave --devices out"
         )
 
 
 def launch(devices: int, words: Sequence[str]) -> int:
     """Run `fleetnet` with the same words in several processes; the exit code of all."""
-    rendezvous = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(_free_port()),
-        "WORLD_SIZE": str(devices),
-        "LOCAL_WORLD_SIZE": str(devices),
-        PARENT: str(os.getpid()),
-    }
+    rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
     say(f"{devices} processes train together")
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "fleetnet", *words],
-            env={**os.environ, **rendezvous, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            start_new_session=True,  # Ctrl-C reaches them through this process alone, once
-        )
-        for rank in range(devices)
-    ]
+    processes: list[subprocess.Popen[bytes]] = []
     try:
+        for rank in range(devices):
+            how = Launched(rank, devices, rank, devices, parent=os.getpid())
+            process = subprocess.Popen(
+                [*PROGRAM, *words],
+                env={**os.environ, **rendezvous, **how.environment()},
+                start_new_session=True,  # Ctrl-C reaches them through this process alone, once
+            )
+            processes.append(process)
         return _wait(processes)
     except KeyboardInterrupt as stopped:
         is_termination = type(stopped) is not KeyboardInterrupt
         _end(processes, signal.SIGTERM if is_termination else signal.SIGINT)
-        return processes[0].returncode
+        return _code_of_stopped(processes)
     finally:
         _end(processes, signal.SIGTERM)
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
+def _wait(processes: Processes) -> int:
     """Until all have ended well, or one has not; its exit code. `FleetnetError` for a signal."""
-    while any(code is None for code in (process.poll() for process in processes)):
-        failed = [process for process in processes if process.returncode]
-        if failed:
-            break
+    codes = [process.poll() for process in processes]
+    while None in codes and not any(codes):
         time.sleep(0.1)
-    codes = [process.returncode for process in processes]
+        codes = [process.poll() for process in processes]
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
             name = signal.Signals(-code).name
@@ -87,18 +75,28 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int:
     return next((code for code in codes if code), 0)
 
 
-def _end(processes: Sequence[subprocess.Popen[bytes]], number: signal.Signals) -> None:
+def _end(processes: Processes, number: signal.Signals) -> None:
     """Let the processes that are left end by a signal; those that do not are killed."""
-    left = [process for process in processes if process.poll() is None]
-    for process in left:
+    left = {rank: process for rank, process in enumerate(processes) if process.poll() is None}
+    for process in left.values():
         process.send_signal(number)
     deadline = time.monotonic() + PATIENCE
-    for process in left:
+    for rank, process in left.items():
         try:
             process.wait(max(0.0, deadline - time.monotonic()))
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+            complain(
+                f"fleetnet: process {rank} of {len(processes)} did not answer to {number.name} "
+                f"within {PATIENCE:g} s, and was killed"
+            )
+
+
+def _code_of_stopped(processes: Processes) -> int:
+    """The exit code after a signal: that of the first process, unless it was ended by one too."""
+    code: int | None = processes[0].returncode if processes else None
+    return INTERRUPTED if code is None or code < 0 else code
 
 
 def _free_port() -> int:

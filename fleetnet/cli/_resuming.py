@@ -12,7 +12,7 @@ from ..reading import SMALL, links_out, read_text
 from ..training.config import TrainConfig, read_recipe
 from ..training.folder import CONFIG, HASHED, STATE, environment_of
 from ._arguments import check_types, flag
-from ._show import say
+from ._show import is_follower, say
 
 if TYPE_CHECKING:
     from ..data import Split
@@ -102,7 +102,8 @@ def _settings(run: Path, typed: Mapping[str, object]) -> TrainConfig:
 
     _check_folder(run)
     _check_changes(typed)
-    refuse_if_claimed(run)
+    if not is_follower():  # the first process claims the folder for all
+        refuse_if_claimed(run)
     before = _read_config(run)
     config = _with_changes(run, before, typed, CONTINUE_THERE)
     if not (run / STATE).is_file():

@@ -1,11 +1,13 @@
 """What the terminal shows: tables on standard output, progress and messages on standard error."""
 
-import os
 import re
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, TextIO
+
+from ..errors import UsageError
+from ..launched import launched
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,7 +35,10 @@ def printable(text: object, stream: TextIO | None = None) -> str:
 
 def is_follower() -> bool:
     """Whether this is one of several processes that compute together, and not the first of them."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1 and os.environ.get("RANK", "0") != "0"
+    try:
+        return launched().is_follower
+    except UsageError:  # which whatever asks first of all ends with, and has to be said
+        return False
 
 
 def say(message: object) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import shlex
 import signal
 import threading
@@ -13,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse.typing import PositiveInt
 
 from ..errors import FleetnetError, UsageError, WriteError
+from ..launched import launched
 from ..training.config import TrainConfig
 from ..training.folder import BEST, CONFIG, STATE
 from . import COMMAND, Terminated
-from ._launching import check_devices, is_one_of_several, launch, started
+from ._launching import check_devices, launch
 from ._resuming import resumed, splits_to_continue, starting_weights
 from ._settings import About
 from ._show import is_follower, say
@@ -65,43 +67,48 @@ class Train:
     )
 
 
+@dataclass(frozen=True)
+class Start:
+    """What a training begins or goes on with."""
+
+    config: TrainConfig
+    folder: Path | None  # of the run; None: the usual one, or one beside it
+    flags: Mapping[str, object]  # settings that were given now
+    resumes: bool  # whether the run was begun before
+
+    @property
+    def has_state(self) -> bool:
+        return self.folder is not None and (self.folder / STATE).is_file()
+
+
 def run(settings: Train) -> dict[str, object]:
-    path: Path | None
-    resuming, anew = settings.resume is not None, "data" in settings.training
-    if settings.resume is not None:
-        if settings.recipe or settings.run:
-            raise UsageError(
-                "--resume takes its settings from the run; --recipe and --run do not go with it"
-            )
-        path = Path(settings.resume)
-        config = resumed(path, settings.training)
-    else:
-        path = Path(settings.run) if settings.run else None
-        config = training_settings(settings.training, settings.recipe, EXAMPLE)
-        if not is_follower():  # the first process may have claimed the folder by then
-            _check_start(config, path)
+    start = _as_asked(settings)
     if settings.devices > 1:
         check_devices(settings.devices)
-        if not is_one_of_several():
+        if not launched().is_one_of_several:
             raise SystemExit(launch(settings.devices, COMMAND))
 
+    from ..processes import by_first
     from ..tasks import split_name
     from ..training.checks import check_device, check_settings
     from ..training.distributed import held_by_first, join
 
-    task = split_name(config.model)[0]
-    if not resuming:
-        check_settings(config, task, settings.training, processes=started())
-    check_device(config)
-    join(config)
-    begun = path is not None and (path / STATE).is_file()
-    if resuming and path is not None:
-        train, val = splits_to_continue(config, task, path, settings.training)
+    task = split_name(start.config.model)[0]
+    if not start.resumes:
+        check_settings(start.config, task, start.flags, processes=launched().world)
+    check_device(start.config)
+    join(start.config)
+    usual = _usual_folder(start.config, task)
+    start = _or_as_begun(start, usual)
+    folder, config = start.folder, start.config
+    begun = by_first(lambda: start.has_state)
+    if start.resumes and folder is not None:
+        train, val = splits_to_continue(config, task, folder, start.flags)
     else:
         train, val = splits_of(config, task)
     contents = counted_contents(train, val, config, task)
-    start = None if begun else starting_weights(config, path if resuming else None)
-    model = model_of(config, train.classes, start)
+    weights = None if begun else starting_weights(config, folder if start.resumes else None)
+    model = model_of(config, train.classes, weights)
     # the weights decide these too
     config = dataclasses.replace(
         config,
@@ -109,8 +116,7 @@ def run(settings: Train) -> dict[str, object]:
         output_stride=model.output_stride,
         channels=model.channels,
     )
-    usual = _usual_folder(config, task)
-    with held_by_first(lambda: _claimed(path, usual, resuming=resuming, begun=begun)) as mine:
+    with held_by_first(lambda: _claimed(start, usual, begun=begun)) as mine:
         return _train(
             mine,
             model,
@@ -119,9 +125,41 @@ def run(settings: Train) -> dict[str, object]:
             contents,
             config,
             resume=begun,
-            restart=resuming and not begun,
-            other_data=anew,
+            restart=start.resumes and not begun,
+            other_data="data" in start.flags,
         )
+
+
+def _as_asked(settings: Train) -> Start:
+    """What the flags say, looked at as far as it can be before the data are read."""
+    if settings.resume is not None:
+        if settings.recipe or settings.run:
+            raise UsageError(
+                "--resume takes its settings from the run; --recipe and --run do not go with it"
+            )
+        path = Path(settings.resume)
+        config = resumed(path, settings.training)
+        return Start(config, path, settings.training, resumes=True)
+    folder = Path(settings.run) if settings.run else None
+    config = training_settings(settings.training, settings.recipe, EXAMPLE)
+    if not is_follower():  # the first process may have claimed the folder by then
+        _check_start(config, folder)
+    return Start(config, folder, settings.training, resumes=False)
+
+
+def _or_as_begun(start: Start, usual: Path) -> Start:
+    """The same start, unless torchrun has started these processes before: then the run goes on."""
+    from ..processes import by_first
+    from ..training.distributed import begun_by_launcher
+
+    if start.resumes or not launched().by_torchrun:
+        return start
+    folders = _folders_of(usual) if start.folder is None else [start.folder]
+    folder = begun_by_launcher(folders)
+    if folder is None:
+        return start
+    say(f"started again by torchrun: the run in {folder} goes on")
+    return Start(by_first(lambda: resumed(folder, {})), folder, {}, resumes=True)
 
 
 def _usual_folder(config: TrainConfig, task: str) -> Path:
@@ -130,12 +168,16 @@ def _usual_folder(config: TrainConfig, task: str) -> Path:
 
 
 @contextlib.contextmanager
-def _claimed(path: Path | None, usual: Path, *, resuming: bool, begun: bool) -> "Iterator[Claim]":
-    """The run folder for ourselves alone: that of `path`, else the usual one or one beside it."""
+def _claimed(start: Start, usual: Path, *, begun: bool) -> "Iterator[Claim]":
+    """The run folder for ourselves alone: that of the start, or the usual one or one beside it.
+
+    `begun`: whether there was a state in it.
+    """
     from ..training.claims import claim
 
+    path = start.folder
     with _tidied(path or usual), _claim_free(usual) if path is None else claim(path) as mine:
-        if not resuming:
+        if not start.resumes:
             _check_unused(mine.folder, claimed=True)
         elif begun != (mine.folder / STATE).is_file():
             raise UsageError(f"another run trained in {mine.folder} in the meantime: try again")
@@ -217,15 +259,18 @@ def _say_what_is_kept(path: Path, error: BaseException, classes: list[str]) -> N
     ):
         return
     if (path / STATE).is_file():
-        from ..training.overview import write_overview
         from ..training.run import best_of, settled
 
         state = settled(path)
         so_far = state.get("so_far")
         within = "" if so_far is None else f" and {so_far['step']} steps of the next one"
         say(f"kept: {state['epochs']} epochs{within}")
-        # whoever sent SIGTERM may kill soon; resuming writes the figures
-        if state["log"] and not isinstance(error, Terminated):
+        # whoever sent SIGTERM may kill soon, and so may what started several processes of which one
+        # has failed; resuming writes the figures
+        is_in_haste = isinstance(error, Terminated) or launched().is_one_of_several
+        if state["log"] and not is_in_haste:
+            from ..training.overview import write_overview
+
             is_interrupted = isinstance(error, KeyboardInterrupt)
             try:
                 with _at_most(FIGURES) if is_interrupted else contextlib.nullcontext():
@@ -268,7 +313,7 @@ def _check_start(config: TrainConfig, folder: Path | None) -> None:
     if weights != "default" and not weights.startswith(("hf-hub:", "http://", "https://")):
         locate(Path(weights))
     check_writable(folder or Path("runs"), "--run", folder=True)
-    if folder is not None:
+    if folder is not None and not launched().by_torchrun:  # it may go on in the folder
         _check_unused(folder)
 
 
@@ -294,18 +339,28 @@ def _claim_free(path: Path) -> "Claim":
 
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-    free, number = path, 1
-    while True:
+    for free in _numbered(path):
         try:
             with writing(free):
                 free.mkdir()
         except WriteError as error:
             if not isinstance(error.__cause__, FileExistsError):
                 raise
-            number += 1
-            free = path.with_name(f"{path.name}-{number}")
             continue
-        return dataclasses.replace(claim(free), made=True)
+        break
+    return dataclasses.replace(claim(free), made=True)
+
+
+def _numbered(path: Path) -> Iterator[Path]:
+    """The path, then path-2, path-3 and so on."""
+    yield path
+    for number in itertools.count(2):
+        yield path.with_name(f"{path.name}-{number}")
+
+
+def _folders_of(path: Path) -> Iterator[Path]:
+    """Of path, path-2, path-3, ... those up to the first that does not exist."""
+    return itertools.takewhile(Path.exists, _numbered(path))
 
 
 @contextlib.contextmanager

@@ -21,6 +21,7 @@ from types import TracebackType
 
 from ..errors import UsageError, WriteError
 from ..files import process_runs, remove_leftovers, writing
+from ..launched import launched
 from ..reading import SMALL, Fields, from_json, read_text, to_json
 
 NAME = "claim.json"
@@ -185,6 +186,16 @@ def _started(process: int) -> str | None:
         [ps, "-o", "lstart=", "-p", str(process)], capture_output=True, text=True, check=False
     )
     return answer.stdout.strip() or None
+
+
+def launcher() -> str | None:
+    """The process of torchrun that started this one, as text that no other has; None: none did.
+
+    It starts this one again where another one fails.
+    """
+    if not launched().by_torchrun:
+        return None
+    return f"process {os.getppid()} on {_host()}, started {_started(os.getppid())}"
 
 
 def _host() -> str:

@@ -1,7 +1,7 @@
 """Training by several processes, one a device, on one machine or on many.
 
 `fleetnet train --devices N`, torchrun and accelerate launch start them alike: each process finds
-its place in the environment (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT), and `join`
+its place in the environment (`launched.py`; torch reads MASTER_ADDR and MASTER_PORT), and `join`
 meets the others. What is done so far:
 
     batches      batch b of an epoch has the same samples: each process takes its slice of it
@@ -20,7 +20,8 @@ left, that process passes over the step, and the others wait for it until the ti
 
 A process that dies closes its connections, and the others end with an error. One that hangs makes
 all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and
-ends. Whatever started them then ends those that are left, or starts all again from the last state.
+ends. Whatever started them then ends those that are left; torchrun may start all of them again, and
+they go on from the last state in the folder that they began in (`begun_by_launcher`).
 
 Of GPUs (nccl, a device for each LOCAL_RANK) none of this has been tested.
 """
@@ -33,10 +34,12 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from types import TracebackType
 
 import torch
@@ -45,46 +48,99 @@ from torch import distributed, nn
 from ..data import Split
 from ..data._contents import Contents
 from ..errors import FleetnetError, UsageError
-from ..processes import by_first, is_first, is_joined, rank, take_from_first, world
+from ..launched import Launched, launched
+from ..processes import by_first, gathered, is_first, is_joined, rank, take_from_first, world
 from .checks import check_device
-from .claims import Claim
+from .claims import Claim, launcher
 from .config import TrainConfig
+from .folder import environment_of
 from .log import Line, Result, State
 from .run import Run
 from .so_far import EpochSoFar
 
-PARENT = "FLEETNET_PARENT"  # in the environment: the process that ends all others when it is gone
 GRACE = 5.0  # seconds between the stacks of a process that waits too long and its end
 
 
 def join(config: TrainConfig) -> None:
     """Meet the other processes that the environment tells of; nothing happens where it has none.
 
-    Raises `UsageError` for more processes than this machine has GPUs.
+    Raises `UsageError` for more processes than this machine has GPUs, and `FleetnetError` where
+    they do not meet within `timeout`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or is_joined():
+    how = launched()
+    if not how.is_one_of_several or is_joined():
         return
-    local, here = (int(os.environ.get(f"LOCAL_{key}", "0")) for key in ("RANK", "WORLD_SIZE"))
     gpu = check_device(config)
     if gpu:
-        if local >= torch.cuda.device_count():
+        if how.local_rank >= torch.cuda.device_count():
             raise UsageError(
-                f"{here} processes were started here, which has {torch.cuda.device_count()} GPUs; "
-                "allowed: one process a GPU, or --device cpu"
+                f"{how.local_world} processes were started here, which has "
+                f"{torch.cuda.device_count()} GPUs; allowed: one process a GPU, or --device cpu"
             )
-        torch.cuda.set_device(local)
+        torch.cuda.set_device(how.local_rank)
     elif "OMP_NUM_THREADS" not in os.environ:
-        threads = config.threads or max(1, (os.cpu_count() or 1) // max(here, 1))
+        threads = config.threads or max(1, (os.cpu_count() or 1) // max(how.local_world, 1))
         torch.set_num_threads(threads)
         os.environ["OMP_NUM_THREADS"] = str(threads)  # else accelerate sets another number
     # the stacks are printed before anything else ends a process
     patience = timedelta(minutes=config.timeout, seconds=GRACE / 2)
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if gpu else "gloo", timeout=patience)
+    try:
+        store, *_ = next(distributed.rendezvous("env://", timeout=patience))
+        meeting = _met(store, how, patience.total_seconds())
+        backend = "cpu:gloo,cuda:nccl" if gpu else "gloo"
+        distributed.init_process_group(
+            backend,
+            store=distributed.PrefixStore(meeting, store),
+            rank=how.rank,
+            world_size=how.world,
+            timeout=patience,
+        )
+    except (RuntimeError, ValueError, TimeoutError) as error:
+        raise FleetnetError(
+            f"process {how.rank} of {how.world} did not meet the others at "
+            f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within --timeout "
+            f"{config.timeout:g} minutes: {_first_line(error)}"
+        ) from error
+
+
+def _met(store: distributed.Store, how: Launched, seconds: float) -> str:
+    """A name for this meeting of processes, once all are there: keys of `store` begin with it.
+
+    Where torchrun starts processes again, it keeps the store (torch 2.14), in which they would find
+    the addresses of those that are gone. So each has a name of its own, the first one answers to
+    all names that it sees with that of the meeting, and waits for those who come.
+    """
+    name = uuid.uuid4().hex
+    store.set(f"rank/{how.rank}", name)
+    deadline = time.monotonic() + seconds
+    if how.rank:
+        while not store.check([f"answer/{name}"]):
+            _wait(deadline, "the first one is missing")
+        meeting = store.get(f"answer/{name}").decode()
+        store.set(f"{meeting}/{how.rank}", name)
+        while not store.check([f"{meeting}/all"]):
+            _wait(deadline, "another one is missing")
+        return meeting
+    missing = list(range(1, how.world))
+    while missing:
+        for other in missing:
+            if store.check([f"rank/{other}"]):
+                store.set(f"answer/{store.get(f'rank/{other}').decode()}", name)
+        missing = [other for other in missing if not store.check([f"{name}/{other}"])]
+        _wait(deadline, f"missing are {', '.join(map(str, missing))}")
+    store.set(f"{name}/all", name)
+    return name
+
+
+def _wait(deadline: float, why: str) -> None:
+    """Wait a moment; `TimeoutError` after the deadline."""
+    if time.monotonic() > deadline:
+        raise TimeoutError(why)
+    time.sleep(0.02)
 
 
 def leave() -> None:
     """Part from the other processes, which have come to the end too."""
-    watch(None)
     if is_joined():
         distributed.destroy_process_group()
 
@@ -97,11 +153,14 @@ def explained() -> Iterator[None]:
     except RuntimeError as error:
         if world() == 1 or not _is_of_connection(error):
             raise
-        reason = str(error).strip().splitlines()[0]
         raise FleetnetError(
-            f"process {rank()} of {world()} lost the others: one of them died, or did not answer "
-            f"within --timeout ({reason}). What was trained until the last saved state is kept"
+            "the other processes were lost: one of them died, or did not answer within --timeout "
+            f"({_first_line(error)}). What was trained until the last saved state is kept"
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _is_of_connection(error: RuntimeError) -> bool:
@@ -125,7 +184,7 @@ class Watch(threading.Thread):
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
         self.over = threading.Event()
-        self.parent = int(os.environ.get(PARENT, "0"))
+        self.parent = launched().parent
         self.start()
 
     def beat(self) -> None:
@@ -164,13 +223,20 @@ def _stacks() -> str:
 _watch: Watch | None = None  # of this process
 
 
-def watch(minutes: float | None) -> None:
-    """Begin to watch that this process comes further; with None end it."""
+@contextmanager
+def watched(minutes: float) -> Iterator[None]:
+    """While it lasts, end this process when it comes no further, if it is one of several."""
     global _watch
-    if _watch is not None:
-        _watch.over.set()
+    if world() == 1:
+        yield
+        return
+    watch = _watch = Watch(60 * minutes)
+    try:
+        yield
+    finally:
+        _watch = None
+        watch.over.set()
         faulthandler.cancel_dump_traceback_later()
-    _watch = None if minutes is None or world() == 1 else Watch(60 * minutes)
 
 
 def beat() -> None:
@@ -180,6 +246,21 @@ def beat() -> None:
 
 
 # The run folder -----------------------------------------------------------------------------------
+
+
+def begun_by_launcher(folders: Iterable[Path]) -> Path | None:
+    """The last of some folders in which a run was begun by what started these processes, or None.
+
+    Then torchrun has started them anew, since one of them failed. How often it did so, it tells
+    only the processes of a machine on which one failed.
+    """
+    launchers = {each for each in gathered(launcher()) if each is not None}
+
+    def last() -> Path | None:
+        begun = [each for each in folders if environment_of(each).get("launcher") in launchers]
+        return begun[-1] if begun else None
+
+    return by_first(last)
 
 
 @dataclass

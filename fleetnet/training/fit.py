@@ -28,7 +28,7 @@ from ..tasks import find as find_task
 from .checks import check
 from .claims import Claim, claim
 from .config import AUTO, TrainConfig
-from .distributed import Follower, explained, held_by_first, join, watch
+from .distributed import Follower, explained, held_by_first, join, watched
 from .epoch import train_one_epoch
 from .folder import AVERAGE, LAST
 from .hooks import Callbacks, Hook, Hooks, Pace, Progress
@@ -147,7 +147,7 @@ def fit(
             restart=restart,
             from_python=from_python if claimed is None else (),
         ) as this_run:
-            this_run.begin(train, val, other_data=other_data, described=report)
+            by_first(lambda: this_run.begin(train, val, other_data=other_data, described=report))
             pictures = []
             if report and not this_run.epochs and is_first():
                 kind = find_task(model.task).PREDICTION
@@ -169,14 +169,12 @@ def fit(
             )
             this_run.record(train, val, counted)
             this_run.so_far = from_first(this_run.so_far)
-            watch(config.timeout)
             pace = Pace(this_run.epochs, config.epochs, len(learner.batches))
-            with Signals() as signals:
+            with Signals() as signals, watched(config.timeout):
                 keeper = StateKeeper(learner, this_run, signals, config.save_every)
                 while this_run.epochs < config.epochs and not this_run.stopped_early():
                     hook.epoch(_epoch(learner, this_run, keeper, pace, hook, on_wait))
             learner.finish()
-            watch(None)
             best = by_first(lambda: best_of(mine.folder, this_run.best or {}))
             if report and is_first():
                 this_run.claim.check()

@@ -26,6 +26,7 @@ class Environment(TypedDict, total=False):
     command: list[str]
     folder: str  # the working folder
     versions: dict[str, str]
+    launcher: str  # the process of torchrun that began the run, where one did
     from_python: list[str]  # the parts that no setting names
     data_path: str
     data_from_run: str  # the same, seen from the run folder

@@ -32,7 +32,7 @@ from ..preprocess import Preprocess
 from ..reading import HISTORY, from_json, read_text, to_json
 from . import fingerprint
 from .claims import NAME as CLAIM
-from .claims import Claim
+from .claims import Claim, launcher
 from .config import TrainConfig
 from .folder import (
     BEST,
@@ -378,13 +378,16 @@ def environment_now() -> Environment:
     for name in PACKAGES:
         with suppress(metadata.PackageNotFoundError):  # a fork of another name
             versions[name] = metadata.version(name)
-    return {
+    environment: Environment = {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "command": sys.argv,
         "folder": os.getcwd(),
         "versions": versions,
     }
+    if (begun_by := launcher()) is not None:
+        environment["launcher"] = begun_by
+    return environment
 
 
 # What stays in the folder ----------------------------------------------------------------------
