@@ -1,12 +1,13 @@
 """Learning rate, weight decay and average by step, beside the numbers of the papers' own runs."""
 
+import copy
 import itertools
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fleetnet import data
 from fleetnet.errors import UsageError
@@ -17,6 +18,7 @@ from fleetnet.training.optimizer import (
     average_of,
     check_optimizer,
     clip_adaptively,
+    lay_out_as_weights,
     layers_of,
     optimizer_of,
     parameter_groups,
@@ -248,6 +250,55 @@ def test_a_plain_average_is_the_papers():
     layer.weight.data.fill_(1.0)
     average.update_parameters(layer)
     assert average.module.weight.item() == pytest.approx(0.25)
+
+
+def test_an_average_follows_a_model_whose_tensors_are_replaced():
+    """It remembers where they are, and not what they are; of shared ones each counts once."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    model.append(model[0])
+    model.append(nn.Linear(2, 2, bias=False))
+    model[3].weight = model[0].weight
+    average = average_of(model, 0.75, warmup=False)
+    average.update_parameters(model)
+    model[1].running_mean = torch.ones(2)  # another tensor
+    model[0].weight.data = model[0].weight.data + 1.0
+    expected = 0.75 * average.module[0].weight + 0.25 * model[0].weight
+    average.update_parameters(model)
+    assert average.module[1].running_mean.tolist() == pytest.approx([0.25, 0.25])
+    torch.testing.assert_close(average.module[0].weight, expected)
+    other = copy.deepcopy(model)
+    other[1].running_mean.fill_(2.0)
+    average.update_parameters(other)
+    assert average.module[1].running_mean.tolist() == pytest.approx([0.6875, 0.6875])
+
+
+def test_an_optimizer_goes_on_in_another_memory_format():
+    """A fused one would take one number of its state for another."""
+
+    def after(format_of_second: torch.memory_format) -> Tensor:
+        torch.manual_seed(0)
+        layer = nn.Conv2d(3, 4, 3)
+        state: dict[str, object] = {}
+        for memory_format in (torch.contiguous_format, format_of_second):
+            layer = layer.to(memory_format=memory_format)
+            optimizer = optimizer_of(layer, TrainConfig(optimizer="sgd", lr=0.1, momentum=0.9))
+            assert all(group["fused"] for group in optimizer.param_groups)
+            if state:
+                optimizer.load_state_dict(state)
+                lay_out_as_weights(optimizer)
+            layer(torch.rand(2, 3, 5, 5)).square().mean().backward()
+            optimizer.step()
+            state = optimizer.state_dict()
+        return layer.weight.detach()
+
+    torch.testing.assert_close(after(torch.channels_last), after(torch.contiguous_format))
+
+
+def test_options_may_ask_for_another_way_than_the_fused_one():
+    config = TrainConfig(optimizer="sgd", optimizer_options={"foreach": True})
+    assert {group["fused"] for group in optimizer_of(nn.Linear(2, 2), config).param_groups} == {
+        None
+    }
 
 
 def test_any_optimizer_by_its_dotted_name():

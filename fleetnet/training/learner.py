@@ -31,7 +31,7 @@ from .evaluate import evaluate
 from .freezing import freeze, freeze_norms
 from .log import Result, State
 from .objective import Objective, Targets
-from .optimizer import average_of, clip_adaptively, optimizer_of
+from .optimizer import average_of, clip_adaptively, lay_out_as_weights, optimizer_of
 from .retrieval import evaluate_retrieval
 from .run import Before, Training
 from .schedule import Schedule
@@ -178,6 +178,7 @@ class Learner:
         self.model.load_state_dict(state["model"])
         decays = [group["decays"] for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict(state["optimizer"])
+        lay_out_as_weights(self.optimizer)
         for group, decay in zip(self.optimizer.param_groups, decays, strict=True):
             group["decays"] = decay  # which older states do not have
         if self.average is not None:

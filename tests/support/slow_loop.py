@@ -208,9 +208,11 @@ def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer
         if parameter.requires_grad
     ]
     momentum = config.momentum
+    # Fused ones round the last bit another way.
     if config.optimizer == "adamw":
-        return torch.optim.AdamW(groups, config.lr, betas=(momentum, 0.999))
-    return torch.optim.SGD(groups, config.lr, momentum=momentum, nesterov=momentum > 0)
+        return torch.optim.AdamW(groups, config.lr, betas=(momentum, 0.999), fused=True)
+    nesterov = momentum > 0
+    return torch.optim.SGD(groups, config.lr, momentum=momentum, nesterov=nesterov, fused=True)
 
 
 def rate_of(update: int, updates_an_epoch: int, config: TrainConfig) -> float:
