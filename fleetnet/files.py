@@ -22,7 +22,7 @@ from typing import BinaryIO
 from .errors import DiskFull, UsageError, WriteError
 
 # a file or folder, with its process
-TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize|convert)-(\d+)-.*")
+TEMPORARY = re.compile(r"\..+\.(\d+)\.tmp|\.(?:export|quantize|convert|sweep)-(\d+)-.*")
 BUSY_SECONDS = 600  # a younger one is spared while any process has its number
 # of this process; what is older is of one that had its number before, as in containers
 BEGAN = time.time() - 1

@@ -27,6 +27,7 @@ VERBS = {  # in the order of use
     "demo": "train, collapse, export, verify and measure a network on generated images (about two "
     "minutes)",
     "train": "train a network on your images, or continue with --resume",
+    "sweep": "several endings of a training, or several settings, from the state of one run",
     "replay": "any step of a run once more: what the network saw, and the first module that was not "
     "finite",
     "eval": "accuracy, AP or IoU of a checkpoint or an exported file on your images",

@@ -57,6 +57,25 @@ def launch(devices: int, words: Sequence[str]) -> int:
         _end(processes, signal.SIGTERM)
 
 
+def alone(words: Sequence[str]) -> int:
+    """Run `fleetnet` with other words in a process of its own; its exit code.
+
+    Ctrl-C and SIGTERM are passed on and waited for. `FleetnetError` where a signal ended it.
+    """
+    process = subprocess.Popen([*PROGRAM, *words], start_new_session=True)
+    try:
+        code = process.wait()
+        if code < 0:
+            raise FleetnetError(f"ended by the signal {_signal(code)}")
+        return code
+    except KeyboardInterrupt as stopped:
+        is_termination = type(stopped) is not KeyboardInterrupt
+        _end([process], signal.SIGTERM if is_termination else signal.SIGINT)
+        raise
+    finally:
+        _end([process], signal.SIGTERM)
+
+
 def _wait(processes: Processes) -> int:
     """Until all have ended well, or one has not; its exit code. `FleetnetError` for a signal."""
     codes = [process.poll() for process in processes]
@@ -65,14 +84,18 @@ def _wait(processes: Processes) -> int:
         codes = [process.poll() for process in processes]
     for rank, code in enumerate(codes):
         if code is not None and code < 0:
-            name = signal.Signals(-code).name
-            hint = f" ({HINTS[name]})" if name in HINTS else ""
             raise FleetnetError(
-                f"process {rank} of {len(codes)} was ended by the signal {name}{hint}; the others "
+                f"process {rank} of {len(codes)} was ended by the signal {_signal(code)}; the others "
                 "are ended too. What was trained until the last saved state is kept: continue "
                 "with --resume"
             )
     return next((code for code in codes if code), 0)
+
+
+def _signal(code: int) -> str:
+    """The signal of an exit code below 0, with what it mostly means."""
+    name = signal.Signals(-code).name
+    return f"{name} ({HINTS[name]})" if name in HINTS else name
 
 
 def _end(processes: Processes, number: signal.Signals) -> None:

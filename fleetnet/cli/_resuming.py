@@ -131,6 +131,20 @@ def _check_epochs(run: Path, before: TrainConfig, config: TrainConfig) -> None:
         say(continued(before, config, trained + has_begun))
 
 
+def to_branch(trunk: Path) -> TrainConfig:
+    """The settings of a run that others go on from; `UsageError` where it has no state."""
+    from ..training.claims import refuse_if_claimed
+
+    _check_folder(trunk)
+    refuse_if_claimed(trunk)
+    config = _with_changes(trunk, _read_config(trunk), {}, CONTINUE_THERE)
+    if not (trunk / STATE).is_file():
+        raise UsageError(
+            f"{trunk} stopped before its first state was saved: nothing goes on from it"
+        )
+    return config
+
+
 def to_replay(run: Path, typed: Mapping[str, object]) -> TrainConfig:
     """The settings of a run that is only read, with those `typed` that change no step of it."""
     _check_there(run)

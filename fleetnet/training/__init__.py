@@ -13,6 +13,7 @@
     optimizer    groups of parameters, what changes them, the average of the weights
     keeping      the state that is saved within an epoch: every few minutes, and on Ctrl-C
     so_far       what an epoch has come to
+    branching    several endings from the state of one run
     replay       any step of a run once more, for whoever looks for what broke
     nonfinite    the first module whose output or gradient is not finite
     signals      Ctrl-C and SIGTERM wait for the end of a step

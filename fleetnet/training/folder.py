@@ -1,9 +1,11 @@
 """The names of the files in a run folder, and what it says of where it was started."""
 
+import hashlib
 from pathlib import Path
 from typing import TypedDict
 
 from ..reading import SMALL, from_json, read_text
+from .config import TrainConfig
 
 BEST = "best.safetensors"  # the best epoch's weights
 LAST = "last.safetensors"  # raw weights of the last epoch
@@ -33,6 +35,14 @@ class Environment(TypedDict, total=False):
     # Where images and masks were that lie apart from their annotations.
     images_from_run: str
     masks_from_run: str
+
+
+def config_text(config: TrainConfig) -> str:
+    """CONFIG: all settings, and a hash of them."""
+    import yaml
+
+    text = yaml.safe_dump({**config.to_dict(), "size": list(config.size)}, sort_keys=False)
+    return f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n"
 
 
 def environment_of(run: Path) -> Environment:

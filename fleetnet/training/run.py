@@ -6,7 +6,6 @@ So a kill at any moment leaves files that the state can bring in order: those of
 knows are moved, others removed. Within an epoch the state alone is written anew.
 """
 
-import hashlib
 import os
 import platform
 import shlex
@@ -39,11 +38,11 @@ from .folder import (
     CONFIG,
     DETAILS,
     ENVIRONMENT,
-    HASHED,
     LAST,
     LOG,
     STATE,
     Environment,
+    config_text,
     environment_of,
 )
 from .log import Line, Result, State, figures_of, read_log
@@ -211,8 +210,6 @@ class Run:
         Of a run that began before, the first stays that of its start, by which paths in the second
         are relative.
         """
-        import yaml
-
         environment: Environment = environment_of(self.folder) if self.began_before else {}
         environment = environment or environment_now()
         if self.from_python and not self.began_before:
@@ -229,8 +226,7 @@ class Run:
         if is_new and config.masks is not None:
             environment["masks_from_run"] = self._seen_from_here(config.masks)
         self._write(ENVIRONMENT, to_json(environment, indent=2) + "\n")
-        text = yaml.safe_dump({**config.to_dict(), "size": list(config.size)}, sort_keys=False)
-        self._write(CONFIG, f"{text}{HASHED}{hashlib.sha256(text.encode()).hexdigest()}\n")
+        self._write(CONFIG, config_text(config))
 
     def _seen_from_here(self, place: str) -> str:
         """A path as it is from the run folder, so that it holds when both move together."""
