@@ -82,7 +82,7 @@ def annotated(
     """Each image (N, 3, H, W) of a batch with its annotation on it, and that in words."""
     for i, image in enumerate(images):
         picture = preprocess.picture_of(image.detach().cpu())
-        truth = {key: value[i] for key, value in targets.items()}
+        truth = {key: value[i].cpu() for key, value in targets.items()}
         yield kind.show(picture, truth, classes, SIDE)
 
 
