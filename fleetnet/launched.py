@@ -22,7 +22,7 @@ class Launched:
     world: int = 1  # how many there are
     local_rank: int = 0  # of those on this machine
     local_world: int = 0  # how many there are on this machine; 0: it was not said
-    parent: int = 0  # the process of `--devices`; 0: none
+    parent: int = 0  # the process of `--devices`, without which none goes on; 0: none
     by_torchrun: bool = False  # which starts its processes again where one of them fails
 
     @property

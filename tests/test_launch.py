@@ -22,7 +22,7 @@ from fleetnet.backbones import fasternet
 from fleetnet.cli import Terminated, _answer, _launching, main
 from fleetnet.cli._resuming import resumed
 from fleetnet.errors import DataError, FleetnetError, UsageError
-from fleetnet.launched import Launched, launched
+from fleetnet.launched import OF_TORCHRUN, PARENT, Launched, launched
 from fleetnet.training import distributed, epoch
 from fleetnet.training.claims import launcher
 from fleetnet.training.config import TrainConfig
@@ -210,6 +210,26 @@ def test_the_watch_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> No
     assert watches() == []
 
 
+@pytest.mark.parametrize(
+    "environment", [{PARENT: str(os.getppid())}, {OF_TORCHRUN: "none"}], ids=["devices", "torchrun"]
+)
+def test_a_process_whose_starter_is_gone_stops(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    came = threading.Event()
+    monkeypatch.setattr(distributed, "world", lambda: 2)
+    for key, value in environment.items():
+        monkeypatch.setenv(key, value)
+    before = signal.signal(signal.SIGTERM, lambda *_: came.set())
+    try:
+        with distributed.watched(5):
+            assert not came.wait(0.8)
+            monkeypatch.setattr(os, "getppid", lambda: 1)
+            assert came.wait(5)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 # A restart by torchrun ----------------------------------------------------------------------------
 
 
@@ -217,6 +237,8 @@ def test_the_watch_ends_with_the_training(monkeypatch: pytest.MonkeyPatch) -> No
 def tiny(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(fasternet, "VARIANTS", dict(fasternet.VARIANTS))
     processes.offer_tiny()
+    for name in ("fit.write_overview", "fit.samples", "overview.write_overview"):
+        monkeypatch.setattr(f"fleetnet.training.{name}", lambda *_: None)
     monkeypatch.chdir(tmp_path)
 
 

@@ -21,7 +21,8 @@ left, that process passes over the step, and the others wait for it until the ti
 A process that dies closes its connections, and the others end with an error. One that hangs makes
 all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and
 ends. Whatever started them then ends those that are left; torchrun may start all of them again, and
-they go on from the last state in the folder that they began in (`begun_by_launcher`).
+they go on from the last state in the folder that they began in (`begun_by_launcher`). Where it is
+gone itself, each process stops as if by SIGTERM.
 
 Of GPUs (nccl, a device for each LOCAL_RANK) none of this has been tested.
 """
@@ -184,7 +185,7 @@ class Watch(threading.Thread):
         self.seconds = seconds
         self.deadline = time.monotonic() + seconds
         self.over = threading.Event()
-        self.parent = launched().parent
+        self.parent = launched().parent or (os.getppid() if launched().by_torchrun else 0)
         self.start()
 
     def beat(self) -> None:
