@@ -198,7 +198,8 @@ class Watch(threading.Thread):
         while not self.over.wait(min(0.5, self.seconds / 4)):
             if self.parent and os.getppid() != self.parent:
                 self.parent = 0
-                signal.raise_signal(signal.SIGTERM)
+                # to the main thread, which it wakes where it waits
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
             if time.monotonic() > self.deadline:
                 self._end()
 
