@@ -1,6 +1,7 @@
 """The pictures of a run: what the network sees, samples with the truth beside what was found, the worst mistakes."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,13 @@ TASKS = {
     "classification": "fasternet_t0",
     **{t: f"{t}/fasternet_t0" for t in names("tasks") if t != "classification"},
 }
+
+
+def test_pictures_of_a_run_without_their_folder(run: Path, photos: Path, tmp_path: Path) -> None:
+    """Such as a copy of a run that goes on."""
+    shutil.copy(run / "best.safetensors", tmp_path)
+    pictures.samples(tmp_path, data.load(str(photos), "val"))
+    assert (tmp_path / "plots" / "samples.jpg").is_file()
 
 
 def test_a_page_shows_everything_of_a_run(run: Path) -> None:

@@ -10,7 +10,7 @@ from conftest import benchmark
 
 from fleetnet.cli import _launching, main, sweep
 from fleetnet.errors import UsageError
-from fleetnet.training.branching import check_branch
+from fleetnet.training.branching import check_branch, otherwise
 from fleetnet.training.config import TrainConfig
 
 kills = benchmark("kills")
@@ -70,6 +70,7 @@ def test_endings_are_those_of_runs_planned_so(
     assert begun == [*names, names[0]]
     rows = json.loads(capsys.readouterr().out.splitlines()[-1])["branches"]
     assert sorted(row["epochs"] for row in rows) == [2, 3]
+    assert all(row["as_planned"] for row in rows)
     best = [row["best"]["top1"] for row in rows]
     assert best == sorted(best, reverse=True)
     assert kills.equal(kills.contents(trunk), files)
@@ -97,6 +98,41 @@ def test_what_is_no_branch(trunk: dict[str, Any], settings: dict[str, Any], mess
     state = {"epochs": 6, "so_far": {"step": 3}}
     with pytest.raises(UsageError, match=message):
         check_branch(state, TrainConfig(**before), TrainConfig(**{**before, **settings}))
+
+
+@pytest.mark.parametrize(
+    ("trunk", "settings", "words"),
+    [
+        ({"schedule": "constant"}, {"schedule": "wsd", "cooldown_epochs": 3.0, "epochs": 12}, ""),
+        (
+            {},
+            {"epochs": 12},
+            "its rate in step 2 of epoch 3 was 0.000998459 and would have been 0.000999013",
+        ),
+        ({}, {"mixup": 0.2}, "it changes mixup"),
+        ({"plain_epochs": 2}, {"epochs": 12}, "its rate in step"),
+        ({"plain_epochs": 4}, {"epochs": 12}, "its plain epochs are others"),
+        (
+            {"schedule": "constant"},
+            {"weight_decay": 0.1},
+            "its weight decay in step 1 of epoch 1 was 0.05",
+        ),
+        (
+            {"schedule": "constant", "epochs": 7, "warmup_epochs": 4.0},
+            {"epochs": 12},
+            "step 1 of epoch 1",
+        ),
+        ({"epochs": 7, "eval_every": 5}, {"epochs": 12}, "it was evaluated after epoch 7"),
+    ],
+)
+def test_branches_that_do_not_begin_as_their_trunk(
+    trunk: dict[str, Any], settings: dict[str, Any], words: str
+) -> None:
+    before = {"epochs": 10, "warmup_epochs": 2.0, **trunk}
+    state = {"epochs": 7, "so_far": None}
+    told = otherwise(state, TrainConfig(**before), TrainConfig(**{**before, **settings}), 5)
+    assert words in told
+    assert bool(words) == bool(told)
 
 
 @pytest.mark.parametrize(

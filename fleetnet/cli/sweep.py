@@ -15,7 +15,7 @@ from ..training.config import KEYS, TrainConfig, plain_yaml
 from ..training.folder import CONFIG, STATE
 from ._arguments import check_types
 from ._launching import alone
-from ._resuming import to_branch
+from ._resuming import splits_to_continue, to_branch
 from ._settings import About
 from ._show import say, table
 
@@ -23,8 +23,7 @@ EXAMPLE = (
     'fleetnet sweep --trunk runs/trunk --set "schedule=wsd epochs=35,40 cooldown_epochs=5" '
     "--run runs/endings"
 )
-REPORT = "report.html"  # which a run writes last
-RECORD = "sweep.json"
+RECORD = "sweep.json"  # which state all go on from, and which branches came to their end
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +54,7 @@ class Branch:
     settings: Mapping[str, object]  # those that are its own
     config: TrainConfig
     folder: Path
+    otherwise: str  # in what a run planned so would have begun otherwise; "": in nothing
 
     @property
     def name(self) -> str:
@@ -67,11 +67,16 @@ def run(settings: Sweep) -> dict[str, object]:
     trunk = Path(settings.trunk)
     folder = Path(settings.run) if settings.run else trunk.with_name(f"{trunk.name}-sweep")
     branches = _branches(trunk, settings.set, folder)
-    _check_trunk(trunk, folder)
+    finished = _finished(trunk, folder)
     for one in branches:
+        if one.otherwise:
+            say(f"{one.name}: not as if it had been planned so, for {one.otherwise}")
         if not (one.folder / CONFIG).is_file():
             branch(trunk, one.folder, one.config)
-    outcomes = [_trained(one, settings.devices) for one in branches]
+    outcomes = []
+    for one in branches:
+        outcomes.append(_trained(one, finished, settings.devices))
+        _record(trunk, folder, finished)
     rows = sorted(map(_row, branches, outcomes), key=_rank)
     _show(rows, folder)
     told: dict[str, object] = {"run": str(folder), "trunk": str(trunk), "branches": rows}
@@ -86,20 +91,25 @@ def run(settings: Sweep) -> dict[str, object]:
 def _branches(trunk: Path, groups: Sequence[str], folder: Path) -> list[Branch]:
     """What is asked for, all of it checked."""
     from ..tasks import split_name
-    from ..training.branching import check_branch
+    from ..training.branching import check_branch, otherwise
     from ..training.checks import check_settings
     from ..training.run import state_of
+    from ..training.setup import order_of, steps_of
 
     before = to_branch(trunk)
     state = state_of(trunk)
+    task = split_name(before.model)[0]
+    train, _ = splits_to_continue(before, task, trunk, {})
+    steps = steps_of(before, order_of(before, train))
     branches: list[Branch] = []
     for settings in itertools.chain.from_iterable(map(_combinations, groups)):
         config = dataclasses.replace(before, **dict[str, Any](settings))
         check_branch(state, before, config)
-        check_settings(config, split_name(config.model)[0], settings)
+        check_settings(config, task, settings)
         name = "+".join(f"{key}={value}" for key, value in settings.items())
         if name not in [one.name for one in branches]:
-            branches.append(Branch(settings, config, folder / name.replace("/", "-")))
+            differs = otherwise(state, before, config, steps)
+            branches.append(Branch(settings, config, folder / name.replace("/", "-"), differs))
     return branches
 
 
@@ -131,35 +141,46 @@ def _check_keys(keys: Sequence[str]) -> None:
             raise UsageError(f"--set has {key!r}: {suggest(key, list(BRANCHING), 'setting')}")
 
 
-def _check_trunk(trunk: Path, folder: Path) -> None:
-    """Record which state all go on from; `UsageError` where it is another one than before."""
-    from ..files import check_writable, write_text
-    from ..reading import SMALL, from_json, hash_of, read_text, to_json
+def _finished(trunk: Path, folder: Path) -> list[str]:
+    """The branches that came to their end before; `UsageError` where they are of another trunk."""
+    from ..files import check_writable
+    from ..reading import SMALL, from_json, read_text
 
     check_writable(folder, "--run", folder=True)
-    now = {"trunk": str(trunk.resolve()), "state": hash_of([trunk / STATE])}
-    record = folder / RECORD
-    if record.is_file():
-        before = from_json(read_text(record, SMALL))
-        if before != now:
-            raise UsageError(
-                f"{folder} has branches of {before.get('trunk')} as it was then, and {trunk} is "
-                "another run or was trained further: give another --run"
-            )
-        return
     folder.mkdir(parents=True, exist_ok=True)
-    write_text(record, to_json(now) + "\n")
+    if not (folder / RECORD).is_file():
+        _record(trunk, folder, [])
+    before = from_json(read_text(folder / RECORD, SMALL))
+    if before["state"] != _state_of(trunk):
+        raise UsageError(
+            f"{folder} has branches of {before['trunk']} as it was then, and {trunk} is another "
+            "run or was trained further: give another --run"
+        )
+    finished: list[str] = before["finished"]
+    return finished
+
+
+def _record(trunk: Path, folder: Path, finished: list[str]) -> None:
+    from ..files import write_text
+    from ..reading import to_json
+
+    now = {"trunk": str(trunk.resolve()), "state": _state_of(trunk), "finished": finished}
+    write_text(folder / RECORD, to_json(now, indent=1) + "\n")
+
+
+def _state_of(trunk: Path) -> str:
+    """What tells one state of a run from another."""
+    from ..reading import hash_of
+
+    return hash_of([trunk / STATE])
 
 
 # Training -----------------------------------------------------------------------------------------
 
 
-def _trained(branch: Branch, devices: int) -> str | None:
-    """Train a branch to its end unless it came there before; why it failed, in words."""
-    from ..training.branching import is_over
-    from ..training.run import state_of
-
-    if is_over(state_of(branch.folder), branch.config) and (branch.folder / REPORT).is_file():
+def _trained(branch: Branch, finished: list[str], devices: int) -> str | None:
+    """Train a branch to its end unless it is among the `finished`; why it failed, in words."""
+    if branch.name in finished:
         say(f"{branch.name}: finished before")
         return None
     say(f"{branch.name}: begins")
@@ -168,7 +189,10 @@ def _trained(branch: Branch, devices: int) -> str | None:
         code = alone([*words, "--devices", str(devices)] if devices > 1 else words)
     except FleetnetError as error:
         return str(error)
-    return f"exit code {code}" if code else None
+    if code:
+        return f"exit code {code}"
+    finished.append(branch.name)
+    return None
 
 
 # What came of it ----------------------------------------------------------------------------------
@@ -184,6 +208,7 @@ def _row(branch: Branch, failure: str | None) -> dict[str, Any]:
         "run": str(branch.folder),
         "settings": dict(branch.settings),
         "epochs": state["epochs"],
+        "as_planned": not branch.otherwise,
         "best": best,
         "failed": failure,
     }

@@ -5,6 +5,7 @@ the trunk's steps as the trunk's own did, it ends with the bits of a run planned
 """
 
 import dataclasses
+import itertools
 import os
 import shutil
 from pathlib import Path
@@ -30,7 +31,7 @@ from .folder import (
 )
 from .log import State
 from .run import settled
-from .schedule import stopped_early
+from .schedule import Schedule
 
 # What a run goes on from, and what describes it; pictures and pages are those of its end.
 COPIED = (STATE, NAMES, BEST, DETAILS, LAST, AVERAGE, LOG, RECORD, "split.json")
@@ -62,6 +63,9 @@ BRANCHING = (
     "multi_scale",
     "patience",
 )
+
+# Those that say nothing of a step but its learning rate and weight decay.
+BY_STEP = (*BRANCHING[: BRANCHING.index("clip")], "plain_epochs", "patience")
 
 
 def branch(trunk: Path, folder: Path, config: TrainConfig) -> None:
@@ -96,12 +100,7 @@ def check_branch(state: State, before: TrainConfig, config: TrainConfig) -> None
 
     `state` is that of the trunk, `before` are its settings.
     """
-    changed = [
-        one.name
-        for one in dataclasses.fields(TrainConfig)
-        if getattr(config, one.name) != getattr(before, one.name)
-    ]
-    others = [name for name in changed if name not in BRANCHING]
+    others = [name for name in _changed(before, config) if name not in BRANCHING]
     if others:
         raise UsageError(
             f"{', '.join(others)} cannot change after the start of a run; allowed: "
@@ -127,7 +126,36 @@ def check_branch(state: State, before: TrainConfig, config: TrainConfig) -> None
         )
 
 
-def is_over(state: State, config: TrainConfig) -> bool:
-    """Whether a run with this state has no epoch to train any more."""
-    ended = state["epochs"] >= config.epochs
-    return ended or stopped_early(state["log"], state["best"], config.patience)
+def _changed(before: TrainConfig, config: TrainConfig) -> list[str]:
+    """The names of the settings that differ."""
+    names = [one.name for one in dataclasses.fields(TrainConfig)]
+    return [name for name in names if getattr(config, name) != getattr(before, name)]
+
+
+def otherwise(state: State, before: TrainConfig, config: TrainConfig, steps: int) -> str:
+    """In what a run with a branch's settings would not have begun as the trunk; "": in nothing.
+
+    An epoch has so many `steps`.
+    """
+    others = [name for name in _changed(before, config) if name not in BY_STEP]
+    if others:
+        return f"it changes {', '.join(others)}"
+    so_far = state.get("so_far")
+    reached = state["epochs"] + (so_far is not None)
+    if any(reached > one.epochs - one.plain_epochs for one in (before, config) if one.plain_epochs):
+        return "its plain epochs are others"
+    if state["epochs"] == before.epochs and before.epochs % before.eval_every:
+        return f"it was evaluated after epoch {before.epochs}"
+    last = (state["epochs"], 0 if so_far is None else so_far["step"])
+    schedules = [Schedule(one, steps) for one in (before, config)]
+    for epoch, step in itertools.product(range(reached), range(steps)):
+        if (epoch, step) >= last:
+            break
+        group = step // config.accumulate
+        rates = [schedule.rate(epoch, group) for schedule in schedules]
+        decays = [one.config.weight_decay * one.decay(epoch, group) for one in schedules]
+        for what, (old, new) in {"rate": rates, "weight decay": decays}.items():
+            if old != new:
+                where = f"step {step + 1} of epoch {epoch + 1}"
+                return f"its {what} in {where} was {old:.6g} and would have been {new:.6g}"
+    return ""

@@ -112,6 +112,8 @@ def samples(run: Path, val: Split) -> None:
         return
     columns = 4 // len(looked[0].pictures)
     worst = sorted((one for one in looked if one.mistake > 0), key=lambda one: -one.mistake)
+    with writing(run / "plots"):
+        (run / "plots").mkdir(exist_ok=True)  # it may have been removed, or be left out of a copy
     for name, chosen in (("samples", looked[:SHOWN]), ("mistakes", worst[:SHOWN])):
         path = run / "plots" / f"{name}.jpg"
         path.unlink(missing_ok=True)

@@ -23,7 +23,7 @@ from ..errors import UsageError, named_arguments
 from ..inputs.augment import Augmentation, check_augmentation
 from ..inputs.dataset import Batch
 from ..inputs.randomness import states_kept
-from ..inputs.samplers import Order, OrderedBatches, SizedBatches
+from ..inputs.samplers import Order
 from ..inputs.workers import Say, patient
 from ..preprocess import Preprocess
 from ..tasks import Model
@@ -38,7 +38,7 @@ from .log import Line, read_log
 from .nonfinite import NotFinite, Watch, are_finite
 from .objective import Objective, Targets
 from .run import Before, state_of
-from .setup import accelerator_of, order_of, sizes_of, training_of
+from .setup import accelerator_of, order_of, steps_of, training_of
 from .so_far import EpochSoFar
 
 
@@ -163,9 +163,7 @@ def state_before(
 
 def moment_of(step: int, epoch: int | None, config: TrainConfig, order: Order) -> Moment:
     """Which step is meant; `UsageError` for one that the run does not have."""
-    sizes = sizes_of(config)
-    batches = OrderedBatches(order, config.batch_size)
-    steps = len(batches if sizes is None else SizedBatches(order, sizes))
+    steps = steps_of(config, order)
     last = config.epochs * steps if epoch is None else steps
     if epoch is not None and not 1 <= epoch <= config.epochs:
         raise UsageError(f"epoch is {epoch}; allowed: 1 to {config.epochs}")

@@ -22,8 +22,10 @@ from ..inputs.dataset import ImageDataset, Look
 from ..inputs.samplers import (
     Balanced,
     Order,
+    OrderedBatches,
     Repeated,
     Shuffled,
+    SizedBatches,
     Sizes,
     Weighted,
     labels_of,
@@ -245,6 +247,14 @@ def sizes_of(config: TrainConfig) -> Sizes | None:
     """The sizes of which each step has one; None where all steps have the same."""
     sizes = parse_sizes(config.sizes)
     return Sizes(sizes, config.size, config.batch_size, config.seed) if sizes else None
+
+
+def steps_of(config: TrainConfig, order: Order) -> int:
+    """How many batches an epoch has, in all processes alike."""
+    sizes = sizes_of(config)
+    if sizes is not None:
+        return len(SizedBatches(order, sizes))
+    return len(OrderedBatches(order, config.batch_size))
 
 
 def order_of(config: TrainConfig, train: Split) -> Order:
