@@ -38,9 +38,7 @@ def test_colors_are_torchvisions_to_one_level(name, amount):
     ours, theirs = STEPS[name]
     picture, value = picture_of(), amount if name == "hue" else 1 + amount
     before = picture.clone()
-    floats = colors._floats(picture)
-    ours(floats, value)
-    changed = colors._bytes(floats, picture)
+    changed = colors._bytes(ours(colors._floats(picture), value), picture)
     assert torch.equal(picture, before)
     assert changed.shape == picture.shape
     assert (changed.int() - theirs(picture, value).int()).abs().max() <= 1
