@@ -1,6 +1,7 @@
 """The command line as a user meets it: the way from images to a verified file, and what errors say."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -37,6 +38,27 @@ def test_help_shows_defaults_and_an_example(verb: str, capsys: pytest.CaptureFix
 def test_help_loads_no_torch():
     code = "import sys; from fleetnet.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "1000"),
+        ({"GOMP_SPINCOUNT": "7"}, "7"),
+        ({"OMP_WAIT_POLICY": "active"}, "None"),
+    ],
+)
+def test_threads_of_torch_sleep_soon_unless_told_otherwise(given: dict, expected: str):
+    code = (
+        "import os, sys; sys.argv[1:] = ['--help']; from fleetnet.cli import main; main(); "
+        "print(os.environ.get('GOMP_SPINCOUNT'))"
+    )
+    names = "GOMP_SPINCOUNT", "OMP_WAIT_POLICY"
+    kept = {name: value for name, value in os.environ.items() if name not in names}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **given}
+    )
+    assert ran.stdout.splitlines()[-1] == expected
 
 
 def test_run_folder_is_complete(run: Path):

@@ -10,6 +10,7 @@ once.
 """
 
 import contextlib
+import os
 import signal
 import sys
 import threading
@@ -100,6 +101,8 @@ def _help(group: str = "") -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
+    if argv is None:
+        _wait_without_spinning()
     words = list(sys.argv[1:] if argv is None else argv)
     COMMAND[:] = words
     debug = "--debug" in words
@@ -116,6 +119,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug and not isinstance(error, Terminated):
             raise
         return _answer(error, as_json="--json" in words)
+
+
+def _wait_without_spinning() -> None:
+    """Let torch's threads sleep after 0.1 ms of waiting for each other, where nobody says otherwise.
+
+    They would use up a core for up to 20 ms each time that one of them has to wait for a core, as
+    it does where worker processes, or others, need one too. It is read when torch is imported.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
