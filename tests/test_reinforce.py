@@ -17,8 +17,8 @@ from fleetnet.errors import FleetnetError, ModelError, UsageError
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build
 from fleetnet.training import reinforce as reinforcing
-from fleetnet.training.answers import NUMBER, SEEN, answers_of, file_of
-from fleetnet.training.config import KEYS, TrainConfig
+from fleetnet.training.answers import NUMBER, answers_of, conditions_of, file_of
+from fleetnet.training.config import KEYS, SEEN, TrainConfig
 from fleetnet.training.reinforce import Reinforced, reinforce
 
 Weights = dict[str, torch.Tensor]
@@ -278,13 +278,12 @@ def test_a_file_that_could_not_be_read_then_can_not_be_learned_from(
         broken.write_bytes(content)
 
 
-def test_settings_of_what_is_seen_are_settings():
+def test_settings_of_what_is_seen_are_in_one_place(splits: tuple[Split, Split]):
     from fleetnet.cli.data_show import READ
 
-    of_data = {"format", "images", "masks", "mosaic"}
-    of_preprocessing = {"channels", "size", "scale_values", "interpolation", "normalize"}
-    elsewhere = {*of_data, *of_preprocessing, "channel_order"}
-    assert set(READ) - elsewhere <= set(SEEN) <= KEYS
+    assert set(SEEN) <= set(READ) <= KEYS
+    settings = conditions_of(TrainConfig(), Preprocess((32, 32)), splits[0])["settings"]
+    assert set(settings) == {*SEEN, "precision"}
 
 
 def test_from_the_command_line(

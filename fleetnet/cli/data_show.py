@@ -8,7 +8,7 @@ from typing import Any, cast
 from jsonargparse.typing import PositiveInt
 
 from ..errors import UsageError
-from ..training.config import TrainConfig
+from ..training.config import SEEN, TrainConfig
 from ._data import SHEETS, SHOWN, task_of
 from ._settings import About, switch
 from ._show import say, table
@@ -24,22 +24,8 @@ READ = (  # the settings of a training that decide what its network sees
     "interpolation",
     "normalize",
     "channel_order",
-    "augment",
-    "mosaic",
-    "sizes",
-    "curriculum",
-    "multi_scale",
-    "scale",
-    "flip",
-    "color_jitter",
-    "auto_augment",
-    "erasing",
-    "mixup",
-    "cutmix",
-    "balance",
-    "repeats",
     "scale_values",
-    "seed",
+    *SEEN,
 )
 
 

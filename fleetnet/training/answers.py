@@ -36,31 +36,13 @@ from ..preprocess import Preprocess
 from ..processes import world
 from ..reading import SMALL, Fields, from_json, read_text, to_json
 from . import fingerprint
-from .config import TrainConfig
+from .config import SEEN, TrainConfig
 
 STORED = 15  # classes of an answer
 FORMAT = 1  # of the folder
 CONDITIONS = "answers.json"
 DIGEST = 32  # bytes of SHA-256 behind the records
 NUMBER = 4  # bytes of a record for the number of its sample
-# Settings that decide what a network sees of a sample, beside the preprocessing.
-SEEN = (
-    "seed",
-    "augment",
-    "scale",
-    "flip",
-    "color_jitter",
-    "auto_augment",
-    "erasing",
-    "curriculum",
-    "sizes",
-    "multi_scale",
-    "mixup",
-    "cutmix",
-    "repeats",
-    "balance",
-    "precision",
-)
 OF_BATCH = ("mixup", "cutmix", "multi_scale", "sizes")  # by which it depends on its batch
 
 
@@ -114,7 +96,8 @@ def depend_on_batch(config: TrainConfig) -> bool:
 
 def conditions_of(config: TrainConfig, preprocess: Preprocess, train: Split) -> Fields:
     """What answers depend on beside the teacher, as JSON has it."""
-    settings = {key: getattr(config, key) for key in SEEN}
+    # precision: of what the teacher computes
+    settings = {key: getattr(config, key) for key in (*SEEN, "precision")}
     if depend_on_batch(config):
         # each process mixes its own part of a batch
         settings |= {"batch_size": config.batch_size, "processes": world()}

@@ -13,7 +13,7 @@ To add a setting:
    else the setting is refused where it was given (`checks.check_settings`: the command line,
    recipes and `fit`). Zero, null and "none" are never refused: they ask for nothing. A condition
    sees a `Situation`: the whole config, the task's file, the number of processes.
-3. If it changes what a network sees of a sample, name it in `SEEN` of answers.py.
+3. If it changes what a network sees of a sample, name it in `SEEN`.
 4. Add its range to the rules in `__post_init__`, and a value other than the default to VALUES in
    tests/test_settings.py: that test trains with it for every task and shows that it is refused or
    used.
@@ -158,6 +158,25 @@ def parse_epochs(text: str) -> list[float]:
     return epochs
 
 
+# Settings that decide what a network sees of a sample, beside the preprocessing: stored answers of
+# a teacher are to what these make, and `fleetnet data show` shows it.
+SEEN = (
+    "augment",
+    "mosaic",
+    "sizes",
+    "curriculum",
+    "multi_scale",
+    "scale",
+    "flip",
+    "color_jitter",
+    "auto_augment",
+    "erasing",
+    "mixup",
+    "cutmix",
+    "balance",
+    "repeats",
+    "seed",
+)
 OPTIMIZERS = "sgd", "adamw"
 POLICIES = "none", "randaugment", "trivial", "autoaugment"
 OF_SCHEDULES = {  # which schedules read a setting
