@@ -23,7 +23,7 @@ arXiv:2212.01593) changes where the norms are. Here network and training stay: o
 and running statistics are those of branch by branch, but for rounding, and so is the state dict. A
 run may switch at any step.
 
-Reading order: `BranchSum` decides, `merged` computes, `_Pixels` and `_Neighbors` are the two sums.
+Reading order: `BranchSum` decides, `merged` computes, `_Pixels` and `_Windows` are the two sums.
 """
 
 import itertools
@@ -37,8 +37,11 @@ from torch.nn.grad import conv2d_weight
 
 from .errors import UsageError, suggest
 
-Merging = Literal["on", "off"]
-MERGING: tuple[Merging, ...] = ("on", "off")
+Merging = Literal["auto", "on", "off"]
+MERGING: tuple[Merging, ...] = ("auto", "on", "off")
+# Sums of so many rows of pixels (of products of matrices: pixels) are precise enough in float32, and
+# are added up in float64. More calls would cost more than they gain.
+ROWS, PIXELS = 56, 256
 # of a 3x3 kernel: row, column
 TAPS = [(row, column) for row in (-1, 0, 1) for column in (-1, 0, 1)]
 # between two taps
@@ -57,7 +60,8 @@ class BranchSum(nn.Module):
     """A sum of linear branches of one input, which can be trained as one convolution.
 
     A subclass says what it sums (`branches`, `after`, `geometry`) and how it is computed without
-    merging (`branch_by_branch`). With `merging` "on" it is merged wherever that is exact.
+    merging (`branch_by_branch`). With `merging` "on" it is merged wherever that is exact, with
+    "auto" where it is faster too.
     """
 
     merging: Merging = "off"
@@ -77,11 +81,18 @@ class BranchSum(nn.Module):
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.merging != "off":
-            branches, after, conv = self.branches(), self.after(), self.geometry()
-            if _can_merge(x, branches, after, conv):
-                return merged(x, branches, after, conv)
+        if self.merges(x):
+            return merged(x, self.branches(), self.after(), self.geometry())
         return self.branch_by_branch(x)
+
+    def merges(self, x: Tensor) -> bool:
+        """Whether this input (N, C, h, w) is computed as one convolution."""
+        if not self.training or self.merging == "off":
+            return False
+        branches, conv = self.branches(), self.geometry()
+        if not _can_merge(x, branches, self.after(), conv):
+            return False
+        return self.merging == "on" or _is_faster(x, branches, self.after(), conv)
 
 
 def set_merging(model: nn.Module, merging: Merging) -> None:
@@ -122,8 +133,46 @@ def _can_merge(
     )
 
 
+def _is_faster(
+    x: Tensor, branches: Sequence[Branch], after: nn.BatchNorm2d | None, conv: nn.Conv2d
+) -> bool:
+    """Whether a merged sum takes less time, by benchmarks/merged_step.py, and is as precise.
+
+    Branch by branch a sum costs a pass over its outputs for each convolution and each norm; merged,
+    the moments and their gradient, which at small sizes are mostly calls. Only what was measured is
+    merged: on a CPU, in channels_last, in float32 and bfloat16, not compiled. In bfloat16 a plain
+    skip is exact, but a kernel with its 1 in it is not.
+    """
+    dtype = _computed_in(x, conv)
+    measured = x.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
+    if not measured or not _is_channels_last(x) or torch.compiler.is_compiling():
+        return False
+    plain_skip = any(branch.weight is None and branch.norm is None for branch in branches)
+    if dtype == torch.bfloat16 and plain_skip:
+        return False
+    if conv.kernel_size == (1, 1):
+        convolutions = sum(branch.weight is not None for branch in branches)
+        return _is_faster_pointwise(x, convolutions, dtype)
+    if conv.groups == 1:  # the stem
+        return dtype == torch.float32
+    norms = len(_norms(branches, after))
+    if conv.stride != (1, 1):
+        return norms >= 5 and x.shape[2] >= 28
+    smallest = 1 if norms >= 5 else 14 if norms >= 3 else 28  # height
+    return norms >= 2 and x.shape[2] >= smallest
+
+
+def _is_faster_pointwise(x: Tensor, convolutions: int, dtype: torch.dtype) -> bool:
+    """Merged, it is 5 products of matrices and work on C x C; branch by branch 3 a convolution."""
+    channels, pixels = x.shape[1], x[:, 0].numel()
+    if convolutions >= 4:
+        return pixels >= (4 if dtype == torch.float32 else 8) * channels
+    few = {1: 96, 2: 192, 3: 384}[convolutions]
+    return dtype == torch.float32 and channels <= few and pixels >= 8 * channels
+
+
 def _is_depthwise(conv: nn.Conv2d) -> bool:
-    """Whether it is one of the depthwise 3x3 convolutions that `_Neighbors` knows."""
+    """Whether it is one of the depthwise 3x3 convolutions that `_Windows` knows."""
     channels, stride, dilation = conv.in_channels, conv.stride, conv.dilation
     return (
         conv.groups == channels == conv.out_channels
@@ -162,25 +211,108 @@ def merged(
     with torch.autocast(x.device.type, enabled=False):
         moments = _moments(x, conv, _norms(branches, after)[0])
         weight, bias = _kernel(branches, after, moments, conv)
-    weight, bias = weight.to(conv.weight.dtype), bias.to(conv.weight.dtype)
-    padding = cast(tuple[int, int], conv.padding)
-    return F.conv2d(x, weight, bias, conv.stride, padding, conv.dilation, conv.groups)
+    geometry = _geometry(conv)
+    return cast(Tensor, _Convolution.apply(x, weight, bias, geometry, _computed_in(x, conv)))
+
+
+class Geometry(NamedTuple):
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int
+
+
+def _geometry(conv: nn.Conv2d) -> Geometry:
+    values = (conv.stride, conv.padding, conv.dilation, conv.groups)
+    return Geometry(*cast(tuple[tuple[int, int], tuple[int, int], tuple[int, int], int], values))
+
+
+def _computed_in(x: Tensor, conv: nn.Conv2d) -> torch.dtype:
+    """What autocast, or else the parameters, say."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.get_autocast_dtype(x.device.type)
+    return conv.weight.dtype
+
+
+class _Convolution(torch.autograd.Function):
+    """A convolution whose gradients of weight and bias are summed more precisely than torch's.
+
+    What the branches learn is what is left of these when mean and variance are taken out, so their
+    rounding would weigh more than that of branch by branch, whose norms take them out before.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        geometry: Geometry,
+        dtype: torch.dtype,
+    ) -> Tensor:
+        with torch.autocast(x.device.type, enabled=False):
+            x, kernel = x.to(dtype), weight.to(dtype)
+            y = F.conv2d(x, kernel, bias.to(dtype), *geometry)
+        ctx.save_for_backward(x, kernel)
+        ctx.geometry = geometry  # type: ignore[attr-defined]
+        return y
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, gradient: Tensor
+    ) -> tuple[Tensor | None, Tensor, Tensor, None, None]:
+        x, kernel = cast(tuple[Tensor, Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
+        geometry = cast(Geometry, ctx.geometry)  # type: ignore[attr-defined]
+        of_input = cast(tuple[bool, ...], ctx.needs_input_grad)[0]  # type: ignore[attr-defined]
+        depthwise = geometry.groups == x.shape[1] == kernel.shape[0]
+        of_x, of_kernel, _ = torch.ops.aten.convolution_backward(
+            gradient, x, kernel, None, *geometry[:3], False, [0, 0], geometry.groups,
+            [of_input, not depthwise, False],
+        )  # fmt: skip
+        if depthwise:
+            of_kernel = _weight_of_depthwise(x, kernel.shape, gradient, geometry)
+        return of_x, of_kernel, _sum(gradient), None, None
+
+
+def _is_channels_last(x: Tensor) -> bool:
+    return x.is_contiguous(memory_format=torch.channels_last)
+
+
+def _weight_of_depthwise(
+    x: Tensor, shape: Sequence[int], gradient: Tensor, geometry: Geometry
+) -> Tensor:
+    """Gradient of a depthwise weight (C, 1, k, k), which oneDNN sums value by value, in float64.
+
+    In rows (NCHW) all images can be channels; else in parts of the batch.
+    """
+    images, channels = x.shape[:2]
+    if _is_channels_last(x):
+        together = max(ROWS // gradient.shape[2], 1)
+        parts = zip(x.split(together), gradient.split(together), strict=True)
+        each = torch.stack([conv2d_weight(one, shape, of, *geometry) for one, of in parts])
+    else:
+        geometry = geometry._replace(groups=images * channels)
+        one, of = (values.contiguous().flatten(0, 1)[None] for values in (x, gradient))
+        each = conv2d_weight(one, (images * channels, *shape[1:]), of, *geometry)
+    return each.view(-1, *shape).sum(0, dtype=torch.float64)
 
 
 class Moments(NamedTuple):
     """Of the patches of an input, over batch and positions; C is left out where all share it."""
 
     positions: Tensor | int  # how many
-    mean: Tensor  # ([C,] T)
-    covariance: Tensor  # ([C,] T, T)
+    mean: Tensor  # ([C,] T), in float64
+    covariance: Tensor  # ([C,] T, T), in float64 where it is small
 
     def of(self, kernels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of the outputs of kernels (B, O, T): two of (B, O)."""
+        """Mean and variance of the outputs of kernels (B, O, T): two of (B, O), in float64."""
         if self.covariance.ndim == 2:
             projected = kernels @ self.covariance
+            mean = kernels.double() @ self.mean
         else:  # (B, C, 1, T) @ (C, T, T)
             projected = (kernels[:, :, None] @ self.covariance)[:, :, 0]
-        return (kernels * self.mean).sum(-1), (projected * kernels).sum(-1).clamp(min=0)
+            mean = (kernels * self.mean).sum(-1)
+        return mean, (projected * kernels).sum(-1, dtype=torch.float64).clamp(min=0)
 
 
 def _kernel(
@@ -190,10 +322,10 @@ def _kernel(
     conv: nn.Conv2d,
 ) -> tuple[Tensor, Tensor]:
     """Weight (O, C / groups, k, k) and bias (O,) of the sum."""
-    like = moments.mean
+    like = moments.covariance
     shape = conv.weight.shape
     total = like.new_zeros(shape[0], shape[1:].numel())  # (O, T)
-    bias = like.new_zeros(shape[0])
+    bias = moments.mean.new_zeros(shape[0])
     kernels = [_full_size(branch.weight, conv).to(like) for branch in branches]
     normed = [i for i, branch in enumerate(branches) if branch.norm is not None]
     if normed:
@@ -206,7 +338,7 @@ def _kernel(
             scale, shift = _learn(norm, mean, variance, own, moments.positions)
             scales.append(scale)
             bias = bias + shift
-        total = (torch.stack(scales)[..., None] * stacked).sum(0)
+        total = (torch.stack(scales)[..., None].to(stacked) * stacked).sum(0)
     for kernel, branch in zip(kernels, branches, strict=True):
         if branch.norm is None:
             total = total + kernel
@@ -214,7 +346,7 @@ def _kernel(
     if after is not None:
         (mean,), (variance,) = moments.of(total[None])
         scale, bias = _learn(after, mean, variance, bias, moments.positions)
-        total = scale[:, None] * total
+        total = scale[:, None].to(total) * total
     return total.view(shape), bias
 
 
@@ -266,9 +398,9 @@ def _update(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, count: Tensor 
 def _moments(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Moments:
     """Mean and covariance of what the convolution sees, in float32 at least.
 
-    `norm` says whether they are those of all processes.
+    The covariance is the difference of large values where the mean is far from 0, and is taken in
+    float64. `norm` says whether the moments are those of all processes.
     """
-    x = x.to(torch.promote_types(x.dtype, torch.float32))
     height, width = _output_size(x, conv)
     count: Tensor | int = len(x) * height * width
     if _is_depthwise(conv):
@@ -284,7 +416,8 @@ def _moments(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Moments:
         first, second, count = ours.view_as(first), products.view_as(second), counted
     mean = first / count
     covariance = second / count - mean[..., :, None] * mean[..., None, :]
-    return Moments(count, mean, covariance)
+    precise = _precise(x).dtype if second.ndim == 2 else torch.float64
+    return Moments(count, mean, covariance.to(precise))
 
 
 def _of_patches(x: Tensor, conv: nn.Conv2d) -> tuple[Tensor, Tensor]:
@@ -302,8 +435,7 @@ class _Pixels(torch.autograd.Function):
     @staticmethod
     def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
         ctx.save_for_backward(x)
-        rows = _rows(x)
-        return rows.sum(0), rows.t() @ rows
+        return _sum(x), _products(_rows(_precise(x)))
 
     @staticmethod
     def backward(
@@ -311,8 +443,29 @@ class _Pixels(torch.autograd.Function):
     ) -> Tensor:
         (x,) = cast(tuple[Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
         batch, channels, height, width = x.shape
-        gradient = torch.addmm(of_sums, _rows(x), of_products + of_products.t())
+        rows = _rows(_precise(x))
+        matrix = (of_products + of_products.t()).to(rows)
+        gradient = torch.addmm(of_sums.to(rows), rows, matrix)
         return gradient.view(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Over batch and positions, in float64: (N, C, h, w) -> (C,)"""
+    return _precise(x).sum((2, 3)).sum(0, dtype=torch.float64)
+
+
+def _precise(x: Tensor) -> Tensor:
+    """In float32 at least."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _products(rows: Tensor) -> Tensor:
+    """Of (P, C), the sum of the products (C, C), in float64 over parts of the rows."""
+    whole = len(rows) // PIXELS * PIXELS
+    parts = rows[:whole].view(-1, PIXELS, rows.shape[1])
+    total = (parts.transpose(1, 2) @ parts).sum(0, dtype=torch.float64)
+    rest = rows[whole:]
+    return total + rest.t() @ rest
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -323,48 +476,153 @@ def _rows(x: Tensor) -> Tensor:
 # Moments of 3x3 windows ------------------------------------------------------------------------
 
 
-def _of_windows(x: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
+class _Windows(torch.autograd.Function):
     """Sums over batch and positions of the windows (C, 9) and of their products (C, 9, 9).
 
     A product of the taps a and b is summed over the pixels q under b: x[q] * x[q + a - b]. These
     are all pixels, or with stride 2 those of one phase, without those that the padding keeps from
-    the tap: a line at the border.
+    the tap: a line at the border. In float64: neighbors are alike, so that a kernel's variance is a
+    small rest of large products. With stride 2, height and width are even.
+
+    Its backward is written out, since autograd would fill an image with zeros for every line.
     """
+
+    @staticmethod
+    def forward(
+        ctx: torch.autograd.function.FunctionCtx, x: Tensor, stride: int, dilation: int
+    ) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(x)
+        ctx.geometry = stride, dilation  # type: ignore[attr-defined]
+        x = _precise(x)
+        rows, columns = _borders(x, dilation)
+        of_rows, row_sums = _of_lines(rows, stride, dilation)
+        of_columns, column_sums = _of_lines(columns, stride, dilation)
+        corners = _corners(rows, dilation)
+        squares, corner_sums = (
+            corners.square().sum((2, 4)).sum(0, dtype=torch.float64),
+            corners.sum((2, 4)).sum(0, dtype=torch.float64),
+        )  # (2, 2, C)
+        if stride == 2:
+            phases = _phases(x)
+            lags = _lags_between(phases)
+            sums = torch.stack([_sum(phase) for phase in phases])
+        else:
+            lags, sums = _lags_of_all(x, of_columns[1, 0], dilation), _sum(x)[None]
+        products = [part.flatten(0, -2) for part in (lags, of_rows, of_columns, squares)]
+        values = [part.flatten(0, -2) for part in (sums, row_sums, column_sums, corner_sums)]
+        of_products, of_values = (each.to(x.device) for each in ASSEMBLY[stride])
+        second = torch.cat(products).t() @ of_products
+        return torch.cat(values).t() @ of_values, second.view(-1, 9, 9)
+
+    @staticmethod
+    def backward(
+        ctx: torch.autograd.function.FunctionCtx, of_first: Tensor, of_second: Tensor
+    ) -> tuple[Tensor, None, None]:
+        (x,) = cast(tuple[Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
+        stride, dilation = cast(tuple[int, int], ctx.geometry)  # type: ignore[attr-defined]
+        x, channels = _precise(x), x.shape[1]
+        of_products, of_values = (each.to(x.device) for each in ASSEMBLY[stride])
+        of_parts = (of_products @ of_second.flatten(1).t()).to(x.dtype)  # (parts, C)
+        of_sums = (of_values @ of_first.t()).to(x.dtype)
+        line = 2 * stride
+        lags, of_rows, of_columns, of_squares = of_parts.split(
+            (25 * stride**2, 3 * line, 3 * line, 4)
+        )
+        sums, of_row_sums, of_column_sums, of_corners = of_sums.split((stride**2, line, line, 4))
+        gradient = _gradient_of_lags(x, lags, sums, stride, dilation)
+        rows, columns = _borders(x, dilation)
+        by_row = _gradient_of_lines(rows, of_rows, of_row_sums, stride, dilation)
+        by_column = _gradient_of_lines(columns, of_columns, of_column_sums, stride, dilation)
+        of_squares, of_corners = (
+            each.view(2, 1, 2, 1, channels) for each in (of_squares, of_corners)
+        )
+        corners = 2 * of_squares * _corners(rows, dilation) + of_corners
+        depth = corners.shape[4]
+        by_row[..., :depth, :] += corners[:, :, :, 0]
+        by_row[..., -depth:, :] += corners[:, :, :, 1]
+        pixels = gradient.permute(0, 2, 3, 1)  # (N, h, w, C)
+        pixels[:, :dilation] += by_row[:, 0]
+        pixels[:, -dilation:] += by_row[:, 1]
+        pixels[:, :, :dilation] += by_column[:, 0].transpose(1, 2)
+        pixels[:, :, -dilation:] += by_column[:, 1].transpose(1, 2)
+        return gradient, None, None
+
+
+def _of_windows(x: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
     if stride == 2:  # whole phases; the zeros are those that the padding has there
         x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    channels = x.shape[1]
-    lags, sums, rows, columns = cast(
-        tuple[Tensor, Tensor, Tensor, Tensor], _Neighbors.apply(x, stride, dilation)
-    )
-    of_rows, row_sums = _line_lags(rows, stride, dilation)
-    of_columns, column_sums = _line_lags(columns.permute(0, 1, 3, 4, 2), stride, dilation)
-    depth = min(dilation, x.shape[3])
-    # (N, C, 2, d, 2, d): the four corners
-    corners = torch.stack((rows[..., :depth], rows[..., -depth:]), 4)
-    squares, corner_sums = corners.square().sum((0, 3, 5)), corners.sum((0, 3, 5))
-    products = (lags, of_rows, of_columns, squares)
-    values = (sums, row_sums, column_sums, corner_sums)
-    of_products, of_values = (each.to(x) for each in ASSEMBLY[stride])
-    second = torch.cat([part.flatten(1) for part in products], 1) @ of_products
-    return torch.cat([part.flatten(1) for part in values], 1) @ of_values, second.view(
-        channels, 9, 9
-    )
+    return cast(tuple[Tensor, Tensor], _Windows.apply(x, stride, dilation))
 
 
-def _line_lags(lines: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """Of lines (N, C, 2, d, L): sums of products (C, 2, stride, 3) and of values (C, 2, stride)."""
-    length = lines.shape[-1]
+def _borders(x: Tensor, dilation: int) -> tuple[Tensor, Tensor]:
+    """The first and the last rows (N, 2, d, w, C) and columns (N, 2, d, h, C)."""
+    pixels = x.permute(0, 2, 3, 1)
+    rows = torch.stack((pixels[:, :dilation], pixels[:, -dilation:]), 1)
+    columns = torch.stack((pixels[:, :, :dilation], pixels[:, :, -dilation:]), 1)
+    return rows, columns.transpose(2, 3)
+
+
+def _corners(rows: Tensor, dilation: int) -> Tensor:
+    """(N, 2, d, w, C) -> (N, 2, d, 2, d, C), fewer where the image is smaller."""
+    depth = min(dilation, rows.shape[3])
+    return torch.stack((rows[..., :depth, :], rows[..., -depth:, :]), 3)
+
+
+def _of_lines(lines: Tensor, stride: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """Of lines (N, 2, d, L, C): sums of products (2, stride, 3, C) and of values (2, stride, C)."""
+    length = lines.shape[3]
     by_lag = []
     for lag in range(3):
         rest = max(length - lag * dilation, 0)
-        product = lines[..., :rest] * lines[..., length - rest :]
+        product = lines[..., :rest, :] * lines[..., length - rest :, :]
         by_lag.append(_by_phase(product, stride))
-    return torch.stack(by_lag, 3), _by_phase(lines, stride)
+    return torch.stack(by_lag, 2), _by_phase(lines, stride)
 
 
 def _by_phase(lines: Tensor, stride: int) -> Tensor:
-    """(N, C, 2, d, L) -> (C, 2, stride)"""
-    return torch.stack([lines[..., phase::stride].sum((0, 3, 4)) for phase in range(stride)], 2)
+    """(N, 2, d, L, C) -> (2, stride, C)"""
+    sums = [lines[..., phase::stride, :].sum((2, 3)) for phase in range(stride)]
+    return torch.stack(sums, 2).sum(0, dtype=torch.float64)
+
+
+def _gradient_of_lines(
+    lines: Tensor, of_lags: Tensor, of_sums: Tensor, stride: int, dilation: int
+) -> Tensor:
+    """That of `_of_lines`: a product is seen from both of its pixels; (N, 2, d, L, C)."""
+    length, channels = lines.shape[3:]
+    times = -(-length // stride)
+    of_lags = of_lags.view(2, 1, stride, 3, channels).repeat(1, 1, times, 1, 1)[:, :, :length]
+    of_sums = of_sums.view(2, 1, stride, channels).repeat(1, 1, times, 1)[:, :, :length]
+    gradient = of_sums.expand_as(lines).clone(memory_format=torch.contiguous_format)
+    for lag in range(3):
+        rest = max(length - lag * dilation, 0)
+        weight = of_lags[:, :, :rest, lag]
+        near, far = (slice(0, rest), slice(length - rest, length))
+        gradient[..., near, :].addcmul_(weight, lines[..., far, :])
+        gradient[..., far, :].addcmul_(weight, lines[..., near, :])
+    return gradient
+
+
+def _gradient_of_lags(
+    x: Tensor, of_lags: Tensor, of_sums: Tensor, stride: int, dilation: int
+) -> Tensor:
+    """What the sums of products (25 stride^2, C) and values (stride^2, C) give every pixel.
+
+    A product is seen from both of its pixels, so each pixel sees its neighbors through a 5x5
+    kernel, which with stride 2 depends on the phase.
+    """
+    channels = x.shape[1]
+    kernels = (of_lags + of_lags[OTHER_SIDE[stride]]).view(stride**2, 25, channels)
+    kernels = kernels.transpose(1, 2).reshape(stride**2, channels, 1, 5, 5)
+    of_sums = of_sums.contiguous()
+    if stride == 1:
+        return F.conv2d(x, kernels[0], of_sums[0], 1, 2 * dilation, dilation, channels)
+    gradient = torch.empty_like(x)
+    for i, (row, column) in enumerate(itertools.product((0, 1), repeat=2)):
+        # an odd phase begins one pixel outside of the image
+        part = F.conv2d(x, kernels[i], of_sums[i], 2, (2 + row, 2 + column), 1, channels)
+        gradient[:, :, row::2, column::2] = part[:, :, row:, column:]
+    return gradient
 
 
 def _assemble(stride: int) -> tuple[Tensor, Tensor]:
@@ -422,69 +680,6 @@ def _missed(a: int, b: int, stride: int) -> int | None:
     return 0 if a == 1 else 1
 
 
-class _Neighbors(torch.autograd.Function):
-    """Sums of products of neighbors in x (N, C, h, w), sums of values, and the border of x.
-
-    By phase p (of the rows, then of the columns) and lag l: sum of x[q] * x[q + l * dilation] over
-    the pixels q of the phase, (C, stride^2, 25); sum of x[q], (C, stride^2); the first and the last
-    rows (N, C, 2, d, w) and columns (N, C, h, 2, d), whose gradients would otherwise each fill an
-    image with zeros. With stride 2, h and w are even.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx, x: Tensor, stride: int, dilation: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        ctx.save_for_backward(x)
-        ctx.geometry = stride, dilation  # type: ignore[attr-defined]
-        if stride == 2:
-            phases = _phases(x)
-            lags = _lags_between(phases)
-            sums = torch.stack([phase.sum((0, 2, 3)) for phase in phases], 1)
-        else:
-            lags, sums = _lags_of_all(x, dilation)[:, None], x.sum((0, 2, 3))[:, None]
-        rows = torch.stack((x[:, :, :dilation], x[:, :, -dilation:]), 2)
-        columns = torch.stack((x[..., :dilation], x[..., -dilation:]), 3)
-        return lags, sums, rows, columns
-
-    @staticmethod
-    def backward(
-        ctx: torch.autograd.function.FunctionCtx,
-        of_lags: Tensor,
-        of_sums: Tensor,
-        of_rows: Tensor,
-        of_columns: Tensor,
-    ) -> tuple[Tensor, None, None]:
-        (x,) = cast(tuple[Tensor], ctx.saved_tensors)  # type: ignore[attr-defined]
-        stride, dilation = ctx.geometry  # type: ignore[attr-defined]
-        # (C, stride^2, 25): a product is seen from both of its pixels
-        kernels = of_lags + of_lags.flatten(1)[:, OTHER_SIDE[stride]].view_as(of_lags)
-        kernels = kernels.view(-1, stride**2, 1, 5, 5)
-        if stride == 2:
-            gradient = torch.empty_like(x)
-            for i, (row, column) in enumerate(itertools.product((0, 1), repeat=2)):
-                # an odd phase begins one pixel outside of the image
-                padding = (2 + row, 2 + column)
-                part = F.conv2d(
-                    x,
-                    kernels[:, i].contiguous(),
-                    of_sums[:, i].contiguous(),
-                    2,
-                    padding,
-                    1,
-                    x.shape[1],
-                )
-                gradient[:, :, row::2, column::2] = part[:, :, row:, column:]
-        else:
-            kernel, bias = kernels[:, 0].contiguous(), of_sums[:, 0].contiguous()
-            gradient = F.conv2d(x, kernel, bias, 1, 2 * dilation, dilation, x.shape[1])
-        gradient[:, :, :dilation] += of_rows[:, :, 0]
-        gradient[:, :, -dilation:] += of_rows[:, :, 1]
-        gradient[..., :dilation] += of_columns[..., 0, :]
-        gradient[..., -dilation:] += of_columns[..., 1, :]
-        return gradient, None, None
-
-
 def _find_other_side(stride: int) -> list[int]:
     """For each phase and lag, where the same product stands when it is seen from its other pixel."""
     order = []
@@ -495,50 +690,52 @@ def _find_other_side(stride: int) -> list[int]:
     return order
 
 
-def _lags_of_all(x: Tensor, dilation: int) -> Tensor:
-    """Sum of x[q] * x[q + lag * dilation] over all pixels: (N, C, h, w) -> (C, 25).
+def _lags_of_all(x: Tensor, of_last_column: Tensor, dilation: int) -> Tensor:
+    """Sum of x[q] * x[q + lag * dilation] over all pixels: (N, C, h, w) -> (25, C).
 
-    It is the gradient of a depthwise kernel with x for both input and gradient of the output. Of
-    these, oneDNN is fast where the kernel is three pixels wide and padded by one (20 times faster
-    than 5x5), so columns two apart are brought side by side: in channels_last, two pixels are one
-    of twice the channels.
+    A lag to the left is one to the right, seen from the other pixel. With one factor moved by one
+    column, a window of three sees all that is to the right: so wide oneDNN is fast, 20 times faster
+    than five wide. The column that leaves the image misses its own products: (3, C), by lag.
     """
-    channels = x.shape[1]
-    if dilation > 1:
-        lags = conv2d_weight(x, (channels, 1, 5, 5), x, 1, 2 * dilation, dilation, channels)
-        return lags.view(channels, 25)
-    near = conv2d_weight(x, (channels, 1, 5, 3), x, 1, (2, 1), 1, channels)
-    even = F.pad(x, (0, x.shape[3] % 2))
-    batch, _, height, width = even.shape
-    pairs = even.permute(0, 2, 3, 1).reshape(batch, height, width // 2, 2 * channels)
-    pairs = pairs.permute(0, 3, 1, 2)
-    far = conv2d_weight(pairs, (2 * channels, 1, 5, 3), pairs, 1, (2, 1), 1, 2 * channels)
-    far = far.view(2, channels, 5, 3).sum(0)  # at column lags -2, 0, 2
-    near = near.view(channels, 5, 3)  # at -1, 0, 1
-    columns = (far[..., 0], near[..., 0], near[..., 1], near[..., 2], far[..., 2])
-    return torch.stack(columns, 2).view(channels, 25)
+    shift = min(dilation, x.shape[3])
+    moved = F.pad(x, (shift, -shift))  # x[q - 1]
+    right = _correlations(moved, x, (5, 3), dilation)  # (5, 3, C): column lags 0, 1, 2
+    right[2:, 0] += of_last_column
+    right[:2, 0] += of_last_column[1:].flip(0)
+    left = right[:, 1:].flip(0, 1)
+    return torch.cat((left, right), 1).flatten(0, 1)
+
+
+def _correlations(one: Tensor, other: Tensor, size: tuple[int, int], dilation: int) -> Tensor:
+    """Sum of one[q] * other[q + lag * dilation] over all pixels: of (N, C, h, w) -> (*size, C).
+
+    It is the gradient of a depthwise kernel of that size.
+    """
+    channels = other.shape[1]
+    padding = (size[0] // 2 * dilation, size[1] // 2 * dilation)
+    geometry = Geometry((1, 1), padding, (dilation, dilation), channels)
+    products = _weight_of_depthwise(other, (channels, 1, *size), one, geometry)
+    return products[:, 0].permute(1, 2, 0)
 
 
 def _phases(x: Tensor) -> list[Tensor]:
     """The pixels at even and odd rows and columns: four of (N, C, h / 2, w / 2)."""
-    layout = torch.channels_last if x.is_contiguous(memory_format=torch.channels_last) else None
+    layout = torch.channels_last if _is_channels_last(x) else torch.contiguous_format
     return [
-        x[:, :, row::2, column::2].contiguous(memory_format=layout or torch.contiguous_format)
+        x[:, :, row::2, column::2].contiguous(memory_format=layout)
         for row, column in itertools.product((0, 1), repeat=2)
     ]
 
 
 def _lags_between(phases: list[Tensor]) -> Tensor:
-    """Sum of x[q] * x[q + lag] over the pixels of each phase, from the phases: (C, 4, 25)."""
-    channels = phases[0].shape[1]
-    shape = (channels, 1, 3, 3)
+    """Sum of x[q] * x[q + lag] over the pixels of each phase, from the phases: (100, C)."""
     products: dict[tuple[int, int], Tensor] = {}
     for i, j in itertools.combinations_with_replacement(range(4), 2):
-        # (C, 3, 3): sum of phase i at q times phase j at q + lag
-        product = conv2d_weight(phases[j], shape, phases[i], 1, 1, 1, channels)[:, 0]
-        products[i, j], products[j, i] = product, product.flip(1, 2)
-    every = torch.stack([products[i, j] for i in range(4) for j in range(4)], 1)
-    return every.flatten(1)[:, AMONG_PHASES].view(channels, 4, 25)
+        # (3, 3, C): sum of phase i at q times phase j at q + lag
+        product = _correlations(phases[i], phases[j], (3, 3), 1)
+        products[i, j], products[j, i] = product, product.flip(0, 1)
+    every = torch.stack([products[i, j] for i in range(4) for j in range(4)])
+    return every.flatten(0, 2)[AMONG_PHASES]
 
 
 def _find_among_phases() -> list[int]:

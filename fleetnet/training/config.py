@@ -428,7 +428,7 @@ class TrainConfig:
     precision: Literal["fp32", "bf16", "fp16"] = _field("fp32", "of autocast; fp16 needs a GPU")
     channels_last: bool = _field(True, "memory format")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
-    merge_branches: Literal["on", "off"] = _field(
+    merge_branches: Literal["auto", "on", "off"] = _field(
         "off",
         "train each sum of branches (MobileOne, RepViT) as one convolution, equal but for rounding",
     )
