@@ -56,7 +56,7 @@ LAST_SECOND = 1 / 3  # share of the kills, the last ones of each run
 EARLY = 0.4
 LONGEST = 600.0  # seconds that one attempt may take
 GRACE = 30.0  # seconds that a process gets to end when another one was killed
-SKIPPED = 3  # writes that are let pass before a kill, at most
+SKIPPED = 9  # writes that are let pass before a kill, at most: more than an epoch has at its end
 
 
 @dataclass(frozen=True)

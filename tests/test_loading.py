@@ -1,6 +1,7 @@
 """Processes that read images: little shared memory, workers that die or stand still; nothing waits without end."""
 
 import ctypes
+import multiprocessing
 import os
 import re
 import shutil
@@ -161,6 +162,18 @@ def test_a_connection_that_breaks_before_the_signal_of_the_death_is_of_the_worke
             list(patient(batches_of(dataset(photos), 4, workers=2)))
     finally:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
+
+
+def test_a_worker_that_is_stopped_while_it_shares_a_batch_is_not_waited_for(photos: Path) -> None:
+    """Its next batch is there, but what that is in has to be fetched from it."""
+    batches = patient(batches_of(dataset(photos), 4, workers=1, minutes=0.02))
+    assert next(batches).images.is_shared()
+    (worker,) = multiprocessing.active_children()
+    time.sleep(1.0)  # in which it makes the batches that are wanted next
+    os.kill(worker.pid, signal.SIGSTOP)
+    with pytest.raises(FleetnetError, match=r"no batch came within 0\.02 minutes .*--timeout"):
+        list(batches)
+    assert not worker.is_alive()
 
 
 def test_an_error_of_the_code_in_a_worker_stays_what_it_is(

@@ -120,7 +120,7 @@ def patient(batches: Iterable[Batch], say: Say | None = None) -> Iterator[Batch]
     if isinstance(batches, DataLoader) and isinstance(batches.dataset, ImageDataset):
         positions = batches.dataset.watcher
         if isinstance(positions, Positions):
-            yield from _watched(batches, _Watch(say, positions, batches.dataset))
+            yield from _watched(batches, _Watch(say, positions, batches.dataset, batches.timeout))
             return
     yield from batches
 
@@ -212,20 +212,25 @@ def _noticing(watch: "_Watch") -> Iterator[None]:
 
 
 class _Watch(threading.Thread):
-    """Says that we wait for a batch, and for what, as long as `since` is not None."""
+    """Says that we wait for a batch, and for what, as long as `since` is not None.
 
-    def __init__(self, say: Say | None, positions: Positions, data: ImageDataset):
+    After `limit` seconds torch gives up, but not while it fetches from a worker what that shares: a
+    worker that is stopped then never answers. It is ended some seconds later.
+    """
+
+    def __init__(self, say: Say | None, positions: Positions, data: ImageDataset, limit: float):
         super().__init__(daemon=True)
         self.say = say
         self.positions = positions
         self.data = data
+        self.limit = limit
+        self.late = False  # whether the workers were ended for this
         self.since: float | None = None
         self.over = threading.Event()
         self.ended = False  # whether a worker died or was too slow, and all of them were ended
         # kept, since a process can be asked only once how it ended
         self.deaths: list[tuple[int, str]] = []
-        if say is not None:
-            self.start()
+        self.start()
 
     def check(self) -> None:
         """Raise `_WorkerDied` if we wait for a batch and a worker has died."""
@@ -247,12 +252,17 @@ class _Watch(threading.Thread):
 
     def run(self) -> None:
         said = 0.0
-        while self.say is not None and not self.over.wait(min(1.0, SAID_EVERY / 4)):
+        while not self.over.wait(min(1.0, SAID_EVERY / 4)):
             since, now = self.since, time.monotonic()
-            if since is not None and now - max(since, said) >= SAID_EVERY:
+            if since is None:
+                continue
+            if self.say is not None and now - max(since, said) >= SAID_EVERY:
                 said = now
                 last_read = self.last_read() or "none"
                 self.say(f"waiting for images since {now - since:.0f} s; last read by {last_read}")
+            if self.limit and now - since > self.limit + LEFT and not self.late:
+                self.late = True
+                _kill(self.positions.children())
 
     def last_read(self, pids: Sequence[int] = ()) -> str:
         """What each worker read last, or those of `pids`; "" if none has begun."""
@@ -263,11 +273,11 @@ def _explained(
     error: BaseException, batches: "DataLoader[Item | str]", watch: "_Watch"
 ) -> str | None:
     """What happened to the workers, in words, if that is what an error is about."""
-    if watch.deaths:
+    if watch.deaths and not watch.late:
         return _of_deaths(watch)
     text = str(error)
     last_read = watch.last_read() or "none has begun"
-    if "DataLoader timed out" in text:
+    if watch.late or "DataLoader timed out" in text:
         return (
             f"no batch came within {batches.timeout / 60:g} minutes from the {batches.num_workers} "
             f"processes that read images; last read by {last_read}. Give --timeout more minutes, "
