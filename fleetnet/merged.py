@@ -36,6 +36,8 @@ from torch.nn import functional as F
 from torch.nn.grad import conv2d_weight
 
 from .errors import UsageError, suggest
+from .norms import shared
+from .processes import total, world
 
 Merging = Literal["auto", "on", "off"]
 MERGING: tuple[Merging, ...] = ("auto", "on", "off")
@@ -120,9 +122,9 @@ def _can_merge(
 ) -> bool:
     """Whether the statistics are those of this batch, and the convolution one that is covered."""
     norms = _norms(branches, after)
-    learn = all(type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm) for norm in norms)
+    learn = all(type(norm) in (nn.BatchNorm2d, shared(nn.BatchNorm2d)) for norm in norms)
     learn = learn and all(norm.training for norm in norms)
-    alike = len({_group(norm) for norm in norms}) == 1
+    alike = len({_is_shared(norm) for norm in norms}) == 1
     height, width = _output_size(x, conv)
     # of one value there is no variance, which the batch norm itself says
     return (
@@ -407,11 +409,10 @@ def _moments(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Moments:
         first, second = _of_windows(x, conv.stride[0], conv.dilation[0])
     else:
         first, second = _of_patches(x, conv)
-    group = _group(norm)
-    if group is not None:
+    if _is_shared(norm):
         sizes = [first.numel(), second.numel(), 1]
         flat = torch.cat((first.flatten(), second.flatten(), first.new_tensor([float(count)])))
-        summed = _Summed.apply(flat, group)
+        summed = _Summed.apply(flat)
         ours, products, counted = summed.split(sizes)
         first, second, count = ours.view_as(first), products.view_as(second), counted
     mean = first / count
@@ -757,33 +758,18 @@ AMONG_PHASES = _find_among_phases()
 # Several processes -----------------------------------------------------------------------------
 
 
-def _group(norm: nn.BatchNorm2d) -> "torch.distributed.ProcessGroup | None":
-    """The processes with which a norm shares its statistics; None where it has its own."""
-    distributed = torch.distributed
-    if type(norm) is not nn.SyncBatchNorm or not distributed.is_available():
-        return None
-    if not distributed.is_initialized():
-        return None
-    group = norm.process_group or distributed.group.WORLD
-    return group if distributed.get_world_size(group) > 1 else None
+def _is_shared(norm: nn.BatchNorm2d) -> bool:
+    """Whether its statistics are those of all processes."""
+    return type(norm) is shared(nn.BatchNorm2d) and world() > 1
 
 
 class _Summed(torch.autograd.Function):
     """The sum over processes; the gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(
-        ctx: torch.autograd.function.FunctionCtx,
-        values: Tensor,
-        group: "torch.distributed.ProcessGroup",
-    ) -> Tensor:
-        ctx.group = group  # type: ignore[attr-defined]
-        total = values.clone()
-        torch.distributed.all_reduce(total, group=group)
-        return total
+    def forward(ctx: torch.autograd.function.FunctionCtx, values: Tensor) -> Tensor:
+        return total(values)
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
-        total = gradient.clone()
-        torch.distributed.all_reduce(total, group=ctx.group)  # type: ignore[attr-defined]
-        return total, None
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> Tensor:
+        return total(gradient)

@@ -3,6 +3,9 @@
     world, rank        how many there are, and which of them this is, from 0
     is_first           whether it is the one that writes and says something
     mean, total        of a tensor over all of them
+    mean_count         of a number of things, by which the sum of a loss is divided
+    of_all             the part that a mean over things of this process is of that over all of them
+    row_before         a row of the process before, in a circle
     from_first         what the first one has
     by_first           what the first one gets of something that it does for all
     gathered           what all of them have, in the first one
@@ -10,10 +13,9 @@
 Of one process alone, each of these gives back what it got. All processes have to call the same of
 them in the same order: each waits for the others.
 
-A mean over a batch is over that of all processes. Gradients are averaged over processes, so a loss
-that is a sum of the own part of a batch is divided by `mean` of how many there are in each part:
-
-    loss = each.sum() / mean(each.new_tensor(len(each)))
+A mean over a batch is over that of all processes. Since gradients are averaged over processes, a
+loss that is a sum over things is divided by `mean_count` of them, and one that is a mean goes
+through `of_all`; then it does not matter which process has how many.
 """
 
 from collections.abc import Callable
@@ -61,6 +63,23 @@ def mean(value: Tensor) -> Tensor:
     if world() == 1:
         return value
     return total(value.float()) / world()
+
+
+def mean_count(count: Tensor | int, least: int = 1) -> float:
+    """How many things a process has in the mean, where all together have at least some."""
+    return max(int(total(torch.as_tensor(count))), least) / world()
+
+
+def of_all(mean_of_own: Tensor, count: int) -> Tensor:
+    """A mean over `count` things as a part: the mean of all parts is the mean over all things."""
+    return mean_of_own if world() == 1 else mean_of_own * (count / mean_count(count))
+
+
+def row_before(rows: Tensor) -> Tensor:
+    """The last row (1, ...) of the process before this one; the first takes that of the last."""
+    last = [torch.empty_like(rows[-1:]) for _ in range(world())]
+    distributed.all_gather(last, rows[-1:].contiguous())
+    return last[rank() - 1]
 
 
 def from_first(value: T) -> T:

@@ -30,17 +30,18 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "jpeg": "",
     "resizing": "",
     "preprocess": "channels errors geometry images resizing sizes",
-    "inputs": "channels data errors geometry images inputs jpeg preprocess reading resizing sizes",
+    "inputs": "channels data errors geometry images inputs jpeg preprocess processes reading resizing sizes",
     "review": "channels data errors images inputs reading review",
     "reparam": "errors",
-    "merged": "errors",
+    "norms": "processes",
+    "merged": "errors norms processes",
     "layers": "errors merged reparam",
     "replacing": "errors",
     "parc": "errors reparam replacing",
     "pconv": "replacing",
     "backbones": "backbones channels errors find layers merged parc pconv preprocess reparam replacing "
     "synonyms",
-    "tasks": "backbones boxes channels errors facts find layers predictions preprocess reading rle synonyms "
+    "tasks": "backbones boxes channels errors facts find layers predictions preprocess processes reading rle synonyms "
     "tasks",
     "weights": "backbones channels errors facts fetching files find preprocess reading reparam tasks "
     "weights",
@@ -51,7 +52,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs launched merged "
-    "predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
+    "norms predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",

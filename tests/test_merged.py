@@ -13,6 +13,7 @@ from fleetnet.backbones.mobileone import Branches, MobileOne
 from fleetnet.backbones.repvit import RepVGGDW
 from fleetnet.errors import UsageError
 from fleetnet.merged import BranchSum, Merging, set_merging
+from fleetnet.norms import share_norms
 
 FORMS = {  # inputs, outputs, size, stride, dilation, groups, count, skip, norm
     "pointwise": (6, 6, 1, 1, 1, 1, 4, True, "in_branches"),
@@ -249,7 +250,8 @@ def test_on_where_there_is_no_sum() -> None:
 def work(rank: int, file: str, form: str, x: torch.Tensor, weights: torch.Tensor) -> None:
     """One of two processes with an uneven part of a batch; the first saves what came of it."""
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
-    module = cast(BranchSum, nn.SyncBatchNorm.convert_sync_batchnorm(sum_of(form)))
+    module = sum_of(form)
+    share_norms(module)
     module.merging = "on"
     part = slice(0, 2) if rank == 0 else slice(2, 5)
     (module(x[part]) * weights[part]).sum().backward()

@@ -1,6 +1,7 @@
 """What changes a whole batch on its way to the network: mixup, cutmix, and a size of its own."""
 
 from collections.abc import Mapping
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -8,6 +9,7 @@ from torch.nn import functional as F
 from torchvision.transforms import v2
 
 from ..data import OF_PICTURES
+from ..processes import row_before, world
 from .dataset import BatchTargets
 
 
@@ -23,7 +25,7 @@ def mix(
     With both, one of them by chance. images (N, 3, H, W), targets["label"] (N,) or
     targets["tags"] (N, classes) -> the same with (N, classes), of both pictures by their shares.
     `mixup` and `cutmix` are the alpha of the beta distribution, 0 for none. arXiv:1710.09412,
-    arXiv:1905.04899.
+    arXiv:1905.04899. Of several processes that have parts of a batch, each gets its part of the same.
     """
     kinds: list[v2.Transform] = []
     if mixup:
@@ -33,8 +35,14 @@ def mix(
     if not kinds:
         return images, dict(targets)
     (key,) = (key for key in OF_PICTURES if key in targets)
-    images, shares = v2.RandomChoice(kinds)(images, targets[key])
-    return images, {**targets, key: shares}
+    truth = cast(Tensor, targets[key])
+    if world() == 1:
+        images, shares = v2.RandomChoice(kinds)(images, truth)
+        return images, {**targets, key: shares}
+    # Each image is blended with the one before it: that of the first is in another process.
+    images, truth = (torch.cat([row_before(rows), rows]) for rows in (images, truth))
+    images, shares = v2.RandomChoice(kinds)(images, truth)
+    return images[1:], {**targets, key: shares[1:]}
 
 
 def multi_scale(images: Tensor, targets: BatchTargets, ratio: float) -> tuple[Tensor, BatchTargets]:

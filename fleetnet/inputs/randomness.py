@@ -78,9 +78,12 @@ def of_batch(seed: int, epoch: int, step: int) -> Numbers:
     return numbers("batch", seed, epoch, step)
 
 
-def of_network(seed: int, epoch: int, step: int) -> Numbers:
-    """For what a network and its loss draw in a step: paths that are dropped, sampled proposals."""
-    return numbers("network", seed, epoch, step)
+def of_network(seed: int, epoch: int, step: int, rank: int = 0) -> Numbers:
+    """For what a network and its loss draw in a step: paths that are dropped, sampled proposals.
+
+    Each process of several draws for its own part of the batch.
+    """
+    return numbers("network", seed, epoch, step, *([rank] if rank else []))
 
 
 def generator_of(seeds: Numbers) -> torch.Generator:

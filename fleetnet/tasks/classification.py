@@ -12,6 +12,7 @@ from ..boxes import Limits
 from ..errors import ModelError
 from ..predictions import Labels, Prediction, all_of
 from ..preprocess import Mode
+from ..processes import of_all
 from . import Outputs, Result, named
 from ._counts import Pairs, by_class, mean, without_truth
 from ._defaults import convert as convert
@@ -74,15 +75,11 @@ def loss(
     """
     logits = named(outputs)["logits"]
     if focal:
-        return {
-            "focal": focal_loss(logits, targets["label"], focal, label_smoothing, class_weights)
-        }
+        mean_of_own = focal_loss(logits, targets["label"], focal, label_smoothing, class_weights)
+        return {"focal": of_all(mean_of_own, len(logits))}
     if class_weights is None:
-        return {
-            "cross_entropy": F.cross_entropy(
-                logits, targets["label"], label_smoothing=label_smoothing
-            )
-        }
+        mean_of_own = F.cross_entropy(logits, targets["label"], label_smoothing=label_smoothing)
+        return {"cross_entropy": of_all(mean_of_own, len(logits))}
     each = F.cross_entropy(
         logits,
         targets["label"],
@@ -90,7 +87,7 @@ def loss(
         label_smoothing=label_smoothing,
         reduction="none",
     )
-    return {"cross_entropy": each.mean()}
+    return {"cross_entropy": of_all(each.mean(), len(logits))}
 
 
 def focal_loss(

@@ -33,6 +33,7 @@ from ..errors import ModelError, UsageError
 from ..layers import ConvBN
 from ..predictions import IGNORE, LabelMap, PixelLogits, Prediction, all_of
 from ..preprocess import Mode
+from ..processes import mean_count
 from . import Outputs, Result
 from ._counts import Pairs, by_class, mean, without_truth
 from ._decoded import Decoded, of_authors
@@ -151,7 +152,7 @@ def loss(
     `class_weights` (classes,) multiply what a pixel of each class adds.
     """
     truth = targets["semantic"]
-    count = (truth != IGNORE).sum().clamp(min=1)
+    count = mean_count((truth != IGNORE).sum())
 
     def cross_entropy(logits: Tensor) -> Tensor:
         weights = None if class_weights is None else class_weights.to(logits.device)

@@ -23,6 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torchvision.models.detection._utils import BalancedPositiveNegativeSampler
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
@@ -44,6 +45,7 @@ from ..boxes import Limits, best_after_nms, only_of, take
 from ..errors import ModelError
 from ..predictions import Detections
 from ..preprocess import Mode
+from ..processes import of_all
 from . import Outputs
 from ._coco import CocoMetric
 from ._decoded import BOXES, CHOSEN
@@ -105,6 +107,17 @@ class Anchors(AnchorGenerator):
         return [torch.cat(levels)] * len(image_list.image_sizes)
 
 
+class Sampler(BalancedPositiveNegativeSampler):
+    """torchvision's choice of the anchors that are learned from, whose losses are means over them."""
+
+    count = 0  # of the last batch
+
+    def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        positive, negative = super().__call__(matched_idxs)
+        self.count = int(sum(chosen.sum() for chosen in [*positive, *negative]))
+        return positive, negative
+
+
 class MaskRCNN(nn.Module):
     """Features -> in training mode the pyramid, for `loss`; in eval mode padded detections, see `forward`."""
 
@@ -139,6 +152,7 @@ class MaskRCNN(nn.Module):
             post_nms_top_n={"training": 2 * proposals, "testing": proposals},
             nms_thresh=0.7,
         )
+        self.rpn.fg_bg_sampler = Sampler(256, 0.5)
         self.roi_heads = RoIHeads(
             box_roi_pool=_pool(7),
             box_head=TwoMLPHead(channels * 7 * 7, hidden),
@@ -316,12 +330,13 @@ def loss(head: nn.Module, outputs: Outputs, targets: Mapping[str, Any]) -> dict[
     mask = (
         F.binary_cross_entropy_with_logits(own, torch.cat(truth)) if len(own) else masks.sum() * 0
     )
+    anchors, rois = cast(Sampler, network.rpn.fg_bg_sampler).count, sum(map(len, labels))
     return {
-        "rpn_objectness": rpn["loss_objectness"],
-        "rpn_box": rpn["loss_rpn_box_reg"],
-        "classifier": classifier,
-        "box": box,
-        "mask": mask,
+        "rpn_objectness": of_all(rpn["loss_objectness"], anchors),
+        "rpn_box": of_all(rpn["loss_rpn_box_reg"], anchors),
+        "classifier": of_all(classifier, rois),
+        "box": of_all(box, rois),
+        "mask": of_all(mask, len(own)),
     }
 
 

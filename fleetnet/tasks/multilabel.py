@@ -18,6 +18,7 @@ from ..boxes import Limits
 from ..errors import ModelError
 from ..predictions import PRESENT, Prediction, Tags, all_of
 from ..preprocess import Mode
+from ..processes import of_all
 from . import Outputs, Result, named
 from ._counts import NAMED, by_class, mean, scores, without_truth
 from ._defaults import convert as convert
@@ -69,10 +70,10 @@ def loss(
         weights = 1 + (class_weights.to(logits) - 1) * tags  # (N, classes)
     if focal:
         each = sigmoid_focal_loss(logits, smooth, alpha=-1, gamma=focal)  # (N, classes)
-        return {"focal": (each if weights is None else each * weights).mean()}
-    return {
-        "binary_cross_entropy": F.binary_cross_entropy_with_logits(logits, smooth, weight=weights)
-    }
+        mean_of_own = (each if weights is None else each * weights).mean()
+        return {"focal": of_all(mean_of_own, len(logits))}
+    mean_of_own = F.binary_cross_entropy_with_logits(logits, smooth, weight=weights)
+    return {"binary_cross_entropy": of_all(mean_of_own, len(logits))}
 
 
 def decode(

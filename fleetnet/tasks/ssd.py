@@ -39,6 +39,7 @@ from ..errors import ModelError
 from ..layers import ConvBN
 from ..predictions import Detections
 from ..preprocess import Mode
+from ..processes import mean_count
 from . import Outputs
 from ._coco import CocoMetric
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, of_authors, suppression
@@ -233,10 +234,11 @@ def loss(
     hardness = errors.detach().masked_fill(positive, -1)  # a cross-entropy is never below 0
     rank = hardness.argsort(1, descending=True).argsort(1)
     learned = positive | (rank < NEGATIVES * count[:, None]) & (hardness >= 0)
+    in_batch = mean_count(count.sum())
     return {
         "box": F.smooth_l1_loss(regressions[positive], encoded[positive], reduction="sum")
-        / count.sum(),
-        "class": errors[learned].sum() / count.sum(),
+        / in_batch,
+        "class": errors[learned].sum() / in_batch,
     }
 
 

@@ -43,6 +43,7 @@ from ..errors import ModelError, UsageError
 from ..layers import ConvBN
 from ..predictions import Detections
 from ..preprocess import Mode
+from ..processes import of_all
 from . import Outputs
 from ._coco import CocoMetric
 from ._decoded import BOXES, CHOSEN, TO_PICTURE, Decoded, suppression
@@ -423,6 +424,7 @@ def loss(
         anchors = detect.anchors[level].to(boxes)
         which, anchor, cell = assign(boxes, anchors, stride, height, width)
         objectness = x.new_zeros(x.shape[:4])  # contiguous, whatever x is
+        of_boxes, of_classes = zero, zero
         if len(which):
             at = (image[which], anchor, cell[:, 1], cell[:, 0])
             learned = x[at]  # (m, 5 + classes)
@@ -434,14 +436,15 @@ def loss(
             ciou = complete_box_iou_loss(
                 *(box_convert(b, "cxcywh", "xyxy") for b in (guess, truth))
             )  # 1 - CIoU, (m,)
-            box_loss = box_loss + ciou.mean()
+            of_boxes = ciou.mean()
             flat = ((at[0] * x.shape[1] + at[1]) * height + at[2]) * width + at[3]
             objectness.view(-1).scatter_reduce_(0, flat, (1 - ciou.detach()).clamp(0, 1), "amax")
             wanted = F.one_hot(labels[which], detect.classes).to(x)
-            class_loss = class_loss + F.binary_cross_entropy_with_logits(learned[:, 5:], wanted)
-        object_loss = object_loss + balance[level] * F.binary_cross_entropy_with_logits(
-            x[..., 4], objectness
-        )
+            of_classes = F.binary_cross_entropy_with_logits(learned[:, 5:], wanted)
+        box_loss = box_loss + of_all(of_boxes, len(which))
+        class_loss = class_loss + of_all(of_classes, len(which))
+        of_cells = F.binary_cross_entropy_with_logits(x[..., 4], objectness)
+        object_loss = object_loss + balance[level] * of_all(of_cells, len(x))
     area = raw[0].shape[2] * raw[0].shape[3] * detect.strides[0] ** 2  # of the input, in pixels
     levels = 3 / len(raw)
     return {

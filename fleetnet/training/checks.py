@@ -13,6 +13,7 @@ from ..errors import DataError, UsageError
 from ..find import names
 from ..images import OtherChannels
 from ..inputs.decode import read_picture
+from ..processes import world
 from ..review import enforce
 from ..review.annotated import annotated
 from ..sizes import Size, parse_curriculum, parse_sizes
@@ -134,7 +135,13 @@ def check_batch(model: Model, config: TrainConfig, images: int) -> None:
     Looked at are sizes that change in the training, and a batch of one image, of few pixels, in
     which a batch norm would see one value a channel.
     """
-    count = min(2 if config.batch_size == AUTO else config.batch_size, images)
+    count = min(2 * world() if config.batch_size == AUTO else config.batch_size, images)
+    if count < world():
+        raise UsageError(
+            f"a batch has {count} images for {world()} processes; allowed: at least one for each"
+        )
+    if config.norm != "sync":
+        count //= world()  # the smallest part
     curriculum = parse_curriculum(config.curriculum)
     changing = {stage.size for stage in curriculum.stages} if curriculum is not None else set()
     changing |= set(parse_sizes(config.sizes))

@@ -108,7 +108,7 @@ STEPS = Condition("with schedule step", lambda now: now.config.schedule == "step
 WSD = Condition("with schedule wsd", lambda now: now.config.schedule == "wsd")
 SOME_MOSAIC = Condition("where mosaic is above 0", lambda now: now.config.mosaic > 0)
 SEVERAL_IF_SYNC = Condition(
-    "as sync only by several processes with a GPU each; allowed here: train, frozen",
+    "as sync only by several processes; allowed here: train, frozen",
     lambda now: now.config.norm != "sync" or now.processes > 1,
 )
 
@@ -335,7 +335,7 @@ class TrainConfig:
     norm: Literal["train", "frozen", "sync"] = _field(
         "train",
         "batch norms of the backbone: frozen keeps them as they are, "
-        "sync shares statistics among GPUs",
+        "sync takes the statistics of all processes together",
         SEVERAL_IF_SYNC,
     )
     freeze: str | None = _field(

@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from ..data import Split
 from ..errors import DataError, ModelError, suggest
 from ..preprocess import Preprocess
+from ..processes import of_all
 from ..tasks import Model
 from ..weights.read import hash_tensors
 from .answers import Answers, StoredAnswers, answers_of
@@ -107,10 +108,11 @@ class Distilled:
     def distance(self, logits: Tensor, answers: Answers) -> Tensor:
         """How far logits (N, classes) are from the teacher's answers."""
         if self.kind == "hard":
-            return F.cross_entropy(logits, answers.classes[:, 0].long())
+            return of_all(F.cross_entropy(logits, answers.classes[:, 0].long()), len(logits))
         own = (logits / self.temperature).log_softmax(1)
         taught = answers.probabilities(logits.shape[1])
-        return F.kl_div(own, taught, reduction="batchmean") * self.temperature**2
+        divergence = of_all(F.kl_div(own, taught, reduction="batchmean"), len(logits))
+        return divergence * self.temperature**2
 
 
 def _classifiers(model: Model) -> Sequence[nn.Module]:

@@ -2,21 +2,22 @@
 
 `fleetnet train --devices N`, torchrun and accelerate launch start them alike: each process finds
 its place in the environment (`launched.py`; torch reads MASTER_ADDR and MASTER_PORT), and `join`
-meets the others. What is done so far:
+meets the others. What they learn is what one process learns of the same settings:
 
     batches      batch b of an epoch has the same samples: each process takes its slice of it
-    losses       the mean of those of the processes: that of the whole batch for a classifier with
-                 equal slices; what a loss of objects or pixels is divided by is counted in each
-                 process alone, and so are pictures that mixup and cutmix mix
+    losses       what a sum is divided by is counted in all processes (`mean_count`, `of_all`), and
+                 mixup and cutmix mix the pictures of the whole batch
     gradients    averaged by torch's DistributedDataParallel, which accelerate wraps the model in;
                  clipping and the average of the weights come after that
-    norms        over the own part of the batch; with `norm: sync`, which needs GPUs, over the whole
+    norms        with `norm: sync` over the whole batch (`norms`), else over the own part of it,
+                 which is where one process would learn something else
     evaluation   each process counts its block of the samples, the first one adds the counts up
     writing      by the first process alone: `Follower` is the run folder of the others
 
-What a network draws itself, as dropout does, each process draws with the same seed for its own
-part. A picture that cannot be read makes the part of its process smaller; where too little of it is
-left, that process passes over the step, and the others wait for it until the timeout.
+What a network or its loss draws itself (dropout, dropped paths, the anchors and RoIs that Mask
+R-CNN samples), each process draws for its own part: other numbers than one process would. A picture
+that cannot be read makes the part of its process smaller; where too little of it is left, that
+process passes over the step, and the others wait for it until the timeout.
 
 A process that dies closes its connections, and the others end with an error. One that hangs makes
 all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and

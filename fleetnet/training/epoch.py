@@ -10,7 +10,7 @@ from ..errors import DataError, NotFiniteError
 from ..inputs.dataset import Batch
 from ..inputs.randomness import of_batch, of_network, seed_all, states_kept
 from ..inputs.workers import Say, patient
-from ..processes import mean, total
+from ..processes import mean, rank, total
 from .distributed import beat
 from .hooks import Hook, Pace
 from .keeping import Keeper
@@ -89,7 +89,7 @@ def losses_of(
     with states_kept(device):
         images, targets = inputs_of(learner, batch, epoch, step)
         hook.batch(images, targets, learner.preprocess)
-        seed_all(of_network(config.seed, epoch, step), device)
+        seed_all(of_network(config.seed, epoch, step, rank()), device)
         losses = learner.losses(images, targets)
     return losses, int(total(torch.tensor(len(images))))
 

@@ -21,8 +21,9 @@ from ..errors import named_arguments
 from ..inputs.augment import Augmentation, check_augmentation
 from ..inputs.samplers import Order
 from ..inputs.workers import Say
+from ..norms import has_own_norms
 from ..preprocess import Preprocess
-from ..processes import by_first, from_first, gathered, is_first
+from ..processes import by_first, from_first, gathered, is_first, world
 from ..tasks import Model
 from ..tasks import find as find_task
 from .checks import check
@@ -169,6 +170,7 @@ def fit(
             )
             this_run.record(train, val, counted)
             this_run.so_far = from_first(this_run.so_far)
+            _say_of_norms(learner, on_wait)
             pace = Pace(this_run.epochs, config.epochs, len(learner.batches))
             with Signals() as signals, watched(config.timeout):
                 keeper = StateKeeper(learner, this_run, signals, config.save_every)
@@ -182,6 +184,17 @@ def fit(
                 write_overview(mine.folder, train.classes, read_log(mine.folder), best)
             hook.end(best)
     return best
+
+
+def _say_of_norms(learner: Learner, say: Say | None) -> None:
+    """Say that one process would learn something else, where norms see a part of the batch each."""
+    if say is None or world() == 1 or not is_first() or not has_own_norms(learner.model):
+        return
+    images = learner.config.batch_size
+    say(
+        f"batch norms take their statistics of a part of the {images} images, as each of the "
+        f"{world()} processes has one; with --norm sync of all"
+    )
 
 
 def _epoch(

@@ -20,6 +20,7 @@ from ..inputs.loader import Batches, batches_of
 from ..inputs.samplers import Order, OrderedBatches, SizedBatches
 from ..inputs.workers import Say
 from ..merged import set_merging
+from ..norms import share_norms, unshare_norms
 from ..preprocess import Preprocess
 from ..processes import mean, rank, world
 from ..tasks import Model
@@ -190,6 +191,9 @@ class Learner:
         """Leave the model as one that can be used without the run."""
         # takes autocast off model.forward
         self.accelerator.unwrap_model(self.network, keep_fp32_wrapper=False)
+        for form in (self.model, self.average):
+            if form is not None:
+                unshare_norms(form)
         self.model.preprocess = self.preprocess
 
 
@@ -284,7 +288,7 @@ def set_up(
     if config.norm == "frozen":
         freeze_norms(model)
     elif config.norm == "sync":
-        model = cast(Model, nn.SyncBatchNorm.convert_sync_batchnorm(model))
+        share_norms(model)
     set_merging(model, config.merge_branches)
     if before is None:
         task.prepare(model.head, sizes_and_boxes(train, preprocess), preprocess.size)

@@ -44,7 +44,8 @@ class Objective(Protocol):
         """Scalars by name, to be minimized in sum; each becomes a curve of the log.
 
         `network` is the model in training mode, under autocast; losses are not, since boxes need
-        float32. images are (N, 3, H, W), targets as the task's `loss` takes them.
+        float32. images are (N, 3, H, W), targets as the task's `loss` takes them. Of several
+        processes each sees its part of a batch: a mean over it goes through `processes.of_all`.
         """
         ...
 

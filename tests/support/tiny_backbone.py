@@ -13,24 +13,28 @@ CHANNELS, STRIDES = [8, 12, 16, 24, 32], [2, 4, 8, 16, 32]
 
 
 class Tiny(nn.Module):
-    """Five strided 3x3 convolutions, each with its batch norm."""
+    """Five strided 3x3 convolutions, each with its batch norm; the last keeps the size at stride 16."""
 
     def __init__(self, drop_path: float = 0.0, output_stride: int = 32, in_channels: int = 3):
         super().__init__()
-        self.channels, self.strides = CHANNELS, STRIDES
+        self.channels = CHANNELS
+        self.strides = [min(stride, output_stride) for stride in STRIDES]
+        channels, strides = [in_channels, *CHANNELS], [1, *self.strides]
         self.stages = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(before, after, 3, stride=2, padding=1, bias=False),
+                nn.Conv2d(before, after, 3, stride=larger // smaller, padding=1, bias=False),
                 nn.BatchNorm2d(after),
                 nn.ReLU(),
             )
-            for before, after in pairwise([in_channels, *CHANNELS])
+            for (before, after), (smaller, larger) in zip(
+                pairwise(channels), pairwise(strides), strict=True
+            )
         )
 
     def forward(self, image: Tensor) -> list[Tensor]:
         features = [image]  # (N, in_channels, H, W)
         for stage in self.stages:
-            features.append(stage(features[-1]))  # (N, CHANNELS[i], H / STRIDES[i], W / STRIDES[i])
+            features.append(stage(features[-1]))  # (N, CHANNELS[i], H / strides[i], W / strides[i])
         return features[1:]
 
     def classifier(self, classes: int) -> nn.Module:
