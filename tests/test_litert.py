@@ -22,6 +22,7 @@ from fleetnet.layers import ConvBN, SqueezeExcite
 from fleetnet.proof.explain import explain
 from fleetnet.proof.verify import verify
 from fleetnet.runtimes import File, Request, _isolated, litert
+from fleetnet.runtimes._litert_worker import is_open
 from fleetnet.runtimes._program import capture
 
 SIZE = (12, 20)
@@ -145,6 +146,23 @@ def test_a_script_runs_apart_and_its_last_words_are_said(root: Path, tmp_path: P
     with pytest.raises(ExportError, match=r"^litert cannot convert this model: no tfl.pow$"):
         _isolated.run("litert", script, str(tmp_path / "path"))
     assert str(tmp_path) not in (tmp_path / "path").read_text().split()
+
+
+def test_numbers_among_the_weights_are_no_images():
+    """As a batch norm counts its batches, one of timm's that stays by itself among them."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("batches", torch.tensor(0))
+
+        def forward(self, *, image: Tensor) -> Tensor:
+            return image + self.batches
+
+    images = {"image": torch.zeros(2, 3)}
+    for sizes in (None, {"image": {0: torch.export.Dim("batch")}}):
+        program = torch.export.export(Counting(), (), images, dynamic_shapes=sizes)
+        assert is_open(program) is (sizes is not None)
 
 
 def test_replaced_operators_compute_the_same(model: nn.Module, image: Tensor):

@@ -11,6 +11,10 @@ wrong.
 import json
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 
 def main(program: str, notes: str, target: str) -> None:
@@ -24,14 +28,9 @@ def main(program: str, notes: str, target: str) -> None:
     torch.set_num_threads(1)
     exported = torch.export.load(program)
     images = exported.example_inputs[1]
-    symbolic = [
-        node.meta["val"].shape[0] for node in exported.graph.nodes if node.op == "placeholder"
-    ][-1]
-    dynamic = (
-        None
-        if isinstance(symbolic, int)
-        else {name: {0: torch.export.Dim("batch")} for name in images}
-    )
+    dynamic = None
+    if is_open(exported):
+        dynamic = {name: {0: torch.export.Dim("batch")} for name in images}
     model = litert_torch.convert(exported.module(), sample_kwargs=images, dynamic_shapes=dynamic)
     read = flatbuffer_utils.read_model_from_bytearray(bytearray(model.model_content()))
     read.metadata = list(read.metadata or [])
@@ -42,6 +41,12 @@ def main(program: str, notes: str, target: str) -> None:
         read.buffers.append(buffer)
         read.metadata.append(entry)
     flatbuffer_utils.write_model(read, target)
+
+
+def is_open(exported: "ExportedProgram") -> bool:
+    """Whether the number of images is open, by the last input of the graph, behind all weights."""
+    *_, images = (node for node in exported.graph.nodes if node.op == "placeholder")
+    return not isinstance(images.meta["val"].shape[0], int)
 
 
 if __name__ == "__main__":
