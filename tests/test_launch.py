@@ -310,6 +310,15 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def exit_code(process: "subprocess.Popen[bytes]") -> int:
+    """That of a process in the end, which is killed after some minutes."""
+    try:
+        return process.wait(300)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
+
+
 def weights_of(run: Path, name: str = "last") -> dict[str, Tensor]:
     return load_file(run / f"{name}.safetensors")
 
@@ -340,14 +349,10 @@ def test_two_nodes_are_started_again_after_each_failure(undisturbed: Path, tmp_p
     output, steps = tmp_path / "output.txt", tmp_path / "steps.txt"
     faults = "raise 1 0 3; kill 0 1 4"
     nodes = [processes.start(words, output, steps, faults) for _ in range(2)]
-    try:
-        codes = [node.wait(240) for node in nodes]
-    except subprocess.TimeoutExpired:
-        codes = []
+    codes = [exit_code(node) for node in nodes]
     left = processes.left_behind(steps)
     said = output.read_text()
-    assert codes == [0, 0], said
-    assert left == []
+    assert (codes, left) == ([0, 0], []), said
     assert "process 1 of 2: RuntimeError: something broke" in said
     run = tmp_path / "runs" / "classification" / "tiny-shapes:36"
     assert f"the run in {run.relative_to(tmp_path)} goes on" in said
@@ -374,12 +379,7 @@ def alone(tiny: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def ended(process: "subprocess.Popen[bytes]", steps: Path) -> tuple[int, float, list[int]]:
     """The exit code of what started processes, the moment, and processes that are left behind."""
-    try:
-        code = process.wait(120)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        code = process.wait()
-    return code, time.time(), processes.left_behind(steps)
+    return exit_code(process), time.time(), processes.left_behind(steps)
 
 
 @needs_proc

@@ -177,6 +177,7 @@ def test_a_limit_of_waiting_is_refused_where_nobody_is_waited_for():
     with pytest.raises(UsageError, match=r"timeout.*workers"):
         check_settings(config_of(timeout=1.0), "classification")
     check_settings(config_of(timeout=1.0, workers=1), "classification")
+    check_settings(config_of(timeout=1.0), "classification", processes=2)
 
 
 @pytest.mark.parametrize(("task", "augment", "key"), WALK, ids=["-".join(step) for step in WALK])

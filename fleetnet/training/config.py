@@ -103,7 +103,10 @@ DETECTED = Condition("by detectors", lambda now: now.task.LIMITS is not None)
 AUGMENTED = Condition("with every augmentation but none", lambda now: now.augment != "none")
 MOSAIC = Condition("with the augmentation mosaic", lambda now: now.augment == "mosaic")
 TAUGHT = Condition("where there is a teacher", lambda now: now.config.teacher is not None)
-WORKERS = Condition("where workers is above 0", lambda now: now.config.workers > 0)
+OTHER_PROCESSES = Condition(
+    "where workers is above 0, and by several processes that train together",
+    lambda now: now.config.workers > 0 or now.processes > 1,
+)
 STEPS = Condition("with schedule step", lambda now: now.config.schedule == "step")
 WSD = Condition("with schedule wsd", lambda now: now.config.schedule == "wsd")
 SOME_MOSAIC = Condition("where mosaic is above 0", lambda now: now.config.mosaic > 0)
@@ -435,7 +438,10 @@ class TrainConfig:
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
     timeout: float = _field(
-        5.0, "minutes that these may take for a batch before the run ends with an error", WORKERS
+        5.0,
+        "minutes that these may take for a batch, and processes that train together for a step, "
+        "before the run ends with an error",
+        OTHER_PROCESSES,
     )
     scale_values: str = _field(
         "auto",
