@@ -34,7 +34,7 @@ from typing import Any
 
 PROGRAM = (sys.executable, __file__)
 WORDS = ["train", "--model", "tiny", "--data", "shapes:36", "--size", "32", "--batch-size", "6"]
-WORDS += ["--epochs", "3", "--optimizer", "sgd", "--lr", "0.05", "--norm", "frozen"]
+WORDS += ["--epochs", "3", "--optimizer", "sgd", "--lr", "0.05", "--norm", "sync"]
 WORDS += ["--ema", "null", "--device", "cpu", "--threads", "1"]
 TIMEOUT = 15.0  # seconds that a process may be waited for: the two do not start at once
 LONGEST = 300.0  # seconds that a case may take
