@@ -8,6 +8,7 @@ has norms over channels that are almost constant.
 import hashlib
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -56,6 +57,7 @@ SMALL: dict[str, dict[str, int | float]] = {
     "maskrcnn": {"channels": 16, "hidden": 32, "samples": 4096, "proposals": 50},
     "deeplabv3": {"channels": 16},
 }
+LOST = 3  # a training image of the classifier
 EVALUATED = 5  # images, which neither 2 nor 3 processes can share evenly
 
 
@@ -103,6 +105,8 @@ def trained(task: str, folder: Path) -> dict[str, Any]:
     """What a training in one or more processes comes to."""
     target = find_task(task).TARGET
     train, val = (data.load("shapes:24", split, target=target) for split in ("train", "val"))
+    if task == "classification":  # the next one stands in, of the same process or not
+        train.samples[LOST] = replace(train.samples[LOST], image=Path("lost.png"))
     model = model_of(task, len(train.classes))
     # one process has the whole batch anyway
     norm = {} if "WORLD_SIZE" in os.environ else {"norm": "train"}

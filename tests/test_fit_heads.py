@@ -128,8 +128,12 @@ def test_data_loaded_for_another_task(tmp_path: Path):
         fit(build("fasternet_t0", 6), *splits("boxes"), settings(epochs=1), tmp_path)
 
 
-def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
+@pytest.mark.parametrize("stand_ins", [100, 0])
+def test_a_batch_left_with_one_image_is_passed_over(
+    stand_ins: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """DeepLabV3 cannot train on one image; an unreadable file must not stop the run."""
+    monkeypatch.setattr("fleetnet.inputs.samplers.STAND_INS", stand_ins)
     train_split, val = splits("semantic", 4)
     broken = [
         Sample(tmp_path / "lost.jpg", semantic=train_split.samples[0].semantic),
@@ -141,7 +145,7 @@ def test_a_batch_left_with_one_image_is_passed_over(tmp_path: Path):
         model, Split(broken, train_split.classes), val, settings(epochs=1, batch_size=2), tmp_path / "run",
         on_epoch=line.append,
     )  # fmt: skip
-    assert line[0]["train"]["images"] == 2
+    assert line[0]["train"]["images"] == (4 if stand_ins else 2)
     assert len(line[0]["skipped"]) == 1
     assert "lost.jpg" in line[0]["skipped"][0]
 

@@ -179,6 +179,7 @@ def slow(
     val: Split,
     config: TrainConfig,
     scores: Iterator[int] | None = None,
+    stand_ins: bool = True,
 ) -> Course:
     """The slow loop, which takes its `scores` from the metric unless they are given."""
     model, module = tiny(task, len(train.classes)), find("tasks", task)
@@ -195,6 +196,7 @@ def slow(
         lambda outputs, targets: module.loss(model.head, outputs, targets, **of_loss),
         scorer(task, val, config) if scores is None else lambda model: next(scores),
         [sample.label for sample in train.samples],
+        stand_ins,
     )
 
 
@@ -291,18 +293,33 @@ def test_all_settings_together(stop_after: int | None, photos: Path, tmp_path: P
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("batch", [0, 1, 4])
-def test_a_batch_that_cannot_be_read(batch: int, accumulate: int, photos: Path, tmp_path: Path):
+def test_a_batch_that_cannot_be_read(
+    batch: int, accumulate: int, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
     """A whole batch of the first epoch is lost: the others of its group make an update without it.
 
-    In later epochs its files are missing in several batches, which are of different sizes then, so
-    the mean of the loss is not that of the batches.
+    So it is where nothing stands in, as with a teacher. In later epochs the files are missing in
+    several batches, which are of different sizes then, so the mean of the loss is not that of the
+    batches.
     """
     config = settings(accumulate=accumulate, weight_decay=0.1, ema=0.9, warmup_epochs=1.0)
     lost = chunks(order_of(22, config.seed, 0), config.batch_size)[batch]
     data = photos_of(photos, lost)
-    course = slow("classification", *data, config)
+    monkeypatch.setattr("fleetnet.inputs.samplers.STAND_INS", 0)
+    course = slow("classification", *data, config, stand_ins=False)
     assert course.log[0]["images"] == 16
     model = fast("classification", *data, config, tmp_path, stop_after=1)
+    assert_same_run(model, tmp_path, course)
+
+
+def test_the_next_of_the_order_stands_in(photos: Path, tmp_path: Path):
+    """Also where it cannot be read either, and at the end of the order, whose next is its first."""
+    config = settings(epochs=2)
+    order = order_of(22, config.seed, 0)
+    data = photos_of(photos, [*order[2:5], *order[18:]])
+    course = slow("classification", *data, config)
+    assert [line["images"] for line in course.log] == [20, 20]
+    model = fast("classification", *data, config, tmp_path)
     assert_same_run(model, tmp_path, course)
 
 

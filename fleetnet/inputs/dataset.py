@@ -43,6 +43,7 @@ class Batch(NamedTuple):
     indices: list[int]  # of the samples in the split
     places: list[Place]  # where each picture lies in the input; empty in training
     preprocess: Preprocess | None = None  # how values are scaled; None where they are already
+    lost: int = 0  # how many of the skipped files no other one stands in for
 
     def inputs(self) -> Tensor:
         """What the network gets, (N, C, H, W) float32, on the device that the images are on."""
@@ -65,6 +66,7 @@ class Item(NamedTuple):
     sample: int  # its index in the split
     place: Place | None  # where the picture lies in the input; None in training
     preprocess: Preprocess | None = None
+    instead_of: str = ""  # why the sample could not be read for which this one stands in
 
 
 class Look(NamedTuple):
@@ -106,6 +108,9 @@ class ImageDataset(Dataset[Item | str]):
     the annotation stays in the picture's pixels. Where sizes change in a training, by a
     `curriculum` or by the draw, `at` makes what is used at another size.
 
+    In training one that cannot be read is replaced by the first of those `following` it that can, as
+    it is in its own place, so that batches stay as large.
+
     Samples are asked for by their index, or in training by a `Draw`: random numbers are those of
     `seed` and the draw, in whichever process; of an index alone, those of its first in epoch 0.
 
@@ -127,6 +132,7 @@ class ImageDataset(Dataset[Item | str]):
         at: MakeLook | None = None,
         cache: bool = False,
         limit: int = LIMIT,
+        following: Callable[[Draw], Sequence[Draw]] | None = None,
     ):
         self.split = split
         self.preprocess = preprocess
@@ -134,6 +140,7 @@ class ImageDataset(Dataset[Item | str]):
         self.plain_from = plain_from
         self.curriculum = curriculum
         self.at = at
+        self.following = following
         self.looks: dict[tuple[Size, float, bool], Look] = {}  # those that were asked for
         self.target = target
         self.answers: AnswerOf | None = None  # where those of a teacher are stored
@@ -164,10 +171,21 @@ class ImageDataset(Dataset[Item | str]):
                     one if isinstance(one, str) else or_reason(self._for_training, one)
                     for one in some
                 ]
+            pairs = zip(items, draws, strict=True)
+            items = [
+                self._instead(draw, item) if isinstance(item, str) else item for item, draw in pairs
+            ]
         if self.answers is None:
             return items
         pairs = zip(items, draws, strict=True)
         return [_answered(item, draw, self.answers(draw)) for item, draw in pairs]
+
+    def _instead(self, draw: Draw, reason: str) -> Item | str:
+        """An item that stands in for one that cannot be read, else the `reason`."""
+        for other in [] if self.following is None else self.following(draw):
+            with suppress(DataError):  # named when it is an item itself
+                return self._for_training(self._looked(other))._replace(instead_of=reason)
+        return reason
 
     def _read_ahead(self, draws: Sequence[Draw]) -> Iterator[list[Looked | str]]:
         """Samples whose files were read, a few at a time.
@@ -339,12 +357,14 @@ def _answered(item: Item | str, draw: Draw, answer: Tensor | None) -> Item | str
 def collate(items: Sequence[Item | str]) -> Batch:
     """A batch of what `ImageDataset` gives.
 
-    Files that could not be read make it smaller and are named in `skipped`.
+    Files that could not be read are named in `skipped`; those that no other one stands in for make
+    it smaller.
     """
     good = [item for item in items if not isinstance(item, str)]
-    skipped = [item for item in items if isinstance(item, str)]
+    reasons = [item if isinstance(item, str) else item.instead_of for item in items]
+    skipped, lost = [reason for reason in reasons if reason], len(items) - len(good)
     if not good:
-        return Batch(torch.empty(0), {}, skipped, [], [])
+        return Batch(torch.empty(0), {}, skipped, [], [], lost=lost)
     places = [item.place for item in good if item.place is not None]
     targets: BatchTargets = {}
     for key in good[0].targets:
@@ -355,4 +375,5 @@ def collate(items: Sequence[Item | str]) -> Batch:
     # (N, H, W, C): stacked as they lie in memory
     rows = torch.stack([item.image.permute(1, 2, 0) for item in good])
     indices = [item.sample for item in good]
-    return Batch(rows.permute(0, 3, 1, 2), targets, skipped, indices, places, good[0].preprocess)
+    images, preprocess = rows.permute(0, 3, 1, 2), good[0].preprocess
+    return Batch(images, targets, skipped, indices, places, preprocess, lost)

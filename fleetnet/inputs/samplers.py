@@ -2,6 +2,7 @@
 
 Order            indices of samples: `Shuffled`, `Balanced`, `Weighted`, or one that a user gives
 Draws            the same, with the epoch and how often a sample came up in it before
+Following        those that come after one, which stand in for it where it cannot be read
 OrderedBatches   what a process gets of each batch
 SizedBatches     the same, where each step has a size and a number of images of its own
 """
@@ -21,6 +22,7 @@ from ..sizes import Size
 from .randomness import Draw, choice, generator_of, of_order, of_size
 
 T = TypeVar("T")
+STAND_INS = 100  # samples that are tried for one: where none can be read, something else is wrong
 NO_TAG = -1  # no class has this index
 
 
@@ -28,7 +30,8 @@ class Order(Protocol):
     """In which order an epoch goes through the samples: their indices.
 
     It may leave out some, and repeat some. It is a function of the epoch alone, so that a run that
-    continues goes on as if it had never stopped.
+    continues goes on as if it had never stopped. Processes that read get it too, since the next of
+    the order stands in for a file that cannot be read: so it can be pickled.
     """
 
     epoch: int  # from 0; set before each pass
@@ -158,6 +161,31 @@ def draws_of(indices: Iterable[int], epoch: int) -> Iterator[Draw]:
     for index in indices:
         yield Draw(epoch, index, turns[index])
         turns[index] += 1
+
+
+class Following:
+    """What comes after a sample in an order, which begins again at its end.
+
+    It depends on the order and the epoch alone, so it is the same in whichever process.
+    """
+
+    def __init__(self, order: Order):
+        self.order = order
+        self.epoch = -1  # the one that was asked about last
+        self.draws: list[Draw] = []  # all of it
+
+    def __call__(self, draw: Draw) -> list[Draw]:
+        """At most `STAND_INS` samples, at the size of this one; none where it is not of the order."""
+        if self.epoch != draw.epoch:
+            self.order.epoch = self.epoch = draw.epoch
+            self.draws = list(draws_of(self.order, draw.epoch))
+        places = [place for place, other in enumerate(self.draws) if other.sample == draw.sample]
+        if not places:
+            return []
+        first = places[draw.turn % len(places)] + 1
+        following = [*self.draws[first:], *self.draws[: first - 1]]
+        others = (other for other in following if other.sample != draw.sample)
+        return [other._replace(size=draw.size) for other in islice(others, STAND_INS)]
 
 
 class OrderedBatches(Sampler[list[Draw]]):

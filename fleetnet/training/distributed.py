@@ -15,9 +15,9 @@ meets the others. What they learn is what one process learns of the same setting
     writing      by the first process alone: `Follower` is the run folder of the others
 
 What a network or its loss draws itself (dropout, dropped paths, the anchors and RoIs that Mask
-R-CNN samples), each process draws for its own part: other numbers than one process would. A picture
-that cannot be read makes the part of its process smaller; where too little of it is left, that
-process passes over the step, and the others wait for it until the timeout.
+R-CNN samples), each process draws for its own part: other numbers than one process would. The
+next of the order stands in for a picture that cannot be read, whichever process has it; where
+nothing does (with a teacher, or after 100 of them), a part of less than two images ends the run.
 
 A process that dies closes its connections, and the others end with an error. One that hangs makes
 all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and

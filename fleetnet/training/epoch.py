@@ -10,7 +10,7 @@ from ..errors import DataError, NotFiniteError
 from ..inputs.dataset import Batch
 from ..inputs.randomness import of_batch, of_network, seed_all, states_kept
 from ..inputs.workers import Say, patient
-from ..processes import mean, rank, total
+from ..processes import mean, rank, total, world
 from .distributed import beat
 from .hooks import Hook, Pace
 from .keeping import Keeper
@@ -105,8 +105,18 @@ def inputs_of(learner: Learner, batch: Batch, epoch: int, step: int) -> tuple[Te
 
 
 def is_too_small(batch: Batch) -> bool:
-    """Whether one image of several is left, which is too few for some batch norms, or none."""
-    return len(batch.images) == 0 or (len(batch.images) == 1 and bool(batch.skipped))
+    """Whether one image of several is left, which is too few for some batch norms, or none.
+
+    `DataError` in one of several processes: the others do not pass over the step.
+    """
+    too_small = len(batch.images) == 0 or (len(batch.images) == 1 and batch.lost > 0)
+    if too_small and world() > 1:
+        raise DataError(
+            f"process {rank()} of {world()} could read {len(batch.images)} of the "
+            f"{len(batch.images) + batch.lost} images of its part of a batch, and nothing stands "
+            f"in for the others; the first: {batch.skipped[0]}"
+        )
+    return too_small
 
 
 def _check_loss(loss: float, so_far: EpochSoFar, keeper: Keeper) -> None:

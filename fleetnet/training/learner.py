@@ -238,7 +238,9 @@ def _batches(
     """Those that are trained on, and those that are evaluated."""
     config, preprocess = training.config, training.preprocess
     task = tasks.find(model.task)
-    data = training_set(model.task, train, preprocess, config, augment)
+    # answers of a teacher are to the batches that there were when it was asked
+    stand_ins = order if config.teacher is None else None
+    data = training_set(model.task, train, preprocess, config, augment, stand_ins)
     data.answers = answers
 
     def batches(images: ImageDataset, order: Order | None = None) -> Batches:

@@ -21,6 +21,7 @@ from ..inputs.augment import Augmentation, augmentation
 from ..inputs.dataset import ImageDataset, Look
 from ..inputs.samplers import (
     Balanced,
+    Following,
     Order,
     OrderedBatches,
     Repeated,
@@ -227,8 +228,12 @@ def training_set(
     preprocess: Preprocess,
     config: TrainConfig,
     augment: Augmentation | None = None,
+    order: Order | None = None,
 ) -> ImageDataset:
-    """The samples as a training learns from them, by settings or by an `augment` of its own."""
+    """The samples as a training learns from them, by settings or by an `augment` of its own.
+
+    In an `order` the next one stands in for a file that cannot be read.
+    """
     module = tasks.find(task)
     return ImageDataset(
         train,
@@ -240,6 +245,7 @@ def training_set(
         curriculum=parse_curriculum(config.curriculum),
         at=AtOtherSizes(task, preprocess, config),
         cache=config.cache,
+        following=None if order is None else Following(order),
     )
 
 

@@ -48,13 +48,15 @@ def train_slowly(  # noqa: C901, PLR0915
     loss: Callable[[Any, Any], dict[str, Tensor]],
     score: Callable[[nn.Module], float],
     labels: list[int] | None = None,
+    stand_ins: bool = True,
 ) -> Course:
     """Train `model` in place on `count` samples.
 
     `read(epoch, index, turn, mosaic)` makes an input of a sample, which comes up in this epoch for
     the first time in turn 0, and for the second in turn 1, `loss(outputs, targets)` has named parts,
     `score(model)` is the figure by which weights are the best, and `labels` are those of the
-    samples, for `config.balance`.
+    samples, for `config.balance`. With `stand_ins` the next one that can be read takes the place of one
+    that cannot.
     """
     frozen = frozen_parts(model, config)
     for part in frozen:
@@ -81,8 +83,14 @@ def train_slowly(  # noqa: C901, PLR0915
             learned = False
             for samples in group:
                 step += 1
-                batch = collate([read(epoch, index, turn, mosaic) for index, turn in samples])
-                if len(batch.images) == 0 or (len(batch.images) == 1 and batch.skipped):
+                items = [read(epoch, index, turn, mosaic) for index, turn in samples]
+                for place, item in enumerate(items):
+                    if isinstance(item, str) and stand_ins:
+                        items[place] = next_readable(
+                            item, with_turns(order), samples[place], epoch, mosaic, read
+                        )
+                batch = collate(items)
+                if len(batch.images) == 0 or (len(batch.images) == 1 and batch.lost):
                     continue  # of unreadable files
                 learned = True
                 rate = rate_of(epoch * len(groups) + update, len(groups), config)
@@ -143,6 +151,23 @@ def seed_all(place: str) -> None:
     torch.manual_seed(int.from_bytes(digest[:8], "little"))
     random.seed(int.from_bytes(digest[8:16], "little"))
     np.random.seed(int.from_bytes(digest[16:], "little"))
+
+
+def next_readable(
+    reason: str,
+    order: list[tuple[int, int]],
+    lost: tuple[int, int],
+    epoch: int,
+    mosaic: bool,
+    read: Callable[[int, int, int, bool], Item | str],
+) -> Item | str:
+    """The first input after a `lost` sample, (index, turn), in the order of an epoch, in a circle."""
+    place = order.index(lost)
+    for index, turn in order[place + 1 :] + order[:place]:
+        item = read(epoch, index, turn, mosaic)
+        if not isinstance(item, str):
+            return item._replace(instead_of=reason)
+    return reason
 
 
 def with_turns(order: list[int]) -> list[tuple[int, int]]:
