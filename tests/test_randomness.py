@@ -4,6 +4,7 @@ import hashlib
 import os
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,19 @@ import torch
 from conftest import benchmark
 from torchvision.transforms import v2
 
-from fleetnet.data import load
-from fleetnet.inputs.augment import Augmentation, as_input, augmentation
+from fleetnet.data import Split, load
+from fleetnet.inputs import dataset
+from fleetnet.inputs.augment import (
+    DEFAULTS,
+    AtTimes,
+    Augmentation,
+    Flip,
+    InTurn,
+    Recolored,
+    as_input,
+    augmentation,
+    draws_from_torch,
+)
 from fleetnet.inputs.dataset import ImageDataset, Item
 from fleetnet.inputs.decode import AnnotatedPicture
 from fleetnet.inputs.layouts import Mosaic, Zoom
@@ -195,6 +207,84 @@ def test_a_sample_depends_on_seed_epoch_index_and_turn_alone(name: str):
     others = images_of(data_of(name, seed=5), draws)
     assert not any(map(torch.equal, images, others))
     assert torch.equal(data[2].image, data[Draw(0, 2, 0)].image)
+
+
+class OwnFlip(Flip):
+    """May draw from whatever it likes."""
+
+
+def shade(picture: torch.Tensor) -> torch.Tensor:
+    return (picture * random.random()).byte()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *[{"name": name} for name in DEFAULTS],
+        {"name": "classify", "erasing": 1.0, "color_jitter": 0.4},
+        {"name": "classify", "auto_augment": "trivial", "strength": 0.5},
+        {"name": "mosaic", "mosaic": 0.5, "erasing": 0.5},
+    ],
+    ids=str,
+)
+def test_where_torch_alone_is_said_to_be_drawn_from_the_others_stay(settings: dict):
+    """Else they would have to be seeded for each sample."""
+    target = "label" if settings["name"] in ("classify", "none") else "boxes"
+    split = load("shapes:8", "train", target=target)
+    augment = augmentation(preprocess=PREPROCESS, **settings)
+    data = ImageDataset(split, PREPROCESS, augment, target=target)
+    assert draws_from_torch(augment) == ("auto_augment" not in settings)
+    random.seed(3)
+    np.random.seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    with states_kept(only_torch=True):
+        for sample in range(4):
+            as_input(augment, PREPROCESS, [data.annotated(sample)] * augment.pictures, GENERATOR)
+    after = random.getstate(), np.random.get_state()[1].tolist()
+    assert not draws_from_torch(augment) or after == before
+
+
+@pytest.mark.parametrize(
+    "augment",
+    [
+        Foreign(),
+        OwnFlip(0.5),
+        InTurn(Flip(0.5), OwnFlip(0.5)),
+        AtTimes(OwnFlip(0.5), 0.5),
+        Recolored(shade),
+        InTurn(Flip(0.5), Recolored(shade)),
+    ],
+)
+def test_of_what_users_write_nothing_is_said_about_what_it_draws_from(augment: Augmentation):
+    assert not draws_from_torch(augment)
+
+
+@pytest.mark.parametrize("name", ["classify", "mosaic"])
+def test_what_is_read_ahead_changes_nothing(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Samples come in their order, with those that cannot be read, however many are read at once."""
+    target = "label" if name == "classify" else "boxes"
+    split = load("shapes:8", "train", target=target)
+    lost = replace(split.samples[2], image=tmp_path / "lost.jpg")
+    split = Split([*split.samples[:2], lost, *split.samples[3:]], split.classes)
+    data = ImageDataset(split, PREPROCESS, AUGMENTATIONS[name](), target=target)
+    draws = [Draw(1, sample) for sample in (4, 2, 0, 7, 5, 0)]
+    held, results = [], []
+    for ahead in (0, 2 * data.annotated(0).size, 1 << 30):
+        monkeypatch.setattr(dataset, "AHEAD", ahead)
+        held.append([len(some) for some in data._read_ahead(draws)])
+        results.append(data.__getitems__(draws))
+    assert held[0][0] == 1
+    assert max(held[0]) == 2  # what cannot be read takes no room
+    assert max(held[0]) <= max(held[1]) < len(draws)
+    assert held[2] == [len(draws)]
+    for items in results:
+        assert [isinstance(item, str) for item in items] == [False, True, *[False] * 4]
+        assert "lost.jpg" in items[1]
+        assert [item.sample for item in items if isinstance(item, Item)] == [4, 0, 7, 5, 0]
+        pictures = [item.image for item in items if isinstance(item, Item)]
+        assert same(pictures, [item.image for item in results[0] if isinstance(item, Item)])
 
 
 def test_a_sample_is_what_torchs_generator_gives_when_seeded_by_hand():

@@ -17,13 +17,52 @@ from fleetnet.data import text_of
 from fleetnet.deploy.export import facts_of
 from fleetnet.deploy.predictor import load
 from fleetnet.errors import DataError, FleetnetError, UsageError
-from fleetnet.reading import from_json, leads_out, links_out, open_regular, read_bytes, to_json
+from fleetnet.reading import (
+    from_json,
+    leads_out,
+    links_out,
+    open_regular,
+    read_bytes,
+    read_if,
+    to_json,
+)
 from fleetnet.tasks import _layout
 from fleetnet.training.config import TrainConfig, read_recipe
 from fleetnet.training.log import read_log
 from fleetnet.weights.read import read_weights
 
 FAULTS = ("a pipe", "a device", "a folder", "16 TB")
+
+
+@pytest.mark.parametrize("piece", [1 << 20, 4])
+def test_a_file_is_read_if_it_begins_so_and_is_not_too_long(
+    piece: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """All of it, also where the system gives less at a time than it was asked for."""
+    read, path = os.read, tmp_path / "file"
+    asked: list[int] = []
+
+    def some(descriptor: int, count: int) -> bytes:
+        asked.append(count)
+        return read(descriptor, min(count, piece))
+
+    monkeypatch.setattr(os, "read", some)
+    content = b"abc" + bytes(range(20))
+    path.write_bytes(content)
+    before = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
+    assert read_if(path, b"abc", 23) == content
+    assert read_if(str(path), b"abc", 22) is None
+    asked.clear()
+    assert read_if(path, b"abd", 100) is None
+    assert asked == [3]  # of another file the start alone is read
+    path.write_bytes(b"ab")
+    assert read_if(path, b"abc", 100) is None
+    path.write_bytes(b"")
+    assert read_if(path, b"abc", 100) is None
+    with pytest.raises(OSError, match="folder"):
+        read_if(tmp_path, b"abc", 100)
+    if before:
+        assert len(os.listdir("/proc/self/fd")) == before  # each was closed
 
 
 def make(fault: str, path: Path) -> Path:

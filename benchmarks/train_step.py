@@ -1,0 +1,219 @@
+"""A step of `fit` beside a plain loop on timm's network of the same name, and what evaluation takes of an epoch.
+
+    python benchmarks/train_step.py [--models fasternet_t0,repvit_m0_9] [--size 224] [--threads 1]
+    python benchmarks/train_step.py --evaluation ../shared/data/clothing10 --size 96
+
+Batches are in memory. Ours go through `train_one_epoch`, which is what `fit` runs: bytes are scaled,
+rates scheduled, losses checked and summed. The plain loop has scaled floats and computes loss,
+gradients and update, with the same optimizer, once in each memory format that is safe; the faster
+one counts. All take turns, some steps each; of each its fastest turn counts, since other work on the
+machine only adds to it. `--clock cpu` counts the time of the CPU, for one thread on a busy machine.
+`--ema` averages the weights in ours alone.
+
+With `--evaluation` a network is trained for an epoch by the default settings, and the time of the
+evaluation at its end is divided by that of its steps, of reading and all. The last line is JSON.
+"""
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported, as under fleetnet train
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import fleetnet
+from fleetnet.inputs.dataset import Batch
+from fleetnet.training.config import TrainConfig
+from fleetnet.training.epoch import train_one_epoch
+from fleetnet.training.hooks import Hook, Hooks, Pace, Progress
+from fleetnet.training.keeping import Keeper
+from fleetnet.training.learner import Learner, set_up
+from fleetnet.training.log import Line, Result
+from fleetnet.training.setup import accelerator_of, may_be_channels_last, training_of
+from fleetnet.training.so_far import EpochSoFar
+
+CLASSES = 1000
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+Steps = Callable[[int], None]  # so many steps
+
+
+def batch_of(size: tuple[int, int], images: int) -> tuple[Tensor, Tensor]:
+    """(N, 3, H, W) uint8 with the channels last in memory, (N,)."""
+    pixels = torch.randint(0, 256, (images, *size, 3), dtype=torch.uint8)
+    return pixels.permute(0, 3, 1, 2), torch.randint(CLASSES, (images,))
+
+
+class InMemory:
+    """Takes the place of a loader."""
+
+    def __init__(self, batch: Batch, steps: int):
+        self.batch, self.steps = batch, steps
+        self.batch_sampler = SimpleNamespace(first=0)
+
+    def __len__(self) -> int:
+        return self.steps
+
+    def __iter__(self):
+        return iter([self.batch] * self.steps)
+
+
+def ours(config: TrainConfig) -> Steps:
+    """Steps as `fit` takes them."""
+    train, val = (fleetnet.load_data("shapes:64", split) for split in ("train", "val"))
+    torch.manual_seed(0)
+    model = fleetnet.create_model(config.model, CLASSES)
+    accelerator = accelerator_of(config)
+    training = training_of(model, train, config)
+    learner = set_up(model, train, val, training, accelerator)
+    images, labels = batch_of(config.size, config.batch_size)
+    batch = Batch(images, {"label": labels}, [], [], [], training.preprocess)
+
+    def run(steps: int) -> None:
+        learner.batches = InMemory(batch, steps)
+        pace = Pace(0, config.epochs, steps)
+        train_one_epoch(learner, EpochSoFar(epoch=0), pace, Hooks([]), Keeper())
+
+    return run
+
+
+def plain(config: TrainConfig, model: nn.Module, memory_format: torch.memory_format) -> Steps:
+    """The loop that everybody writes."""
+    model = model.to(memory_format=memory_format).train()
+    optimizer = torch.optim.SGD(
+        model.parameters(), config.lr, momentum=config.momentum, nesterov=True
+    )
+    images, labels = batch_of(config.size, config.batch_size)
+    inputs = (images / 255).contiguous(memory_format=memory_format)
+
+    def run(steps: int) -> None:
+        for _ in range(steps):
+            loss = F.cross_entropy(model(inputs), labels)
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+    return run
+
+
+def plain_loops(config: TrainConfig) -> dict[str, Steps]:
+    """Of timm's network, in the memory formats that are safe."""
+    import timm
+
+    loops = {}
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        model = timm.create_model(config.model, num_classes=CLASSES)
+        is_last = memory_format == torch.channels_last
+        if not is_last or may_be_channels_last(model, torch.device("cpu")):
+            loops[str(memory_format)] = plain(config, model, memory_format)
+    return loops
+
+
+def race(config: TrainConfig, options: argparse.Namespace) -> dict[str, object]:
+    """Images a second of each, and ours as a ratio to the faster loop."""
+    clock = CLOCKS[options.clock]
+    contenders = {"fit": ours(config), **plain_loops(config)}
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for steps in contenders.values():
+        steps(1)  # the first one makes what the others have
+    for number in range(options.rounds):
+        in_turn = list(contenders.items())
+        for name, steps in in_turn if number % 2 else in_turn[::-1]:
+            start = clock()
+            steps(options.steps)
+            seconds[name].append((clock() - start) / options.steps)
+    fastest = {name: min(each) for name, each in seconds.items()}
+    loop = min(value for name, value in fastest.items() if name != "fit")
+    row: dict[str, object] = {"model": config.model, "threads": torch.get_num_threads()}
+    row |= {name: round(config.batch_size / value, 1) for name, value in fastest.items()}
+    return row | {"times timm": round(loop / fastest["fit"], 3)}
+
+
+class Clock(Hook):
+    """When the first and the last step of an epoch ended."""
+
+    def __init__(self, clock: Callable[[], float]):
+        self.clock = clock
+        self.first = self.last = 0.0
+
+    def start(self, run: object, config: TrainConfig) -> None:
+        self.first = self.clock()
+
+    def step(self, progress: Progress) -> None:
+        self.last = self.clock()
+
+
+def evaluated(config: TrainConfig, options: argparse.Namespace) -> dict[str, object]:
+    """The share of an epoch's time that its evaluation takes."""
+    clock = CLOCKS[options.clock]
+    spent: list[float] = []
+    evaluate = Learner.evaluate
+
+    def timed(learner: Learner, *arguments: object) -> Result:
+        start = clock()
+        result = evaluate(learner, *arguments)
+        spent.append(clock() - start)
+        return result
+
+    train, val = (fleetnet.load_data(options.evaluation, split) for split in ("train", "val"))
+    model = fleetnet.create_model(config.model, len(train.classes))
+    watch, lines = Clock(clock), list[Line]()
+    Learner.evaluate = timed  # type: ignore[method-assign]
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            run = Path(folder) / "run"
+            fleetnet.fit(
+                model, train, val, config, run,
+                hooks=[watch], on_epoch=lines.append, report=False,
+            )  # fmt: skip
+    finally:
+        Learner.evaluate = evaluate  # type: ignore[method-assign]
+    steps = watch.last - watch.first
+    share = sum(spent) / (steps + sum(spent))
+    return {
+        "model": config.model,
+        "steps": round(steps, 2),
+        "evaluation": round(sum(spent), 2),
+        "evaluations": len(spent),
+        "share": round(share, 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", default="fasternet_t0,repvit_m0_9,mobileone_s1")
+    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--threads", default="1,2")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=2, help="of a contender before the next one")
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--ema", action="store_true")
+    parser.add_argument("--evaluation", help="a data set, to time its evaluation alone")
+    options = parser.parse_args()
+    print(f"batches of {options.batch_size} at {options.size}, {os.cpu_count()} cores, torch "
+          f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.clock} time")  # fmt: skip
+    rows = []
+    for threads in map(int, options.threads.split(",")):
+        for model in options.models.split(","):
+            shared = {"model": model, "size": options.size, "batch_size": options.batch_size}
+            shared |= {"device": "cpu", "threads": threads, "epochs": 1}
+            if options.evaluation:
+                rows.append(evaluated(TrainConfig(**shared), options))
+            else:
+                of_race = {"optimizer": "sgd", "lr": 1e-3, "weight_decay": 0.0}
+                of_race |= {"ema": 0.99 if options.ema else None}
+                rows.append(race(TrainConfig(**shared, **of_race), options))
+            print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
+    print(json.dumps(rows))
+
+
+if __name__ == "__main__":
+    main()
