@@ -26,6 +26,16 @@ PICTURES = 16  # at most, for the proof of a file
 IMAGES, OF_PIXELS = {"label": 32, "tags": 32, "boxes": 16}, 4
 
 
+def names_to_show(split: "Split") -> list[str]:
+    """The name of each picture for a person; of one that is made and not read its number."""
+    from ..data._record import names_of
+
+    return [
+        f"picture {index}" if callable(sample.image) else name
+        for index, (sample, name) in enumerate(zip(split.samples, names_of(split), strict=True))
+    ]
+
+
 def _no_runtime(word: str) -> None:
     """`UsageError` where --format names a runtime, as in other tools."""
     from ..synonyms import meanings

@@ -9,7 +9,7 @@ from jsonargparse.typing import PositiveInt
 
 from ..errors import UsageError
 from ..training.config import SEEN, TrainConfig
-from ._data import SHEETS, SHOWN, task_of
+from ._data import SHEETS, SHOWN, names_to_show, task_of
 from ._settings import About, switch
 from ._show import say, table
 from ._starting import part_of_training
@@ -51,7 +51,6 @@ class DataShow:
 
 def run(settings: DataShow) -> dict[str, object]:
     from .. import data, tasks
-    from ..data._record import names_of
     from ..files import check_writable
     from ..training.checks import check_settings
     from ..training.preview import preview
@@ -68,7 +67,7 @@ def run(settings: DataShow) -> dict[str, object]:
         settings.data, settings.split, config.format, module.TARGET, config.images, config.masks
     )
     shown = preview(split, task, config, settings.count, file, settings.plain)
-    names = names_of(split)
+    names = names_to_show(split)
     listed = [names[index] for index in shown.indices]
     for line in shown.skipped[:SHOWN]:
         say(f"skipped {line}")

@@ -10,7 +10,7 @@ from jsonargparse.typing import PositiveInt
 
 from ..errors import UsageError
 from ..training.config import TrainConfig
-from ._data import SHEETS, SHOWN
+from ._data import SHEETS, SHOWN, names_to_show
 from ._resuming import splits_to_continue, starting_weights, to_replay
 from ._settings import About, switch
 from ._show import TrainingProgress, say, table
@@ -71,7 +71,6 @@ class Replay:
 
 
 def run(settings: Replay) -> dict[str, object]:
-    from ..data._record import names_of
     from ..files import check_writable
     from ..training.checks import check_device
     from ..training.replay import replay
@@ -103,7 +102,7 @@ def run(settings: Replay) -> dict[str, object]:
         )
     finally:
         progress.close()
-    names = names_of(train)
+    names = names_to_show(train)
     told = _told(again, model, train, [names[index] for index in again.indices])
     _print(told, again)
     if settings.save is not None:

@@ -5,8 +5,8 @@ run, so its batch is made at once. Its weights are those of the state that was s
 is of an earlier step, and else those that the run began with; from there the run is trained again
 up to the step, in memory. The run's folder is only read.
 
-What several processes trained is computed in one: the batch is the same, its sums are
-rounded otherwise.
+What several processes trained is computed in one: the batch is the same, and batch norms take the
+statistics of all of it, which in the run only synchronized ones did.
 """
 
 from collections.abc import Callable
