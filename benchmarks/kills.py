@@ -24,6 +24,7 @@ import importlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import socket
@@ -387,8 +388,11 @@ def summary(outcomes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def half_written(run: Path) -> list[str]:
     """The checkpoints of a run that are being written, or were when it was killed."""
-    files = (run / "state").rglob(".*.tmp")
-    return [file.name for file in files if ".pt." in file.name or ".safetensors." in file.name]
+    names: list[str] = []
+    for folder in [run / "state", *run.glob("state/next-*")]:
+        with contextlib.suppress(FileNotFoundError):  # it was there a moment ago
+            names += os.listdir(folder)
+    return [name for name in names if re.fullmatch(r"\..*\.(pt|safetensors)\.\d+\.tmp", name)]
 
 
 def kill_in_write(runs: Runs, run: Path, chance: random.Random) -> str | None:

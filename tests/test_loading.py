@@ -21,6 +21,7 @@ from torch.utils.data import dataloader
 from fleetnet import images
 from fleetnet.data import load
 from fleetnet.errors import FleetnetError
+from fleetnet.files import process_runs
 from fleetnet.inputs import handover, workers
 from fleetnet.inputs.dataset import Batch, ImageDataset
 from fleetnet.inputs.loader import batches_of
@@ -174,6 +175,30 @@ def test_a_worker_that_is_stopped_while_it_shares_a_batch_is_not_waited_for(phot
     with pytest.raises(FleetnetError, match=r"no batch came within 0\.02 minutes .*--timeout"):
         list(batches)
     assert not worker.is_alive()
+
+
+def test_workers_of_a_process_that_was_killed_are_gone(photos: Path) -> None:
+    """With more batches on their way than a pipe holds, which nobody takes any more."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if not process:
+        data = ImageDataset(load(str(photos), "train"), Preprocess((64, 64)))
+        batches = patient(batches_of(data, 4, workers=1))
+        next(batches)
+        os.write(writing, str(multiprocessing.active_children()[0].pid).encode())
+        time.sleep(60)
+    worker = int(os.read(reading, 20))
+    time.sleep(0.5)
+    assert process_runs(worker)
+    os.kill(process, signal.SIGKILL)
+    os.waitpid(process, 0)
+    deadline = time.monotonic() + 30
+    while process_runs(worker) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    is_left = process_runs(worker)
+    if is_left:
+        os.kill(worker, signal.SIGKILL)
+    assert not is_left
 
 
 def test_an_error_of_the_code_in_a_worker_stays_what_it_is(

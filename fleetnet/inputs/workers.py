@@ -40,6 +40,7 @@ class Positions:
     def __init__(self, workers: int):
         self.pids = sharedctypes.RawArray("q", workers)
         self.samples = sharedctypes.RawArray("q", workers)
+        self.parent = os.getpid()
 
     def started(self, worker: int) -> None:
         """Called first in a worker.
@@ -50,6 +51,7 @@ class Positions:
         self.pids[worker], self.samples[worker] = os.getpid(), -1
         with suppress(AttributeError, OSError):  # Windows
             os.setpgid(0, 0)
+        threading.Thread(target=_leave_with, args=[self.parent], daemon=True).start()
 
     def reads(self, index: int) -> None:
         """Called in a worker before it opens the picture of a sample; elsewhere nothing happens."""
@@ -97,6 +99,16 @@ class Positions:
         """The workers that have not ended."""
         ours = set(self.pids)
         return [child for child in multiprocessing.active_children() if child.pid in ours]
+
+
+def _leave_with(parent: int) -> None:
+    """End this process when the one that it reads for is gone, killed by SIGKILL as an example.
+
+    Torch's workers notice it too, and then wait for ever until somebody takes their last batches.
+    """
+    while os.getppid() == parent:
+        time.sleep(LEFT)
+    os._exit(1)
 
 
 def _named(data: ImageDataset, index: int) -> str:
