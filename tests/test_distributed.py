@@ -2,7 +2,8 @@
 
 In double precision, where all that differs is a fault. In float32 sums in another order differ in
 the last digit, which a few steps at these rates make visible: a network without pretrained weights
-has norms over channels that are almost constant.
+has norms over channels that are almost constant. In seven epochs, 21 steps, losses differed by at
+most 2.2e-9 here, and by 1.7e-7 with Mask R-CNN, where torchvision computes one of them in float32.
 """
 
 import hashlib
@@ -34,7 +35,7 @@ from fleetnet.training.distill import Distilled
 from fleetnet.training.fit import _say_of_norms, fit
 from fleetnet.training.objective import Targets, TaskObjective, task_objective
 
-STEPS = 3
+STEPS = 3  # of an epoch
 USUAL: dict[str, object] = {
     "size": 64,
     "batch_size": 7,  # parts of 3, 2 and 2, and of 4 and 3
@@ -46,7 +47,13 @@ USUAL: dict[str, object] = {
     "device": "cpu",
 }
 CASES: dict[str, dict[str, object]] = {
-    "classification": {"mixup": 0.2, "cutmix": 1.0, "accumulate": 2},
+    "classification": {
+        "mixup": 0.2,
+        "cutmix": 1.0,
+        "accumulate": 2,
+        "epochs": 7,
+        "eval_every": 7,
+    },
     "ssd": {},
     "yolo": {"multi_scale": 0.3},
     "maskrcnn": {},
@@ -204,7 +211,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
 def test_several_processes_train_what_one_trains(runs, task: str, processes: int):
     one, several = runs[1][task], runs[processes][task]
     assert several["batches"] == one["batches"]
-    assert len(one["losses"]) == STEPS
+    epochs = CASES[task].get("epochs", USUAL["epochs"])
+    assert len(one["losses"]) == STEPS * epochs
     for ours, usual in zip(several["losses"], one["losses"], strict=True):
         assert ours == pytest.approx(usual, rel=1e-6)
     for name, weight in one["weights"].items():
