@@ -122,10 +122,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _wait_without_spinning() -> None:
-    """Let torch's threads sleep after 0.1 ms of waiting for each other, where nobody says otherwise.
+    """Let torch's threads that wait for each other sleep soon, where nobody says otherwise.
 
-    They would use up a core for up to 20 ms each time that one of them has to wait for a core, as
-    it does where worker processes, or others, need one too. It is read when torch is imported.
+    They would spin 300,000 times first, and so use up a core while one of them has to wait for its
+    own, as it does where worker processes, or others, need it. It is read when torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")

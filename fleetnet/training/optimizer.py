@@ -189,7 +189,7 @@ def average_of(model: nn.Module, decay: float, *, warmup: bool = True) -> "Avera
 class Average(AveragedModel):
     """torch's average of a model, which looks for the model's tensors once and not in each step.
 
-    To look for them takes as long as a tenth of a step of a small network.
+    To look for them takes longer than to average them.
     """
 
     def __init__(self, model: nn.Module, decay: float, *, warmup: bool):
