@@ -24,14 +24,18 @@ from torch import Tensor, nn
 from fleetnet import data
 from fleetnet.backbones import fasternet
 from fleetnet.data import Split
+from fleetnet.errors import DataError, UsageError
+from fleetnet.inputs.dataset import Batch
 from fleetnet.inputs.samplers import share_of
 from fleetnet.norms import share_norms
 from fleetnet.processes import gathered, rank, total, world
 from fleetnet.tasks import build, classification, deeplabv3, multilabel
 from fleetnet.tasks import find as find_task
 from fleetnet.training.answers import Answers, answers_of
+from fleetnet.training.checks import check_batch
 from fleetnet.training.config import TrainConfig
 from fleetnet.training.distill import Distilled
+from fleetnet.training.epoch import is_too_small
 from fleetnet.training.fit import _say_of_norms, fit
 from fleetnet.training.objective import Targets, TaskObjective, task_objective
 
@@ -126,6 +130,7 @@ def trained(task: str, folder: Path) -> dict[str, Any]:
         "losses": watched.losses_of_steps,
         "best": best,
         "weights": dict(model.state_dict()),
+        "classes": {type(module).__name__ for module in model.modules()},
     }
 
 
@@ -217,6 +222,7 @@ def test_several_processes_train_what_one_trains(runs, task: str, processes: int
         assert ours == pytest.approx(usual, rel=1e-6)
     for name, weight in one["weights"].items():
         torch.testing.assert_close(several["weights"][name], weight, rtol=1e-6, atol=1e-9)
+    assert several["classes"] == one["classes"]  # norms are not shared any more
     # each image counts once
     assert several["best"]["images"] == one["best"]["images"] == EVALUATED
     assert _figures(several["best"]) == pytest.approx(_figures(one["best"]))
@@ -224,6 +230,24 @@ def test_several_processes_train_what_one_trains(runs, task: str, processes: int
 
 def _figures(result: Mapping[str, Any]) -> dict[str, float]:
     return {name: figure for name, figure in result.items() if isinstance(figure, float)}
+
+
+def test_a_batch_of_fewer_images_than_processes_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("fleetnet.training.checks.world", lambda: 3)
+    with pytest.raises(UsageError, match="2 images for 3 processes; allowed: at least one"):
+        check_batch(nn.Identity(), TrainConfig(batch_size=2), 100)
+
+
+@pytest.mark.parametrize(("images", "lost"), [(0, 2), (1, 1)])
+def test_a_part_of_which_too_little_is_left_ends_the_run(
+    images: int, lost: int, monkeypatch: pytest.MonkeyPatch
+):
+    """The others would wait for a process that passes over the step."""
+    batch = Batch(torch.zeros(images, 3, 8, 8), {}, ["a.png: damaged"], [], [], lost=lost)
+    assert is_too_small(batch)
+    monkeypatch.setattr("fleetnet.training.epoch.world", lambda: 2)
+    with pytest.raises(DataError, match=f"could read {images} of the 2 images .*a.png: damaged"):
+        is_too_small(batch)
 
 
 def test_norms_that_see_a_part_of_the_batch_are_said(monkeypatch: pytest.MonkeyPatch):
