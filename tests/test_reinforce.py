@@ -17,7 +17,7 @@ from fleetnet.errors import FleetnetError, ModelError, UsageError
 from fleetnet.preprocess import Preprocess
 from fleetnet.tasks import build
 from fleetnet.training import reinforce as reinforcing
-from fleetnet.training.answers import NUMBER, answers_of, conditions_of, file_of
+from fleetnet.training.answers import NUMBER, answers_of, conditions_of, differences, file_of
 from fleetnet.training.config import KEYS, SEEN, TrainConfig
 from fleetnet.training.reinforce import Reinforced, reinforce
 
@@ -207,6 +207,17 @@ def test_what_differs_is_named_before_training(
             splits, config_of(tmp_path / "answers", **{"mixup": 0.4, **changes}), tmp_path / "r"
         )
     assert not (tmp_path / "r").exists()
+
+
+def test_answers_of_a_version_without_a_setting_were_made_as_its_default_has_it(
+    splits: tuple[Split, Split], teacher: str
+):
+    about = conditions_of(config_of(teacher), Preprocess((32, 32)), splits[0])
+    older = {**about, "settings": {**about["settings"]}}
+    del older["settings"]["flip"]
+    assert differences(older, about) == []
+    now = conditions_of(config_of(teacher, flip=0.1), Preprocess((32, 32)), splits[0])
+    assert differences(older, now) == ["flip is 0.1, of the answers 0.5"]
 
 
 def test_other_data_and_another_teacher_are_named(

@@ -113,6 +113,10 @@ def conditions_of(config: TrainConfig, preprocess: Preprocess, train: Split) -> 
     )
 
 
+# Of settings that came after answers were made: they were made as their defaults have it.
+_USUAL = {key: getattr(TrainConfig, key) for key in SEEN}
+
+
 def differences(before: Fields, now: Fields) -> list[str]:
     """In words, what is other now than what answers were made with.
 
@@ -121,6 +125,8 @@ def differences(before: Fields, now: Fields) -> list[str]:
     words = []
     for part in ("settings", "preprocess"):
         old, new = before[part], now[part]
+        if part == "settings":
+            old = {**_USUAL, **old}
         words += [
             f"{key} is {_shown(new.get(key))}, of the answers {_shown(old.get(key))}"
             for key in dict.fromkeys([*new, *old])

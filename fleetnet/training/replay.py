@@ -60,7 +60,7 @@ class Computed:
     trained: int  # steps that were trained from there on
     # Epochs on the way whose losses are not to the bit those in the run's log, in words.
     differing: list[str]
-    loss: float  # the sum of the
+    loss: float  # the sum of `losses`
     losses: dict[str, float]
     lr: float
     # Of all gradients of the group of batches by now; None: no loss to go back from.
