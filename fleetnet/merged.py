@@ -127,12 +127,8 @@ def _can_merge(
     alike = len({_is_shared(norm) for norm in norms}) == 1
     height, width = _output_size(x, conv)
     # of one value there is no variance, which the batch norm itself says
-    return (
-        learn
-        and alike
-        and len(x) * height * width > 1
-        and (_is_depthwise(conv) or conv.groups == 1)
-    )
+    several = len(x) * height * width > 1 or (learn and _is_shared(norms[0]))
+    return learn and alike and several and (_is_depthwise(conv) or conv.groups == 1)
 
 
 def _is_faster(
@@ -143,8 +139,11 @@ def _is_faster(
     Branch by branch a sum costs a pass over its outputs for each convolution and each norm; merged,
     the moments and their gradient, which at small sizes are mostly calls. Only what was measured is
     merged: on a CPU, in channels_last, in float32 and bfloat16, not compiled. In bfloat16 a plain
-    skip is exact, but a kernel with its 1 in it is not.
+    skip is exact, but a kernel with its 1 in it is not. Processes with synchronized norms must take
+    the same way, whatever the sizes of their batches, so they go branch by branch.
     """
+    if _is_shared(_norms(branches, after)[0]):
+        return False
     dtype = _computed_in(x, conv)
     measured = x.device.type == "cpu" and dtype in (torch.float32, torch.bfloat16)
     if not measured or not _is_channels_last(x) or torch.compiler.is_compiling():

@@ -69,6 +69,7 @@ AFTER_RESUME = (  # what may change
     "threads",
     "workers",
     "cache",
+    "merge_branches",
     "evaluate",
     "eval_every",
     "patience",
@@ -212,8 +213,9 @@ def _read_config(run: Path) -> TrainConfig:
     try:
         text = read_text(path, SMALL)
         settings = check_types(TrainConfig, read_recipe(path), str(path))
-        # Runs of before there was this setting evaluated both, and chose the better one.
-        config = TrainConfig(**{"evaluate": "both", **settings})
+        # Runs of before there were these settings evaluated both, and chose the better one; and
+        # computed sums branch by branch.
+        config = TrainConfig(**{"evaluate": "both", "merge_branches": "off", **settings})
     except OSError as error:
         raise ModelError(f"cannot read {str(path)!r}: {error.strerror}") from error
     except (UsageError, ValueError) as error:

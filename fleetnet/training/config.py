@@ -432,8 +432,9 @@ class TrainConfig:
     channels_last: bool = _field(True, "memory format")
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
     merge_branches: Literal["auto", "on", "off"] = _field(
-        "off",
-        "train each sum of branches (MobileOne, RepViT) as one convolution, equal but for rounding",
+        "auto",
+        "train each sum of branches (MobileOne, RepViT) as one convolution, equal but for rounding; "
+        "auto where it is faster",
     )
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
