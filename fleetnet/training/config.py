@@ -433,8 +433,8 @@ class TrainConfig:
     device: Literal["auto", "cpu", "cuda"] = _field("auto", "auto takes the GPU where there is one")
     merge_branches: Literal["auto", "on", "off"] = _field(
         "auto",
-        "train each sum of branches (MobileOne, RepViT) as one convolution, equal but for rounding; "
-        "auto where it is faster",
+        "train each sum of branches (MobileOne, RepViT) as one convolution, equal but for "
+        "rounding; auto where it is faster",
     )
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
