@@ -191,7 +191,7 @@ def _print(told: dict[str, Any], again: "Replayed") -> None:
 
 
 def _print_computed(computed: "Computed") -> None:
-    print(f"weights: {computed.came_from}, and {computed.trained} steps from there")
+    print(f"weights: {computed.came_from}; steps trained from there: {computed.trained}")
     for line in computed.differing:
         say(f"not as in the run: {line}. It may have gone on with other settings or elsewhere")
     terms = ", ".join(f"{name} {value:.6g}" for name, value in computed.losses.items())
