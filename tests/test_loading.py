@@ -1,6 +1,7 @@
 """Processes that read images: little shared memory, workers that die or stand still; nothing waits without end."""
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import re
@@ -62,6 +63,12 @@ def same(one: Batch, other: Batch) -> bool:
         other.indices,
         other.places,
     )
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_tidy_up() -> None:
+    """Workers are forks of this process, and remove the temporary files of what they inherit as garbage."""
+    gc.collect()
 
 
 @pytest.mark.parametrize(

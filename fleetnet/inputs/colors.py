@@ -150,8 +150,8 @@ def _whole(values: np.ndarray, *, within: bool = False) -> np.ndarray:
 
 
 def _floats(picture: Tensor) -> np.ndarray:
-    """A picture (C, h, w) as (h * w, C)."""
-    return array_of(picture).reshape(-1, len(picture)).astype(np.float32)
+    """A picture (C, h, w) as (h * w, C), the values of a pixel side by side."""
+    return array_of(picture).reshape(-1, len(picture)).astype(np.float32, order="C")
 
 
 def _bytes(values: np.ndarray, like: Tensor) -> Tensor:
