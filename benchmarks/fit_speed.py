@@ -17,7 +17,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported
+os.environ.setdefault("GOMP_SPINCOUNT", "16000")  # before torch is imported
 import torch
 from torch.nn import functional as F
 

@@ -23,7 +23,9 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # before torch is imported, as under fleetnet train
+os.environ.setdefault(
+    "GOMP_SPINCOUNT", "16000"
+)  # before torch is imported, as under fleetnet train
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -128,7 +128,7 @@ def _wait_without_spinning() -> None:
     own, as it does where worker processes, or others, need it. It is read when torch is imported.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+        os.environ.setdefault("GOMP_SPINCOUNT", "16000")
 
 
 def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
