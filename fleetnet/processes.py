@@ -65,14 +65,22 @@ def mean(value: Tensor) -> Tensor:
     return total(value.float()) / world()
 
 
-def mean_count(count: Tensor | int, least: int = 1) -> float:
-    """How many things a process has in the mean, where all together have at least some."""
-    return max(int(total(torch.as_tensor(count))), least) / world()
+def mean_count(count: Tensor) -> Tensor | float:
+    """How many things, scalar, a process has in the mean, where all together have at least one.
+
+    Of one process alone it stays a tensor, for which a GPU does not have to be waited for.
+    """
+    if world() == 1:
+        return count.clamp(min=1)
+    return max(int(total(count)), 1) / world()
 
 
-def of_all(mean_of_own: Tensor, count: int) -> Tensor:
+def of_all(mean_of_own: Tensor, count: Tensor | int) -> Tensor:
     """A mean over `count` things as a part: the mean of all parts is the mean over all things."""
-    return mean_of_own if world() == 1 else mean_of_own * (count / mean_count(count))
+    if world() == 1:
+        return mean_of_own
+    own = int(count)
+    return mean_of_own * (own / mean_count(torch.tensor(own)))
 
 
 def row_before(rows: Tensor) -> Tensor:

@@ -117,7 +117,7 @@ def _settings(run: Path, typed: Mapping[str, object]) -> TrainConfig:
 
 def _check_epochs(run: Path, before: TrainConfig, config: TrainConfig) -> None:
     """`UsageError` unless a run goes on for more epochs than it was trained for; says how."""
-    from ..training.run import state_of
+    from ..training.run import begun_epochs, state_of
     from ..training.schedule import continued
 
     state = state_of(run)
@@ -128,8 +128,7 @@ def _check_epochs(run: Path, before: TrainConfig, config: TrainConfig) -> None:
             "more to continue"
         )
     if config.epochs != before.epochs:
-        has_begun = state.get("so_far") is not None
-        say(continued(before, config, trained + has_begun))
+        say(continued(before, config, begun_epochs(state)))
 
 
 def to_branch(trunk: Path) -> TrainConfig:

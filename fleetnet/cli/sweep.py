@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse.typing import PositiveInt
 
-from ..errors import FleetnetError, UsageError
+from ..errors import FleetnetError, UsageError, suggest
 from ..training.config import KEYS, TrainConfig, plain_yaml
 from ..training.folder import CONFIG, STATE
 from ._arguments import check_types
@@ -131,7 +131,6 @@ def _combinations(group: str) -> Iterator[dict[str, object]]:
 
 
 def _check_keys(keys: Sequence[str]) -> None:
-    from ..errors import suggest
     from ..training.branching import BRANCHING
 
     if not keys:

@@ -183,8 +183,8 @@ class Following:
         if not places:
             return []
         first = places[draw.turn % len(places)] + 1
-        following = [*self.draws[first:], *self.draws[: first - 1]]
-        others = (other for other in following if other.sample != draw.sample)
+        following = chain(range(first, len(self.draws)), range(first - 1))
+        others = (self.draws[i] for i in following if self.draws[i].sample != draw.sample)
         return [other._replace(size=draw.size) for other in islice(others, STAND_INS)]
 
 

@@ -110,11 +110,11 @@ class Anchors(AnchorGenerator):
 class Sampler(BalancedPositiveNegativeSampler):
     """torchvision's choice of the anchors that are learned from, whose losses are means over them."""
 
-    count = 0  # of the last batch
+    count: Tensor | int = 0  # of the last batch
 
     def __call__(self, matched_idxs: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         positive, negative = super().__call__(matched_idxs)
-        self.count = int(sum(chosen.sum() for chosen in [*positive, *negative]))
+        self.count = sum(chosen.sum() for chosen in [*positive, *negative])
         return positive, negative
 
 

@@ -123,10 +123,8 @@ def differences(before: Fields, now: Fields) -> list[str]:
     Where `now` says nothing of teacher or temperature, any will do.
     """
     words = []
-    for part in ("settings", "preprocess"):
-        old, new = before[part], now[part]
-        if part == "settings":
-            old = {**_USUAL, **old}
+    for part, usual in (("settings", _USUAL), ("preprocess", {})):
+        old, new = {**usual, **before[part]}, now[part]
         words += [
             f"{key} is {_shown(new.get(key))}, of the answers {_shown(old.get(key))}"
             for key in dict.fromkeys([*new, *old])

@@ -30,7 +30,7 @@ from .folder import (
     environment_of,
 )
 from .log import State
-from .run import settled
+from .run import begun_epochs, settled
 from .schedule import Schedule
 
 # What a run goes on from, and what describes it; pictures and pages are those of its end.
@@ -106,7 +106,7 @@ def check_branch(state: State, before: TrainConfig, config: TrainConfig) -> None
             f"{', '.join(others)} cannot change after the start of a run; allowed: "
             f"{', '.join(BRANCHING)}"
         )
-    reached = state["epochs"] + (state.get("so_far") is not None)
+    reached = begun_epochs(state)
     if config.epochs <= state["epochs"] or config.epochs < reached:
         raise UsageError(
             f"epochs is {config.epochs}, and the trunk has been trained for {reached}: give more"
@@ -141,7 +141,7 @@ def otherwise(state: State, before: TrainConfig, config: TrainConfig, steps: int
     if others:
         return f"it changes {', '.join(others)}"
     so_far = state.get("so_far")
-    reached = state["epochs"] + (so_far is not None)
+    reached = begun_epochs(state)
     if any(reached > one.epochs - one.plain_epochs for one in (before, config) if one.plain_epochs):
         return "its plain epochs are others"
     if state["epochs"] == before.epochs and before.epochs % before.eval_every:

@@ -432,6 +432,11 @@ def state_of(run: Path) -> State:
     return state
 
 
+def begun_epochs(state: State) -> int:
+    """Those of a state that were trained, and one that has begun."""
+    return int(state["epochs"]) + (state.get("so_far") is not None)
+
+
 def best_of(run: Path, best: Result) -> Result:
     """The best result that the state of a run knows, with what DETAILS has of each class.
 
