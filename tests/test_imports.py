@@ -54,7 +54,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs launched merged "
     "norms predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
-    "int8": "deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
+    "int8": "boxes data deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
     "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
     "reading reparam review runtimes sizes tasks training weights",

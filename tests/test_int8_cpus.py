@@ -22,7 +22,7 @@ import fleetnet
 from fleetnet import int8
 from fleetnet.cli import main
 from fleetnet.errors import ExportError, SlowerWarning
-from fleetnet.find import find, names
+from fleetnet.find import find
 from fleetnet.int8._search import quantize
 from fleetnet.runtimes import _cpu, _int8
 from fleetnet.runtimes import onnx as onnx_runtime
@@ -64,8 +64,8 @@ def coarse_scales(weight: np.ndarray) -> np.ndarray:
 
 
 def round_coarsely(patch: pytest.MonkeyPatch) -> None:
-    """Every quantizer takes the scales of earlier versions."""
-    for name in names("int8"):
+    """The quantizers take the scales of earlier versions."""
+    for name in RUNTIMES:
         patch.setattr(int8.find(name), "safe_scales", coarse_scales)
 
 

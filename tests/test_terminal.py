@@ -114,7 +114,7 @@ def tables(
         quantize._show_layers([layer])
         done = SimpleNamespace(
             path=folder / "onnx-int8" / "model.onnx", result={"top1": 71.23}, skipped=[], others=[], agreement=0.99,
-            drop=0.1, sqnr=30.1, macs=0.98, layers=30,
+            drop=0.1, sqnr=30.1, macs=0.98, layers=30, as_trained=SimpleNamespace(agreement=1.0, sqnr=40.2),
         )  # fmt: skip
         quantize._show("onnx", done, SimpleNamespace(result={"top1": 71.33}, metric="top1"))
         verb = "demo"

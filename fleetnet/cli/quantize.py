@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ..data import Split
     from ..facts import Facts
     from ..int8._decoded import DecodedOnce
+    from ..int8._finetune import FineTuned
     from ..int8._prepared import Prepared
     from ..int8._search import Quantized
     from ..int8._sensitivity import Layer
@@ -37,6 +38,7 @@ EXAMPLE = (
     "fleetnet quantize --model runs/classification/mobileone_s0-photos --data photos/ --to openvino"
 )
 ROWS = 10  # of the most sensitive layers
+RATE = 0.02  # of fine-tuning
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +88,24 @@ class Quantize:
     )
     recalibrate_norms: bool = switch("first recompute the batch norms' statistics on the pictures")
     sensitivity: bool = switch("show what int8 does to each layer alone")
+    finetune: int = field(
+        default=0,
+        metadata=About(
+            help="epochs of fine-tuning in int8 on the training pictures, all layers in int8",
+            kind=NonNegativeInt,
+        ),
+    )
+    rate: float = field(
+        default=RATE,
+        metadata=About(
+            help="of fine-tuning: steps of int8 by which a weight changes in an update",
+            kind=PositiveFloat,
+        ),
+    )
+    seed: int = field(
+        default=0,
+        metadata=About(help="of fine-tuning: order and changes of its pictures"),
+    )
     threads: int = field(default=2, metadata=About(help="CPU threads of torch", kind=PositiveInt))
     workers: int = field(
         default=0, metadata=About(help="processes that read images", kind=NonNegativeInt)
@@ -117,7 +137,8 @@ def run(settings: Quantize) -> dict[str, object]:
     facts = checkpoint.read_facts(path)
     target = tasks.find(facts.task).TARGET
     val = _validation(settings, path, facts, target)
-    images, source = _calibration(settings, facts, target)
+    train = _training(settings, facts, target)
+    images, source = _calibration(settings, facts, train)
     say(f"calibrating on {len(images)} pictures of {source}")
     batches = _batches(settings, val, facts.preprocess, target)
     prepared = prepare(
@@ -133,11 +154,14 @@ def run(settings: Quantize) -> dict[str, object]:
             f"{len(val.samples)} pictures: the others are read again for each int8 file"
         )
     _say_prepared(settings, prepared, len(val.samples), target)
+    tuned = (
+        None if train is None or not settings.finetune else _fine_tuned(settings, prepared, train)
+    )
     documents, refused = [], []
     for name in runtimes:
         say(f"quantizing {path} for {name}")
         try:
-            quantized = _quantized(settings, prepared, name, out, source)
+            quantized = _quantized(settings, prepared, tuned, name, out, source)
         except ExportError as error:  # the others may do better
             refused.append(str(error))
             continue
@@ -153,6 +177,7 @@ def run(settings: Quantize) -> dict[str, object]:
         "float": prepared.result,
         "equalized": prepared.equalized,
         "sensitivity": layers,
+        "finetuned": None if tuned is None else {**tuned.about, "in_torch": tuned.result},
         "quantized": documents,
     }
 
@@ -188,10 +213,22 @@ def _validation(settings: Quantize, path: Path, facts: "Facts", target: str) -> 
     return split
 
 
-def _calibration(settings: Quantize, facts: "Facts", target: str) -> "tuple[torch.Tensor, str]":
-    """Pictures to calibrate on, as the network gets them (N, 3, H, W), and where they are from."""
+def _training(settings: Quantize, facts: "Facts", target: str) -> "Split | None":
+    """The training pictures; None where nothing is to be done with them."""
     from .. import data
     from ..data._record import places_of
+
+    if settings.calibrate_on and not settings.finetune:
+        return None
+    how = settings.reading
+    places = places_of(settings.data, facts.settings, how.elsewhere)
+    return data.load(settings.data, "train", how.format, target, *places)
+
+
+def _calibration(
+    settings: Quantize, facts: "Facts", train: "Split | None"
+) -> "tuple[torch.Tensor, str]":
+    """Pictures to calibrate on, as the network gets them (N, 3, H, W), and where they are from."""
     from ..images import Source as OfPicture
     from ..images import find_images
     from ..int8._prepared import calibration
@@ -200,11 +237,36 @@ def _calibration(settings: Quantize, facts: "Facts", target: str) -> "tuple[torc
     if settings.calibrate_on:
         sources, source = find_images(settings.calibrate_on)[0], settings.calibrate_on
     else:
-        how = settings.reading
-        places = places_of(settings.data, facts.settings, how.elsewhere)
-        samples = data.load(settings.data, "train", how.format, target, *places).samples
+        samples = [] if train is None else train.samples
         sources, source = [sample.image for sample in samples], f"{settings.data}, train"
     return calibration(sources, facts.preprocess, settings.pictures), source
+
+
+def _fine_tuned(settings: Quantize, prepared: "Prepared", train: "Split") -> "FineTuned":
+    """The network in int8 after fine-tuning; what it reaches as torch computes it is said."""
+    from ..int8._finetune import Plan, fine_tune
+    from ..int8._prepared import decisive
+    from ..int8._search import matching
+    from ..int8._sensitivity import layers_of
+
+    plan = Plan(settings.finetune, settings.rate, settings.seed)
+    say(f"fine-tuning in int8 on {len(train.samples)} pictures of {settings.data}, train")
+    tuned = fine_tune(
+        prepared,
+        train,
+        plan,
+        skipped=matching(list(layers_of(prepared.deployed)), _patterns(settings.skip)),
+        workers=settings.workers,
+        minutes=settings.timeout,
+        report=say,
+    )
+    reached, before = decisive(tuned.result), decisive(prepared.result)
+    say(f"as torch computes it: {prepared.metric} {reached:.2f}, {before:.2f} before")
+    return tuned
+
+
+def _patterns(skip: str | None) -> list[str]:
+    return [pattern.strip() for pattern in skip.split(",")] if skip else []
 
 
 def _batches(
@@ -236,19 +298,24 @@ def _say_prepared(settings: Quantize, prepared: "Prepared", pictures: int, targe
 
 
 def _quantized(
-    settings: Quantize, prepared: "Prepared", name: str, out: Path, source: str
+    settings: Quantize,
+    prepared: "Prepared",
+    tuned: "FineTuned | None",
+    name: str,
+    out: Path,
+    source: str,
 ) -> "Quantized":
     from .. import runtimes
     from ..int8._search import quantize
 
-    skip = settings.skip.split(",") if settings.skip else []
     return quantize(
         prepared,
         name,
         out / f"{name}-int8" / f"model{runtimes.find(name).suffix}",
         max_drop=settings.max_drop,
-        skip=[pattern.strip() for pattern in skip],
+        skip=_patterns(settings.skip),
         most=settings.most,
+        tuned=tuned,
         facts={"source": source},
         report=say,
     )
@@ -277,6 +344,13 @@ def _show(runtime: str, quantized: "Quantized", prepared: "Prepared") -> None:
         )
         + (f"; never in int8: {', '.join(quantized.others)}" if quantized.others else "")
     )
+    if quantized.as_trained is not None:
+        agreed = quantized.as_trained.agreement
+        say(
+            f"{runtime}: beside what torch computed of it in fine-tuning, the outputs' noise is "
+            f"{quantized.as_trained.sqnr:.1f} dB below them"
+            + ("" if agreed is None else f", the same top-1 for {agreed:.1%} of the pictures")
+        )
 
 
 def _show_layers(layers: Sequence["Layer"]) -> None:
@@ -305,6 +379,7 @@ def _document(runtime: str, quantized: "Quantized") -> dict[str, Any]:
         "skipped": quantized.skipped,
         "others_in_float": quantized.others,
         "macs_in_int8": quantized.macs,
+        "as_trained": asdict(quantized.as_trained) if quantized.as_trained else None,
         "attempts": [
             {"skipped": attempt.skipped, "drop": attempt.drop} for attempt in quantized.attempts
         ],

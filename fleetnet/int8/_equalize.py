@@ -113,31 +113,50 @@ def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> di
     return largest
 
 
+Scales = dict[tuple[str, str], Tensor]  # of each pair of layers: (channels between them,)
+
+
 @torch.no_grad()
-def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Module, int]:
-    """A copy of a deploy form that computes the same, with feature maps that int8 can hold; and how many changed.
+def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Module, Scales]:
+    """A copy of a deploy form that computes the same, with feature maps that int8 can hold.
 
     `images` (N, C, H, W) are preprocessed and as in use; those of one `batch` pass through at a
-    time. A model without chains of ReLU comes back as a copy, and 0.
+    time. With it comes by what each pair of layers was changed; a model without chains of ReLU
+    comes back as a copy, and none.
     """
-    model = copy.deepcopy(model)
     pairs = chains(model, images[:1])
     modules = dict(model.named_modules())
     ranges = _ranges(model, {first for first, _ in pairs}, images, batch) if pairs else {}
+    scales: Scales = {}
     for first, second in pairs:
         maker, taker = cast(Linear, modules[first]), cast(Linear, modules[second])
-        channels, groups = len(maker.weight), getattr(taker, "groups", 1)
-        # (g, out/g, in/g, h, w)
-        grouped = taker.weight.view(groups, -1, channels // groups, *taker.weight.shape[2:])
         share = ranges[first]
-        if channels > groups:
-            used = grouped.transpose(1, 2).flatten(2).abs().amax(2).flatten()  # (in,)
-            share = (share / used.clamp_min(1e-12)).sqrt()
+        if len(maker.weight) > getattr(taker, "groups", 1):
+            used = _grouped(taker, len(maker.weight)).transpose(1, 2).flatten(2).abs().amax(2)
+            share = (share / used.flatten().clamp_min(1e-12)).sqrt()
         alive = ranges[first] > 0  # a channel that is never positive has no range to speak of
         scale = torch.ones_like(share)
         scale[alive] = (share[alive] / share[alive].log().mean().exp()).clamp(1 / LIMIT, LIMIT)
+        scales[first, second] = scale
+    return rescaled(model, scales), scales
+
+
+def _grouped(taker: Linear, channels: int) -> Tensor:
+    """Its weight by groups of the channels that it takes: (g, out / g, channels / g, h, w)."""
+    groups = getattr(taker, "groups", 1)
+    return taker.weight.view(groups, -1, channels // groups, *taker.weight.shape[2:])
+
+
+@torch.no_grad()
+def rescaled(model: nn.Module, scales: Scales) -> nn.Module:
+    """A copy in which each channel is divided where it is made, and multiplied where it is used."""
+    model = copy.deepcopy(model)
+    modules = dict(model.named_modules())
+    for (first, second), scale in scales.items():
+        maker, taker = cast(Linear, modules[first]), cast(Linear, modules[second])
         maker.weight.div_(scale.view(-1, *[1] * (maker.weight.ndim - 1)))
         if maker.bias is not None:
             maker.bias.div_(scale)
-        grouped.mul_(scale.view(groups, 1, -1, *[1] * (grouped.ndim - 3)))
-    return model, len(pairs)
+        grouped = _grouped(taker, len(scale))
+        grouped.mul_(scale.view(len(grouped), 1, -1, *[1] * (grouped.ndim - 3)))
+    return model

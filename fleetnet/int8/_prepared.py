@@ -15,7 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import runtimes
+from ..boxes import Limits
 from ..deploy.export import Deployable, facts_of_use
+from ..deploy.package import Job
 from ..deploy.predictor import Predictor
 from ..deploy.trained import Trained
 from ..errors import DataError, ModelError
@@ -31,7 +34,7 @@ from ..reparam import reparameterize
 from ..tasks import limits_of
 from ..training.evaluate import evaluate
 from ..weights.read import locate
-from ._equalize import equalize
+from ._equalize import Scales, equalize
 from ._norms import recalibrate
 from ._sensitivity import BATCH, Layer, sensitivity
 
@@ -53,9 +56,19 @@ class Prepared:
     result: dict[str, object] = field(repr=False)  # what the checkpoint reaches on it
     logits: Tensor | None = field(repr=False)  # and says, if it is a classifier
     meaning: Meaning | None = field(default=None, repr=False)  # of the outputs
-    equalized: int = 0  # pairs of layers
+    scales: Scales = field(default_factory=dict, repr=False)  # of pairs of layers, equalized
     recalibrated: bool = False  # batch norms
     measured: list[Layer] | None = field(default=None, init=False, repr=False)  # `sensitivity`
+
+    @property
+    def equalized(self) -> int:
+        """Pairs of layers."""
+        return len(self.scales)
+
+    @property
+    def limits(self) -> Limits | None:
+        """Of what is kept of what a detector finds."""
+        return limits_of(self.facts)
 
     @property
     def metric(self) -> str:
@@ -128,15 +141,17 @@ def prepare(
             yield batch
 
     classes = trained.facts.classes
-    result, logits = evaluated(Predictor(trained), watched(), classes)
+    predictor = Predictor(trained)
+    result, logits = evaluated(predictor, predictor.task, watched(), classes)
     limits = limits_of(trained.facts)
     deployable = Deployable(trained.model, trained.preprocess, limits=limits)
     network: nn.Module = copy.deepcopy(deployable.network()).float()
     if recalibrating:
         network = recalibrate(network, images)
-    deployed, equalized = reparameterize(network, images[:1]), 0
+    deployed = reparameterize(network, images[:1])
+    scales: Scales = {}
     if equalizing:
-        deployed, equalized = equalize(deployed, images, BATCH)
+        deployed, scales = equalize(deployed, images, BATCH)
     pictures = images[:: -(-len(images) // COMPARED)].split(1)
     return Prepared(
         facts_of_use(trained.facts, deployable),
@@ -149,13 +164,44 @@ def prepare(
         result,
         logits,
         deployable.meaning(),
-        equalized,
+        scales,
         recalibrating,
     )
 
 
+def job_of(prepared: Prepared, runtime: str, path: Path) -> Job:
+    """What the float file of a runtime is made from, and compared on.
+
+    Those are the same images, and the same rules, as of a file that is exported.
+    """
+    return Job(
+        prepared.model,
+        prepared.deployed,
+        prepared.images[:1],
+        path,
+        runtime,
+        "fp32",
+        prepared.examples,
+        prepared.meaning,
+        explain=True,
+    )
+
+
+def float_file(job: Job, folder: Path) -> Path:
+    """What int8 files are made from, proven equal to the network."""
+    runtime = runtimes.find(job.runtime)
+    request = job.request(folder / f"float{runtime.suffix}", {})
+    runtime.export(request)
+    job.prove(request)
+    return request.path
+
+
 def evaluated(
-    predictor: Predictor, batches: Iterable[Batch], classes: Sequence[str]
+    network: nn.Module,
+    task: str,
+    batches: Iterable[Batch],
+    classes: Sequence[str],
+    limits: Limits | None = None,
 ) -> tuple[dict[str, object], Tensor | None]:
     """The task's figures, and of a classifier the logits of all images: (N, classes)."""
     logits: list[Tensor] = []
@@ -164,7 +210,7 @@ def evaluated(
         if isinstance(prediction, Labels):
             logits.append(prediction.logits)
 
-    result = evaluate(predictor, predictor.task, batches, classes, on_prediction=keep)
+    result = evaluate(network, task, batches, classes, on_prediction=keep, limits=limits)
     return result, torch.stack(logits) if logits else None
 
 

@@ -16,13 +16,13 @@ from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
 from torch import Tensor
 
 from .. import int8, runtimes
-from ..deploy.package import Job, Package, check_suffix, describe, golden_tolerance
+from ..deploy.package import Package, check_suffix, describe, golden_tolerance
 from ..deploy.predictor import Predictor, load
 from ..errors import ExportError, UsageError, suggest
 from ..facts import Exported, FileFacts, Int8
@@ -33,8 +33,11 @@ from ..runtimes import version
 from ..runtimes._cpu import int8_class
 from ..runtimes._int8 import LARGEST_PAIR, overflowing, pairs
 from . import Write
-from ._prepared import Prepared, decisive, evaluated, figures
+from ._prepared import Prepared, decisive, evaluated, figures, float_file, job_of
 from ._sensitivity import agreement, answers, layers_of, multiplications, sqnr
+
+if TYPE_CHECKING:
+    from ._finetune import FineTuned
 
 CPUS = (
     "any: no two products of an output channel leave 16 bits, where x86 without VNNI adds them in "
@@ -53,6 +56,14 @@ class Attempt:
 
 
 @dataclass(frozen=True)
+class AsTrained:
+    """How near a file is to the network that was fine-tuned, as torch computed it."""
+
+    agreement: float | None  # share of the validation set with the same top-1; None of other tasks
+    sqnr: float  # dB, of the outputs
+
+
+@dataclass(frozen=True)
 class Quantized:
     """An int8 file within the allowed drop, and how it came about."""
 
@@ -68,6 +79,7 @@ class Quantized:
     layers: int  # in all
     macs: float  # share of the multiplications in int8
     attempts: list[Attempt]
+    as_trained: AsTrained | None  # of a network that was fine-tuned
 
 
 class _Judged(TypedDict):
@@ -81,6 +93,7 @@ class _Judged(TypedDict):
     layers: int
     macs: float
     attempts: list[Attempt]
+    as_trained: AsTrained | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +114,7 @@ def missing(runtime: str) -> str | None:
     None if nothing is; the runtimes are those of `int8`.
     """
     package = int8.find(runtime).package
-    if find_spec(package) is None:
+    if find_spec(package.replace("-", "_")) is None:
         return f"int8 for {runtime} needs {package}: pip install 'fleetnet[quantize]'"
     return runtimes.find(runtime).missing()
 
@@ -114,14 +127,16 @@ def quantize(
     max_drop: float = 1.0,
     skip: Sequence[str] = (),
     most: float = MOST,
+    tuned: "FineTuned | None" = None,
     facts: Mapping[str, object] | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> Quantized:
     """Write a network in int8 for a runtime ("onnx" or "openvino") to `path`, if it stays accurate.
 
     `max_drop` is what may be lost of the task's first figure, in points. Layers of the deploy form
-    named by `skip` (with wildcards) stay in float; a share of up to `most` more may. `facts` of the
-    calibration go into the sidecar; `report` gets a line for each step.
+    named by `skip` (with wildcards) stay in float; a share of up to `most` more may. With a network
+    that was `tuned` neither is read: its layers are what they are. `facts` of the calibration go
+    into the sidecar; `report` gets a line for each step.
 
     Raises `UsageError` for another runtime or an unknown layer, `ExportError` if a package is
     missing, the float file does not compute what the network computes, or the drop stays beyond
@@ -129,7 +144,7 @@ def quantize(
     """
     path = Path(path)
     _check(runtime, path, max_drop, most)
-    search = _Search(prepared, runtime, path, max_drop, skip, most, report)
+    search = _Search(prepared, runtime, path, max_drop, skip, most, tuned, report)
     with beside(path, "quantize") as folder:
         written, attempts = search.first_accurate(folder)
         judged = _judged(search, written, attempts)
@@ -175,27 +190,18 @@ class _Search:
         max_drop: float,
         skip: Sequence[str],
         most: float,
+        tuned: "FineTuned | None",
         report: Callable[[str], None],
     ) -> None:
         self.prepared, self.runtime, self.path = prepared, runtime, path
-        self.max_drop, self.report = max_drop, report
+        self.max_drop, self.tuned, self.report = max_drop, tuned, report
         self.layers = list(layers_of(prepared.deployed))
-        self.skipped_by_user = _matching(self.layers, skip)
+        self.skipped_by_user = matching(self.layers, skip) if tuned is None else tuned.skipped
         others = len(self.layers) - len(self.skipped_by_user)
-        self.steps = _steps(min(int(most * len(self.layers)), others))
+        at_most = min(int(most * len(self.layers)), others)
+        self.steps = _steps(at_most if tuned is None else 0)
         self.before = decisive(prepared.result)
-        # The float file is proven on the same images and by the same rules as one that is exported.
-        self.job = Job(
-            prepared.model,
-            prepared.deployed,
-            prepared.images[:1],
-            path,
-            runtime,
-            "fp32",
-            prepared.examples,
-            prepared.meaning,
-            explain=True,
-        )
+        self.job = job_of(prepared, runtime, path)
         # The metrics of the checkpoint are not those of the file, which come to the sidecar when
         # they are known.
         outputs = tuple(describe(name, value) for name, value in self.job.outputs.items())
@@ -207,9 +213,7 @@ class _Search:
 
         Raises `ExportError` where there is none.
         """
-        write = int8.find(self.runtime).writer(
-            self._float_file(folder), self.prepared.images.numpy()
-        )
+        write = self._writer(folder)
         attempts: list[Attempt] = []
         for more in self.steps:
             own = folder / str(more)  # each its own: what is loaded must not be overwritten
@@ -220,13 +224,12 @@ class _Search:
                 return written, attempts
         raise self._refused(attempts)
 
-    def _float_file(self, folder: Path) -> Path:
-        """What the int8 files are made from, proven equal to the network."""
-        suffix = runtimes.find(self.runtime).suffix
-        request = self.job.request(folder / f"float{suffix}", {})
-        runtimes.find(self.runtime).export(request)
-        self.job.prove(request)
-        return request.path
+    def _writer(self, folder: Path) -> Write:
+        quantizer = int8.find(self.runtime)
+        if self.tuned is not None:
+            return quantizer.writer_of(quantizer.computed(self.tuned.network))
+        job = job_of(self.prepared, quantizer.source, self.path)
+        return quantizer.writer(float_file(job, folder), self.prepared.images.numpy())
 
     def _in_float(self, more: int) -> list[str]:
         """The layers that stay in float: the user's, and so many more, the worst first."""
@@ -254,7 +257,7 @@ class _Search:
         file.with_suffix(".json").write_text(to_json(inside), encoding="utf-8")
         predictor = load(file)
         batches, classes = self.prepared.batches, self.prepared.facts.classes
-        result, logits = evaluated(predictor, batches, classes)
+        result, logits = evaluated(predictor, predictor.task, batches, classes)
         reached = decisive(result)
         self.report(
             f"{len(skipped)} of {len(self.layers)} layers in float: {self.prepared.metric} "
@@ -276,11 +279,18 @@ class _Search:
         return ExportError(
             f"{self.path} was not written: int8 loses more than the {self.max_drop:g} points of "
             f"{self.prepared.metric} that are allowed (float: {self.before:.2f}): {tried}. "
-            "Calibrate on pictures like those in use, allow more, or leave more layers in float"
+            f"{self._advice()}"
         )
 
+    def _advice(self) -> str:
+        if self.tuned is None:
+            return (
+                "Calibrate on pictures like those in use, allow more, or leave more layers in float"
+            )
+        return "Fine-tune for more epochs or at another rate, allow more, or leave layers in float"
 
-def _matching(layers: Sequence[str], patterns: Sequence[str]) -> list[str]:
+
+def matching(layers: Sequence[str], patterns: Sequence[str]) -> list[str]:
     """The layers that the user named, in whole or with wildcards."""
     chosen: list[str] = []
     for pattern in patterns:
@@ -318,7 +328,24 @@ def _judged(search: _Search, written: _Written, attempts: list[Attempt]) -> _Jud
         "layers": len(search.layers),
         "macs": in_int8 / max(sum(macs.values()), 1),
         "attempts": attempts,
+        "as_trained": _as_trained(search, written),
     }
+
+
+def _as_trained(search: _Search, written: _Written) -> AsTrained | None:
+    """How near a file is to what torch computes of it."""
+    prepared, tuned = search.prepared, search.tuned
+    if tuned is None:
+        return None
+    network, logits = int8.find(search.runtime).computed(tuned.network), tuned.logits
+    if network is not tuned.network:
+        task, classes = prepared.facts.task, prepared.facts.classes
+        logits = evaluated(network, task, prepared.batches, classes, prepared.limits)[1]
+    same = None
+    if written.logits is not None and logits is not None:
+        same = agreement([logits], [written.logits])
+    noise = sqnr(answers(network, prepared.held), answers(written.predictor, prepared.held))
+    return AsTrained(same, noise)
 
 
 def _facts_of_int8(
@@ -343,6 +370,8 @@ def _facts_of_int8(
         "calibration": {"images": len(prepared.images), **facts},
         "equalized": prepared.equalized,
         "recalibrated": prepared.recalibrated,
+        "finetuned": None if search.tuned is None else search.tuned.about,
+        "as_trained": asdict(judged["as_trained"]) if judged["as_trained"] else None,
         "quantizer": quantizer.package,
         "quantizer_version": version(quantizer.package),
         "cpus": CPUS,

@@ -5,7 +5,7 @@ back and forth (measured by benchmarks/quantize.py and beside it).
 """
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +23,10 @@ if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto, NodeProto, ValueInfoProto
     from onnxruntime.quantization.calibrate import TensorsData
 
+    from ._fake import FakeQuantized
+
 package = "onnxruntime"
+source = "onnx"
 
 # Cut off of both ends together when ranges are chosen: one value in a hundred thousand. Against the
 # extremes themselves the logits have 1.5 dB less noise for parcnet_xs, 1 dB for repvit_m0_9, 0.4 dB
@@ -79,10 +82,13 @@ def _layer_and_maker(layer: "NodeProto", makers: Mapping[str, "NodeProto"]) -> I
         node = makers.get(node.input[0])
 
 
-def _in_float(graph: "GraphProto", skip: set[str]) -> set[str]:
-    """The nodes of LAYERS and BETWEEN that stay in float, with those of the modules in `skip`."""
+def _in_float(graph: "GraphProto", skip: set[str], gates: bool) -> set[str]:
+    """The nodes of LAYERS and BETWEEN that stay in float, with those of the modules in `skip`.
+
+    Gates do too, unless `gates` are to be in int8.
+    """
     makers = _makers(graph)
-    floats = set(_gates(graph, makers))
+    floats = set() if gates else set(_gates(graph, makers))
     for node in graph.node:
         in_backbone = node.name.startswith(("backbone.", "backbone/"))
         if node.op_type in BETWEEN and not in_backbone:
@@ -94,16 +100,16 @@ def _in_float(graph: "GraphProto", skip: set[str]) -> set[str]:
     return floats
 
 
-def _taken_in_int8(graph: "GraphProto") -> set[str]:
+def _taken_in_int8(graph: "GraphProto", gates: bool) -> set[str]:
     """The maps that can be in int8: elsewhere a head may have infinities."""
-    floats = _in_float(graph, set())
+    floats = _in_float(graph, set(), gates)
     nodes = [
         node for node in graph.node if node.op_type in LAYERS + BETWEEN and node.name not in floats
     ]
     return {name for node in nodes for name in (*node.input, *node.output)}
 
 
-def _ranges(float_file: Path, images: np.ndarray) -> "TensorsData":
+def _ranges(float_file: Path, images: np.ndarray, gates: bool) -> "TensorsData":
     """What onnxruntime's calibration finds out about the maps that can be in int8."""
     from onnxruntime import quantization as tools
     from onnxruntime.quantization.calibrate import PercentileCalibrater
@@ -113,7 +119,7 @@ def _ranges(float_file: Path, images: np.ndarray) -> "TensorsData":
             self, model: "ModelProto"
         ) -> tuple[set[str], dict[str, "ValueInfoProto"]]:
             names, infos = super().select_tensors_to_calibrate(model)
-            return names & _taken_in_int8(model.graph), infos
+            return names & _taken_in_int8(model.graph, gates), infos
 
     class Reader(tools.CalibrationDataReader):
         def __init__(self, part: np.ndarray):
@@ -153,8 +159,10 @@ def _safe_ranges(graph: "GraphProto") -> dict[str, list[dict[str, int | float]]]
     return ranges
 
 
-def _quantized(float_file: Path, skip: set[str], ranges: "TensorsData") -> "ModelProto":
-    """The network in int8 but for the modules in `skip`, as protobuf."""
+def _quantized(
+    float_file: Path, skip: set[str], ranges: "TensorsData", gates: bool
+) -> "ModelProto":
+    """The network in int8 but for the modules in `skip`, and gates unless asked for; as protobuf."""
     import onnx
     from onnxruntime import quantization as tools
 
@@ -168,7 +176,7 @@ def _quantized(float_file: Path, skip: set[str], ranges: "TensorsData") -> "Mode
             activation_qType=tools.QuantType.QUInt8,
             tensors_range=ranges,
             nodes_to_quantize=[],
-            nodes_to_exclude=sorted(_in_float(model.graph, skip)),
+            nodes_to_exclude=sorted(_in_float(model.graph, skip, gates)),
             op_types_to_quantize=LAYERS + BETWEEN,
             extra_options={
                 "MatMulConstBOnly": True,
@@ -186,19 +194,48 @@ def _layers_in_int8(graph: "GraphProto") -> set[str]:
     return {module_of(node.name) for node in layers if node.input[1] in rounded}
 
 
+def quantized_of(
+    float_file: Path, images: np.ndarray, gates: bool = False
+) -> Callable[[set[str]], "ModelProto"]:
+    """What gives the network in int8 but for the modules that it is given; calibrated once.
+
+    `gates` are in int8 too where that is asked for.
+    """
+    ranges = _ranges(float_file, images, gates)
+    return lambda skip: _quantized(float_file, skip, ranges, gates)
+
+
 def writer(float_file: Path, images: np.ndarray) -> Write:
     """The quantizer is calibrated once, for all files."""
-    import onnx
-
-    ranges = _ranges(float_file, images)
+    quantized = quantized_of(float_file, images)
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
-        proto = _quantized(float_file, skip, ranges)
-        for entry in [entry for entry in proto.metadata_props if entry.key == KEY]:
-            proto.metadata_props.remove(entry)
-        proto.metadata_props.add(key=KEY, value=to_json(facts, ensure_ascii=False))
-        ask_for_lowest_ir(proto)
-        onnx.save(proto, path)
-        return _layers_in_int8(proto.graph)
+        return _write(quantized(skip), path, facts)
 
     return write
+
+
+def computed(network: "FakeQuantized") -> "FakeQuantized":
+    return network
+
+
+def writer_of(network: "FakeQuantized") -> Write:
+    """It is a file of this quantizer's, with other numbers."""
+    proto = network.to_proto()
+
+    def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
+        return _write(proto, path, facts)
+
+    return write
+
+
+def _write(proto: "ModelProto", path: Path, facts: Mapping[str, object]) -> set[str]:
+    """Write an int8 file that says these facts; its layers in int8."""
+    import onnx
+
+    for entry in [entry for entry in proto.metadata_props if entry.key == KEY]:
+        proto.metadata_props.remove(entry)
+    proto.metadata_props.add(key=KEY, value=to_json(facts, ensure_ascii=False))
+    ask_for_lowest_ir(proto)
+    onnx.save(proto, path)
+    return _layers_in_int8(proto.graph)

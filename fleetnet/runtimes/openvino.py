@@ -204,6 +204,14 @@ class IntegerWeight:
         return np.moveaxis(values, own, range(len(own))).reshape(channels, -1)
 
 
+def _constant_of(node: "Node") -> np.ndarray:
+    """The values of a constant, which may be reshaped."""
+    shape = tuple(node.get_output_shape(0))
+    while node.get_input_size():
+        node = node.input_value(0).get_node()
+    return np.array(node.data).reshape(shape)
+
+
 def integer_weights_of(network: "Model") -> list[IntegerWeight]:
     """The int8 weights of a network, in the order of its layers."""
     weights = []
@@ -221,7 +229,7 @@ def integer_weights_of(network: "Model") -> list[IntegerWeight]:
             or scaling is None
         ):
             continue
-        values, scales = np.array(constant.data), np.array(scaling.input_value(1).get_node().data)
+        values, scales = np.array(constant.data), _constant_of(scaling.input_value(1).get_node())
         scales = scales.reshape((1,) * (values.ndim - scales.ndim) + scales.shape)
         weights.append(IntegerWeight(node.get_friendly_name(), values, scales, constant, scaling))
     return weights
