@@ -19,6 +19,7 @@ A ratio is the median of the ratios of rounds. The last line is JSON.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import statistics
@@ -101,6 +102,10 @@ def of_torchvision(photos: list[Path]) -> Load:
 
 def of_fleetnet(kind: str, photos: list[Path]) -> Load:
     """By whichever checkout this process imports."""
+    with contextlib.suppress(ImportError):  # older checkouts have no such setting
+        from fleetnet.cli._process import keep_freed_memory
+
+        keep_freed_memory()  # as under fleetnet train, whose worker processes inherit it
     from fleetnet.data import Object, Sample, Split
     from fleetnet.images import measure, read_labels
     from fleetnet.inputs.augment import augmentation

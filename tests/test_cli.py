@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -59,6 +60,49 @@ def test_threads_of_torch_sleep_soon_unless_told_otherwise(given: dict, expected
         [sys.executable, "-c", code], capture_output=True, text=True, env={**kept, **given}
     )
     assert ran.stdout.splitlines()[-1] == expected
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="a setting of glibc")
+@pytest.mark.parametrize(
+    ("variables", "is_kept"),
+    [
+        ({}, True),
+        ({"MALLOC_TRIM_THRESHOLD_": "131072"}, False),
+        ({"GLIBC_TUNABLES": "glibc.malloc.mmap_max=65536"}, False),
+    ],
+)
+def test_freed_memory_is_kept_unless_told_otherwise(variables: dict[str, str], is_kept: bool):
+    """By the resident memory before and after 256 MiB, larger than any threshold of malloc."""
+    code = (
+        "import numpy, os\n"
+        "from fleetnet.cli._process import keep_freed_memory\n"
+        "print(keep_freed_memory())\n"
+        "pages = lambda: int(open('/proc/self/statm').read().split()[1])\n"
+        "before = pages()\n"
+        "block = numpy.ones(256 << 20, numpy.uint8)\n"
+        "del block\n"
+        "print((pages() - before) * os.sysconf('SC_PAGE_SIZE') >> 20)"
+    )
+    names = "MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES"
+    others = {name: value for name, value in os.environ.items() if name not in names}
+    ran = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**others, **variables}
+    )
+    said, kept = ran.stdout.split()
+    assert said == str(is_kept)
+    assert int(kept) > 200 if is_kept else int(kept) < 50
+
+
+@pytest.mark.parametrize(("verb", "is_kept"), [("train", True), ("eval", False)])
+def test_only_what_trains_keeps_freed_memory(
+    verb: str, is_kept: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    calls: list[bool] = []
+    monkeypatch.setattr(cli, "keep_freed_memory", lambda: calls.append(True))
+    monkeypatch.setattr(cli, "wait_without_spinning", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["fleetnet", verb, "--help"])
+    assert main() == 0
+    assert bool(calls) == is_kept
 
 
 def test_run_folder_is_complete(run: Path):

@@ -10,7 +10,6 @@ once.
 """
 
 import contextlib
-import os
 import signal
 import sys
 import threading
@@ -22,6 +21,7 @@ from ..errors import FleetnetError, SlowerWarning, UsageError, suggest
 from ..find import find as find_module
 from ..launched import launched
 from ..reading import to_json
+from ._process import keep_freed_memory, wait_without_spinning
 from ._show import complain, is_follower, say
 
 VERBS = {  # in the order of use
@@ -101,9 +101,11 @@ def _help(group: str = "") -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
-    if argv is None:
-        _wait_without_spinning()
     words = list(sys.argv[1:] if argv is None else argv)
+    if argv is None:
+        wait_without_spinning()
+        if words[:1] == ["train"]:
+            keep_freed_memory()
     COMMAND[:] = words
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
@@ -119,16 +121,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         if debug and not isinstance(error, Terminated):
             raise
         return _answer(error, as_json="--json" in words)
-
-
-def _wait_without_spinning() -> None:
-    """Let torch's threads that wait for each other sleep soon, where nobody says otherwise.
-
-    They would spin 300,000 times first, and so use up a core while one of them has to wait for its
-    own, as it does where worker processes, or others, need it. It is read when torch is imported.
-    """
-    if "OMP_WAIT_POLICY" not in os.environ:
-        os.environ.setdefault("GOMP_SPINCOUNT", "16000")
 
 
 def _answer(error: Exception | KeyboardInterrupt, *, as_json: bool) -> int:
