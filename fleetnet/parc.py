@@ -18,30 +18,20 @@ feature size: fixed kernels and one constant.
 
 Differs from the authors' code: they read one size from the height (ParC-Net: square features only)
 or fix it (ParC ConvNets: 224 x 224 images only). And a long circular convolution is computed in one
-of three ways that are equal but for rounding, whichever is fastest at its size (`form_for`):
-
-    convolution   of the feature, extended by itself: n multiplications an element
-    product       with an n x n matrix for each channel, whose rows are the kernel, shifted: as many,
-                  but in the kernels of matrix products, and so is its backward
-    fourier       a product of spectra: about log n an element. Yang et al., Fast-ParC,
-                  arXiv:2210.04020, does so too
+of three ways that are equal but for rounding, whichever is the fastest at its size (see circular.py).
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import replacing
+from .circular import HEIGHT, WIDTH, chosen_form, circulant, circular_convolution
 from .errors import ModelError
 from .reparam import as_conv, fold_bn_before, scale_shift
-
-HEIGHT, WIDTH = 2, 3  # dimensions of a feature (N, C, H, W)
 
 
 class Wrap(nn.Module):
@@ -63,89 +53,6 @@ def _resize(parameter: Tensor, dim: int, length: int) -> Tensor:
         return parameter
     size = (length, 1) if dim == HEIGHT else (1, length)
     return F.interpolate(parameter, size, mode="bilinear", align_corners=True)
-
-
-Form = Literal["convolution", "product", "fourier"]
-_FORCED: ContextVar[Form | None] = ContextVar("form of circular convolutions", default=None)
-
-
-@contextmanager
-def computed_as(form: Form) -> Iterator[None]:
-    """Compute every circular convolution in this form meanwhile, whatever its size."""
-    token = _FORCED.set(form)
-    try:
-        yield
-    finally:
-        _FORCED.reset(token)
-
-
-def form_for(length: int, images: int, depthwise: bool, learning: bool) -> Form:
-    """The form that is fastest for a batch of so many `images`, by benchmarks/parc_forms.py on a CPU.
-
-    `learning`: the backward pass counts too, where the convolution along the width is the slowest:
-    at a length of 32, 16 images and 48 channels it takes 5 times as long as a product. A product
-    of a dense kernel would need a matrix for each pair of channels.
-    """
-    if not depthwise:
-        return "fourier" if length >= (16 if learning else 32) else "convolution"
-    if not learning:
-        return "fourier" if length >= 64 else "convolution"
-    if length < 14:
-        return "convolution"
-    return "fourier" if images == 1 or length > 128 else "product"
-
-
-def circular_convolution(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    dim: int,
-    groups: int,
-    form: Form,
-    stride: tuple[int, int] = (1, 1),
-) -> Tensor:
-    """y[i] = bias + sum over t of weight[t] x[(i + t) mod n] along `dim`: (N, C, H, W) -> the same.
-
-    `weight` (C, C / groups, n, 1) along the height or (C, C / groups, 1, n) along the width, of as
-    many `groups` as channels, or one. With a `stride`, along height and width, every so many rows
-    and columns of that: (N, C, ceil(H / stride), ceil(W / stride)).
-    """
-    if form == "convolution":
-        extended = torch.cat([x, x.narrow(dim, 0, x.shape[dim] - 1)], dim)  # 2n - 1 long
-        return F.conv2d(extended, weight, bias, stride, groups=groups)
-    across = HEIGHT + WIDTH - dim
-    x = _every(x, across, stride)
-    if form == "product":
-        matrix = circulant(weight.flatten(1))[:, :: stride[dim - HEIGHT]]  # (C, to, from)
-        y = matrix @ x if dim == HEIGHT else x @ matrix.transpose(1, 2)
-    else:
-        y = _every(_by_spectra(x, weight, dim, groups), dim, stride)
-    return y if bias is None else y + bias.view(-1, 1, 1)
-
-
-def _every(x: Tensor, dim: int, stride: tuple[int, int]) -> Tensor:
-    step = stride[dim - HEIGHT]
-    return x[:, :, ::step] if dim == HEIGHT else x[..., ::step]
-
-
-def _by_spectra(x: Tensor, weight: Tensor, dim: int, groups: int) -> Tensor:
-    # Spectra exist of float32 and float64 only.
-    feature, kernel = (t if t.dtype == torch.float64 else t.float() for t in (x, weight))
-    spectrum = torch.fft.rfft(feature, dim=dim)  # of n values n // 2 + 1 frequencies f
-    response = torch.fft.rfft(kernel, dim=dim).conj()  # conjugate: the kernel is not turned around
-    if groups == 1:
-        response = response.flatten(2)  # (to, from, f)
-        product = "oif,nifw->nofw" if dim == HEIGHT else "oif,nihf->nohf"
-        filtered = torch.einsum(product, response, spectrum)
-    else:
-        filtered = spectrum * response.transpose(0, 1)  # (1, C, f, 1) or (1, C, 1, f)
-    return torch.fft.irfft(filtered, n=x.shape[dim], dim=dim).to(x.dtype)
-
-
-def circulant(kernel: Tensor) -> Tensor:
-    """The matrix of a circular convolution for each kernel: (C, n) -> (C, to, from)."""
-    places = torch.arange(kernel.shape[1], device=kernel.device)
-    return kernel[:, (places - places[:, None]) % len(places)]
 
 
 class CircularConv(nn.Module):
@@ -180,21 +87,23 @@ class CircularConv(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[self.dim]
+        weight = _resize(self.weight, self.dim, length)
+        form = chosen_form(x, weight, self.dim, self.stride)
         if self.position is not None:
-            x = x + _resize(self.position, self.dim, length)  # (1, C, H, 1) or (1, C, 1, W)
+            position = _resize(self.position, self.dim, length)  # (1, C, H, 1) or (1, C, 1, W)
+            if form == "fourier" and self.norm is None:
+                return self._of_both(x, position, weight)
+            x = x + position
         if self.norm is not None:
             x = self.norm(x)
-        weight = _resize(self.weight, self.dim, length)
-        form = self._form(length, len(x))
-        return circular_convolution(x, weight, self.bias, self.dim, self.groups, form, self.stride)
+        return circular_convolution(x, weight, self.bias, self.dim, form, self.stride)
 
-    def _form(self, length: int, images: int) -> Form:
-        if forced := _FORCED.get():
-            return forced
-        # A graph that is exported holds convolutions, which every runtime has.
-        if torch.jit.is_tracing() or torch.compiler.is_exporting():
-            return "convolution"
-        return form_for(length, images, self.groups > 1, torch.is_grad_enabled())
+    def _of_both(self, x: Tensor, position: Tensor, weight: Tensor) -> Tensor:
+        """conv(x + position) as conv(x) + conv(position), which is one column or row: x is read once less."""
+        stride = (self.stride[0], 1) if self.dim == HEIGHT else (1, self.stride[1])
+        added = circular_convolution(position, weight, self.bias, self.dim, "fourier", stride)
+        y = circular_convolution(x, weight, None, self.dim, "fourier", self.stride)
+        return y.add_(added)
 
     def linear_part(self, length: int) -> Tensor:
         """The kernel at a length with the norm's scale in it, float64: all of this module but its constant."""
@@ -297,7 +206,7 @@ def _stages(half: nn.Sequential) -> list[CircularConv]:
 
 def _freeze(
     stages: list[CircularConv], size: tuple[int, int], scale: Tensor, bias: Tensor | None = None
-) -> nn.Sequential:
+) -> "FrozenHalf":
     """One half of a ParC as fixed convolutions, the last of which takes `scale` and `bias` by output channel."""
     modules: list[nn.Module] = []
     for stage in stages:
@@ -320,7 +229,37 @@ def _freeze(
             conv = as_conv((weight, weight.new_zeros(channels)), like)
             conv.bias = None
         modules += [Wrap(stage.dim), conv]
-    return nn.Sequential(*modules)
+    return FrozenHalf(*modules)
+
+
+class FrozenHalf(nn.Sequential):
+    """`Wrap` and a convolution, once or twice: (N, C, H, W) -> the same.
+
+    The two are what a file holds, and what anybody sees who looks at or changes the convolution. In
+    torch they are computed in the form that is the fastest at their size.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        before: nn.Module | None = None
+        for module in self:
+            if isinstance(before, Wrap):
+                x = _convolved(before, cast(nn.Conv2d, module), x)
+            elif not isinstance(module, Wrap):
+                x = module(x)
+            before = module
+        return x
+
+
+def _convolved(wrap: Wrap, conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """conv(wrap(x)), without running the two where another form is faster and nobody would notice."""
+    watched = conv._forward_hooks or conv._forward_pre_hooks
+    if watched or type(conv) is not nn.Conv2d:
+        return cast(Tensor, conv(wrap(x)))
+    stride = (conv.stride[0], conv.stride[1])
+    form = chosen_form(x, conv.weight, wrap.dim, stride)
+    if form == "convolution":
+        return cast(Tensor, conv(wrap(x)))
+    return circular_convolution(x, conv.weight, conv.bias, wrap.dim, form, stride)
 
 
 class FrozenParC(nn.Module):
@@ -329,8 +268,8 @@ class FrozenParC(nn.Module):
     def __init__(
         self,
         size: tuple[int, int],
-        first: nn.Sequential,
-        second: nn.Sequential,
+        first: FrozenHalf,
+        second: FrozenHalf,
         constant: nn.Parameter | None = None,
     ):
         super().__init__()
@@ -383,7 +322,7 @@ def with_products(model: nn.Module, least: int) -> tuple[nn.Module, int]:
                     count += 1
                 else:
                     modules.append(module)
-            setattr(parc, name, nn.Sequential(*modules))
+            setattr(parc, name, FrozenHalf(*modules))
     return model, count
 
 

@@ -37,7 +37,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "merged": "errors norms processes",
     "layers": "errors merged reparam",
     "replacing": "errors",
-    "parc": "errors reparam replacing",
+    "circular": "",
+    "parc": "circular errors reparam replacing",
     "pconv": "replacing",
     "backbones": "backbones channels errors find layers merged parc pconv preprocess reparam replacing "
     "synonyms",
@@ -56,7 +57,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "boxes data deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
     "runtimes tasks training weights",
-    "measure": "backbones channels data deploy errors find images inputs measure parc predictions proof "
+    "measure": "backbones channels circular data deploy errors find images inputs measure predictions proof "
     "reading reparam review runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
     "int8 launched measure predictions preprocess processes proof reading recipes reparam report review rle "

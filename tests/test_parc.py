@@ -6,26 +6,23 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from zoo import assert_same_function
 
+from fleetnet.circular import FORMS, HEIGHT, WIDTH, computed_as
 from fleetnet.errors import ModelError
 from fleetnet.parc import (
-    HEIGHT,
-    WIDTH,
     CircularConv,
     CircularProduct,
     FrozenParC,
     ParC,
     ParCBN,
     Wrap,
-    circular_convolution,
-    computed_as,
-    form_for,
     with_products,
 )
 from fleetnet.reparam import difference, reparameterize
 
-FORMS = {
+PUBLISHED = {
     "crossed": {"crossed": True},
     "crossed, no position": {"crossed": True, "position": False},
     "single": {},
@@ -109,9 +106,9 @@ def test_kernels_and_positions_are_resized_with_aligned_corners():
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PUBLISHED)
 def test_every_parameter_learns_at_any_size(form, size):
-    parc = ParC(8, 6, **FORMS[form])
+    parc = ParC(8, 6, **PUBLISHED[form])
     y = parc(torch.randn(2, 8, *size))
     assert y.shape == (2, 8, *size)
     (y * torch.randn_like(y)).sum().backward()
@@ -125,10 +122,10 @@ def test_every_parameter_learns_at_any_size(form, size):
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PUBLISHED)
 @pytest.mark.parametrize("norm", [False, True], ids=["bare", "before a batch norm"])
 def test_frozen_computes_the_same(form, size, norm):
-    parc = ParC(8, 6, **FORMS[form])
+    parc = ParC(8, 6, **PUBLISHED[form])
     module = _randomize(ParCBN(parc, 8) if norm else parc)
     x = torch.randn(3, 8, *size)
 
@@ -177,11 +174,11 @@ def test_odd_channels_are_refused():
         ParC(7, 6)
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PUBLISHED)
 @pytest.mark.parametrize(("size", "long"), [((6, 6), 2), ((4, 9), 1), ((3, 5), 0)])
 def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int], long: int) -> None:
     """Kernels of 6 and more; `long` of the two dimensions have such."""
-    parc = _randomize(ParC(8, 6, **FORMS[form]))
+    parc = _randomize(ParC(8, 6, **PUBLISHED[form]))
     x = torch.randn(2, 8, *size, generator=torch.Generator().manual_seed(1))
     frozen = nn.Sequential(parc.fuse_at(size))
     other, count = with_products(frozen, 6)
@@ -192,84 +189,17 @@ def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int],
     assert with_products(other, 6)[1] == 0
 
 
-OTHERS = ["product", "fourier"]  # forms of a circular convolution, beside the plain one
-LAYOUTS = [torch.contiguous_format, torch.channels_last]
-
-
-def _computed(
-    form: str,
-    dim: int,
-    dense: bool,
-    size: tuple[int, int],
-    layout: torch.memory_format,
-    dtype: torch.dtype,
-) -> list[Tensor]:
-    """Outputs of a circular convolution, and the gradients of its input, kernel and bias."""
-    draw = torch.Generator().manual_seed(0)
-    channels, length = 4, size[dim - HEIGHT]
-    shape = (length, 1) if dim == HEIGHT else (1, length)
-    x = torch.randn(3, channels, *size, generator=draw, dtype=torch.float64)
-    weight = torch.randn(channels, channels if dense else 1, *shape, generator=draw).double()
-    bias = torch.randn(channels, generator=draw).double()
-    upstream = torch.randn(x.shape, generator=draw).to(dtype)
-    tensors = [
-        tensor.to(dtype).requires_grad_()
-        for tensor in (x.contiguous(memory_format=layout), weight, bias)
-    ]
-    groups = 1 if dense else channels
-    y = circular_convolution(*tensors, dim, groups, form)
-    assert y.dtype == dtype
-    y.backward(upstream)
-    return [y.detach(), *(tensor.grad for tensor in tensors)]
-
-
-@pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "channels_last"])
-@pytest.mark.parametrize("size", [(6, 6), (7, 20), (33, 5), (1, 8), (64, 2)])
-@pytest.mark.parametrize("dim", [HEIGHT, WIDTH])
-@pytest.mark.parametrize(
-    ("form", "dense"), [("product", False), ("fourier", False), ("fourier", True)]
-)
-def test_other_forms_compute_and_learn_the_same(form, dense, dim, size, layout) -> None:
-    plain = _computed("convolution", dim, dense, size, layout, torch.float64)
-    other = _computed(form, dim, dense, size, layout, torch.float64)
-    for ours, theirs in zip(other, plain, strict=True):
-        assert difference([theirs], [ours])[1] < 1e-12
-    single = _computed(form, dim, dense, size, layout, torch.float32)
-    for ours, theirs in zip(single, plain, strict=True):
-        assert difference([theirs], [ours.double()])[1] < 1e-5
-
-
-@pytest.mark.parametrize("form", OTHERS)
-@pytest.mark.parametrize("dim", [HEIGHT, WIDTH])
-def test_other_forms_in_bfloat16(form, dim) -> None:
-    plain = _computed("convolution", dim, False, (12, 20), LAYOUTS[0], torch.float64)
-    other = _computed(form, dim, False, (12, 20), LAYOUTS[0], torch.bfloat16)
-    for ours, theirs in zip(other, plain, strict=True):
-        assert difference([theirs], [ours.double()])[1] < 0.03  # 8 bits, over sums of 20
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", PUBLISHED)
 @pytest.mark.parametrize("learning", [True, False])
 @pytest.mark.parametrize("size", [(14, 70), (130, 20)])
 def test_whatever_form_is_chosen_the_operator_is_the_same(form, learning, size) -> None:
-    parc = _randomize(ParC(8, 16, **FORMS[form]).double())
+    parc = _randomize(ParC(8, 16, **PUBLISHED[form]).double())
     x = torch.randn(2, 8, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     with torch.set_grad_enabled(learning):
         chosen = parc(x)
         with computed_as("convolution"):
             plain = parc(x)
     assert difference([plain], [chosen])[1] < 1e-12
-
-
-def test_the_form_is_the_fastest_of_its_size() -> None:
-    """Where the borders are; the times behind them are of benchmarks/parc_forms.py."""
-    training = [form_for(n, 16, depthwise=True, learning=True) for n in (8, 14, 32, 128, 129)]
-    assert training == ["convolution", "product", "product", "product", "fourier"]
-    assert form_for(32, 1, depthwise=True, learning=True) == "fourier"
-    inference = [form_for(n, 16, depthwise=True, learning=False) for n in (8, 32, 63, 64, 256)]
-    assert inference == ["convolution"] * 3 + ["fourier"] * 2
-    dense = [form_for(n, 16, depthwise=False, learning=True) for n in (14, 16, 64)]
-    assert dense == ["convolution", "fourier", "fourier"]
 
 
 def test_exported_graphs_hold_convolutions_whatever_the_size() -> None:
@@ -279,3 +209,48 @@ def test_exported_graphs_hold_convolutions_whatever_the_size() -> None:
     called = {str(node.target) for node in graph.nodes if node.op == "call_function"}
     assert any("conv" in name for name in called)
     assert not any("fft" in name for name in called)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", PUBLISHED)
+def test_a_frozen_operator_is_the_same_in_every_form(kind, form) -> None:
+    frozen = _randomize(ParC(8, 6, **PUBLISHED[kind]).double()).fuse_at((9, 14))
+    x = torch.randn(2, 8, 9, 14, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with computed_as("convolution"):
+        plain = frozen(x)
+    with computed_as(form):
+        other = frozen(x)
+    assert difference([plain], [other])[1] < 1e-12
+
+
+def test_who_watches_a_frozen_convolution_sees_it_run() -> None:
+    """A pass that calibrates or compares layers has hooks on them, and gets what they take and give."""
+    frozen = _randomize(ParC(8, 6)).fuse_at((80, 5))
+    x = torch.randn(1, 8, 80, 5)
+    seen = []
+    unwatched = frozen(x)
+    frozen.first[1].register_forward_hook(lambda conv, args, y: seen.append((args[0].shape, y)))
+    assert difference([unwatched], [frozen(x)])[1] < 1e-5
+    ((extended, y),) = seen
+    assert extended == (1, 4, 159, 5)
+    assert y.shape == (1, 4, 80, 5)
+
+
+def test_compiled_and_checkpointed_it_learns_the_same() -> None:
+    """At a size that spectra and products are chosen for; only tracing, no code is generated."""
+    parc = _randomize(ParC(4, 8).double()).train()
+    x = torch.randn(2, 4, 130, 33, dtype=torch.float64)
+
+    def gradients(call) -> list[Tensor]:
+        parc.zero_grad()
+        y = call(x)
+        y.square().sum().backward()
+        return [y, *(parameter.grad.clone() for parameter in parc.parameters())]
+
+    expected = gradients(parc)
+    compiled = torch.compile(parc, backend="aot_eager", fullgraph=True)
+    assert difference(expected, gradients(compiled))[1] < 1e-12
+    for reentrant in (False, True):
+        inner = x.clone().requires_grad_()
+        again = gradients(lambda _: checkpoint(parc, inner, use_reentrant=reentrant))  # noqa: B023
+        assert difference(expected, again)[1] < 1e-12

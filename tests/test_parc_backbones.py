@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from zoo import assert_same_function
 
 from fleetnet.backbones import parc_convnets, parcnet
+from fleetnet.circular import computed_as
 from fleetnet.errors import ModelError
-from fleetnet.parc import FrozenParC, ParC, computed_as
+from fleetnet.parc import FrozenParC, ParC
 from fleetnet.reparam import difference, reparameterize
 from fleetnet.tasks import Model, build
 

@@ -14,9 +14,10 @@ from zoo import assert_same_function
 import fleetnet
 from fleetnet import checkpoint
 from fleetnet.backbones import timm as family
+from fleetnet.circular import HEIGHT, WIDTH, circular_convolution
 from fleetnet.cli import main
 from fleetnet.errors import ModelError, UsageError
-from fleetnet.parc import HEIGHT, WIDTH, ParC, circular_convolution
+from fleetnet.parc import ParC
 from fleetnet.pconv import PConv
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import difference, reparameterize
@@ -96,10 +97,10 @@ def test_a_replaced_convolution_computes_parc_at_its_stride() -> None:
 def test_every_form_of_a_circular_convolution_strides_alike(dim: int, dense: bool) -> None:
     x = drawn(2, 4, 7, 6)
     shape = (x.shape[dim], 1) if dim == HEIGHT else (1, x.shape[dim])
-    weight, groups = drawn(4, 4 if dense else 1, *shape, seed=1), 1 if dense else 4
-    whole = circular_convolution(x, weight, None, dim, groups, "convolution")
+    weight = drawn(4, 4 if dense else 1, *shape, seed=1)
+    whole = circular_convolution(x, weight, None, dim, "convolution")
     for form in ("convolution", "fourier") if dense else ("convolution", "product", "fourier"):
-        strided = circular_convolution(x, weight, None, dim, groups, form, (2, 3))
+        strided = circular_convolution(x, weight, None, dim, form, (2, 3))
         assert difference([whole[:, :, ::2, ::3]], [strided])[1] < 1e-12
 
 

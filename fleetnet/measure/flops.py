@@ -32,8 +32,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from ..channels import RGB
+from ..circular import computed_as
 from ..errors import UsageError
-from ..parc import computed_as
 from ..proof.running_modules import running_modules
 from ..tasks import Model
 
