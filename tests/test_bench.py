@@ -743,12 +743,12 @@ def test_the_fastest_and_those_that_may_be():
     rows = [
         noise(name, i, 0.1, factor=lambda _, f=f: f) for i, (name, f) in enumerate(SPEEDS.items())
     ]
-    drops = {"float": 0.0, "wrong": 3.0, "half": 0.4, "eighth": 1.0, "slow": -0.5}
-    best, level = fastest(rows, drops, 1.0)
+    best, level = fastest(rows, ["float", "half", "eighth", "slow"])
     assert (best, level) == ("half", ["eighth"])
     assert ratios(rows, "half")["eighth"] < 1
-    assert fastest(rows, drops, 5.0) == ("wrong", [])
-    assert fastest(rows, drops, 0.0) == ("float", [])
+    assert fastest(rows, [*SPEEDS]) == ("wrong", [])
+    assert fastest(rows, ["float", "slow"]) == ("float", [])
+    assert fastest(rows, []) == (None, [])
 
 
 SPEEDS = {"float": 1.0, "wrong": 0.1, "half": 0.5, "eighth": 0.51, "slow": 1.5}
@@ -813,6 +813,22 @@ BAD = [  # words, exit code, part of the message
     ("--model RUN --data photos", 2, "--data goes with --tune"),
     ("--model RUN --max-drop 1", 2, "--max-drop goes with --tune"),
     ("--model RUN --tune", 2, "--tune needs --data"),
+    ("--model RUN --max-mb 5", 2, "--max-mb goes with --tune"),
+    ("--model RUN --max-ms 5", 2, "--max-ms goes with --tune"),
+    ("--model RUN --max-memory 5", 2, "--max-memory goes with --tune"),
+    ("--model RUN --tune --data PHOTOS --max-ms 0", 2, "a number above 0"),
+    ("--model RUN --tune --data PHOTOS --app", 2, "--app does not go with --tune"),
+    ("--model RUN --tune --data PHOTOS --require-fast 1", 2, "--require-fast does not go with"),
+    ("--model RUN --picture p.jpg", 2, "--picture goes with --app"),
+    ("--model RUN --app --picture p.jpg", 3, "--picture p.jpg cannot be read"),
+    ("--model RUN --app --to none", 2, "--app is of exported files, and --to is none"),
+    ("--model RUN --require-fast 2", 2, "a number from 0 to 1"),
+    ("--model RUN --require-fast 1 --to none", 2, "--require-fast is of exported files"),
+    (
+        "--model RUN --app --device ssh:board --binary benchncnn",
+        2,
+        "--app does not go with --device",
+    ),
     ("--model RUN --tune --data PHOTOS --plot p.png", 2, "--plot does not go with --tune"),
     ("--model RUN --tune --data nowhere", 3, "nowhere"),
     ("--model RUN RUN --tune --data PHOTOS", 2, "is another checkpoint"),

@@ -38,7 +38,7 @@ def test_it_lists_everything(
     found = {runtime["name"]: runtime for runtime in document["runtimes"]}
     assert found["onnx"]["lacks"] is None
     assert found["onnx"]["version"]
-    assert found["onnx"]["precisions"] == ["fp32", "fp16"]
+    assert found["onnx"]["precisions"] == ["fp32", "fp16", "bf16"]
     assert found["coreml"]["cannot_run"] == find_reason()
     (environment,) = document["environments"]
     assert environment["lacks"].endswith("fleetnet doctor --install litert")

@@ -102,6 +102,8 @@ def test_every_runtime_keeps_the_contract(name):
     assert module.default_opset is None or module.default_opset > 0
     assert callable(module.export)
     assert callable(module.load)
+    assert callable(module.import_packages)
+    assert module.kernels is None or callable(module.kernels)
 
 
 def runs(name: str) -> bool:

@@ -36,34 +36,19 @@ def measure(
     by_name: "Mapping[str, Subject]", runs: int, warmup: int
 ) -> "tuple[list[Row], dict[str, object], dict[str, float | None]]":
     """The rows, the conditions, which are shown before, and what `latency.watch` saw."""
-    import torch
-
     from .. import runtimes
     from ..measure import latency
+    from ..measure.candidates import timed
 
     names = {subject.runtime for subject in by_name.values()} - {"torch"}
     packages = [runtimes.find(name).package for name in sorted(names)]
     most = max(subject.threads for subject in by_name.values())
     card = latency.card(most, ["fleetnet", "torch", *packages])
     say_conditions(card)
-
-    def prepare(name: str) -> None:
-        if torch.get_num_threads() != by_name[name].threads:
-            torch.set_num_threads(by_name[name].threads)
-
     say(f"measuring {len(by_name)} in turn")
-    before, during = torch.get_num_threads(), latency.watch()
-    try:
-        rows = latency.measure(
-            {name: subject.call for name, subject in by_name.items()},
-            runs,
-            warmup,
-            threads={name: s.threads if s.waits else 0 for name, s in by_name.items()},
-            prepare=prepare,
-        )
-    finally:
-        torch.set_num_threads(before)
-    return rows, card, during()
+    during = latency.watch()
+    calls = {name: subject.call for name, subject in by_name.items()}
+    return timed(calls, by_name, runs, warmup), card, during()
 
 
 def write_csv(path: str, documents: Sequence[Mapping[str, object]]) -> None:

@@ -1,5 +1,6 @@
 """`fleetnet bench --tune`: the fastest way to run a model here that still finds what it should."""
 
+import dataclasses
 import os
 import shlex
 import statistics
@@ -9,18 +10,30 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..errors import UsageError
+from ..errors import ExportError, UsageError
 from ._data import Reading
-from ._show import say, table, tell
+from ._show import say, shown, table, tell
 from ._timing import measure, say_doubts, threads_of, write_csv
 
 if TYPE_CHECKING:
     from ..deploy.trained import Trained
+    from ..measure.candidates import Subject
     from ..measure.latency import Row
-    from ..measure.tune import Candidates
+    from ..measure.tune import Candidates, Limits, Measured
 
 MAX_DROP = 1.0  # points
-COLUMNS = ["", "median ms", "p90 ms", "working ms", "x as fast", "%", "lost", ""]
+COLUMNS = [
+    "",
+    "median ms",
+    "p90 ms",
+    "working ms",
+    "x as fast",
+    "%",
+    "lost",
+    "file MB",
+    "memory MB",
+    "",
+]
 LEAST = ("p90 ms", "working ms")  # left out first where it is narrow
 
 
@@ -31,7 +44,7 @@ def tune(
     reading: Reading,
     to: str | None,
     threads: str | None,
-    limit: float,
+    limits: "Limits",
     runs: int,
     warmup: int,
     csv: str | None,
@@ -40,7 +53,7 @@ def tune(
     """Tune the first of the `models`, beside the files that follow it, on the images of `root`."""
     from ..deploy.predictor import Predictor, load
     from ..measure import latency
-    from ..measure.tune import alike, all_choices, candidates, fastest, judge_of
+    from ..measure.tune import alike, all_choices, candidates, fastest, judge_of, memory_of
     from ..runtimes import choice
 
     model, *files = models
@@ -56,10 +69,10 @@ def tune(
         made = candidates(trained, others, judge, choices, numbers, Path(folder), say, trust=trust)
         by_name = {subject.name(several=True): subject for subject in made.subjects}
         rows, card, during = measure(by_name, runs, warmup)
+        memory = memory_of(by_name, say) if limits.max_memory is not None else {}
     titles = {name: subject.title for name, subject in by_name.items()}
-    drops = {name: judge.expected - made.scores[title] for name, title in titles.items()}
-    best, level = fastest(rows, drops, limit)
-    lines = _lines(rows, titles, made, drops, limit)
+    lines = _lines(rows, by_name, made, judge.expected, limits, memory)
+    best, level = fastest(rows, [line.row.name for line in lines if not line.beyond])
     documents = [line.to_dict() for line in lines]
     table(
         f"{model}, % is {judge.by}; x as fast as {rows[0].name}",
@@ -67,10 +80,13 @@ def tune(
         [line.cells(best) for line in lines],
         LEAST,
     )
-    tell(f"fastest that loses no more than {limit:g} points: {best}")
+    if best is None:
+        tell(f"nothing {limits}")
+    else:
+        tell(f"fastest that {limits}: {best}")
     if level:
         tell(f"as fast, as far as this run can tell: {', '.join(level)}")
-    if titles[best] in made.exported:
+    if best is not None and titles[best] in made.exported:
         target = ":".join(made.exported[titles[best]])
         tell(f"to write its file:  fleetnet export --model {shlex.quote(model)} --to {target}")
     if csv:
@@ -80,7 +96,7 @@ def tune(
     return {
         "model": model,
         "by": judge.by,
-        "max_drop": limit,
+        **dataclasses.asdict(limits),
         "fastest": best,
         "as_fast": level,
         "conditions": card,
@@ -88,6 +104,7 @@ def tune(
         "rows": documents,
         "skipped": made.skipped,
         "warnings": doubts,
+        "exit_code": ExportError.exit_code if best is None else 0,
     }
 
 
@@ -111,8 +128,8 @@ class Line:
     what: str  # the title of the subject
     times_as_fast: float
     score: float
-    drop: float  # points below the model
-    allowed: bool
+    measured: "Measured"  # what the limits are held against
+    beyond: list[str]  # the limits that it does not keep to, in words
 
     def to_dict(self) -> dict[str, object]:
         return {
@@ -120,45 +137,52 @@ class Line:
             "what": self.what,
             "times_as_fast": self.times_as_fast,
             "score": self.score,
-            "drop": self.drop,
-            "allowed": self.allowed,
+            "drop": self.measured.drop,
+            "file_mb": self.measured.mb,
+            "memory_mb": self.measured.memory,
+            "allowed": not self.beyond,
+            "beyond": ", ".join(self.beyond) or None,
         }
 
-    def cells(self, best: str) -> list[str]:
+    def cells(self, best: str | None) -> list[str]:
         """Of the table, in which the `best` is marked."""
-        verdict = "" if self.allowed else "loses too much"
         return [
             self.row.name,
             f"{self.row.median:.2f}",
             f"{self.row.p90:.2f}",
-            f"{statistics.median(self.row.working):.2f}",
+            f"{self.measured.ms:.2f}",
             f"{self.times_as_fast:.2f}",
             f"{self.score:.2f}",
-            f"{round(self.drop, 2) + 0:.2f}",
-            "fastest" if self.row.name == best else verdict,
+            f"{round(self.measured.drop, 2) + 0:.2f}",
+            shown(self.measured.mb),
+            shown(self.measured.memory),
+            "fastest" if self.row.name == best else ", ".join(self.beyond),
         ]
 
 
 def _lines(
     rows: "Sequence[Row]",
-    titles: Mapping[str, str],
+    by_name: "Mapping[str, Subject]",
     made: "Candidates",
-    drops: Mapping[str, float],
-    limit: float,
+    expected: float,
+    limits: "Limits",
+    memory: Mapping[str, float | None],
 ) -> list[Line]:
-    """What is known of each row, the fastest first."""
+    """What is known of each row, the fastest first; `expected` is the score of the model."""
     from ..measure import latency
+    from ..measure.tune import Measured
 
     faster = latency.ratios(rows, rows[0].name)
-    lines = [
-        Line(
-            row,
-            titles[row.name],
-            faster[row.name],
-            made.scores[titles[row.name]],
-            drops[row.name],
-            drops[row.name] <= limit,
+    lines = []
+    for row in rows:
+        subject = by_name[row.name]
+        score = made.scores[subject.title]
+        measured = Measured(
+            expected - score,
+            statistics.median(row.working),
+            None if subject.file_bytes is None else subject.file_bytes / 1e6,
+            memory.get(row.name),
         )
-        for row in rows
-    ]
+        beyond = limits.beyond(measured)
+        lines.append(Line(row, subject.title, faster[row.name], score, measured, beyond))
     return sorted(lines, key=lambda line: -line.times_as_fast)

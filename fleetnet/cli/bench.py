@@ -7,10 +7,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt, PositiveInt
+from jsonargparse.typing import (
+    ClosedUnitInterval,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
 
-from ..errors import UsageError, suggest
+from ..errors import ExportError, UsageError, suggest
 from ..measure.candidates import FORMS, Accuracy, Subject, Wanted
+from ._app import jpeg, measure_beside
 from ._arguments import TRUST, check_outputs, flag, usual_sizes
 from ._data import Reading
 from ._settings import About, switch
@@ -79,6 +86,23 @@ class Bench:
             nargs="+",
         ),
     )
+    app: bool = switch(
+        "also what an app waits for, of each file: cold load and memory of a fresh process, the way "
+        "from a JPEG to what is found in it, all cores together, and the share of "
+        "multiply-accumulates in fast kernels, with the other layers named"
+    )
+    picture: str | None = field(
+        default=None,
+        metadata=About(help="--app: the JPEG that is decoded", usual="a made one of 640x480"),
+    )
+    require_fast: float | None = field(
+        default=None,
+        metadata=About(
+            help="share of multiply-accumulates, as 0.99, that each file must have in the fast "
+            "kernels of its runtime; else the layers outside are named, and the exit code is 5",
+            kind=ClosedUnitInterval,
+        ),
+    )
     tune: bool = switch(
         "find the fastest runtime, precision and threads of this machine for one checkpoint, "
         "given before its files"
@@ -97,6 +121,27 @@ class Bench:
             "lost",
             usual=str(MAX_DROP),
             kind=NonNegativeFloat,
+        ),
+    )
+    max_ms: float | None = field(
+        default=None,
+        metadata=About(
+            help="--tune: milliseconds that a run may take (median, without waiting for a core)",
+            kind=PositiveFloat,
+        ),
+    )
+    max_mb: float | None = field(
+        default=None,
+        metadata=About(
+            help="--tune: MB that the file may have, with all its parts", kind=PositiveFloat
+        ),
+    )
+    max_memory: float | None = field(
+        default=None,
+        metadata=About(
+            help="--tune: MB of memory that a fresh process may take for opening and running the "
+            "file, beyond its imports",
+            kind=PositiveFloat,
         ),
     )
     device: str | None = field(
@@ -118,13 +163,20 @@ class Bench:
 def run(settings: Bench) -> dict[str, object]:
     _check(settings)
     if settings.tune and settings.data:
+        from ..measure.tune import Limits
+
         return tune(
             settings.model,
             settings.data,
             reading=settings.reading,
             to=settings.to,
             threads=settings.threads,
-            limit=MAX_DROP if settings.max_drop is None else settings.max_drop,
+            limits=Limits(
+                MAX_DROP if settings.max_drop is None else settings.max_drop,
+                settings.max_ms,
+                settings.max_mb,
+                settings.max_memory,
+            ),
             runs=settings.runs,
             warmup=settings.warmup,
             csv=settings.csv,
@@ -135,6 +187,7 @@ def run(settings: Bench) -> dict[str, object]:
 
     threads = threads_of(settings.threads or "1")
     device = _device(settings)
+    content = jpeg(settings.picture) if settings.app else b""
     with tempfile.TemporaryDirectory() as folder:
         wanted = _wanted(settings, threads, Path(folder))
         accuracies = accuracies_of(settings.accuracy or (), settings.model)
@@ -146,7 +199,19 @@ def run(settings: Bench) -> dict[str, object]:
             )
         by_name = {subject.name(len(threads) > 1): subject for subject in timed}
         rows, card, during = _measured(settings, by_name, device, max(threads))
-    documents = show(rows, by_name, settings.runs)
+        beside = measure_beside(
+            by_name,
+            app=settings.app,
+            kernels=settings.require_fast is not None,
+            content=content,
+            runs=settings.runs,
+            warmup=settings.warmup,
+        )
+    documents = [
+        {**document, **beside.of_row(row.name)}
+        for row, document in zip(rows, show(rows, by_name, settings.runs), strict=True)
+    ]
+    beside.show(settings.picture or "a made one of 640x480")
     correlations = _correlate(rows, by_name)
     if settings.plot:
         _plot(rows, by_name, settings.plot)
@@ -154,13 +219,17 @@ def run(settings: Bench) -> dict[str, object]:
     say_doubts(doubts)
     if settings.csv:
         write_csv(settings.csv, documents)
+    refused = [] if settings.require_fast is None else beside.judged(settings.require_fast)
     return {
         "conditions": card,
         "during": during,
         "rows": documents,
         "correlations": correlations,
-        "skipped": skipped,
+        "kernels": beside.to_dict(),
+        "too_slow": refused,
+        "skipped": [*skipped, *beside.skipped],
         "warnings": doubts,
+        "exit_code": ExportError.exit_code if refused else 0,
     }
 
 
@@ -178,6 +247,7 @@ def _check(settings: Bench) -> None:
             f"--plot is {settings.plot!r}; allowed: files that end in {', '.join(FIGURES)}"
         )
     _check_pairs(settings)
+    _check_files(settings)
     if settings.tune:
         _check_tune(settings)
 
@@ -190,12 +260,31 @@ def _check_pairs(settings: Bench) -> None:
         ("images", settings.reading.images, "data", settings.data),
         ("masks", settings.reading.masks, "data", settings.data),
         ("max_drop", settings.max_drop, "tune", settings.tune),
+        ("max_ms", settings.max_ms, "tune", settings.tune),
+        ("max_mb", settings.max_mb, "tune", settings.tune),
+        ("max_memory", settings.max_memory, "tune", settings.tune),
+        ("picture", settings.picture, "app", settings.app),
         ("binary", settings.binary, "device", settings.device),
         ("device", settings.device, "binary", settings.binary),
     ]
     for name, value, other, needed in pairs:
         if value is not None and not needed:
             raise UsageError(f"{flag(name)} goes with --{other}, which is missing")
+
+
+def _check_files(settings: Bench) -> None:
+    """`UsageError` where what is said of files is wanted, and none are run here."""
+    from ..runtimes import by_suffix
+
+    wanted = {"--app": settings.app, "--require-fast": settings.require_fast is not None}
+    suffixes = by_suffix()
+    for option, value in wanted.items():
+        if not value:
+            continue
+        if settings.device:
+            raise UsageError(f"{option} does not go with --device: it is measured on this machine")
+        if settings.to == "none" and not any(Path(m).suffix in suffixes for m in settings.model):
+            raise UsageError(f"{option} is of exported files, and --to is none")
 
 
 def _check_tune(settings: Bench) -> None:
@@ -206,10 +295,12 @@ def _check_tune(settings: Bench) -> None:
         "accuracy": settings.accuracy,
         "forms": settings.forms,
         "size": settings.size,
+        "app": settings.app or None,
+        "require_fast": settings.require_fast,
     }
     for name, value in apart.items():
         if value is not None:
-            raise UsageError(f"--{name} does not go with --tune")
+            raise UsageError(f"{flag(name)} does not go with --tune")
     if not settings.data:
         raise UsageError(
             "--tune needs --data: images that tell whether a file still finds what the model does"

@@ -250,6 +250,12 @@ class Predictor(Limiting):
             )
         return self._embed
 
+    def place_of(self, picture: Picture) -> tuple[Place, Scale]:
+        """Where a picture lies in its input, and how much its image is reduced."""
+        rows, columns, _ = picture.pixels.shape
+        place = self.preprocess.place(picture.height, picture.width)
+        return place, (rows / picture.height, columns / picture.width)
+
     def _batches(
         self, pictures: Pictures, channels: str
     ) -> Iterator[tuple[Tensor, list[Place], list[Scale]]]:
@@ -263,9 +269,9 @@ class Predictor(Limiting):
         for one in each(pictures):
             picture = read_picture(one, self.preprocess.values, channels, self.preprocess.channels)
             inputs.append(self.preprocess(picture))
-            places.append(self.preprocess.place(picture.height, picture.width))
-            rows, columns, _ = picture.pixels.shape
-            scales.append((rows / picture.height, columns / picture.width))
+            place, scale = self.place_of(picture)
+            places.append(place)
+            scales.append(scale)
             if len(inputs) == BATCH:
                 yield torch.stack(inputs), places, scales
                 inputs, places, scales = [], [], []

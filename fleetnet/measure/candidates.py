@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from ..deploy.trained import Trained
     from .flops import Counts
+    from .latency import Row
 
 FORMS = ("multi-branch", "deploy")  # that torch runs
 Accuracy = tuple[str, float]  # of what, and percent
@@ -42,6 +43,7 @@ class Subject:
     outputs: tuple[str, ...] = ()
     file_bytes: int | None = None  # of the file with all its parts
     channels: int = RGB  # of the image
+    trust: bool = False  # as of `deploy.predictor.load`, of the file
 
     @property
     def waits(self) -> bool:
@@ -113,6 +115,34 @@ def subjects(
     return timed, skipped
 
 
+def timed(
+    calls: Mapping[str, Callable[[], object]],
+    of: Mapping[str, Subject],
+    runs: int,
+    warmup: int,
+) -> "list[Row]":
+    """Time calls in turn, each while torch has the number of threads of its subject, by the same name."""
+    import torch
+
+    from . import latency
+
+    def prepare(name: str) -> None:
+        if torch.get_num_threads() != of[name].threads:
+            torch.set_num_threads(of[name].threads)
+
+    before = torch.get_num_threads()
+    try:
+        return latency.measure(
+            calls,
+            runs,
+            warmup,
+            threads={name: s.threads if s.waits else 0 for name, s in of.items()},
+            prepare=prepare,
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
 def possible(runtime: str, threads: Sequence[int]) -> Sequence[int]:
     """The numbers of threads that a runtime can be timed with in one process: all, or the first."""
     from .. import runtimes
@@ -175,6 +205,7 @@ def of_file(
             outputs=names,
             file_bytes=size_of(path),
             channels=facts.channels,
+            trust=trust,
         )
         for count in possible(predictor.runtime, threads)
     ]
@@ -293,6 +324,7 @@ def _of_exported(
             precision=precision,
             file_bytes=size_of(file),
             channels=networks.example.shape[1],
+            trust=True,
         )
 
 

@@ -5,7 +5,7 @@ images, and timed in turn with all others. It is judged by accuracy where images
 by how often it agrees with the model.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,22 +100,81 @@ def _add_export(
     made.subjects += [replace(subject, model="") for subject in subjects]
 
 
-def fastest(
-    rows: Sequence["Row"], drops: Mapping[str, float], limit: float
-) -> tuple[str, list[str]]:
-    """The fastest row of those that lose no more than `limit`, and those that may be as fast."""
+@dataclass(frozen=True)
+class Limits:
+    """What a candidate has to keep to; None is no limit."""
+
+    max_drop: float  # points of what is judged by
+    max_ms: float | None = None  # of a run: median, without waiting for a core
+    max_mb: float | None = None  # of the file, with all its parts
+    max_memory: float | None = None  # MB of a fresh process, beyond its imports
+
+    def beyond(self, candidate: "Measured") -> list[str]:
+        """Which limits a candidate does not keep to, in words; what is not known keeps to none."""
+        limits = {
+            "loses too much": (self.max_drop, candidate.drop),
+            "too slow": (self.max_ms, candidate.ms),
+            "file too large": (self.max_mb, candidate.mb),
+            "too much memory": (self.max_memory, candidate.memory),
+        }
+        return [
+            word if value is not None else f"not told whether {word}"
+            for word, (limit, value) in limits.items()
+            if limit is not None and (value is None or value > limit)
+        ]
+
+    def __str__(self) -> str:
+        """In words, for a sentence."""
+        parts = [f"loses no more than {self.max_drop:g} points"]
+        if self.max_ms is not None:
+            parts.append(f"takes no more than {self.max_ms:g} ms")
+        if self.max_mb is not None:
+            parts.append(f"has no more than {self.max_mb:g} MB")
+        if self.max_memory is not None:
+            parts.append(f"needs no more than {self.max_memory:g} MB of memory")
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the limits are held against, of one candidate; None where it is not known."""
+
+    drop: float
+    ms: float
+    mb: float | None = None
+    memory: float | None = None
+
+
+def fastest(rows: Sequence["Row"], allowed: Collection[str]) -> tuple[str | None, list[str]]:
+    """The fastest row of those that are allowed, by name, and those that may be as fast.
+
+    None where none is allowed.
+    """
     from . import latency
 
-    allowed = [row for row in rows if drops[row.name] <= limit]
+    kept = [row for row in rows if row.name in allowed]
+    if not kept:
+        return None, []
     speeds = latency.ratios(rows, rows[0].name)
-    best = max(allowed, key=lambda row: speeds[row.name]).name
-    behind, by = latency.ratios(allowed, best), latency.uncertainty(allowed, best)
+    best = max(kept, key=lambda row: speeds[row.name]).name
+    behind, by = latency.ratios(kept, best), latency.uncertainty(kept, best)
     level = [
         row.name
-        for row in allowed
+        for row in kept
         if row.name != best and behind[row.name] * (1 + (by[row.name] or 0)) >= 1
     ]
     return best, level
+
+
+def memory_of(subjects: Mapping[str, Subject], say: Say) -> dict[str, float | None]:
+    """MB of a fresh process that opens and runs each file, by name; nothing of what torch runs."""
+    from . import fresh
+    from .app import files_of, opening_of
+
+    files = files_of(subjects)
+    say(f"opening each of {len(files)} in {fresh.PROCESSES} fresh processes")
+    opened = fresh.fresh({name: opening_of(subject) for name, subject in files.items()})
+    return {name: one.memory_mb for name, one in opened.items()}
 
 
 def _in_torch(trained: "Trained", threads: Sequence[int]) -> list[Subject]:
@@ -126,7 +185,11 @@ def _in_torch(trained: "Trained", threads: Sequence[int]) -> list[Subject]:
     size = trained.preprocess.size
     example = torch.randn(1, trained.preprocess.channels, *size)
     call = eager(reparameterize(trained.model, example), example)
-    return [Subject("", "deploy", "torch", "torch", count, size, call) for count in threads]
+    mb = None if trained.path is None else trained.path.stat().st_size
+    return [
+        Subject("", "deploy", "torch", "torch", count, size, call, file_bytes=mb)
+        for count in threads
+    ]
 
 
 def all_choices() -> list[tuple[str, str]]:

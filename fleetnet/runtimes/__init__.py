@@ -27,8 +27,11 @@ from ..find import find as find_module
 from ._guarded import Calls, check_threads, lock_of
 from ._guarded import Guarded as Guarded
 from ._input import Input as Input
+from ._kernels import Kernel as Kernel
+from ._kernels import fast_share as fast_share
+from ._kernels import outside as outside
+from ._opened import attempt, opened
 from ._opened import files as files
-from ._opened import opened
 from ._opened import size_of as size_of
 from ._program import reason as reason
 from ._request import Request as Request
@@ -115,6 +118,19 @@ class Runtime(Protocol):
         machine runs.
         """
 
+    def import_packages(self) -> None:
+        """Import what `load` needs, so that a fresh process can tell importing from opening a file.
+
+        Raises `ExportError` where a package is missing.
+        """
+
+    @property
+    def kernels(self) -> Callable[[Path | str, np.ndarray], list[Kernel]] | None:
+        """kernels(path, batch) -> what computes each layer of the file, on one thread.
+
+        None of a runtime that does not tell. Raises what `load` raises.
+        """
+
 
 def find(name: str) -> Runtime:
     """The file of a runtime; `UsageError` with the nearest name if there is none."""
@@ -186,6 +202,18 @@ def trace(
     if opener is None:
         raise ExportError(f"{name} cannot show what its layers put out")
     return _guard(name, opener, path, threads, trust)
+
+
+def kernels(name: str, path: Path | str, batch: np.ndarray) -> list[Kernel] | None:
+    """What computes each layer of a file, found out with one batch (N, C, H, W).
+
+    None of a runtime that does not tell. Raises what `load` raises.
+    """
+    tell = find(name).kernels
+    if tell is None:
+        return None
+    with lock_of(name), lock_of("loading"):
+        return attempt(name, Path(path), lambda: tell(path, batch))
 
 
 @dataclass(frozen=True)

@@ -69,11 +69,25 @@ def _features() -> set[str]:
     }
 
 
+def is_arm() -> bool:
+    """Whether this is a 64-bit Arm."""
+    return platform.machine().lower() in ("arm64", "aarch64")
+
+
+def is_x86() -> bool:
+    return platform.machine().lower() in ("x86_64", "amd64")
+
+
+def has_bf16_of_arm() -> bool:
+    """Whether onnxruntime has kernels in bfloat16 here: for 64-bit Arm with these instructions, on Linux only."""
+    return is_arm() and platform.system() == "Linux" and bool(_features() & {"bf16", "arm_bf16"})
+
+
 @cache
 def int8_class() -> Int8Class:
     """The class of this CPU."""
     features = _features()
-    arm = platform.machine().lower() in ("arm64", "aarch64")
+    arm = is_arm()
     if arm:  # every 64-bit Arm has NEON, also where the system does not tell
         features.add("neon")
     classes = ARM if arm else X86

@@ -45,11 +45,11 @@ def opened(
             pass  # the runtime says it, after what else is missing
         except OSError as error:
             raise ModelError(f"{path} cannot be read: {error.strerror}") from error
-    run = _attempt(name, path, open_file)
-    return lambda image: _attempt(name, path, lambda: run(image))
+    run = attempt(name, path, open_file)
+    return lambda image: attempt(name, path, lambda: run(image))
 
 
-def _attempt(name: str, path: Path, call: Callable[[], Value]) -> Value:
+def attempt(name: str, path: Path, call: Callable[[], Value]) -> Value:
     """What a call into a runtime gives."""
     try:
         return call()

@@ -25,6 +25,7 @@ from ..errors import ExportError, ModelError, UsageError
 from ..proof.verify import verify
 from ..reading import Fields, from_json, to_json
 from . import _mil
+from ._defaults import kernels as kernels
 from ._guarded import Calls, Run
 from ._input import Input, not_one_input
 from ._program import capture, quiet, reason
@@ -284,3 +285,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
 def metadata(path: Path | str) -> dict[str, object]:
     """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no package."""
     return _open(path)[1].get(FACTS, {})
+
+
+def import_packages() -> None:
+    """coremltools, which hands a file to macOS."""
+    _package()

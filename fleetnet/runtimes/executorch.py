@@ -26,8 +26,10 @@ from ..parc import with_products
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run
 from ._input import Input, not_one_input
+from ._kernels import Kernel
 from ._program import Spelled, quiet, reason
 from ._request import Request
+from ._xnnpack_profile import kernels_of
 
 if TYPE_CHECKING:
     from executorch.runtime import Method
@@ -234,3 +236,18 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
         return [output.numpy() for output in method.execute([image])]
 
     return run
+
+
+def import_packages() -> None:
+    """ExecuTorch's runtime, and what sets its number of threads."""
+    _module("executorch.runtime"), _module("executorch.extension.pybindings.portable_lib")
+
+
+def kernels(path: Path | str, batch: np.ndarray) -> list[Kernel]:
+    """What XNNPACK computes of a file, and what ExecuTorch's portable kernels, which are slow.
+
+    From the file alone, without a time. Raises what `load` raises.
+    """
+    load(path)
+    with quiet(stderr=True):
+        return kernels_of(Path(path).read_bytes())

@@ -8,9 +8,10 @@ operators are replaced by others of the same result, see `INSTEAD`.
 """
 
 import importlib
+import math
 import struct
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +28,7 @@ from . import _isolated
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
 from ._input import Input, not_one_input
+from ._kernels import Kernel, macs_of_convolution
 from ._program import capture, quiet, silent
 from ._request import Request
 
@@ -53,6 +55,14 @@ isolated: tuple[str, ...] = (
 )  # fmt: skip
 WORKER = Path(__file__).with_name("_litert_worker.py")
 LACKING = dict.fromkeys(("nms", "roi_align"), "litert-torch does not know it")
+DELEGATE = "DELEGATE"  # LiteRT's name for a piece that XNNPACK has
+PRODUCTS = (
+    "CONV_2D",
+    "DEPTHWISE_CONV_2D",
+    "TRANSPOSE_CONV",
+    "FULLY_CONNECTED",
+    "BATCH_MATMUL",
+)
 FACTS, OUTPUTS = "fleetnet", "fleetnet_outputs"  # of the metadata
 
 
@@ -198,6 +208,73 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
         return kept
 
     return run
+
+
+def import_packages() -> None:
+    """What runs a file, and what reads the order of its outputs."""
+    _package("interpreter"), _package("schema_py_generated")
+
+
+def kernels(path: Path | str, batch: np.ndarray) -> list[Kernel]:
+    """What XNNPACK computes of a file, which LiteRT hands as much as it takes, and what LiteRT's own kernels.
+
+    Without times. Raises what `load` raises.
+    """
+    opened = _open(path, 1)
+    _feed(path, opened)(batch)
+    operators = opened._get_ops_details()
+    handed_over = _handed_over(operators)
+    shapes = {
+        tensor["index"]: [int(size) for size in tensor["shape"]]
+        for tensor in opened.get_tensor_details()
+    }
+    return [
+        Kernel(
+            f"{operator['op_name'].lower()}_{operator['index']}",
+            operator["op_name"],
+            _macs(operator, shapes),
+            "" if operator["index"] in handed_over else "not handed to XNNPACK",
+        )
+        for operator in operators
+        if operator["op_name"] != DELEGATE
+    ]
+
+
+def _handed_over(operators: Sequence[Fields]) -> set[int]:
+    """The operators, by number, between what goes into a piece of XNNPACK and what comes out of it."""
+    pieces = [operator for operator in operators if operator["op_name"] == DELEGATE]
+    makers = {
+        output: operator
+        for operator in operators
+        if operator["op_name"] != DELEGATE
+        for output in operator["outputs"]
+    }
+    inside = set()
+    for piece in pieces:
+        ahead, taken = list(piece["outputs"]), set(piece["inputs"])
+        while ahead:
+            tensor = ahead.pop()
+            maker = makers.get(tensor)
+            if maker is None or tensor in taken or maker["index"] in inside:
+                continue
+            inside.add(maker["index"])
+            ahead += list(maker["inputs"])
+    return inside
+
+
+def _macs(operator: Fields, shapes: Mapping[int, Sequence[int]]) -> int:
+    """Multiply-accumulates of an operator; maps have their channels last."""
+    kind = operator["op_name"]
+    if kind not in PRODUCTS:
+        return 0
+    output = shapes[operator["outputs"][0]]
+    if kind == "BATCH_MATMUL":
+        return math.prod(output) * shapes[operator["inputs"][0]][-1]
+    weight = shapes[operator["inputs"][1]]  # (O, H, W, I), (1, H, W, O) or (O, I)
+    if kind == "TRANSPOSE_CONV":  # each value of its third input meets the weights of one channel
+        return macs_of_convolution(shapes[operator["inputs"][2]], weight, weight[-1])
+    channels = weight[-1] if kind == "DEPTHWISE_CONV_2D" else weight[0]
+    return macs_of_convolution(output, weight, channels)
 
 
 def _notes(path: Path | str) -> Fields:

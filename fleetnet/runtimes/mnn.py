@@ -30,6 +30,7 @@ from ..errors import ExportError, ModelError, UsageError
 from ..reading import Fields, from_json, to_json
 from . import onnx
 from ._defaults import cannot_run as cannot_run
+from ._defaults import kernels as kernels
 from ._guarded import Calls, Run, Traced
 from ._input import Input
 from ._program import silent
@@ -314,3 +315,8 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
 def metadata(path: Path | str) -> dict[str, object]:
     """What `export` was given as metadata. `ModelError` if it is no MNN file of this library."""
     return _about(path)["fleetnet"]
+
+
+def import_packages() -> None:
+    """MNN."""
+    _package()

@@ -29,6 +29,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..errors import ExportError, ModelError, UsageError
 from ._defaults import cannot_run as cannot_run
+from ._defaults import kernels as kernels
 from ._guarded import Calls, Run, Traced
 from ._input import Input
 from ._program import Spelled, quiet, reason
@@ -352,3 +353,8 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
         return computed
 
     return run
+
+
+def import_packages() -> None:
+    """ncnn."""
+    _package("ncnn")

@@ -1,9 +1,13 @@
 """ONNX, written by torch's dynamo exporter and run by onnxruntime on the CPU.
 
-One file with the weights inside, input "image", facts as JSON in the metadata under "fleetnet".
+One file with the weights inside, input "image", facts as JSON in the metadata under "fleetnet". In
+"bf16" the weights stay float32, and onnxruntime may round to bfloat16 within its products, by an
+option of the session: kernels that only 64-bit Arm has, on Linux. Nothing here has run on such a
+CPU: its tests pretend one.
 """
 
 import ast
+import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Hashable
@@ -20,11 +24,13 @@ from torch import nn
 from ..errors import ExportError, ModelError, SlowerWarning, UsageError
 from ..reading import from_json, to_json
 from . import _opset
-from ._cpu import int8_class
+from ._cpu import has_bf16_of_arm, int8_class
 from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
 from ._input import Input, not_one_input
 from ._int8 import overflowing, slower
+from ._kernels import Kernel
+from ._onnx_profile import WEIGHTED, kernels_of
 from ._program import quiet
 from ._request import Request
 from ._sizes import Sizes, open_name
@@ -48,25 +54,20 @@ inspect = None
 # of 11 bits, in weights and arithmetic, as Core ML's (see there): with random weights at 64 pixels
 # 6.2e-4 (parc_convnext_xt), 4.1e-3 (fasternet_t0), 1.8e-2 (repvit_m0_9), 2.2e-2 (yolo); 0.18 for
 # parcnet_s, which amplifies rounding: refused.
-tolerances = {"fp32": 1e-4, "fp16": 5e-2}
+# Bfloat16, of 8 bits, is OpenVINO's limit: no CPU that has these kernels was there to measure it.
+tolerances = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 0.15}
 
 # Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18: that
 # is done here (see `_opset`). Above 23 it has no translations of its own.
 OPSETS = range(_opset.LOWEST, 24)
 LARGEST = 2**31 - 2**20  # bytes: protobuf stops at 2 GiB; some of it is for the graph
 KEY = "fleetnet"  # of the metadata
+PRECISION = "fleetnet_precision"  # of the metadata of a bf16 file, whose weights are float32
+BF16 = "mlas.enable_gemm_fastmath_arm64_bfloat16"  # products of float32 may be of bfloat16
 # scopes of the exporter: the network, open sizes
 NO_MODULES = "", "_empty_nn_module_stack_from_metadata_hook"
-# Operators with weights, and which of their inputs these are.
-WEIGHTED = {
-    "Conv": 1,
-    "Gemm": 1,
-    "MatMul": 1,
-    "QLinearConv": 3,
-    "QLinearMatMul": 3,
-    "ConvInteger": 1,
-    "MatMulInteger": 1,
-}
+OPTIMIZED = "optimized.onnx"
+WATCHED = 5  # runs that are profiled, after one that is not
 DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64, "tensor(uint8)": np.uint8,
 }  # fmt: skip
@@ -243,9 +244,15 @@ def export(request: Request) -> None:
     So runtimes of its time read it. In "fp16" weights and arithmetic are float16; inputs, outputs
     and what a head makes of its numbers are float32. Raises `UsageError` for an opset that cannot
     be written, `ExportError` if a package is missing, the weights exceed the 2 GB of one file,
-    torch cannot translate the model, or an earlier opset lacks an operator of it, naming that.
+    torch cannot translate the model, an earlier opset lacks an operator of it, naming that, or this
+    CPU cannot compute in the precision.
     """
     model, path = request.model, request.path
+    if request.precision == "bf16" and not has_bf16_of_arm():
+        raise ExportError(
+            f"{path}: onnxruntime computes in bfloat16 on 64-bit Arm CPUs with bf16 instructions, "
+            "under Linux; this is none, so nothing could be proven: choose onnx:fp32"
+        )
     opset = default_opset if request.opset is None else request.opset
     if opset not in OPSETS:
         raise UsageError(f"opset is {opset}; allowed: {OPSETS[0]} to {OPSETS[-1]}")
@@ -267,6 +274,8 @@ def export(request: Request) -> None:
         _name_open_dimensions(proto.graph)
     _opset.ask_for_lowest_ir(proto)
     proto.metadata_props.add(key=KEY, value=to_json(request.metadata, ensure_ascii=False))
+    if request.precision == "bf16":
+        proto.metadata_props.add(key=PRECISION, value="bf16")
     onnx.save(proto, path)
 
 
@@ -305,11 +314,17 @@ def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
 
 
 def _session(
-    path: Path | str, threads: int, content: bytes | None = None, *, in_32_bits: bool = False
+    path: Path | str,
+    threads: int,
+    content: bytes | None = None,
+    *,
+    in_32_bits: bool = False,
+    watched: Path | None = None,
 ) -> "InferenceSession":
     """onnxruntime's session of a file; of `content`, which is the file with changes, just as it stands.
 
     `in_32_bits` asks for kernels that add products of int8 without cutting them off, on any CPU.
+    With `watched`, a folder, it writes its profile there, and as OPTIMIZED the graph that it runs.
     """
     onnxruntime = _package("onnxruntime")
     if not Path(path).is_file():
@@ -321,8 +336,13 @@ def _session(
     options.log_severity_level = 3  # errors, which are also raised
     if in_32_bits:
         options.add_session_config_entry("session.x64quantprecision", "1")
+    if has_bf16_of_arm() and _noted(path, PRECISION) == "bf16":
+        options.add_session_config_entry(BF16, "1")
     if content is not None:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    if watched is not None:
+        options.optimized_model_filepath = str(watched / OPTIMIZED)
+        options.enable_profiling, options.profile_file_prefix = True, str(watched / "profile")
     try:
         return onnxruntime.InferenceSession(
             content or str(path), options, providers=["CPUExecutionProvider"]
@@ -346,7 +366,8 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     """A function of one batch (N, C, H, W) that runs the file and returns its outputs in order.
 
     The batch is cast to the file's floating type; a file of uint8 pixels takes only those. Int8
-    weights that this CPU would compute wrongly get slower kernels, and a `SlowerWarning`. Raises
+    weights that this CPU would compute wrongly get slower kernels, and a `SlowerWarning`; a bf16
+    file is computed in float32 on a CPU without bfloat16. Raises
     `ExportError` if onnxruntime is missing, `ModelError` if the file is missing, damaged or has
     other inputs, and, on the call, for a batch of another shape or kind.
     """
@@ -394,6 +415,28 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
     return run
 
 
+def import_packages() -> None:
+    """onnxruntime, and onnx, by which some CPUs look at int8 weights before they open a file."""
+    _package("onnx"), _package("onnxruntime")
+
+
+def kernels(path: Path | str, batch: np.ndarray) -> list[Kernel]:
+    """What computes each node of the graph that onnxruntime makes of a file, and how long.
+
+    By the profile of some runs on one thread. Raises what `load` raises.
+    """
+    in_32_bits = int8_class().saturates and bool(overflowing(integer_weights(path)))
+    with tempfile.TemporaryDirectory() as folder:
+        session = _session(path, 1, in_32_bits=in_32_bits, watched=Path(folder))
+        name, images = _input_of(session, path)
+        image = images.check(batch)
+        for _ in range(1 + WATCHED):
+            session.run(None, {name: image})
+        events = from_json(Path(session.end_profiling()).read_text(encoding="utf-8"))
+        graph = _proto(Path(folder) / OPTIMIZED, with_weights=True).graph
+    return kernels_of(graph, events, image, _proto(path).graph)
+
+
 def _proto(path: Path | str, *, with_weights: bool = False) -> "ModelProto":
     """The file as protobuf reads it, `with_weights` also those in files beside it. `ModelError` if it is none."""
     onnx = _package("onnx")
@@ -408,10 +451,15 @@ def _proto(path: Path | str, *, with_weights: bool = False) -> "ModelProto":
     return proto
 
 
+def _noted(path: Path | str, key: str) -> str | None:
+    """What the metadata of a file have under a key."""
+    return next((e.value for e in _proto(path).metadata_props if e.key == key), None)
+
+
 def metadata(path: Path | str) -> dict[str, object]:
     """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no ONNX file."""
-    entries = [entry.value for entry in _proto(path).metadata_props if entry.key == KEY]
+    text = _noted(path, KEY)
     try:
-        return from_json(entries[0]) if entries else {}
+        return {} if text is None else from_json(text)
     except ValueError as error:
         raise ModelError(f"{path}: its metadata are no JSON: {error}") from error

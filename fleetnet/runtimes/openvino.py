@@ -10,9 +10,11 @@ which its CPU plugin refuses, and reports to its makers; reading an ONNX file do
 import importlib
 import math
 import os
+import statistics
 import sys
 import tempfile
 import warnings
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -32,10 +34,13 @@ from ._defaults import cannot_run as cannot_run
 from ._guarded import Calls, Run, Traced
 from ._input import Input, not_one_input
 from ._int8 import overflowing, slower
+from ._kernels import Kernel
+from ._openvino_profile import WEIGHTED as WEIGHTED
+from ._openvino_profile import kernels_of
 from ._request import Request
 
 if TYPE_CHECKING:
-    from openvino import Core, Model, Node, Output
+    from openvino import CompiledModel, Core, Model, Node, Output
 
 suffix = ".xml"
 package = "openvino"
@@ -55,7 +60,7 @@ tolerances = {"fp32": 1e-4, "bf16": 0.15}
 
 HINTS = {"fp32": "f32", "bf16": "bf16"}
 FACTS, PRECISION = "fleetnet", "fleetnet_precision"  # of the file's rt_info
-WEIGHTED = ("Convolution", "GroupConvolution", "MatMul")
+WATCHED = 5  # runs that are profiled, after one that is not
 
 
 def missing() -> str | None:
@@ -256,11 +261,10 @@ def _info(network: "Model", key: str) -> str | None:
     return network.get_rt_info([key]).value if network.has_rt_info([key]) else None
 
 
-def _runner(
-    path: Path | str, network: "Model", threads: int
-) -> Callable[[np.ndarray], list[np.ndarray]]:
-    """A function of one batch that gives all outputs of a network; `path` is for the messages."""
-    openvino = _package()
+def _compiled(
+    path: Path | str, network: "Model", threads: int, *, watched: bool = False
+) -> "CompiledModel":
+    """A network, ready to run, and with its kernels timed if it is `watched`."""
     hint = HINTS.get(_info(network, PRECISION) or "fp32", "f32")
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
@@ -268,14 +272,28 @@ def _runner(
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": hint if hint != "bf16" or _has_bf16() else "f32",
         "ENABLE_CPU_PINNING": False,  # a thread that may not leave a core waits for whatever else runs there
+        "PERF_COUNT": watched,
     }
     try:
-        compiled = core().compile_model(network, "CPU", settings)
+        return core().compile_model(network, "CPU", settings)
     except RuntimeError as error:
         raise ExportError(f"{path}: OpenVINO cannot run this network: {_reason(error)}") from error
+
+
+def _input_of(path: Path | str, compiled: "CompiledModel") -> Input:
+    """What a network takes."""
     sizes = compiled.inputs[0].get_partial_shape()
     shape = tuple("batch" if size.is_dynamic else size.get_length() for size in sizes)
-    images = Input(path, shape, np.dtype(compiled.inputs[0].get_element_type().to_dtype()))
+    return Input(path, shape, np.dtype(compiled.inputs[0].get_element_type().to_dtype()))
+
+
+def _runner(
+    path: Path | str, network: "Model", threads: int
+) -> Callable[[np.ndarray], list[np.ndarray]]:
+    """A function of one batch that gives all outputs of a network; `path` is for the messages."""
+    openvino = _package()
+    compiled = _compiled(path, network, threads)
+    images = _input_of(path, compiled)
     request, numbers = compiled.create_infer_request(), range(len(compiled.outputs))
 
     def run(batch: np.ndarray) -> list[np.ndarray]:
@@ -297,12 +315,17 @@ def load(path: Path | str, threads: int = 1, *, trust: bool = False) -> Run:
     has other inputs, and, on the call, for a batch of another shape or kind.
     """
     network = _read(path)
-    weights = integer_weights_of(network) if onednn_saturates() else []
-    layers = overflowing({weight.layer: weight.rows() for weight in weights})
+    layers = _overflowing_layers(network)
     if layers:
         warnings.warn(slower(path, layers), SlowerWarning, stacklevel=2)
         _with_float_weights(network)
     return _runner(path, network, threads)
+
+
+def _overflowing_layers(network: "Model") -> list[str]:
+    """The layers whose products of int8 this CPU would cut off."""
+    weights = integer_weights_of(network) if onednn_saturates() else []
+    return overflowing({weight.layer: weight.rows() for weight in weights})
 
 
 def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
@@ -336,6 +359,31 @@ def trace(path: Path | str, threads: int = 1, *, trust: bool = False) -> Traced:
         return {name: computed[name] for name in order}
 
     return traced
+
+
+def import_packages() -> None:
+    """OpenVINO, without the reporter that it brings."""
+    _package()
+
+
+def kernels(path: Path | str, batch: np.ndarray) -> list[Kernel]:
+    """What computes each layer of the graph that OpenVINO makes of a file, and how long.
+
+    By its own counters of some runs on one thread. Raises what `load` raises.
+    """
+    openvino, network = _package(), _read(path)
+    if _overflowing_layers(network):
+        _with_float_weights(network)
+    compiled = _compiled(path, network, 1, watched=True)
+    image = _input_of(path, compiled).check(batch)
+    request, times = compiled.create_infer_request(), defaultdict(list)
+    for run in range(1 + WATCHED):
+        request.set_input_tensor(0, openvino.Tensor(image, shared_memory=True))
+        request.infer()
+        for info in request.get_profiling_info() if run else ():  # the first run is slower
+            times[info.node_name].append(info.real_time.total_seconds() * 1000)
+    medians = {name: statistics.median(of_layer) for name, of_layer in times.items()}
+    return kernels_of(network, compiled.get_runtime_model(), medians)
 
 
 def metadata(path: Path | str) -> dict[str, object]:

@@ -19,6 +19,8 @@ from torch.utils._pytree import tree_leaves
 from ..errors import ExportError, ModelError
 from ..reading import from_json, to_json
 from ._defaults import cannot_run as cannot_run
+from ._defaults import import_packages as import_packages
+from ._defaults import kernels as kernels
 from ._guarded import Calls, Run, Traced
 from ._input import Input, not_one_input
 from ._program import quiet, reason

@@ -8,6 +8,8 @@ import numpy as np
 from ..errors import ModelError
 from . import onnx
 from ._defaults import cannot_run as cannot_run
+from ._defaults import import_packages as import_packages
+from ._defaults import kernels as kernels
 from ._guarded import Calls, Run
 from ._request import Request
 
