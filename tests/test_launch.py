@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from conftest import benchmark
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, zeros
 from torch.distributed import TCPStore
 
 from fleetnet.backbones import fasternet
@@ -23,6 +23,7 @@ from fleetnet.cli import Terminated, _answer, _launching, main
 from fleetnet.cli._resuming import resumed
 from fleetnet.errors import DataError, FleetnetError, UsageError
 from fleetnet.launched import OF_TORCHRUN, PARENT, Launched, launched
+from fleetnet.processes import by_first, take_from_first
 from fleetnet.training import distributed, epoch
 from fleetnet.training.claims import launcher
 from fleetnet.training.config import TrainConfig
@@ -166,6 +167,39 @@ def test_others_that_do_not_come_are_said(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(distributed, "GRACE", 0.5)
     with pytest.raises(FleetnetError, match=r"process 1 of 2 did not meet .* within --timeout"):
         distributed.join(TrainConfig(timeout=0.01, device="cpu"))
+
+
+def wait_before_training(rank: int, environment: dict[str, str], file: Path) -> None:
+    """One of two processes that meet; the second one hangs while it prepares, here by sleeping."""
+    os.environ.update(Launched(rank, 2).environment(), **environment)
+    output = os.open(file, os.O_WRONLY | os.O_CREAT)
+    os.dup2(output, 2)
+    sys.stderr = os.fdopen(2, "w")
+    distributed.join(TrainConfig(timeout=0.03, device="cpu", threads=1))
+    if rank:
+        time.sleep(60)
+    by_first(lambda: None)
+    take_from_first([zeros(1)])
+
+
+def test_where_a_process_hangs_before_it_trains_is_printed(tmp_path: Path) -> None:
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(processes.free_port())}
+    files = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    context = multiprocessing.get_context("fork")
+    started = [
+        context.Process(target=wait_before_training, args=(rank, environment, files[rank]))
+        for rank in (0, 1)
+    ]
+    for process in started:
+        process.start()
+    deadline = time.monotonic() + 60
+    while not (files[1].exists() and "wait_before_training" in files[1].read_text()):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    assert started[1].is_alive()
+    started[1].kill()
+    started[0].join(60)
+    assert started[0].exitcode == 1
 
 
 def test_processes_that_are_started_again_meet_in_a_store_of_before() -> None:

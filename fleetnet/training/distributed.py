@@ -21,9 +21,10 @@ nothing does (with a teacher, or after 100 of them), a part of less than two ima
 
 A process that dies closes its connections, and the others end with an error. One that hangs makes
 all of them wait: after `timeout` minutes without a step each prints where it stands (`Watch`) and
-ends. Whatever started them then ends those that are left; torchrun may start all of them again, and
-they go on from the last state in the folder that they began in (`begun_by_launcher`). Where it is
-gone itself, each process stops as if by SIGTERM.
+ends; before the first step it prints that and the others end (`join`). Whatever started them then
+ends those that are left; torchrun may start all of them again, and they go on from the last state
+in the folder that they began in (`begun_by_launcher`). Where it is gone itself, each process stops
+as if by SIGTERM.
 
 Of GPUs (nccl, a device for each LOCAL_RANK) none of this has been tested.
 """
@@ -67,7 +68,8 @@ def join(config: TrainConfig) -> None:
     """Meet the other processes that the environment tells of; nothing happens where it has none.
 
     Raises `UsageError` for more processes than this machine has GPUs, and `FleetnetError` where
-    they do not meet within `timeout`.
+    they do not meet within `timeout`. A process that has not begun to train `timeout` minutes later
+    prints its stacks, and goes on: those that wait for it end then.
     """
     how = launched()
     if not how.is_one_of_several or is_joined():
@@ -103,6 +105,7 @@ def join(config: TrainConfig) -> None:
             f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')} within --timeout "
             f"{config.timeout:g} minutes: {_first_line(error)}"
         ) from error
+    faulthandler.dump_traceback_later(60 * config.timeout)  # until the first `beat`, or `leave`
 
 
 def _met(store: distributed.Store, how: Launched, seconds: float) -> str:
@@ -144,6 +147,7 @@ def _wait(deadline: float, why: str) -> None:
 def leave() -> None:
     """Part from the other processes, which have come to the end too."""
     if is_joined():
+        faulthandler.cancel_dump_traceback_later()
         distributed.destroy_process_group()
 
 
@@ -234,6 +238,7 @@ def watched(minutes: float) -> Iterator[None]:
         yield
         return
     watch = _watch = Watch(60 * minutes)
+    watch.beat()
     try:
         yield
     finally:
