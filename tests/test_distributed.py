@@ -62,6 +62,7 @@ CASES: dict[str, dict[str, object]] = {
     "yolo": {"multi_scale": 0.3},
     "maskrcnn": {},
     "deeplabv3": {},
+    "retrieval": {"eval_mode": "retrieval"},  # of the classifier's features
 }
 SMALL: dict[str, dict[str, int | float]] = {
     "yolo": {"width": 0.1, "depth": 0.1},
@@ -70,6 +71,7 @@ SMALL: dict[str, dict[str, int | float]] = {
 }
 LOST = 3  # a training image of the classifier
 EVALUATED = 5  # images, which neither 2 nor 3 processes can share evenly
+SEARCHED = 11  # likewise, with several of a class
 
 
 class Watched:
@@ -103,7 +105,8 @@ def model_of(task: str, classes: int) -> nn.Module:
     torch.manual_seed(0)
     name = "tiny" if task == "classification" else f"{task}/tiny"
     model = build(name, classes, options=SMALL.get(task, {})).double()
-    model.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
+    for module in (model, model.backbone):  # retrieval asks the backbone alone
+        module.register_forward_pre_hook(lambda _, inputs: (inputs[0].double(), *inputs[1:]))
     for module in model.modules():
         if isinstance(module, nn.Dropout | nn.Dropout2d):
             module.p = 0.0
@@ -112,18 +115,22 @@ def model_of(task: str, classes: int) -> nn.Module:
     return model
 
 
-def trained(task: str, folder: Path) -> dict[str, Any]:
+def trained(case: str, folder: Path) -> dict[str, Any]:
     """What a training in one or more processes comes to."""
+    task = "classification" if case == "retrieval" else case
     target = find_task(task).TARGET
     train, val = (data.load("shapes:24", split, target=target) for split in ("train", "val"))
-    if task == "classification":  # the next one stands in, of the same process or not
+    if case == "classification":  # the next one stands in, of the same process or not
         train.samples[LOST] = replace(train.samples[LOST], image=Path("lost.png"))
     model = model_of(task, len(train.classes))
     # one process has the whole batch anyway
     norm = {} if "WORLD_SIZE" in os.environ else {"norm": "train"}
-    config = TrainConfig(**{**USUAL, **CASES[task], **norm})
+    config = TrainConfig(**{**USUAL, **CASES[case], **norm})
     watched = Watched(task_objective(model, config, train))
-    val = Split(val.samples[:EVALUATED], val.classes)
+    if case == "retrieval":
+        val = Split(data.load("shapes:64", "val").samples[:SEARCHED], val.classes)
+    else:
+        val = Split(val.samples[:EVALUATED], val.classes)
     best = fit(model, train, val, config, folder, objective=watched, report=False)
     return {
         "batches": watched.batches,
@@ -201,7 +208,7 @@ def all_of_it(folder: str) -> dict[str, Any]:
     fasternet.VARIANTS["tiny"] = Tiny
     count = os.environ.get("WORLD_SIZE", "1")
     results: dict[str, Any] = {
-        task: trained(task, Path(folder) / f"{task}-{count}") for task in CASES
+        case: trained(case, Path(folder) / f"{case}-{count}") for case in CASES
     }
     return {**results, "losses": learned_of_parts()}
 
@@ -212,11 +219,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("task", CASES)
-def test_several_processes_train_what_one_trains(runs, task: str, processes: int):
-    one, several = runs[1][task], runs[processes][task]
+@pytest.mark.parametrize("case", CASES)
+def test_several_processes_train_what_one_trains(runs, case: str, processes: int):
+    one, several = runs[1][case], runs[processes][case]
     assert several["batches"] == one["batches"]
-    epochs = CASES[task].get("epochs", USUAL["epochs"])
+    epochs = CASES[case].get("epochs", USUAL["epochs"])
     assert len(one["losses"]) == STEPS * epochs
     for ours, usual in zip(several["losses"], one["losses"], strict=True):
         assert ours == pytest.approx(usual, rel=1e-6)
@@ -224,7 +231,8 @@ def test_several_processes_train_what_one_trains(runs, task: str, processes: int
         torch.testing.assert_close(several["weights"][name], weight, rtol=1e-6, atol=1e-9)
     assert several["classes"] == one["classes"]  # norms are not shared any more
     # each image counts once
-    assert several["best"]["images"] == one["best"]["images"] == EVALUATED
+    counted, evaluated = ("gallery", SEARCHED) if case == "retrieval" else ("images", EVALUATED)
+    assert several["best"][counted] == one["best"][counted] == evaluated
     assert _figures(several["best"]) == pytest.approx(_figures(one["best"]))
 
 
