@@ -87,6 +87,17 @@ class BranchSum(nn.Module):
             return merged(x, self.branches(), self.after(), self.geometry())
         return self.branch_by_branch(x)
 
+    def merged_kernel(self, x: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Weight (O, C / groups, k, k) and bias (O,) of the one convolution, with gradients.
+
+        By the batch statistics of an input `x` (N, C, h, w) where that can be merged in training,
+        and the norms learn them; else by those that the norms have learned.
+        """
+        branches, after, conv = self.branches(), self.after(), self.geometry()
+        if x is None or not self.training or not _can_merge(x, branches, after, conv):
+            return _learned_kernel(branches, after, conv)
+        return _kernel(branches, after, _moments(x, conv, _norms(branches, after)[0]), conv)
+
     def merges(self, x: Tensor) -> bool:
         """Whether this input (N, C, h, w) is computed as one convolution."""
         if not self.training or self.merging == "off":
@@ -349,6 +360,30 @@ def _kernel(
         scale, bias = _learn(after, mean, variance, bias, moments.positions)
         total = scale[:, None].to(total) * total
     return total.view(shape), bias
+
+
+def _learned_kernel(
+    branches: Sequence[Branch], after: nn.BatchNorm2d | None, conv: nn.Conv2d
+) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the sum in eval mode, in float64: as `fuse` has it, but with gradients."""
+    total = conv.weight.new_zeros(conv.weight.flatten(1).shape, dtype=torch.float64)  # (O, T)
+    bias = total.new_zeros(len(total))
+    for branch in branches:
+        kernel = _full_size(branch.weight, conv).double()
+        own = bias.new_zeros(len(bias)) if branch.bias is None else branch.bias.double()
+        scale, shift = _of_running(branch.norm, own)
+        total, bias = total + scale[:, None] * kernel, bias + shift
+    scale, bias = _of_running(after, bias)
+    return (scale[:, None] * total).view(conv.weight.shape), bias
+
+
+def _of_running(norm: nn.BatchNorm2d | None, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """What norm(kernel * x + bias) multiplies the kernel with and adds, in eval mode; each (O,)."""
+    if norm is None:
+        return torch.ones_like(bias), bias
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    scale = norm.weight * torch.rsqrt(variance.double() + norm.eps)
+    return scale, norm.bias + scale * (bias - mean)
 
 
 def _full_size(weight: Tensor | None, conv: nn.Conv2d) -> Tensor:

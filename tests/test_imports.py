@@ -55,8 +55,8 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs launched merged "
     "norms predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
     "__init__": "data deploy errors preprocess reparam training weights",
-    "int8": "boxes data deploy errors facts files find images inputs int8 predictions preprocess proof reading reparam "
-    "runtimes tasks training weights",
+    "int8": "boxes data deploy errors facts files find images inputs int8 merged predictions preprocess proof reading "
+    "reparam runtimes tasks training weights",
     "measure": "backbones channels circular data deploy errors find images inputs measure predictions proof "
     "reading reparam review runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "

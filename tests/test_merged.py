@@ -7,6 +7,7 @@ from typing import cast
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from fleetnet.backbones.mobileone import Branches, MobileOne
@@ -77,6 +78,27 @@ def test_equal_to_branch_by_branch(form: str, size: tuple[int, int, int]) -> Non
     together = twenty_steps(copy.deepcopy(module), "on", size)
     worst = max(map(relative, together, apart))
     assert worst < 1e-9, worst
+
+
+@pytest.mark.parametrize("form", [*FORMS, "RepViT 1", "RepViT 2"])
+def test_the_merged_kernel_itself(form: str) -> None:
+    """In training by the statistics of the batch, which the norms learn; else by what they have learned."""
+    module, twin = sum_of(form), sum_of(form)
+    conv = module.geometry()
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(8, conv.in_channels, 6, 5, generator=generator, dtype=torch.float64) + 0.5
+    weight, bias = module.merged_kernel(x)
+    geometry = conv.stride, conv.padding, conv.dilation, conv.groups
+    assert relative(F.conv2d(x, weight, bias, *geometry), twin.branch_by_branch(x)) < 1e-9
+    for own, expected in zip(module.buffers(), twin.buffers(), strict=True):
+        assert torch.allclose(own, expected, rtol=1e-9)
+    weight, bias = module.merged_kernel(None)
+    gradients = torch.autograd.grad(weight.sum() + bias.sum(), list(module.parameters()))
+    assert all(gradient.abs().max() > 0 for gradient in gradients)
+    fused = module.eval().fuse()
+    for made in ((weight, bias), module.merged_kernel(x)):
+        assert relative(made[0], fused.weight) < 1e-12
+        assert relative(made[1], fused.bias) < 1e-12
 
 
 @pytest.mark.parametrize("form", ["pointwise", "depthwise, norm after"])

@@ -37,7 +37,7 @@ VERBS = {  # in the order of use
     "export": "write the file for a runtime, verified before it is handed over",
     "verify": "check an exported file against its checkpoint, and name the first layer that "
     "differs",
-    "quantize": "int8 for onnxruntime or OpenVINO, handed over only if accuracy stays",
+    "quantize": "int8 for onnxruntime, OpenVINO or LiteRT, handed over only if accuracy stays",
     "bench": "latency of models, forms, runtimes and threads in turn; --tune finds the fastest; "
     "phones and boards",
     "flops": "parameters, MACs, FLOPs, activations and bytes, by module",

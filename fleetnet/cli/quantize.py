@@ -48,7 +48,7 @@ class Quantize:
         metadata=About(help="folder, list or annotation file: train calibrates, val decides")
     )
     reading: Reading = field(default_factory=Reading, metadata=About(help="how the data are read"))
-    to: str = field(metadata=About(help="runtimes, separated by commas: onnx, openvino"))
+    to: str = field(metadata=About(help="runtimes, separated by commas: litert, onnx, openvino"))
     out: str | None = field(
         default=None, metadata=About(help="folder", usual="export/ beside the checkpoint")
     )
@@ -105,6 +105,9 @@ class Quantize:
     seed: int = field(
         default=0,
         metadata=About(help="of fine-tuning: order and changes of its pictures"),
+    )
+    branches: bool = switch(
+        "fine-tune the branches behind each merged kernel in its place (MobileOne, RepViT)"
     )
     threads: int = field(default=2, metadata=About(help="CPU threads of torch", kind=PositiveInt))
     workers: int = field(
@@ -249,7 +252,7 @@ def _fine_tuned(settings: Quantize, prepared: "Prepared", train: "Split") -> "Fi
     from ..int8._search import matching
     from ..int8._sensitivity import layers_of
 
-    plan = Plan(settings.finetune, settings.rate, settings.seed)
+    plan = Plan(settings.finetune, settings.rate, settings.seed, settings.branches)
     say(f"fine-tuning in int8 on {len(train.samples)} pictures of {settings.data}, train")
     tuned = fine_tune(
         prepared,

@@ -25,8 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ExportError
+from ..merged import BranchSum
 from ..runtimes._int8 import LARGEST_PAIR
+from ._equalize import Scales
 from ._operators import OPERATORS, Step, steps_of
+from ._shared import module_of
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -121,21 +124,63 @@ class Integers:
     bias_scale: Tensor  # float32, (channels,)
 
 
-class Layer(nn.Module):
-    """Weight and bias of a convolution or linear layer, rounded as the file holds them."""
+class Changed(nn.Module):
+    """A kernel that was there, and what it learned: weight and bias in float."""
 
     first: Tensor
     first_bias: Tensor | None
     unit: Tensor
 
+    def __init__(self, weight: Tensor, bias: Tensor | None, unit: Tensor):
+        super().__init__()
+        self.register_buffer("first", weight)
+        self.register_buffer("first_bias", bias)
+        self.register_buffer("unit", unit)  # a step of int8, in a shape that goes with the weight
+        self.change = nn.Parameter(torch.zeros_like(weight))  # in units
+        self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(bias))
+
+    def forward(self, scale_of_map: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        weight = self.first + self.unit * self.change
+        if self.first_bias is None or self.bias_change is None:
+            return weight, None
+        unit = BIAS_STEPS * scale_of_map * self.unit.flatten()
+        return weight, self.first_bias + unit * self.bias_change
+
+
+class Merged(nn.Module):
+    """A kernel that is merged from branches, which are what learns.
+
+    While their norms learn, it follows from the statistics of the batch, as in training.
+    `divided` are the factors of cross-layer equalization by which what it makes is divided, (O,);
+    `multiplied` those by which what it takes was divided, (C,).
+    """
+
+    divided: Tensor
+    multiplied: Tensor
+
+    def __init__(self, branches: BranchSum, divided: Tensor, multiplied: Tensor):
+        super().__init__()
+        self.branches = branches
+        self.register_buffer("divided", divided)
+        self.register_buffer("multiplied", multiplied)
+
+    def forward(self, scale_of_map: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        x = None if x is None else x * self.multiplied.view(-1, 1, 1)
+        weight, bias = self.branches.merged_kernel(x)
+        groups = self.branches.geometry().groups
+        taken = self.multiplied.view(groups, 1, -1).expand(-1, len(weight) // groups, -1)
+        factors = taken.flatten(0, 1) / self.divided[:, None]  # (O, C / groups)
+        return (weight * factors[:, :, None, None]).float(), (bias / self.divided).float()
+
+
+class Layer(nn.Module):
+    """Weight and bias of a convolution or linear layer, rounded as the file holds them."""
+
     def __init__(self, weight: Tensor, bias: Tensor | None, axis: int, of_map: str):
         super().__init__()
         self.axis, self.of_map = axis, of_map  # of the output channels; the map that it takes
-        self.register_buffer("first", weight)
-        self.register_buffer("first_bias", bias)
-        self.register_buffer("unit", safe_scales(self._rows(weight)).to(weight))  # (channels,)
-        self.change = nn.Parameter(torch.zeros_like(weight))  # in units
-        self.bias_change = None if bias is None else nn.Parameter(torch.zeros_like(bias))
+        unit = self._along(safe_scales(self._rows(weight)).to(weight), weight)
+        self.kernel: nn.Module = Changed(weight, bias, unit)
 
     def _rows(self, weight: Tensor) -> Tensor:
         """(channels, n)"""
@@ -145,16 +190,6 @@ class Layer(nn.Module):
         """(channels,) in the shape that goes with a weight."""
         return scale.view([-1 if axis == self.axis else 1 for axis in range(like.ndim)])
 
-    def weight(self) -> Tensor:
-        """In float, before it is rounded."""
-        return self.first + self._along(self.unit, self.first) * self.change
-
-    def bias(self, scale_of_map: Tensor) -> Tensor | None:
-        """In float, before it is rounded."""
-        if self.first_bias is None or self.bias_change is None:
-            return None
-        return self.first_bias + BIAS_STEPS * scale_of_map * self.unit * self.bias_change
-
     @torch.no_grad()
     def scale(self, weight: Tensor, bias: Tensor | None, scale_of_map: Tensor) -> Tensor:
         """Of the weights, (channels,): coarser where the bias would leave 32 bits."""
@@ -163,10 +198,12 @@ class Layer(nn.Module):
             scale = torch.maximum(scale, bias.abs().double() / LARGEST_BIAS / scale_of_map)
         return scale.to(weight)
 
-    def forward(self, scale_of_map: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Weight and bias as int8 and int32 hold them."""
+    def forward(
+        self, scale_of_map: Tensor, x: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Weight and bias as int8 and int32 hold them; x (N, C, h, w) is what the layer takes."""
         scale_of_map = scale_of_map.detach()
-        weight, bias = self.weight(), self.bias(scale_of_map)
+        weight, bias = self.kernel(scale_of_map, x)
         scale = self.scale(weight, bias, scale_of_map)
         rounded = torch.fake_quantize_per_channel_affine(
             weight, scale, torch.zeros_like(scale, dtype=torch.int32), self.axis, -LARGEST, LARGEST
@@ -178,11 +215,20 @@ class Layer(nn.Module):
     @torch.no_grad()
     def integers(self, scale_of_map: Tensor) -> Integers:
         rounded, bias = self(scale_of_map)
-        scale = self.scale(self.weight(), self.bias(scale_of_map), scale_of_map)
+        exact, exact_bias = self.kernel(scale_of_map, None)
+        scale = self.scale(exact, exact_bias, scale_of_map)
         weight = (rounded / self._along(scale, rounded)).round().to(torch.int8)
         unit = scale_of_map * scale
         whole = None if bias is None else (bias.double() / unit.double()).round().to(torch.int32)
         return Integers(weight, scale, whole, unit)
+
+    @torch.no_grad()
+    def put(self, kernel: Merged, name: str) -> None:
+        """Let the branches of the layer of this name learn; `ExportError` for those of another."""
+        before, after = self.kernel(torch.ones(()), None)[0], kernel(torch.ones(()), None)[0]
+        if (after - before).abs().max() > 1e-3 * before.abs().max():
+            raise ExportError(f"the branches of {name} do not merge to its kernel in the file")
+        self.kernel = kernel
 
 
 class FakeQuantized(nn.Module):
@@ -283,6 +329,27 @@ class FakeQuantized(nn.Module):
         for name, index in self.layer_names.items():
             yield name, cast(Layer, self.layers[index])
 
+    def put_branches(self, sums: Mapping[str, BranchSum], scales: Scales) -> None:
+        """Let the branches of these modules learn in place of the kernels that they merge to.
+
+        `scales` are those of equalization. Raises `ExportError` where they merge to other kernels.
+        """
+        for name, layer in self.each_layer():
+            module = module_of(name)
+            if module in sums:
+                branches = copy.deepcopy(sums[module]).requires_grad_()
+                conv = branches.geometry()
+                made = [scale for (first, _), scale in scales.items() if first == module]
+                taken = [scale for (_, second), scale in scales.items() if second == module]
+                divided = made[0] if made else torch.ones(conv.out_channels)
+                multiplied = taken[0] if taken else torch.ones(conv.in_channels)
+                layer.put(Merged(branches, divided, multiplied), module)
+
+    def freeze_norms(self) -> None:
+        """Let the norms of branches learn no more."""
+        for layer in self.layers:
+            cast(Layer, layer).kernel.eval()
+
     def forward(self, image: Tensor) -> dict[str, Tensor]:
         tensors = {"image": image}
         for i, step in enumerate(self.steps):
@@ -303,7 +370,7 @@ class FakeQuantized(nn.Module):
         inputs = [tensors.get(name, self.constants.get(name)) for name in step.inputs]
         if step.name in self.layer_names:
             layer = cast(Layer, self.layers[self.layer_names[step.name]])
-            inputs = [inputs[0], *layer(self.map_of(layer.of_map).scale())]
+            inputs = [inputs[0], *layer(self.map_of(layer.of_map).scale(), inputs[0])]
         return cast("Tensor | list[Tensor]", OPERATORS[step.operator](step, *inputs))
 
     def added_layers(self) -> set[str]:

@@ -5,9 +5,11 @@
 It begins where the quantizer ends. The network is rounded in training as the file rounds it
 (`_fake.py`), all of its layers, gates too, and learns to say what the float network says of the
 training pictures, which are changed as they were in training. Annotations are not looked at. Every
-branch sum is one kernel by then, so what is rounded in training is what is deployed; that kernel is
-learned itself. RepQ (arXiv:2311.05317) rounds merged kernels too, with their branches behind them;
-QARepVGG (arXiv:2212.01593) and RepAPQ (arXiv:2402.16121) change the block instead.
+branch sum is one kernel, so what is rounded in training is what is deployed. That kernel learns
+itself, or with `Plan.branches` the branches that it is merged from, by the exact statistics of the
+batch (`merged.py`) until the norms are frozen. RepQ (arXiv:2311.05317) rounds merged kernels too,
+with statistics that are approximate; QARepVGG (arXiv:2212.01593) and RepAPQ (arXiv:2402.16121)
+change the block instead.
 
 What is random belongs to the seed, the epoch and the sample, as in training, so one seed gives one
 file. Nothing is written until the end: where it is interrupted, it leaves nothing.
@@ -31,17 +33,20 @@ from ..inputs.dataset import ImageDataset
 from ..inputs.loader import MINUTES, Batches, batches_of
 from ..inputs.samplers import Order, Shuffled
 from ..inputs.workers import patient
+from ..merged import BranchSum
 from ..tasks import named
 from ..training.config import TrainConfig
 from ..training.schedule import half_cosine
 from ..training.setup import training_set
-from ._fake import FakeQuantized
+from ._fake import LARGEST, FakeQuantized
 from ._prepared import Prepared, evaluated, float_file, job_of
 from .onnx import quantized_of
 
 RATE = 0.02  # steps of int8 that a weight changes by in an update, at first
 BATCH = 32  # pictures of an update, at most
 WARMUP = 0.1  # of the updates
+FROZEN = 0.5  # of the updates, after which the batch norms of branches learn no more
+SMALLEST = 1e-3  # largest value of a parameter, at least, for its rate
 # Settings of the training that decide how its pictures are changed; its sizes, mixing and order
 # are not those of a file that takes one size.
 CHANGES = "augment", "mosaic", "scale", "flip", "color_jitter", "auto_augment", "erasing"
@@ -54,6 +59,7 @@ class Plan:
     epochs: int  # passes over the training pictures
     rate: float = RATE
     seed: int = 0  # of the order and of what is done to the pictures
+    branches: bool = False  # whether the branches behind a merged kernel learn in its place
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or not 0 < self.rate < math.inf:
@@ -95,6 +101,8 @@ def fine_tune(
     operators that cannot be trained, `NotFiniteError` where the rate is too high.
     """
     network = begin(prepared, set(skipped))
+    if plan.branches:
+        network.put_branches(_sums(prepared.model), prepared.scales)
     order = Shuffled(len(train.samples), plan.seed)
     data = _pictures(train, prepared.facts, plan, order)
     batches = batches_of(data, BATCH, order=order, workers=workers, minutes=minutes)
@@ -106,6 +114,7 @@ def fine_tune(
         report(
             f"epoch {epoch + 1} of {plan.epochs}: {losses[-1]:.4g} from what the float network says"
         )
+    network.eval()
     result, logits = evaluated(
         network, prepared.facts.task, prepared.batches, prepared.facts.classes, prepared.limits
     )
@@ -122,6 +131,17 @@ def begin(prepared: Prepared, skipped: set[str]) -> FakeQuantized:
         file = float_file(job, Path(folder))
         quantized = quantized_of(file, prepared.images.numpy(), gates=True)
         return FakeQuantized(quantized(skipped), onnx.load(file).graph)
+
+
+def _sums(model: nn.Module) -> dict[str, BranchSum]:
+    """The sums of branches of a network, by name; `UsageError` where there is none."""
+    sums = {name: one for name, one in model.named_modules() if isinstance(one, BranchSum)}
+    if not sums:
+        raise UsageError(
+            "branches are to be fine-tuned, but the network has no sum of branches, as those of "
+            "MobileOne and RepViT have"
+        )
+    return sums
 
 
 def _pictures(train: Split, facts: Facts, plan: Plan, order: Order) -> ImageDataset:
@@ -141,7 +161,9 @@ class _Training:
     ):
         self.network, self.teacher, self.plan = network, teacher, plan
         self.task, self.steps = task, steps  # batches of an epoch
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=plan.rate)
+        self.optimizer = torch.optim.Adam(_groups(network, plan.rate), lr=plan.rate)
+        self.rates = [group["lr"] for group in self.optimizer.param_groups]
+        network.train()
 
     def epoch(self, batches: Batches, epoch: int, unreadable: list[str]) -> float:
         """The mean loss of an epoch, from 0; the lines of pictures that could not be read are added."""
@@ -167,11 +189,28 @@ class _Training:
             )
         self.optimizer.zero_grad()
         loss.backward()
-        share = self.plan.share(step, self.plan.epochs * self.steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate * share
+        updates = self.plan.epochs * self.steps
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"] = rate * self.plan.share(step, updates)
         self.optimizer.step()
+        if step + 1 >= FROZEN * updates:
+            self.network.freeze_norms()
         return loss.item()
+
+
+def _groups(network: FakeQuantized, rate: float) -> list[dict[str, object]]:
+    """What learns, with its rate: what is in steps of int8, and what is in units of its own.
+
+    A step of these is a 127th of the largest value, as that of a channel is.
+    """
+    in_steps, groups = list[nn.Parameter](), list[dict[str, object]]()
+    for name, parameter in network.named_parameters():
+        if ".branches." in name:
+            step = max(parameter.abs().max().item(), SMALLEST) / LARGEST
+            groups.append({"params": [parameter], "lr": rate * step})
+        else:
+            in_steps.append(parameter)
+    return [{"params": in_steps, "lr": rate}, *groups]
 
 
 def distance(own: Mapping[str, Tensor], taught: Mapping[str, Tensor], task: str) -> Tensor:

@@ -353,7 +353,7 @@ def _facts_of_int8(
 ) -> Int8:
     """What the sidecar says of int8."""
     prepared, quantizer = search.prepared, int8.find(search.runtime)
-    others = {
+    others: dict[str, object] = {
         "metric": prepared.metric,
         "max_drop": search.max_drop,
         "drop": judged["drop"],
@@ -370,8 +370,6 @@ def _facts_of_int8(
         "calibration": {"images": len(prepared.images), **facts},
         "equalized": prepared.equalized,
         "recalibrated": prepared.recalibrated,
-        "finetuned": None if search.tuned is None else search.tuned.about,
-        "as_trained": asdict(judged["as_trained"]) if judged["as_trained"] else None,
         "quantizer": quantizer.package,
         "quantizer_version": version(quantizer.package),
         "cpus": CPUS,
@@ -379,4 +377,6 @@ def _facts_of_int8(
         "largest_pair_allowed": LARGEST_PAIR,
         "evaluated_on": str(int8_class()),
     }
+    if search.tuned is not None and judged["as_trained"] is not None:
+        others |= {"finetuned": search.tuned.about, "as_trained": asdict(judged["as_trained"])}
     return Int8(figures(written.attempt.result), figures(prepared.result), others)

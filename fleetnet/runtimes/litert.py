@@ -11,11 +11,12 @@ import importlib
 import math
 import struct
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -34,6 +35,7 @@ from ._request import Request
 
 if TYPE_CHECKING:
     from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert.schema_py_generated import Model
 
 suffix = ".tflite"
 package = "ai-edge-litert"
@@ -63,6 +65,7 @@ PRODUCTS = (
     "FULLY_CONNECTED",
     "BATCH_MATMUL",
 )
+WEIGHTED = "CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"
 FACTS, OUTPUTS = "fleetnet", "fleetnet_outputs"  # of the metadata
 
 
@@ -277,18 +280,13 @@ def _macs(operator: Fields, shapes: Mapping[int, Sequence[int]]) -> int:
     return macs_of_convolution(output, weight, channels)
 
 
-def _notes(path: Path | str) -> Fields:
-    """The metadata that `export` wrote, by name."""
+@contextmanager
+def _reading(path: Path | str) -> Iterator[None]:
+    """`ModelError` for a file in which flatbuffers finds something else than it should."""
     if not Path(path).is_file():
         raise ModelError(f"{path}: no such file")
-    schema, content = _package("schema_py_generated"), Path(path).read_bytes()
     try:
-        if not schema.Model.ModelBufferHasIdentifier(content, 0):
-            raise ModelError(f"{path}: not a LiteRT file")
-        model = schema.Model.GetRootAs(content)
-        entries = [model.Metadata(i) for i in range(model.MetadataLength())]
-        texts = {e.Name().decode(): model.Buffers(e.Buffer()).DataAsNumpy() for e in entries}
-        return {key: from_json(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
+        yield
     except (
         ValueError,
         TypeError,
@@ -300,6 +298,47 @@ def _notes(path: Path | str) -> Fields:
         raise ModelError(f"{path}: not a readable LiteRT file: {error}") from error
 
 
+def _model(path: Path | str) -> "Model":
+    schema, content = _package("schema_py_generated"), Path(path).read_bytes()
+    if not schema.Model.ModelBufferHasIdentifier(content, 0):
+        raise ModelError(f"{path}: not a LiteRT file")
+    return cast("Model", schema.Model.GetRootAs(content))
+
+
+def _notes(path: Path | str) -> Fields:
+    """The metadata that `export` wrote, by name."""
+    with _reading(path):
+        model = _model(path)
+        entries = [model.Metadata(i) for i in range(model.MetadataLength())]
+        texts = {e.Name().decode(): model.Buffers(e.Buffer()).DataAsNumpy() for e in entries}
+        return {key: from_json(bytes(texts[key])) for key in (FACTS, OUTPUTS) if key in texts}
+
+
 def metadata(path: Path | str) -> dict[str, object]:
     """What `export` was given as metadata; empty for a file of another program. `ModelError` if it is no such file."""
     return _notes(path).get(FACTS, {})
+
+
+def integer_weights(path: Path | str) -> dict[str, np.ndarray]:
+    """The int8 weights of a file by layer, (output channels, n) each; none of a float file.
+
+    The file does not know its layers by name: they are "conv_2d_3", by operator and its number.
+    Raises `ModelError` if it is no LiteRT file.
+    """
+    schema = _package("schema_py_generated")
+    kinds = {getattr(schema.BuiltinOperator, name): name.lower() for name in WEIGHTED}
+    weights = {}
+    with _reading(path):
+        model = _model(path)
+        graph = model.Subgraphs(0)
+        for i in range(graph.OperatorsLength()):
+            operator = graph.Operators(i)
+            kind = kinds.get(model.OperatorCodes(operator.OpcodeIndex()).BuiltinCode())
+            tensor = None if kind is None else graph.Tensors(operator.Inputs(1))
+            if tensor is None or tensor.Type() != schema.TensorType.INT8:
+                continue
+            values = model.Buffers(tensor.Buffer()).DataAsNumpy().view(np.int8)
+            values = values.reshape(tensor.ShapeAsNumpy())
+            channels = np.moveaxis(values, tensor.Quantization().QuantizedDimension(), 0)
+            weights[f"{kind}_{i}"] = channels.reshape(len(channels), -1)
+    return weights
