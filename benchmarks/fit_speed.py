@@ -4,20 +4,27 @@
 
 Both train the same network by the same settings, 96 pixels, batches of 32; `fit` reads the files of
 each batch in worker processes and does all else that it does, without evaluation; the loop has eight
-batches ready and computes loss, gradients and update. They take turns; what counts is the time of
-the clock from the second step on, since both ask for all cores. As under `fleetnet train`, threads
-of torch that wait sleep soon (GOMP_SPINCOUNT). The last line is JSON.
+batches ready and computes loss, gradients and update. Each turn is a process of its own; what counts
+is the time of the clock from the second step on, since both ask for all cores. That of `fit` has the
+settings that `fleetnet train` gives a process, unless `--plain`; that of the loop has them with
+`--both`. The last line is JSON.
 """
 
 import argparse
 import json
 import os
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("GOMP_SPINCOUNT", "16000")  # before torch is imported
+from fleetnet.cli._process import keep_freed_memory, wait_without_spinning
+
+if "--as-train" in sys.argv:  # before torch is imported
+    wait_without_spinning()
+    keep_freed_memory()
 import torch
 from torch.nn import functional as F
 
@@ -80,7 +87,37 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--images", type=int, default=960, help="of an epoch, at most")
+    parser.add_argument("--plain", action="store_true", help="no settings of the process for fit")
+    parser.add_argument("--both", action="store_true", help="settings of the process for both")
+    parser.add_argument("--contend", choices=["fit", "loop"], help=argparse.SUPPRESS)
+    parser.add_argument("--as-train", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.contend:
+        print(contend(options))
+        return
+    print(
+        f"{options.model}, {options.images} images of {options.data}, {options.workers} "
+        f"workers, {options.threads} threads, {os.cpu_count()} cores"
+    )
+    ratios = []
+    for number in range(options.rounds):
+        loop = turn("loop", as_train=options.both)
+        fit = turn("fit", as_train=not options.plain)
+        ratios.append(fit / loop)
+        print(f"round {number + 1}: fit {fit:.1f}, loop {loop:.1f} images/s, {ratios[-1]:.2f}")
+    print(json.dumps({"model": options.model, "times the loop": statistics.median(ratios)}))
+
+
+def turn(which: str, *, as_train: bool) -> float:
+    """Images a second of a process of its own."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--contend", which]
+    words += ["--as-train"] if as_train else []
+    ran = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
+    return float(ran.stdout.splitlines()[-1])
+
+
+def contend(options: argparse.Namespace) -> float:
+    """Images a second of `fit` or of the loop, in this process."""
     train, val = (fleetnet.load_data(options.data, split) for split in ("train", "val"))
     train = Split(train.samples[: options.images], train.classes)
     val = Split(val.samples[:8], val.classes)
@@ -96,18 +133,10 @@ def main() -> None:
         threads=options.threads,
         device="cpu",
     )
-    steps = len(train.samples) // config.batch_size
-    print(
-        f"{options.model}, {len(train.samples)} images of {options.data}, {options.workers} "
-        f"workers, {options.threads} threads, {os.cpu_count()} cores"
-    )
-    ratios = []
-    for number in range(options.rounds):
-        loop = of_loop(config, steps, len(train.classes))
-        fit = of_fit(config, train, val)
-        ratios.append(fit / loop)
-        print(f"round {number + 1}: fit {fit:.1f}, loop {loop:.1f} images/s, {ratios[-1]:.2f}")
-    print(json.dumps({"model": options.model, "times the loop": statistics.median(ratios)}))
+    torch.set_num_threads(options.threads)
+    if options.contend == "fit":
+        return of_fit(config, train, val)
+    return of_loop(config, len(train.samples) // config.batch_size, len(train.classes))
 
 
 if __name__ == "__main__":
