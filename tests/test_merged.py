@@ -1,7 +1,6 @@
 """Sums of branches trained as one convolution equal branch by branch."""
 
 import copy
-from pathlib import Path
 from typing import cast
 
 import pytest
@@ -27,6 +26,7 @@ FORMS = {  # inputs, outputs, size, stride, dilation, groups, count, skip, norm
     "depthwise, strided, norm after": (5, 5, 3, 2, 1, 5, 2, False, "after_sum"),
     "stem": (3, 6, 3, 2, 1, 1, 1, False, "in_branches"),
 }
+EVERY_FORM = (*FORMS, "RepViT 1", "RepViT 2")
 SIZES = [(2, 7, 9), (32, 4, 6), (3, 2, 1)]
 
 
@@ -71,7 +71,7 @@ def relative(one: torch.Tensor, other: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("form", [*FORMS, "RepViT 1", "RepViT 2"])
+@pytest.mark.parametrize("form", EVERY_FORM)
 def test_equal_to_branch_by_branch(form: str, size: tuple[int, int, int]) -> None:
     module = sum_of(form)
     apart = twenty_steps(copy.deepcopy(module), "off", size)
@@ -269,28 +269,51 @@ def test_on_where_there_is_no_sum() -> None:
         set_merging(nn.Conv2d(3, 3, 1), "on")
 
 
-def work(rank: int, file: str, form: str, x: torch.Tensor, weights: torch.Tensor) -> None:
+def learned(module: BranchSum, x: torch.Tensor, weights: torch.Tensor) -> list[torch.Tensor]:
+    """Gradients of all parameters, each process's added up, and the running statistics."""
+    (module(x) * weights).sum().backward()
+    gradients = [cast(torch.Tensor, parameter.grad) for parameter in module.parameters()]
+    if torch.distributed.is_initialized():
+        for gradient in gradients:
+            torch.distributed.all_reduce(gradient)
+    return [*gradients, *(each.double() for each in module.buffers())]
+
+
+def inputs_of(module: BranchSum) -> tuple[torch.Tensor, torch.Tensor]:
+    """Five images of 6 x 7, and weights of the outputs."""
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(
+        5, module.geometry().in_channels, 6, 7, generator=generator, dtype=torch.float64
+    )
+    y = copy.deepcopy(module).branch_by_branch(x).detach()
+    return x, torch.randn(y.shape, generator=generator, dtype=torch.float64)
+
+
+def work(rank: int, file: str) -> None:
     """One of two processes with an uneven part of a batch; the first saves what came of it."""
     torch.distributed.init_process_group("gloo", f"file://{file}", rank=rank, world_size=2)
-    module = sum_of(form)
-    share_norms(module)
-    module.merging = "on"
     part = slice(0, 2) if rank == 0 else slice(2, 5)
-    (module(x[part]) * weights[part]).sum().backward()
-    gradients = [cast(torch.Tensor, parameter.grad) for parameter in module.parameters()]
-    for gradient in gradients:
-        torch.distributed.all_reduce(gradient)
+    results = {}
+    for form in EVERY_FORM:
+        module = sum_of(form)
+        x, weights = inputs_of(module)
+        share_norms(module)
+        module.merging = "on"
+        results[form] = learned(module, x[part], weights[part])
     if rank == 0:
-        torch.save([*gradients, *(each.double() for each in module.buffers())], f"{file}.result")
+        torch.save(results, f"{file}.result")
     torch.distributed.destroy_process_group()
 
 
-def test_synchronized_norms_of_two_processes(tmp_path: Path) -> None:
-    module = sum_of("depthwise")
-    x, weights = torch.randn(2, 5, 5, 6, 7, dtype=torch.float64)
-    file = str(tmp_path / "meeting")
-    torch.multiprocessing.spawn(work, (file, "depthwise", x, weights), nprocs=2)
-    (module(x) * weights).sum().backward()
-    gradients = [cast(torch.Tensor, parameter.grad) for parameter in module.parameters()]
-    expected = [*gradients, *(each.double() for each in module.buffers())]
-    assert max(map(relative, torch.load(f"{file}.result"), expected)) < 1e-9
+@pytest.fixture(scope="module")
+def of_two_processes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[torch.Tensor]]:
+    file = str(tmp_path_factory.mktemp("two") / "meeting")
+    torch.multiprocessing.spawn(work, (file,), nprocs=2)
+    return torch.load(f"{file}.result")
+
+
+@pytest.mark.parametrize("form", EVERY_FORM)
+def test_synchronized_norms_of_two_processes(of_two_processes, form: str) -> None:
+    module = sum_of(form)
+    expected = learned(module, *inputs_of(module))
+    assert max(map(relative, of_two_processes[form], expected)) < 1e-9
