@@ -25,6 +25,7 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fleetnet.circular import FORMS, HEIGHT, WIDTH, circular_convolution, computed_as, form_for
+from fleetnet.cli._process import keep_freed_memory
 from fleetnet.parc import ParC
 from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.reparam import reparameterize
@@ -43,7 +45,7 @@ SIZES = ((256, 256), (512, 512), (1024, 1024), (512, 1024), (2048, 2048))
 PLAIN, CHOSEN = "convolution", "chosen"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Calls = dict[str, Callable[[], object]]
-Row = dict[str, object]
+Row = dict[str, Any]
 
 
 def rounds(calls: Calls, least: int, seconds: float) -> dict[str, list[float]]:
@@ -117,16 +119,19 @@ def forms(given: argparse.Namespace) -> Iterator[Row]:
             )
             for form in FORMS
         }  # fmt: skip
+        choice = form_for(
+            length, images=images, learning=learning, channels_last=layout == "channels_last"
+        )
+        row = compared(calls, given)
         yield {
             "length": length,
             "images": images,
             "layout": layout,
             "along": "HW"[dim - HEIGHT],
             "learning": learning,
-            **compared(calls, given),
-            "choice": form_for(
-                length, images=images, learning=learning, channels_last=layout == "channels_last"
-            ),
+            **row,
+            "choice": choice,
+            "times as fast": row[f"{PLAIN} ms"] / row[f"{choice} ms"],
         }
 
 
@@ -212,6 +217,7 @@ def main() -> None:
     given = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()  # as under fleetnet train: else pages of zeros are a good part of each time
     print(f"torch {torch.__version__}, one thread, {platform.processor() or platform.machine()}")
     rows: list[Row] = []
     for part in given.parts.split(","):

@@ -87,19 +87,29 @@ def form_for(
     if not depthwise:
         return "fourier" if length >= (16 if learning else 32) else "convolution"
     smooth = _is_smooth(length)
-    if length < 4:
+    if length <= _longest_convolution(smooth, images, learning, channels_last, half):
         return "convolution"
-    if channels_last and not learning and length <= (63 if half else 80 if smooth else 100):
-        return "convolution"
+    return (
+        "product" if length <= _longest_product(smooth, images, channels_last, half) else "fourier"
+    )
+
+
+def _longest_convolution(
+    smooth: bool, images: int, learning: bool, channels_last: bool, half: bool
+) -> int:
+    if not channels_last:
+        return 3
+    if learning:
+        return 20 if images == 1 and not half else 3
+    return 63 if half else 80 if smooth else 100
+
+
+def _longest_product(smooth: bool, images: int, channels_last: bool, half: bool) -> int:
     if half:
-        longest = 256
-    elif not channels_last:
-        longest = 112 if smooth else 240
-    elif learning:
-        longest = 127 if not smooth else 40 if images > 1 else 0
-    else:
-        longest = 0
-    return "product" if length <= longest else "fourier"
+        return 256
+    if channels_last:
+        return 127 if not smooth else 40 if images > 1 else 0
+    return 112 if smooth else 240
 
 
 def _is_smooth(length: int) -> bool:
