@@ -17,10 +17,11 @@ import fleetnet
 from fleetnet.deploy.package import Delivered, deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN
+from fleetnet.measure.flops import count
 from fleetnet.parc import ParC
 from fleetnet.proof.verify import verify
 from fleetnet.reparam import reparameterize
-from fleetnet.runtimes import Request, executorch
+from fleetnet.runtimes import Request, executorch, fast_share, kernels, outside
 
 pytest.importorskip("executorch")
 SIZE = (9, 14)
@@ -181,3 +182,26 @@ def test_another_shape_is_refused(done: Delivered):
         ModelError, match=r"takes images of shape \(2, 3, 9, 14\), got \(1, 3, 9, 14\)"
     ):
         executorch.load(done.path)(image(*SIZE, 1).numpy())
+
+
+class Spread(nn.Module):
+    """A map and its nearest upsampling, which XNNPACK does not take."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, picture: Tensor) -> Tensor:
+        return self.last(F.interpolate(self.stem(picture), scale_factor=2.0))
+
+
+def test_what_xnnpack_does_not_take_is_named(tmp_path: Path) -> None:
+    model, example = Spread().eval(), torch.randn(1, 3, *SIZE)
+    executorch.export(Request(model, example, tmp_path / "model.pte"))
+    told = kernels("executorch", tmp_path / "model.pte", example.numpy())
+    assert told is not None
+    assert [(each.operator, each.slow) for each in outside(told)] == [
+        ("aten::upsample_nearest2d", "not handed to XNNPACK")
+    ]
+    assert sum(kernel.macs for kernel in told) == count(model, example).macs
+    assert fast_share(told) == 1  # what it does not take has no products

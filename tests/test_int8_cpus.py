@@ -372,3 +372,18 @@ def test_doctor_names_the_class(
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
     assert main(["doctor", "--to", "onnx"]) == 0
     assert "leaves it without VNNI" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_layers_in_float_between_those_in_int8_are_named(runtime, files) -> None:
+    told = fleetnet.runtimes.kernels(runtime, of(files, runtime)[1], images(1).numpy())
+    assert told is not None
+    slow = {kernel.layer: kernel for kernel in fleetnet.runtimes.outside(told)}
+    assert {"Add", "Mul", "ReduceMean"} <= slow.keys()
+    assert not {"stem/Conv", "depthwise/Conv", "last/Conv", "image"} & slow.keys()
+    # onnxruntime's quantizer leaves gates in float
+    products = [name for name, kernel in slow.items() if kernel.macs]
+    assert products == (["gate/Conv"] if runtime == "onnx" else [])
+    share = fleetnet.runtimes.fast_share(told)
+    assert share is not None
+    assert (share == 1) == (not products)

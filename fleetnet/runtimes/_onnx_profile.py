@@ -1,9 +1,9 @@
 """Which kernels onnxruntime computed a file with, from the graph that it makes of it and its profile.
 
 In an int8 file the fast kernels are those of int8. In a float file they are all products in
-float32, but for convolutions of groups that its blocked kernels (NCHWc) do not take, since their
-channels are no multiple of the block (16 with AVX-512, 8 with AVX2): x86 has no others for groups,
-and computes them one after the other as a product of matrices.
+float32, but for convolutions of groups that its blocked kernels (NCHWc) do not take, since a group
+has several channels, and these are no multiple of the block (16 with AVX-512, 8 with AVX2): x86 has
+no others for groups, and computes them one after the other as a product of matrices.
 """
 
 import math

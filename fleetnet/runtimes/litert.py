@@ -226,7 +226,7 @@ def kernels(path: Path | str, batch: np.ndarray) -> list[Kernel]:
     opened = _open(path, 1)
     _feed(path, opened)(batch)
     operators = opened._get_ops_details()
-    handed_over = _handed_over(operators)
+    handed_over, int8_file = _handed_over(operators), any(map(_in_int8, operators))
     shapes = {
         tensor["index"]: [int(size) for size in tensor["shape"]]
         for tensor in opened.get_tensor_details()
@@ -236,11 +236,26 @@ def kernels(path: Path | str, batch: np.ndarray) -> list[Kernel]:
             f"{operator['op_name'].lower()}_{operator['index']}",
             operator["op_name"],
             _macs(operator, shapes),
-            "" if operator["index"] in handed_over else "not handed to XNNPACK",
+            _why_slow(operator, handed_over, int8_file=int8_file),
         )
         for operator in operators
         if operator["op_name"] != DELEGATE
     ]
+
+
+def _in_int8(operator: Fields) -> bool:
+    """Whether its products are of int8."""
+    return operator["op_name"] in PRODUCTS and np.int8 in operator["operand_types"]
+
+
+def _why_slow(operator: Fields, handed_over: set[int], *, int8_file: bool) -> str:
+    """Why it is outside of the fast kernels; empty inside of them."""
+    if operator["index"] not in handed_over:
+        return "not handed to XNNPACK"
+    converts = operator["op_name"] in ("QUANTIZE", "DEQUANTIZE")
+    if int8_file and not converts and np.float32 in operator["operand_types"]:
+        return "in float between layers in int8"
+    return ""
 
 
 def _handed_over(operators: Sequence[Fields]) -> set[int]:
