@@ -420,6 +420,19 @@ def test_a_leading_one_is_the_batch(operator: str) -> None:
     assert y.shape == (5, 6, 1, 8)
 
 
+def test_an_output_that_is_the_same_for_every_picture() -> None:
+    """As a detector's anchors are."""
+    of = helper.make_tensor_value_info
+    outputs = [of("y", TensorProto.FLOAT, None), of("anchors", TensorProto.FLOAT, [1, 5, 4])]
+    anchors = onnx.numpy_helper.from_array(np.ones((1, 5, 4), np.float32), "anchors")
+    node = helper.make_node("Relu", ["image"], ["y"], name="head/Relu")
+    inputs = [of("image", TensorProto.FLOAT, [1, 3, 4, 4])]
+    graph = helper.make_graph([node], "one", inputs, outputs, [anchors])
+    made = FakeQuantized(helper.make_model(graph), graph)(torch.randn(3, 3, 4, 4))
+    assert made["y"].shape == (3, 3, 4, 4)
+    assert made["anchors"].shape == (3, 5, 4)
+
+
 # ---- what is refused -------------------------------------------------------------------------------------------------
 
 

@@ -358,6 +358,10 @@ class FakeQuantized(nn.Module):
             tensors.update(zip(step.outputs, several, strict=True))
             for name in self.last_uses.get(i, ()):
                 del tensors[name]
+        for name in self.outputs:
+            if name in self.constants:  # the same for every picture, as anchors are
+                constant = self.constants[name]
+                tensors[name] = constant.expand(len(image), *constant.shape[1:])
         return {name: tensors[name] for name in self.outputs}
 
     def _computed(self, step: Step, tensors: Mapping[str, Tensor]) -> "Tensor | list[Tensor]":
