@@ -1,4 +1,4 @@
-"""ParC at any size: the forms of a circular convolution, the operator and whole networks, by size.
+"""ParC at any size: the forms of a circular convolution, the operator, whole networks and files, by size.
 
     python benchmarks/parc.py --out runs/parc.json
     python benchmarks/parc.py --parts operator,network --rounds 5
@@ -13,12 +13,14 @@ ratios within a round, and above 1 the choice is faster. The last line is JSON.
     network   parcnet_s in inference, not collapsed and collapsed; the exponent of time against
               pixels is that of a line through the logarithms of the square sizes
     step      forward and backward of networks in training
+    files     deeplabv3/parcnet_s in onnxruntime and OpenVINO, as written and by convolutions alone
 """
 
 import argparse
 import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -34,14 +36,17 @@ from torch.nn import functional as F
 
 from fleetnet.circular import FORMS, HEIGHT, WIDTH, circular_convolution, computed_as, form_for
 from fleetnet.cli._process import keep_freed_memory
+from fleetnet.find import find
 from fleetnet.parc import ParC
 from fleetnet.proof.as_if_trained import as_if_trained
 from fleetnet.reparam import reparameterize
+from fleetnet.runtimes import Request, load
 from fleetnet.tasks import build
 
 LENGTHS = (8, 14, 20, 32, 48, 64, 96, 128)  # of the part `forms`
 OPERATOR = (14, 32, 64, 128, 256)
 SIZES = ((256, 256), (512, 512), (1024, 1024), (512, 1024), (2048, 2048))
+FILES = (512, 1024)
 PLAIN, CHOSEN = "convolution", "chosen"
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 Calls = dict[str, Callable[[], object]]
@@ -194,7 +199,28 @@ def steps(given: argparse.Namespace) -> Iterator[Row]:
         yield {"network": name, "size": size, "images": images, **compared(calls, given)}
 
 
-PARTS = {"forms": forms, "operator": operator, "network": network, "step": steps}
+def files(given: argparse.Namespace) -> Iterator[Row]:
+    """A segmenter's files with what is written now, and with convolutions alone."""
+    name = "deeplabv3/parcnet_s"
+    model = as_if_trained(build(name, 20), (256, 256))
+    for size in FILES:
+        example = torch.randn(1, 3, size, size)
+        collapsed = reparameterize(model, example)
+        for runtime in ("onnx", "openvino"):
+            module, calls, row = find("runtimes", runtime), {}, {}
+            with tempfile.TemporaryDirectory() as folder:
+                for form in (PLAIN, CHOSEN):
+                    path = Path(folder) / f"{form}{module.suffix}"
+                    module.export(Request(collapsed, example, path, products=form == CHOSEN))
+                    written = Path(folder).glob(f"{form}.*")
+                    row[f"{form} MB"] = sum(file.stat().st_size for file in written) / 1e6
+                    calls[form] = partial(load(runtime, path, 1, trust=True), example.numpy())
+                yield {
+                    "network": name, "size": size, "runtime": runtime, **compared(calls, given), **row,
+                }  # fmt: skip
+
+
+PARTS = {"forms": forms, "operator": operator, "network": network, "step": steps, "files": files}
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -293,36 +293,57 @@ class FrozenParC(nn.Module):
 class CircularProduct(nn.Module):
     """A depthwise circular convolution of n as a product with an n x n matrix for each channel, and without `Wrap`.
 
-    For runtimes where that is faster; `conv` is what follows `Wrap(dim)`. (N, C, H, W) -> the same.
+    For runtimes where that is faster; `conv` is what follows `Wrap(dim)`. `compact`: the matrix is
+    made of the kernel in the graph, so that a file holds n numbers of a channel in place of n x n,
+    of which the runtime makes the matrix when it opens the file. (N, C, H, W) -> the same.
     """
 
-    def __init__(self, conv: nn.Conv2d, dim: int):
+    def __init__(self, conv: nn.Conv2d, dim: int, compact: bool = False):
         super().__init__()
-        matrix = circulant(conv.weight.detach().flatten(1))
-        self.dim, self.bias = dim, conv.bias
-        self.matrix = nn.Parameter(matrix if dim == HEIGHT else matrix.transpose(1, 2).contiguous())
+        kernel = conv.weight.detach().flatten(1)  # (C, n)
+        self.dim, self.bias, self.length = dim, conv.bias, kernel.shape[1]
+        self.matrix: nn.Parameter | None = None
+        if compact:
+            self.kernel = nn.Parameter(kernel)
+            numbers = torch.arange(self.length, device=kernel.device)[None]
+            self.register_buffer("places", self._turned(circulant(numbers)).flatten())
+        else:
+            self.matrix = nn.Parameter(self._turned(circulant(kernel)).contiguous())
+
+    def _turned(self, matrix: Tensor) -> Tensor:
+        return matrix if self.dim == HEIGHT else matrix.transpose(1, 2)
+
+    def _whole(self) -> Tensor:
+        if self.matrix is not None:
+            return self.matrix
+        spread = self.kernel.index_select(1, cast(Tensor, self.places))  # (C, n n)
+        return spread.view(-1, self.length, self.length)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.matrix @ x if self.dim == HEIGHT else x @ self.matrix
+        matrix = self._whole()
+        y = matrix @ x if self.dim == HEIGHT else x @ matrix
         return y if self.bias is None else y + self.bias.view(-1, 1, 1)
 
 
-def with_products(model: nn.Module, least: int) -> tuple[nn.Module, int]:
-    """A copy of a deploy form with each depthwise ParC kernel of at least `least` as a `CircularProduct`; how many."""
-    model, count = copy.deepcopy(model), 0
+def with_products(model: nn.Module, least: int, compact: bool = False) -> tuple[nn.Module, int]:
+    """A copy of a deploy form with each depthwise ParC kernel of at least `least` as a `CircularProduct`; how many.
+
+    Where there is none it is the model itself. Each product has the name of its convolution.
+    """
+    count = 0
+    if not any(isinstance(module, FrozenParC) for module in model.modules()):
+        return model, count
+    model = copy.deepcopy(model)
     for parc in [module for module in model.modules() if isinstance(module, FrozenParC)]:
-        for name in ("first", "second"):
-            modules: list[nn.Module] = []
-            for module in getattr(parc, name):
-                wrap = modules[-1] if modules else None
-                depthwise = isinstance(module, nn.Conv2d) and module.groups == module.in_channels
-                long = depthwise and max(module.kernel_size) >= least and module.stride == (1, 1)
-                if long and isinstance(wrap, Wrap):
-                    modules[-1] = CircularProduct(module, wrap.dim)
+        for half in (parc.first, parc.second):
+            for i in range(1, len(half)):
+                wrap, conv = half[i - 1], half[i]
+                if not (isinstance(wrap, Wrap) and isinstance(conv, nn.Conv2d)):
+                    continue
+                fits = conv.groups == conv.in_channels and conv.stride == (1, 1)
+                if fits and max(conv.kernel_size) >= least:
+                    half[i - 1], half[i] = nn.Identity(), CircularProduct(conv, wrap.dim, compact)
                     count += 1
-                else:
-                    modules.append(module)
-            setattr(parc, name, FrozenHalf(*modules))
     return model, count
 
 

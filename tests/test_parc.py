@@ -11,6 +11,7 @@ from zoo import assert_same_function
 
 from fleetnet.circular import FORMS, HEIGHT, WIDTH, computed_as
 from fleetnet.errors import ModelError
+from fleetnet.find import find
 from fleetnet.parc import (
     CircularConv,
     CircularProduct,
@@ -21,6 +22,7 @@ from fleetnet.parc import (
     with_products,
 )
 from fleetnet.reparam import difference, reparameterize
+from fleetnet.runtimes import Request, load, onnx
 
 PUBLISHED = {
     "crossed": {"crossed": True},
@@ -185,7 +187,8 @@ def test_products_of_matrices_compute_the_same(form: str, size: tuple[int, int],
     assert count == (0 if "dense" in form else long * (2 if "crossed" in form else 1))
     assert sum(isinstance(module, CircularProduct) for module in other.modules()) == count
     assert not any(isinstance(module, CircularProduct) for module in frozen.modules())  # a copy
-    assert_same_function(frozen, lambda frozen: with_products(frozen, 6)[0], x)
+    for compact in (False, True):
+        assert_same_function(frozen, lambda frozen: with_products(frozen, 6, compact)[0], x)  # noqa: B023
     assert with_products(other, 6)[1] == 0
 
 
@@ -254,3 +257,26 @@ def test_compiled_and_checkpointed_it_learns_the_same() -> None:
         inner = x.clone().requires_grad_()
         again = gradients(lambda _: checkpoint(parc, inner, use_reentrant=reentrant))  # noqa: B023
         assert difference(expected, again)[1] < 1e-12
+
+
+@pytest.mark.parametrize("name", ["onnx", "openvino"])
+def test_files_hold_products_of_long_kernels_alone(name, tmp_path, monkeypatch) -> None:
+    """A kernel at the runtime's limit along the height, of 5 along the width; and none where int8 is to be made."""
+    runtime = find("runtimes", name)
+    if runtime.missing():
+        pytest.skip(runtime.missing())
+    monkeypatch.setattr(runtime, "PRODUCTS_FROM", 20)
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 20, 5)
+    frozen = _randomize(ParC(8, 6, position=False)).fuse_at((20, 5))
+    operators: list[str] = []
+    monkeypatch.setattr(
+        onnx, "_name_by_module", lambda graph: operators.extend(n.op_type for n in graph.node)
+    )
+    for products, counts in ((True, (1, 1)), (False, (0, 2))):
+        operators.clear()
+        path = tmp_path / f"{products}{runtime.suffix}"
+        runtime.export(Request(frozen, x, path, products=products))
+        assert (operators.count("MatMul"), operators.count("Conv")) == counts
+        (y,) = load(name, path, 1, trust=True)(x.numpy())
+        assert difference([frozen(x)], [torch.from_numpy(y)])[1] < 1e-5

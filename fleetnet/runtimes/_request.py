@@ -26,6 +26,7 @@ class Request:
     opset: int | None = None  # the operator set; None for the runtime's `default_opset`
     dynamic: bool = False  # whether the number of images is left open
     sizes: Sizes | None = None  # height and width left open, of a runtime with OPEN_SIZE
+    products: bool = True  # long kernels of ParC as products of matrices, where it gains by them
     metadata: Mapping[str, object] = field(default_factory=dict)  # JSON, to be read from the file
 
     @property

@@ -149,7 +149,8 @@ def export(request: Request) -> None:
     with tempfile.TemporaryDirectory() as folder:
         between = Path(folder) / "model.onnx"
         path.unlink(missing_ok=True)  # an older file would pass for the new one
-        onnx.export(replace(request, path=between, precision="fp32", metadata={}))
+        plain = replace(request, path=between, precision="fp32", metadata={}, products=False)
+        onnx.export(plain)
         _prepare(between, request.precision)
         options = [
             "-f",

@@ -11,6 +11,7 @@ import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Hashable
+from dataclasses import replace
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +23,7 @@ import torch
 from torch import nn
 
 from ..errors import ExportError, ModelError, SlowerWarning, UsageError
+from ..parc import with_products
 from ..reading import from_json, to_json
 from . import _opset
 from ._cpu import has_bf16_of_arm, int8_class
@@ -56,6 +58,11 @@ inspect = None
 # parcnet_s, which amplifies rounding: refused.
 # Bfloat16, of 8 bits, is OpenVINO's limit: no CPU that has these kernels was there to measure it.
 tolerances = {"fp32": 1e-4, "fp16": 5e-2, "bf16": 0.15}
+
+# Kernels of ParC from this length on are products of matrices: of 128 values ParC takes half the
+# time in onnxruntime, and deeplabv3/parcnet_s at 512 pixels (64 values and less) 6 % less. Of 32 to
+# 63 it was 2 % more (benchmarks/parc.py).
+PRODUCTS_FROM = 64
 
 # Below 18 torch converts from 18 and, where an operator cannot be converted, quietly keeps 18: that
 # is done here (see `_opset`). Above 23 it has no translations of its own.
@@ -238,15 +245,19 @@ def _translated(request: Request, opset: int) -> "ModelProto":
     return proto
 
 
-def export(request: Request) -> None:
+def export(request: Request, products_from: int | None = None) -> None:
     """Write one ONNX file, which asks for the earliest IR version of its operator set.
 
-    So runtimes of its time read it. In "fp16" weights and arithmetic are float16; inputs, outputs
+    So runtimes of its time read it. `products_from` is the length from which on another runtime
+    than onnxruntime gains by products. In "fp16" weights and arithmetic are float16; inputs, outputs
     and what a head makes of its numbers are float32. Raises `UsageError` for an opset that cannot
     be written, `ExportError` if a package is missing, the weights exceed the 2 GB of one file,
     torch cannot translate the model, an earlier opset lacks an operator of it, naming that, or this
     CPU cannot compute in the precision.
     """
+    if request.products:
+        least = PRODUCTS_FROM if products_from is None else products_from
+        request = replace(request, model=with_products(request.model, least, compact=True)[0])
     model, path = request.model, request.path
     if request.precision == "bf16" and not has_bf16_of_arm():
         raise ExportError(
