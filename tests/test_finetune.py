@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from zoo import randomize
 
-from fleetnet import checkpoint, cli
+from fleetnet import checkpoint, cli, runtimes
 from fleetnet.backbones.mobileone import Convolution
 from fleetnet.backbones.repvit import RepVGGDW
 from fleetnet.cli import main
@@ -197,6 +197,40 @@ def test_everything_with_weights_is_in_int8(begun: FakeQuantized) -> None:
     names = {name.split("/")[0] for name, _ in begun.each_layer()}
     expected = ["stem", "part", "expand", "project", "reduce", "widen", "depthwise"]
     assert names == {*(f"backbone.{name}" for name in expected), "head.2"}
+
+
+class Positioned(nn.Module):
+    """What ParC's and ConvNeXt's blocks have: a constant map, a scale a channel, a layer of four dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.position = nn.Parameter(torch.randn(1, 16, SIZE // 4, SIZE // 4))
+        self.linear = nn.Linear(16, 16)
+        self.gamma = nn.Parameter(torch.rand(16, 1, 1) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x) + self.position
+        return x + self.gamma * self.linear(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+def test_constants_and_layers_of_four_dimensions(tmp_path: Path) -> None:
+    """onnxruntime rounds constants of sums and products too; they are no layers."""
+    torch.manual_seed(0)
+    network = Network().eval()
+    network.backbone = Positioned()
+    begun = begin(prepared(network), set())
+    names = {name.split("/")[0] for name, _ in begun.each_layer()}
+    assert names == {"backbone.stem", "backbone.linear", "head.2"}
+    onnx.save(begun.to_proto(), tmp_path / "int8.onnx")
+    run = runtimes.load("onnx", tmp_path / "int8.onnx")
+    seen = images(4, 3)
+    expected = np.concatenate([run(one.numpy())[0] for one in seen.split(1)])
+    outputs = begun(seen)
+    (logits,) = outputs.values()
+    assert np.abs(logits.detach().numpy() - expected).max() < 0.05 * expected.std()
+    logits.square().sum().backward()
+    assert all(layer.kernel.change.grad is not None for _, layer in begun.each_layer())
 
 
 @pytest.mark.parametrize("runtime", FILES)
@@ -474,6 +508,16 @@ def test_how_far_outputs_are_apart() -> None:
     assert distance(own, boxes, "ssd") == pytest.approx(
         (a.var(correction=0) / a.var()).item(), rel=1e-4
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "said"), [(["--branches"], "--branches says"), (["--rate", "0.1"], "--rate says")]
+)
+def test_settings_of_fine_tuning_without_it(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["quantize", "--model", "m", "--data", "d", "--to", "onnx", *words]) == 2
+    assert said in capsys.readouterr().err
 
 
 def test_command(

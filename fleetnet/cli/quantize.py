@@ -120,7 +120,8 @@ class Quantize:
 
 def run(settings: Quantize) -> dict[str, object]:
     runtimes = [name.strip() for name in settings.to.split(",")]
-    _check_runtimes(runtimes)
+    _check_runtimes(runtimes, is_tuned=settings.finetune > 0)
+    _check_finetuning(settings)
     count = settings.reading.images or ""
     if count.isdecimal() and not Path(count).exists():  # what the flag once meant
         raise UsageError(
@@ -185,7 +186,22 @@ def run(settings: Quantize) -> dict[str, object]:
     }
 
 
-def _check_runtimes(runtimes: Sequence[str]) -> None:
+def _check_finetuning(settings: Quantize) -> None:
+    """`UsageError` for settings of fine-tuning where there is none."""
+    usual = Quantize(model=settings.model, data=settings.data, to=settings.to)
+    without_use = [
+        f"--{name}"
+        for name in ("rate", "seed", "branches")
+        if getattr(settings, name) != getattr(usual, name)
+    ]
+    if without_use and not settings.finetune:
+        raise UsageError(
+            f"{', '.join(without_use)} says how to fine-tune, which needs --finetune with a number "
+            "of epochs, such as 3"
+        )
+
+
+def _check_runtimes(runtimes: Sequence[str], *, is_tuned: bool) -> None:
     """`UsageError` for a runtime without int8, `ExportError` where a package is missing."""
     from ..int8._search import missing
 
@@ -194,7 +210,7 @@ def _check_runtimes(runtimes: Sequence[str]) -> None:
             raise UsageError(
                 f"no int8 for the runtime {name!r}: {suggest(name, names('int8'), 'runtime')}"
             )
-        if absent := missing(name):
+        if absent := missing(name, is_tuned=is_tuned):
             raise ExportError(absent)
 
 

@@ -4,8 +4,8 @@ The file has the name of the runtime; `Quantizer` says what it holds. Layers wit
 quantized: weights with a scale per output channel, symmetric; the map that a layer takes with one
 scale, asymmetric. The scales of weights are the finest at which no CPU overflows 16 bits
 (`runtimes/_int8.py`): one bit less than eight where a channel has two large weights. Gates
-(squeeze-and-excite) stay in float. Accuracy is the concern of `_search.py`; `_finetune.py` learns
-what is lost back, gates in int8 too.
+(squeeze-and-excite) stay in float, but for LiteRT. Accuracy is the concern of `_search.py`;
+`_finetune.py` learns what is lost back, gates in int8 too.
 """
 
 from collections.abc import Callable, Mapping

@@ -30,6 +30,7 @@ from ..runtimes._int8 import LARGEST_PAIR
 from ._equalize import Scales
 from ._operators import OPERATORS, Step, steps_of
 from ._shared import module_of
+from .onnx import WITH_WEIGHTS
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -257,12 +258,13 @@ class FakeQuantized(nn.Module):
         for step in self.steps:
             if step.operator == "QuantizeLinear":
                 self._add_map(step)
-            elif self._integers_of(step, 1):
+            elif step.operator in WITH_WEIGHTS and self._integers_of(step, 1):
                 self._add_layer(step, weights)
             elif step.operator not in OPERATORS and step.operator != "DequantizeLinear":
                 raise ExportError(
-                    f"fine-tuning in int8 does not know how to compute {step.operator} "
-                    f"({step.name}); fleetnet quantize without --finetune writes such a network"
+                    f"int8 in torch, by which networks are fine-tuned and written for LiteRT, does "
+                    f"not know how to compute {step.operator} ({step.name}); for onnx and openvino "
+                    "fleetnet quantize writes such a network without --finetune"
                 )
         self.last_uses = self._find_last_uses()
         self.passed: set[str] = (
@@ -302,7 +304,7 @@ class FakeQuantized(nn.Module):
     def _add_layer(self, step: Step, floats: Mapping[str, Tensor]) -> None:
         stored, bias = cast(Stored, self._integers_of(step, 1)), self._integers_of(step, 2)
         if any(stored == other for other, _ in self.stored):
-            raise step.cannot("the weights of another layer: fine-tune networks that share none")
+            raise step.cannot("the weights of another layer: it knows networks that share none")
         of_map = self.makers[step.inputs[0]].inputs[1]  # behind the pair that rounds the map
         axis = self.makers[step.inputs[1]].whole("axis", 1)
         whole = None if bias is None else _before(bias, floats)
@@ -374,7 +376,8 @@ class FakeQuantized(nn.Module):
         inputs = [tensors.get(name, self.constants.get(name)) for name in step.inputs]
         if step.name in self.layer_names:
             layer = cast(Layer, self.layers[self.layer_names[step.name]])
-            inputs = [inputs[0], *layer(self.map_of(layer.of_map).scale(), inputs[0])]
+            weight, bias = layer(self.map_of(layer.of_map).scale(), inputs[0])
+            inputs = [inputs[0], weight] if bias is None else [inputs[0], weight, bias]
         return cast("Tensor | list[Tensor]", OPERATORS[step.operator](step, *inputs))
 
     def added_layers(self) -> set[str]:
@@ -438,7 +441,7 @@ def _leave_out(graph: "GraphProto", maps: set[str]) -> None:
             before[node.output[0]] = node.input[0]
             pairs.append(node)
     for node in graph.node:
-        if node.input and node.input[0] in before:
+        if node.op_type == "DequantizeLinear" and node.input[0] in before:
             before[node.output[0]] = before[node.input[0]]
             pairs.append(node)
     for node in pairs:
@@ -462,5 +465,5 @@ def _before(stored: Stored, floats: Mapping[str, Tensor]) -> Tensor:
     """What was rounded; `ExportError` where the quantizer has split it up."""
     name = stored.values.removesuffix(QUANTIZED)
     if name not in floats:
-        raise ExportError(f"fine-tuning in int8 does not know {name}, which layers may share")
+        raise ExportError(f"int8 in torch does not know {name}, which layers may share")
     return floats[name]

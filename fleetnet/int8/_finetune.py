@@ -100,9 +100,9 @@ def fine_tune(
     Raises `ExportError` where the float file does not compute what the network computes, or has
     operators that cannot be trained, `NotFiniteError` where the rate is too high.
     """
+    sums = _sums(prepared.model) if plan.branches else {}
     network = begin(prepared, set(skipped))
-    if plan.branches:
-        network.put_branches(_sums(prepared.model), prepared.scales)
+    network.put_branches(sums, prepared.scales)
     order = Shuffled(len(train.samples), plan.seed)
     data = _pictures(train, prepared.facts, plan, order)
     batches = batches_of(data, BATCH, order=order, workers=workers, minutes=minutes)

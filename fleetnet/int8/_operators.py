@@ -45,7 +45,7 @@ class Step:
         return cast(bytes, self.attributes.get(key, usual.encode())).decode()
 
     def cannot(self, what: str) -> ExportError:
-        return ExportError(f"{self.name}: fine-tuning in int8 has no {self.operator} with {what}")
+        return ExportError(f"{self.name}: int8 in torch has no {self.operator} with {what}")
 
 
 def steps_of(graph: "GraphProto") -> list[Step]:

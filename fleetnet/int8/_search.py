@@ -108,12 +108,20 @@ class _Written:
     logits: Tensor | None  # of the validation set
 
 
-def missing(runtime: str) -> str | None:
+def package_of(runtime: str, *, is_tuned: bool) -> str:
+    """The distribution that decides what is rounded in the files of a runtime.
+
+    Those of networks that are fine-tuned are all made of the file for onnxruntime.
+    """
+    return int8.find("onnx" if is_tuned else runtime).package
+
+
+def missing(runtime: str, *, is_tuned: bool = False) -> str | None:
     """What int8 files for a runtime would need and is not installed here, with the command.
 
     None if nothing is; the runtimes are those of `int8`.
     """
-    package = int8.find(runtime).package
+    package = package_of(runtime, is_tuned=is_tuned)
     if find_spec(package.replace("-", "_")) is None:
         return f"int8 for {runtime} needs {package}: pip install 'fleetnet[quantize]'"
     return runtimes.find(runtime).missing()
@@ -131,7 +139,7 @@ def quantize(
     facts: Mapping[str, object] | None = None,
     report: Callable[[str], None] = lambda message: None,
 ) -> Quantized:
-    """Write a network in int8 for a runtime ("onnx" or "openvino") to `path`, if it stays accurate.
+    """Write a network in int8 for a runtime ("onnx", "openvino", "litert") to `path`, if accurate.
 
     `max_drop` is what may be lost of the task's first figure, in points. Layers of the deploy form
     named by `skip` (with wildcards) stay in float; a share of up to `most` more may. With a network
@@ -143,7 +151,7 @@ def quantize(
     `max_drop`: then nothing is written, and files that were at `path` stay.
     """
     path = Path(path)
-    _check(runtime, path, max_drop, most)
+    _check(runtime, path, max_drop, most, is_tuned=tuned is not None)
     search = _Search(prepared, runtime, path, max_drop, skip, most, tuned, report)
     with beside(path, "quantize") as folder:
         written, attempts = search.first_accurate(folder)
@@ -165,7 +173,7 @@ def quantize(
     return Quantized(path, sidecar, golden, written.attempt.result, **judged)
 
 
-def _check(runtime: str, path: Path, max_drop: float, most: float) -> None:
+def _check(runtime: str, path: Path, max_drop: float, most: float, *, is_tuned: bool) -> None:
     """Raise what `quantize` does before anything is written."""
     if runtime not in names("int8"):
         raise UsageError(f"no int8 for the runtime {runtime!r}: {suggest(runtime, names('int8'))}")
@@ -174,7 +182,7 @@ def _check(runtime: str, path: Path, max_drop: float, most: float) -> None:
             f"max_drop is {max_drop} and most is {most}; allowed: 0 or more points, a "
             "share from 0 to 1"
         )
-    if absent := missing(runtime):
+    if absent := missing(runtime, is_tuned=is_tuned):
         raise ExportError(absent)
     check_suffix(path, runtime)
 
@@ -352,7 +360,8 @@ def _facts_of_int8(
     search: _Search, written: _Written, judged: _Judged, facts: Mapping[str, object]
 ) -> Int8:
     """What the sidecar says of int8."""
-    prepared, quantizer = search.prepared, int8.find(search.runtime)
+    prepared = search.prepared
+    package = package_of(search.runtime, is_tuned=search.tuned is not None)
     others: dict[str, object] = {
         "metric": prepared.metric,
         "max_drop": search.max_drop,
@@ -370,8 +379,8 @@ def _facts_of_int8(
         "calibration": {"images": len(prepared.images), **facts},
         "equalized": prepared.equalized,
         "recalibrated": prepared.recalibrated,
-        "quantizer": quantizer.package,
-        "quantizer_version": version(quantizer.package),
+        "quantizer": package,
+        "quantizer_version": version(package),
         "cpus": CPUS,
         "largest_pair": max((int(pairs(w).max()) for w in written.weights.values()), default=0),
         "largest_pair_allowed": LARGEST_PAIR,

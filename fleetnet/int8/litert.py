@@ -22,7 +22,7 @@ from ._fake import FakeQuantized, Layer, Map
 from ._shared import module_of, quiet
 from .onnx import quantized_of
 
-package = "ai-edge-litert"
+package = "onnxruntime"
 source = "onnx"
 integer_weights = litert.integer_weights
 
