@@ -5,7 +5,9 @@ the CPU, and the rest are stand-ins.
 """
 
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from fleetnet.cli import main
 from fleetnet.cli._app import Speed
 from fleetnet.errors import DataError, ExportError, ModelError
 from fleetnet.measure import app, fresh, pipeline, throughput, tune
+from fleetnet.measure.candidates import Subject
 from fleetnet.measure.flops import count
 from fleetnet.measure.latency import Row
 from fleetnet.measure.tune import Limits, Measured, fastest
@@ -168,9 +171,7 @@ def test_a_runtime_that_does_not_tell_is_said_not_to(images, tmp_path: Path):
     assert kernels("pt2", tmp_path / "none.pt2", images[:1]) is None
     speed = Speed("model (pt2)", "pt2", None)
     assert speed.share is None
-    assert speed.why_refused(0.5) == (
-        "model (pt2): pt2 does not tell which kernels it computes with"
-    )
+    assert speed.why_refused(0.5) == ("model (pt2): it is not told which kernels pt2 computes with")
 
 
 def test_what_is_damaged_is_said(images, tmp_path: Path, monkeypatch):
@@ -178,9 +179,27 @@ def test_what_is_damaged_is_said(images, tmp_path: Path, monkeypatch):
     bad.write_bytes(b"no network")
     with pytest.raises(ModelError, match=r"model\.onnx"):
         kernels("onnx", bad, images[:1])
+    opening = fresh.Opening("onnx", str(bad), 1, (1, 3, SIZE, SIZE))
     monkeypatch.setattr(fresh.sys, "executable", shutil.which("false"))
-    with pytest.raises(ModelError, match=r"model\.onnx: a fresh process cannot open and run it"):
-        fresh.fresh({"bad": fresh.Opening("onnx", str(bad), 1, (1, 3, SIZE, SIZE))}, 1)
+    opened, skipped = fresh.fresh({"bad": opening}, 2)
+    assert opened == {}
+    (line,) = skipped
+    assert re.search(r"of bad: .*model\.onnx: a fresh process cannot open and run it", line)
+
+    def hangs(*_: object, **__: object) -> None:
+        raise subprocess.TimeoutExpired("python", fresh.TIMEOUT)
+
+    monkeypatch.setattr(fresh.subprocess, "run", hangs)
+    assert "did not open and run it within 600 s" in fresh.fresh({"bad": opening}, 1)[1][0]
+    subject = Subject("m", "", "onnx", "onnx", 1, (SIZE, SIZE), lambda: None, file=bad)
+    assert app.throughputs({"bad": subject})[0] == {}
+
+
+def test_a_limit_of_memory_where_it_is_not_told(monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setattr(fresh, "HIGH_WATER", tmp_path / "none")
+    words = ["--model", "m", "--to", "onnx", "--tune", "--data", "d", "--max-memory", "50"]
+    assert main(["bench", *words]) == 2
+    assert "which is Linux" in capsys.readouterr().err
 
 
 # ---- onnxruntime's bfloat16, on a CPU that pretends to have it -------------------------------------------------------
@@ -249,7 +268,7 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fresh_process_opens_and_runs_a_file(images, tmp_path: Path):
     path = written(Planted(), "onnx", tmp_path)
     opening = fresh.Opening("onnx", str(path), 1, (1, 3, SIZE, SIZE))
-    measured = fresh.fresh({"a": opening}, 1)["a"]
+    measured = fresh.fresh({"a": opening}, 1)[0]["a"]
     assert measured.import_ms > measured.cold_ms > 0  # torch alone takes a second
     assert measured.cold_ms == measured.open_ms + measured.first_ms
     assert measured.open_ms > 0 < measured.first_ms

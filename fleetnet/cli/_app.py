@@ -76,7 +76,7 @@ class Speed:
     def why_refused(self, least: float) -> str:
         """Why it has not at least this share in fast kernels; empty where it has."""
         if self.kernels is None:
-            return f"{self.name}: {self.runtime} does not tell which kernels it computes with"
+            return f"{self.name}: it is not told which kernels {self.runtime} computes with"
         if self.share is None or self.share >= least:
             return ""
         names = [kernel.layer for kernel in self.outside if kernel.macs]

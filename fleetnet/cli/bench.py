@@ -140,7 +140,7 @@ class Bench:
         default=None,
         metadata=About(
             help="--tune: MB of memory that a fresh process may take for opening and running the "
-            "file, beyond its imports",
+            "file, beyond its imports (Linux)",
             kind=PositiveFloat,
         ),
     )
@@ -301,6 +301,14 @@ def _check_tune(settings: Bench) -> None:
     for name, value in apart.items():
         if value is not None:
             raise UsageError(f"{flag(name)} does not go with --tune")
+    if settings.max_memory is not None:
+        from ..measure.fresh import HIGH_WATER
+
+        if not HIGH_WATER.exists():
+            raise UsageError(
+                "--max-memory needs a system that tells how much memory a process took at most, "
+                f"which is Linux ({HIGH_WATER})"
+            )
     if not settings.data:
         raise UsageError(
             "--tune needs --data: images that tell whether a file still finds what the model does"

@@ -69,14 +69,15 @@ def for_app(
     `content` is a JPEG for the pipeline, whose parts run `runs` times after `warmup` more.
     """
     say(f"opening each of {len(files)} in {fresh.PROCESSES} fresh processes")
-    opened = fresh.fresh({name: opening_of(subject) for name, subject in files.items()})
+    opened, not_opened = fresh.fresh({name: opening_of(one) for name, one in files.items()})
     say(f"measuring the parts of {len(files)} in turn")
-    ways, skipped = pipelines(files, content, runs, warmup)
+    ways, without_way = pipelines(files, content, runs, warmup)
+    say(f"measuring {len(files)} on all cores")
+    together, apart = throughputs(files)
+    skipped = [*not_opened, *without_way, *apart]
     for line in skipped:
         say(f"skipped {line}")
-    say(f"measuring {len(files)} on all cores")
-    together = throughputs(files)
-    figures = {name: ForApp(opened[name], ways.get(name), together[name]) for name in files}
+    figures = {name: ForApp(opened.get(name), ways.get(name), together.get(name)) for name in files}
     return figures, skipped
 
 
@@ -125,20 +126,26 @@ def pipelines(
     return {name: Pipeline.of(rows) for name, rows in parts.items()}, skipped
 
 
-def throughputs(files: Mapping[str, Subject]) -> dict[str, Throughput]:
-    """By name; files that are the same but for the number of threads are measured once."""
+def throughputs(files: Mapping[str, Subject]) -> tuple[dict[str, Throughput], list[str]]:
+    """By name; files that are the same but for the number of threads are measured once.
+
+    A file that cannot be opened several times is left out, and a line says why.
+    """
     by_file = {str(subject.file): subject for subject in files.values()}
-    streams = {
-        path: throughput.streams_of(
-            subject.runtime,
-            path,
-            (1, subject.channels, *subject.size),
-            trust=subject.trust,
-        )
-        for path, subject in by_file.items()
-    }
+    streams, skipped = {}, []
+    for path, subject in by_file.items():
+        shape = (1, subject.channels, *subject.size)
+        try:
+            streams[path] = throughput.streams_of(subject.runtime, path, shape, trust=subject.trust)
+        except FleetnetError as error:
+            skipped.append(f"{path} on all cores: {error}")
     measured = throughput.measure(streams)
-    return {name: measured[str(subject.file)] for name, subject in files.items()}
+    together = {
+        name: measured[str(subject.file)]
+        for name, subject in files.items()
+        if str(subject.file) in measured
+    }
+    return together, skipped
 
 
 def kernels_of(

@@ -60,16 +60,25 @@ class Fresh:
         return self.open_ms + self.first_ms
 
 
-def fresh(openings: Mapping[str, Opening], processes: int = PROCESSES) -> dict[str, Fresh]:
+def fresh(
+    openings: Mapping[str, Opening], processes: int = PROCESSES
+) -> tuple[dict[str, Fresh], list[str]]:
     """By name, what opening each file takes in a fresh process: medians over `processes` of each.
 
-    Raises `ModelError` for a file that such a process cannot open or run.
+    A file that such a process cannot open or run is left out, and a line says why.
     """
     by_name: dict[str, list[Fresh]] = {name: [] for name in openings}
+    refused: dict[str, str] = {}
     for _ in range(processes):
         for name, opening in openings.items():
-            by_name[name].append(_in_a_process(opening))
-    return {name: _median(measured) for name, measured in by_name.items()}
+            if name in refused:
+                continue
+            try:
+                by_name[name].append(_in_a_process(opening))
+            except ModelError as error:
+                refused[name] = f"the fresh process of {name}: {error}"
+    opened = {name: _median(each) for name, each in by_name.items() if name not in refused}
+    return opened, list(refused.values())
 
 
 def _median(measured: Sequence[Fresh]) -> Fresh:
@@ -83,17 +92,23 @@ def _median(measured: Sequence[Fresh]) -> Fresh:
 
 
 def _in_a_process(opening: Opening) -> Fresh:
+    """Raises `ModelError` for a file that the process cannot open or run."""
     home = str(Path(__file__).parents[2])  # of the package
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
-    process = subprocess.run(
-        [sys.executable, "-m", __name__, json.dumps(asdict(opening))],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-        capture_output=True,
-        text=True,
-        errors="replace",
-        timeout=TIMEOUT,
-        check=False,
-    )
+    try:
+        process = subprocess.run(
+            [sys.executable, "-m", __name__, json.dumps(asdict(opening))],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=TIMEOUT,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise ModelError(
+            f"{opening.path}: a fresh process did not open and run it within {TIMEOUT} s"
+        ) from error
     said = process.stdout.strip().splitlines()
     if process.returncode or not said:
         reason = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]

@@ -173,7 +173,9 @@ def memory_of(subjects: Mapping[str, Subject], say: Say) -> dict[str, float | No
 
     files = files_of(subjects)
     say(f"opening each of {len(files)} in {fresh.PROCESSES} fresh processes")
-    opened = fresh.fresh({name: opening_of(subject) for name, subject in files.items()})
+    opened, skipped = fresh.fresh({name: opening_of(subject) for name, subject in files.items()})
+    for line in skipped:
+        say(f"skipped {line}")
     return {name: one.memory_mb for name, one in opened.items()}
 
 
