@@ -6,7 +6,8 @@
 What is compared runs in turn within one process on one thread: each form by itself or the ones that
 `fleetnet.circular.form_for` chooses, against concatenating and convolving. Times are medians of the
 rounds, in milliseconds of the processor, without waiting for a core; ratios are medians of the
-ratios within a round, and above 1 the choice is faster. The last line is JSON.
+ratios within a round (of `forms` ratios of the medians), and above 1 the choice is faster. The last
+line is JSON.
 
     forms     each form by itself; `form_for` holds what came of it, and the last column its choice
     operator  ParC of 96 channels, forward and step (forward and backward)

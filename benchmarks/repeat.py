@@ -29,12 +29,14 @@ def spread(values: Sequence[float]) -> float:
 def once(files: Mapping[str, Subject], content: bytes, processes: int) -> dict[str, app.ForApp]:
     """All figures of the files, by name."""
     openings = {name: app.opening_of(subject) for name, subject in files.items()}
-    ways, skipped = app.pipelines(files, content, RUNS, WARMUP)
-    for line in skipped:
+    ways, without_way = app.pipelines(files, content, RUNS, WARMUP)
+    together, apart = app.throughputs(files)
+    opened, not_opened = fresh.fresh(openings, processes)
+    for line in (*without_way, *apart, *not_opened):
         print(f"skipped {line}", flush=True)
-    together = app.throughputs(files)
-    opened = fresh.fresh(openings, processes)
-    return {name: app.ForApp(opened[name], ways.get(name), together[name]) for name in files}
+    return {
+        name: app.ForApp(opened.get(name), ways.get(name), together.get(name)) for name in files
+    }
 
 
 def main() -> None:
