@@ -125,9 +125,9 @@ def once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     write, written = onnx.export, {}
 
-    def export(request: Request) -> None:
+    def export(request: Request, *others: int) -> None:
         if id(request.model) not in written:
-            write(request)
+            write(request, *others)
             written[id(request.model)] = request.path.read_bytes()
         request.path.write_bytes(written[id(request.model)])
 

@@ -346,9 +346,11 @@ def last_json(capsys: pytest.CaptureFixture[str]) -> dict:
 def test_bench_shows_what_an_app_waits_for(file: Path, capsys, monkeypatch):
     opened: list[str] = []
 
-    def once(openings: dict[str, fresh.Opening], processes: int = 1) -> dict[str, fresh.Fresh]:
+    def once(
+        openings: dict[str, fresh.Opening], processes: int = 1
+    ) -> tuple[dict[str, fresh.Fresh], list[str]]:
         opened.extend(openings)
-        return {name: fresh.Fresh(900.0, 30.0, 2.0, 12.5) for name in openings}
+        return {name: fresh.Fresh(900.0, 30.0, 2.0, 12.5) for name in openings}, []
 
     monkeypatch.setattr(fresh, "fresh", once)
     monkeypatch.setattr(throughput, "SECONDS", 0.01)

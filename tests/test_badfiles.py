@@ -101,10 +101,12 @@ def tiny_is_a_backbone() -> Iterator[None]:
 
 def command(*words: object) -> tuple[int, dict[str, Any]]:
     """Exit code and JSON document of a command."""
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(io.StringIO()):
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
         code = main([*map(str, words), "--json"])
-    return code, json.loads(printed.getvalue().rstrip("\n").rpartition("\n")[2])
+    last = printed.getvalue().rstrip("\n").rpartition("\n")[2]
+    assert last, said.getvalue()  # an error that is none of ours
+    return code, json.loads(last)
 
 
 # --- image files

@@ -48,7 +48,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "weights",
     "checkpoint": "errors facts files preprocess reading reparam tasks weights",
     "proof": "errors predictions proof reparam",
-    "runtimes": "errors facts find parc proof reading runtimes sizes",
+    "runtimes": "circular errors facts find parc proof reading runtimes sizes",
     "deploy": "boxes channels checkpoint deploy errors facts files find geometry images predictions "
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",

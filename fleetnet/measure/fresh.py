@@ -12,7 +12,6 @@ This module is also what the fresh process runs, which says what it measured as 
 """
 
 import gc
-import json
 import os
 import re
 import statistics
@@ -24,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..errors import ModelError
+from ..reading import from_json, to_json
 
 PROCESSES = 5  # that open each file
 TIMEOUT = 600  # seconds that one of them may take
@@ -97,7 +97,7 @@ def _in_a_process(opening: Opening) -> Fresh:
     paths = [home, *filter(None, [os.environ.get("PYTHONPATH")])]
     try:
         process = subprocess.run(
-            [sys.executable, "-m", __name__, json.dumps(asdict(opening))],
+            [sys.executable, "-m", __name__, to_json(asdict(opening))],
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
@@ -113,7 +113,7 @@ def _in_a_process(opening: Opening) -> Fresh:
     if process.returncode or not said:
         reason = (process.stderr.strip().splitlines() or ["it said nothing"])[-1]
         raise ModelError(f"{opening.path}: a fresh process cannot open and run it: {reason}")
-    return Fresh(**json.loads(said[-1]))
+    return Fresh(**from_json(said[-1]))
 
 
 # In the fresh process ------------------------------------------------------------------------------
@@ -173,6 +173,6 @@ def _memory(key: str) -> int | None:
 
 
 if __name__ == "__main__":
-    fields = json.loads(sys.argv[1])
+    fields = from_json(sys.argv[1])
     opening = Opening(**{**fields, "shape": tuple(fields["shape"])})
-    sys.stdout.write(json.dumps(asdict(_measured_here(opening))) + "\n")
+    sys.stdout.write(to_json(asdict(_measured_here(opening))) + "\n")

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from ..circular import computed_as
 from ..errors import ExportError
 
 if TYPE_CHECKING:
@@ -107,8 +108,8 @@ class _Recorder(TorchFunctionMode):
 
 @torch.no_grad()
 def used(model: nn.Module, image: Tensor) -> list[Layer]:
-    """The layers that run for an image (N, C, H, W), in order."""
-    with _Recorder(model) as mode:
+    """The layers that run for an image (N, C, H, W), in order; ParC as the file holds it."""
+    with computed_as("convolution"), _Recorder(model) as mode:
         model(image)
     return mode.found
 
