@@ -20,6 +20,10 @@ import torch
 from torch import nn
 
 torch.set_num_threads(1)
+# With the first backward pass of a process torch starts a thread for each other device. An export makes
+# a stand-in for a GPU, and where it comes first there is such a thread, after which no process that is
+# forked can train.
+torch.ones(1, requires_grad=True).sum().backward()
 # Exporters make millions of objects that live for a moment, and looking for cycles among them took an
 # eighth of the time of all tests.
 gc.set_threshold(20_000, 20, 50)
