@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 
 from fleetnet import checkpoint, data, tasks
+from fleetnet.facts import Facts
 from fleetnet.find import find, names
 from fleetnet.inputs.dataset import ImageDataset
 from fleetnet.int8._decoded import DecodedOnce
@@ -101,8 +102,9 @@ def add_speed(rows: list[Row], prepared: Prepared, out: Path, rounds: int) -> No
         row["times_as_fast"] = ratios[f"{row['runtime']} {row['case']}"]
 
 
-def prepared_of(run: Path, train: data.Split, val: data.Split, pictures: int) -> Prepared:
-    facts = checkpoint.read_facts(source_of(run))
+def prepared_of(
+    run: Path, facts: Facts, train: data.Split, val: data.Split, pictures: int
+) -> Prepared:
     target = tasks.find(facts.task).TARGET
     images = calibration([sample.image for sample in train.samples], facts.preprocess, pictures)
     batches = DecodedOnce(ImageDataset(val, facts.preprocess, target=target), 32)
@@ -130,7 +132,7 @@ def main() -> None:
         facts = checkpoint.read_facts(source_of(run))
         target = tasks.find(facts.task).TARGET
         train, val = (data.load(args.data, split, target=target) for split in ("train", "val"))
-        prepared = prepared_of(run, train, val, args.pictures)
+        prepared = prepared_of(run, facts, train, val, args.pictures)
         out = args.out / f"{run.stem}"
         out.mkdir(parents=True, exist_ok=True)
         rows = rows_of(prepared, train, out, args)

@@ -17,7 +17,7 @@ from support.tiny_backbone import offer_tiny, tiny
 from torch import Tensor, nn
 
 import fleetnet
-from fleetnet import int8
+from fleetnet import int8, resident
 from fleetnet.cli import main
 from fleetnet.cli._app import Speed
 from fleetnet.errors import DataError, ExportError, ModelError
@@ -196,7 +196,7 @@ def test_what_is_damaged_is_said(images, tmp_path: Path, monkeypatch):
 
 
 def test_a_limit_of_memory_where_it_is_not_told(monkeypatch, capsys, tmp_path: Path):
-    monkeypatch.setattr(fresh, "HIGH_WATER", tmp_path / "none")
+    monkeypatch.setattr(resident, "HIGH_WATER", tmp_path / "none")
     words = ["--model", "m", "--to", "onnx", "--tune", "--data", "d", "--max-memory", "50"]
     assert main(["bench", *words]) == 2
     assert "which is Linux" in capsys.readouterr().err
@@ -272,7 +272,7 @@ def test_a_fresh_process_opens_and_runs_a_file(images, tmp_path: Path):
     assert measured.import_ms > measured.cold_ms > 0  # torch alone takes a second
     assert measured.cold_ms == measured.open_ms + measured.first_ms
     assert measured.open_ms > 0 < measured.first_ms
-    if fresh.STATUS.exists():
+    if resident.STATUS.exists():
         assert measured.memory_mb is not None
         assert 0 < measured.memory_mb < 200
 

@@ -16,6 +16,7 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "channels": "errors",
     "fetching": "",
     "reading": "",
+    "resident": "",
     "stacks": "bands channels errors",
     "images": "bands channels errors fetching jpeg reading stacks",
     "data": "data errors files find images reading",
@@ -53,14 +54,15 @@ MAY_IMPORT = {  # a module or folder of the package -> what it may import of the
     "preprocess proof reading reparam runtimes tasks weights",
     "report": "errors files report",
     "training": "__init__ boxes channels checkpoint data errors facts files find images inputs launched merged "
-    "norms predictions preprocess processes reading report resizing review sizes synonyms tasks training weights",
+    "norms predictions preprocess processes reading report resident resizing review sizes synonyms tasks training "
+    "weights",
     "__init__": "data deploy errors preprocess reparam training weights",
     "int8": "boxes data deploy errors facts files find images inputs int8 merged predictions preprocess proof reading "
     "reparam runtimes tasks training weights",
     "measure": "backbones channels circular data deploy errors find images inputs measure predictions proof "
-    "reading reparam review runtimes sizes tasks training weights",
+    "reading reparam resident review runtimes sizes tasks training weights",
     "cli": "__init__ backbones channels checkpoint cli data deploy errors facts files find images inputs "
-    "int8 launched measure predictions preprocess processes proof reading recipes reparam report review rle "
+    "int8 launched measure predictions preprocess processes proof reading recipes reparam report resident review rle "
     "runtimes sizes synonyms tasks training weights",
     "__main__": "cli",
 }

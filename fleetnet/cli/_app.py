@@ -113,7 +113,7 @@ class Beside:
 
         added: dict[str, object] = {}
         if self.figures:
-            added = {**self.figures.get(name, ForApp()).to_dict()}
+            added |= self.figures.get(name, ForApp()).to_dict()
         if self.speeds:
             speed = self.speeds.get(name)
             added["fast_share"] = None if speed is None else speed.share
@@ -147,10 +147,7 @@ def measure_beside(
     runs: int,
     warmup: int,
 ) -> Beside:
-    """Of the files among the subjects: figures for an `app`, with the bytes of a JPEG, and `kernels`.
-
-    Raises `UsageError` where something is wanted and there is no file.
-    """
+    """Of the files among the subjects: figures for an `app`, with the bytes of a JPEG, and `kernels`."""
     from ..measure.app import files_of, for_app, kernels_of
 
     if not (app or kernels):

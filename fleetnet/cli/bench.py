@@ -302,7 +302,7 @@ def _check_tune(settings: Bench) -> None:
         if value is not None:
             raise UsageError(f"{flag(name)} does not go with --tune")
     if settings.max_memory is not None:
-        from ..measure.fresh import HIGH_WATER
+        from ..resident import HIGH_WATER
 
         if not HIGH_WATER.exists():
             raise UsageError(

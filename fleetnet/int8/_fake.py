@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import ExportError
 from ..merged import BranchSum
-from ..runtimes._int8 import LARGEST_PAIR
+from ..runtimes import _int8
 from ._equalize import Scales
 from ._operators import OPERATORS, Step, steps_of
 from ._shared import module_of
@@ -43,9 +43,7 @@ BIAS_STEPS = 64  # a bias changes as its layer's output does if a weight changes
 
 def safe_scales(weight: Tensor) -> Tensor:
     """`runtimes._int8.safe_scales` of each output channel: (channels, n) -> (channels,), float64."""
-    both_signs = torch.stack([weight, -weight]).clamp(min=0)  # (2, channels, n)
-    two = both_signs.topk(min(2, weight.shape[1]), dim=2).values
-    return two.double().sum(2).amax(0).clamp(min=1e-12) / (LARGEST_PAIR - 1)
+    return torch.from_numpy(_int8.safe_scales(weight.detach().numpy()))
 
 
 class _ToSteps(torch.autograd.Function):
@@ -267,9 +265,8 @@ class FakeQuantized(nn.Module):
                     "fleetnet quantize writes such a network without --finetune"
                 )
         self.last_uses = self._find_last_uses()
-        self.passed: set[str] = (
-            set()
-        )  # rounded maps, by their names, that are not rounded after all
+        # maps, by the names that they have when they are rounded, that are not rounded after all
+        self.passed: set[str] = set()
 
     def _is_constant(self, step: Step) -> bool:
         """Whether it gives a constant as float, which is computed now."""

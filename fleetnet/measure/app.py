@@ -83,8 +83,8 @@ def for_app(
 
 def opening_of(subject: Subject) -> Opening:
     """What a fresh process is to open."""
-    shape = (1, subject.channels, *subject.size)
-    return Opening(subject.runtime, str(subject.file), subject.threads, shape, subject.trust)
+    path = str(subject.file)
+    return Opening(subject.runtime, path, subject.threads, subject.shape, subject.trust)
 
 
 def pipelines(
@@ -134,9 +134,10 @@ def throughputs(files: Mapping[str, Subject]) -> tuple[dict[str, Throughput], li
     by_file = {str(subject.file): subject for subject in files.values()}
     streams, skipped = {}, []
     for path, subject in by_file.items():
-        shape = (1, subject.channels, *subject.size)
         try:
-            streams[path] = throughput.streams_of(subject.runtime, path, shape, trust=subject.trust)
+            streams[path] = throughput.streams_of(
+                subject.runtime, path, subject.shape, trust=subject.trust
+            )
         except FleetnetError as error:
             skipped.append(f"{path} on all cores: {error}")
     measured = throughput.measure(streams)
@@ -163,8 +164,7 @@ def kernels_of(
         path = str(subject.file)
         if path in kernels:
             continue
-        shape = (1, subject.channels, *subject.size)
-        image = np.random.default_rng(0).standard_normal(shape, np.float32)
+        image = np.random.default_rng(0).standard_normal(subject.shape, np.float32)
         try:
             kernels[path] = runtimes.kernels(subject.runtime, path, image)
         except FleetnetError as error:

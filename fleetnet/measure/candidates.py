@@ -46,6 +46,11 @@ class Subject:
     trust: bool = False  # as of `deploy.predictor.load`, of the file
 
     @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """Of a batch of one image: (1, C, H, W)."""
+        return (1, self.channels, *self.size)
+
+    @property
     def waits(self) -> bool:
         """Whether the time that this process does not compute is time that it waits for a core."""
         from .. import runtimes

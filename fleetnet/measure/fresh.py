@@ -13,7 +13,6 @@ This module is also what the fresh process runs, which says what it measured as 
 
 import gc
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -24,12 +23,11 @@ from pathlib import Path
 
 from ..errors import ModelError
 from ..reading import from_json, to_json
+from ..resident import forget_high_water, resident
 
 PROCESSES = 5  # that open each file
 TIMEOUT = 600  # seconds that one of them may take
 SCHEDULED = Path("/proc/thread-self/schedstat")  # nanoseconds: computed, waited; how often
-STATUS = Path("/proc/self/status")
-HIGH_WATER = Path("/proc/self/clear_refs")  # 5 written into it sets VmHWM to VmRSS
 
 
 @dataclass(frozen=True)
@@ -130,13 +128,13 @@ def _measured_here(opening: Opening) -> Fresh:
     image = np.random.default_rng(0).standard_normal(opening.shape, np.float32)
     imported = _clock()
     gc.collect()
-    before = _memory("VmRSS") if _forget_high_water() else None
+    before = resident("VmRSS") if forget_high_water() else None
     beginning = _clock()
     run = runtimes.load(opening.runtime, opening.path, opening.threads, trust=opening.trust)
     opened = _clock()
     run(image)
     finished = _clock()
-    peak = _memory("VmHWM")
+    peak = resident("VmHWM")
     return Fresh(
         imported - begin,
         opened - beginning,
@@ -152,24 +150,6 @@ def _clock() -> float:
     except (OSError, IndexError):  # another system, or a kernel that does not count it
         waited = 0
     return (time.perf_counter_ns() - waited) / 1e6
-
-
-def _forget_high_water() -> bool:
-    """Let the most memory that this process has had be what it has now; whether the system does."""
-    try:
-        HIGH_WATER.write_text("5")
-    except OSError:
-        return False
-    return True
-
-
-def _memory(key: str) -> int | None:
-    """Bytes of physical memory by Linux: VmRSS now, VmHWM at most; None on another system."""
-    try:
-        line = re.search(rf"^{key}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
-    except OSError:
-        return None
-    return None if line is None else 1024 * int(line[1])
 
 
 if __name__ == "__main__":

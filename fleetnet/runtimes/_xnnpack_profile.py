@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..reading import Fields, from_json
-from ._kernels import Kernel
+from ._kernels import Kernel, macs_of_convolution
 
 if TYPE_CHECKING:
     from executorch.exir.schema import ExecutionPlan, KernelCall
@@ -49,7 +49,7 @@ def _of_call(plan: "ExecutionPlan", call: "KernelCall", number: int) -> Kernel:
     sizes = [list(getattr(plan.values[i].val, "sizes", ())) for i in call.args]
     macs = 0
     if name == "aten::convolution":
-        macs = math.prod(sizes[-1]) * (math.prod(sizes[1]) // max(sizes[1][0], 1))
+        macs = macs_of_convolution(sizes[-1], sizes[1], sizes[1][0])
     elif name in PRODUCTS:
         macs = math.prod(sizes[-1]) * sizes[PRODUCTS[name]][-1]
     return Kernel(f"{name}_{number}", name, macs, OURS)

@@ -27,6 +27,7 @@ from ..inputs.samplers import Draws, Order
 from ..inputs.workers import Say
 from ..preprocess import Preprocess
 from ..processes import by_first, world
+from ..resident import forget_high_water, resident
 from ..sizes import Size, parse_curriculum, parse_sizes
 from ..tasks import Model
 from .config import TrainConfig
@@ -237,24 +238,18 @@ class OfCpu:
         self.free = (free_memory() - kept) / world()
 
     def peak(self, work: Callable[[], None]) -> float:
-        try:
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins at what there is now
-        except OSError as error:
-            raise _unmeasured() from error
+        if not forget_high_water():
+            raise _unmeasured()
         work()
         return _of_process("VmHWM") - self.before
 
 
 def _of_process(key: str) -> float:
     """Bytes of this process; `UsageError` where the system does not count them."""
-    try:
-        status = Path("/proc/self/status").read_text()
-    except OSError as error:
-        raise _unmeasured() from error
-    counted = re.search(rf"^{key}:\s*(\d+) kB", status, re.MULTILINE)
+    counted = resident(key)
     if counted is None:
         raise _unmeasured()
-    return 1024.0 * int(counted[1])
+    return float(counted)
 
 
 def _unmeasured() -> UsageError:
