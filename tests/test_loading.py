@@ -172,6 +172,18 @@ def test_a_connection_that_breaks_before_the_signal_of_the_death_is_of_the_worke
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
 
 
+def test_a_worker_that_dies_before_its_first_line_is_named(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(workers.Positions, "started", started)
+    with pytest.raises(FleetnetError, match=r"SIGKILL .*last read by process \d+: nothing yet"):
+        list(patient(batches_of(dataset(photos), 4, workers=2)))
+    assert not multiprocessing.active_children()
+
+
 def test_a_worker_that_is_stopped_while_it_shares_a_batch_is_not_waited_for(photos: Path) -> None:
     """Its next batch is there, but what that is in has to be fetched from it."""
     batches = patient(batches_of(dataset(photos), 4, workers=1, minutes=0.02))

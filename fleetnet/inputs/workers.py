@@ -38,9 +38,21 @@ class Positions:
     """Which sample each worker reads, for the process that waits for it."""
 
     def __init__(self, workers: int):
-        self.pids = sharedctypes.RawArray("q", workers)
+        self.pids = [0] * workers
         self.samples = sharedctypes.RawArray("q", workers)
         self.parent = os.getpid()
+
+    def start(self, batches: "DataLoader[Item | str]") -> Iterator[Batch]:
+        """Start the workers, and note the number of each.
+
+        They cannot tell it themselves: one that dies before its first line would not be missed.
+        """
+        for worker in range(len(self.pids)):
+            self.pids[worker], self.samples[worker] = 0, -1
+        iterator = iter(batches)
+        for worker, process in enumerate(getattr(iterator, "_workers", ())):
+            self.pids[worker] = process.pid
+        return iterator
 
     def started(self, worker: int) -> None:
         """Called first in a worker.
@@ -48,7 +60,6 @@ class Positions:
         Ctrl-C reaches all processes of a group, and so does what ends a group: workers are in one
         of their own, since whoever waits for them may need more batches to finish a step.
         """
-        self.pids[worker], self.samples[worker] = os.getpid(), -1
         with suppress(AttributeError, OSError):  # Windows
             os.setpgid(0, 0)
         threading.Thread(target=_leave_with, args=[self.parent], daemon=True).start()
@@ -139,7 +150,7 @@ def patient(batches: Iterable[Batch], say: Say | None = None) -> Iterator[Batch]
 
 def _watched(batches: "DataLoader[Item | str]", watch: "_Watch") -> Iterator[Batch]:
     with _noticing(watch), _ending(watch):
-        iterator = iter(batches)
+        iterator = watch.positions.start(batches)
         while True:
             watch.since = time.monotonic()
             try:
