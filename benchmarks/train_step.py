@@ -10,6 +10,10 @@ one counts. All take turns, some steps each; of each its fastest turn counts, si
 machine only adds to it. `--clock cpu` counts the time of the CPU, for one thread on a busy machine.
 `--ema` averages the weights in ours alone.
 
+With `--processes` each turn is a process of its own, in which one step comes before those that are
+timed: that of `fit` has the settings that `fleetnet train` gives its process (freed memory is kept),
+that of a loop has those of any Python program.
+
 With `--evaluation` a network is trained for an epoch by the default settings, and the time of the
 evaluation at its end is divided by that of its steps, of reading and all. The last line is JSON.
 """
@@ -17,15 +21,20 @@ evaluation at its end is divided by that of its steps, of reading and all. The l
 import argparse
 import json
 import os
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
-os.environ.setdefault(
-    "GOMP_SPINCOUNT", "16000"
-)  # before torch is imported, as under fleetnet train
+from fleetnet.cli._process import keep_freed_memory, wait_without_spinning
+
+if "--as-train" in sys.argv:  # before torch is imported
+    keep_freed_memory()
+if "--as-train" in sys.argv or "--processes" not in sys.argv:
+    wait_without_spinning()
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -118,22 +127,64 @@ def plain_loops(config: TrainConfig) -> dict[str, Steps]:
     return loops
 
 
-def race(config: TrainConfig, options: argparse.Namespace) -> dict[str, object]:
-    """Images a second of each, and ours as a ratio to the faster loop."""
-    clock = CLOCKS[options.clock]
-    contenders = {"fit": ours(config), **plain_loops(config)}
+def contenders_of(config: TrainConfig) -> dict[str, Steps]:
+    return {"fit": ours(config), **plain_loops(config)}
+
+
+def race(config: TrainConfig, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Seconds a step of each turn of each contender, all in this process."""
+    contenders = contenders_of(config)
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for steps in contenders.values():
         steps(1)  # the first one makes what the others have
     for number in range(options.rounds):
         in_turn = list(contenders.items())
         for name, steps in in_turn if number % 2 else in_turn[::-1]:
-            start = clock()
-            steps(options.steps)
-            seconds[name].append((clock() - start) / options.steps)
+            seconds[name].append(timed(steps, options))
+    return seconds
+
+
+def timed(steps: Steps, options: argparse.Namespace) -> float:
+    """Seconds a step."""
+    clock = CLOCKS[options.clock]
+    start = clock()
+    steps(options.steps)
+    return (clock() - start) / options.steps
+
+
+def race_of_processes(config: TrainConfig, options: argparse.Namespace) -> dict[str, list[float]]:
+    """As `race`, each turn in a process of its own."""
+    seconds: dict[str, list[float]] = {name: [] for name in contenders_of(config)}
+    words = [sys.executable, __file__, *sys.argv[1:]]
+    words += ["--models", config.model, "--threads", str(config.threads)]
+    for number in range(options.rounds):
+        in_turn = list(seconds)
+        for name in in_turn if number % 2 else in_turn[::-1]:
+            settings = ["--as-train"] if name == "fit" else []
+            ran = subprocess.run(
+                [*words, *settings, "--contend", name],
+                check=True,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            seconds[name].append(float(ran.stdout.splitlines()[-1]))
+    return seconds
+
+
+def turn(config: TrainConfig, options: argparse.Namespace) -> float:
+    """Seconds a step of one contender, in this process."""
+    torch.set_num_threads(config.threads or 1)
+    steps = contenders_of(config)[options.contend]
+    steps(1)
+    return timed(steps, options)
+
+
+def compared(config: TrainConfig, options: argparse.Namespace) -> dict[str, object]:
+    """Images a second of each, and ours as a ratio to the faster loop."""
+    seconds = race_of_processes(config, options) if options.processes else race(config, options)
     fastest = {name: min(each) for name, each in seconds.items()}
     loop = min(value for name, value in fastest.items() if name != "fit")
-    row: dict[str, object] = {"model": config.model, "threads": torch.get_num_threads()}
+    row: dict[str, object] = {"model": config.model, "threads": config.threads}
     row |= {name: round(config.batch_size / value, 1) for name, value in fastest.items()}
     return row | {"times timm": round(loop / fastest["fit"], 3)}
 
@@ -198,10 +249,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="of a contender before the next one")
     parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
     parser.add_argument("--ema", action="store_true")
+    parser.add_argument("--processes", action="store_true", help="one for each turn")
+    parser.add_argument("--contend", help=argparse.SUPPRESS)
+    parser.add_argument("--as-train", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--evaluation", help="a data set, to time its evaluation alone")
     options = parser.parse_args()
-    print(f"batches of {options.batch_size} at {options.size}, {os.cpu_count()} cores, torch "
-          f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.clock} time")  # fmt: skip
+    if options.contend is None:
+        print(f"batches of {options.batch_size} at {options.size}, {os.cpu_count()} cores, torch "
+              f"{torch.__version__}, {torch.backends.cpu.get_cpu_capability()}, {options.clock} time")  # fmt: skip
     rows = []
     for threads in map(int, options.threads.split(",")):
         for model in options.models.split(","):
@@ -212,7 +267,11 @@ def main() -> None:
             else:
                 of_race = {"optimizer": "sgd", "lr": 1e-3, "weight_decay": 0.0}
                 of_race |= {"ema": 0.99 if options.ema else None}
-                rows.append(race(TrainConfig(**shared, **of_race), options))
+                config = TrainConfig(**shared, **of_race)
+                if options.contend is not None:
+                    print(turn(config, options))
+                    return
+                rows.append(compared(config, options))
             print("  ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
     print(json.dumps(rows))
 
