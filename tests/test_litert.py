@@ -19,9 +19,10 @@ from zoo import FACTS, randomize
 from fleetnet.deploy.package import deliver
 from fleetnet.errors import ExportError, ModelError, UsageError
 from fleetnet.layers import ConvBN, SqueezeExcite
+from fleetnet.measure.flops import count
 from fleetnet.proof.explain import explain
 from fleetnet.proof.verify import verify
-from fleetnet.runtimes import File, Request, _isolated, litert
+from fleetnet.runtimes import File, Request, _isolated, fast_share, litert, outside
 from fleetnet.runtimes._litert_worker import is_open
 from fleetnet.runtimes._program import capture
 
@@ -232,6 +233,14 @@ def test_a_file_computes_the_same(file: Path, model: nn.Module, image: Tensor):
         run(image.numpy().astype(np.complex64))
     for place in (Path(__file__).parents[1], Path(torch.__file__).parent):
         assert str(place).encode() not in file.read_bytes()
+
+
+def test_which_kernels_compute_a_file(file: Path, model: nn.Module, image: Tensor):
+    told = litert.kernels(file, image.numpy())
+    assert sum(kernel.macs for kernel in told) == count(model, image).macs
+    assert fast_share(told) == 1
+    # indices, and what is repeated over a map, are LiteRT's own; they have no products
+    assert [kernel.operator for kernel in outside(told)] == ["BROADCAST_TO", "ARG_MAX"]
 
 
 def test_nothing_is_printed(file: Path, image: Tensor, capfd: pytest.CaptureFixture[str]):
