@@ -515,24 +515,43 @@ def test_openvino(tmp_path: Path) -> None:
     assert names == ["golden.npz", "model.bin", "model.json", "model.xml"]
 
 
-def test_openvino_keeps_groups_of_several_channels_in_float(tmp_path: Path) -> None:
-    """Of more than one pixel: int8 makes them slow."""
+def test_how_openvino_s_layers_are_written(tmp_path: Path) -> None:
+    """Groups of several channels as one, each map with one range, centered if it has two sides."""
     pytest.importorskip("nncf")
     from fleetnet.runtimes import openvino
 
     layers = {
         "stem": nn.Conv2d(3, 8, 3), "depthwise": nn.Conv2d(8, 8, 3, groups=8), "doubled": nn.Conv2d(8, 16, 3, groups=8),
-        "grouped": nn.Conv2d(16, 8, 3, groups=4), "pointwise": nn.Conv2d(8, 8, 1, groups=4), "last": nn.Conv2d(8, 5, 1),
+        "grouped": nn.Conv2d(16, 8, 3, 2, 1, groups=4), "pointwise": nn.Conv2d(8, 8, 1, groups=4),
+        "last": nn.Conv2d(8, 5, 1),
     }  # fmt: skip
     modules = nn.Sequential()
     for name, layer in layers.items():
         modules.add_module(name, layer)
-        modules.add_module(f"{name}_relu", nn.ReLU())
-    openvino.export(Request(modules.eval(), images(1), tmp_path / "float.xml"))
-    rounded = int8.find("openvino").writer(tmp_path / "float.xml", images().numpy())(
-        set(), tmp_path / "int8.xml", {}
-    )
-    assert rounded == layers.keys() - {"doubled", "grouped"}
+        modules.add_module(f"{name}_relu", nn.Identity() if name == "doubled" else nn.ReLU())
+    source, file = tmp_path / "float.xml", tmp_path / "int8.xml"
+    openvino.export(Request(modules.eval(), images(1), source))
+    write = int8.find("openvino").writer(source, images().numpy())
+
+    def nodes(kind: str) -> list[Any]:
+        return [n for n in openvino.core().read_model(file).get_ops() if n.get_type_name() == kind]
+
+    def groups() -> list[str]:
+        return [n.get_friendly_name().partition("/")[0] for n in nodes("GroupConvolution")]
+
+    assert write(set(), file, {}) == layers.keys()
+    assert groups() == ["depthwise"]
+    ranges = [
+        [node.input_value(i).get_node().data.item() for i in (1, 2)]
+        for node in nodes("FakeQuantize")
+    ]
+    centered = [least / most for least, most in ranges if least < 0]
+    # the image, and what "doubled" makes
+    assert (len(ranges), centered) == (6, [pytest.approx(-128 / 127)] * 2)
+    exact, actual = (openvino.load(path)(images(1).numpy())[0] for path in (source, file))
+    assert sqnr([torch.from_numpy(exact)], [torch.from_numpy(actual)]) > 25
+    assert write({"doubled"}, file, {}) == layers.keys() - {"doubled"}
+    assert sorted(groups()) == ["depthwise", "doubled"]
 
 
 def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> None:
