@@ -35,7 +35,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fleetnet.circular import FORMS, HEIGHT, WIDTH, circular_convolution, computed_as, form_for
+from fleetnet.circular import (
+    FORMS,
+    HEIGHT,
+    WIDTH,
+    Form,
+    circular_convolution,
+    computed_as,
+    form_for,
+)
 from fleetnet.cli._process import keep_freed_memory
 from fleetnet.find import find
 from fleetnet.parc import ParC
@@ -106,6 +114,13 @@ def in_form(form: str, call: Callable[[Tensor], Tensor]) -> Callable[[Tensor], T
     return computed
 
 
+def in_its_layout(x: Tensor, weight: Tensor, dim: int, form: Form) -> Tensor:
+    """A result in the memory format of the feature, as ParC needs it: some forms turn it around."""
+    y = circular_convolution(x, weight, None, dim, form)
+    last = x.stride(1) == 1
+    return y.contiguous(memory_format=LAYOUTS["channels_last" if last else "contiguous"])
+
+
 def forms(given: argparse.Namespace) -> Iterator[Row]:
     """Each form of a depthwise convolution of square features."""
     cases = product((False, True), given.images, given.lengths or LENGTHS, LAYOUTS, (HEIGHT, WIDTH))
@@ -116,17 +131,11 @@ def forms(given: argparse.Namespace) -> Iterator[Row]:
         weight = torch.randn(given.channels, 1, *shape).requires_grad_(learning)
         timed = learned if learning else inferred
         calls = {
-            form: timed(
-                partial(
-                    circular_convolution,
-                    weight=weight, bias=None, dim=dim, form=form,
-                ),
-                x,
-            )
+            form: timed(partial(in_its_layout, weight=weight, dim=dim, form=form), x)
             for form in FORMS
         }  # fmt: skip
         choice = form_for(
-            length, images=images, learning=learning, channels_last=layout == "channels_last"
+            length, dim, images=images, learning=learning, channels_last=layout == "channels_last"
         )
         row = compared(calls, given)
         yield {

@@ -18,7 +18,7 @@ feature size: fixed kernels and one constant.
 
 Differs from the authors' code: they read one size from the height (ParC-Net: square features only)
 or fix it (ParC ConvNets: 224 x 224 images only). And a long circular convolution is computed in one
-of three ways that are equal but for rounding, whichever is the fastest at its size (see circular.py).
+of four ways that are equal but for rounding, whichever is the fastest at its size (see circular.py).
 """
 
 import copy
@@ -29,7 +29,22 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from . import replacing
-from .circular import HEIGHT, WIDTH, chosen_form, circulant, circular_convolution
+from .circular import (
+    HEIGHT,
+    WIDTH,
+    Form,
+    Kept,
+    Prepared,
+    added_by,
+    chosen_form,
+    circulant,
+    circular_convolution,
+    computed_in,
+    forced_form,
+    is_channels_last,
+    may_keep,
+    prepare,
+)
 from .errors import ModelError
 from .reparam import as_conv, fold_bn_before, scale_shift
 
@@ -40,6 +55,7 @@ class Wrap(nn.Module):
     def __init__(self, dim: int):
         super().__init__()
         self.dim = dim
+        self.kept = Kept()  # of the convolution that follows
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.narrow(self.dim, 0, x.shape[self.dim] - 1)], self.dim)
@@ -84,26 +100,55 @@ class CircularConv(nn.Module):
             torch.empty(channels, channels // groups, *size).uniform_(-bound, bound)
         )
         self.bias = nn.Parameter(torch.zeros(channels)) if bias else None
+        self.kept = Kept()
 
-    def forward(self, x: Tensor) -> Tensor:
-        length = x.shape[self.dim]
-        weight = _resize(self.weight, self.dim, length)
-        form = chosen_form(x, weight, self.dim, self.stride)
-        if self.position is not None:
-            position = _resize(self.position, self.dim, length)  # (1, C, H, 1) or (1, C, 1, W)
-            if form == "fourier" and self.norm is None:
-                return self._of_both(x, position, weight)
-            x = x + position
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        form = chosen_form(x, self.weight, self.dim, self.stride)
+        if form != "convolution" and may_keep(x, self.weight):
+            return self._inferred(x, form, out)
+        weight, position = self._resized(x.shape[self.dim])
         if self.norm is not None:
-            x = self.norm(x)
-        return circular_convolution(x, weight, self.bias, self.dim, form, self.stride)
+            x, position = self.norm(x if position is None else x + position), None
+        y = circular_convolution(x, weight, self.bias, self.dim, form, self.stride, position)
+        return y if out is None else out.copy_(y)
 
-    def _of_both(self, x: Tensor, position: Tensor, weight: Tensor) -> Tensor:
-        """conv(x + position) as conv(x) + conv(position), which is one column or row: x is read once less."""
-        stride = (self.stride[0], 1) if self.dim == HEIGHT else (1, self.stride[1])
-        added = circular_convolution(position, weight, self.bias, self.dim, "fourier", stride)
-        y = circular_convolution(x, weight, None, self.dim, "fourier", self.stride)
-        return y.add_(added)
+    def _resized(self, length: int) -> tuple[Tensor, Tensor | None]:
+        """Kernel and position embedding, (1, C, H, 1) or (1, C, 1, W), at a length."""
+        weight = _resize(self.weight, self.dim, length)
+        return weight, None if self.position is None else _resize(self.position, self.dim, length)
+
+    def _inferred(self, x: Tensor, form: Form, out: Tensor | None) -> Tensor:
+        """What `forward` computes, where all that follows from the weights alone is made once."""
+        norm = self.norm
+        tensors: list[Tensor | None] = [self.weight, self.position, self.bias]
+        if norm is not None and _may_fold(norm):
+            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
+        elif norm is not None:
+            position = self._resized(x.shape[self.dim])[1]
+            x, norm = norm(x if position is None else x + position), None
+        folded = norm is not None
+        key = form, x.shape[self.dim], x.dtype, computed_in(x), folded
+
+        def make() -> Prepared:
+            length = x.shape[self.dim]
+            weight, position = self._resized(length)
+            whole = weight
+            if folded:  # conv(s (x + position) + t) = conv(s x) + conv(s position + t)
+                whole = self.linear_part(length).to(weight)
+                position = self._after_norm(position, length)
+            elif self.norm is not None:
+                position = None
+            added = added_by(weight, self.bias, position, self.dim, self.stride)
+            return prepare(x, whole, added, self.dim, form, self.stride)
+
+        return self.kept.get(key, tensors, make)(x, out)
+
+    def _after_norm(self, position: Tensor | None, length: int) -> Tensor:
+        """What the norm makes of the embedding, or of zeros: (1, C, H, 1) or (1, C, 1, W)."""
+        size = (length, 1) if self.dim == HEIGHT else (1, length)
+        if position is None:
+            position = self.weight.new_zeros(1, self.weight.shape[0], *size)
+        return cast(nn.BatchNorm2d, self.norm)(position)
 
     def linear_part(self, length: int) -> Tensor:
         """The kernel at a length with the norm's scale in it, float64: all of this module but its constant."""
@@ -117,6 +162,32 @@ class CircularConv(nn.Module):
     def extra_repr(self) -> str:
         strided = "" if self.stride == (1, 1) else f", stride={self.stride}"
         return f"{tuple(self.weight.shape)}, groups={self.groups}{strided}"
+
+
+def _may_fold(norm: nn.Module) -> bool:
+    """Whether a norm is a scale and a shift of each channel, and nobody would notice that it is not run."""
+    watched = norm._forward_hooks or norm._forward_pre_hooks
+    linear = isinstance(norm, nn.BatchNorm2d) and not norm.training
+    return linear and norm.running_mean is not None and not watched
+
+
+class ParCHalf(nn.Sequential):
+    """Circular convolutions, the last of which writes its result to `out`: (N, C, H, W) -> the same."""
+
+    def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        *before, last = self
+        for stage in before:
+            x = stage(x)
+        return cast(Tensor, last(x, out))
+
+
+def _may_write() -> bool:
+    """Whether a result may be written to memory that is there: neither in learning nor into a graph.
+
+    Nor where convolutions are asked for, as what records the operators of a network does.
+    """
+    in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
+    return not torch.is_grad_enabled() and not in_graph and forced_form() != "convolution"
 
 
 class ParC(nn.Module):
@@ -164,14 +235,31 @@ class ParC(nn.Module):
             )
 
         if crossed:
-            self.first = nn.Sequential(conv(HEIGHT, norm=True, last=False), conv(WIDTH))
-            self.second = nn.Sequential(conv(WIDTH, norm=True, last=False), conv(HEIGHT))
+            self.first = ParCHalf(conv(HEIGHT, norm=True, last=False), conv(WIDTH))
+            self.second = ParCHalf(conv(WIDTH, norm=True, last=False), conv(HEIGHT))
         else:
-            self.first, self.second = nn.Sequential(conv(HEIGHT)), nn.Sequential(conv(WIDTH))
+            self.first, self.second = ParCHalf(conv(HEIGHT)), ParCHalf(conv(WIDTH))
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=1)  # (N, C / 2, H, W) each
-        return torch.cat([self.first(first), self.second(second)], dim=1)
+        if not _may_write():
+            return torch.cat([self.first(first), self.second(second)], dim=1)
+        y = self._room_for(x)
+        for half, features, out in zip(
+            (self.first, self.second), (first, second), y.chunk(2, 1), strict=True
+        ):
+            half(features, out)
+        return y
+
+    def _room_for(self, x: Tensor) -> Tensor:
+        """Memory for the result, into which each half writes its own."""
+        rows, columns = _stages(self.first)[-1].stride
+        size = -(-x.shape[2] // rows), -(-x.shape[3] // columns)
+        layout = torch.channels_last if is_channels_last(x) else torch.contiguous_format
+        return torch.empty(
+            x.shape[0], x.shape[1], *size,
+            dtype=computed_in(x), device=x.device, memory_format=layout,
+        )  # fmt: skip
 
     def fuse_at(self, size: tuple[int, int], norm: nn.Module | None = None) -> "FrozenParC":
         """norm(self(x)) for features of one (height, width).
@@ -259,7 +347,15 @@ def _convolved(wrap: Wrap, conv: nn.Conv2d, x: Tensor) -> Tensor:
     form = chosen_form(x, conv.weight, wrap.dim, stride)
     if form == "convolution":
         return cast(Tensor, conv(wrap(x)))
-    return circular_convolution(x, conv.weight, conv.bias, wrap.dim, form, stride)
+    if not may_keep(x, conv.weight):
+        return circular_convolution(x, conv.weight, conv.bias, wrap.dim, form, stride)
+
+    def make() -> Prepared:
+        added = added_by(conv.weight, conv.bias, None, wrap.dim)
+        return prepare(x, conv.weight, added, wrap.dim, form, stride)
+
+    key = form, x.dtype, computed_in(x)
+    return wrap.kept.get(key, [conv.weight, conv.bias], make)(x)
 
 
 class FrozenParC(nn.Module):
@@ -284,7 +380,9 @@ class FrozenParC(nn.Module):
             )
         first, second = x.chunk(2, dim=1)
         y = torch.cat([self.first(first), self.second(second)], dim=1)
-        return y if self.constant is None else y + self.constant
+        if self.constant is None:
+            return y
+        return y.add_(self.constant) if _may_write() else y + self.constant
 
     def extra_repr(self) -> str:
         return f"size={self.size}"

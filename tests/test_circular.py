@@ -1,5 +1,6 @@
-"""Circular convolutions: three forms that compute and learn the same, and which of them is chosen."""
+"""Circular convolutions: four forms that compute and learn the same, and which of them is chosen."""
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -8,16 +9,18 @@ from fleetnet import circular
 from fleetnet.circular import (
     HEIGHT,
     WIDTH,
+    added_by,
     chosen_form,
     circular_convolution,
     computed_as,
     form_for,
+    prepare,
 )
 from fleetnet.reparam import difference
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
 # Every other form, and what it is proven against the convolution with: (form, dense).
-OTHERS = [("product", False), ("fourier", False), ("fourier", True)]
+OTHERS = [("product", False), ("blocks", False), ("fourier", False), ("fourier", True)]
 
 
 def _inputs(
@@ -70,6 +73,54 @@ def test_other_forms_compute_and_learn_the_same(form, dense, dim, size, stride, 
         )  # 2e-6 measured at most, of 1e-6 of the convolution
 
 
+@pytest.mark.parametrize("learning", [True, False])
+@pytest.mark.parametrize("dim", [HEIGHT, WIDTH], ids=["height", "width"])
+@pytest.mark.parametrize(("form", "dense"), OTHERS)
+def test_a_position_is_added_before(form, dense, dim, learning) -> None:
+    x, weight, bias = _inputs(dim, dense, (12, 10))
+    position = torch.randn(1, 4, *(n if n > 1 else 1 for n in weight.shape[2:])).double()
+    position.requires_grad_()
+    with torch.set_grad_enabled(learning):
+        y, plain = (
+            circular_convolution(x, weight, bias, dim, form, (2, 1), position)
+            for form in (form, "convolution")
+        )
+    assert difference([plain], [y])[1] < 1e-12
+    if learning:
+        tensors = [x, weight, bias, position]
+        assert difference(_learned(plain, tensors), _learned(y, tensors))[1] < 1e-12
+
+
+@pytest.mark.parametrize("dim", [HEIGHT, WIDTH], ids=["height", "width"])
+@pytest.mark.parametrize("form", ["product", "blocks", "fourier"])
+def test_a_result_is_written_where_it_shall_stand(form, dim) -> None:
+    """Into half of the channels of a larger tensor, in either memory format and in 16 bits."""
+    x, weight, bias = (tensor.detach() for tensor in _inputs(dim, False, (12, 10)))
+    convolve = prepare(x, weight, added_by(weight, bias, None, dim), dim, form)
+    expected = convolve(x)
+    for layout, dtype, least in [
+        (torch.contiguous_format, torch.float64, 1e-14),
+        (torch.channels_last, torch.float64, 1e-14),
+        (torch.contiguous_format, torch.bfloat16, 2e-2),
+    ]:
+        whole = torch.zeros(3, 8, 12, 10, dtype=dtype).contiguous(memory_format=layout)
+        out = whole[:, 4:]
+        assert convolve(x, out) is out
+        assert difference([expected], [whole[:, 4:].double()])[1] < least
+        assert not whole[:, :4].any()
+
+
+@pytest.mark.parametrize("blocks", [2, 4, 6, 16])
+def test_a_transform_over_blocks_has_its_inverse(blocks: int) -> None:
+    there, back, _ = circular._transforms(blocks)
+    assert abs(back @ there - np.eye(blocks)).max() < 1e-14
+
+
+def test_blocks_are_as_many_as_rows_where_that_can_be() -> None:
+    counts = {length: circular.block_count(length) for length in (64, 96, 100, 128, 256, 134, 127)}
+    assert counts == {64: 8, 96: 12, 100: 10, 128: 16, 256: 16, 134: 2, 127: 0}
+
+
 @pytest.mark.parametrize(("form", "dense"), OTHERS)
 @pytest.mark.parametrize("autocast", [True, False], ids=["autocast", "all bfloat16"])
 @pytest.mark.parametrize("dim", [HEIGHT, WIDTH], ids=["height", "width"])
@@ -102,12 +153,17 @@ def test_second_derivatives_are_refused_and_not_wrong(form) -> None:
 @pytest.mark.parametrize(
     ("conditions", "lengths"),
     [
-        ({}, "3 convolution, 4 product, 112 product, 113 product, 120 fourier, 241 fourier"),
+        (
+            {},
+            "3 convolution, 4 product, 100 product, 104 blocks, 105 product, 225 fourier, 256 blocks",
+        ),
+        ({"dim": WIDTH}, "112 product, 113 product, 120 fourier, 226 product, 241 fourier"),
         (
             {"channels_last": True},
             "80 convolution, 81 fourier, 97 convolution, 101 product, 131 fourier",
         ),
-        ({"learning": True}, "3 convolution, 4 product, 112 product, 113 product, 128 fourier"),
+        ({"learning": True}, "3 convolution, 4 product, 100 product, 113 product, 128 blocks"),
+        ({"learning": True, "dim": WIDTH}, "80 product, 81 fourier, 113 product, 128 fourier"),
         (
             {"learning": True, "channels_last": True},
             "20 convolution, 21 fourier, 37 product, 127 product, 131 fourier",
@@ -116,7 +172,7 @@ def test_second_derivatives_are_refused_and_not_wrong(form) -> None:
             {"learning": True, "channels_last": True, "images": 2},
             "3 convolution, 8 product, 40 product, 48 fourier",
         ),
-        ({"half": True}, "3 convolution, 8 product, 256 product, 257 fourier"),
+        ({"half": True}, "3 convolution, 8 product, 256 product, 257 fourier, 288 blocks"),
         ({"half": True, "channels_last": True}, "63 convolution, 64 product, 288 fourier"),
         ({"depthwise": False}, "31 convolution, 32 fourier"),
         ({"depthwise": False, "learning": True}, "15 convolution, 16 fourier"),
@@ -127,7 +183,7 @@ def test_the_form_is_the_fastest_of_its_size(conditions, lengths) -> None:
     """Where the borders are; the times behind them are of benchmarks/parc.py."""
     for text in lengths.split(", "):
         length, form = text.split()
-        assert form_for(int(length), **conditions) == form, text
+        assert form_for(int(length), **{"dim": HEIGHT, **conditions}) == form, text
 
 
 @pytest.mark.parametrize("form", circular.FORMS)
@@ -156,7 +212,8 @@ def test_the_form_is_that_of_what_a_call_is_for() -> None:
     large = x.expand(3, 4, 40, 3).repeat(1, 1, 3, 1)
     with torch.autocast("cpu", torch.bfloat16):
         assert chosen_form(large, weight, HEIGHT, (1, 1)) == "product"  # 120 long, in 16 bits
-    assert chosen_form(large, weight, HEIGHT, (1, 1)) == "fourier"
+    assert chosen_form(large, weight, HEIGHT, (1, 1)) == "blocks"
+    assert chosen_form(large.mT, weight.mT, WIDTH, (1, 1)) == "fourier"
 
 
 @pytest.mark.parametrize("dim", [HEIGHT, WIDTH], ids=["height", "width"])

@@ -1,5 +1,6 @@
 """The ParC operator: what it computes, at which sizes, frozen and not."""
 
+import copy
 import warnings
 
 import pytest
@@ -203,6 +204,36 @@ def test_whatever_form_is_chosen_the_operator_is_the_same(form, learning, size) 
         with computed_as("convolution"):
             plain = parc(x)
     assert difference([plain], [chosen])[1] < 1e-12
+
+
+@pytest.mark.parametrize("form", PUBLISHED)
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_inference_keeps_is_never_old(form: str, frozen: bool) -> None:
+    """Whoever changes a weight or statistic, even where torch counts no change, gets what they make."""
+    parc = _randomize(ParC(8, 6, **PUBLISHED[form]).double()).eval()
+    operator = parc.fuse_at((10, 12)) if frozen else parc
+    x = torch.randn(2, 8, 10, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    tensors = [*operator.named_parameters(), *operator.named_buffers()]
+    for name, tensor in [("nothing", None), *tensors, ("nothing", None)]:
+        if tensor is not None and tensor.dtype == torch.float64:
+            tensor.data[..., :1] *= 1.5
+        with torch.no_grad():
+            chosen, copied = operator(x), copy.deepcopy(operator)(x)
+            with computed_as("convolution"):
+                plain = operator(x)
+        assert difference([plain], [chosen])[1] < 1e-12, name
+        assert difference([plain], [copied])[1] < 1e-12, name
+
+
+def test_a_norm_that_is_watched_runs() -> None:
+    parc = _randomize(ParC(8, 6, crossed=True)).eval()
+    x = torch.randn(1, 8, 10, 12)
+    seen = []
+    with torch.no_grad():
+        unwatched = parc(x)
+        parc.first[0].norm.register_forward_hook(lambda norm, args, y: seen.append(y.shape))
+        assert difference([unwatched], [parc(x)])[1] < 1e-5
+    assert seen == [(1, 4, 10, 12)]
 
 
 def test_exported_graphs_hold_convolutions_whatever_the_size() -> None:
