@@ -32,10 +32,12 @@ from fleetnet.int8._operators import OPERATORS, steps_of
 from fleetnet.int8._prepared import Prepared
 from fleetnet.int8._search import missing, quantize
 from fleetnet.int8._sensitivity import answers, sqnr
+from fleetnet.parc import ParC
 from fleetnet.preprocess import Preprocess
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes._int8 import overflowing
 from fleetnet.runtimes._int8 import safe_scales as safe_scales_of_file
+from fleetnet.runtimes.openvino import core
 
 EPOCHS = 8
 FILES = {"onnx": "model.onnx", "openvino": "model.xml", "litert": "model.tflite"}
@@ -231,6 +233,48 @@ def test_constants_and_layers_of_four_dimensions(tmp_path: Path) -> None:
     assert np.abs(logits.detach().numpy() - expected).max() < 0.05 * expected.std()
     logits.square().sum().backward()
     assert all(layer.kernel.change.grad is not None for _, layer in begun.each_layer())
+
+
+class Circular(nn.Module):
+    """Of ParC-Net: a part convolved around the whole picture, and groups of several channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 4, 4)
+        self.groups = nn.Conv2d(16, 16, 3, 1, 1, groups=4)
+        self.parc = ParC(16, SIZE // 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.groups(self.stem(x)).relu()
+        return x + self.parc(x)
+
+
+@pytest.fixture(scope="module")
+def circular() -> tuple[Prepared, FineTuned]:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    network = Network()
+    network.backbone = Circular()
+    source = prepared(reparameterize(network.eval(), torch.zeros(1, 3, SIZE, SIZE)))
+    return source, fine_tune(source, pictures(32), Plan(1, rate=0.1))
+
+
+@pytest.mark.parametrize("runtime", ["onnx", "openvino"])
+def test_files_with_parc_compute_what_was_trained(
+    circular: tuple[Prepared, FineTuned], tmp_path: Path, runtime: str
+) -> None:
+    source, tuned = circular
+    names = {name.split("/")[0] for name, _ in tuned.network.each_layer()}
+    assert {"backbone.stem", "backbone.groups", "head.2"} < names
+    assert sum("parc" in name for name in names) == 2
+    file = quantize(source, runtime, tmp_path / FILES[runtime], max_drop=100, tuned=tuned)
+    assert file.macs == 1
+    assert file.as_trained.sqnr > 40
+    if runtime == "openvino":  # which has no fast kernels for groups of several channels
+        nodes = core().read_model(file.path).get_ops()
+        groups = [node for node in nodes if node.get_type_name() == "GroupConvolution"]
+        assert len(groups) == 2
+        assert all(node.get_input_shape(1)[1:3] == [1, 1] for node in groups)
 
 
 @pytest.mark.parametrize("runtime", FILES)

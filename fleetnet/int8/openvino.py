@@ -39,6 +39,7 @@ from . import Write
 from ._shared import module_of, quiet
 
 if TYPE_CHECKING:
+    from onnx import GraphProto
     from openvino import Model
 
     from ._fake import FakeQuantized
@@ -77,6 +78,14 @@ def _network(float_file: Path) -> "Model":
     return network
 
 
+def _joined(weight: np.ndarray) -> np.ndarray:
+    """Kernels of groups (G, O, I, ...) as those of one group, (G * O, G * I, ...), with zeros."""
+    groups, outputs, inputs, *size = weight.shape
+    joined = np.zeros((groups, outputs, groups, inputs, *size), weight.dtype)
+    joined[range(groups), :, range(groups)] = weight
+    return joined.reshape(groups * outputs, groups * inputs, *size)
+
+
 def _join_groups(network: "Model", skip: set[str]) -> None:
     """Write convolutions of groups with several channels each as such of one group, in place.
 
@@ -89,15 +98,12 @@ def _join_groups(network: "Model", skip: set[str]) -> None:
         if in_float or node.get_type_name() != "GroupConvolution":
             continue
         weight = np.array(node.input_value(1).get_node().data)
-        groups, outputs, inputs, *size = weight.shape  # channels of one group
-        if max(outputs, inputs) == 1:
+        if max(weight.shape[1:3]) == 1:  # channels of one group
             continue
-        joined = np.zeros((groups, outputs, groups, inputs, *size), weight.dtype)
-        joined[range(groups), :, range(groups)] = weight
         how = node.get_attributes()
         whole = opset.convolution(
             node.input_value(0),
-            opset.constant(joined.reshape(groups * outputs, groups * inputs, *size)),
+            opset.constant(_joined(weight)),
             how["strides"],
             how["pads_begin"],
             how["pads_end"],
@@ -206,12 +212,34 @@ def computed(network: "FakeQuantized") -> "FakeQuantized":
     return network.without(network.added_layers())
 
 
+def _join_groups_of_file(graph: "GraphProto") -> None:
+    """`_join_groups` of a file for onnxruntime, whose weights are integers with their scales."""
+    import onnx
+
+    makers = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        groups = [one for one in node.attribute if one.name == "group"]
+        pair = makers.get(node.input[1]) if node.op_type == "Conv" else None
+        if not groups or pair is None or pair.input[0] not in weights:
+            continue
+        tensor = weights[pair.input[0]]
+        weight, count = onnx.numpy_helper.to_array(tensor), groups[0].i
+        outputs, inputs, *size = weight.shape
+        if max(outputs // count, inputs) == 1 or count == 1:
+            continue
+        joined = _joined(weight.reshape(count, outputs // count, inputs, *size))
+        tensor.CopyFrom(onnx.numpy_helper.from_array(joined, tensor.name))
+        groups[0].i = 1
+
+
 def writer_of(network: "FakeQuantized") -> Write:
     """OpenVINO reads pairs of QuantizeLinear and DequantizeLinear itself."""
     import onnx
 
     _package("openvino")
     proto = network.to_proto()
+    _join_groups_of_file(proto.graph)
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
         with tempfile.TemporaryDirectory() as folder:
