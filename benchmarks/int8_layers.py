@@ -11,9 +11,10 @@ image of 224x224, one thread. Every kernel that ran belongs to one kind, with al
     moves                      joins, cuts, copies, other orders of the values in memory
     conversions                between int8 and float that stand alone
 
-Times are the fastest of --rounds profiles of a kernel, warm in the cache. The share of the peak is of the product of
-matrices that latency.py measures. "Layers alone" is the share if nothing but layers with weights took time: what is
-between them can be written as one likes, that is not exceeded. The last line is JSON.
+Times are the fastest of --rounds profiles of a kernel, warm in the cache, by the runtime's wall clock: the machine has
+to be idle. MACs of a kind count the zeros of groups that are written as one, those of the shares do not. The share of
+the peak is of the product of matrices that latency.py measures. "Layers alone" is the share if nothing but layers with
+weights took time: what is between them can be written as one likes, that is not exceeded. The last line is JSON.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from fleetnet import int8
 from fleetnet.find import find
 from fleetnet.int8._shared import module_of
 from fleetnet.measure import latency
+from fleetnet.measure.flops import count
 from fleetnet.reparam import reparameterize
 from fleetnet.runtimes import Request
 from fleetnet.runtimes._cpu import int8_class
@@ -99,7 +101,7 @@ def profiled(name: str, runtime: str, folder: Path, rounds: int, most: float) ->
     modules = dict(network.named_modules())
     kernels = fastest(lambda: find("runtimes", runtime).kernels(file, image), rounds)
     whole = sum(ms for _, ms in kernels)
-    macs = sum(kernel.macs for kernel, _ in kernels)
+    macs = count(network, torch.zeros(SHAPE)).macs
     kinds: dict[str, list[float]] = defaultdict(lambda: [0, 0.0, 0])  # kernels, ms, MACs
     for kernel, ms in kernels:
         of_kind = kinds[kind_of(kernel, modules)]
@@ -107,9 +109,9 @@ def profiled(name: str, runtime: str, folder: Path, rounds: int, most: float) ->
             of_kind[i] += value
     print(f"\n{name}, {runtime}: {whole:.2f} ms, {macs / 1e6:.0f} million MACs")
     print("| kind | kernels | ms | share | GOP/s |\n|---|---|---|---|---|")
-    for kind, (count, ms, of_kind_macs) in sorted(kinds.items(), key=lambda one: -one[1][1]):
+    for kind, (number, ms, of_kind_macs) in sorted(kinds.items(), key=lambda one: -one[1][1]):
         speed = f"{2 * of_kind_macs / ms / 1e6:.0f}" if of_kind_macs and ms else ""
-        print(f"| {kind} | {count} | {ms:.2f} | {ms / whole:.0%} | {speed} |")
+        print(f"| {kind} | {number} | {ms:.2f} | {ms / whole:.0%} | {speed} |")
     layers = sum(ms for kernel, ms in kernels if kernel.macs)
     shares = {"whole": 2 * macs / whole / 1e6 / most, "layers": 2 * macs / layers / 1e6 / most}
     print(f"of the peak: {shares['whole']:.0%}; layers alone: {shares['layers']:.0%}")
