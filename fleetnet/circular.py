@@ -19,14 +19,14 @@ rows where they are.
 Differs from Fast-ParC, which computes each call by torch.fft and leaves its gradients to autograd:
 which form is computed is decided by size and direction, in training and inference apart, and the
 backward passes of products and spectra are written out, since autograd's own of a real transform is
-a complex one of all frequencies. So no second derivative is had but by
-`computed_as("convolution")`.
+a complex one of all frequencies. So these have no second derivative; convolutions and blocks have
+one (`computed_as("convolution")`).
 
 Under autocast the first two compute in its type, as convolutions do. The others compute in float32,
 or in float64 where the feature is: only the result is rounded to autocast's type.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.nn import functional as F
 
@@ -161,8 +161,9 @@ def is_channels_last(x: Tensor) -> bool:
     return x.shape[1] > 1 and x.stride(1) == 1
 
 
-def _learns(x: Tensor, weight: Tensor) -> bool:
-    return torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
+def _learns(*tensors: Tensor | None) -> bool:
+    requires = any(tensor is not None and tensor.requires_grad for tensor in tensors)
+    return torch.is_grad_enabled() and requires
 
 
 def _is_depthwise(weight: Tensor) -> bool:
@@ -184,7 +185,7 @@ def circular_convolution(
     dense. `position` (1, C, n, 1) or (1, C, 1, n). With a `stride`, along height and width, every so
     many rows and columns of that: (N, C, ceil(H / stride), ceil(W / stride)).
     """
-    if position is not None and (form == "convolution" or _learns(x, weight)):
+    if position is not None and (form == "convolution" or _learns(x, weight, position)):
         x, position = x + position, None
     if form == "convolution":
         extended = torch.cat([x, x.narrow(dim, 0, x.shape[dim] - 1)], dim)  # 2n - 1 long
@@ -279,6 +280,9 @@ class Kept:
         self._last = key, copies, prepared
         return prepared
 
+    def forget(self) -> None:
+        self._last = None
+
     def __deepcopy__(self, memo: dict[int, object]) -> "Kept":
         return Kept()
 
@@ -286,10 +290,26 @@ class Kept:
         return Kept, ()
 
 
-def may_keep(x: Tensor, weight: Tensor) -> bool:
-    """Whether what a call makes of its weights may be kept: in inference, where comparing costs next to nothing."""
-    in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return x.device.type == "cpu" and not in_graph and not _learns(x, weight)
+def may_keep(x: Tensor, tensors: Sequence[Tensor | None]) -> bool:
+    """Whether what a call makes of these may be kept: in inference on a CPU, of numbers.
+
+    There comparing them costs next to nothing.
+    """
+    numbers = all(tensor is None or has_numbers(tensor) for tensor in (x, *tensors))
+    return x.device.type == "cpu" and numbers and not _learns(x, *tensors)
+
+
+def has_numbers(x: Tensor) -> bool:
+    """Whether a tensor can be compared and written to: it stands for nothing else.
+
+    As in a graph that is made, in FakeTensorMode, in torch.func and in forward differentiation.
+    """
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return False
+    stands_for_another = torch._C._functorch.is_functorch_wrapped_tensor(x)
+    differentiates_forward = torch.autograd.forward_ad._current_level >= 0
+    is_plain = type(x) in (Tensor, nn.Parameter)
+    return is_plain and not stands_for_another and not differentiates_forward
 
 
 def _are_equal(first: list[Tensor | None], second: list[Tensor | None]) -> bool:
@@ -368,6 +388,8 @@ def _by_product(kernel: Tensor, dim: int, step: int, learning: bool) -> Convolut
     matrix = circulant(kernel, step)
 
     def inferred(x: Tensor, room: Tensor | None) -> Tensor:
+        if not has_numbers(x):
+            return matrix @ x if dim == HEIGHT else x @ matrix.transpose(1, 2)
         size = [*x.shape]
         size[dim] = matrix.shape[1]
         y = _room(tuple(size), x, room)
@@ -531,7 +553,7 @@ def _by_blocks(kernel: Tensor, dim: int, learning: bool) -> Convolution:
 
     def along_height(x: Tensor, room: Tensor | None) -> Tensor:
         backs = back.expand(channels, -1, -1)
-        if learning:
+        if learning or not has_numbers(x):
             return torch.stack([torch.bmm(backs, filtered(image)) for image in x]).view(x.shape)
         y = _room(tuple(x.shape), x, room)
         for image, result in zip(x, y, strict=True):

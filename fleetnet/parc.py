@@ -22,7 +22,7 @@ of four ways that are equal but for rounding, whichever is the fastest at its si
 """
 
 import copy
-from typing import cast
+from typing import Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,7 @@ from .circular import (
     circular_convolution,
     computed_in,
     forced_form,
+    has_numbers,
     is_channels_last,
     may_keep,
     prepare,
@@ -59,6 +60,10 @@ class Wrap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.cat([x, x.narrow(self.dim, 0, x.shape[self.dim] - 1)], self.dim)
+
+    def train(self, mode: bool = True) -> Self:
+        self.kept.forget()
+        return super().train(mode)
 
     def extra_repr(self) -> str:
         return "height" if self.dim == HEIGHT else "width"
@@ -104,8 +109,9 @@ class CircularConv(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         form = chosen_form(x, self.weight, self.dim, self.stride)
-        if form != "convolution" and may_keep(x, self.weight):
-            return self._inferred(x, form, out)
+        tensors = self._tensors()
+        if form != "convolution" and may_keep(x, tensors):
+            return self._inferred(x, form, tensors, out)
         weight, position = self._resized(x.shape[self.dim])
         if self.norm is not None:
             x, position = self.norm(x if position is None else x + position), None
@@ -117,17 +123,28 @@ class CircularConv(nn.Module):
         weight = _resize(self.weight, self.dim, length)
         return weight, None if self.position is None else _resize(self.position, self.dim, length)
 
-    def _inferred(self, x: Tensor, form: Form, out: Tensor | None) -> Tensor:
-        """What `forward` computes, where all that follows from the weights alone is made once."""
-        norm = self.norm
+    def train(self, mode: bool = True) -> Self:
+        self.kept.forget()
+        return super().train(mode)
+
+    def _tensors(self) -> list[Tensor | None]:
+        """All that the result follows from but the feature."""
         tensors: list[Tensor | None] = [self.weight, self.position, self.bias]
-        if norm is not None and _may_fold(norm):
-            tensors += [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-        elif norm is not None:
+        if self.norm is None:
+            return tensors
+        norm = self.norm
+        return [*tensors, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+
+    def _inferred(
+        self, x: Tensor, form: Form, tensors: list[Tensor | None], out: Tensor | None
+    ) -> Tensor:
+        """What `forward` computes, where all that follows from the weights alone is made once."""
+        folded = self.norm is not None and _may_fold(self.norm, computed_in(x))
+        if self.norm is not None and not folded:
             position = self._resized(x.shape[self.dim])[1]
-            x, norm = norm(x if position is None else x + position), None
-        folded = norm is not None
-        key = form, x.shape[self.dim], x.dtype, computed_in(x), folded
+            x = self.norm(x if position is None else x + position)
+        eps = None if self.norm is None else self.norm.eps
+        key = form, x.shape[self.dim], x.dtype, computed_in(x), folded, eps, self.stride
 
         def make() -> Prepared:
             length = x.shape[self.dim]
@@ -164,11 +181,18 @@ class CircularConv(nn.Module):
         return f"{tuple(self.weight.shape)}, groups={self.groups}{strided}"
 
 
-def _may_fold(norm: nn.Module) -> bool:
-    """Whether a norm is a scale and a shift of each channel, and nobody would notice that it is not run."""
-    watched = norm._forward_hooks or norm._forward_pre_hooks
-    linear = isinstance(norm, nn.BatchNorm2d) and not norm.training
-    return linear and norm.running_mean is not None and not watched
+def _may_fold(norm: nn.Module, computed: torch.dtype) -> bool:
+    """Whether a norm is a scale and a shift of each channel, and nobody would notice that it is not run.
+
+    In 16 bits one would: a feature far from 0 is rounded, and what is left without its mean is small.
+    """
+    linear = type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
+    return linear and computed.itemsize > 2 and not _is_watched(norm)
+
+
+def _is_watched(module: nn.Module) -> bool:
+    """Whether something else than its class decides what a module gives."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module))
 
 
 class ParCHalf(nn.Sequential):
@@ -178,16 +202,20 @@ class ParCHalf(nn.Sequential):
         *before, last = self
         for stage in before:
             x = stage(x)
-        return cast(Tensor, last(x, out))
+        return cast(Tensor, last(x) if out is None else last(x, out))
+
+    def writes(self) -> bool:
+        """Whether each stage is what it was made as, and nothing takes its result."""
+        stages = type(self) is ParCHalf and all(type(stage) is CircularConv for stage in self)
+        return stages and not any(_is_watched(module) for module in (self, *self))
 
 
-def _may_write() -> bool:
-    """Whether a result may be written to memory that is there: neither in learning nor into a graph.
+def _may_overwrite(x: Tensor) -> bool:
+    """Whether results of this feature may be written to memory that is there: not in learning.
 
     Nor where convolutions are asked for, as what records the operators of a network does.
     """
-    in_graph = torch.jit.is_tracing() or torch.compiler.is_compiling()
-    return not torch.is_grad_enabled() and not in_graph and forced_form() != "convolution"
+    return not torch.is_grad_enabled() and has_numbers(x) and forced_form() != "convolution"
 
 
 class ParC(nn.Module):
@@ -242,8 +270,7 @@ class ParC(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         first, second = x.chunk(2, dim=1)  # (N, C / 2, H, W) each
-        # in channels_last, halves that lie otherwise are put together faster than written one by one
-        if is_channels_last(x) or not _may_write():
+        if not self._writes_halves(x):
             return torch.cat([self.first(first), self.second(second)], dim=1)
         y = self._room_for(x)
         for half, features, out in zip(
@@ -251,6 +278,15 @@ class ParC(nn.Module):
         ):
             half(features, out)
         return y
+
+    def _writes_halves(self, x: Tensor) -> bool:
+        """Whether each half writes its result to its place in the whole.
+
+        In channels_last, halves that lie otherwise are put together faster than written one by one.
+        """
+        halves = self.first, self.second
+        write = all(isinstance(half, ParCHalf) and half.writes() for half in halves)
+        return write and _may_overwrite(x) and not is_channels_last(x)
 
     def _room_for(self, x: Tensor) -> Tensor:
         """Memory for the result, into which each half writes its own."""
@@ -337,21 +373,20 @@ class FrozenHalf(nn.Sequential):
 
 def _convolved(wrap: Wrap, conv: nn.Conv2d, x: Tensor) -> Tensor:
     """conv(wrap(x)), without running the two where another form is faster and nobody would notice."""
-    watched = conv._forward_hooks or conv._forward_pre_hooks
-    if watched or type(conv) is not nn.Conv2d:
+    if _is_watched(conv) or type(conv) is not nn.Conv2d:
         return cast(Tensor, conv(wrap(x)))
     stride = (conv.stride[0], conv.stride[1])
     form = chosen_form(x, conv.weight, wrap.dim, stride)
     if form == "convolution":
         return cast(Tensor, conv(wrap(x)))
-    if not may_keep(x, conv.weight):
+    if not may_keep(x, [conv.weight, conv.bias]):
         return circular_convolution(x, conv.weight, conv.bias, wrap.dim, form, stride)
 
     def make() -> Prepared:
         added = added_by(conv.weight, conv.bias, None, wrap.dim)
         return prepare(x, conv.weight, added, wrap.dim, form, stride)
 
-    key = form, x.dtype, computed_in(x)
+    key = form, x.dtype, computed_in(x), stride
     return wrap.kept.get(key, [conv.weight, conv.bias], make)(x)
 
 
@@ -379,7 +414,7 @@ class FrozenParC(nn.Module):
         y = torch.cat([self.first(first), self.second(second)], dim=1)
         if self.constant is None:
             return y
-        return y.add_(self.constant) if _may_write() else y + self.constant
+        return y.add_(self.constant) if _may_overwrite(y) else y + self.constant
 
     def extra_repr(self) -> str:
         return f"size={self.size}"

@@ -6,11 +6,12 @@ import warnings
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from zoo import assert_same_function
 
-from fleetnet.circular import FORMS, HEIGHT, WIDTH, computed_as
+from fleetnet.circular import FORMS, HEIGHT, WIDTH, Form, computed_as
 from fleetnet.errors import ModelError
 from fleetnet.find import find
 from fleetnet.parc import (
@@ -206,9 +207,10 @@ def test_whatever_form_is_chosen_the_operator_is_the_same(form, learning, size) 
     assert difference([plain], [chosen])[1] < 1e-12
 
 
+@pytest.mark.parametrize("computed", ["product", "fourier", "blocks"])
 @pytest.mark.parametrize("form", PUBLISHED)
 @pytest.mark.parametrize("frozen", [False, True])
-def test_what_inference_keeps_is_never_old(form: str, frozen: bool) -> None:
+def test_what_inference_keeps_is_never_old(form: str, frozen: bool, computed: Form) -> None:
     """Whoever changes a weight or statistic, even where torch counts no change, gets what they make."""
     parc = _randomize(ParC(8, 6, **PUBLISHED[form]).double()).eval()
     operator = parc.fuse_at((10, 12)) if frozen else parc
@@ -218,11 +220,108 @@ def test_what_inference_keeps_is_never_old(form: str, frozen: bool) -> None:
         if tensor is not None and tensor.dtype == torch.float64:
             tensor.data[..., :1] *= 1.5
         with torch.no_grad():
-            chosen, copied = operator(x), copy.deepcopy(operator)(x)
+            with computed_as(computed):
+                chosen, copied = operator(x), copy.deepcopy(operator)(x)
             with computed_as("convolution"):
                 plain = operator(x)
         assert difference([plain], [chosen])[1] < 1e-12, name
         assert difference([plain], [copied])[1] < 1e-12, name
+
+
+def test_what_inference_keeps_follows_a_norm_s_epsilon() -> None:
+    parc = _randomize(ParC(8, 6, crossed=True)).eval()
+    x = torch.randn(1, 8, 10, 12)
+    with torch.no_grad():
+        parc(x)
+        for norm in parc.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.eps = 10.0
+        assert difference([copy.deepcopy(parc)(x)], [parc(x)])[1] < 1e-6
+
+
+def test_what_inference_keeps_goes_where_training_begins() -> None:
+    parc = _randomize(ParC(8, 6))
+    with torch.no_grad():
+        parc(torch.randn(1, 8, 10, 12))
+        assert parc.first[0].kept._last is not None
+        parc.train()
+        assert parc.first[0].kept._last is None
+
+
+@pytest.mark.parametrize(
+    ("form", "learns"),
+    [("crossed", "position"), ("crossed", "norm"), ("single", "bias"), ("single, dense", "bias")],
+)
+def test_what_learns_beside_a_frozen_kernel_gets_its_gradient(form: str, learns: str) -> None:
+    """Twice, since what inference has kept belongs to no graph of gradients."""
+    parc = _randomize(ParC(8, 6, **PUBLISHED[form]).double()).eval()
+    for name, parameter in parc.named_parameters():
+        parameter.requires_grad_(learns in name)
+    learning = [parameter for parameter in parc.parameters() if parameter.requires_grad]
+    x = torch.randn(2, 8, 10, 12, dtype=torch.float64)
+    with torch.no_grad():
+        parc(x)
+    with computed_as("convolution"):
+        expected = torch.autograd.grad(parc(x).square().sum(), learning)
+    for _ in range(2):
+        assert difference(expected, torch.autograd.grad(parc(x).square().sum(), learning))[1] < 1e-9
+
+
+class Negative(nn.Module):
+    def __init__(self, module: nn.Module):
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        return -self.module(x)
+
+
+@pytest.mark.parametrize("what", ["hook of a half", "hook of a stage", "other stage", "other half"])
+@torch.no_grad()
+def test_results_that_others_change_are_what_they_make(what: str) -> None:
+    parc = _randomize(ParC(8, 6)).eval()
+    x = torch.randn(1, 8, 10, 12)
+    before = parc(x)
+    if what == "hook of a half":
+        parc.first.register_forward_hook(lambda module, args, y: -y)
+    elif what == "hook of a stage":
+        parc.first[0].register_forward_hook(lambda module, args, y: -y)
+    elif what == "other stage":
+        parc.first[0] = Negative(parc.first[0])
+    else:
+        parc.first = Negative(parc.first)
+    expected = torch.cat([-before[:, :4], before[:, 4:]], 1)
+    assert difference([expected], [parc(x)])[1] < 1e-6
+
+
+@torch.no_grad()
+def test_a_feature_far_from_zero_keeps_its_precision_under_autocast() -> None:
+    """Its mean is taken off before it is rounded to 16 bits."""
+    parc = _randomize(ParC(8, 32, crossed=True)).eval()
+    x = torch.randn(1, 8, 32, 32) + 30
+    for norm in parc.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.running_mean.fill_(30)
+    expected = copy.deepcopy(parc).double()(x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = parc(x).double()
+        with computed_as("convolution"):
+            plain = parc(x).double()
+    assert difference([expected], [chosen])[1] < 1.5 * difference([expected], [plain])[1]
+
+
+@torch.no_grad()
+def test_calls_without_numbers_leave_nothing_behind() -> None:
+    parc = _randomize(ParC(8, 6)).eval()
+    x = torch.randn(1, 8, 10, 12)
+    expected = copy.deepcopy(parc)(x)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert parc(mode.from_tensor(x)).shape == x.shape
+    assert torch.equal(parc(x), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert parc(mode.from_tensor(x)).shape == x.shape
+    mapped = torch.func.vmap(parc)(torch.stack([x, 2 * x]))
+    assert difference([expected], [mapped[0]])[1] < 1e-5
 
 
 def test_a_norm_that_is_watched_runs() -> None:

@@ -515,7 +515,7 @@ def test_openvino(tmp_path: Path) -> None:
     assert names == ["golden.npz", "model.bin", "model.json", "model.xml"]
 
 
-def test_how_openvino_s_layers_are_written(tmp_path: Path) -> None:
+def test_how_openvino_s_layers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of several channels as one, each map with one range, centered if it has two sides."""
     pytest.importorskip("nncf")
     from fleetnet.runtimes import openvino
@@ -551,6 +551,9 @@ def test_how_openvino_s_layers_are_written(tmp_path: Path) -> None:
     exact, actual = (openvino.load(path)(images(1).numpy())[0] for path in (source, file))
     assert sqnr([torch.from_numpy(exact)], [torch.from_numpy(actual)]) > 25
     assert write({"doubled"}, file, {}) == layers.keys() - {"doubled"}
+    assert sorted(groups()) == ["depthwise", "doubled"]
+    monkeypatch.setattr(int8.find("openvino"), "MOST_GROUPS", 4)
+    assert write(set(), file, {}) == layers.keys() - {"doubled"}
     assert sorted(groups()) == ["depthwise", "doubled"]
 
 
