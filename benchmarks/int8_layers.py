@@ -1,20 +1,23 @@
-"""What takes the time of an int8 file, by the profile of its runtime, and what share of the peak is left to it.
+"""What takes the time of an int8 file, by its runtime's profile, and what share of the peak is left.
 
-    python benchmarks/int8_layers.py fasternet_t0 parcnet_s --runtimes openvino onnx --out runs/int8_layers.json
+    python benchmarks/int8_layers.py fasternet_t0 --runtimes openvino onnx --out runs/layers.json
 
-Weights are random and files are calibrated on noise, as in benchmarks/latency.py: they show time, not accuracy. One
-image of 224x224, one thread. Every kernel that ran belongs to one kind, with all that the runtime merged into it:
+Weights are random and files are calibrated on noise, as in benchmarks/latency.py: they show time,
+not accuracy. One image of 224x224, one thread. Every kernel that ran belongs to one kind, with all
+that the runtime merged into it:
 
-    dense, depthwise, groups   layers with weights, in int8; "in float" behind it: outside of the int8 kernels
+    dense, depthwise, groups   layers with weights, in int8; "in float" behind it: outside of the
+                               int8 kernels
     activations                GELU, SiLU and others that stand alone
     sums and products          of maps, and other arithmetic value by value
     moves                      joins, cuts, copies, other orders of the values in memory
     conversions                between int8 and float that stand alone
 
-Times are the fastest of --rounds profiles of a kernel, warm in the cache, by the runtime's wall clock: the machine has
-to be idle. MACs of a kind count the zeros of groups that are written as one, those of the shares do not. The share of
-the peak is of the product of matrices that latency.py measures. "Layers alone" is the share if nothing but layers with
-weights took time: what is between them can be written as one likes, that is not exceeded. The last line is JSON.
+Times are the fastest of --rounds profiles of a kernel, warm in the cache, by the runtime's wall
+clock: the machine has to be idle. MACs of a kind count the zeros of groups that are written as one,
+those of the shares do not. The share of the peak is of the product of matrices that latency.py
+measures. "Layers alone" is the share if nothing but layers with weights took time: what is between
+them can be written as one likes, that is not exceeded. The last line is JSON.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""A whole training merged and one branch by branch, from one seed: losses and accuracy, epoch by epoch.
+"""A whole training merged and one branch by branch, from one seed: losses and accuracy by epoch.
 
     python benchmarks/merged_runs.py --data ../shared/data/clothing10 --dtype float64 --size 64
     python benchmarks/merged_runs.py --data ../shared/data/clothing10 --dtype float32 --size 96
@@ -75,6 +75,8 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3, help="the recipe's is 0.002")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
+    print(f"{options.model}, {options.size} px, rate {options.lr:g}, {options.dtype}, "
+          f"{options.threads} threads, torch {torch.__version__}")  # fmt: skip
     merged, branches = (trained(merging, options) for merging in ("on", "off"))
     rows = [
         {

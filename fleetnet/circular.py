@@ -1,4 +1,4 @@
-"""Circular convolution along one dimension of a feature, as long as the feature: four forms, one result.
+"""Circular convolution along one dimension of a feature, as long as it: four forms, one result.
 
     y[i, j] = bias + sum over t of kernel[t] * x[(i + t) mod H, j]        (along the height)
 
@@ -85,7 +85,8 @@ def chosen_form(x: Tensor, weight: Tensor, dim: int, stride: tuple[int, int]) ->
         channels_last=is_channels_last(x),
         half=computed_in(x).itemsize == 2,
     )
-    # Transforms over blocks are numbers that are kept, which a graph that is compiled has no place for.
+    # Transforms over blocks are numbers that are kept; a graph that is compiled has no place for
+    # them.
     return "fourier" if form == "blocks" and torch.compiler.is_compiling() else form
 
 
@@ -144,7 +145,7 @@ def _longest_product(
 
 
 def _falls_into_blocks(length: int) -> bool:
-    """Whether there is a number of blocks near the best one, which would be the root of the length."""
+    """Whether there is a number of blocks near the best one, the root of the length."""
     return 0.4 < block_count(length) / length**0.5 < 2.5
 
 
@@ -179,8 +180,9 @@ def circular_convolution(
     stride: tuple[int, int] = (1, 1),
     position: Tensor | None = None,
 ) -> Tensor:
-    """y[i] = bias + sum over t of weight[t] (x + position)[(i + t) mod n] along `dim`: (N, C, H, W) -> the same.
+    """y[i] = bias + sum over t of weight[t] (x + position)[(i + t) mod n] along `dim`.
 
+    (N, C, H, W) -> the same.
     `weight` (C, 1 or C, n, 1) along the height or (C, 1 or C, 1, n) along the width: depthwise or
     dense. `position` (1, C, n, 1) or (1, C, 1, n). With a `stride`, along height and width, every so
     many rows and columns of that: (N, C, ceil(H / stride), ceil(W / stride)).
@@ -195,7 +197,10 @@ def circular_convolution(
 
 @dataclass(frozen=True)
 class Prepared:
-    """A circular convolution whose matrices or spectra are made: (N, C, H, W) -> the same, or written to `out`."""
+    """A circular convolution whose matrices or spectra are made.
+
+    (N, C, H, W) -> the same, or written to `out`.
+    """
 
     convolve: Convolution
     added: Tensor | None  # by bias and position, which broadcasts
@@ -244,7 +249,10 @@ def added_by(
     dim: int,
     stride: tuple[int, int] = (1, 1),
 ) -> Tensor | None:
-    """What bias and position add to a result: (C, 1, 1), or one column (1, C, n, 1) or row (1, C, 1, n)."""
+    """What bias and position add to a result.
+
+    (C, 1, 1), or one column (1, C, n, 1) or row (1, C, 1, n).
+    """
     added = None if bias is None else bias.view(-1, 1, 1)
     if position is None:
         return added
@@ -527,13 +535,16 @@ def _correlated(upstream: Tensor, spectrum: Tensor, dim: int, depthwise: bool) -
 
 
 def block_count(length: int) -> int:
-    """How many blocks of rows "blocks" makes of a length: the even divisor nearest to its root, 0 of an odd one."""
+    """How many blocks of rows "blocks" makes of a length.
+
+    The even divisor nearest to its root, 0 of an odd one.
+    """
     divisors = [count for count in range(length, 0, -1) if count % 2 == 0 and length % count == 0]
     return min(divisors, key=lambda count: abs(log(count * count / length)), default=0)
 
 
 def _by_blocks(kernel: Tensor, dim: int, learning: bool) -> Convolution:
-    """Of R blocks of m rows, a circular convolution is one of R blocks, each of whose steps is an m x m matrix.
+    """Of R blocks of m rows, a circular convolution is one of R blocks with m x m matrices as steps.
 
     A Fourier transform over the R blocks makes of that a matrix for each of R / 2 + 1 frequencies.
     They are complex but for the first and the last one, so two and two m rows, real and imaginary
@@ -578,7 +589,9 @@ def _matrices(kernel: Tensor, lines: Tensor, blocks: int) -> Tensor:
 
 @cache
 def _transforms(blocks: int) -> tuple[NDArray[np.float64], ...]:
-    """Transforms over R blocks: there (R, R), back (R, R), and of a kernel to what `_matrices` shifts (4R, R).
+    """Transforms over R blocks: there (R, R), back (R, R), and of a kernel (4R, R).
+
+    The last one gives what `_matrices` shifts.
 
     Of numbers and not of tensors, since those would belong to the mode that the first call ran in.
     """

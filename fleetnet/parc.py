@@ -182,9 +182,9 @@ class CircularConv(nn.Module):
 
 
 def _may_fold(norm: nn.Module, computed: torch.dtype) -> bool:
-    """Whether a norm is a scale and a shift of each channel, and nobody would notice that it is not run.
+    """Whether a norm is a scale and a shift of each channel, and nobody would miss it.
 
-    In 16 bits one would: a feature far from 0 is rounded, and what is left without its mean is small.
+    In 16 bits one would: a feature far from 0 is rounded, and without its mean little is left.
     """
     linear = type(norm) is nn.BatchNorm2d and not norm.training and norm.running_mean is not None
     return linear and computed.itemsize > 2 and not _is_watched(norm)
@@ -196,7 +196,7 @@ def _is_watched(module: nn.Module) -> bool:
 
 
 class ParCHalf(nn.Sequential):
-    """Circular convolutions, the last of which writes its result to `out`: (N, C, H, W) -> the same."""
+    """Circular convolutions, the last of which writes to `out`: (N, C, H, W) -> the same."""
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         *before, last = self
