@@ -70,7 +70,7 @@ def forced_form() -> Form | None:
 def chosen_form(x: Tensor, weight: Tensor, dim: int, stride: tuple[int, int]) -> Form:
     """The form for this feature: the one of `computed_as`, or of a graph that is exported, or the fastest."""
     depthwise = _is_depthwise(weight)
-    if forced := _FORCED.get():
+    if forced := forced_form():
         return forced if depthwise or forced == "fourier" else "convolution"
     # A graph that is exported holds convolutions, which every runtime has.
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
@@ -226,7 +226,7 @@ def prepare(
     form: Form,
     stride: tuple[int, int] = (1, 1),
 ) -> Prepared:
-    """`circular_convolution` in a form that is none, for features of the size and kind of `x`.
+    """`circular_convolution` in any form but "convolution", for features of the size and kind of `x`.
 
     `added` to the result is what `added_by` gives. In inference it can be kept for as long as the
     tensors have the same values.

@@ -112,16 +112,24 @@ class CircularConv(nn.Module):
         tensors = self._tensors()
         if form != "convolution" and may_keep(x, tensors):
             return self._inferred(x, form, tensors, out)
-        weight, position = self._resized(x.shape[self.dim])
-        if self.norm is not None:
-            x, position = self.norm(x if position is None else x + position), None
+        length = x.shape[self.dim]
+        position = None
+        if self.norm is None:
+            position = self._position_at(length)
+        else:
+            x = self._normed(x)
+        weight = _resize(self.weight, self.dim, length)
         y = circular_convolution(x, weight, self.bias, self.dim, form, self.stride, position)
         return y if out is None else out.copy_(y)
 
-    def _resized(self, length: int) -> tuple[Tensor, Tensor | None]:
-        """Kernel and position embedding, (1, C, H, 1) or (1, C, 1, W), at a length."""
-        weight = _resize(self.weight, self.dim, length)
-        return weight, None if self.position is None else _resize(self.position, self.dim, length)
+    def _position_at(self, length: int) -> Tensor | None:
+        """The position embedding, (1, C, H, 1) or (1, C, 1, W), at a length."""
+        return None if self.position is None else _resize(self.position, self.dim, length)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        """norm(x + position), of a module with a norm."""
+        position = self._position_at(x.shape[self.dim])
+        return cast(Tensor, cast(nn.Module, self.norm)(x if position is None else x + position))
 
     def train(self, mode: bool = True) -> Self:
         self.kept.forget()
@@ -139,33 +147,25 @@ class CircularConv(nn.Module):
         self, x: Tensor, form: Form, tensors: list[Tensor | None], out: Tensor | None
     ) -> Tensor:
         """What `forward` computes, where all that follows from the weights alone is made once."""
-        folded = self.norm is not None and _may_fold(self.norm, computed_in(x))
-        if self.norm is not None and not folded:
-            position = self._resized(x.shape[self.dim])[1]
-            x = self.norm(x if position is None else x + position)
-        eps = None if self.norm is None else self.norm.eps
-        key = form, x.shape[self.dim], x.dtype, computed_in(x), folded, eps, self.stride
+        eps = None
+        if self.norm is not None and _may_fold(self.norm, computed_in(x)):
+            eps = self.norm.eps
+        elif self.norm is not None:
+            x, tensors = self._normed(x), [self.weight, self.bias]
+        length = x.shape[self.dim]
+        key = form, length, x.dtype, computed_in(x), eps, self.stride
 
         def make() -> Prepared:
-            length = x.shape[self.dim]
-            weight, position = self._resized(length)
-            whole = weight
-            if folded:  # conv(s (x + position) + t) = conv(s x) + conv(s position + t)
+            weight = whole = _resize(self.weight, self.dim, length)
+            position = self._position_at(length) if self.norm is None else None
+            if eps is not None:  # conv(s (x + position) + t) = conv(s x) + conv(s position + t)
                 whole = self.linear_part(length).to(weight)
-                position = self._after_norm(position, length)
-            elif self.norm is not None:
-                position = None
+                size = (length, 1) if self.dim == HEIGHT else (1, length)
+                position = self._normed(weight.new_zeros(1, weight.shape[0], *size))
             added = added_by(weight, self.bias, position, self.dim, self.stride)
             return prepare(x, whole, added, self.dim, form, self.stride)
 
         return self.kept.get(key, tensors, make)(x, out)
-
-    def _after_norm(self, position: Tensor | None, length: int) -> Tensor:
-        """What the norm makes of the embedding, or of zeros: (1, C, H, 1) or (1, C, 1, W)."""
-        size = (length, 1) if self.dim == HEIGHT else (1, length)
-        if position is None:
-            position = self.weight.new_zeros(1, self.weight.shape[0], *size)
-        return cast(nn.BatchNorm2d, self.norm)(position)
 
     def linear_part(self, length: int) -> Tensor:
         """The kernel at a length with the norm's scale in it, float64: all of this module but its constant."""

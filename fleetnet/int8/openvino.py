@@ -94,16 +94,14 @@ def _joined(weight: np.ndarray) -> np.ndarray:
 def _join_groups(network: "Model", skip: set[str]) -> None:
     """Write convolutions of groups with several channels each as such of one group, in place.
 
-    Those in `skip` stay. In int8, as groups, ParC-Net's take ten times as long as in float; as one
-    half as long, and those with kernels of 1x1 a tenth.
+    Those in `skip` stay. In int8, as groups, ParC-Net's take ten times as long as in float.
     """
     opset = import_module("openvino.opset8")
     for node in network.get_ops():
-        in_float = module_of(node.get_friendly_name()) in skip
-        if in_float or node.get_type_name() != "GroupConvolution":
+        if module_of(node.get_friendly_name()) in skip or not _has_groups(node):
             continue
-        weight = np.array(node.input_value(1).get_node().data)
-        if max(weight.shape[1:3]) == 1 or len(weight) > MOST_GROUPS:  # (G, O, I, ...)
+        weight = np.array(node.input_value(1).get_node().data)  # (G, O, I, ...)
+        if len(weight) > MOST_GROUPS:
             continue
         how = node.get_attributes()
         whole = opset.convolution(
@@ -120,7 +118,7 @@ def _join_groups(network: "Model", skip: set[str]) -> None:
 
 
 def _in_float(network: "Model", skip: set[str]) -> list[str]:
-    """The nodes that stay in float; those of the modules in `skip` and groups among them."""
+    """The nodes that stay in float: of the modules in `skip`, and groups that were not joined, too."""
     return [
         node.get_friendly_name()
         for node in network.get_ops()
@@ -131,7 +129,7 @@ def _in_float(network: "Model", skip: set[str]) -> list[str]:
 
 
 def _has_groups(node: "Node") -> bool:
-    """Whether it is a convolution of groups of several channels, which were not joined."""
+    """Whether it is a convolution of groups of several channels."""
     if node.get_type_name() != "GroupConvolution":
         return False
     _, outputs, inputs, *_ = node.get_input_shape(1)
