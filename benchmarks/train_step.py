@@ -26,6 +26,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -113,27 +114,23 @@ def plain(config: TrainConfig, model: nn.Module, memory_format: torch.memory_for
     return run
 
 
-def plain_loops(config: TrainConfig) -> dict[str, Steps]:
-    """Of timm's network, in the memory formats that are safe."""
+def contenders_of(config: TrainConfig) -> dict[str, Callable[[], Steps]]:
+    """What makes the steps of `fit`, and of loops on timm's network in the formats that are safe."""
     import timm
 
-    loops = {}
+    makers = {"fit": partial(ours, config)}
     for memory_format in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         model = timm.create_model(config.model, num_classes=CLASSES)
         is_last = memory_format == torch.channels_last
         if not is_last or may_be_channels_last(model, torch.device("cpu")):
-            loops[str(memory_format)] = plain(config, model, memory_format)
-    return loops
-
-
-def contenders_of(config: TrainConfig) -> dict[str, Steps]:
-    return {"fit": ours(config), **plain_loops(config)}
+            makers[str(memory_format)] = partial(plain, config, model, memory_format)
+    return makers
 
 
 def race(config: TrainConfig, options: argparse.Namespace) -> dict[str, list[float]]:
     """Seconds a step of each turn of each contender, all in this process."""
-    contenders = contenders_of(config)
+    contenders = {name: make() for name, make in contenders_of(config).items()}
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for steps in contenders.values():
         steps(1)  # the first one makes what the others have
@@ -174,7 +171,7 @@ def race_of_processes(config: TrainConfig, options: argparse.Namespace) -> dict[
 def turn(config: TrainConfig, options: argparse.Namespace) -> float:
     """Seconds a step of one contender, in this process."""
     torch.set_num_threads(config.threads or 1)
-    steps = contenders_of(config)[options.contend]
+    steps = contenders_of(config)[options.contend]()
     steps(1)
     return timed(steps, options)
 

@@ -539,7 +539,7 @@ def block_count(length: int) -> int:
 
     The even divisor nearest to its root, 0 of an odd one.
     """
-    divisors = [count for count in range(length, 0, -1) if count % 2 == 0 and length % count == 0]
+    divisors = [count for count in range(length - length % 2, 0, -2) if length % count == 0]
     return min(divisors, key=lambda count: abs(log(count * count / length)), default=0)
 
 
