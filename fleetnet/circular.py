@@ -44,6 +44,7 @@ from torch.nn import functional as F
 HEIGHT, WIDTH = 2, 3  # dimensions of a feature (N, C, H, W)
 Form = Literal["convolution", "product", "fourier", "blocks"]
 FORMS: tuple[Form, ...] = get_args(Form)
+SOON_CONVOLVED = 64  # length below which a convolution of a channels_last feature is the fastest
 # (N, C, H, W) -> the same, without a bias; in inference written to the second one where that can be
 Convolution = Callable[[Tensor, Tensor | None], Tensor]
 _FORCED: ContextVar[Form | None] = ContextVar("form of circular convolutions", default=None)
@@ -74,6 +75,8 @@ def chosen_form(x: Tensor, weight: Tensor, dim: int, stride: tuple[int, int]) ->
         return forced if depthwise or forced == "fourier" else "convolution"
     # A graph that is exported holds convolutions, which every runtime has.
     if torch.jit.is_tracing() or torch.compiler.is_exporting():
+        return "convolution"
+    if depthwise and _is_soon_convolved(x, dim):
         return "convolution"
     form = form_for(
         # a strided convolution computes no more than it gives
@@ -110,6 +113,11 @@ def form_for(
     """
     if not depthwise:
         return "fourier" if length >= (16 if learning else 32) else "convolution"
+    # What the rest would say too, which looks for divisors.
+    if channels_last and not learning and length < SOON_CONVOLVED:
+        return "convolution"
+    if not channels_last and 3 < length <= 80:
+        return "product"
     smooth = _is_smooth(length)
     if length <= _longest_convolution(smooth, images, learning, channels_last, half):
         return "convolution"
@@ -118,6 +126,15 @@ def form_for(
     if length <= _longest_product(smooth, images, channels_last, half, in_blocks, learning_rows):
         return "product"
     return "blocks" if in_blocks else "fourier"
+
+
+def _is_soon_convolved(x: Tensor, dim: int) -> bool:
+    """Whether `form_for` would say so of a depthwise convolution in inference.
+
+    A short one takes a tenth of a millisecond, and asking that would take a tenth of it.
+    """
+    is_short = x.shape[dim] < SOON_CONVOLVED
+    return is_short and not torch.is_grad_enabled() and is_channels_last(x)
 
 
 def _longest_convolution(

@@ -109,9 +109,10 @@ class CircularConv(nn.Module):
 
     def forward(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         form = chosen_form(x, self.weight, self.dim, self.stride)
-        tensors = self._tensors()
-        if form != "convolution" and may_keep(x, tensors):
-            return self._inferred(x, form, tensors, out)
+        if form != "convolution":
+            tensors = self._tensors()
+            if may_keep(x, tensors):
+                return self._inferred(x, form, tensors, out)
         length = x.shape[self.dim]
         position = None
         if self.norm is None:
@@ -284,9 +285,10 @@ class ParC(nn.Module):
 
         In channels_last, halves that lie otherwise are put together faster than written one by one.
         """
+        if is_channels_last(x) or not _may_overwrite(x):
+            return False
         halves = self.first, self.second
-        write = all(isinstance(half, ParCHalf) and half.writes() for half in halves)
-        return write and _may_overwrite(x) and not is_channels_last(x)
+        return all(isinstance(half, ParCHalf) and half.writes() for half in halves)
 
     def _room_for(self, x: Tensor) -> Tensor:
         """Memory for the result, into which each half writes its own."""

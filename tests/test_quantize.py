@@ -1,6 +1,7 @@
 """Int8: what comes before keeps what a network computes; what is refused leaves nothing; what is given loads."""
 
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,13 +25,15 @@ from fleetnet.facts import Exported, Facts
 from fleetnet.find import find
 from fleetnet.geometry import Place
 from fleetnet.inputs.dataset import Batch
-from fleetnet.int8._equalize import chains, equalize
+from fleetnet.int8._channels import FIXED, follow
+from fleetnet.int8._equalize import equalize
 from fleetnet.int8._norms import recalibrate
 from fleetnet.int8._prepared import Prepared, calibration, prepare
 from fleetnet.int8._search import _steps, quantize
 from fleetnet.int8._sensitivity import _rounded, _rounded_weight, sensitivity, sqnr
 from fleetnet.preprocess import Preprocess
-from fleetnet.reparam import reparameterize
+from fleetnet.proof.as_if_trained import as_if_trained, pictures
+from fleetnet.reparam import difference, reparameterize
 from fleetnet.runtimes import Request
 from fleetnet.runtimes._int8 import safe_scales
 from fleetnet.tasks import build
@@ -131,10 +134,60 @@ def plant(model: Tiny) -> None:
 # ---- equalization ----------------------------------------------------------------------------------------------------
 
 
-def test_chains_are_those_of_relu_that_nothing_else_reads() -> None:
-    assert chains(tiny(), images(1)) == [
-        ("stem", "depthwise"), ("depthwise", "pointwise"), ("last", "classifier.2"),
-    ]  # fmt: skip
+def test_channels_that_may_be_scaled_together() -> None:
+    layers = {
+        one.weight.removesuffix(".weight"): one for one in follow(tiny(), images(1)).layers
+    }  # fmt: skip
+    stream = layers["pointwise"].made
+    assert len(set(stream)) == 24
+    assert FIXED not in stream
+    # A sum and a product with a gate leave a channel what it is, for all that take it.
+    for taken in (layers[name].taken for name in ("expand", "gate", "last")):
+        assert np.array_equal(taken, stream)
+    assert np.array_equal(layers["project"].made, stream)
+    # ReLU commutes with a factor; a depthwise layer begins anew; GELU and sigmoid commute with none.
+    assert np.array_equal(layers["stem"].made, layers["depthwise"].taken)
+    assert not set(layers["depthwise"].made) & set(layers["depthwise"].taken)
+    fixed = layers["stem"].taken, layers["expand"].made, layers["gate"].made
+    for classes in (*fixed, layers["project"].taken, layers["classifier.2"].made):
+        assert set(classes) == {FIXED}
+
+
+class Residual(nn.Module):
+    """A stream whose second channel is a thousand times as large as the others, which nothing hides."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, padding=1)
+        self.head = nn.Conv2d(8, 4, 1)
+        with torch.no_grad():
+            for made in (self.first, self.second):
+                made.weight[1] *= 1e3
+            for taken in (self.second, self.head):
+                taken.weight[:, 1] *= 1e-3
+
+    def stream(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        return x + self.second(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.stream(x)).mean((2, 3))
+
+
+@torch.no_grad()
+def test_equalizing_a_residual_stream() -> None:
+    torch.manual_seed(0)
+    model = Residual().eval()
+    equal, scales = equalize(model, images())
+    assert set(scales) == {"first", "second", "head"}
+    assert (equal(images()) - model(images())).abs().max() < 1e-5 * model(images()).std()
+
+    def spread(network: Residual) -> float:
+        ranges = network.stream(images()).abs().amax((0, 2, 3))
+        return (ranges.max() / ranges.min()).item()
+
+    assert spread(model) > 300
+    assert spread(equal) < 10
 
 
 @torch.no_grad()
@@ -143,7 +196,8 @@ def test_equalizing_changes_nothing_but_the_ranges() -> None:
     plant(model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     equal, scales = equalize(model, images())
-    assert len(scales) == 3
+    # all but a layer between GELU and a sum would be: expand takes the stream, project gives it
+    assert len(scales) == 8
     x = images(16, 5)
     assert (equal(x) - model(x)).abs().max() < 1e-4 * model(x).std()
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -182,9 +236,11 @@ def test_equalizing_mobileone() -> None:
 
     deployed = reparameterize(randomize(Network(), 0), images(1))
     equal, scales = equalize(deployed, images())
-    # each of 43 layers before a ReLU; but two are read by squeeze-and-excite too, which has a chain
-    # of its own
-    assert len(scales) == 43 - 2 + 2
+    layers = {
+        name for name, one in deployed.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)
+    }
+    # what a gate's second layer takes may never fire, with random weights
+    assert {name for name in layers - set(scales) if not name.endswith("se.expand")} == set()
     x = images(8, 5)
     assert (equal(x) - deployed(x)).abs().max() < 1e-5 * deployed(x).std()
 
@@ -209,7 +265,7 @@ class ChannelsLast(nn.Module):
         return self.second(self.first(x.permute(0, 2, 3, 1)).relu())
 
 
-@pytest.mark.parametrize(("kind", "count"), [(Flat, 0), (ChannelsLast, 1)])
+@pytest.mark.parametrize(("kind", "count"), [(Flat, 0), (ChannelsLast, 2)])
 @torch.no_grad()
 def test_equalizing_channels_that_are_not_the_second_dimension(
     kind: type[nn.Module], count: int
@@ -221,10 +277,101 @@ def test_equalizing_channels_that_are_not_the_second_dimension(
     assert (equal(images()) - model(images())).abs().max() < 1e-5 * model(images()).std()
 
 
-def test_gelu_has_no_chains() -> None:
+def test_gelu_lets_nothing_be_scaled() -> None:
     model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.GELU(), nn.Conv2d(8, 8, 1)).eval()
-    assert chains(model, images(1)) == []
     assert equalize(model, images())[1] == {}
+
+
+def joined(x: Tensor) -> Tensor:
+    return torch.cat([x[:, 4:], x.narrow(1, 0, 4).relu()], 1)
+
+
+def turned(x: Tensor) -> Tensor:
+    """As ParC extends a feature."""
+    return torch.cat([x, x.narrow(2, 0, x.shape[2] - 1)], 2)
+
+
+def halves(x: Tensor) -> Tensor:
+    first, second = x.chunk(2, 1)
+    return torch.cat([second, first], 1) + torch.cat(x.split((2, 6), 1), 1)
+
+
+def pooled(x: Tensor) -> Tensor:
+    mean = x.mean((2, 3), keepdim=True).expand(x.shape)
+    return F.interpolate(F.max_pool2d(x, 3, 2, 1), scale_factor=2) + F.avg_pool2d(x, 3, 1, 1) + mean
+
+
+def flattened(x: Tensor) -> Tensor:
+    return x.flatten(2).view(x.shape).permute(0, 2, 3, 1).permute(0, 3, 1, 2)
+
+
+def scaled(x: Tensor) -> Tensor:
+    return F.leaky_relu(x) * torch.tensor(0.3) - 0.5 * x.relu()
+
+
+def mixed(x: Tensor) -> Tensor:
+    """Of what is joined with channels that cannot be scaled, none are."""
+    return torch.cat([x[:, :4], F.gelu(x[:, 4:])], 1)
+
+
+def compared_to_each_other(x: Tensor) -> Tensor:
+    return x.softmax(1)
+
+
+def squared(x: Tensor) -> Tensor:
+    return x * x
+
+
+def moved(x: Tensor) -> Tensor:
+    return x + 1.0
+
+
+def rolled(x: Tensor) -> Tensor:
+    """Channels become others."""
+    return x.roll(1, 1) + x
+
+
+WAYS = {
+    joined: True, turned: True, halves: True, pooled: True, flattened: True, scaled: True,
+    mixed: False, compared_to_each_other: False, squared: False, moved: False, rolled: False,
+}  # fmt: skip
+
+
+class Way(nn.Module):
+    """Something between two layers, the first of which gives channels of unlike ranges."""
+
+    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.first, self.second, self.way = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3, padding=1), way
+        self.shift = nn.Parameter(torch.randn(1, 8, SIZE, 1))
+        with torch.no_grad():
+            self.first.weight *= torch.logspace(-2, 2, 8).view(-1, 1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.way(self.first(x) + self.shift))
+
+
+@pytest.mark.parametrize(("way", "is_scaled"), list(WAYS.items()))
+@torch.no_grad()
+def test_what_lies_between_two_layers(way: Callable[[Tensor], Tensor], is_scaled: bool) -> None:
+    torch.manual_seed(0)
+    model = Way(way).eval()
+    equal, scales = equalize(model, images())
+    x = images(8, 5)
+    assert (equal(x) - model(x)).abs().max() < 1e-5 * model(x).std()
+    assert bool(scales) == is_scaled
+    assert torch.equal(equal.shift, model.shift) != is_scaled
+
+
+@pytest.mark.parametrize("name", ["repvit_m0_6", "fasternet_t0", "parcnet_xs", "parc_mobilenetv2"])
+@torch.no_grad()
+def test_equalizing_whole_networks(name: str) -> None:
+    torch.manual_seed(0)
+    x = pictures((64, 64))
+    deployed = reparameterize(as_if_trained(build(name, CLASSES), (64, 64)), x[:1])
+    equal, scales = equalize(deployed, x)
+    assert len(scales) > 10
+    assert difference([deployed(x)], [equal(x)])[1] < 1e-4
 
 
 # ---- batch norms -----------------------------------------------------------------------------------------------------

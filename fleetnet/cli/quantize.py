@@ -84,7 +84,7 @@ class Quantize:
         ),
     )
     equalize: bool = field(
-        default=True, metadata=About(help="cross-layer equalization of chains of ReLU")
+        default=True, metadata=About(help="make the channels of feature maps alike")
     )
     recalibrate_norms: bool = switch("first recompute the batch norms' statistics on the pictures")
     sensitivity: bool = switch("show what int8 does to each layer alone")
@@ -310,7 +310,7 @@ def _say_prepared(settings: Quantize, prepared: "Prepared", pictures: int, targe
             f"{settings.max_drop:g} points allowed"
         )
     if prepared.equalized:
-        say(f"equalized {prepared.equalized} pairs of layers")
+        say(f"equalized what {prepared.equalized} layers take and give")
     if settings.sensitivity:
         say("measuring how much each layer disturbs the outputs")
         _show_layers(prepared.sensitivity)

@@ -1,162 +1,144 @@
-"""Cross-layer equalization: channels of like range between two layers, without changing what a network computes.
+"""Equalization: channels of a map that have like ranges, without changing what a network computes.
 
 Int8 has one scale for a whole feature map, so a channel whose values are a hundredth of the largest
-channel's is left with two or three steps. ReLU commutes with a positive factor, so between two
-linear layers each channel c may be divided by a number s[c] where it is made, and multiplied by it
-where it is used:
+channel's is left with two or three steps. Where all that lies between two layers commutes with a
+positive factor (`_channels.py`), each channel c may be divided by a number s[c] where it is made,
+and multiplied by it where it is used:
 
     second(relu(first(x))) = second'(relu(first'(x)))    w1'[c] = w1[c] / s[c], b1'[c] = b1[c] / s[c],
                                                          w2'[:, c] = w2[:, c] * s[c]
 
-Nagel et al., arXiv:1906.04721, choose s from the weights alone, for one scale per weight tensor.
-Here weights have a scale per output channel, which undoes any s[c] of w1, and of a depthwise w2
-too: what remains to be served is the feature map. So s is the range r[c] that the channel has on
-images, or, where a dense w2 mixes the channels, the square root of r[c] by the range of the weights
-that take c (as Xiao et al., arXiv:2211.10438, balance linear layers). Only chains of ReLU without a
-second reader qualify: MobileOne's but for squeeze-and-excite; GELU and Hardswish do not commute.
+Nagel et al., arXiv:1906.04721, do so for chains of two layers and choose s from the weights alone,
+for one scale per weight tensor. Here weights have a scale per output channel, which undoes any s[c]
+of w1, and of a depthwise w2 too: what remains to be served is the feature map. So s is the range
+r[c] that the channel has on images, or, where a dense w2 mixes the channels, the square root of
+r[c] by the range of the weights that take c (as Xiao et al., arXiv:2211.10438, balance linear
+layers). A residual stream has one s for all of its maps, by the one in which a channel is largest.
 """
 
 import copy
-from typing import cast
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
-Linear = nn.Conv2d | nn.Linear
+from ._channels import FIXED, Followed, Layer, follow, rounded_maps
+
 LIMIT = 100.0  # largest factor by which a channel is made smaller or larger
 
 
-def chains(model: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Pairs (first, second) of layers of a deploy form, by name, where relu(first(x)) is all that `second` takes.
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """By what the channels of a layer are changed."""
 
-    Nothing else reads what is between them; pooling over the pixels may be there too. `example` is
-    (N, C, H, W).
-    """
-    program = torch.export.export(model, (example,))
-    weights = program.graph_signature.inputs_to_parameters
-    layers = {name for name, module in model.named_modules() if isinstance(module, Linear)}
-    aten = torch.ops.aten
-    linear = (aten.conv2d.default, aten.linear.default)
-    pools = (
-        aten.adaptive_avg_pool2d.default,
-        aten.flatten.using_ints,
-        aten.view.default,
-        aten.mean.dim,
+    multiplied: Tensor  # those that it takes, (C,)
+    divided: Tensor  # those that it gives, (O,)
+
+
+Scales = dict[str, Factors]  # of each layer that is changed, by its name
+
+
+class _Ranges(fx.Interpreter):
+    """Runs a network, and notes the largest absolute value of each channel of maps."""
+
+    def __init__(self, followed: Followed):
+        super().__init__(followed.program)
+        self.dimensions = {node: one.dimension for node, one in rounded_maps(followed)}
+        self.largest: dict[fx.Node, Tensor] = {}
+
+    def run_node(self, node: fx.Node) -> Any:
+        value = super().run_node(node)
+        if node in self.dimensions:
+            seen = value.detach().abs().movedim(self.dimensions[node], 0).flatten(1).amax(1)
+            before = self.largest.get(node)
+            self.largest[node] = seen if before is None else torch.maximum(before, seen)
+        return value
+
+
+def _factors(followed: Followed, largest: dict[fx.Node, Tensor], model: nn.Module) -> Tensor:
+    """The factor of each class: by how far its channel reaches in the maps, and in the weights."""
+    count = 1 + max(
+        (int(one.classes.max()) for one in followed.maps.values() if len(one.classes)), default=0
     )
+    reach, weight = torch.zeros(count), torch.zeros(count)
+    for node, values in largest.items():
+        classes = torch.from_numpy(followed.maps[node].classes)
+        share = values.float() / values.max().clamp_min(1e-30)
+        reach.scatter_reduce_(0, classes, share, "amax")
+    for layer in followed.layers:
+        if 1 < layer.groups == len(layer.taken):
+            continue  # depthwise: its scales follow each channel
+        used = _grouped(model.get_parameter(layer.weight), layer).abs()
+        used = used.transpose(1, 2).flatten(2).amax(2).flatten().float()  # (C,)
+        classes = torch.from_numpy(layer.taken)
+        weight.scatter_reduce_(0, classes, used / used.max().clamp_min(1e-30), "amax")
+    # A channel that never fires, or that nothing takes, has no range to speak of.
+    share = torch.where(weight > 0, (reach / weight.clamp_min(1e-12)).sqrt(), reach)
+    share = torch.where(reach > 0, share, 1.0)
+    factors = torch.ones(count)
+    for group in _groups(followed, largest):
+        some = torch.tensor(sorted(group))
+        alive = some[reach[some] > 0]
+        if len(alive):
+            mean = share[alive].log().mean().exp()  # geometric
+            factors[alive] = (share[alive] / mean).clamp(1 / LIMIT, LIMIT)
+    factors[FIXED] = 1.0
+    return factors
 
-    def layer(node: torch.fx.Node) -> str | None:
-        weight = node.args[1] if node.target in linear else None
-        # a shared layer has no range of its own
-        if not isinstance(weight, torch.fx.Node) or len(weight.users) > 1:
-            return None
-        name = weights.get(weight.name, "").removesuffix(".weight")
-        return name if name in layers else None
 
-    def same_channels(maker: torch.fx.Node, pooled: bool, taker: torch.fx.Node) -> bool:
-        """Whether the channels that one makes are those that the other takes; a linear layer's are the last."""
-        taken = cast(torch.fx.Node, taker.args[0]).meta["val"]
-        if maker.target is aten.linear.default and maker.meta["val"].ndim > 2:
-            return taker.target is aten.linear.default and not pooled
-        return taker.target is aten.conv2d.default or taken.ndim == 2
-
-    pairs = []
-    for node in program.graph.nodes:
-        first, current, positive, pooled = layer(node), node, False, False
-        while first and len(current.users) == 1:
-            (reader,) = current.users
-            if reader.target in (aten.relu.default, aten.relu_.default):
-                positive = True
-            elif (
-                reader.target in pools and reader.meta["val"].shape[1] == node.meta["val"].shape[1]
-            ):
-                pooled = True
+def _groups(followed: Followed, maps: dict[fx.Node, Tensor]) -> list[set[int]]:
+    """Classes that lie in the same maps, or are tied to each other by others that do."""
+    groups: list[set[int]] = []
+    for node in maps:
+        own = set(followed.maps[node].classes.tolist()) - {FIXED}
+        apart = []
+        for group in groups:
+            if group & own:
+                own |= group
             else:
-                second = layer(reader)
-                if (
-                    second
-                    and positive
-                    and reader.args[0] is current
-                    and same_channels(node, pooled, reader)
-                ):
-                    pairs.append((first, second))
-                break
-            current = reader
-    return pairs
+                apart.append(group)
+        groups = [*apart, own]
+    return groups
 
 
-def _ranges(model: nn.Module, names: set[str], images: Tensor, batch: int) -> dict[str, Tensor]:
-    """The largest value that each channel of each layer's output has on images, at least 0: (C,)."""
-    largest: dict[str, Tensor] = {}
-
-    def record(name: str, module: nn.Module, output: Tensor) -> None:
-        value = (
-            output.movedim(-1 if isinstance(module, nn.Linear) else 1, 0)
-            .flatten(1)
-            .amax(1)
-            .clamp_min(0)
-        )
-        largest[name] = torch.maximum(largest[name], value) if name in largest else value
-
-    hooks = [
-        module.register_forward_hook(
-            lambda module, _, output, name=name: record(name, module, output)
-        )
-        for name, module in model.named_modules()
-        if name in names
-    ]
-    try:
-        for i in range(0, len(images), batch):
-            model(images[i : i + batch])
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return largest
-
-
-Scales = dict[tuple[str, str], Tensor]  # of each pair of layers: (channels between them,)
+def _grouped(weight: Tensor, layer: Layer) -> Tensor:
+    """A weight by groups of the channels that it takes: (g, out / g, channels / g, h, w)."""
+    channels = len(layer.taken) // layer.groups
+    return weight.view(layer.groups, -1, channels, *weight.shape[2:])
 
 
 @torch.no_grad()
-def equalize(model: nn.Module, images: Tensor, batch: int = 16) -> tuple[nn.Module, Scales]:
+def equalize(model: nn.Module, images: Tensor) -> tuple[nn.Module, Scales]:
     """A copy of a deploy form that computes the same, with feature maps that int8 can hold.
 
-    `images` (N, C, H, W) are preprocessed and as in use; those of one `batch` pass through at a
-    time. With it comes by what each pair of layers was changed; a model without chains of ReLU
-    comes back as a copy, and none.
+    `images` (N, C, H, W) are preprocessed and as in use; one passes through at a time. With it
+    comes by what each layer was changed; a model in which nothing can be comes back as a copy.
     """
-    pairs = chains(model, images[:1])
-    modules = dict(model.named_modules())
-    ranges = _ranges(model, {first for first, _ in pairs}, images, batch) if pairs else {}
-    scales: Scales = {}
-    for first, second in pairs:
-        maker, taker = cast(Linear, modules[first]), cast(Linear, modules[second])
-        share = ranges[first]
-        if len(maker.weight) > getattr(taker, "groups", 1):
-            used = _grouped(taker, len(maker.weight)).transpose(1, 2).flatten(2).abs().amax(2)
-            share = (share / used.flatten().clamp_min(1e-12)).sqrt()
-        alive = ranges[first] > 0  # a channel that is never positive has no range to speak of
-        scale = torch.ones_like(share)
-        scale[alive] = (share[alive] / share[alive].log().mean().exp()).clamp(1 / LIMIT, LIMIT)
-        scales[first, second] = scale
-    return rescaled(model, scales), scales
-
-
-def _grouped(taker: Linear, channels: int) -> Tensor:
-    """Its weight by groups of the channels that it takes: (g, out / g, channels / g, h, w)."""
-    groups = getattr(taker, "groups", 1)
-    return taker.weight.view(groups, -1, channels // groups, *taker.weight.shape[2:])
-
-
-@torch.no_grad()
-def rescaled(model: nn.Module, scales: Scales) -> nn.Module:
-    """A copy in which each channel is divided where it is made, and multiplied where it is used."""
+    followed = follow(model, images[:1])
+    ranges = _Ranges(followed)
+    if ranges.dimensions:
+        for image in images.split(1):
+            ranges.run(image)
+    factors = _factors(followed, ranges.largest, model)
     model = copy.deepcopy(model)
-    modules = dict(model.named_modules())
-    for (first, second), scale in scales.items():
-        maker, taker = cast(Linear, modules[first]), cast(Linear, modules[second])
-        maker.weight.div_(scale.view(-1, *[1] * (maker.weight.ndim - 1)))
-        if maker.bias is not None:
-            maker.bias.div_(scale)
-        grouped = _grouped(taker, len(scale))
-        grouped.mul_(scale.view(len(grouped), 1, -1, *[1] * (grouped.ndim - 3)))
-    return model
+    scales: Scales = {}
+    for layer in followed.layers:
+        made = Factors(factors[layer.taken], factors[layer.made])
+        if not all(bool((one == 1).all()) for one in (made.multiplied, made.divided)):
+            scales[layer.weight.removesuffix(".weight")] = made
+            _change(model, layer, made)
+    for name, one in followed.constants.items():
+        constant = model.get_parameter(name)
+        around = [1] * (constant.ndim - 1)
+        constant.movedim(one.dimension, -1).div_(factors[one.classes].view(*around, -1))
+    return model, scales
+
+
+def _change(model: nn.Module, layer: Layer, factors: Factors) -> None:
+    weight = model.get_parameter(layer.weight)
+    weight.div_(factors.divided.view(-1, *[1] * (weight.ndim - 1)))
+    grouped = _grouped(weight, layer)
+    grouped.mul_(factors.multiplied.view(layer.groups, 1, -1, *[1] * (weight.ndim - 2)))
+    if layer.bias is not None:
+        model.get_parameter(layer.bias).div_(factors.divided)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from ..errors import ExportError
 from ..merged import BranchSum
 from ..runtimes import _int8
-from ._equalize import Scales
+from ._equalize import Factors, Scales
 from ._operators import OPERATORS, Step, steps_of
 from ._shared import module_of
 from .onnx import WITH_WEIGHTS
@@ -338,11 +338,9 @@ class FakeQuantized(nn.Module):
             if module in sums:
                 branches = copy.deepcopy(sums[module]).requires_grad_()
                 conv = branches.geometry()
-                made = [scale for (first, _), scale in scales.items() if first == module]
-                taken = [scale for (_, second), scale in scales.items() if second == module]
-                divided = made[0] if made else torch.ones(conv.out_channels)
-                multiplied = taken[0] if taken else torch.ones(conv.in_channels)
-                layer.put(Merged(branches, divided, multiplied), module)
+                ones = Factors(torch.ones(conv.in_channels), torch.ones(conv.out_channels))
+                factors = scales.get(module, ones)
+                layer.put(Merged(branches, factors.divided, factors.multiplied), module)
 
     def freeze_norms(self) -> None:
         """Let the norms of branches learn no more."""
@@ -377,27 +375,35 @@ class FakeQuantized(nn.Module):
             inputs = [inputs[0], weight] if bias is None else [inputs[0], weight, bias]
         return cast("Tensor | list[Tensor]", OPERATORS[step.operator](step, *inputs))
 
-    def added_layers(self) -> set[str]:
-        """The rounded maps, by their names, of layers that are added to something else at once.
+    def maps_between(self) -> set[str]:
+        """The rounded maps, by their names, that no layer takes as they are; outputs are left out.
 
-        Sums of two layers are left out.
+        So are those that begin at 0, unless it is a sigmoid's: they cut off what a ReLU would.
         """
-        added: set[str] = set()
+        readers: dict[str, list[Step]] = {}
         for step in self.steps:
-            if step.operator == "Add":
-                rounded = {name for name in map(self._rounded_layer, step.inputs) if name}
-                added |= rounded if len(rounded) == 1 else set()
-        return added
+            for name in step.inputs:
+                readers.setdefault(name, []).append(step)
 
-    def _rounded_layer(self, name: str) -> str | None:
-        """The rounded map behind a tensor, if it is a layer's output that nothing else takes."""
-        pair = self.makers.get(name)
-        rounding = self.makers.get(pair.inputs[0]) if pair else None
-        maker = self.makers.get(rounding.inputs[0]) if rounding else None
-        readers = sum(name in step.inputs for step in self.steps)
-        if pair is None or rounding is None or maker is None or readers > 1:
-            return None
-        return rounding.outputs[0] if maker.name in self.layer_names else None
+        def is_taken(rounding: Step) -> bool:
+            pairs = readers.get(rounding.outputs[0], [])
+            is_output = any(pair.outputs[0] in self.outputs for pair in pairs)
+            return is_output or any(
+                reader.name in self.layer_names
+                for pair in pairs
+                for reader in readers.get(pair.outputs[0], [])
+            )
+
+        def cuts_off(rounding: Step) -> bool:
+            maker = self.makers.get(rounding.inputs[0])
+            is_sigmoid = maker is not None and maker.operator == "Sigmoid"
+            return self.map_of(rounding.inputs[1]).zero == 0 and not is_sigmoid
+
+        return {
+            step.outputs[0]
+            for step in self.steps
+            if step.operator == "QuantizeLinear" and not is_taken(step) and not cuts_off(step)
+        }
 
     def without(self, maps: set[str]) -> "FakeQuantized":
         """The same network, with the same weights, which does not round these maps."""

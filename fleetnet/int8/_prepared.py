@@ -56,13 +56,13 @@ class Prepared:
     result: dict[str, object] = field(repr=False)  # what the checkpoint reaches on it
     logits: Tensor | None = field(repr=False)  # and says, if it is a classifier
     meaning: Meaning | None = field(default=None, repr=False)  # of the outputs
-    scales: Scales = field(default_factory=dict, repr=False)  # of pairs of layers, equalized
+    scales: Scales = field(default_factory=dict, repr=False)  # of layers, equalized
     recalibrated: bool = False  # batch norms
     measured: list[Layer] | None = field(default=None, init=False, repr=False)  # `sensitivity`
 
     @property
     def equalized(self) -> int:
-        """Pairs of layers."""
+        """How many layers."""
         return len(self.scales)
 
     @property
@@ -151,7 +151,7 @@ def prepare(
     deployed = reparameterize(network, images[:1])
     scales: Scales = {}
     if equalizing:
-        deployed, scales = equalize(deployed, images, BATCH)
+        deployed, scales = equalize(deployed, images)
     pictures = images[:: -(-len(images) // COMPARED)].split(1)
     return Prepared(
         facts_of_use(trained.facts, deployable),

@@ -218,11 +218,12 @@ def writer(float_file: Path, images: np.ndarray) -> Write:
 
 
 def computed(network: "FakeQuantized") -> "FakeQuantized":
-    """A layer's output that is added to something else at once is not rounded before.
+    """What no layer takes is not rounded: it stays in float, as in files that NNCF makes.
 
-    OpenVINO computes the sum within the layer and passes over that rounding, whatever a file says.
+    OpenVINO computes activations and sums within the layer before them, and so passes over some of
+    these roundings whatever a file says; for the others it would compute apart what it can join.
     """
-    return network.without(network.added_layers())
+    return network.without(network.maps_between())
 
 
 def _join_groups_of_file(graph: "GraphProto") -> None:

@@ -1,0 +1,407 @@
+"""Which channels of a network may be made smaller or larger together: `follow`.
+
+A number s by which a channel is divided where it is made can be taken back where it is used, if all
+that lies between commutes with a positive factor: ReLU, sums, joins and cuts of maps, pooling,
+products with the same number for all. A sum has one s for both of its parts, so a channel of a
+residual stream has one for as long as the stream goes on; a depthwise convolution begins anew, for
+its kernels can take any s of what they get and give any other.
+
+    GELU, SiLU, sigmoid ...     do not commute: s of what they take and of what they give is 1
+    x * gate                    has the s of x where that of the gate is 1
+    x + constant                the constant is divided by the s of x
+    pictures and outputs        have 1, and so has all that is not known here
+"""
+
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+
+aten = torch.ops.aten
+CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
+LAYERS = (*CONVOLUTIONS, aten.linear.default)
+RELUS = (aten.relu.default, aten.relu_.default)
+# They give each channel what they took times a factor, if they took it times that factor.
+COMMUTING = (
+    *RELUS,
+    aten.leaky_relu.default,
+    aten.leaky_relu_.default,
+    aten.dropout.default,
+    aten.feature_dropout.default,
+    aten.clone.default,
+    aten.contiguous.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.max_pool2d.default,
+    aten.upsample_bilinear2d.vec,
+    aten.upsample_nearest2d.vec,
+)
+RESHAPES = (aten.flatten.using_ints, aten.view.default, aten.reshape.default)
+SUMS = (aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor, aten.sub_.Tensor)
+PRODUCTS = (aten.mul.Tensor, aten.mul_.Tensor)
+FIXED = 0  # the class of channels whose factor is 1
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """A tensor of a network: the class of each of its channels, and which dimension they are."""
+
+    classes: np.ndarray  # (C,) integers
+    dimension: int
+
+
+@dataclass
+class Layer:
+    """A convolution or linear layer, by the names of its parameters."""
+
+    weight: str
+    bias: str | None
+    groups: int
+    taken: np.ndarray  # classes of the channels that it takes, (C,)
+    made: np.ndarray  # and gives, (O,)
+
+
+@dataclass
+class Followed:
+    """What is known of the channels of a network; channels of one class have one factor."""
+
+    program: fx.GraphModule  # takes one picture
+    maps: dict[fx.Node, Map]
+    layers: list[Layer]
+    constants: dict[str, Map]  # parameters that are added to a map
+
+
+def follow(model: nn.Module, example: Tensor) -> Followed:
+    """The channels of a deploy form that gets pictures like `example`, (1, C, H, W)."""
+    return _Following(torch.export.export(model, (example,)).module()).followed()
+
+
+def _argument(node: fx.Node, index: int, name: str, default: object = None) -> object:
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def _whole(node: fx.Node, index: int, name: str, default: int) -> int:
+    """An argument that is a whole number."""
+    return cast(int, _argument(node, index, name, default))
+
+
+def _shape(node: fx.Node) -> list[int] | None:
+    """Of what a node gives, if that is one tensor."""
+    value = node.meta.get("val")
+    return list(value.shape) if isinstance(value, Tensor) else None
+
+
+def is_relu_alone(node: fx.Node) -> bool:
+    """Whether ReLU is all that takes what this gives."""
+    return bool(node.users) and all(reader.target in RELUS for reader in node.users)
+
+
+@dataclass
+class _Following:
+    program: fx.GraphModule
+    parents: list[int] = field(
+        default_factory=lambda: [FIXED]
+    )  # of each class; a root's is its own
+    maps: dict[fx.Node, Map] = field(default_factory=dict)
+    layers: list[Layer] = field(default_factory=list)
+    constants: dict[str, Map] = field(default_factory=dict)
+
+    def followed(self) -> Followed:
+        for node in self.program.graph.nodes:
+            made = self._made(node)
+            if made is not None:
+                self.maps[node] = made
+        while self._fix_mixed():
+            pass
+        return Followed(
+            self.program,
+            {node: self._settled(one) for node, one in self.maps.items()},
+            [
+                Layer(
+                    one.weight, one.bias, one.groups, self._roots(one.taken), self._roots(one.made)
+                )
+                for one in self.layers
+            ],
+            {name: self._settled(one) for name, one in self.constants.items()},
+        )
+
+    # ---- classes ----
+
+    def _new(self, count: int) -> np.ndarray:
+        first = len(self.parents)
+        self.parents += range(first, first + count)
+        return np.arange(first, first + count)
+
+    def _root(self, one: int) -> int:
+        while self.parents[one] != one:
+            self.parents[one] = self.parents[self.parents[one]]
+            one = self.parents[one]
+        return one
+
+    def _roots(self, classes: np.ndarray) -> np.ndarray:
+        return np.array([self._root(int(one)) for one in classes], dtype=np.int64)
+
+    def _settled(self, one: Map) -> Map:
+        return Map(self._roots(one.classes), one.dimension)
+
+    def _join(self, some: np.ndarray, others: np.ndarray) -> None:
+        """Let channels have one factor, pair by pair; the smaller number is the root."""
+        for one, other in zip(some, others, strict=True):
+            first, second = sorted((self._root(int(one)), self._root(int(other))))
+            self.parents[second] = first
+
+    def _fix(self, one: Map | None) -> None:
+        if one is not None:
+            self._join(one.classes, np.full(len(one.classes), FIXED))
+
+    def _is_fixed(self, one: Map | None) -> bool:
+        return one is None or bool((self._roots(one.classes) == FIXED).all())
+
+    def _fix_mixed(self) -> bool:
+        """Fix maps of which some channels are fixed: the others have nothing to be like."""
+        mixed = [
+            one
+            for one in self.maps.values()
+            if not self._is_fixed(one) and (self._roots(one.classes) == FIXED).any()
+        ]
+        for one in mixed:
+            self._fix(one)
+        return bool(mixed)
+
+    # ---- operators ----
+
+    def _made(self, node: fx.Node) -> Map | None:
+        """The channels of what a node gives; what is not known here fixes those that it takes."""
+        target, inputs = node.target, self._inputs(node)
+        made: Map | None = None
+        is_known = False
+        if target in LAYERS:
+            made, is_known = self._of_layer(node)
+        elif target in SUMS:
+            made, is_known = self._of_sum(node)
+        elif target in PRODUCTS:
+            made, is_known = self._of_product(node)
+        elif target == aten.cat.default:
+            made, is_known = self._of_join(node)
+        elif len(inputs) == 1:
+            made = self._of_one(node, inputs[0])
+            is_known = made is not None
+        if not is_known:
+            for one in inputs:
+                self._fix(one)
+            made = self._like(node, inputs)
+        return made
+
+    def _inputs(self, node: fx.Node) -> list[Map]:
+        return [self.maps[one] for one in node.all_input_nodes if one in self.maps]
+
+    def _like(self, node: fx.Node, inputs: Sequence[Map]) -> Map | None:
+        """The fixed channels of what an unknown operator gives: a picture's, or those that it took."""
+        shape = _shape(node)
+        if node.op == "placeholder" and shape is not None and len(shape) == 4:
+            return Map(np.full(shape[1], FIXED), 1)
+        if len(inputs) == 1 and shape is not None:
+            (one,) = inputs
+            if len(shape) > one.dimension and shape[one.dimension] == len(one.classes):
+                return Map(np.full(len(one.classes), FIXED), one.dimension)
+        return None
+
+    def _of_layer(self, node: fx.Node) -> tuple[Map | None, bool]:
+        image, weight, bias = (
+            _argument(node, i, n) for i, n in enumerate(("input", "weight", "bias"))
+        )
+        shape = _shape(node)
+        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or shape is None:
+            return None, False
+        dimension = 1 if node.target in CONVOLUTIONS else len(shape) - 1
+        taken = self.maps.get(image) if isinstance(image, fx.Node) else None
+        own = [one for one in (weight, bias) if isinstance(one, fx.Node)]
+        is_alone = all(len(one.users) == 1 and one.op == "get_attr" for one in own)
+        if taken is None or taken.dimension != dimension or not is_alone:
+            return Map(np.full(shape[dimension], FIXED), dimension), False
+        groups = _whole(node, 6, "groups", 1) if node.target in CONVOLUTIONS else 1
+        made = Map(self._new(shape[dimension]), dimension)
+        name = str(bias.target) if isinstance(bias, fx.Node) else None
+        self.layers.append(Layer(str(weight.target), name, groups, taken.classes, made.classes))
+        return made, True
+
+    def _of_sum(self, node: fx.Node) -> tuple[Map | None, bool]:
+        parts = [one for one in node.args[:2] if isinstance(one, fx.Node)]
+        first, second = (
+            self.maps.get(one) if isinstance(one, fx.Node) else None for one in node.args[:2]
+        )
+        if first is not None and second is not None:
+            sizes = {len(_shape(one) or []) for one in parts}
+            if (
+                len(sizes) > 1
+                or first.dimension != second.dimension
+                or len(first.classes) != len(second.classes)
+            ):
+                return None, False
+            self._join(first.classes, second.classes)
+            return first, True
+        for one, other in ((first, node.args[1]), (second, node.args[0])):
+            if one is not None and self._is_constant_of(other, one, node):
+                return one, True
+        return None, False
+
+    def _is_constant_of(self, other: object, one: Map, node: fx.Node) -> bool:
+        """Whether a map gets a parameter added that has its channels; it is noted."""
+        shape, constant = _shape(node), other if isinstance(other, fx.Node) else None
+        if (
+            constant is None
+            or constant.op != "get_attr"
+            or len(constant.users) > 1
+            or shape is None
+        ):
+            return False
+        own = _shape(constant)
+        if own is None or one.dimension - len(shape) < -len(own):
+            return False
+        dimension = one.dimension - len(shape)  # from the end, as shapes are matched
+        if own[dimension] != len(one.classes):
+            return False
+        self.constants[str(constant.target)] = Map(one.classes, dimension)
+        return True
+
+    def _of_product(self, node: fx.Node) -> tuple[Map | None, bool]:
+        first, second = (
+            self.maps.get(one) if isinstance(one, fx.Node) else None for one in node.args[:2]
+        )
+        shape = _shape(node)
+        for one, other in ((first, second), (second, first)):
+            if one is None or shape is None or not self._is_fixed(other):
+                continue
+            if len(shape) > one.dimension and shape[one.dimension] == len(one.classes):
+                return one, True
+        return None, False
+
+    def _of_join(self, node: fx.Node) -> tuple[Map | None, bool]:
+        parts, shape = cast(Sequence[object], node.args[0]), _shape(node)
+        maps = [self.maps[one] for one in parts if isinstance(one, fx.Node) and one in self.maps]
+        if len(maps) != len(parts) or shape is None:
+            return None, False
+        dimension = maps[0].dimension
+        if any(one.dimension != dimension for one in maps):
+            return None, False
+        if _whole(node, 1, "dim", 0) % len(shape) == dimension:
+            return Map(np.concatenate([one.classes for one in maps]), dimension), True
+        for one in maps[1:]:
+            self._join(maps[0].classes, one.classes)
+        return maps[0], True
+
+    def _of_one(self, node: fx.Node, taken: Map) -> Map | None:
+        """Of an operator that takes one map; None where it is not known."""
+        if node.target in COMMUTING:
+            return taken
+        handler = _OF_ONE.get(node.target)
+        return None if handler is None else handler(node, taken)
+
+
+# ---- operators that take one map: the channels of what they give -----------------------------------------------------
+
+
+def _of_mean(node: fx.Node, taken: Map) -> Map | None:
+    dimensions, keeps = _argument(node, 1, "dim"), _argument(node, 2, "keepdim", False)
+    source = node.args[0]
+    shape = _shape(source) if isinstance(source, fx.Node) else None
+    if not isinstance(dimensions, Sequence) or shape is None:
+        return None
+    gone = {int(one) % len(shape) for one in dimensions}
+    if taken.dimension in gone:
+        return None
+    before = 0 if keeps else sum(one < taken.dimension for one in gone)
+    return Map(taken.classes, taken.dimension - before)
+
+
+def _of_reshape(node: fx.Node, taken: Map) -> Map | None:
+    """As many values before the channels and as many channels as there were."""
+    source, after = node.args[0], _shape(node)
+    before = _shape(source) if isinstance(source, fx.Node) else None
+    if before is None or after is None:
+        return None
+    outer = int(np.prod(before[: taken.dimension]))
+    for dimension, size in enumerate(after):
+        if size == len(taken.classes) and int(np.prod(after[:dimension])) == outer:
+            return Map(taken.classes, dimension)
+    return None
+
+
+def _of_expand(node: fx.Node, taken: Map) -> Map | None:
+    source, after = node.args[0], _shape(node)
+    before = _shape(source) if isinstance(source, fx.Node) else None
+    if before is None or after is None or len(before) != len(after):
+        return None
+    return taken if after[taken.dimension] == len(taken.classes) else None
+
+
+def _of_permute(node: fx.Node, taken: Map) -> Map | None:
+    order = cast(Sequence[int], node.args[1])
+    return Map(taken.classes, [one % len(order) for one in order].index(taken.dimension))
+
+
+def _is_along(node: fx.Node, taken: Map, index: int) -> bool:
+    """Whether a cut is one of channels; the argument of this index says along which dimension."""
+    source = node.args[0]
+    shape = _shape(source) if isinstance(source, fx.Node) else None
+    return shape is None or _whole(node, index, "dim", 0) % len(shape) == taken.dimension
+
+
+def _of_narrow(node: fx.Node, taken: Map) -> Map | None:
+    if not _is_along(node, taken, 1):
+        return taken
+    start, length = _argument(node, 2, "start"), _argument(node, 3, "length")
+    if not isinstance(start, int) or not isinstance(length, int) or start < 0:
+        return None
+    return Map(taken.classes[start : start + length], taken.dimension)
+
+
+def _of_slice(node: fx.Node, taken: Map) -> Map | None:
+    if not _is_along(node, taken, 1):
+        return taken
+    cut = [_argument(node, index, name) for index, name in enumerate(("start", "end", "step"), 2)]
+    if not all(one is None or isinstance(one, int) for one in cut):
+        return None
+    return Map(taken.classes[slice(*cut)], taken.dimension)
+
+
+def _of_split(node: fx.Node, taken: Map) -> Map | None:
+    """What is cut into parts has the channels of all; `_of_part` has those of one."""
+    return taken
+
+
+def _of_part(node: fx.Node, taken: Map) -> Map | None:
+    """One of the parts that the node before has cut."""
+    whole, index = cast(tuple[fx.Node, object], node.args)
+    if whole.target not in _SPLITS or not isinstance(index, int):
+        return None
+    if not _is_along(whole, taken, 2):
+        return taken
+    sizes = [part.shape[taken.dimension] for part in whole.meta["val"]]
+    start = sum(sizes[:index])
+    return Map(taken.classes[start : start + sizes[index]], taken.dimension)
+
+
+_SPLITS = (aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default)
+_OF_ONE: dict[object, Callable[[fx.Node, Map], Map | None]] = {
+    aten.expand.default: _of_expand,
+    aten.mean.dim: _of_mean,
+    aten.permute.default: _of_permute,
+    aten.narrow.default: _of_narrow,
+    aten.slice.Tensor: _of_slice,
+    **dict.fromkeys(RESHAPES, _of_reshape),
+    **dict.fromkeys(_SPLITS, _of_split),
+    operator.getitem: _of_part,
+}
+
+
+def rounded_maps(followed: Followed) -> Iterator[tuple[fx.Node, Map]]:
+    """The maps that int8 has to hold: not those that become another through ReLU, nor parts."""
+    for node, one in followed.maps.items():
+        is_tensor = _shape(node) is not None
+        if is_tensor and (one.classes != FIXED).any() and not is_relu_alone(node):
+            yield node, one
