@@ -25,12 +25,14 @@ from fleetnet.facts import Exported, Facts
 from fleetnet.find import find
 from fleetnet.geometry import Place
 from fleetnet.inputs.dataset import Batch
+from fleetnet.int8 import _openvino_kernels
 from fleetnet.int8._channels import FIXED, follow
 from fleetnet.int8._equalize import equalize
 from fleetnet.int8._norms import recalibrate
 from fleetnet.int8._prepared import Prepared, calibration, prepare
 from fleetnet.int8._search import _steps, quantize
 from fleetnet.int8._sensitivity import _rounded, _rounded_weight, sensitivity, sqnr
+from fleetnet.parc import ParC
 from fleetnet.preprocess import Preprocess
 from fleetnet.proof.as_if_trained import as_if_trained, pictures
 from fleetnet.reparam import difference, reparameterize
@@ -663,7 +665,10 @@ def test_openvino(tmp_path: Path) -> None:
 
 
 def test_how_openvino_s_layers_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Groups of several channels as one, each map with one range, centered if it has two sides."""
+    """Groups of several channels by layers that have kernels, each map with one range.
+
+    It is centered if it has two sides.
+    """
     pytest.importorskip("nncf")
     from fleetnet.runtimes import openvino
 
@@ -687,21 +692,64 @@ def test_how_openvino_s_layers_are_written(tmp_path: Path, monkeypatch: pytest.M
         return [n.get_friendly_name().partition("/")[0] for n in nodes("GroupConvolution")]
 
     assert write(set(), file, {}) == layers.keys()
-    assert groups() == ["depthwise"]
+    assert sorted(groups()) == ["depthwise", "doubled"]
+    assert all(node.get_input_shape(1)[1:3] == [1, 1] for node in nodes("GroupConvolution"))
     ranges = [
         [node.input_value(i).get_node().data.item() for i in (1, 2)]
         for node in nodes("FakeQuantize")
     ]
     centered = [least / most for least, most in ranges if least < 0]
     # the image, and what "doubled" makes
-    assert (len(ranges), centered) == (6, [pytest.approx(-128 / 127)] * 2)
+    assert (len(ranges), centered) == (7, [pytest.approx(-128 / 127)] * 2)
+    assert len({tuple(ends) for ends in ranges}) == 6  # channels are repeated as they are
     exact, actual = (openvino.load(path)(images(1).numpy())[0] for path in (source, file))
     assert sqnr([torch.from_numpy(exact)], [torch.from_numpy(actual)]) > 25
     assert write({"doubled"}, file, {}) == layers.keys() - {"doubled"}
     assert sorted(groups()) == ["depthwise", "doubled"]
-    monkeypatch.setattr(int8.find("openvino"), "MOST_GROUPS", 4)
-    assert write(set(), file, {}) == layers.keys() - {"doubled"}
-    assert sorted(groups()) == ["depthwise", "doubled"]
+    assert write({"grouped"}, file, {}) == layers.keys() - {"grouped"}
+    assert sorted(groups()) == ["depthwise", "doubled", "grouped"]
+    monkeypatch.setattr(_openvino_kernels, "MOST_GROUPS", 3)
+    assert write(set(), file, {}) == layers.keys() - {"grouped"}
+    assert sorted(groups()) == ["depthwise", "doubled", "grouped"]
+
+
+def test_maps_that_parc_extends_are_rounded_once(tmp_path: Path) -> None:
+    """And not in two parts, which would be cut in float; what is computed stays."""
+    pytest.importorskip("nncf")
+    from fleetnet.runtimes import openvino
+
+    torch.manual_seed(0)
+    parc = nn.Sequential(nn.Conv2d(3, 8, 1), ParC(8, SIZE, crossed=True), nn.Conv2d(8, 5, 1))
+    network = reparameterize(randomize(parc, 0).eval(), images(1))
+    source, file = tmp_path / "float.xml", tmp_path / "int8.xml"
+    openvino.export(Request(network, images(1), source, products=False))
+    write = int8.find("openvino").writer(source, images().numpy())
+
+    def answer() -> np.ndarray:
+        return openvino.load(file)(images(1).numpy())[0]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(int8.find("openvino"), "round_before_joins", lambda network: None)
+        write(set(), file, {})
+    before = answer()
+    write(set(), file, {})
+    graph = openvino.core().read_model(file).get_ops()
+    joins = [node for node in graph if node.get_type_name() == "Concat"]
+    extended = [
+        join
+        for join in joins
+        if any("Slice" in join.input_value(i).get_node().get_type_name() for i in (0, 1))
+    ]
+    assert len(extended) == 4
+    for join in extended:
+        (whole,) = (
+            join.input_value(i).get_node()
+            for i in (0, 1)
+            if "Slice" not in join.input_value(i).get_node().get_type_name()
+        )
+        assert whole.get_type_name() == "FakeQuantize"
+        assert join.output(0).get_target_inputs().pop().get_node().get_type_name() != "FakeQuantize"
+    assert sqnr([torch.from_numpy(before)], [torch.from_numpy(answer())]) > 60
 
 
 def test_what_is_between_layers_is_in_int8_in_backbones_only(tmp_path: Path) -> None:

@@ -4,16 +4,9 @@ What lies between the layers stays in float, where int8 made nothing faster (mea
 benchmarks/quantize.py and beside it). NNCF gets the extremes as ranges; with its own default, the
 mean of those of single images, fasternet_t0 has 20 dB more noise, the others 2 to 7 dB.
 
-Written so that OpenVINO takes its fast kernels (benchmarks/int8_layers.py):
-
-    each map has one scale            NNCF would give depthwise layers one for each channel, for
-                                      which neither they nor the layer before have these kernels
-    ranges of both signs are centered where that costs little, so that zero is 0: else kernels
-                                      correct for it, at borders too
-    groups of several channels        are written as one group, with zeros: there are no fast
-                                      kernels for groups, neither in int8 nor in float
-
-Of files that were fine-tuned the ranges are those that were learned, and not centered.
+Each map has one scale: NNCF would give depthwise layers one for each channel, for which neither
+they nor the layer before have OpenVINO's fast kernels. What else is written so that they are taken
+is in `_openvino_kernels.py`.
 """
 
 import tempfile
@@ -38,11 +31,18 @@ from ..runtimes.openvino import (
 )
 from ..runtimes.openvino import integer_weights as integer_weights
 from . import Write
+from ._openvino_kernels import (
+    center_ranges,
+    has_groups,
+    rewrite_groups,
+    rewrite_groups_of_file,
+    round_before_joins,
+    round_before_joins_of_file,
+)
 from ._shared import module_of, quiet
 
 if TYPE_CHECKING:
-    from onnx import GraphProto
-    from openvino import Model, Node
+    from openvino import Model
 
     from ._fake import FakeQuantized
 
@@ -50,12 +50,6 @@ package = "nncf"
 source = "openvino"
 
 KEPT = {*WEIGHTED, "Relu", "MaxPool", "Parameter", "Constant", "Result"}
-# The shorter side of a range that is centered, as a share of the longer: maps behind GELU and SiLU,
-# which would lose a bit, are not. A half would cost up to 0.4 bits, a third costs up to 0.6.
-CENTERED = 1 / 3
-# Groups that are joined: a layer holds as many times the bytes. Four layers of 32 groups of four
-# channels took 0.36 ms joined and 1.67 as groups, with AMX; more were not measured.
-MOST_GROUPS = 32
 
 
 def _package(name: str) -> ModuleType:
@@ -83,57 +77,15 @@ def _network(float_file: Path) -> "Model":
     return network
 
 
-def _joined(weight: np.ndarray) -> np.ndarray:
-    """Kernels of groups (G, O, I, ...) as those of one group, (G * O, G * I, ...), with zeros."""
-    groups, outputs, inputs, *size = weight.shape
-    joined = np.zeros((groups, outputs, groups, inputs, *size), weight.dtype)
-    joined[range(groups), :, range(groups)] = weight
-    return joined.reshape(groups * outputs, groups * inputs, *size)
-
-
-def _join_groups(network: "Model", skip: set[str]) -> None:
-    """Write convolutions of groups with several channels each as such of one group, in place.
-
-    Those in `skip` stay. In int8, as groups, ParC-Net's take ten times as long as in float.
-    """
-    opset = import_module("openvino.opset8")
-    for node in network.get_ops():
-        if module_of(node.get_friendly_name()) in skip or not _has_groups(node):
-            continue
-        weight = np.array(node.input_value(1).get_node().data)  # (G, O, I, ...)
-        if len(weight) > MOST_GROUPS:
-            continue
-        how = node.get_attributes()
-        whole = opset.convolution(
-            node.input_value(0),
-            opset.constant(_joined(weight)),
-            how["strides"],
-            how["pads_begin"],
-            how["pads_end"],
-            how["dilations"],
-        )
-        whole.set_friendly_name(node.get_friendly_name())
-        for reader in node.output(0).get_target_inputs():
-            reader.replace_source_output(whole.output(0))
-
-
 def _in_float(network: "Model", skip: set[str]) -> list[str]:
-    """The nodes that stay in float: of the modules in `skip`, and groups that were not joined, too."""
+    """The nodes that stay in float: those of the modules in `skip`, and groups that are left."""
     return [
         node.get_friendly_name()
         for node in network.get_ops()
         if node.get_type_name() not in KEPT
         or module_of(node.get_friendly_name()) in skip
-        or _has_groups(node)
+        or has_groups(node)
     ]
-
-
-def _has_groups(node: "Node") -> bool:
-    """Whether it is a convolution of groups of several channels."""
-    if node.get_type_name() != "GroupConvolution":
-        return False
-    _, outputs, inputs, *_ = node.get_input_shape(1)
-    return max(outputs, inputs) > 1
 
 
 def _float_weights(network: "Model") -> dict[str, np.ndarray]:
@@ -186,32 +138,18 @@ def _rewrite_weights(network: "Model", floats: Mapping[str, np.ndarray]) -> None
                 target.replace_source_output(opset.constant(array).output(0))
 
 
-def _center_ranges(network: "Model") -> None:
-    """Give maps of both signs ranges around 0, in place, where these are not much longer."""
-    opset = import_module("openvino.opset8")
-    for node in network.get_ops():
-        if node.get_type_name() != "FakeQuantize":
-            continue
-        least, most = (np.array(node.input_value(i).get_node().data) for i in (1, 2))
-        longer, shorter = np.maximum(-least, most), np.minimum(-least, most)
-        if (shorter < CENTERED * longer).any():
-            continue
-        step = np.maximum(-least / 128, most / 127)
-        for i, end in zip((1, 2, 3, 4), (-128, 127, -128, 127), strict=True):
-            node.input(i).replace_source_output(opset.constant(step * end).output(0))
-
-
 def writer(float_file: Path, images: np.ndarray) -> Write:
     """NNCF collects the ranges anew for every file."""
     _package("nncf")  # said before anything is written
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
         network = _network(float_file)
-        _join_groups(network, skip)
+        rewrite_groups(network, skip)
         exact = _float_weights(network)
         quantized = _quantized(network, _in_float(network, skip), images)
         _rewrite_weights(quantized, exact)
-        _center_ranges(quantized)
+        center_ranges(quantized)
+        round_before_joins(quantized)
         return _write(quantized, path, facts)
 
     return write
@@ -226,34 +164,14 @@ def computed(network: "FakeQuantized") -> "FakeQuantized":
     return network.without(network.maps_between())
 
 
-def _join_groups_of_file(graph: "GraphProto") -> None:
-    """`_join_groups` of a file for onnxruntime, whose weights are integers with their scales."""
-    import onnx
-
-    makers = {name: node for node in graph.node for name in node.output}
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        groups = [one for one in node.attribute if one.name == "group"]
-        pair = makers.get(node.input[1]) if node.op_type == "Conv" else None
-        if not groups or pair is None or pair.input[0] not in weights:
-            continue
-        tensor = weights[pair.input[0]]
-        weight, count = onnx.numpy_helper.to_array(tensor), groups[0].i
-        outputs, inputs, *size = weight.shape
-        if max(outputs // count, inputs) == 1 or not 1 < count <= MOST_GROUPS:
-            continue
-        joined = _joined(weight.reshape(count, outputs // count, inputs, *size))
-        tensor.CopyFrom(onnx.numpy_helper.from_array(joined, tensor.name))
-        groups[0].i = 1
-
-
 def writer_of(network: "FakeQuantized") -> Write:
     """OpenVINO reads pairs of QuantizeLinear and DequantizeLinear itself."""
     import onnx
 
     _package("openvino")
     proto = network.to_proto()
-    _join_groups_of_file(proto.graph)
+    rewrite_groups_of_file(proto.graph)
+    round_before_joins_of_file(proto.graph)
 
     def write(skip: set[str], path: Path, facts: Mapping[str, object]) -> set[str]:
         with tempfile.TemporaryDirectory() as folder:
