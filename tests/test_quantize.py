@@ -320,6 +320,10 @@ def compared_to_each_other(x: Tensor) -> Tensor:
     return x.softmax(1)
 
 
+def pooled_over_channels(x: Tensor) -> Tensor:
+    return F.max_pool2d(x.permute(0, 2, 3, 1), 3, 1, 1).permute(0, 3, 1, 2)
+
+
 def squared(x: Tensor) -> Tensor:
     return x * x
 
@@ -335,7 +339,8 @@ def rolled(x: Tensor) -> Tensor:
 
 WAYS = {
     joined: True, turned: True, halves: True, pooled: True, flattened: True, scaled: True,
-    mixed: False, compared_to_each_other: False, squared: False, moved: False, rolled: False,
+    mixed: False, compared_to_each_other: False, pooled_over_channels: False,
+    squared: False, moved: False, rolled: False,
 }  # fmt: skip
 
 

@@ -34,6 +34,9 @@ COMMUTING = (
     aten.feature_dropout.default,
     aten.clone.default,
     aten.contiguous.default,
+)
+# So do these, where the channels are the second dimension.
+POOLS = (
     aten.adaptive_avg_pool2d.default,
     aten.avg_pool2d.default,
     aten.max_pool2d.default,
@@ -103,9 +106,8 @@ def is_relu_alone(node: fx.Node) -> bool:
 @dataclass
 class _Following:
     program: fx.GraphModule
-    parents: list[int] = field(
-        default_factory=lambda: [FIXED]
-    )  # of each class; a root's is its own
+    # of each class; a root's is its own
+    parents: list[int] = field(default_factory=lambda: [FIXED])
     maps: dict[fx.Node, Map] = field(default_factory=dict)
     layers: list[Layer] = field(default_factory=list)
     constants: dict[str, Map] = field(default_factory=dict)
@@ -200,7 +202,7 @@ class _Following:
         return [self.maps[one] for one in node.all_input_nodes if one in self.maps]
 
     def _like(self, node: fx.Node, inputs: Sequence[Map]) -> Map | None:
-        """The fixed channels of what an unknown operator gives: a picture's, or those that it took."""
+        """The fixed channels of a picture, or of what an operator gives that is not known here."""
         shape = _shape(node)
         if node.op == "placeholder" and shape is not None and len(shape) == 4:
             return Map(np.full(shape[1], FIXED), 1)
@@ -296,7 +298,7 @@ class _Following:
 
     def _of_one(self, node: fx.Node, taken: Map) -> Map | None:
         """Of an operator that takes one map; None where it is not known."""
-        if node.target in COMMUTING:
+        if node.target in COMMUTING or (node.target in POOLS and taken.dimension == 1):
             return taken
         handler = _OF_ONE.get(node.target)
         return None if handler is None else handler(node, taken)

@@ -5,7 +5,8 @@ channel's is left with two or three steps. Where all that lies between two layer
 positive factor (`_channels.py`), each channel c may be divided by a number s[c] where it is made,
 and multiplied by it where it is used:
 
-    second(relu(first(x))) = second'(relu(first'(x)))    w1'[c] = w1[c] / s[c], b1'[c] = b1[c] / s[c],
+    second(relu(first(x))) = second'(relu(first'(x)))    w1'[c] = w1[c] / s[c]
+                                                         b1'[c] = b1[c] / s[c]
                                                          w2'[:, c] = w2[:, c] * s[c]
 
 Nagel et al., arXiv:1906.04721, do so for chains of two layers and choose s from the weights alone,

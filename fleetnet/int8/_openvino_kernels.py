@@ -172,9 +172,9 @@ def rewrite_groups_of_file(graph: "GraphProto") -> None:
 def _repeat_channels(
     graph: "GraphProto", layer: "NodeProto", pair: "NodeProto", kernel: np.ndarray
 ) -> None:
-    """Let a layer take what a 1x1 kernel of ones gives, rounded as its map is, which changes nothing.
+    """Let a layer take what a 1x1 kernel of ones gives.
 
-    `pair` is the DequantizeLinear that the layer takes.
+    It is rounded as the layer's map is, which changes nothing. `pair` is the DequantizeLinear that the layer takes.
     """
     import onnx
 
@@ -201,7 +201,7 @@ def _repeat_channels(
 
 
 def round_before_joins_of_file(graph: "GraphProto") -> None:
-    """`round_before_joins` of a file for onnxruntime, whose maps pass a pair of nodes to be rounded."""
+    """`round_before_joins` of a file for onnxruntime, where a pair of nodes rounds a map."""
     makers = {name: node for node in graph.node for name in node.output}
     readers: dict[str, list[NodeProto]] = {}
     for node in graph.node:
