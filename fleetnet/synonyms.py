@@ -508,7 +508,7 @@ INSTEAD: dict[str, dict[str, str]] = {
         "checkpointmetric": "leave it out: top-1, AP or mean IoU decides, by the task",
         "checkpointmetricmax": "leave it out: top-1, AP or mean IoU decides, by the task",
         "distbn": "leave it out: process 0 is evaluated and saved; --norm sync shares statistics",
-        "torchcompile": "leave it out: networks are trained as they are",
+        "torchcompile": "--compile true",
         "drop": "leave it out, or --drop-path: stochastic depth",
         "vflip": "leave it out: pictures are mirrored left to right alone (--flip)",
         "flipud": "leave it out: pictures are mirrored left to right alone (--flip)",

@@ -1,7 +1,9 @@
 """What is looked at before the first step, since it could not be mended after an hour."""
 
 import copy
+import os
 import re
+import shutil
 from collections.abc import Collection
 
 import torch
@@ -67,7 +69,20 @@ def check_device(config: TrainConfig) -> bool:
         raise UsageError("device is cuda, but torch sees no GPU; allowed here: cpu, auto")
     if config.precision == "fp16" and not gpu:
         raise UsageError("precision is fp16, which needs a GPU with CUDA; allowed here: fp32, bf16")
+    if config.compile and not gpu:
+        _check_compiler()
     return gpu
+
+
+def _check_compiler() -> None:
+    """`UsageError` where there is no C++ compiler, which torch.compile needs for a CPU."""
+    own = os.environ.get("CXX")
+    if not any(shutil.which(name) for name in (own, "g++", "clang++", "cl") if name):
+        raise UsageError(
+            "compile is true, but there is no C++ compiler, by which torch.compile makes code for "
+            "a CPU (looked for: g++, clang++, cl and the environment variable CXX); install one, "
+            "or leave compile false"
+        )
 
 
 def check_settings(

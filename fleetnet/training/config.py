@@ -436,6 +436,11 @@ class TrainConfig:
         "train each sum of branches (MobileOne, RepViT) as one convolution, equal but for "
         "rounding; auto where it is faster",
     )
+    compile: bool = _field(
+        False,
+        "train by torch.compile: minutes before the first step; what is evaluated and saved is "
+        "not compiled",
+    )
     threads: int = _field(0, "CPU threads; 0 leaves them as they are")
     workers: int = _field(0, "processes that read images")
     timeout: float = _field(

@@ -43,6 +43,8 @@ from .run import Before, Training
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+COMPILER = "inductor"  # of `compile`: torch's own
+
 
 def accelerator_of(config: TrainConfig) -> "Accelerator":
     """The device and precision of the settings; `UsageError` where they are not to be had here.
@@ -59,7 +61,8 @@ def accelerator_of(config: TrainConfig) -> "Accelerator":
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()  # of another trainer, which may have been stopped within a group
     precision = "no" if config.precision == "fp32" else config.precision
-    return Accelerator(cpu=not gpu, mixed_precision=precision)
+    compiler = COMPILER if config.compile else "no"
+    return Accelerator(cpu=not gpu, mixed_precision=precision, dynamo_backend=compiler)
 
 
 # Settings that data, model and weights decide --------------------------------------------------

@@ -1,0 +1,84 @@
+"""Training by torch.compile: the same training, of which nothing stays in the model."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from support.tiny_backbone import offer_tiny
+
+from fleetnet import TrainConfig, load_data
+from fleetnet.errors import UsageError
+from fleetnet.tasks import build
+from fleetnet.training import checks, setup
+from fleetnet.training.fit import fit
+
+SIZE = 32
+
+
+@pytest.fixture(autouse=True)
+def _traced_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs are made and run by torch's operators: to compile them to code takes minutes."""
+    monkeypatch.setattr(setup, "COMPILER", "eager")
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+
+
+def trained(run: Path, **settings: object) -> dict[str, torch.Tensor]:
+    """The weights after two epochs of a few pictures."""
+    torch.set_num_threads(1)
+    train, val = (load_data("shapes:8", split) for split in ("train", "val"))
+    torch.manual_seed(0)
+    network = build("tiny", len(train.classes))
+    config = TrainConfig(
+        model="tiny", data="shapes:8", size=SIZE, epochs=2, batch_size=4, device="cpu", **settings
+    )
+    fit(network, train, val, config, run, report=False)
+    fresh = build("tiny", len(train.classes))
+    fresh.load_state_dict(network.state_dict())
+    image = torch.randn(1, 3, SIZE, SIZE)
+    # without autocast, whose bfloat16 would be a thousand times as far
+    torch.testing.assert_close(network.eval()(image), fresh.eval()(image), rtol=1e-5, atol=1e-6)
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_compiled_training_is_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    offer_tiny(monkeypatch)
+    usual = trained(tmp_path / "usual", precision=precision)
+    assert not torch._dynamo.utils.counters["stats"]
+    compiled = trained(tmp_path / "compiled", precision=precision, compile=True)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] >= 1
+    assert compiled.keys() == usual.keys()
+    for name, value in usual.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_a_compiled_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offer_tiny(monkeypatch)
+    whole = trained(tmp_path / "whole", compile=True)
+    run = tmp_path / "stopped"
+
+    def stop(line: object) -> None:
+        raise KeyboardInterrupt
+
+    train, val = (load_data("shapes:8", split) for split in ("train", "val"))
+    config = TrainConfig(
+        model="tiny", data="shapes:8", size=SIZE, epochs=2, batch_size=4, device="cpu", compile=True
+    )
+    torch.manual_seed(0)
+    with pytest.raises(KeyboardInterrupt):
+        fit(build("tiny", len(train.classes)), train, val, config, run, report=False, on_epoch=stop)
+    network = build("tiny", len(train.classes))
+    fit(network, train, val, config, run, report=False, resume=True)
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def test_without_a_compiler_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setattr(checks.shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match=r"no C\+\+ compiler"):
+        checks.check_device(TrainConfig(device="cpu", compile=True))
+    checks.check_device(TrainConfig(device="cpu"))
