@@ -201,6 +201,34 @@ def test_everything_with_weights_is_in_int8(begun: FakeQuantized) -> None:
     assert names == {*(f"backbone.{name}" for name in expected), "head.2"}
 
 
+class Sides(nn.Module):
+    """A ReLU that the file holds as the lower end of a range, and a layer whose sum is rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cut, self.added = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(3, 8, 3, 2)
+        self.last = nn.Conv2d(8, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.last(self.cut(x).relu() + self.added(x)))
+
+
+def test_what_openvino_does_not_round() -> None:
+    """Maps that no layer takes; but what cuts off the negative values of a map stays."""
+    torch.manual_seed(0)
+    network = Network()
+    network.backbone = Sides()
+    begun = begin(prepared(network.eval()), set())
+    by_name = {step.outputs[0]: step.inputs[0] for step in begun.steps}
+    left_out = {begun.makers[by_name[name]].name for name in begun.maps_between()}
+    assert left_out == {"backbone.added/Conv", "backbone.last/Conv"}
+    x = images(4)
+    rounded, exact = (
+        answers(net.eval(), x) for net in (begun, begun.without(begun.maps_between()))
+    )
+    assert sqnr(rounded, exact) > 25
+
+
 class Positioned(nn.Module):
     """What ParC's and ConvNeXt's blocks have: a constant map, a scale a channel, a layer of four dimensions."""
 
