@@ -116,6 +116,8 @@ def form_for(
     # What the rest would say too, which looks for divisors.
     if channels_last and not learning and length < SOON_CONVOLVED:
         return "convolution"
+    if channels_last and learning and images == 1 and not half and length <= 20:
+        return "convolution"
     if not channels_last and 3 < length <= 80:
         return "product"
     smooth = _is_smooth(length)
@@ -372,6 +374,8 @@ def _without_autocast(device: str) -> AbstractContextManager[object]:
 
 def computed_in(x: Tensor) -> torch.dtype:
     """What a convolution would give: autocast's type, which leaves float64 alone, or the feature's."""
+    if x.is_cpu and not torch.is_autocast_enabled("cpu"):
+        return x.dtype  # asked at each call of a short convolution: the rest takes longer
     device = x.device.type  # "meta" has no autocast, and cannot be asked whether it is on
     if x.dtype != torch.float64 and torch.amp.is_autocast_available(device):
         return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
