@@ -310,7 +310,7 @@ def _say_prepared(settings: Quantize, prepared: "Prepared", pictures: int, targe
             f"{settings.max_drop:g} points allowed"
         )
     if prepared.equalized:
-        say(f"equalized what {prepared.equalized} layers take and give")
+        say(f"made the channels alike that {prepared.equalized} layers take or give")
     if settings.sensitivity:
         say("measuring how much each layer disturbs the outputs")
         _show_layers(prepared.sensitivity)
