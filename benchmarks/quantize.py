@@ -4,7 +4,7 @@
 
 RUN is a run folder or checkpoint (those of the published table: recipe clothing10). Each is
 quantized for both runtimes as `fleetnet quantize` does it. --ablate does it once more without
-equalization where there are chains of ReLU, and calibrates on pictures that are black, and on noise
+equalization where any was done, and calibrates on pictures that are black, and on noise
 of a hundredth of the range, which the gate has to refuse. Speed is the ratio to the float file in
 the same runtime, one thread, one image, all in turn (fleetnet.measure.latency). Writes OUT/quantize.json and
 OUT/quantize.md; the last line of output is JSON.

@@ -1,6 +1,7 @@
 """Training by torch.compile: the same training, of which nothing stays in the model."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,13 @@ from support.tiny_backbone import offer_tiny
 from fleetnet import TrainConfig, load_data
 from fleetnet.errors import UsageError
 from fleetnet.tasks import build
-from fleetnet.training import checks, setup
+from fleetnet.training import checks, replay, setup
 from fleetnet.training.fit import fit
 
 SIZE = 32
+SETTINGS: dict[str, Any] = {
+    "model": "tiny", "data": "shapes:8", "size": SIZE, "epochs": 2, "batch_size": 4, "device": "cpu",
+}  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -29,9 +33,7 @@ def trained(run: Path, **settings: object) -> dict[str, torch.Tensor]:
     train, val = (load_data("shapes:8", split) for split in ("train", "val"))
     torch.manual_seed(0)
     network = build("tiny", len(train.classes))
-    config = TrainConfig(
-        model="tiny", data="shapes:8", size=SIZE, epochs=2, batch_size=4, device="cpu", **settings
-    )
+    config = TrainConfig(**SETTINGS, **settings)
     fit(network, train, val, config, run, report=False)
     fresh = build("tiny", len(train.classes))
     fresh.load_state_dict(network.state_dict())
@@ -64,9 +66,7 @@ def test_a_compiled_training_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise KeyboardInterrupt
 
     train, val = (load_data("shapes:8", split) for split in ("train", "val"))
-    config = TrainConfig(
-        model="tiny", data="shapes:8", size=SIZE, epochs=2, batch_size=4, device="cpu", compile=True
-    )
+    config = TrainConfig(**SETTINGS, compile=True)
     torch.manual_seed(0)
     with pytest.raises(KeyboardInterrupt):
         fit(build("tiny", len(train.classes)), train, val, config, run, report=False, on_epoch=stop)
@@ -82,3 +82,24 @@ def test_without_a_compiler_nothing_begins(monkeypatch: pytest.MonkeyPatch) -> N
     with pytest.raises(UsageError, match=r"no C\+\+ compiler"):
         checks.check_device(TrainConfig(device="cpu", compile=True))
     checks.check_device(TrainConfig(device="cpu"))
+
+
+def test_a_step_that_is_replayed_is_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Within compiled code no module would be found to be the first that is not finite."""
+    offer_tiny(monkeypatch)
+    trained(tmp_path / "run", compile=True)
+    computed = replay._Seen.computed
+
+    def broken(self: Any, **arguments: object) -> object:
+        with torch.no_grad():
+            self.learner.model.backbone.stages[1][0].weight[0, 0, 0, 0] = torch.inf
+        return computed(self, **arguments)
+
+    monkeypatch.setattr(replay._Seen, "computed", broken)
+    train = load_data("shapes:8", "train")
+    config = TrainConfig(**SETTINGS, compile=True)
+    torch.manual_seed(0)
+    again = replay.replay(build("tiny", len(train.classes)), train, config, tmp_path / "run", 2)
+    assert again.computed.output.module == "backbone.stages.1.0"

@@ -202,22 +202,26 @@ def test_everything_with_weights_is_in_int8(begun: FakeQuantized) -> None:
 
 
 class Sides(nn.Module):
-    """A ReLU that the file holds as the lower end of a range, and a layer whose sum is rounded."""
+    """What the file holds as the ends of a range, and a layer whose sum is rounded."""
 
-    def __init__(self) -> None:
+    def __init__(self, cutting: nn.Module) -> None:
         super().__init__()
+        self.cutting = cutting
         self.cut, self.added = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(3, 8, 3, 2)
         self.last = nn.Conv2d(8, 16, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.last(self.cut(x).relu() + self.added(x)))
+        return F.gelu(self.last(self.cutting(self.cut(x)) + self.added(x)))
 
 
-def test_what_openvino_does_not_round() -> None:
-    """Maps that no layer takes; but what cuts off the negative values of a map stays."""
+@pytest.mark.parametrize(
+    "cutting", [nn.ReLU(), nn.ReLU6(), nn.Hardtanh(-0.2, 0.2), nn.Hardtanh(-3, 0.1)]
+)
+def test_what_openvino_does_not_round(cutting: nn.Module) -> None:
+    """Maps that no layer takes; but what cuts values off stays."""
     torch.manual_seed(0)
     network = Network()
-    network.backbone = Sides()
+    network.backbone = Sides(cutting)
     begun = begin(prepared(network.eval()), set())
     by_name = {step.outputs[0]: step.inputs[0] for step in begun.steps}
     left_out = {begun.makers[by_name[name]].name for name in begun.maps_between()}

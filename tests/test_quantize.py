@@ -137,9 +137,7 @@ def plant(model: Tiny) -> None:
 
 
 def test_channels_that_may_be_scaled_together() -> None:
-    layers = {
-        one.weight.removesuffix(".weight"): one for one in follow(tiny(), images(1)).layers
-    }  # fmt: skip
+    layers = {one.weight.removesuffix(".weight"): one for one in follow(tiny(), images(1)).layers}
     stream = layers["pointwise"].made
     assert len(set(stream)) == 24
     assert FIXED not in stream
@@ -242,7 +240,7 @@ def test_equalizing_mobileone() -> None:
         name for name, one in deployed.named_modules() if isinstance(one, nn.Conv2d | nn.Linear)
     }
     # what a gate's second layer takes may never fire, with random weights
-    assert {name for name in layers - set(scales) if not name.endswith("se.expand")} == set()
+    assert not {name for name in layers - set(scales) if not name.endswith("se.expand")}
     x = images(8, 5)
     assert (equal(x) - deployed(x)).abs().max() < 1e-5 * deployed(x).std()
 
@@ -320,6 +318,31 @@ def compared_to_each_other(x: Tensor) -> Tensor:
     return x.softmax(1)
 
 
+def with_a_constant(x: Tensor) -> Tensor:
+    """Which is no parameter: it stays as it is."""
+    return x + torch.arange(8.0).view(8, 1, 1)
+
+
+def blurred(x: Tensor) -> Tensor:
+    """By a kernel that is no parameter."""
+    return F.conv2d(x, torch.full((8, 1, 3, 3), 1 / 9), padding=1, groups=8)
+
+
+def pooled_without_batch(x: Tensor) -> Tensor:
+    """As one picture (C, H, W), whose channels are the batch here."""
+    return F.avg_pool2d(x.flatten(2), 3, 1, 1).view(x.shape)
+
+
+def weighed_by_columns(x: Tensor) -> Tensor:
+    """The means of channels stand for columns, of which there are as many at one size."""
+    return x.mean((2, 3)).repeat(1, x.shape[3] // 8) * F.gelu(x)
+
+
+def less_all(x: Tensor) -> Tensor:
+    """No dimension means all of them."""
+    return x - x.mean((), keepdim=True)
+
+
 def pooled_over_channels(x: Tensor) -> Tensor:
     return F.max_pool2d(x.permute(0, 2, 3, 1), 3, 1, 1).permute(0, 3, 1, 2)
 
@@ -340,17 +363,18 @@ def rolled(x: Tensor) -> Tensor:
 WAYS = {
     joined: True, turned: True, halves: True, pooled: True, flattened: True, scaled: True,
     mixed: False, compared_to_each_other: False, pooled_over_channels: False,
-    squared: False, moved: False, rolled: False,
+    squared: False, moved: False, rolled: False, with_a_constant: False, blurred: False,
+    pooled_without_batch: False, weighed_by_columns: False, less_all: False,
 }  # fmt: skip
 
 
 class Way(nn.Module):
     """Something between two layers, the first of which gives channels of unlike ranges."""
 
-    def __init__(self, way: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, way: Callable[[Tensor], Tensor], size: int) -> None:
         super().__init__()
         self.first, self.second, self.way = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3, padding=1), way
-        self.shift = nn.Parameter(torch.randn(1, 8, SIZE, 1))
+        self.shift = nn.Parameter(torch.randn(1, 8, size, 1))
         with torch.no_grad():
             self.first.weight *= torch.logspace(-2, 2, 8).view(-1, 1, 1, 1)
 
@@ -358,14 +382,17 @@ class Way(nn.Module):
         return self.second(self.way(self.first(x) + self.shift))
 
 
+@pytest.mark.parametrize("size", [24, 8])  # with as many columns as channels, too
 @pytest.mark.parametrize(("way", "is_scaled"), list(WAYS.items()))
 @torch.no_grad()
-def test_what_lies_between_two_layers(way: Callable[[Tensor], Tensor], is_scaled: bool) -> None:
+def test_what_lies_between_two_layers(
+    way: Callable[[Tensor], Tensor], is_scaled: bool, size: int
+) -> None:
     torch.manual_seed(0)
-    model = Way(way).eval()
-    equal, scales = equalize(model, images())
-    x = images(8, 5)
-    assert (equal(x) - model(x)).abs().max() < 1e-5 * model(x).std()
+    model = Way(way, size).eval()
+    equal, scales = equalize(model, images()[..., :size, :size])
+    for x in images(4, 5)[..., :size, :size].split(1):
+        assert (equal(x) - model(x)).abs().max() < 1e-5 * model(x).std()
     assert bool(scales) == is_scaled
     assert torch.equal(equal.shift, model.shift) != is_scaled
 
@@ -716,6 +743,70 @@ def test_how_openvino_s_layers_are_written(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(_openvino_kernels, "MOST_GROUPS", 3)
     assert write(set(), file, {}) == layers.keys() - {"grouped"}
     assert sorted(groups()) == ["depthwise", "doubled", "grouped"]
+
+
+class Doubled(nn.Module):
+    """Each channel gives two, in a layer that is called twice and in one of one dimension."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.last = nn.Conv2d(3, 8, 1), nn.Conv1d(16, 5, 1)
+        self.twice, self.back = nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 8, 1)
+        self.line = nn.Conv1d(8, 16, 3, groups=8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for _ in range(2):
+            x = self.back(self.twice(x).relu())
+        return self.last(self.line(x.flatten(2))).mean(2)
+
+
+def test_channels_are_repeated_in_any_layer(tmp_path: Path) -> None:
+    pytest.importorskip("nncf")
+    from fleetnet.runtimes import openvino
+
+    torch.manual_seed(0)
+    source, file = tmp_path / "float.xml", tmp_path / "int8.xml"
+    openvino.export(Request(Doubled().eval(), images(1), source))
+    write = int8.find("openvino").writer(source, images().numpy())
+    assert write(set(), file, {}) == {"stem", "twice", "back", "line", "last"}
+    exact, actual = (openvino.load(path)(images(1).numpy())[0] for path in (source, file))
+    assert sqnr([torch.from_numpy(exact)], [torch.from_numpy(actual)]) > 20
+
+
+@pytest.mark.parametrize("output", ["joined", "rounded", "part", ""])
+def test_joins_that_are_outputs_stay(output: str) -> None:
+    import onnx
+    from onnx import TensorProto, helper
+
+    ends = [helper.make_tensor(name, TensorProto.INT64, [1], [value])
+            for name, value in (("start", 0), ("end", 3), ("axis", 2))]  # fmt: skip
+    scale = helper.make_tensor("scale", TensorProto.FLOAT, [], [0.1])
+    zero = helper.make_tensor("zero", TensorProto.UINT8, [], [128])
+    nodes = [
+        helper.make_node("Slice", ["x", "start", "end", "axis"], ["part"]),
+        helper.make_node("Concat", ["x", "part"], ["joined"], axis=2),
+        helper.make_node("QuantizeLinear", ["joined", "scale", "zero"], ["steps"]),
+        helper.make_node("DequantizeLinear", ["steps", "scale", "zero"], ["rounded"]),
+        helper.make_node("Relu", ["rounded"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "join",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 4])],
+        [
+            helper.make_tensor_value_info(
+                name, TensorProto.FLOAT, [1, 2, 3 if name == "part" else 7]
+            )
+            for name in ("y", output)
+            if name
+        ],
+        [*ends, scale, zero],
+    )
+    before = graph.SerializeToString()
+    _openvino_kernels.round_before_joins_of_file(graph)
+    assert (graph.SerializeToString() == before) == bool(output)
+    onnx.checker.check_graph(graph)  # in order, too
 
 
 def test_maps_that_parc_extends_are_rounded_once(tmp_path: Path) -> None:

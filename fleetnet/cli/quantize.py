@@ -179,7 +179,7 @@ def run(settings: Quantize) -> dict[str, object]:
         "model": str(path),
         "metric": prepared.metric,
         "float": prepared.result,
-        "equalized": prepared.equalized,
+        "equalized_layers": prepared.equalized,
         "sensitivity": layers,
         "finetuned": None if tuned is None else {**tuned.about, "in_torch": tuned.result},
         "quantized": documents,

@@ -51,10 +51,19 @@ FIXED = 0  # the class of channels whose factor is 1
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """A tensor of a network: the class of each of its channels, and which dimension they are."""
+    """A tensor of a network, or what is cut into several: the class of each of its channels."""
 
     classes: np.ndarray  # (C,) integers
-    dimension: int
+    dimension: int  # which is that of the channels
+    rank: int  # how many dimensions it has
+
+    def fits(self, shape: Sequence[int]) -> bool:
+        """Whether a tensor of this shape has these channels."""
+        return len(shape) == self.rank and shape[self.dimension] == len(self.classes)
+
+    def is_of_images(self) -> bool:
+        """Whether it is (N, C, H, W), as operators of two dimensions take it."""
+        return self.rank == 4 and self.dimension == 1
 
 
 @dataclass
@@ -112,6 +121,9 @@ class _Following:
     layers: list[Layer] = field(default_factory=list)
     constants: dict[str, Map] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self.parameters = {name for name, _ in self.program.named_parameters()}
+
     def followed(self) -> Followed:
         for node in self.program.graph.nodes:
             made = self._made(node)
@@ -148,7 +160,7 @@ class _Following:
         return np.array([self._root(int(one)) for one in classes], dtype=np.int64)
 
     def _settled(self, one: Map) -> Map:
-        return Map(self._roots(one.classes), one.dimension)
+        return Map(self._roots(one.classes), one.dimension, one.rank)
 
     def _join(self, some: np.ndarray, others: np.ndarray) -> None:
         """Let channels have one factor, pair by pair; the smaller number is the root."""
@@ -178,127 +190,124 @@ class _Following:
 
     def _made(self, node: fx.Node) -> Map | None:
         """The channels of what a node gives; what is not known here fixes those that it takes."""
-        target, inputs = node.target, self._inputs(node)
-        made: Map | None = None
-        is_known = False
-        if target in LAYERS:
-            made, is_known = self._of_layer(node)
-        elif target in SUMS:
-            made, is_known = self._of_sum(node)
-        elif target in PRODUCTS:
-            made, is_known = self._of_product(node)
-        elif target == aten.cat.default:
-            made, is_known = self._of_join(node)
-        elif len(inputs) == 1:
-            made = self._of_one(node, inputs[0])
-            is_known = made is not None
-        if not is_known:
-            for one in inputs:
-                self._fix(one)
-            made = self._like(node, inputs)
-        return made
+        made, shape = self._known(node), _shape(node)
+        if made is not None and (shape is None or made.fits(shape)):
+            return made
+        inputs = self._inputs(node)
+        for one in inputs:
+            self._fix(one)
+        return self._fixed(node, inputs)
 
     def _inputs(self, node: fx.Node) -> list[Map]:
         return [self.maps[one] for one in node.all_input_nodes if one in self.maps]
 
-    def _like(self, node: fx.Node, inputs: Sequence[Map]) -> Map | None:
+    def _fixed(self, node: fx.Node, inputs: Sequence[Map]) -> Map | None:
         """The fixed channels of a picture, or of what an operator gives that is not known here."""
         shape = _shape(node)
         if node.op == "placeholder" and shape is not None and len(shape) == 4:
-            return Map(np.full(shape[1], FIXED), 1)
-        if len(inputs) == 1 and shape is not None:
+            return Map(np.full(shape[1], FIXED), 1, 4)
+        if len(inputs) == 1 and shape is not None and inputs[0].fits(shape):
             (one,) = inputs
-            if len(shape) > one.dimension and shape[one.dimension] == len(one.classes):
-                return Map(np.full(len(one.classes), FIXED), one.dimension)
+            return Map(np.full(len(one.classes), FIXED), one.dimension, one.rank)
         return None
 
-    def _of_layer(self, node: fx.Node) -> tuple[Map | None, bool]:
+    def _known(self, node: fx.Node) -> Map | None:
+        """The channels of what a node gives, where its operator is known."""
+        if node.target in LAYERS:
+            return self._of_layer(node)
+        if node.target in SUMS:
+            return self._of_sum(node)
+        if node.target in PRODUCTS:
+            return self._of_product(node)
+        if node.target == aten.cat.default:
+            return self._of_join(node)
+        inputs = self._inputs(node)
+        return self._of_one(node, inputs[0]) if len(inputs) == 1 else None
+
+    def _is_parameter(self, node: object) -> bool:
+        """Whether it is a parameter that nothing else takes; buffers stay as they are."""
+        if not isinstance(node, fx.Node) or node.op != "get_attr" or len(node.users) > 1:
+            return False
+        return str(node.target) in self.parameters
+
+    def _of_layer(self, node: fx.Node) -> Map | None:
         image, weight, bias = (
             _argument(node, i, n) for i, n in enumerate(("input", "weight", "bias"))
         )
-        shape = _shape(node)
-        if not isinstance(weight, fx.Node) or weight.op != "get_attr" or shape is None:
-            return None, False
-        dimension = 1 if node.target in CONVOLUTIONS else len(shape) - 1
-        taken = self.maps.get(image) if isinstance(image, fx.Node) else None
-        own = [one for one in (weight, bias) if isinstance(one, fx.Node)]
-        is_alone = all(len(one.users) == 1 and one.op == "get_attr" for one in own)
-        if taken is None or taken.dimension != dimension or not is_alone:
-            return Map(np.full(shape[dimension], FIXED), dimension), False
-        groups = _whole(node, 6, "groups", 1) if node.target in CONVOLUTIONS else 1
-        made = Map(self._new(shape[dimension]), dimension)
-        name = str(bias.target) if isinstance(bias, fx.Node) else None
-        self.layers.append(Layer(str(weight.target), name, groups, taken.classes, made.classes))
-        return made, True
-
-    def _of_sum(self, node: fx.Node) -> tuple[Map | None, bool]:
-        parts = [one for one in node.args[:2] if isinstance(one, fx.Node)]
-        first, second = (
-            self.maps.get(one) if isinstance(one, fx.Node) else None for one in node.args[:2]
+        taken, shape = self._map_of(image), _shape(node)
+        own = [weight] if bias is None else [weight, bias]
+        if taken is None or shape is None or not all(map(self._is_parameter, own)):
+            return None
+        is_convolution = node.target in CONVOLUTIONS
+        dimension = 1 if is_convolution else taken.rank - 1
+        if taken.dimension != dimension or (is_convolution and not taken.is_of_images()):
+            return None
+        made = Map(self._new(shape[dimension]), dimension, taken.rank)
+        names = [str(cast(fx.Node, one).target) for one in own]
+        self.layers.append(
+            Layer(
+                weight=names[0],
+                bias=names[1] if len(names) > 1 else None,
+                groups=_whole(node, 6, "groups", 1) if is_convolution else 1,
+                taken=taken.classes,
+                made=made.classes,
+            )
         )
+        return made
+
+    def _map_of(self, value: object) -> Map | None:
+        return self.maps.get(value) if isinstance(value, fx.Node) else None
+
+    def _of_sum(self, node: fx.Node) -> Map | None:
+        first, second = (self._map_of(one) for one in node.args[:2])
         if first is not None and second is not None:
-            sizes = {len(_shape(one) or []) for one in parts}
-            if (
-                len(sizes) > 1
-                or first.dimension != second.dimension
-                or len(first.classes) != len(second.classes)
-            ):
-                return None, False
+            if (first.rank, first.dimension) != (second.rank, second.dimension):
+                return None
+            if len(first.classes) != len(second.classes):
+                return None
             self._join(first.classes, second.classes)
-            return first, True
+            return first
         for one, other in ((first, node.args[1]), (second, node.args[0])):
             if one is not None and self._is_constant_of(other, one, node):
-                return one, True
-        return None, False
+                return one
+        return None
 
     def _is_constant_of(self, other: object, one: Map, node: fx.Node) -> bool:
         """Whether a map gets a parameter added that has its channels; it is noted."""
-        shape, constant = _shape(node), other if isinstance(other, fx.Node) else None
-        if (
-            constant is None
-            or constant.op != "get_attr"
-            or len(constant.users) > 1
-            or shape is None
-        ):
+        if not self._is_parameter(other) or len(_shape(node) or []) != one.rank:
             return False
-        own = _shape(constant)
-        if own is None or one.dimension - len(shape) < -len(own):
+        constant = cast(fx.Node, other)
+        shape = _shape(constant) or []
+        dimension = one.dimension - one.rank  # from the end, as shapes are matched
+        if -dimension > len(shape) or shape[dimension] != len(one.classes):
             return False
-        dimension = one.dimension - len(shape)  # from the end, as shapes are matched
-        if own[dimension] != len(one.classes):
-            return False
-        self.constants[str(constant.target)] = Map(one.classes, dimension)
+        self.constants[str(constant.target)] = Map(one.classes, dimension, len(shape))
         return True
 
-    def _of_product(self, node: fx.Node) -> tuple[Map | None, bool]:
-        first, second = (
-            self.maps.get(one) if isinstance(one, fx.Node) else None for one in node.args[:2]
-        )
-        shape = _shape(node)
+    def _of_product(self, node: fx.Node) -> Map | None:
+        first, second = (self._map_of(one) for one in node.args[:2])
+        shape = _shape(node) or []
         for one, other in ((first, second), (second, first)):
-            if one is None or shape is None or not self._is_fixed(other):
-                continue
-            if len(shape) > one.dimension and shape[one.dimension] == len(one.classes):
-                return one, True
-        return None, False
+            if one is not None and self._is_fixed(other) and one.fits(shape):
+                return one
+        return None
 
-    def _of_join(self, node: fx.Node) -> tuple[Map | None, bool]:
-        parts, shape = cast(Sequence[object], node.args[0]), _shape(node)
-        maps = [self.maps[one] for one in parts if isinstance(one, fx.Node) and one in self.maps]
-        if len(maps) != len(parts) or shape is None:
-            return None, False
-        dimension = maps[0].dimension
-        if any(one.dimension != dimension for one in maps):
-            return None, False
-        if _whole(node, 1, "dim", 0) % len(shape) == dimension:
-            return Map(np.concatenate([one.classes for one in maps]), dimension), True
+    def _of_join(self, node: fx.Node) -> Map | None:
+        parts = cast(Sequence[object], node.args[0])
+        maps = [one for one in map(self._map_of, parts) if one is not None]
+        places = {(one.dimension, one.rank) for one in maps}
+        if len(maps) != len(parts) or len(places) != 1:
+            return None
+        ((dimension, rank),) = places
+        if _whole(node, 1, "dim", 0) % rank == dimension:
+            return Map(np.concatenate([one.classes for one in maps]), dimension, rank)
         for one in maps[1:]:
             self._join(maps[0].classes, one.classes)
-        return maps[0], True
+        return maps[0]
 
     def _of_one(self, node: fx.Node, taken: Map) -> Map | None:
         """Of an operator that takes one map; None where it is not known."""
-        if node.target in COMMUTING or (node.target in POOLS and taken.dimension == 1):
+        if node.target in COMMUTING or (node.target in POOLS and taken.is_of_images()):
             return taken
         handler = _OF_ONE.get(node.target)
         return None if handler is None else handler(node, taken)
@@ -309,15 +318,13 @@ class _Following:
 
 def _of_mean(node: fx.Node, taken: Map) -> Map | None:
     dimensions, keeps = _argument(node, 1, "dim"), _argument(node, 2, "keepdim", False)
-    source = node.args[0]
-    shape = _shape(source) if isinstance(source, fx.Node) else None
-    if not isinstance(dimensions, Sequence) or shape is None:
+    gone = {one % taken.rank for one in cast(Sequence[int], dimensions or ())}
+    if not gone or taken.dimension in gone:  # none means all of them
         return None
-    gone = {int(one) % len(shape) for one in dimensions}
-    if taken.dimension in gone:
-        return None
-    before = 0 if keeps else sum(one < taken.dimension for one in gone)
-    return Map(taken.classes, taken.dimension - before)
+    if keeps:
+        return taken
+    before = sum(one < taken.dimension for one in gone)
+    return Map(taken.classes, taken.dimension - before, taken.rank - len(gone))
 
 
 def _of_reshape(node: fx.Node, taken: Map) -> Map | None:
@@ -329,28 +336,22 @@ def _of_reshape(node: fx.Node, taken: Map) -> Map | None:
     outer = int(np.prod(before[: taken.dimension]))
     for dimension, size in enumerate(after):
         if size == len(taken.classes) and int(np.prod(after[:dimension])) == outer:
-            return Map(taken.classes, dimension)
+            return Map(taken.classes, dimension, len(after))
     return None
 
 
 def _of_expand(node: fx.Node, taken: Map) -> Map | None:
-    source, after = node.args[0], _shape(node)
-    before = _shape(source) if isinstance(source, fx.Node) else None
-    if before is None or after is None or len(before) != len(after):
-        return None
-    return taken if after[taken.dimension] == len(taken.classes) else None
+    return taken  # where it has the same channels, which is looked at for every operator
 
 
 def _of_permute(node: fx.Node, taken: Map) -> Map | None:
-    order = cast(Sequence[int], node.args[1])
-    return Map(taken.classes, [one % len(order) for one in order].index(taken.dimension))
+    order = [one % taken.rank for one in cast(Sequence[int], node.args[1])]
+    return Map(taken.classes, order.index(taken.dimension), taken.rank)
 
 
 def _is_along(node: fx.Node, taken: Map, index: int) -> bool:
     """Whether a cut is one of channels; the argument of this index says along which dimension."""
-    source = node.args[0]
-    shape = _shape(source) if isinstance(source, fx.Node) else None
-    return shape is None or _whole(node, index, "dim", 0) % len(shape) == taken.dimension
+    return _whole(node, index, "dim", 0) % taken.rank == taken.dimension
 
 
 def _of_narrow(node: fx.Node, taken: Map) -> Map | None:
@@ -359,7 +360,7 @@ def _of_narrow(node: fx.Node, taken: Map) -> Map | None:
     start, length = _argument(node, 2, "start"), _argument(node, 3, "length")
     if not isinstance(start, int) or not isinstance(length, int) or start < 0:
         return None
-    return Map(taken.classes[start : start + length], taken.dimension)
+    return Map(taken.classes[start : start + length], taken.dimension, taken.rank)
 
 
 def _of_slice(node: fx.Node, taken: Map) -> Map | None:
@@ -368,7 +369,7 @@ def _of_slice(node: fx.Node, taken: Map) -> Map | None:
     cut = [_argument(node, index, name) for index, name in enumerate(("start", "end", "step"), 2)]
     if not all(one is None or isinstance(one, int) for one in cut):
         return None
-    return Map(taken.classes[slice(*cut)], taken.dimension)
+    return Map(taken.classes[slice(*cut)], taken.dimension, taken.rank)
 
 
 def _of_split(node: fx.Node, taken: Map) -> Map | None:
@@ -385,7 +386,7 @@ def _of_part(node: fx.Node, taken: Map) -> Map | None:
         return taken
     sizes = [part.shape[taken.dimension] for part in whole.meta["val"]]
     start = sum(sizes[:index])
-    return Map(taken.classes[start : start + sizes[index]], taken.dimension)
+    return Map(taken.classes[start : start + sizes[index]], taken.dimension, taken.rank)
 
 
 _SPLITS = (aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default)

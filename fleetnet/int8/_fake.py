@@ -30,7 +30,7 @@ from ..runtimes import _int8
 from ._equalize import Factors, Scales
 from ._operators import OPERATORS, Step, steps_of
 from ._shared import module_of
-from .onnx import WITH_WEIGHTS
+from .onnx import CLIPPING, WITH_WEIGHTS
 
 if TYPE_CHECKING:
     from onnx import GraphProto, ModelProto
@@ -252,6 +252,13 @@ class FakeQuantized(nn.Module):
         self.maps, self.map_names = nn.ModuleList(), dict[str, int]()  # by the name of the scale
         self.layers, self.layer_names = nn.ModuleList(), dict[str, int]()  # by the step's name
         self.stored: list[tuple[Stored, Stored | None]] = []  # of each layer
+        # maps that a Relu or Clip makes, where the quantizer let a range do that
+        makers = {name: node.op_type for node in floats.node for name in node.output}
+        self.cut_off = {
+            name
+            for name, step in self.makers.items()
+            if makers.get(name, step.operator) in CLIPPING and step.operator not in CLIPPING
+        }
         weights = _tensors(floats)
         for step in self.steps:
             if step.operator == "QuantizeLinear":
@@ -376,9 +383,9 @@ class FakeQuantized(nn.Module):
         return cast("Tensor | list[Tensor]", OPERATORS[step.operator](step, *inputs))
 
     def maps_between(self) -> set[str]:
-        """The rounded maps, by their names, that no layer takes as they are; outputs are left out.
+        """The rounded maps, by their names, that no layer takes as they are.
 
-        So are those that begin at 0, unless it is a sigmoid's: they cut off what a ReLU would.
+        Outputs are not among them, and what takes the place of a ReLU or a Clip is not.
         """
         readers: dict[str, list[Step]] = {}
         for step in self.steps:
@@ -394,15 +401,12 @@ class FakeQuantized(nn.Module):
                 for reader in readers.get(pair.outputs[0], [])
             )
 
-        def cuts_off(rounding: Step) -> bool:
-            maker = self.makers.get(rounding.inputs[0])
-            is_sigmoid = maker is not None and maker.operator == "Sigmoid"
-            return self.map_of(rounding.inputs[1]).zero == 0 and not is_sigmoid
-
         return {
             step.outputs[0]
             for step in self.steps
-            if step.operator == "QuantizeLinear" and not is_taken(step) and not cuts_off(step)
+            if step.operator == "QuantizeLinear"
+            and step.inputs[0] not in self.cut_off
+            and not is_taken(step)
         }
 
     def without(self, maps: set[str]) -> "FakeQuantized":

@@ -43,9 +43,9 @@ def _joined(weight: np.ndarray) -> np.ndarray:
     return joined.reshape(groups * outputs, groups * inputs, *size)
 
 
-def _repeats(groups: int, outputs: int) -> np.ndarray:
-    """The 1x1 kernel that gives each channel so many times, (G * O, G, 1, 1)."""
-    return np.repeat(np.eye(groups), outputs, 0)[..., None, None]
+def _repeats(groups: int, outputs: int, dimensions: int) -> np.ndarray:
+    """The kernel of one value that gives each channel so many times, (G * O, G, 1, ...)."""
+    return np.repeat(np.eye(groups), outputs, 0).reshape(-1, groups, *[1] * dimensions)
 
 
 def _may_be_joined(groups: int, size: Sequence[int]) -> bool:
@@ -69,9 +69,11 @@ def rewrite_groups(network: "Model", skip: set[str]) -> None:
             for name in ("strides", "pads_begin", "pads_end", "dilations")
         ]
         if inputs == 1:
-            ones = opset.constant(_repeats(groups, outputs).astype(weight.dtype))
-            repeated = opset.convolution(image, ones, [1, 1], [0, 0], [0, 0], [1, 1])
-            repeated.set_friendly_name(f"{module_of(node.get_friendly_name())}/Repeat")
+            ones = opset.constant(_repeats(groups, outputs, len(size)).astype(weight.dtype))
+            every, none = [1] * len(size), [0] * len(size)
+            repeated = opset.convolution(image, ones, every, none, none, every)
+            # a module that is called twice has nodes of two names
+            repeated.set_friendly_name(f"{node.get_friendly_name()}/Repeat")
             kernels = opset.constant(weight.reshape(groups * outputs, 1, 1, *size))
             whole = opset.group_convolution(repeated, kernels, *how)
         elif _may_be_joined(groups, size):
@@ -161,7 +163,8 @@ def rewrite_groups_of_file(graph: "GraphProto") -> None:
         if count == 1 or max(outputs, inputs) == 1:
             continue
         if inputs == 1:
-            _repeat_channels(graph, node, makers[node.input[0]], _repeats(count, outputs))
+            kernel = _repeats(count, outputs, len(size))
+            _repeat_channels(graph, node, makers[node.input[0]], kernel)
             groups[0].i = count * outputs
         elif _may_be_joined(count, size):
             joined = _joined(weight.reshape(count, outputs, inputs, *size))
@@ -172,27 +175,28 @@ def rewrite_groups_of_file(graph: "GraphProto") -> None:
 def _repeat_channels(
     graph: "GraphProto", layer: "NodeProto", pair: "NodeProto", kernel: np.ndarray
 ) -> None:
-    """Let a layer take what a 1x1 kernel of ones gives.
+    """Let a layer take what a kernel of ones and zeros gives.
 
-    It is rounded as the layer's map is, which changes nothing. `pair` is the DequantizeLinear that the layer takes.
+    It is rounded as the layer's map is, which changes nothing. `pair` is the DequantizeLinear whose
+    output the layer takes.
     """
     import onnx
 
-    name = f"{module_of(layer.name)}/Repeat"
-    weight, one, none = f"{name}_weight", f"{name}_one", f"{name}_none"
-    graph.initializer.extend(
-        [
-            onnx.numpy_helper.from_array(kernel.astype(np.int8), weight),
-            onnx.numpy_helper.from_array(np.array(1, np.float32), one),
-            onnx.numpy_helper.from_array(np.array(0, np.int8), none),
-        ]
-    )
+    name = f"{layer.name}/Repeat"
+    weight, scale_of_weight, zero_of_weight = f"{name}_weight", f"{name}_scale", f"{name}_zero"
+    for tensor, value in (
+        (weight, kernel.astype(np.int8)),
+        (scale_of_weight, np.array(1, np.float32)),
+        (zero_of_weight, np.array(0, np.int8)),
+    ):
+        graph.initializer.append(onnx.numpy_helper.from_array(value, tensor))
     _, scale, zero = pair.input
+    make = onnx.helper.make_node
     nodes = [
-        onnx.helper.make_node("DequantizeLinear", [weight, one, none], [f"{name}_kernel"]),
-        onnx.helper.make_node("Conv", [layer.input[0], f"{name}_kernel"], [f"{name}_map"], name),
-        onnx.helper.make_node("QuantizeLinear", [f"{name}_map", scale, zero], [f"{name}_steps"]),
-        onnx.helper.make_node("DequantizeLinear", [f"{name}_steps", scale, zero], [f"{name}_out"]),
+        make("DequantizeLinear", [weight, scale_of_weight, zero_of_weight], [f"{name}_kernel"]),
+        make("Conv", [layer.input[0], f"{name}_kernel"], [f"{name}_map"], name),
+        make("QuantizeLinear", [f"{name}_map", scale, zero], [f"{name}_steps"]),
+        make("DequantizeLinear", [f"{name}_steps", scale, zero], [f"{name}_out"]),
     ]
     position = list(graph.node).index(layer)
     for node in reversed(nodes):
@@ -221,6 +225,9 @@ def round_before_joins_of_file(graph: "GraphProto") -> None:
             continue
         (whole,) = wholes
         rounding, back = pair
+        changed = {join.output[0], rounding.output[0], back.output[0], *made}
+        if changed & {output.name for output in graph.output}:
+            continue
         rounding.input[0] = whole
         for reader in readers[back.output[0]]:
             _replace_inputs(reader, back.output[0], join.output[0])

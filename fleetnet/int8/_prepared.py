@@ -62,7 +62,7 @@ class Prepared:
 
     @property
     def equalized(self) -> int:
-        """How many layers."""
+        """How many layers take or give channels that were made alike."""
         return len(self.scales)
 
     @property

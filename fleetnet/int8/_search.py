@@ -377,7 +377,7 @@ def _facts_of_int8(
         ],
         "sensitivity": [asdict(layer) for layer in prepared.measured or ()] or None,
         "calibration": {"images": len(prepared.images), **facts},
-        "equalized": prepared.equalized,
+        "equalized_layers": prepared.equalized,
         "recalibrated": prepared.recalibrated,
         "quantizer": package,
         "quantizer_version": version(package),

@@ -183,6 +183,8 @@ def _step_of(
     average = None if config.ema is None else average_of(network, config.ema)
     objective = objective or objective_of(network, config, train, preprocess, device)
     wrapped = accelerator.prepare_model(network, evaluation_mode=True)  # by itself, under autocast
+    if config.compile:  # of every size that is tried: minutes each
+        wrapped = accelerator.unwrap_model(wrapped, keep_torch_compile=False)
     alike = replace(config, cache=False, curriculum="", multi_scale=0.0, batch_size=FEWEST)
     data = training_set(model.task, train, preprocess, alike)
     size = largest_size(config, preprocess.size)

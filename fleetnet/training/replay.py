@@ -271,7 +271,8 @@ class _Seen:
         rate = learner.schedule.rate(epoch, step // accumulate)
         decay = learner.schedule.decay(epoch, step // accumulate)
         norm, weight = None, None
-        with Watch(learner.model) as watch:
+        # not compiled: within compiled code no module is seen to be the first
+        with torch.compiler.set_stance("force_eager"), Watch(learner.model) as watch:
             losses, _ = losses_of(learner, self.batch, epoch, step, Callbacks())
             own = torch.stack(list(losses.values()))
             if own.isfinite().all():
