@@ -15,7 +15,8 @@ from fleetnet.training.fit import fit
 
 SIZE = 32
 SETTINGS: dict[str, Any] = {
-    "model": "tiny", "data": "shapes:8", "size": SIZE, "epochs": 2, "batch_size": 4, "device": "cpu",
+    "model": "tiny", "data": "shapes:8", "size": SIZE, "epochs": 2, "batch_size": 4,
+    "device": "cpu",
 }  # fmt: skip
 
 
