@@ -9,9 +9,9 @@ and the file of each runtime evaluated. "as torch" is the share of the validatio
 same top-1 as the fine-tuned network computed by torch, and how far below the outputs their
 difference is. Of a classifier "by_chance" is what errors of the fine-tuned network's size lose of
 these pictures, whatever they are errors of: mean and standard deviation of the points lost where
-its errors are dealt out to other pictures, with random signs. Speed is the ratio to the float file in the same runtime, one thread, one image, all
-in turn (fleetnet.measure.latency). Writes OUT/qat.json after each network; the last line of output
-is JSON.
+its errors are dealt out to other pictures, with random signs. Speed is the ratio to the float file
+in the same runtime, one thread, one image, all in turn (fleetnet.measure.latency). Writes
+OUT/qat.json after each network; the last line of output is JSON.
 """
 
 import argparse
