@@ -93,7 +93,7 @@ def rows_of(
             rows.append(written(runtime, "search", max_drop=1.0))
     for seed in range(args.seeds):
         start = time.process_time()
-        plan = Plan(args.epochs, args.rate, seed)
+        plan = Plan(args.epochs, args.rate, seed, args.branches)
         tuned = fine_tune(prepared, train, plan, report=lambda line: print(line, flush=True))
         seconds = time.process_time() - start
         chance = by_chance(prepared, tuned.logits)
@@ -145,6 +145,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pictures", type=int, default=128, help="to calibrate on")
     parser.add_argument("--runtimes", nargs="+", default=names("int8"))
+    parser.add_argument("--branches", action="store_true", help="learn in place of kernels")
     parser.add_argument("--tuned-only", action="store_true", help="without the quantizer's own")
     parser.add_argument("--rounds", type=int, default=0, help="of the measurement of speed")
     args = parser.parse_args()
