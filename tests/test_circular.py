@@ -1,5 +1,7 @@
 """Circular convolutions: four forms that compute and learn the same, and which of them is chosen."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -229,3 +231,24 @@ def test_images_of_a_large_feature_by_themselves(dim, layout, monkeypatch) -> No
     monkeypatch.setattr(circular, "LARGE", 1)
     monkeypatch.setattr(circular, "LARGE_CHANNELS_LAST", 1)
     assert difference(whole, computed())[1] < 1e-13
+
+
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_what_is_decided_at_once_is_what_the_rule_says(learning: bool, channels_last: bool) -> None:
+    for length, dim, images, half in product(range(1, 130), (HEIGHT, WIDTH), (1, 8), (False, True)):
+        smooth = circular._is_smooth(length)
+        conditions = (images, learning, channels_last, half)
+        in_blocks = dim == HEIGHT and not channels_last and circular._falls_into_blocks(length)
+        longest = circular._longest_product(
+            smooth, images, channels_last, half, in_blocks, learning and dim == WIDTH
+        )
+        if length <= circular._longest_convolution(smooth, *conditions):
+            expected = "convolution"
+        elif length <= longest:
+            expected = "product"
+        else:
+            expected = "blocks" if in_blocks else "fourier"
+        given = {"images": images, "half": half, "learning": learning}
+        form = form_for(length, dim, channels_last=channels_last, **given)
+        assert form == expected, (length, dim, given)
