@@ -114,8 +114,6 @@ def form_for(
     if not depthwise:
         return "fourier" if length >= (16 if learning else 32) else "convolution"
     # What the rest would say too, which looks for divisors.
-    if channels_last and not learning and length < SOON_CONVOLVED:
-        return "convolution"
     if channels_last and learning and images == 1 and not half and length <= 20:
         return "convolution"
     if not channels_last and 3 < length <= 80:

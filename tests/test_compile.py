@@ -10,7 +10,7 @@ from support.tiny_backbone import offer_tiny
 from fleetnet import TrainConfig, load_data
 from fleetnet.errors import UsageError
 from fleetnet.tasks import build
-from fleetnet.training import checks, replay, setup
+from fleetnet.training import checks, memory, replay, setup
 from fleetnet.training.fit import fit
 
 SIZE = 32
@@ -104,3 +104,18 @@ def test_a_step_that_is_replayed_is_not_compiled(
     torch.manual_seed(0)
     again = replay.replay(build("tiny", len(train.classes)), train, config, tmp_path / "run", 2)
     assert again.computed.output.module == "backbone.stages.1.0"
+
+
+def test_how_many_images_fit_is_found_without_compiling(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each size that is tried would take minutes."""
+    offer_tiny(monkeypatch)
+    train = load_data("shapes:8", "train")
+    config = TrainConfig(**SETTINGS, compile=True)
+    model = build("tiny", len(train.classes))
+    accelerator = setup.accelerator_of(config)
+    preprocess = setup.preprocess_of(model, train, config)
+    order = setup.order_of(config, train)
+    memory._step_of(config, model, train, preprocess, accelerator, None, order)(4)
+    assert not torch._dynamo.utils.counters["stats"]

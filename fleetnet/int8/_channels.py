@@ -25,9 +25,16 @@ aten = torch.ops.aten
 CONVOLUTIONS = (aten.conv2d.default, aten.conv2d.padding)
 LAYERS = (*CONVOLUTIONS, aten.linear.default)
 RELUS = (aten.relu.default, aten.relu_.default)
+SPLITS = (
+    aten.split_with_sizes.default,
+    aten.split.Tensor,
+    aten.chunk.default,
+)  # `_of_part` follows
 # They give each channel what they took times a factor, if they took it times that factor.
 COMMUTING = (
     *RELUS,
+    *SPLITS,
+    aten.expand.default,
     aten.leaky_relu.default,
     aten.leaky_relu_.default,
     aten.dropout.default,
@@ -107,7 +114,7 @@ def _shape(node: fx.Node) -> list[int] | None:
     return list(value.shape) if isinstance(value, Tensor) else None
 
 
-def is_relu_alone(node: fx.Node) -> bool:
+def _is_relu_alone(node: fx.Node) -> bool:
     """Whether ReLU is all that takes what this gives."""
     return bool(node.users) and all(reader.target in RELUS for reader in node.users)
 
@@ -340,10 +347,6 @@ def _of_reshape(node: fx.Node, taken: Map) -> Map | None:
     return None
 
 
-def _of_expand(node: fx.Node, taken: Map) -> Map | None:
-    return taken  # where it has the same channels, which is looked at for every operator
-
-
 def _of_permute(node: fx.Node, taken: Map) -> Map | None:
     order = [one % taken.rank for one in cast(Sequence[int], node.args[1])]
     return Map(taken.classes, order.index(taken.dimension), taken.rank)
@@ -372,15 +375,10 @@ def _of_slice(node: fx.Node, taken: Map) -> Map | None:
     return Map(taken.classes[slice(*cut)], taken.dimension, taken.rank)
 
 
-def _of_split(node: fx.Node, taken: Map) -> Map | None:
-    """What is cut into parts has the channels of all; `_of_part` has those of one."""
-    return taken
-
-
 def _of_part(node: fx.Node, taken: Map) -> Map | None:
     """One of the parts that the node before has cut."""
     whole, index = cast(tuple[fx.Node, object], node.args)
-    if whole.target not in _SPLITS or not isinstance(index, int):
+    if whole.target not in SPLITS or not isinstance(index, int):
         return None
     if not _is_along(whole, taken, 2):
         return taken
@@ -389,15 +387,12 @@ def _of_part(node: fx.Node, taken: Map) -> Map | None:
     return Map(taken.classes[start : start + sizes[index]], taken.dimension, taken.rank)
 
 
-_SPLITS = (aten.split_with_sizes.default, aten.split.Tensor, aten.chunk.default)
 _OF_ONE: dict[object, Callable[[fx.Node, Map], Map | None]] = {
-    aten.expand.default: _of_expand,
     aten.mean.dim: _of_mean,
     aten.permute.default: _of_permute,
     aten.narrow.default: _of_narrow,
     aten.slice.Tensor: _of_slice,
     **dict.fromkeys(RESHAPES, _of_reshape),
-    **dict.fromkeys(_SPLITS, _of_split),
     operator.getitem: _of_part,
 }
 
@@ -406,5 +401,5 @@ def rounded_maps(followed: Followed) -> Iterator[tuple[fx.Node, Map]]:
     """The maps that int8 has to hold: not those that become another through ReLU, nor parts."""
     for node, one in followed.maps.items():
         is_tensor = _shape(node) is not None
-        if is_tensor and (one.classes != FIXED).any() and not is_relu_alone(node):
+        if is_tensor and (one.classes != FIXED).any() and not _is_relu_alone(node):
             yield node, one
